@@ -6,27 +6,24 @@ use crate::terminal_text;
 /// Most points that are drawn as marks. More would hide the curve.
 const MOST_MARKS: usize = 12;
 
-/// One curve.
 pub struct Series<'a> {
-    /// Its name in the legend.
     pub label: &'a str,
     /// Its points, by ascending x.
     pub points: &'a [(f64, f64)],
-    /// Its colour.
     pub style: Style,
 }
 
 /// A chart's size in cells, axis labels included.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Cells across.
+    /// Columns, in cells.
     pub width: usize,
     /// Lines of the plot itself.
     pub height: usize,
 }
 
-/// Draws `series` over one pair of axes: y labels at the left, x labels and a legend beneath. Points that
-/// are no number are left out; without any point there is nothing to draw and the result is empty.
+/// Draws `series` over shared axes: y labels at the left, x labels and a legend below. Skips points that are
+/// not finite. Returns an empty text if no point remains.
 pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> String {
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points = || series.iter().flat_map(|s| s.points.iter().filter(finite));
@@ -88,7 +85,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     out
 }
 
-/// Series after the first mark their points if they are few, which tells them apart without colour.
+/// Whether the series is drawn with marks. Marks distinguish the second series without colour.
 fn is_marked(index: usize, series: &Series<'_>) -> bool {
     index > 0 && series.points.len() <= MOST_MARKS
 }
@@ -155,7 +152,6 @@ impl Canvas {
         }
     }
 
-    /// Bresenham's line.
     fn line(&mut self, from: (i64, i64), to: (i64, i64), owner: usize) {
         let steps = (to.0 - from.0).abs().max((to.1 - from.1).abs()).max(1);
         for i in 0..=steps {

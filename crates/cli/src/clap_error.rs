@@ -6,9 +6,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 
 use crate::diagnostic::Diagnostic;
+use crate::peer_flags;
 
-/// Lets every flag that takes a fraction take a negative one too, `-1e-4` among them, so that the flag's own
-/// check can say what it expects. clap alone takes a leading `-` for another flag.
+/// Accepts a negative value for every flag that takes a fraction, such as `-1e-4`. Otherwise clap reads the
+/// value as another flag, and the flag cannot report its own range.
 pub fn accept_negative(command: Command) -> Command {
     let fraction = |id: &dyn Fn(TypeId) -> bool| id(TypeId::of::<f64>()) || id(TypeId::of::<f32>());
     let command = command.mut_args(|arg| {
@@ -18,7 +19,7 @@ pub fn accept_negative(command: Command) -> Command {
     command.mut_subcommands(accept_negative)
 }
 
-/// clap's refusal as a diagnostic.
+/// Converts clap's error to a diagnostic.
 pub fn usage(error: &Error) -> Diagnostic {
     let (arg, value) = (text(error, ContextKind::InvalidArg), text(error, ContextKind::InvalidValue));
     let synopsis = synopsis(error);
@@ -28,21 +29,27 @@ pub fn usage(error: &Error) -> Diagnostic {
         Some(hint) => diagnostic.with_hint(hint),
         None => diagnostic,
     };
-    let meant = |kind| text(error, kind).map(|near| format!("did you mean `{near}`?"));
+    let meant = |typed: &str, kind| {
+        let known = text(error, kind)?;
+        let near = peer_flags::close(typed, known.split("`, `"))?;
+        Some(format!("did you mean `{near}`?"))
+    };
     match (error.kind(), arg, value) {
         (ErrorKind::InvalidSubcommand, ..) => {
             let name = text(error, ContextKind::InvalidSubcommand).unwrap_or_default();
-            let hint = meant(ContextKind::SuggestedSubcommand)
+            let hint = peer_flags::command_hint(&name)
+                .map(str::to_owned)
+                .or_else(|| meant(&name, ContextKind::SuggestedSubcommand))
                 .unwrap_or_else(|| format!("`{program} --help` lists the commands"));
             Diagnostic::input(format!("unknown command `{name}`")).with_hint(hint)
         }
         (ErrorKind::UnknownArgument, Some(arg), _) if arg.starts_with('-') => {
-            let hint = meant(ContextKind::SuggestedArg)
+            let hint = meant(&arg, ContextKind::SuggestedArg)
                 .or_else(|| (!program.is_empty()).then(|| format!("`{program} --help` lists the flags")));
             with(Diagnostic::input(format!("unknown flag `{arg}`")), hint)
         }
         (ErrorKind::UnknownArgument, Some(arg), _) => {
-            let diagnostic = Diagnostic::input(format!("nothing takes the argument `{arg}`"));
+            let diagnostic = Diagnostic::input(format!("unexpected argument `{arg}`"));
             with(diagnostic, (!synopsis.is_empty()).then(|| synopsis.clone()))
         }
         (ErrorKind::MissingRequiredArgument, Some(args), _) => {
@@ -64,7 +71,7 @@ pub fn usage(error: &Error) -> Diagnostic {
         (ErrorKind::ArgumentConflict, Some(arg), _) => {
             let other = text(error, ContextKind::PriorArg).filter(|other| *other != arg);
             Diagnostic::input(match other {
-                Some(other) => format!("`{arg}` and `{other}` exclude each other"),
+                Some(other) => format!("`{arg}` and `{other}` cannot be used together"),
                 None => format!("`{arg}` is given twice"),
             })
         }
@@ -76,7 +83,7 @@ pub fn usage(error: &Error) -> Diagnostic {
     }
 }
 
-/// The diagnostic for a command line, with a hint for a switch whose value follows a blank.
+/// Converts an error to a diagnostic. Adds a hint if a switch is followed by a separate value.
 pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     let diagnostic = usage(error);
     let Some(stray) = text(error, ContextKind::InvalidArg).filter(|arg| !arg.starts_with('-')) else {
@@ -84,12 +91,12 @@ pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     };
     let before = line.iter().zip(line.iter().skip(1)).find(|(_, arg)| **arg == stray).map(|(flag, _)| flag);
     match before.filter(|flag| error.kind() == ErrorKind::UnknownArgument && flag.starts_with("--")) {
-        Some(flag) => diagnostic.with_hint(format!("`{flag}` alone switches it on, `{flag}=false` off")),
+        Some(flag) => diagnostic.with_hint(format!("write `{flag}`, or `{flag}=false` to switch it off")),
         None => diagnostic,
     }
 }
 
-/// A part of clap's error. Several are joined by commas, with backticks between them.
+/// Returns one context value of clap's error. A list is joined by commas, each item in backticks.
 fn text(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
@@ -105,7 +112,7 @@ fn synopsis(error: &Error) -> String {
     usage.trim().trim_start_matches("Usage:").trim().to_owned()
 }
 
-/// The message of a number's parser in plain words.
+/// Rewrites the message of a number's parser.
 fn plain(reason: &str) -> String {
     let said = match reason {
         "invalid digit found in string" | "cannot parse integer from empty string" => {
@@ -173,10 +180,10 @@ mod tests {
             ("danlu train --rtae 1", "unknown flag `--rtae` | did you mean `--rate`?"),
             ("danlu train --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
             ("danlu train --rate 1 --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
-            ("danlu train x", "nothing takes the argument `x` | danlu train [OPTIONS]"),
+            ("danlu train x", "unexpected argument `x` | danlu train [OPTIONS]"),
             (
                 "danlu train --packing yes",
-                "nothing takes the argument `yes` | `--packing` alone switches it on, `--packing=false` off",
+                "unexpected argument `yes` | write `--packing`, or `--packing=false` to switch it off",
             ),
             ("danlu merge a", "`--output <DIR>` is missing | danlu merge --output <DIR> <ADAPTER>"),
             (
@@ -198,7 +205,7 @@ mod tests {
                 "invalid value `9` for `--threads <N>`: expected a whole number from 1 to 8",
             ),
             ("danlu train --dtype f8", "invalid value `f8` for `--dtype <TYPE>`: expected one of f32, bf16"),
-            ("danlu train --steps 1 --all", "`--all` and `--steps <N>` exclude each other"),
+            ("danlu train --steps 1 --all", "`--all` and `--steps <N>` cannot be used together"),
             ("danlu train --steps 1 --steps 2", "`--steps <N>` is given twice"),
         ] {
             let refused = refusal(line);

@@ -1,5 +1,6 @@
-//! `--config run.toml`: the flags of a command, written in a file.
+//! `--config run.toml`: the flags of a command, written in a file of TOML, YAML or JSON.
 //!
+//! Files of axolotl, LLaMA-Factory, TRL and mlx-lm are translated, see [`peer_config`](crate::peer_config).
 //! Every key is a flag without its dashes, `lora_r` or `lora-r`. The flag's own parser reads the value, so
 //! the file accepts exactly what the command line accepts. Flags take precedence over the file.
 
@@ -9,10 +10,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
+use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
 use crate::clap_error::usage;
 use crate::diagnostic::{Diagnostic, Result, Snippet};
+use crate::peer_config::{Tool, Translation};
+use crate::peer_flags::{self, PeerFlag};
 use crate::terminal_text;
 
 /// Largest configuration file, in bytes.
@@ -24,9 +28,10 @@ pub struct ConfigFile {
     path: PathBuf,
     source: String,
     entries: BTreeMap<String, Entry>,
+    translation: Option<Translation>,
 }
 
-/// One key: its arguments, and the place of its value.
+/// One key: its arguments, and the byte range of its value.
 #[derive(Clone, Debug)]
 struct Entry {
     args: Vec<String>,
@@ -37,8 +42,8 @@ impl ConfigFile {
     /// Reads the file at `path`, whose keys are the long flags of `command`.
     ///
     /// # Errors
-    /// If it cannot be read, is no TOML, has a key that is no flag, or a value its flag refuses. The place
-    /// is underlined.
+    /// If the file cannot be read or parsed, a key is not a flag, or a flag rejects its value. The error
+    /// underlines the place.
     pub fn read(path: &Path, command: &Command) -> Result<Self> {
         let cannot_read = |error| Diagnostic::io("read", path, error);
         let size = fs::metadata(path).map_err(cannot_read)?.len();
@@ -51,7 +56,72 @@ impl ConfigFile {
             )));
         }
         let source = fs::read_to_string(path).map_err(cannot_read)?;
-        Self::parse(path, source, command)
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            "yaml" | "yml" => Self::of_keys(path, parse_yaml(path, &source)?, source, command),
+            "json" => Self::of_keys(path, parse_json(path, &source)?, source, command),
+            _ => Self::parse(path, source, command),
+        }
+    }
+
+    /// The keys of a YAML or JSON file: danlu's own, or another tool's.
+    fn of_keys(path: &Path, keys: Map<String, Value>, source: String, command: &Command) -> Result<Self> {
+        let snippet = |key: &str| {
+            let span = find_value(&source, key)?;
+            Some(Snippet::new(path.display().to_string(), source.clone(), span))
+        };
+        let span = |key: &str| find_value(&source, key).unwrap_or_default();
+        let mut entries = BTreeMap::new();
+        let translation = match Tool::recognize(&keys) {
+            Some(tool) => Some(Translation::of(tool, &keys, command)?),
+            None => None,
+        };
+        if let Some(translation) = &translation {
+            for (key, (flag, values)) in translation.flags() {
+                let args: Vec<String> = values.iter().map(|value| format!("--{flag}={value}")).collect();
+                check(command, &args).map_err(|diagnostic| diagnostic.with_snippet(snippet(key)))?;
+                // Two keys may set one flag, such as `adapter: qlora` and `load_in_4bit`.
+                entries.entry(flag.clone()).or_insert(Entry { args, span: span(key) });
+            }
+            return Ok(Self {
+                path: path.to_owned(),
+                source,
+                entries,
+                translation: Some(translation.clone()),
+            });
+        }
+        for (key, value) in &keys {
+            let flag =
+                known_flag(key, command).map_err(|diagnostic| diagnostic.with_snippet(snippet(key)))?;
+            let args = json_arguments(&flag, value).ok_or_else(|| {
+                Diagnostic::input(format!("`{key}` is a table, expected a single value"))
+                    .with_snippet(snippet(key))
+            })?;
+            check(command, &args).map_err(|diagnostic| diagnostic.with_snippet(snippet(key)))?;
+            if entries.insert(flag, Entry { args, span: span(key) }).is_some() {
+                return Err(Diagnostic::input(format!("`{key}` is given twice")).with_snippet(snippet(key)));
+            }
+        }
+        Ok(Self { path: path.to_owned(), source, entries, translation })
+    }
+
+    /// What was translated from another tool's file, if this is one.
+    pub fn translation(&self) -> Option<&Translation> {
+        self.translation.as_ref()
+    }
+
+    /// Returns the file in TOML, with danlu's keys.
+    pub fn to_toml(&self) -> String {
+        let mut table = toml::Table::new();
+        for flag in self.entries.keys() {
+            let values: Vec<toml::Value> = self.values(flag).into_iter().map(toml_value).collect();
+            let value = match <[toml::Value; 1]>::try_from(values) {
+                Ok([value]) => value,
+                Err(values) => values.into(),
+            };
+            table.insert(flag.replace('-', "_"), value);
+        }
+        table.to_string()
     }
 
     fn parse(path: &Path, source: String, command: &Command) -> Result<Self> {
@@ -64,17 +134,8 @@ impl ConfigFile {
 
         let mut entries = BTreeMap::new();
         for (key, value) in table.get_ref() {
-            let flag = key.get_ref().replace('_', "-");
-            let known = || flags(command);
-            if !known().any(|known| known == flag) {
-                let hint = match danlu_data::closest_word(&flag, known()) {
-                    Some(near) => format!("did you mean `{}`?", near.replace('-', "_")),
-                    None => "the keys are the command's flags without their dashes: see `danlu train --help`"
-                        .into(),
-                };
-                let diagnostic = Diagnostic::input(format!("unknown key `{}`", key.get_ref()));
-                return Err(diagnostic.with_snippet(snippet(key.span())).with_hint(hint));
-            }
+            let flag = known_flag(key.get_ref(), command)
+                .map_err(|diagnostic| diagnostic.with_snippet(snippet(key.span())))?;
             let args = arguments(&flag, value.get_ref()).map_err(|found| {
                 let diagnostic =
                     Diagnostic::input(format!("`{}` is {found}, expected a single value", key.get_ref()));
@@ -86,7 +147,7 @@ impl ConfigFile {
                 return Err(diagnostic.with_snippet(snippet(key.span())));
             }
         }
-        Ok(Self { path: path.to_owned(), source, entries })
+        Ok(Self { path: path.to_owned(), source, entries, translation: None })
     }
 
     /// Removes the keys for which `given` is true.
@@ -95,23 +156,23 @@ impl ConfigFile {
         self
     }
 
-    /// The arguments of every key.
+    /// Returns the arguments of all keys.
     pub fn args(&self) -> Vec<String> {
         self.entries.values().flat_map(|entry| entry.args.iter().cloned()).collect()
     }
 
-    /// The values of `flag`: one, several for a list, or none if the key is missing.
+    /// Returns the values of `flag`: none if the key is missing, several for a list.
     pub fn values(&self, flag: &str) -> Vec<&str> {
         let args = self.entries.get(flag).map_or(&[][..], |entry| &entry.args);
         args.iter().filter_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('=')).collect()
     }
 
-    /// The folder that the file lies in.
+    /// Returns the folder of the file.
     pub fn folder(&self) -> &Path {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// The place of the value of `flag`, narrowed to `part` if that occurs in it.
+    /// Returns the position of the value of `flag`, narrowed to `part` if the value contains it.
     pub fn snippet(&self, flag: &str, part: &str) -> Option<Snippet> {
         let span = self.entries.get(flag)?.span.clone();
         let value = self.source.get(span.clone())?;
@@ -121,16 +182,124 @@ impl ConfigFile {
     }
 }
 
+/// Returns the flag that a key sets: its own name, or a known name of the same meaning.
+fn known_flag(key: &str, command: &Command) -> Result<String> {
+    let name = key.replace('_', "-");
+    let known = || flags(command);
+    if known().any(|known| known == name) {
+        return Ok(name);
+    }
+    let unknown = Diagnostic::input(format!("unknown key `{key}`"));
+    match peer_flags::meaning(&name) {
+        Some(PeerFlag::Same(same)) => {
+            if let Some(flag) = same.iter().find(|flag| known().any(|known| known == **flag)) {
+                return Ok((*flag).to_owned());
+            }
+        }
+        Some(PeerFlag::Switch(args)) => {
+            let (flag, value) = args.trim_start_matches("--").split_once('=').unwrap_or((args, "true"));
+            return Err(unknown.with_hint(format!("write `{} = \"{value}\"`", flag.replace('-', "_"))));
+        }
+        Some(PeerFlag::Advice(hint)) => return Err(unknown.with_hint(hint)),
+        None => {}
+    }
+    Err(unknown.with_hint(match peer_flags::close(&name, known()) {
+        Some(near) => format!("did you mean `{}`?", near.replace('-', "_")),
+        None => "write the command's flags without their dashes: `danlu train --help` lists them".into(),
+    }))
+}
+
+/// Parses YAML. Aliases are expanded within the parser's limits.
+fn parse_yaml(path: &Path, source: &str) -> Result<Map<String, Value>> {
+    let name = path.display();
+    let keys: Value = serde_saphyr::from_str(source).map_err(|error| {
+        let message = error.to_string();
+        let reason = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        Diagnostic::input(format!("cannot read `{name}`: {reason}"))
+            .with_hint("correct the YAML, or pass the settings as flags")
+    })?;
+    top_level(path, keys)
+}
+
+fn parse_json(path: &Path, source: &str) -> Result<Map<String, Value>> {
+    let keys: Value = serde_json::from_str(source).map_err(|error| {
+        Diagnostic::input(format!("cannot read `{}`: {error}", path.display()))
+            .with_hint("correct the JSON, or pass the settings as flags")
+    })?;
+    top_level(path, keys)
+}
+
+fn top_level(path: &Path, keys: Value) -> Result<Map<String, Value>> {
+    match keys {
+        Value::Object(keys) => Ok(keys),
+        _ => {
+            let text = format!("cannot read `{}`: expected keys with values", path.display());
+            Err(Diagnostic::input(text).with_hint("write one setting per line, such as `base: models/base`"))
+        }
+    }
+}
+
+/// Returns the range of the value of a top-level key in YAML or JSON, on the line of the key.
+fn find_value(source: &str, key: &str) -> Option<Range<usize>> {
+    let mut start = 0;
+    for line in source.split_inclusive('\n') {
+        let text = line.trim_start_matches(['"', '\'', ' ', '{', ',']);
+        let rest = text.strip_prefix(key).map(|rest| rest.trim_start_matches(['"', '\'', ' ']));
+        if let Some(value) = rest.and_then(|rest| rest.strip_prefix(':')) {
+            let value = value.trim_start();
+            let from = start + line.len() - value.len();
+            return Some(from..from + value.trim_end().trim_end_matches(',').len());
+        }
+        start += line.len();
+    }
+    None
+}
+
+fn json_arguments(flag: &str, value: &Value) -> Option<Vec<String>> {
+    let scalar = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(switch) => Some(switch.to_string()),
+        _ => None,
+    };
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Bool(switch) if flag == "resume" => {
+            Some(switch.then(|| "--resume".to_owned()).into_iter().collect())
+        }
+        Value::Array(items) if flag == "data" => {
+            items.iter().map(|item| Some(format!("--{flag}={}", scalar(item)?))).collect()
+        }
+        Value::Array(items) if flag == "target-modules" => {
+            let names = items.iter().map(scalar).collect::<Option<Vec<_>>>()?;
+            Some(vec![format!("--{flag}={}", names.join(","))])
+        }
+        other => Some(vec![format!("--{flag}={}", scalar(other)?)]),
+    }
+}
+
+/// A flag's value as TOML: a number or a switch where it reads as one.
+fn toml_value(text: &str) -> toml::Value {
+    if let Ok(number) = text.parse::<i64>() {
+        return number.into();
+    }
+    match (text.parse::<bool>(), text.parse::<f64>()) {
+        (Ok(switch), _) => switch.into(),
+        (_, Ok(number)) if number.is_finite() => number.into(),
+        _ => text.into(),
+    }
+}
+
 /// The long flags that a file may set.
 fn flags(command: &Command) -> impl Iterator<Item = &str> {
     let own = command.get_arguments().filter_map(|arg| arg.get_long());
-    own.filter(|flag| !["config", "help", "resume-or-start", "version"].contains(flag))
+    own.filter(|flag| !["config", "help", "json", "resume-or-start", "version"].contains(flag))
 }
 
-/// A value as arguments; `Err` names a kind of value that no flag takes.
+/// Converts a value to arguments. `Err` names the kind of a value that no flag accepts.
 fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     Ok(match value {
-        // A switch that is off is an absent flag, unless the flag takes `=false`.
+        // `false` omits the flag, unless the flag accepts `=false`.
         DeValue::Boolean(false) if flag == "resume" => vec![],
         DeValue::Boolean(true) if flag == "resume" => vec!["--resume".to_owned()],
         DeValue::Array(items) if flag == "target-modules" => {
@@ -254,5 +423,63 @@ error: invalid value `fp8` for `--dtype <dtype>`: expected one of f32, bf16
         let diagnostic = Diagnostic::input("x").with_snippet(file.snippet("target-modules", ""));
         let whole = format!("·                  {}\n", "─".repeat(20));
         assert!(diagnostic.render(false).contains(&whole), "{}", diagnostic.render(false));
+    }
+
+    fn written(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn yaml_and_json_set_the_same_flags_as_toml() {
+        for (name, text) in [
+            (
+                "a.yaml",
+                "lora_r: 16\nlearning-rate: 2e-4\ntarget_modules: [q_proj, v_proj]\ndata:\n  - a\n  - b\n",
+            ),
+            (
+                "a.json",
+                r#"{"lora_r": 16, "learning_rate": 2e-4, "target_modules": ["q_proj", "v_proj"], "data": ["a", "b"]}"#,
+            ),
+        ] {
+            let (_folder, path) = written(name, text);
+            let file = ConfigFile::read(&path, &command()).unwrap();
+            assert_eq!(file.values("lora-r"), ["16"], "{name}");
+            assert_eq!(file.values("learning-rate"), ["0.0002"], "{name}");
+            assert_eq!(file.values("target-modules"), ["q_proj,v_proj"], "{name}");
+            assert_eq!(file.values("data"), ["a", "b"], "{name}");
+            let again = ConfigFile::parse(Path::new("a.toml"), file.to_toml(), &command()).unwrap();
+            assert_eq!(again.args(), file.args(), "{name}");
+        }
+    }
+
+    #[test]
+    fn faults_of_yaml_and_json_are_named() {
+        for (name, text, says) in [
+            ("a.yaml", "lora_r: [16", "error: cannot read `"),
+            ("a.yaml", "- a\n- b\n", "expected keys with values"),
+            ("a.json", "{\"lora_r\": 16,}", "error: cannot read `"),
+            ("a.yaml", "lerning_rate: 1\n", "did you mean `learning_rate`?"),
+            ("a.yaml", "lora_r: x\n", "  1 │ lora_r: x\n    ·         ─\n"),
+            ("a.yaml", "lora_r:\n  a: 1\n", "`lora_r` is a table, expected a single value"),
+            ("a.yaml", "gradient_checkpointing: true\n", "--memory-limit"),
+        ] {
+            let (_folder, path) = written(name, text);
+            let error = ConfigFile::read(&path, &command()).unwrap_err().render(false);
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn nested_aliases_do_not_exhaust_the_memory() {
+        let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, before) in "bcdefghijklm".chars().zip("abcdefghijkl".chars()) {
+            let items = vec![format!("*{before}"); 9].join(", ");
+            text += &format!("{name}: &{name} [{items}]\n");
+        }
+        let (_folder, path) = written("bomb.yaml", &text);
+        assert!(ConfigFile::read(&path, &command()).is_err());
     }
 }

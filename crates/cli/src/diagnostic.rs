@@ -1,4 +1,4 @@
-//! What an error looks like: the message, its place in a file, and the next step.
+//! The format of an error: the message, a position in a file, and a hint.
 //!
 //! ```text
 //! error: unknown key `lerning-rate`
@@ -15,19 +15,21 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
+use crate::lang::Lang;
+use crate::message_zh;
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// Where an error comes from. Decides the exit code.
+/// The origin of an error, which decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A flag, a file or the machine: the user can change it.
+    /// A flag, a file or the machine; the user can fix it.
     Input = 1,
     /// A bug in danlu.
     Bug = 2,
 }
 
-/// A place in a text file.
+/// A range of a text file.
 #[derive(Clone, Debug)]
 pub struct Snippet {
     name: String,
@@ -41,7 +43,7 @@ impl Snippet {
         Self { name: name.into(), source: source.into(), span }
     }
 
-    /// The line, its number, and the column where the span starts, drawn under each other.
+    /// Draws the line with its number, and underlines the range.
     fn render(&self, color: bool) -> String {
         let start = floor_boundary(&self.source, self.span.start);
         let end = floor_boundary(&self.source, self.span.end.max(start));
@@ -76,7 +78,7 @@ fn floor_boundary(source: &str, at: usize) -> usize {
     at
 }
 
-/// An error as the user sees it.
+/// An error as printed.
 #[derive(Debug)]
 pub struct Diagnostic {
     message: String,
@@ -112,7 +114,7 @@ impl Diagnostic {
         let mut source = error.source();
         while let Some(cause) = source {
             let text = cause.to_string();
-            // The error around an I/O error describes it already.
+            // The outer error already describes an I/O error.
             if !cause.is::<std::io::Error>() && !message.contains(&text) {
                 message = format!("{message}: {text}");
             }
@@ -121,7 +123,7 @@ impl Diagnostic {
         Self { hint, ..Self::input(without_os_code(&message)) }
     }
 
-    /// A file or folder that could not be used; `action` is a verb.
+    /// An I/O error of a file or folder; `action` is a verb.
     pub fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
         FileError::new(action, path, error).into()
     }
@@ -132,7 +134,7 @@ impl Diagnostic {
         self
     }
 
-    /// Adds a hint behind the first.
+    /// Appends a hint.
     pub fn and_hint(mut self, hint: impl Into<String>) -> Self {
         let more = hint.into();
         self.hint = Some(match self.hint {
@@ -160,15 +162,27 @@ impl Diagnostic {
         self
     }
 
-    /// The process's exit code.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         self.origin as u8
     }
 
-    /// The diagnostic as printed.
+    /// Formats the diagnostic in English.
     pub fn render(&self, color: bool) -> String {
-        let mut out =
-            format!("{} {}\n", paint(color, Style::Red, "error:"), terminal_text::printable(&self.message));
+        self.render_in(Lang::En, color)
+    }
+
+    /// Formats the diagnostic for the terminal: in Chinese with the English text below, or in English.
+    pub fn render_in(&self, lang: Lang, color: bool) -> String {
+        let line = |label: &str, style, text: &str| {
+            format!("{}{}\n", paint(color, style, label), terminal_text::printable(text))
+        };
+        let chinese = |text: Option<String>| text.filter(|_| lang == Lang::Zh);
+        let mut out = String::new();
+        if let Some(message) = chinese(message_zh::message(&self.message)) {
+            out += &line("错误：", Style::Red, &message);
+        }
+        out += &line("error: ", Style::Red, &self.message);
         if let Some(snippet) = &self.snippet {
             out += &snippet.render(color);
             out.push('\n');
@@ -177,7 +191,11 @@ impl Diagnostic {
             out += &format!("  {}\n", terminal_text::printable(detail));
         }
         if let Some(hint) = &self.hint {
-            out += &format!("\n{} {}\n", paint(color, Style::Cyan, "hint:"), terminal_text::printable(hint));
+            out.push('\n');
+            if let Some(hint) = chinese(message_zh::hint(hint)) {
+                out += &line("提示：", Style::Cyan, &hint);
+            }
+            out += &line("hint: ", Style::Cyan, hint);
         }
         out
     }
@@ -221,6 +239,16 @@ from_library!(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chinese_error_keeps_its_english_text() {
+        let diagnostic = Diagnostic::input("`x` does not exist").with_hint("check the path");
+        assert_eq!(
+            diagnostic.render_in(Lang::Zh, false),
+            "错误：`x` 不存在\nerror: `x` does not exist\n\n提示：检查路径\nhint: check the path\n"
+        );
+        assert_eq!(diagnostic.render(false), "error: `x` does not exist\n\nhint: check the path\n");
+    }
 
     #[test]
     fn a_diagnostic_underlines_its_place_and_ends_with_the_hint() {

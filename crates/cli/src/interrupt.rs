@@ -12,15 +12,17 @@ use signal_hook::iterator::Signals;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::temp_dirs;
 
-/// Printed if a signal ends the process.
+/// The text to print if a signal ends the process.
 static EXIT_MESSAGE: Mutex<Option<String>> = Mutex::new(None);
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
+/// Whether a signal requested a stop of the running command.
+static STOPPED: AtomicBool = AtomicBool::new(false);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
 /// Exit code after an interrupt: 128 + SIGINT, as in shells.
-const ABORTED: i32 = 130;
+pub const ABORTED: u8 = 130;
 
-/// While it lives, the first Ctrl-C (or SIGTERM, SIGHUP) sets a flag instead of ending the process.
+/// While this value lives, the first Ctrl-C (or SIGTERM, SIGHUP) sets a flag instead of ending the process.
 #[must_use]
 #[derive(Debug)]
 pub struct GracefulStop(());
@@ -28,11 +30,11 @@ pub struct GracefulStop(());
 impl Drop for GracefulStop {
     fn drop(&mut self) {
         ATTENTIVE.store(false, Ordering::SeqCst);
-        clear();
+        PRESSED.store(0, Ordering::SeqCst);
     }
 }
 
-/// While it lives, its text is printed if a signal ends the process.
+/// While this value lives, its text is printed if a signal ends the process.
 #[must_use]
 #[derive(Debug)]
 pub struct ExitMessage(());
@@ -43,7 +45,7 @@ impl Drop for ExitMessage {
     }
 }
 
-/// Prints `words` if a signal ends the process before the result is dropped.
+/// Prints `words` if a signal ends the process. Dropping the result cancels that.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
@@ -59,7 +61,8 @@ fn lock(text: &'static Mutex<Option<String>>) -> MutexGuard<'static, Option<Stri
     text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Turns the first signal into a request until the result is dropped. It prints `answer` if there is one.
+/// Turns the first signal into a stop request until the result is dropped, and prints `answer` when the
+/// signal arrives.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
@@ -71,7 +74,7 @@ pub fn graceful_stop(answer: Option<String>) -> Result<GracefulStop> {
     Ok(GracefulStop(()))
 }
 
-/// Starts the thread that receives signals, once.
+/// Starts the signal thread on the first call.
 fn start() -> Result<()> {
     static STARTED: Once = Once::new();
     let mut outcome = Ok(());
@@ -88,8 +91,9 @@ fn start() -> Result<()> {
                         }
                         exit_interrupted();
                     }
+                    STOPPED.store(true, Ordering::SeqCst);
                     if let Some(answer) = &*lock(&ANSWER) {
-                        // A closed stderr is no reason to fail.
+                        // Nothing can be reported if stderr is closed.
                         let _ = writeln!(std::io::stderr(), "\n{answer}");
                     }
                 }
@@ -110,7 +114,7 @@ pub fn survive_file_limits() {
 /// Exits with the code of an interrupt, after temporary folders are removed.
 pub fn exit_interrupted() -> ! {
     temp_dirs::remove_all();
-    std::process::exit(ABORTED);
+    std::process::exit(ABORTED.into());
 }
 
 /// Whether a stop was requested.
@@ -123,12 +127,18 @@ pub fn check() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Clears the request, so that it stops one reply and not the session.
+/// Whether a signal stopped the command, also after the [`GracefulStop`] is dropped.
+pub fn stopped() -> bool {
+    STOPPED.load(Ordering::SeqCst)
+}
+
+/// Clears the request: in a chat, Ctrl-C stops one reply and not the session.
 pub fn clear() {
+    STOPPED.store(false, Ordering::SeqCst);
     PRESSED.store(0, Ordering::SeqCst);
 }
 
-/// Whether the process was started with SIGHUP ignored, as by `nohup`. Known on Linux only.
+/// Whether the process was started with SIGHUP ignored, as by `nohup`. Always `false` outside Linux.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,19 +1,36 @@
-//! The two languages of status lines and tables.
+//! The two languages of help, messages and tables.
 
+use std::ffi::OsString;
 use std::fmt;
 
-/// The language of status lines and tables. Error messages and `--help` are English in both, since people
-/// search for them.
+use clap::ValueEnum as _;
+
+/// The environment variable that chooses a language.
+pub const LANG_VARIABLE: &str = "DANLU_LANG";
+
+/// The language of help, messages and tables. A Chinese error is followed by its English text, since people
+/// search for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lang {
-    /// Simplified Chinese.
     Zh,
-    /// English.
     En,
 }
 
 impl Lang {
-    /// The locale's language: Chinese for any `zh` locale, English otherwise.
+    /// Returns the language of a command line before it is parsed: `--lang`, `DANLU_LANG`, or the locale's.
+    pub fn detect(line: &[OsString]) -> Self {
+        let words = || line.iter().filter_map(|word| word.to_str());
+        let after = words().zip(words().skip(1)).find(|(flag, _)| *flag == "--lang").map(|(_, lang)| lang);
+        let given = words().find_map(|word| word.strip_prefix("--lang=")).or(after);
+        let variable = std::env::var(LANG_VARIABLE).ok();
+        let parse = |text: &str| Self::from_str(text, true).ok();
+        given
+            .and_then(parse)
+            .or_else(|| variable.as_deref().map(Self::from_tag))
+            .unwrap_or_else(Self::from_locale)
+    }
+
+    /// Returns the locale's language: Chinese for any `zh` locale, English otherwise.
     pub fn from_locale() -> Self {
         Self::from_tag(sys_locale::get_locale().as_deref().unwrap_or_default())
     }
@@ -23,7 +40,7 @@ impl Lang {
         if language.eq_ignore_ascii_case("zh") { Self::Zh } else { Self::En }
     }
 
-    /// One of two wordings, by language.
+    /// Returns the text in the chosen language.
     pub fn pick<T>(self, zh: T, en: T) -> T {
         match self {
             Self::Zh => zh,
@@ -41,6 +58,13 @@ impl fmt::Display for Lang {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_flag_decides_wherever_it_stands() {
+        let of = |line: &str| Lang::detect(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(of("danlu train --lang zh"), Lang::Zh);
+        assert_eq!(of("danlu --lang=EN train"), Lang::En);
+    }
 
     #[test]
     fn chinese_locales_speak_chinese_and_all_others_english() {

@@ -1,4 +1,4 @@
-//! Events of the libraries: warnings always, the rest with `--verbose`.
+//! Prints log events of the libraries: warnings always, others with `--verbose`.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use crate::printer::Printer;
 use crate::style::{Style, paint};
 
-/// Sends events to stderr, a line each.
+/// Writes each event to stderr as one line.
 struct Stderr {
     level: Level,
     color: bool,
@@ -19,7 +19,7 @@ struct Stderr {
 /// Installs the subscriber.
 pub fn install(printer: &Printer) {
     let level = if printer.verbose { Level::DEBUG } else { Level::WARN };
-    // Only a test installs a second subscriber. The first one stays.
+    // Setting it twice fails, which happens only in tests.
     let _ = tracing::subscriber::set_global_default(Stderr { level, color: printer.status_color() });
 }
 
@@ -51,7 +51,7 @@ impl Subscriber for Stderr {
     fn exit(&self, _: &Id) {}
 }
 
-/// The message of an event, and its fields as ` name=value`.
+/// Formats an event: its message, then its fields as ` name=value`.
 #[derive(Default)]
 struct Line {
     message: String,

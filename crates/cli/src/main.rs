@@ -1,7 +1,7 @@
-//! The `danlu` command: one binary for the whole life of a LoRA adapter.
+//! The `danlu` command.
 //!
-//! `main` parses the command line, sets up the printer and calls the verb. Each verb lives in `commands/`
-//! with its flags.
+//! `main` parses the command line, sets up the printer and calls a subcommand. Each subcommand has a file in
+//! `commands/` with its flags.
 
 mod allocator;
 mod args;
@@ -13,13 +13,17 @@ mod config_file;
 mod diagnostic;
 mod embedded_base;
 mod evaluation;
+mod help_zh;
 mod interrupt;
 mod lang;
 mod log;
 mod memory;
+mod message_zh;
 mod model_loader;
 mod notices;
 mod panic;
+mod peer_config;
+mod peer_flags;
 mod printer;
 mod secret_args;
 mod style;
@@ -32,7 +36,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use args::compute::available_cores;
-use commands::{bench, card, chat, compare, data, demo, doctor, explain, hub, merge, plan, quantize, train};
+use commands::{
+    bench, card, chat, compare, completions, config, data, demo, doctor, explain, hub, merge, plan, quantize,
+    train,
+};
 use diagnostic::Result;
 use lang::Lang;
 use printer::Printer;
@@ -44,7 +51,7 @@ use style::Color;
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Language of what is printed; error messages and help are English [default: the locale's]
+    /// Language of messages, help and errors [default: DANLU_LANG, or the locale's]
     #[arg(long, value_name = "LANG", global = true, help_heading = "Output")]
     lang: Option<Lang>,
     /// When to use colour; NO_COLOR is honoured
@@ -57,56 +64,68 @@ struct Cli {
         help_heading = "Output"
     )]
     color: Color,
-    /// Print more: events of the libraries, tokens per second
+    /// Show log messages and tokens per second
     #[arg(short, long, global = true, help_heading = "Output")]
     verbose: bool,
+    /// Print results, warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    quiet: bool,
+    /// Answer yes to every question
+    #[arg(short, long, global = true, help_heading = "Output")]
+    yes: bool,
 }
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// The whole life of an adapter on an embedded base, in about a minute
+    /// Train, compare, merge and chat with an adapter on the embedded base, in about a minute
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
-    /// Inspect training data: rendered text, trained tokens, faults
+    /// Check, preview or convert training data
     #[command(subcommand, after_help = data::EXAMPLES)]
     Data(data::DataCommand),
+    /// Translate a configuration file of another tool
+    #[command(subcommand, after_help = config::EXAMPLES)]
+    Config(config::ConfigCommand),
     /// Fine-tune a LoRA adapter on your data
     #[command(after_help = train::EXAMPLES, allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
     /// Predict the memory of a training run before anything is loaded; takes the flags of train
     #[command(after_help = plan::EXAMPLES, allow_negative_numbers = true)]
     Plan(Box<plan::PlanArgs>),
-    /// Measure base against adapter, or two models, on held-out data
+    /// Compare base and adapter, or two models, on held-out data
     #[command(after_help = compare::EXAMPLES, allow_negative_numbers = true)]
     Compare(compare::CompareArgs),
-    /// Talk with a base, an adapter or a merged model
+    /// Chat with a base, an adapter or a merged model
     #[command(after_help = chat::EXAMPLES, allow_negative_numbers = true)]
     Chat(chat::ChatArgs),
     /// Merge an adapter into its base, and measure the result
     #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
-    /// Rewrite the model card of an adapter or a merged model
+    /// Update the model card of an adapter or a merged model
     #[command(after_help = card::EXAMPLES)]
     Card(card::WriteArgs),
     /// Quantize a base to 4 bits, in the format of bitsandbytes
     #[command(after_help = quantize::EXAMPLES)]
     Quantize(quantize::QuantizeArgs),
-    /// Download a model from the Hugging Face Hub, or update it
+    /// Download or update a model from the Hugging Face Hub
     #[command(after_help = hub::pull::EXAMPLES)]
     Pull(hub::pull::PullArgs),
     /// Publish an adapter or a model on the Hugging Face Hub, in one commit
     #[command(after_help = hub::push::EXAMPLES)]
     Push(hub::push::PushArgs),
-    /// Store a token of the Hugging Face Hub
+    /// Store a token for the Hugging Face Hub
     #[command(after_help = hub::account::EXAMPLES)]
     Login(hub::account::LoginArgs),
-    /// Show the account of the token in use
+    /// Show the account of the current token
     Whoami,
     /// Remove the stored token
     Logout,
-    /// Measure training, prefill, decoding and merging against this machine's peak
+    /// Measure training, prefill, decoding and merging, and compare with this machine's peak
     #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::BenchCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(completions::CompletionsArgs),
     /// Show the hardware of this machine and what danlu uses of it
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
@@ -115,46 +134,64 @@ enum Command {
     Explain(explain::ExplainArgs),
 }
 
-const EXAMPLES: &str = "\
-A whole life of an adapter:
-  danlu data check huanhuan.json --base models/base-28m
-  danlu train --base models/base-28m --data huanhuan.json --val-size 50 \\
-    --output out/huanhuan
-  danlu compare out/huanhuan
-  danlu chat out/huanhuan
-  danlu merge out/huanhuan --output out/huanhuan-merged
+impl Command {
+    /// Whether `--json` reserves stdout for events.
+    fn wants_events(&self) -> bool {
+        match self {
+            Self::Train(args) => args.json,
+            Self::Compare(args) => args.json,
+            Self::Merge(args) => args.json,
+            Self::Data(data::DataCommand::Check(args)) => args.json,
+            _ => false,
+        }
+    }
+}
 
-Exit codes: 0 done, 1 the input was at fault, 2 danlu was, 130 stopped by Ctrl-C.";
+const EXAMPLES: &str = "\
+From data to a merged model, with the files of the demo:
+  danlu demo
+  danlu data check danlu-demo/palace.json --base danlu-demo/base-8m
+  danlu train --base danlu-demo/base-8m --data danlu-demo/palace.json \\
+    --output out/palace
+  danlu compare out/palace
+  danlu chat out/palace
+  danlu merge out/palace --output out/palace-merged
+
+Exit codes: 0 success, 1 bad input, 2 internal error (please report it), 130 interrupted.";
 
 fn main() -> ExitCode {
     panic::install();
     allocator::configure();
     interrupt::survive_file_limits();
     bus_error::install();
-    let args: Vec<String> =
-        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let line: Vec<_> = std::env::args_os().collect();
+    let lang = Lang::detect(&line);
+    let args: Vec<String> = line.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     if let Err(diagnostic) = secret_args::refuse_secrets(&args) {
-        let printer = Printer::new(Lang::from_locale(), Color::Auto, false);
-        printer.status(diagnostic.render(printer.status_color()).trim_end());
-        return ExitCode::from(diagnostic.exit_code());
+        return report(&diagnostic, &Printer::new(lang, Color::Auto, false));
     }
-    let matches = match clap_error::accept_negative(Cli::command()).try_get_matches() {
+    let command = clap_error::accept_negative(Cli::command());
+    let command = lang.pick(help_zh::translate as fn(_) -> _, |command| command)(command);
+    let line = match peer_flags::translate(&command, line) {
+        Ok(line) => line,
+        Err(diagnostic) => return report(&diagnostic, &Printer::new(lang, Color::Auto, false)),
+    };
+    let matches = match command.try_get_matches_from(line) {
         Ok(matches) => matches,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, lang),
     };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, lang),
     };
-    let printer = Printer::new(cli.lang.unwrap_or_else(Lang::from_locale), cli.color, cli.verbose);
+    let printer = Printer::new(lang, cli.color, cli.verbose)
+        .with_answers(cli.quiet, cli.yes)
+        .with_json(cli.command.wants_events());
     log::install(&printer);
     warn_about_threads(&matches, &printer);
     match run(&cli.command, &matches, &printer) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(diagnostic) => {
-            printer.status(diagnostic.render(printer.status_color()).trim_end());
-            ExitCode::from(diagnostic.exit_code())
-        }
+        Err(diagnostic) => report(&diagnostic, &printer),
     }
 }
 
@@ -173,10 +210,17 @@ fn warn_about_threads(matches: &clap::ArgMatches, printer: &Printer) {
     }
 }
 
+/// Prints an error, and returns its exit code.
+fn report(diagnostic: &diagnostic::Diagnostic, printer: &Printer) -> ExitCode {
+    printer.diagnostic(diagnostic);
+    ExitCode::from(if interrupt::stopped() { interrupt::ABORTED } else { diagnostic.exit_code() })
+}
+
 fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Result<()> {
     match command {
         Command::Demo(args) => demo::run(args, printer),
         Command::Data(command) => data::run(command, printer),
+        Command::Config(command) => config::run(command, printer),
         Command::Train(_) => {
             // Flags on the command line take precedence over the configuration file.
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
@@ -184,7 +228,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         }
         Command::Plan(args) => {
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
-            plan::run(&train::RunConfig::resolve_plan(own)?, args.device_memory, args.json, printer)
+            plan::run(&train::RunConfig::resolve_plan(own)?, args.device_memory, args.train.json, printer)
         }
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
@@ -197,15 +241,16 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Whoami => hub::account::whoami(printer),
         Command::Logout => hub::account::logout(printer),
         Command::Bench(command) => bench::run(command, printer),
+        Command::Completions(args) => completions::run(args, Cli::command(), printer),
         Command::Doctor(args) => doctor::run(args, printer),
         Command::Explain(args) => explain::run(args, printer),
     }
 }
 
-/// Prints help and version to stdout; any other error of clap is a mistake in the command line.
-fn refuse(error: &clap::Error) -> ExitCode {
+/// Prints help and version to stdout. Prints any other clap error as a diagnostic.
+fn refuse(error: &clap::Error, lang: Lang) -> ExitCode {
     use clap::error::ErrorKind;
-    let printer = Printer::new(Lang::from_locale(), Color::Auto, false);
+    let printer = Printer::new(lang, Color::Auto, false);
     let shown = matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
     if shown || !error.use_stderr() {
         if let Err(error) = error.print().and_then(|()| std::io::stdout().flush()) {
@@ -214,12 +259,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if shown { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
     let line: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let shown = clap_error::of_line(error, &line).render(printer.status_color());
-    printer.status(without_tokens(&shown, &line).trim_end());
+    let shown = clap_error::of_line(error, &line).render_in(lang, printer.status_color());
+    printer.error(without_tokens(&shown, &line).trim_end());
     ExitCode::from(1)
 }
 
-/// `shown` without the tokens of the command line.
+/// Returns `shown` with the tokens of the command line masked.
 fn without_tokens(shown: &str, line: &[String]) -> String {
     const LONG_ENOUGH: usize = 20;
     let is_token = |word: &&str| {
@@ -234,13 +279,13 @@ fn without_tokens(shown: &str, line: &[String]) -> String {
 mod tests {
     use super::*;
 
-    /// The text below the flags of a command and of its subcommands, with their names.
+    /// Collects the text below the flags of a command and of its subcommands.
     fn closing_parts(command: &clap::Command, out: &mut Vec<(String, String)>) {
         out.extend(command.get_after_help().map(|text| (command.get_name().to_owned(), text.to_string())));
         command.get_subcommands().for_each(|command| closing_parts(command, out));
     }
 
-    /// A narrow terminal wraps a long example where it cannot be pasted, and wraps prose a second time.
+    /// A narrow terminal breaks long examples, which then cannot be pasted, and wraps prose a second time.
     #[test]
     fn examples_fit_a_narrow_terminal_and_prose_is_left_to_be_wrapped() {
         let mut parts = Vec::new();

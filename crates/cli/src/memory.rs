@@ -48,7 +48,7 @@ pub fn forget_peak() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Samples the anonymous memory of this process from a thread of its own.
+/// Samples the anonymous memory of this process in its own thread.
 pub struct MemoryWatch {
     seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
@@ -80,11 +80,11 @@ impl MemoryWatch {
                 thread::park_timeout(INTERVAL);
             }
         };
-        // Without the thread, the samples at the start and the end remain.
+        // If the thread cannot start, the samples at the start and the end remain.
         Self { seen, thread: thread::Builder::new().name("memory".to_owned()).spawn(watch).ok() }
     }
 
-    /// The most bytes sampled; none if the system does not report them.
+    /// Returns the largest sample in bytes, or `None` if the system does not report memory.
     pub fn finish(self) -> Option<u64> {
         self.seen.sample();
         Some(self.seen.most.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
@@ -96,7 +96,7 @@ impl Drop for MemoryWatch {
         self.seen.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // The thread only reads, so it has no panic to pass on.
+            // The thread only reads, so it cannot panic.
             let _ = thread.join();
         }
     }

@@ -1,13 +1,14 @@
-//! The loader at the terminal: it prints notices, shows progress and stops after Ctrl-C.
+//! The loader at the terminal: prints notices, shows progress, and stops after Ctrl-C.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use danlu_hub::{FetchScope, Hub, HubError, HubSettings, RepoName};
 use danlu_loader::{
     CheckDepth, HubSource, LoadError, Loader, ModelDirs, ModelFiles, ModelRef, Notice, Progress, TokenCheck,
-    check_base,
+    check_base, explicit_name,
 };
 
 use crate::commands::hub::{pauses, pull};
@@ -16,19 +17,19 @@ use crate::interrupt::{self, ExitMessage};
 use crate::notices;
 use crate::printer::Printer;
 
-/// The Hub that the environment configures, opened when a name needs it.
+/// A Hub client that is opened on first use, configured by the environment.
 pub struct LazyHub<'a> {
     printer: Option<&'a Printer>,
     hub: OnceCell<Hub>,
 }
 
 impl<'a> LazyHub<'a> {
-    /// A Hub that announces its pauses to `printer`.
+    /// Creates a client that prints its waiting times.
     pub fn new(printer: &'a Printer) -> Self {
         Self { printer: Some(printer), hub: OnceCell::new() }
     }
 
-    /// A Hub that is asked for nothing but its cache.
+    /// Creates a client that only reads the cache.
     pub fn of_cache() -> Self {
         Self { printer: None, hub: OnceCell::new() }
     }
@@ -48,13 +49,15 @@ impl HubSource for LazyHub<'_> {
     }
 }
 
-/// A loader that talks to the user.
+/// A loader that prints and shows progress.
 pub struct ModelLoader<'a> {
     printer: &'a Printer,
     hub: LazyHub<'a>,
-    /// Printed if a signal ends the process during a transfer.
+    /// The text to print if a signal ends the process during a transfer.
     exit_message: RefCell<Option<ExitMessage>>,
-    /// An error of this side, which the loader cannot carry.
+    /// Whether the user wrote `hf:`, so that a download needs no question.
+    is_explicit: Cell<bool>,
+    /// An error of a callback, which the loader cannot return.
     failure: RefCell<Option<Diagnostic>>,
 }
 
@@ -65,6 +68,7 @@ impl<'a> ModelLoader<'a> {
             printer,
             hub: LazyHub::new(printer),
             exit_message: RefCell::default(),
+            is_explicit: Cell::new(false),
             failure: RefCell::default(),
         }
     }
@@ -93,29 +97,33 @@ impl<'a> ModelLoader<'a> {
     /// # Errors
     /// As [`Loader::base_folder`].
     pub fn base_folder(&self, path: &Path, scope: FetchScope) -> Result<std::path::PathBuf> {
+        self.is_explicit.set(explicit_name(path).is_some());
         self.run(|loader, notices| loader.base_folder(path, scope, notices))
     }
 
-    /// Resolves a model and opens its files; warns if its base is not the one of its training.
+    /// Resolves a model and opens its files. Warns if the base differs from the one the adapter was trained
+    /// on.
     ///
     /// # Errors
-    /// If there is no model, or a file has a fault.
+    /// If `path` holds no model, or a file is invalid.
     pub fn open(&self, path: &Path, base: Option<&Path>) -> Result<ModelFiles> {
+        self.is_explicit
+            .set([Some(path), base].into_iter().flatten().any(|path| explicit_name(path).is_some()));
         let dirs = self.run(|loader, notices| loader.model_dirs(path, base, notices))?;
         self.open_dirs(dirs)
     }
 
-    /// As [`ModelLoader::open`], of folders that are resolved.
+    /// As [`ModelLoader::open`], for resolved folders.
     ///
     /// # Errors
-    /// If a file has a fault.
+    /// If a file is invalid.
     pub fn open_dirs(&self, dirs: ModelDirs) -> Result<ModelFiles> {
         let files = self.run(|_, _| ModelFiles::open(dirs))?;
         self.check_base(&files)?;
         Ok(files)
     }
 
-    /// Warns if the base of a model is not the one of its training.
+    /// Warns if the base differs from the one the adapter was trained on.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -126,10 +134,35 @@ impl<'a> ModelLoader<'a> {
         })
     }
 
+    /// Asks at a terminal before a download, since a name may be a mistyped folder.
+    fn confirm(&self, name: &RepoName) -> Result<()> {
+        let printer = self.printer;
+        let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
+        if !can_ask || printer.yes || self.is_explicit.get() || name.named_revision().is_some() {
+            return Ok(());
+        }
+        printer.clear_live();
+        let question = printer.pick(
+            format!("本机没有文件夹 `{name}`。从 Hugging Face Hub 下载吗？[y/N] "),
+            format!("there is no folder `{name}`. Download it from the Hugging Face Hub? [y/N] "),
+        );
+        let mut answer = String::new();
+        let asked = write!(io::stderr(), "{question}").and_then(|()| io::stdin().read_line(&mut answer));
+        if asked.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes" | "是") {
+            return Ok(());
+        }
+        let diagnostic = Diagnostic::input(format!("`{name}` is not a local folder, and is not downloaded"));
+        Err(diagnostic.with_hint(format!("check the path; `hf:{name}` and `--yes` download without asking")))
+    }
+
     fn show(&self, progress: Progress<'_>) -> ControlFlow<()> {
         let printer = self.printer;
         match progress {
             Progress::FetchStarted { name } => {
+                if let Err(declined) = self.confirm(name) {
+                    *self.failure.borrow_mut() = Some(declined);
+                    return ControlFlow::Break(());
+                }
                 match interrupt::exit_message(pull::stopped(name, printer)) {
                     Ok(message) => *self.exit_message.borrow_mut() = Some(message),
                     Err(failure) => *self.failure.borrow_mut() = Some(failure),
@@ -153,17 +186,17 @@ impl<'a> ModelLoader<'a> {
     }
 }
 
-/// The name on the Hub that `path` is, if it is one.
+/// Parses `path` as a Hub name unless a local folder of that name exists.
 pub fn hub_name(path: &Path) -> Option<RepoName> {
     ModelRef::parse(path).hub_name(&LazyHub::of_cache()).cloned()
 }
 
-/// How to name a model on the Hub where `path` is read as a path.
+/// Returns a hint if `path` was read as a path but may be a Hub name.
 pub fn hub_hint(path: &Path) -> Option<String> {
     ModelRef::parse(path).hub_hint(&LazyHub::of_cache())
 }
 
-/// What `--allow-template-mismatch` asks for.
+/// Maps `--allow-template-mismatch` to the check it controls.
 pub fn token_check(allow_mismatch: bool) -> TokenCheck {
     if allow_mismatch { TokenCheck::Warn } else { TokenCheck::Require }
 }

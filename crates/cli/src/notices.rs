@@ -39,14 +39,14 @@ fn words(notice: &Notice) -> (String, String) {
                     "缓存中的 `{name}` 没有 {zh}，也无法查询 Hub 上有没有（{reason}）：将不使用这些文件，结果可能因此不同"
                 ),
                 format!(
-                    "`{name}` is in the cache without {en}, and the Hub could not be asked for them ({reason}): results may differ without them"
+                    "`{name}` is in the cache without {en}, and the Hub cannot be reached ({reason}): results may differ without these files"
                 ),
             )
         }
         Notice::QuantizedAsTrained { name, code } => (
             format!("{name} 是在 {code} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
             format!(
-                "{name} was trained on a base in {code}: the base is quantized too (`--quant none` leaves it as it is)"
+                "{name} was trained on a base in {code}: the base is quantized too (`--quant none` loads it unquantized)"
             ),
         ),
         Notice::QuantizedAsNamed { named, base } => {
@@ -56,7 +56,7 @@ fn words(notice: &Notice) -> (String, String) {
                     "适配器的基座是 4 位量化的仓库 `{named}`：以 `{base}` 为原始权重，按 bitsandbytes 的默认设置（nf4、双重量化）重新量化"
                 ),
                 format!(
-                    "the adapter names the 4-bit repository `{named}`: `{base}` is taken for its original and quantized with bitsandbytes' defaults (nf4, double quantization)"
+                    "the adapter names the 4-bit repository `{named}`: using `{base}` as its original, quantized with bitsandbytes' defaults (nf4, double quantization)"
                 ),
             )
         }
@@ -166,7 +166,7 @@ fn as_flags(Quantization { quant_type, block_size, double_quant }: Quantization)
     format!("`{quant_type} --quant-block-size {block_size}{scales}`")
 }
 
-/// Shows how much is quantized.
+/// Shows the progress of a quantization.
 pub fn show_quantizing(code: FourBitCode, progress: QuantizeProgress, printer: &Printer) {
     let (done, total) = (terminal_text::bytes(progress.bytes), terminal_text::bytes(progress.total));
     printer.live(

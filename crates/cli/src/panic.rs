@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-/// Replaces Rust's message, and exits whichever thread panics.
+/// Replaces Rust's panic message, and exits for a panic in any thread.
 pub fn install() {
     std::panic::set_hook(Box::new(|info| {
         if danlu_data::is_decoding_parquet() || danlu_model::is_panic_caught() {
@@ -13,11 +13,11 @@ pub fn install() {
         let text =
             text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned());
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        // Checkpoints and results are written to temporary files first, so exiting here loses none.
+        // Files are complete before they get their name, so exiting here loses none.
         let _ = writeln!(
             std::io::stderr(),
-            "\nerror: danlu {} made a mistake: {text} ({place})\n\nhint: this is a bug in danlu, not in your input; \
-             what was saved before is whole. Please report it with the command line and this message",
+            "\nerror: danlu {}: internal error: {text} ({place})\n\nhint: this is a bug in danlu, and files saved before are intact; \
+             report it with the command line and this message",
             env!("CARGO_PKG_VERSION"),
         );
         std::process::exit(2);

@@ -15,15 +15,20 @@ use crate::{temp_dirs, terminal_text};
 pub struct Printer {
     /// The language of status lines and tables.
     pub lang: Lang,
-    /// Whether `-v` was given.
     pub verbose: bool,
+    /// Whether only results, warnings and errors are printed.
+    quiet: bool,
+    /// Whether stdout takes JSON only. Tables then go to stderr.
+    json: bool,
+    /// Whether questions are answered with yes.
+    pub yes: bool,
     data_color: bool,
     status_color: bool,
     live: bool,
     width: usize,
     out_wraps: bool,
     err_wraps: bool,
-    /// Whether the live line is on the screen. It is cleared before anything else is printed.
+    /// Whether the live line is visible. Other output clears it first.
     shown: RefCell<bool>,
 }
 
@@ -41,6 +46,9 @@ impl Printer {
         Self {
             lang,
             verbose,
+            quiet: false,
+            json: false,
+            yes: false,
             data_color: colored(io::stdout().is_terminal()),
             status_color: colored(err_terminal),
             live: err_terminal && !dumb,
@@ -51,12 +59,35 @@ impl Printer {
         }
     }
 
-    /// One of two wordings, by language.
+    /// Sets `--quiet` and `--yes`.
+    pub fn with_answers(self, quiet: bool, yes: bool) -> Self {
+        Self { quiet, yes, live: self.live && !quiet, ..self }
+    }
+
+    /// Reserves stdout for JSON, if `json` is set.
+    pub fn with_json(self, json: bool) -> Self {
+        Self { json, ..self }
+    }
+
+    /// Prints an event as one line of JSON, if `--json` is given. `fields` returns an object.
+    pub fn event(&self, name: &str, fields: impl FnOnce() -> serde_json::Value) {
+        if self.json {
+            let mut object = serde_json::Map::new();
+            object.insert("event".to_owned(), name.into());
+            if let serde_json::Value::Object(fields) = fields() {
+                object.extend(fields);
+            }
+            self.clear_live();
+            self.data_raw(&format!("{}\n", serde_json::Value::Object(object)));
+        }
+    }
+
+    /// Returns the text in the chosen language.
     pub fn pick<T>(&self, zh: T, en: T) -> T {
         self.lang.pick(zh, en)
     }
 
-    /// The name of a back end, in the language of the printer.
+    /// Returns the name of a back end in the current language.
     pub fn backend(&self, name: &str) -> String {
         let zh = name.replace(" threads,", " 线程,").replace(" thread,", " 线程,");
         self.pick(zh, name.to_owned())
@@ -84,17 +115,20 @@ impl Printer {
 
     /// Prints a line of data.
     pub fn data(&self, line: &str) {
+        if self.json {
+            return self.status(line);
+        }
         self.data_raw(line);
         self.data_raw("\n");
     }
 
-    /// Prints a line of data behind `label`. A terminal wraps a long line under itself; elsewhere it stays
-    /// one line, for `grep`.
+    /// Prints a line of data after `label`. A terminal wraps long lines and indents them; elsewhere the line
+    /// stays whole for `grep`.
     pub fn data_labeled(&self, label: &str, line: &str) {
         self.data(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
     }
 
-    /// Prints data as it is and flushes, for streamed replies.
+    /// Prints data without a line end and flushes, for streamed replies.
     pub fn data_raw(&self, data: &str) {
         self.clear_live();
         let mut stdout = io::stdout().lock();
@@ -103,23 +137,35 @@ impl Printer {
         }
     }
 
-    /// Exits, because stdout cannot be written.
+    /// Exits because stdout cannot be written.
     pub fn give_up_stdout(&self, error: io::Error) -> ! {
         temp_dirs::remove_all();
-        // `danlu ... | head` closes the pipe after its lines. That is no error.
+        // `danlu ... | head` closes the pipe; that is not an error.
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
         let error = FileError::new("write to", Path::new("standard output"), error);
         let diagnostic = Diagnostic::input(error.to_string().replace('`', ""));
-        self.status(diagnostic.render(self.status_color).trim_end());
+        self.error(diagnostic.render(self.status_color).trim_end());
         std::process::exit(Origin::Input as i32);
     }
 
-    /// Prints a status line.
+    /// Prints a status line, unless `--quiet` is given.
     pub fn status(&self, line: &str) {
+        if !self.quiet {
+            self.error(line);
+        }
+    }
+
+    /// Prints an error, in the language of the printer.
+    pub fn diagnostic(&self, diagnostic: &Diagnostic) {
+        self.error(diagnostic.render_in(self.lang, self.status_color).trim_end());
+    }
+
+    /// Prints a line to stderr in any case.
+    pub fn error(&self, line: &str) {
         self.clear_live();
-        // A closed stderr leaves no place to report the error.
+        // Nothing can be reported if stderr is closed.
         let _ = writeln!(io::stderr(), "{line}");
     }
 
@@ -128,14 +174,15 @@ impl Printer {
         self.status(self.pick(zh, en));
     }
 
-    /// Prints a status line behind `label`, as [`Printer::data_labeled`] does for data.
+    /// Prints a status line after `label`, wrapped as by [`Printer::data_labeled`].
     pub fn status_labeled(&self, label: &str, line: &str) {
         self.status(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
     }
 
     /// Prints a warning.
     pub fn warn(&self, line: &str) {
-        self.status_labeled(&self.paint_status(Style::Yellow, self.pick("注意：", "warning: ")), line);
+        let label = self.paint_status(Style::Yellow, self.pick("注意：", "warning: "));
+        self.error(&format!("{label}{}", hung(self.err_wraps, &label, line, self.width)));
     }
 
     /// Rewrites the live line. Does nothing without a terminal.
@@ -155,20 +202,20 @@ impl Printer {
         }
     }
 
-    /// `text` in a style, for stdout.
+    /// Styles `text` for stdout.
     pub fn paint_data(&self, style: Style, text: &str) -> String {
         paint(self.data_color, style, text)
     }
 
-    /// `text` in a style, for stderr.
+    /// Styles `text` for stderr.
     pub fn paint_status(&self, style: Style, text: &str) -> String {
         paint(self.status_color, style, text)
     }
 }
 
-/// `line` wrapped under itself behind `label`, if `wraps` is set.
+/// Wraps `line` after `label` with a hanging indent, if `wraps` is set.
 fn hung(wraps: bool, label: &str, line: &str, width: usize) -> String {
-    // Colours take no cells.
+    // Colour codes have no width.
     let plain: String =
         label.split('\x1b').map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect();
     let plain = if label.contains('\x1b') { &plain } else { label };

@@ -5,20 +5,17 @@
 pub enum Color {
     /// On a terminal, unless `NO_COLOR` is set.
     Auto,
-    /// Always.
     Always,
-    /// Never.
     Never,
 }
 
-/// The styles in use. The text also reads without colour.
+/// Text styles. Output stays readable without them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// Headings and key numbers.
     Bold,
-    /// Text that may be skipped.
+    /// Secondary text.
     Dim,
-    /// Trained text, success.
     Green,
     /// Commands to type; the first series of a chart.
     Cyan,
@@ -41,12 +38,11 @@ impl Style {
     }
 }
 
-/// `text` in a style if `color` is set.
 pub fn paint(color: bool, style: Style, text: &str) -> String {
     if !color || text.is_empty() {
         return text.to_owned();
     }
-    // Line by line: pagers forget a colour at the end of a line.
+    // Each line is coloured on its own, since pagers reset colours at line ends.
     let paint = |line: &str| {
         if line.is_empty() { String::new() } else { format!("\x1b[{}m{line}\x1b[0m", style.code()) }
     };

@@ -30,7 +30,6 @@ impl TrackedTempDir {
         Ok(Self { folder })
     }
 
-    /// Its path.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -46,7 +45,7 @@ impl Drop for TrackedTempDir {
 pub fn remove_all() {
     folders(|all| {
         for path in all.drain(..) {
-            // Another thread may be writing. The second call removes files added during the first.
+            // Another thread may be writing. The second call removes what that thread added.
             let _ = fs::remove_dir_all(&path);
             let _ = fs::remove_dir_all(&path);
         }

@@ -1,4 +1,4 @@
-//! Text in the cells of a terminal, where a Chinese character takes two cells.
+//! Text layout in terminal cells. A Chinese character takes two cells.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ pub use danlu_model::shell_word;
 pub use danlu_report::number_format::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Cells that `text` takes, which holds no escape codes.
+/// Returns the cells of `text`, which must not contain escape codes.
 pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// `text` padded with blanks to `cells`.
+/// Pads `text` with blanks to `cells`.
 pub fn pad(text: &str, cells: usize) -> String {
     format!("{text}{}", " ".repeat(cells.saturating_sub(width(text))))
 }
 
-/// `text` padded in front to `cells`.
+/// Pads `text` on the left to `cells`.
 pub fn pad_left(text: &str, cells: usize) -> String {
     format!("{}{text}", " ".repeat(cells.saturating_sub(width(text))))
 }
 
-/// At most `cells` of `text`, with an ellipsis if it is cut.
+/// Truncates `text` to `cells`, with an ellipsis.
 pub fn clip(text: &str, cells: usize) -> String {
     if width(text) <= cells {
         return text.to_owned();
@@ -38,7 +38,7 @@ pub fn clip(text: &str, cells: usize) -> String {
     out + "…"
 }
 
-/// `text` on one line: line ends become `⏎`, other control characters become blanks.
+/// Puts `text` on one line: line ends become `⏎`, other control characters become blanks.
 pub fn one_line(text: &str) -> String {
     text.trim_end()
         .chars()
@@ -54,14 +54,13 @@ pub fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// `text` without anything that could move the cursor or change colours: safe to show, whatever a model or
-/// a file says.
+/// Removes control characters, so that text of a model or a file cannot move the cursor or change colours.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|&c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
-/// Breaks `text` into lines of at most `cells`, between words where there are blanks and anywhere between
-/// wide characters; never before closing punctuation.
+/// Wraps `text` to `cells`: at blanks, and anywhere between wide characters, but never before closing
+/// punctuation.
 pub fn wrap(text: &str, cells: usize) -> Vec<String> {
     let cells = cells.max(2);
     let mut lines = Vec::new();
@@ -94,8 +93,8 @@ pub fn wrap(text: &str, cells: usize) -> Vec<String> {
     lines
 }
 
-/// Unbreakable pieces: a word with the blanks after it, or a wide character with the closing punctuation
-/// after it.
+/// Splits `text` into unbreakable pieces: a word with its blanks, or a wide character with its closing
+/// punctuation.
 fn pieces(text: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
     let mut start = 0;
@@ -118,7 +117,7 @@ fn pieces(text: &str) -> Vec<&str> {
     pieces
 }
 
-/// Two texts side by side under their titles, `cells` wide together.
+/// Prints two texts in columns under their titles, `cells` wide in all.
 pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String {
     let column = cells.saturating_sub(3).max(8) / 2;
     let [left, right] = texts.map(|text| wrap(text, column));
@@ -133,12 +132,12 @@ pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String
     out
 }
 
-/// A path as a word of a shell command.
+/// Quotes a path for a shell.
 pub fn shell_path(path: &Path) -> String {
     shell_word(&path.display().to_string())
 }
 
-/// Bytes in the largest fitting unit: `1.5 GB`.
+/// Formats bytes in the largest fitting unit, such as `1.5 GB`.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB"];
     let mut value = n as f64;
@@ -150,12 +149,12 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// A number of things: `1 record`, `1,234 records`. `noun` is the singular.
+/// Formats a count with its noun: `1 record`, `1,234 records`.
 pub fn counted(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// `text` wrapped to `cells` behind an indent of `indent` cells.
+/// Wraps `text` to `cells` with an indent of `indent` cells.
 pub fn hang(text: &str, indent: usize, cells: usize) -> String {
     wrap(text, cells.saturating_sub(indent)).join(&format!("\n{}", " ".repeat(indent)))
 }
@@ -171,7 +170,7 @@ mod tests {
         {
             for cells in 2..30 {
                 let lines = wrap(text, cells);
-                // Closing punctuation stays with its character, so two wide ones may need four cells.
+                // Closing punctuation follows its character, so two wide characters may need four cells.
                 assert!(lines.iter().all(|l| width(l) <= cells.max(4)), "{cells} {lines:?}");
                 let squeeze = |s: &str| s.replace(' ', "");
                 assert_eq!(squeeze(&lines.concat()), squeeze(text));

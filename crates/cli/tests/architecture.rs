@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("hub-test-server", &[]),
 ];
 
-/// The crate of a package: its name without `danlu-`. The binary's package is `danlu`.
+/// Returns the name of a crate: its package without `danlu-`. The binary's package is `danlu`.
 fn crate_name(package: &str) -> Option<&str> {
     if package == "danlu" { Some("cli") } else { package.strip_prefix("danlu-") }
 }

@@ -1,4 +1,4 @@
-//! The card of real runs: what it says, what stays in it, and what never gets into it.
+//! Cards of real runs: their contents, later edits, and protection from injected text.
 
 mod common;
 
@@ -13,12 +13,12 @@ fn text(scene: &Scene, path: &str) -> String {
     String::from_utf8(scene.read(path)).unwrap()
 }
 
-/// The YAML at the head of a card.
+/// Returns the YAML front matter of a card.
 fn front(card: &str) -> &str {
     card.strip_prefix("---\n").unwrap().split("---\n").next().unwrap()
 }
 
-/// What leaves a folder with the card: every text in it that is shown.
+/// Returns all text that is published with the card.
 fn shown(scene: &Scene, folder: &str) -> String {
     ["README.md", "card.json", "loss.svg"].map(|name| text(scene, &format!("{folder}/{name}"))).concat()
 }
@@ -61,12 +61,12 @@ fn notes_survive_a_resumed_run_a_new_card_and_a_merge() {
     let first = card("out");
     assert!(first.contains("<!-- notes -->\n说话像古人。\n\n- 不会算术\n<!-- /notes -->\n"), "{first}");
 
-    // By hand, then resumed: the file that was once given does not come back.
+    // After an edit by hand, a resumed run does not restore the text of the file.
     fs::write(scene.path("out/README.md"), first.replace("不会算术", "也不会写代码")).unwrap();
     scene.ok("train --output out --resume");
     let resumed = card("out");
     assert!(resumed.contains("也不会写代码") && !resumed.contains("不会算术"), "{resumed}");
-    // What the author said of the card is a part of the run.
+    // The author's card flags are stored with the run.
     assert!(front(&resumed).contains("license: \"mit\"\n") && resumed.contains("## 中文"), "{resumed}");
 
     let said = scene.ok("card out --card-lang en --name me/huan --base-id meta-llama/Llama-3.2-1B");
@@ -95,7 +95,7 @@ fn notes_survive_a_resumed_run_a_new_card_and_a_merge() {
     scene.ok("merge out --output four --to nf4");
     assert!(front(&card("four")).contains("base_model_relation: quantized\n"), "{}", card("four"));
 
-    // Checkpoints are to go on from, not to be shown.
+    // Checkpoints have no card: they are for resuming.
     let checkpoint = names(&scene.path("out/checkpoint-3"));
     assert!(checkpoint.iter().all(|name| name != "loss.svg" && name != "README.md"), "{checkpoint:?}");
 }
@@ -122,7 +122,7 @@ fn what_was_said_and_written_by_hand_outlives_later_commands() {
         card()
     );
 
-    // By hand: the author's text and keys stay, danlu's part is written again.
+    // The author's text and keys stay, and danlu's part is rewritten.
     let edited = card().replace("## English", "## In plain English").replacen("---\n", "---\nmine: 1\n", 1);
     scene.write("out/README.md", &format!("{edited}\nA line of mine.\n"));
     let ran = scene.ok("card out --license mit");
@@ -132,19 +132,19 @@ fn what_was_said_and_written_by_hand_outlives_later_commands() {
     }
     assert!(!card().contains("In plain English") && !card().contains("bsd-3-clause"), "{}", card());
 
-    // Without marks all of it is the author's.
+    // A file without marks belongs to the author.
     scene.write("out/README.md", "# By hand\n");
     let ran = scene.ok("train --output out --resume");
     assert!(ran.err.contains("README.md has no danlu marks and stays as it is"), "{}", ran.err);
     assert_eq!(card(), "# By hand\n");
     let ran = scene.ok("card out");
-    assert!(ran.err.contains("had no danlu marks: the card stands below your text"), "{}", ran.err);
+    assert!(ran.err.contains("had no danlu marks: the card is added below your text"), "{}", ran.err);
     assert!(card().contains("# By hand\n") && card().contains("danlu chat me/huan\n"), "{}", card());
     scene.write("new.md", "说话像古人。\n");
     scene.ok("card out --notes new.md");
     assert!(card().contains("# By hand\n") && card().contains("说话像古人。"), "{}", card());
 
-    // A damaged mark costs no text, and no run.
+    // A damaged mark fails no run and loses no text.
     let damaged = card().replace("<!-- danlu:end -->\n", "");
     scene.write("out/README.md", &damaged);
     let line = damaged.lines().position(|line| line == "<!-- danlu:begin -->").unwrap() + 1;
@@ -179,7 +179,7 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
     }
     assert!(!card.contains("The model was not trained"), "{card}");
 
-    // A base of which nothing is known has a card too, in which names can be set.
+    // A base without a usable record also gets a card, and flags set its names.
     scene.write("base/card.json", "{\"by\": \"another program\"}");
     let ran = scene.ok("quantize base --output base-nf4");
     assert!(
@@ -215,7 +215,7 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     }
     let config = text(&scene, "other/config.json");
     scene.write("other/config.json", &(config + "\n"));
-    // Where it lies makes no difference.
+    // The folder of the base does not matter.
     let ran = scene.ok("merge out --base copy --output same");
     assert!(!ran.err.contains("warning"), "{}", ran.err);
     assert!(text(&scene, "same/README.md").contains("| held-out loss"));
@@ -230,7 +230,7 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     assert!(!card.contains("held-out loss") && !card.contains("Replies before"), "{card}");
     assert!(!names(&scene.path("merged")).contains(&"loss.svg".to_owned()));
     assert!(card.contains("`other` with a LoRA adapter"), "{card}");
-    // Flags are of the base that it went into, and so is the licence.
+    // Flags and licence describe the base that was merged into.
     assert!(!front(&card).contains("license"), "{card}");
     scene.write("other/README.md", "---\nlicense: apache-2.0\n---\n");
     scene.ok("merge out --base other --output named --base-id lab/other");
@@ -264,7 +264,7 @@ fn a_resumed_run_that_has_nothing_to_do_keeps_its_record() {
 fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
     let scene = Scene::new();
     scene.write("notes.md", "手写的话\n");
-    // As a run leaves it that was killed before its end: the notes, and no model yet.
+    // A killed run leaves notes and no model.
     scene.ok(&format!("train --base base --data data.json --output out --notes notes.md {FLAGS}"));
     for name in ["README.md", "card.json", "adapter_model.safetensors"] {
         fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();
@@ -294,7 +294,7 @@ fn licence_and_languages_are_those_of_base_and_data() {
         ),
         "{front}"
     );
-    // A folder's name is no name on the Hub.
+    // The name of a folder is not a Hub name.
     assert!(!front.contains("base_model"), "{front}");
     let svg = text(&scene, "out/loss.svg");
     assert!(
@@ -308,12 +308,12 @@ fn what_cannot_be_written_from_is_refused_with_a_hint() {
     let scene = Scene::new();
     scene.refuses(
         "card base",
-        "error: `base` holds no `card.json`, from which its card could be written\n\nhint: `danlu train`, `danlu merge` and `danlu quantize` leave one beside the card\n",
+        "error: `base` holds no `card.json`, which the card is written from\n\nhint: name a folder written by `danlu train`, `danlu merge` or `danlu quantize`\n",
     );
     scene.refuses(
         "card me/huan",
         "error: cannot load `me/huan`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base; \
-         a card is written into a folder here, and `danlu push` takes it to the Hub\n",
+         name a local folder; `danlu push` then uploads the card to the Hub\n",
     );
     let missing = scene.run("train --base base --data data.json --output out --notes nowhere.md");
     assert!(
@@ -324,7 +324,7 @@ fn what_cannot_be_written_from_is_refused_with_a_hint() {
     fs::write(scene.path("latin1.md"), b"caf\xe9\n").unwrap();
     scene.refuses(
         "train --base base --data data.json --output out --notes latin1.md",
-        "error: `latin1.md` is no UTF-8 text: byte 3 begins no character\n\nhint: save it as UTF-8\n",
+        "error: `latin1.md` is not UTF-8 text: the fault is at byte 3\n\nhint: save it as UTF-8\n",
     );
     let license = scene.run("train --base base --data data.json --output out --license Apache/2");
     assert!(license.code == 1 && license.err.contains("such as apache-2.0"), "{}", license.err);

@@ -1,4 +1,4 @@
-//! What `danlu data` shows, in both languages.
+//! Output of `danlu data` in both languages.
 
 mod common;
 
@@ -33,7 +33,7 @@ ids 8182 8184 84 82 5638 8185 198 198 1052 261 8186 8184 64 82 82 72 7886 5811
     assert_eq!(ran.out, expected);
     assert_eq!(
         ran.err,
-        "what stands in ⟦ ⟧ is trained (carries a loss), the rest is context\n1 of 4 records shown (-n N shows more)\n"
+        "text in ⟦ ⟧ is trained, the rest is context\n1 of 4 records shown (-n N shows more)\n"
     );
 }
 
@@ -75,7 +75,7 @@ lengths in tokens: how many records
 duplicates
   four.jsonl:3 (record 3) repeats four.jsonl:1 (record 1)
 
-same question, another answer (often meant)
+same question, another answer (often intended)
   four.jsonl:4 (record 4) asks what four.jsonl:2 (record 2) asks
 ";
     assert_eq!(ran.out, expected);
@@ -132,7 +132,7 @@ fn check_names_bad_records_and_fails() {
         ran.out
     );
     let err =
-        "error: 1 of 2 records is bad\n\nhint: mend them, or let `danlu train --skip-bad` leave them out\n";
+        "error: 1 of 2 records is bad\n\nhint: correct them, or skip them with `danlu train --skip-bad`\n";
     assert_eq!(ran.err, err);
 }
 
@@ -151,7 +151,7 @@ fn check_of_a_broken_array_names_one_record_and_keeps_the_others() {
     let ran = scene.ok("data preview array.json --base base");
     assert!(ran.out.contains("\narray.json:10 (record 3) · alpaca"), "{}", ran.out);
     assert!(
-        ran.err.ends_with("warning: there is 1 bad record too: danlu data check array.json\n"),
+        ran.err.ends_with("warning: 1 bad record is not shown: danlu data check array.json\n"),
         "{}",
         ran.err
     );
@@ -163,7 +163,7 @@ fn check_names_keys_that_are_not_read() {
     let record = r#"{"instruction": "问", "output": "答", "sytem": "你是甄嬛。"}"#;
     scene.write("keys.jsonl", &format!("{record}\n"));
     let ran = scene.ok("data check keys.jsonl --base base");
-    let listed = "\nunknown keys, which are not read\n  \
+    let listed = "\nignored unknown keys\n  \
                   `sytem` in 1 record, first keys.jsonl:1 (record 1); did you mean `system`?\n";
     assert!(ran.out.contains(listed), "{}", ran.out);
     let ran = scene.ok("data check keys.jsonl --base base --lang zh");
@@ -179,8 +179,8 @@ fn check_names_keys_that_are_not_read() {
 fn check_fails_where_nothing_would_be_left() {
     let ran = scene().run("data check four.jsonl --base base --max-length 5");
     assert_eq!(ran.code, 1);
-    let err = "error: nothing would be left to train on: 4 records dropped, as no answer fits in `--max-length` 5\n\n\
-               hint: raise it: the shortest record takes 29 tokens, the longest 30\n";
+    let err = "error: no record is left to train on: 4 records dropped, since no answer fits in `--max-length` 5\n\n\
+               hint: raise `--max-length`: the shortest record has 29 tokens, the longest 30\n";
     assert_eq!(ran.err, err);
 }
 
@@ -232,8 +232,7 @@ fn output_that_cannot_be_written_is_said_and_a_closed_pipe_is_not() {
 #[test]
 fn a_name_of_the_hub_is_told_that_data_is_read_from_files() {
     let scene = Scene::new();
-    let hint = "hint: check the path for a typing mistake; data is read from files here: a data set of the Hub is fetched \
-                first, as by `hf download me/palace --repo-type dataset --local-dir DIR`\n";
+    let hint = "hint: check the path for a typing mistake; download data sets of the Hub first: `hf download me/palace --repo-type dataset --local-dir DIR`\n";
     for line in [
         "data check me/palace --base base",
         "data preview me/palace --base base",

@@ -1,4 +1,4 @@
-//! Which files of a model a command opens: the kernel counts every open of the process.
+//! Counts which files of a model a command opens, by kernel events.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -26,8 +26,8 @@ impl OpenCounter {
         for folder in folders {
             let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
             watched.insert(inotify::add_watch(&inotify, folder, WatchFlags::OPEN).unwrap(), name);
-            // The kernel merges an event with an equal one right before it. A second watch, on the file itself, puts an
-            // event of its own between two opens.
+            // The kernel merges equal consecutive events. A second watch, on the file itself, separates two
+            // opens.
             for entry in fs::read_dir(folder).unwrap() {
                 inotify::add_watch(&inotify, entry.unwrap().path(), WatchFlags::OPEN).unwrap();
             }
@@ -35,7 +35,7 @@ impl OpenCounter {
         Self { inotify, folders: watched }
     }
 
-    /// Opens so far, by `folder/file`.
+    /// Returns the number of opens so far, by `folder/file`.
     fn opens(&self) -> BTreeMap<String, usize> {
         let (mut opens, mut buffer) = (BTreeMap::new(), [MaybeUninit::uninit(); 1 << 16]);
         let mut reader = Reader::new(&self.inotify, &mut buffer);
@@ -82,7 +82,7 @@ fn chat_opens_each_file_of_a_model_once() {
     }
 }
 
-/// The counter sees what the test above must not find.
+/// Checks that the counter detects repeated opens.
 #[test]
 fn two_opens_in_a_row_are_counted_as_two() {
     let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! Bases in 4 bits, through every command but `merge`: written, trained over, resumed, compared and refused.
+//! 4-bit bases in every command except `merge`: written, trained on, resumed, compared and rejected.
 
 mod common;
 
@@ -46,7 +46,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     assert!(adapter(&scene, "held") == adapter(&scene, "stored"));
     assert!(adapter(&scene, "held") != adapter(&scene, "wide"));
 
-    // An adapter remembers what it was trained over, and is asked there.
+    // `chat` loads the base in the form that the adapter was trained on.
     let chat =
         |path: &str, more: &str| scene.ok(&format!("chat {path} --prompt 你是谁？ --temperature 0 {more}"));
     let held = chat("held", "");
@@ -57,7 +57,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     );
     assert_eq!(held.out, chat("stored", "").out);
     assert_eq!(chat("held", "--quant none").err, "");
-    // Over a base that is stored in 4 bits too: there nothing is put into them again, and on its original it is.
+    // A stored 4-bit base is not quantized again. Its original is.
     let crossed = chat("held", "--base base-nf4");
     assert_eq!((crossed.out, crossed.err), (held.out.clone(), String::new()));
     let crossed = chat("stored", "--base base");
@@ -67,7 +67,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
         scene.ok("compare held --records 2").out,
         scene.ok("compare held --records 2 --quant nf4").out
     );
-    // The base is the adapter's on whichever side it stands.
+    // The base is loaded in the adapter's form on either side.
     let losses = |a: &str, b: &str| -> Vec<String> {
         let ran = scene.ok(&format!("compare {a} {b} --data data.json --replies 0"));
         let line = ran.out.lines().find(|line| line.starts_with("loss a token"));
@@ -112,13 +112,13 @@ fn modules_that_are_left_out_of_4_bits_stay_as_they_are() {
         ("model.layers.0.mlp.down_proj.weight", true),
         ("model.layers.1.self_attn.q_proj.weight", true),
         ("model.layers.1.mlp.up_proj.weight", false),
-        // Not the first layer's number and a digit more.
+        // The prefix `layers.1` must not match layer 10.
         ("model.layers.0.self_attn.q_proj.weight", false),
     ] {
         let [there, here] = [&wide, &stored].map(|weights| weights.bytes(weights.info(name).unwrap()));
         assert_eq!(there == here, is_wide, "{name}");
     }
-    // It is trained over as it is stored, and not made again from another form.
+    // The base is used as stored, not recreated from another form.
     scene.ok(&format!("train --base base-nf4 --output out {FLAGS}"));
     let identity: Value = serde_json::from_slice(&scene.read("out/danlu.json")).unwrap();
     assert_eq!(identity["skip_modules"].as_array().unwrap().len(), 8 + 4, "{identity}");
@@ -160,7 +160,7 @@ fn an_adapter_over_other_4_bits_than_the_base_has_is_told_so() {
                 `nf4 --quant-block-size 64`";
     assert!(ran.err.contains(told), "{}", ran.err);
 
-    // A number that no block can have is named, not computed with.
+    // An impossible block size is reported, not used.
     let sound = String::from_utf8(scene.read("out/danlu.json")).unwrap();
     for wrong in ["0", "1", "48", "8192"] {
         scene.write("out/danlu.json", &sound.replace("128", wrong));
@@ -198,7 +198,7 @@ fn a_killed_run_over_4_bits_goes_on_bit_for_bit() {
     assert_eq!(child.wait().unwrap().signal(), Some(9), "it was not running any more");
     scene.ok("train --output killed --resume --threads 3");
     assert!(adapter(&scene, "killed") == adapter(&scene, "straight"));
-    // Another form of the base is another run.
+    // Another form of the base counts as another run.
     fs::remove_dir_all(scene.path("killed/checkpoint-6")).unwrap();
     let ran = scene.run("train --output killed --resume --quant nf4");
     assert!(ran.code == 1 && ran.err.contains("`quant` was \"fp4\" and is \"nf4\""), "{}", ran.err);
@@ -223,7 +223,7 @@ fn an_adapter_that_names_a_repository_in_4_bits_says_so() {
         "compare out --base base --replies 0",
     ] {
         let ran = scene.ok(line);
-        assert!(ran.err.contains("`base` is taken for its original"), "{line}: {}", ran.err);
+        assert!(ran.err.contains("using `base` as its original"), "{line}: {}", ran.err);
     }
     let report: Value = serde_json::from_slice(&scene.read("merged/merge_report.json")).unwrap();
     assert_eq!(report["merge"]["merge_base"], "dequantized");
@@ -243,7 +243,7 @@ fn what_cannot_be_put_into_4_bits_is_refused_in_words() {
     scene.refuses(
         "quantize base-fp4 --output x",
         "error: cannot quantize `base-fp4`: `model.layers.0.mlp.down_proj.weight` is in 4 bits already\n\n\
-         hint: use the folder as it is; for another code of 4 bits, name the original that it was made from\n",
+         hint: use the folder as it is, or name the original to quantize it to another code\n",
     );
     for (line, words) in [
         ("quantize base --output x --quant-block-size 0", "`--quant-block-size` is 0, expected 64, 128"),

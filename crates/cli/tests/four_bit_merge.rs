@@ -1,4 +1,4 @@
-//! An adapter over 4 bits, merged: into the form of the base that is nearest, back into 4 bits, cut off and refused.
+//! Merging adapters trained on 4 bits: into the closest form, back to 4 bits, interrupted and rejected.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn report(scene: &Scene, folder: &str) -> Value {
     serde_json::from_slice(&scene.read(&format!("{folder}/merge_report.json"))).unwrap()
 }
 
-/// What the report says of a form: merged into it, or beside it.
+/// Returns the report's KL of a form: merged into it, or not.
 fn kl(report: &Value, form: &str, merged: bool) -> f64 {
     let forms = report["merge"]["forms"].as_array().unwrap();
     let found = forms.iter().find(|f| f["form"] == form && f["merged"] == merged);
@@ -37,26 +37,29 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     assert!(dequantized < original / 20.0, "{dequantized} {original}");
     assert!(ran.out.contains("beside original: KL") && ran.out.contains("(chosen)"), "{}", ran.out);
     assert!(
-        ran.err.contains(": the merged model against the adapter on the dequantized base\n"),
+        ran.err.contains(": the merged model compared with the adapter on the dequantized base\n"),
         "{}",
         ran.err
     );
     let config = String::from_utf8(scene.read("auto/config.json")).unwrap();
     assert!(!config.contains("quantization_config"), "{config}");
 
-    // Two divergences are told, each with what it is from.
+    // Two divergences are printed, each with its reference.
     let ran = scene.ok("merge out --output original --merge-base original");
-    assert!(ran.err.contains(": the merged model against the adapter on the original base\n"), "{}", ran.err);
-    let words =
-        "against what was trained, the adapter on the dequantized base:\n  into original: KL, perplexity";
+    assert!(
+        ran.err.contains(": the merged model compared with the adapter on the original base\n"),
+        "{}",
+        ran.err
+    );
+    let words = "compared with the trained model, the adapter on the dequantized base:\n  into original: KL, perplexity";
     assert!(ran.out.contains(words), "{}", ran.out);
     let written = report(&scene, "original");
     assert_eq!(written["merge"]["merge_base"], "original");
-    // Rounding comes on top of what the other base makes, and is far less.
+    // Rounding adds far less than the other base.
     assert!((kl(&written, "original", true) / original - 1.0).abs() < 0.1, "{written} {original}");
     assert!(scene.read("auto/model.safetensors") != scene.read("original/model.safetensors"));
 
-    // From a base that is stored in 4 bits, with its original and without.
+    // A stored 4-bit base, with and without its original.
     scene.ok("quantize base --output base-nf4");
     scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
     scene.ok("merge stored --output stored-merged");
@@ -71,10 +74,10 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     assert!((kl(&report(&scene, "both"), "original", false) / original - 1.0).abs() < 1e-6);
     scene.refuses(
         "merge stored --output none --merge-base original",
-        "error: the base is in 4 bits, and the original is not at hand\n\nhint: name its folder with `--original DIR`\n",
+        "error: the base is in 4 bits, and its original is unknown\n\nhint: name its folder with `--original DIR`\n",
     );
     assert!(!scene.path("none").exists());
-    // The weights say that they are in 4 bits, whatever `config.json` tells.
+    // The weights decide about 4 bits, not `config.json`.
     let mut config: Value = serde_json::from_slice(&scene.read("base-nf4/config.json")).unwrap();
     config.as_object_mut().unwrap().remove("quantization_config").unwrap();
     scene.write("base-nf4/config.json", &config.to_string());
@@ -86,7 +89,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
 #[test]
 fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     let scene = Scene::new();
-    // A base in f32 that 4 bits hold exactly: another's, out of them, with an adapter that adds nothing.
+    // An f32 base that 4 bits represent exactly, with an adapter that adds nothing.
     let over = "--quant nf4 --no-double-quant";
     let still = FLAGS.replace("1e-3", "1e-30");
     scene.ok(&format!("train --base base {over} --output still {still}"));
@@ -97,7 +100,7 @@ fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     assert_eq!(found["merge"]["merge_base"], "original");
     let (beside, rounded) = (kl(&found, "original", false), kl(&found, "dequantized", true));
     assert!(beside < rounded / 100.0, "{found}");
-    // Rounded too, the merge is as near as the other one was.
+    // With rounding, the merge is as close as the other one.
     assert!((kl(&found, "original", true) / rounded - 1.0).abs() < 0.1, "{found}");
     assert_eq!(ran.out.matches("(chosen)").count(), 1, "{}", ran.out);
 }
@@ -123,7 +126,7 @@ fn an_adapter_of_16_bits_is_merged_into_its_original_and_4_bits_are_told() {
     assert!(card.contains("trained on the unquantized base"), "{card}");
 }
 
-/// Waits until the command has begun to fill `output`, or for a minute.
+/// Waits until the command starts to fill `output`, at most a minute.
 fn wait_for(scene: &Scene, output: &str) {
     let (start, path) = (Instant::now(), scene.path(output));
     while !path.exists() && start.elapsed() < Duration::from_secs(60) {
@@ -163,17 +166,17 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     assert_eq!(names(&scene.path("used")), ["notes.txt"]);
 
     let ran = scene.run("merge out --output deep/four --to nf4 --threshold 0");
-    assert!(ran.code == 1 && ran.err.contains("only its report is kept"), "{}", ran.err);
+    assert!(ran.code == 1 && ran.err.contains("only its report was saved"), "{}", ran.err);
     assert_eq!(names(&scene.path("deep/four")), ["merge_report.json"]);
     assert_eq!(report(&scene, "deep/four")["fidelity"]["passed"], false);
 
-    // The next attempt may replace that. Its report is of what is there: four bits, with what they cost beside them.
+    // The next attempt replaces that folder. Its report describes the 4-bit model, and the cost of 4 bits.
     let ran = scene.ok("merge out --output deep/four --to nf4");
     assert!(ran.out.contains("before nf4: KL, perplexity"), "{}", ran.out);
     let folder = scene.path("deep/four");
     let found = report(&scene, "deep/four");
     let size = |name: &String| fs::metadata(folder.join(name)).unwrap().len();
-    // The report and the card are written about the model, and are no part of it.
+    // Report and card describe the model and are not part of it.
     let is_about =
         |name: &&String| ["merge_report.json", "README.md", "card.json", "loss.svg"].contains(&name.as_str());
     let all: u64 = names(&folder).iter().filter(|name| !is_about(name)).map(size).sum();
@@ -182,7 +185,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     assert_eq!(found["merge"]["shards"], json!(["model.safetensors"]));
     let cost = found["merge"]["quantized"]["kl"].as_f64().unwrap();
     assert!(cost > 20.0 * kl(&found, "dequantized", true), "{found}");
-    // The verdict is of what is there, not of the merge it was made from.
+    // The verdict describes the 4-bit result, not the 16-bit merge.
     assert_eq!(found["fidelity"]["kl"], found["merge"]["quantized"]["kl"]);
     assert_eq!(found["merge"]["quantized"]["before"]["kl"], kl(&found, "dequantized", true));
     let of_adapter = found["fidelity"]["kl_of_adapter"].as_f64().unwrap();
@@ -191,7 +194,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     let passed = cost <= of_adapter / 4.0;
     assert_eq!(found["fidelity"]["passed"], passed, "{found}");
     let verdict = if passed { "passed: in nf4, " } else { "failed: in nf4, " };
-    assert!(ran.out.contains(verdict) && ran.out.contains("of what the adapter does is left"), "{}", ran.out);
+    assert!(ran.out.contains(verdict) && ran.out.contains("of the adapter's effect is left"), "{}", ran.out);
     let card = String::from_utf8(scene.read("deep/four/README.md")).unwrap();
     assert!(card.contains("The nf4 model compared with base + adapter"), "{card}");
     assert!(
@@ -201,7 +204,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
     assert!(!ran.err.contains("quantized too"), "{}", ran.err);
 
-    // What was allowed is allowed to 4 bits too, and so is no more.
+    // The given threshold also applies to 4 bits.
     for (threshold, passed) in [
         (1e-4_f64.max(found["merge"]["quantized"]["before"]["kl"].as_f64().unwrap() * 1.5), false),
         (10.0, true),
@@ -224,7 +227,7 @@ fn a_stopped_or_killed_merge_leaves_no_model() {
             wait_for(&scene, &format!("stopped/{hidden}"));
             signal(&child, name);
             let ran = Ran::of(child.wait_with_output().unwrap());
-            assert!(ran.code == 1 && ran.err.starts_with("error: stopped "), "{flags} {name}: {}", ran.err);
+            assert!(ran.code == 130 && ran.err.starts_with("error: stopped "), "{flags} {name}: {}", ran.err);
             assert!(!scene.path("stopped").exists(), "{flags} {name}");
         }
         let mut child = scene.start(&format!("merge out --output killed {flags} --threads 1"));

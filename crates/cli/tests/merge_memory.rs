@@ -1,5 +1,4 @@
-//! The anonymous memory of `danlu merge` beside its promise: a few times the largest tensor and 200 MB, whatever the
-//! model.
+//! The anonymous memory of `danlu merge`: at most a few times the largest tensor, and 200 MB.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -14,7 +13,7 @@ use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::Reference;
 use danlu_model::{Preset, RandomWeights};
 
-/// The largest `RssAnon` of a process while it lives, in bytes.
+/// Returns the largest `RssAnon` of a running process, in bytes.
 fn anonymous_peak(child: &mut std::process::Child) -> u64 {
     let path = format!("/proc/{}/status", child.id());
     let mut peak = 0;
@@ -31,7 +30,7 @@ fn anonymous_peak(child: &mut std::process::Child) -> u64 {
 #[test]
 fn a_merge_holds_a_few_times_the_largest_tensor_and_little_more() {
     let scene = Scene::new();
-    // Llama 3's vocabulary on a slender model: logits are what could be large.
+    // Llama 3's vocabulary with small layers, so that logits dominate.
     let mut config = Preset::Base8m.config();
     (config.vocab_size, config.hidden_size, config.head_dim) = (131_072, 64, 16);
     config.num_hidden_layers = 2;
@@ -61,7 +60,7 @@ fn a_merge_holds_a_few_times_the_largest_tensor_and_little_more() {
     let tokens =
         ran.err.split_once("4 records of long.json, ").and_then(|(_, rest)| rest.split_once(" tokens"));
     let tokens: usize = tokens.expect(&ran.err).0.parse().unwrap();
-    // The logits of one text: 100 MB and more a model.
+    // The logits of one text take 100 MB or more per model.
     assert!(tokens > 4 * 200, "{tokens}");
     assert!(peak > 10_000_000 && peak < 2 * largest + 200_000_000, "{peak} bytes");
 }

@@ -17,7 +17,7 @@ fn trained() -> Scene {
 fn a_prompt_without_a_word_is_refused() {
     let scene = Scene::new();
     let ran = Ran::of(scene.command(&["chat", "base", "--prompt", " "]).output().unwrap());
-    let expected = "error: `--prompt` is empty: there is nothing to answer\n\nhint: give it a text, or leave it out to talk\n";
+    let expected = "error: `--prompt` is empty: there is nothing to answer\n\nhint: pass a text, or omit `--prompt` for a chat\n";
     assert_eq!((ran.code, ran.err.as_str()), (1, expected));
 }
 
@@ -57,7 +57,7 @@ fn a_piped_conversation_remembers_obeys_and_saves() {
         "{saved}"
     );
     assert_eq!(saved.matches("assistant").count(), 2);
-    // What was said can be trained on.
+    // A saved conversation is valid training data.
     assert_eq!(
         scene.run("data check talk.jsonl --base base").out.lines().next(),
         Some(format!("talk.jsonl · messages · {} B", saved.len()).as_str())
@@ -86,7 +86,7 @@ fn lines_of_a_pipe_that_cannot_be_followed_are_reported_and_the_rest_is_answered
     ] {
         assert!(ran.err.contains(told), "{}", ran.err);
     }
-    assert!(ran.err.ends_with("error: 4 lines could not be followed, see above\n"), "{}", ran.err);
+    assert!(ran.err.ends_with("error: 4 lines failed, see above\n"), "{}", ran.err);
     assert!(!scene.path("empty.jsonl").exists());
 }
 
@@ -127,7 +127,7 @@ fn a_merge_beyond_the_threshold_fails() {
     assert!(ran.out.contains("failed · merged/merge_report.json\n"), "{}", ran.out);
     assert!(
         ran.err.contains(
-            "error: the merged model is not base plus adapter: only its report is kept\n  the divergence is "
+            "error: the merged model differs from base plus adapter: only its report was saved\n  the divergence is "
         ),
         "{}",
         ran.err
@@ -142,7 +142,7 @@ fn doctor_follows_the_environment_and_the_flags() {
     let output = scene.command(&["doctor", "--threads", "1"]).env("DANLU_ISA", "scalar").output().unwrap();
     let ran = Ran::of(output);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.out.contains("scalar (asked for by DANLU_ISA)"), "{}", ran.out);
+    assert!(ran.out.contains("scalar (chosen by DANLU_ISA)"), "{}", ran.out);
     assert!(ran.out.contains("cpu scalar, 1 thread, f32"), "{}", ran.out);
     let without_gpu = "NVIDIA GPU       none: cannot open `libcuda.so.1`: this machine has no NVIDIA driver";
     assert!(ran.out.contains(without_gpu) || ran.out.contains("CUDA driver "), "{}", ran.out);

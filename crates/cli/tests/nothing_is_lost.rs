@@ -1,5 +1,5 @@
-//! Disks that fill up and processes that are killed while they save: what was whole stays whole, and nothing half
-//! written has a name.
+//! Full disks, and processes killed during a save: complete files stay intact, and no partial file gets a
+//! name.
 #![cfg(unix)]
 
 mod common;
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use common::{Ran, Scene, names};
 
-/// Runs with files of at most `kib` KiB: a write beyond that fails as on a full disk.
+/// Runs with a file size limit of `kib` KiB. A larger write fails as on a full disk.
 fn limited(scene: &Scene, kib: u64, line: &str) -> Ran {
     let args: Vec<&str> = line.split_whitespace().collect();
     let inner = scene.command(&args);
     let mut command = Command::new("bash");
-    // Blocks of 1024 bytes in bash, whatever the system's.
+    // bash counts blocks of 1024 bytes on every system.
     command.args(["-c", &format!("ulimit -f {kib} && exec \"$@\""), "bash"]);
     command.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
     command.current_dir(scene.path(".")).env("LANG", "C").env_remove("DANLU_ISA").env_remove("LC_ALL");
@@ -35,20 +35,20 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     let scene = Scene::new();
     let flags = "--base base --data data.json --lora-r 8 --num-train-epochs 4";
     scene.ok(&format!("train {flags} --output straight"));
-    // The checkpoint's largest file is the optimizer's: two moments of every parameter.
+    // The optimizer's file is the largest: two moments per parameter.
     let limit =
         fs::metadata(scene.path("straight/checkpoint-12/optimizer.safetensors")).unwrap().len() / 1024;
 
-    // Stopped by the limit at its very first save.
+    // The first save exceeds the limit.
     let ran = limited(&scene, limit, &format!("train {flags} --output none --save-steps 3"));
     let expected = format!(
         "error: cannot write `none/checkpoint-3/optimizer.safetensors`: {TOO_LARGE}; \
-         there is no checkpoint yet: `danlu train --output none --resume` starts over\n"
+         run `danlu train --output none --resume` to start over: there is no checkpoint yet\n"
     );
     assert!(ran.code == 1 && ran.err.ends_with(&expected), "{}", ran.err);
     assert_eq!(names(&scene.path("none")), ["run.toml"]);
 
-    // At a later one: the first six steps run without a limit.
+    // A later save exceeds the limit: the first six steps run without one.
     scene.ok(&format!("train {flags} --output out --save-steps 3"));
     for step in [9, 12] {
         fs::remove_dir_all(scene.path(&format!("out/checkpoint-{step}"))).unwrap();
@@ -61,24 +61,24 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     let ran = limited(&scene, limit, "train --output out --resume");
     let expected = format!(
         "error: cannot write `out/checkpoint-9/optimizer.safetensors`: {TOO_LARGE}; \
-         `out/checkpoint-6` is whole: `danlu train --output out --resume` goes on from it\n"
+         run `danlu train --output out --resume`: `out/checkpoint-6` is intact\n"
     );
     assert!(ran.code == 1 && ran.err.ends_with(&expected), "{}", ran.err);
     assert_eq!(names(&scene.path("out")), before);
     assert_eq!(scene.read("out/checkpoint-6/optimizer.safetensors"), whole);
 
-    // A newer checkpoint that is damaged is not called whole.
+    // A damaged newer checkpoint is not suggested.
     let damaged = scene.path("out/checkpoint-6/optimizer.safetensors");
     fs::write(&damaged, &whole[1..]).unwrap();
     let ran = limited(&scene, limit, "train --output out --resume out/checkpoint-3");
-    let expected = "; `out/checkpoint-3` is whole: \
-                    `danlu train --output out --resume out/checkpoint-3` goes on from it\n";
+    let expected =
+        "; run `danlu train --output out --resume out/checkpoint-3`: `out/checkpoint-3` is intact\n";
     assert!(ran.code == 1 && ran.err.ends_with(expected), "{}", ran.err);
     fs::write(&damaged, &whole).unwrap();
 
-    // And it does, to the end of a run that was never disturbed.
+    // The resumed run equals an uninterrupted one.
     let ran = scene.ok("train --output out --resume");
-    assert!(ran.err.contains("going on from out/checkpoint-6, after step 6"), "{}", ran.err);
+    assert!(ran.err.contains("resuming from out/checkpoint-6, after step 6"), "{}", ran.err);
     let adapter = |folder: &str| scene.read(&format!("{folder}/adapter_model.safetensors"));
     assert_eq!(adapter("out"), adapter("straight"));
 }
@@ -125,14 +125,14 @@ fn a_merge_that_does_not_fit_names_the_file_and_leaves_no_model() {
     let expected = format!("error: cannot write `merged/model.safetensors`: {TOO_LARGE}\n");
     assert!(ran.code == 1 && ran.err == expected, "{}", ran.err);
     assert!(!scene.path("merged").exists());
-    // A folder that was there stays, empty.
+    // An existing folder stays, empty.
     fs::create_dir(scene.path("mine")).unwrap();
     assert_eq!(limited(&scene, 8 << 10, "merge out --output mine").code, 1);
     assert!(names(&scene.path("mine")).is_empty());
     scene.ok("merge out --output mine");
 }
 
-/// Whether a save has begun and not ended: there is the folder that it fills.
+/// Whether a save is in progress: its temporary folder exists.
 fn is_saving(output: &Path) -> bool {
     let entries = fs::read_dir(output).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().into_string().unwrap()).any(|name| name.contains("-checkpoint-"))
@@ -150,11 +150,11 @@ fn killed_in_the_middle_of_a_save_every_checkpoint_is_whole_and_the_run_ends_as_
     let mut line = format!("train {flags} --output killed");
     while kills < 9 && !scene.path("killed/adapter_model.safetensors").exists() {
         let mut child = scene.start(&line);
-        // At its beginning, or some way into it: a save takes a few milliseconds.
+        // The kill hits the start of a save, or some milliseconds later.
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let wait = Duration::from_micros((random >> 33) % 4_000);
         let deadline = Instant::now() + Duration::from_secs(60);
-        // What the kill before left is swept first.
+        // The next start removes what the earlier kill left.
         for saving in [false, true] {
             while is_saving(&output) != saving && child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "no save within a minute");

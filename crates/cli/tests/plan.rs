@@ -1,4 +1,4 @@
-//! Forecasts beside the memory that real processes took, and limits that hold.
+//! Compares forecasts with the memory of real processes, and checks limits.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -9,7 +9,7 @@ use std::process::Command;
 use common::{Ran, Scene, record};
 use serde_json::Value;
 
-/// Records long enough that a batch of them is the larger part of the memory.
+/// Writes records so long that a batch dominates the memory.
 fn write_long(scene: &Scene, name: &str, count: usize) {
     let records: Vec<_> = (0..count)
         .map(|i| {
@@ -27,7 +27,7 @@ fn bytes(plan: &Value, part: &str) -> u64 {
     plan[part].as_u64().unwrap_or_else(|| panic!("{part} in {plan}"))
 }
 
-/// Peak and forecast of a finished run in MiB, as it printed them.
+/// Returns the printed peak and forecast in MiB.
 fn peak(ran: &Ran) -> (f64, f64) {
     let line =
         ran.out.lines().find(|line| line.starts_with("peak memory")).unwrap_or_else(|| panic!("{}", ran.out));
@@ -39,7 +39,7 @@ fn peak(ran: &Ran) -> (f64, f64) {
     (size(), size())
 }
 
-/// 3% or 50 MB, whichever is larger.
+/// Whether the forecast is within 3% or 50 MB, whichever is larger.
 fn is_true((peak, forecast): (f64, f64)) -> bool {
     (peak - forecast).abs() <= (0.03 * forecast).max(50e6 / f64::from(1 << 20))
 }
@@ -60,7 +60,7 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         format!("--quant fp4 --no-double-quant --dtype bf16 --memory-limit {}B", everything * 6 / 10),
     ];
     for (i, more) in settings.iter().enumerate() {
-        // A flag given twice is a mistake: what is said here replaces what is said above.
+        // A flag given twice is an error, so `more` replaces the default.
         let flags = match more.contains("batch-size") {
             true => flags.replace("--per-device-train-batch-size 20", ""),
             false => flags.to_owned(),
@@ -73,7 +73,7 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         assert!(ran.err.contains(words) && ran.err.contains("\nlayers "), "{}", ran.err);
         assert!(scene.read(&format!("out{i}/README.md")).windows(11).any(|w| w == b"Peak memory"));
     }
-    // Less memory, the same bytes.
+    // Less memory gives the same bytes.
     assert_eq!(scene.read("out0/adapter_model.safetensors"), scene.read("out2/adapter_model.safetensors"));
 }
 
@@ -86,7 +86,7 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     write_long(&scene, "long.json", 24);
     let flags = "--data long.json --max-steps 2 --lora-r 4 --per-device-train-batch-size 12 --threads 2";
     let total = bytes(&plan(&scene, flags), "total");
-    // Addresses, not memory: the whole program is mapped, and stacks are reserved.
+    // Addresses exceed memory: the whole program is mapped, and stacks are reserved.
     let program = fs::metadata(env!("CARGO_BIN_EXE_danlu")).unwrap().len();
     let run = |limit: u64, output: &str| {
         let line = format!("train --base base --output {output} {flags}");
@@ -100,7 +100,7 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     let ran = run(total + program + (32 << 20), "out");
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(is_true(peak(&ran)), "{}", ran.out);
-    // The planner knows of such a limit: it keeps less, or says so.
+    // The planner respects the limit: it stores fewer activations, or fails.
     let less = run(total * 7 / 10, "less");
     assert!(less.code == 0 && less.err.contains("recompute from their input"), "{}", less.err);
     let none = run(total / 3, "none");
@@ -119,7 +119,7 @@ fn what_cannot_fit_is_refused_before_anything_is_loaded_or_written() {
     let expected = " of memory, and the limit is 120 MiB\n\nhint: use `--per-device-train-batch-size ";
     assert!(ran.err.starts_with("error: the run needs ") && ran.err.contains(expected), "{}", ran.err);
     assert!(!scene.path("out").exists());
-    // The setting it names does fit, and so does the limit.
+    // The suggested setting fits, and so does the suggested limit.
     let named = |before: &str| ran.err.split_once(before).unwrap().1.split('`').next().unwrap().to_owned();
     let size = named("`--per-device-train-batch-size ");
     let data = "plan --base base --data long.json";
@@ -129,7 +129,7 @@ fn what_cannot_fit_is_refused_before_anything_is_loaded_or_written() {
     let nothing = scene.run("plan --base base --memory-limit 1MiB");
     assert!(nothing.err.contains("hint: allow more: `--memory-limit "), "{}", nothing.err);
     let bare = scene.run("plan --base base --memory-limit 8");
-    assert!(bare.code == 1 && bare.err.contains("`8` has no unit; say `8GiB`"), "{}", bare.err);
+    assert!(bare.code == 1 && bare.err.contains("`8` has no unit; write `8GiB`"), "{}", bare.err);
     let wrong = scene.run("plan --base base --memory-limit 8XB");
     assert!(wrong.code == 1 && wrong.err.contains("`8XB`"), "{}", wrong.err);
 }
@@ -149,7 +149,7 @@ fn a_plan_needs_no_more_than_a_configuration() {
 
     let english = scene.ok("plan --base bare").out;
     for word in
-        ["weights ", "optimizer ", "activations ", "scratch ", "all 8 keep their activations", "peak "]
+        ["weights ", "optimizer ", "activations ", "scratch ", "all 8 store their activations", "peak "]
     {
         assert!(english.contains(word), "{english}");
     }
@@ -159,7 +159,7 @@ fn a_plan_needs_no_more_than_a_configuration() {
     }
     scene.refuses(
         "plan",
-        "error: `--base` is missing: the folder of the model to plan for\n\nhint: danlu plan --base DIR [--data FILE]\n",
+        "error: `--base` is missing: the model to plan for\n\nhint: danlu plan --base DIR [--data FILE]\n",
     );
 }
 

@@ -1,4 +1,4 @@
-//! `danlu push`, against a test server.
+//! `danlu push` with a test server.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::{Ran, Scene, names};
 use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 use serde_json::json;
 
-/// A scratch folder whose user is `me`, with a token that may write.
+/// A temporary folder of the user `me`, with a write token.
 struct Desk {
     scene: Scene,
     server: HubServer,
@@ -27,14 +27,14 @@ impl Desk {
         Self { scene, server }
     }
 
-    /// The same, with an adapter in `out`.
+    /// As [`Desk::new`], with an adapter in `out`.
     fn with_adapter() -> Self {
         let desk = Self::new();
         desk.scene.ok("train --base base --data data.json --output out --max-steps 1 --lora-r 2");
         desk
     }
 
-    /// Runs it; it must fail as a mistake of the user and leave the Hub as it was.
+    /// Runs a command that must fail as a user error and leave the Hub unchanged.
     fn refuses(&self, line: &str) -> Ran {
         self.server.clear_requests();
         let ran = self.scene.run(line);
@@ -44,7 +44,7 @@ impl Desk {
         ran
     }
 
-    /// The text of a file on the Hub.
+    /// Returns the text of a file on the Hub.
     fn text(&self, id: &str, path: &str) -> String {
         String::from_utf8(self.server.read(id, "main", path).expect(path)).unwrap()
     }
@@ -71,7 +71,7 @@ fn an_adapter_that_nobody_can_load_is_not_sent() {
     fs::remove_file(&path).unwrap();
     fs::write(scene.path("elsewhere.safetensors"), &weights).unwrap();
     std::os::unix::fs::symlink("../elsewhere.safetensors", &path).unwrap();
-    refused("without it nothing that is sent can be loaded: a link that leads out of the folder");
+    refused("the upload cannot be loaded without it: a link that leads out of the folder");
     fs::remove_file(&path).unwrap();
     fs::write(&path, &weights).unwrap();
     scene.write("out/adapter_config.json", &config.replace("\"r\": 2", "\"r\": 4"));
@@ -97,7 +97,7 @@ fn a_model_that_nobody_can_load_is_not_sent() {
         assert!(ran.err.contains(words) && ran.out.is_empty(), "{}\nlacks {words}", ran.err);
         assert!(desk.server.requests().is_empty(), "{words}");
     };
-    // The files are links to the embedded base: they are replaced, not written into.
+    // The files are links to the embedded base, so they are replaced and not overwritten.
     let replace = |name: &str, bytes: &[u8]| {
         let _ = fs::remove_file(scene.path(name));
         fs::write(scene.path(name), bytes).unwrap();
@@ -132,12 +132,12 @@ fn a_page_without_its_card_is_told_at_the_end() {
         let ran = desk.scene.run(line);
         let last = ran.err.lines().find(|line| line.starts_with("warning: README.md")).unwrap_or_default();
         assert_eq!(ran.code, code, "{}", ran.err);
-        let words = format!("README.md stays here (line {} looks like", lines + 1);
-        assert!(last.contains(&words) && last.contains("without this model's card"), "{}", ran.err);
+        let words = format!("README.md is not uploaded (line {} looks like", lines + 1);
+        assert!(last.contains(&words) && last.contains("the page has no card for this model"), "{}", ran.err);
         assert!(!ran.err.contains("hf_mine") && !ran.out.contains("hf_mine"));
     }
     assert!(desk.server.read("me/huan", "main", "README.md").is_none());
-    // A record that holds one is refused, also where the page spells it otherwise.
+    // A token in `card.json` is rejected, also if the README escapes it.
     desk.scene.write("out/README.md", &card);
     let record = String::from_utf8(desk.scene.read("out/card.json")).unwrap();
     assert!(record.contains("\"name\": \"out\""), "{record}");
@@ -178,7 +178,7 @@ fn a_push_names_the_base_of_danlu_json() {
     let ran = desk.scene.ok("push out me/huan");
     assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(base(), "lab/base");
-    assert!(desk.scene.ok("push out me/huan").out.contains("has all of it already"));
+    assert!(desk.scene.ok("push out me/huan").out.contains("already has all files"));
     // A commit belongs to one base.
     let read = |name: &str| -> serde_json::Value { serde_json::from_slice(&desk.scene.read(name)).unwrap() };
     let mut identity = read("out/danlu.json");
@@ -225,16 +225,17 @@ fn a_dry_run_says_what_the_token_may_not() {
     let desk = Desk::with_adapter();
     desk.server.add_read_only_user("me", "hf_reads");
     desk.server.add_model("she/huan", &[("x.md", b"x")]);
-    let shown = |ran: &Ran| assert!(ran.out.contains("to be sent") && ran.err.contains("nothing was sent"));
+    let shown =
+        |ran: &Ran| assert!(ran.out.contains("to be sent") && ran.err.contains("nothing was uploaded"));
     let ran = desk.refuses("push out she/huan --dry-run");
     shown(&ran);
     assert!(ran.err.contains("`me` cannot write to `she/huan`"), "{}", ran.err);
     let ran = desk.scene.ok("push out she/huan --dry-run --create-pr");
-    assert!(ran.out.contains("a pull request to a repository that is there"), "{}", ran.out);
+    assert!(ran.out.contains("a pull request to the existing repository"), "{}", ran.out);
     let account = json!({ "name": "me", "auth": { "accessToken": { "role": "fineGrained" } } });
     desk.server.fault(Fault::on(Method::Get, "/whoami-v2").then(Action::Replace(account)));
     let ran = desk.scene.ok("push out me/huan --dry-run");
-    assert!(ran.err.contains("fine-grained: whether it may write"), "{}", ran.err);
+    assert!(ran.err.contains("fine-grained: only the upload shows"), "{}", ran.err);
     desk.scene.write("hf/token", "hf_reads");
     let ran = desk.refuses("push out me/huan --dry-run");
     shown(&ran);
@@ -271,11 +272,14 @@ fn what_is_made_is_said_before_it_is_made() {
     ends("push out me/huan --dry-run", "· a new public repository");
     ends("push out me/huan@v2 --private --dry-run", "· a new private repository, branch `v2`");
     desk.server.model("me/huan").file(".gitattributes", b"").add();
-    ends("push out me/huan --dry-run", "· a repository that is there");
-    ends("push out me/huan --private --dry-run", "is there and empty: made private first");
+    ends("push out me/huan --dry-run", "· the existing repository");
+    ends(
+        "push out me/huan --private --dry-run",
+        "the existing public and empty repository: made private first",
+    );
     ends(
         "push out me/huan --revision v2 --dry-run",
-        "· a new branch `v2` of a repository that is there, begun at main",
+        "· a new branch `v2` of the existing repository, starting at main",
     );
     desk.scene.ok("push out me/huan --private");
     assert_eq!(desk.server.is_private("me/huan"), Some(true));
@@ -305,13 +309,13 @@ fn an_adapter_is_not_put_beside_a_model_and_old_shards_go() {
             ran.err
         );
     }
-    // The scene's base is made of links: another test that makes or removes one changes the file's stamp.
+    // The scene's base consists of links. Other tests that create or remove one change the file's timestamp.
     fs::create_dir(desk.scene.path("whole")).unwrap();
     for name in names(&desk.scene.path("base")) {
         fs::write(desk.scene.path("whole").join(&name), desk.scene.read(&format!("base/{name}"))).unwrap();
     }
     let dry = desk.scene.ok("push whole me/model --dry-run").out;
-    assert!(dry.contains("the same commit removes 3 files of the model that was there"), "{dry}");
+    assert!(dry.contains("the same commit removes 3 files of the previous model"), "{dry}");
     let ran = desk.scene.ok("push whole me/model");
     for path in &old {
         assert!(ran.out.contains(path), "{}", ran.out);
@@ -333,15 +337,15 @@ fn a_push_that_is_stopped_says_what_is_there_and_leaves_nothing() {
             "-INT",
             Method::Put,
             "",
-            "stopped: nothing was committed to me/huan (its repository may be there by now",
+            "stopped: nothing was committed to me/huan (its repository may already exist",
         ),
         (
             "-TERM",
             Method::Post,
             "/preupload/",
-            "stopped: nothing was committed to me/huan. The same command goes on",
+            "stopped: nothing was committed to me/huan. The same command resumes",
         ),
-        ("-INT", Method::Post, "/commit/", "stopped while me/huan got its commit"),
+        ("-INT", Method::Post, "/commit/", "stopped during the commit to me/huan"),
     ] {
         desk.server.clear_requests();
         desk.server.fault(Fault::on(method, part).then(Action::Delay(Duration::from_secs(2))));
@@ -378,13 +382,13 @@ fn no_name_in_the_listing_steers_the_terminal() {
     assert!(ran.out.contains("a [31m.txt") && !ran.out.contains('\u{1b}'), "{:?}", ran.out);
 }
 
-/// The base that a repository's `adapter_config.json` names.
+/// Returns the base in a repository's `adapter_config.json`.
 fn base_of(desk: &Desk, id: &str) -> String {
     let config: serde_json::Value = serde_json::from_str(&desk.text(id, "adapter_config.json")).unwrap();
     config["base_model_name_or_path"].as_str().unwrap().to_owned()
 }
 
-/// Makes the adapter in `out` one that PEFT saved, over the base that is called `named`.
+/// Turns the adapter in `out` into one saved by PEFT, over the base `named`.
 fn as_peft_saves(desk: &Desk, named: &str) {
     for name in ["card.json", "loss.svg", "danlu.json"] {
         let _ = fs::remove_file(desk.scene.path("out").join(name));
@@ -405,7 +409,7 @@ fn a_base_that_was_said_once_is_said_again() {
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("the base stays `lab/base`"), "{}", ran.err);
     assert!(
-        ran.out.contains("has all of it already") && !ran.err.contains("others cannot find"),
+        ran.out.contains("already has all files") && !ran.err.contains("others cannot find"),
         "{}",
         ran.out
     );
@@ -413,7 +417,7 @@ fn a_base_that_was_said_once_is_said_again() {
     assert!(card.contains("base_model: \"lab/base\""), "{card}");
     desk.scene.ok("push out me/huan --base-id lab/other");
     assert_eq!(base_of(&desk, "me/huan"), "lab/other");
-    // What the page says is of another base.
+    // The repository names another base.
     let identity = String::from_utf8(desk.scene.read("out/danlu.json")).unwrap();
     let identity: serde_json::Value = serde_json::from_str(&identity).unwrap();
     let mut other = identity.clone();
@@ -422,7 +426,7 @@ fn a_base_that_was_said_once_is_said_again() {
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(!ran.err.contains("the base stays"), "{}", ran.err);
-    // Where nothing tells, it is asked for.
+    // Without evidence, the user must give the name.
     other["base"]["sha256"] = json!(null);
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
@@ -472,11 +476,11 @@ fn a_path_of_this_machine_in_a_head_is_warned_of_and_replaced() {
     for path in ["README.md", "adapter_config.json"] {
         assert!(!desk.text("me/huan", path).contains(named), "{path}");
     }
-    // The page is remembered where there is no record either, if the Hub knows the name.
+    // The name in the repository is also used without a record, if the Hub knows that base.
     desk.server.add_model("lab/base", &[("config.json", b"{}")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("the base stays `lab/base`"), "{}", ran.err);
-    assert!(ran.out.contains("has all of it already"), "{}", ran.out);
+    assert!(ran.out.contains("already has all files"), "{}", ran.out);
 }
 
 #[test]
@@ -491,21 +495,21 @@ fn a_model_without_its_tokenizer_or_with_an_adapter_in_it_is_not_sent() {
     }
     let ran = desk.refuses("push whole me/both");
     assert!(ran.err.contains("holds an adapter (`adapter_config.json`) and a model"), "{}", ran.err);
-    assert!(ran.err.contains("a folder of its own"), "{}", ran.err);
+    assert!(ran.err.contains("its own folder"), "{}", ran.err);
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::remove_file(desk.scene.path("whole").join(name)).unwrap();
     }
     fs::remove_file(desk.scene.path("whole/tokenizer.json")).unwrap();
     let ran = desk.refuses("push whole me/mute");
-    assert!(ran.err.contains("tokenizer.json` is missing: nobody can talk to"), "{}", ran.err);
-    // What is damaged here was not fetched, and what danlu does not know others may load.
+    assert!(ran.err.contains("tokenizer.json` is missing: a model cannot be used without"), "{}", ran.err);
+    // A damaged local folder was not downloaded, and an unsupported model may work elsewhere.
     let weights = desk.scene.read("whole/model.safetensors");
     fs::write(desk.scene.path("whole/model.safetensors"), &weights[..1000]).unwrap();
     let ran = desk.refuses("push whole me/cut");
     assert!(ran.err.contains("write the folder again") && !ran.err.contains("fetch it"), "{}", ran.err);
     desk.scene.write("whole/config.json", "{\"model_type\": \"mamba2\"}");
     let ran = desk.refuses("push whole me/mamba");
-    assert!(ran.err.contains("sends only what it can load itself"), "{}", ran.err);
+    assert!(ran.err.contains("danlu uploads only models that it can load"), "{}", ran.err);
 }
 
 #[test]
@@ -528,10 +532,10 @@ fn text_that_was_added_on_the_hub_stays() {
     desk.server.commit("me/huan", &[("README.md", edited.as_bytes())]);
     for line in ["push out me/huan --dry-run", "push out me/huan", "push out me/huan"] {
         let ran = desk.scene.ok(line);
-        assert!(ran.err.contains("README.md on the Hub has text that the one here lacks"), "{}", ran.err);
+        assert!(ran.err.contains("README.md on the Hub has text that the local file lacks"), "{}", ran.err);
         assert_eq!(desk.text("me/huan", "README.md"), edited);
     }
-    // danlu's part and keys are brought up to date there all the same.
+    // danlu's part and keys are still updated there.
     desk.scene.ok("card out --license mit");
     desk.scene.ok("push out me/huan");
     let both = desk.text("me/huan", "README.md");
@@ -539,7 +543,7 @@ fn text_that_was_added_on_the_hub_stays() {
     desk.scene.ok("push out me/huan --include README.md");
     let replaced = desk.text("me/huan", "README.md");
     assert!(replaced.contains("license: \"mit\"") && !replaced.contains("Mended"), "{replaced}");
-    // One's own additions go again and again.
+    // The author's additions are uploaded each time.
     let mut here = replaced;
     for text in ["One line of mine.", "Another line of mine."] {
         here += &format!("\n{text}\n");
@@ -548,15 +552,15 @@ fn text_that_was_added_on_the_hub_stays() {
         assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").contains(text));
     }
-    // Bytes that are no text are somebody's too.
+    // A file that is not text also belongs to the author.
     desk.server.commit("me/huan", &[("README.md", b"caf\xe9\n")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("README.md on the Hub has text"), "{}", ran.err);
     assert_eq!(desk.server.read("me/huan", "main", "README.md").unwrap(), b"caf\xe9\n");
-    // A card that stays here for its token leaves the one that is there, and that is said.
+    // If a token keeps the card from the upload, the old card stays, with a warning.
     desk.scene.write("out/README.md", &format!("{here}\nWith hf_mine in it\n"));
     let ran = desk.scene.ok("push out me/huan");
-    assert!(ran.err.contains("the page keeps the README.md that is there"), "{}", ran.err);
+    assert!(ran.err.contains("the page keeps its current README.md"), "{}", ran.err);
 }
 
 #[test]
@@ -565,12 +569,12 @@ fn a_page_without_marks_stays_if_somebody_wrote_it() {
     desk.server.add_model("me/huan", &[("README.md", b"---\nlicense: mit\n---\n# By hand\n")]);
     for line in ["push out me/huan", "push out me/huan"] {
         let ran = desk.scene.ok(line);
-        assert!(ran.err.contains("README.md on the Hub has text that the one here lacks"), "{}", ran.err);
+        assert!(ran.err.contains("README.md on the Hub has text that the local file lacks"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").ends_with("# By hand\n"));
     }
     desk.scene.ok("push out me/huan --include README.md");
     assert!(desk.text("me/huan", "README.md").contains("danlu chat me/huan"));
-    // What the Hub itself puts into a new repository is nobody's.
+    // A README created by the Hub itself may be replaced.
     desk.server.add_model("me/new", &[("README.md", b"---\nlicense: mit\n---\n")]);
     let ran = desk.scene.ok("push out me/new");
     assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
@@ -598,14 +602,10 @@ fn a_branch_is_named_wherever_the_push_is_spoken_of() {
     ] {
         assert!(desk.refuses(line).err.contains("has no revision `v9`"));
     }
-    // Without a card of danlu's nothing names the branch: it is all that is made.
+    // Without a card, nothing names the branch, so only the branch is created.
     as_peft_saves(&desk, "lab/base");
     desk.scene.ok("push out me/plain");
     let ran = desk.scene.ok("push out me/plain --revision v5");
-    assert!(
-        ran.out.contains("the branch `v5` was made; main of me/plain has all of it already"),
-        "{}",
-        ran.out
-    );
+    assert!(ran.out.contains("created branch `v5`; main of me/plain already has all files"), "{}", ran.out);
     assert!(desk.server.read("me/plain", "v5", "adapter_config.json").is_some());
 }

@@ -1,5 +1,5 @@
-//! Every command shown in the READMEs and the guide runs here as it stands. The embedded base and the test's data stand
-//! under the names that the pages give them.
+//! Runs every command shown in the READMEs and the guide. The embedded base and test data take the names that
+//! the pages use.
 
 mod common;
 
@@ -41,25 +41,25 @@ impl Pages {
         [self.readme].into_iter().chain(self.guide)
     }
 
-    /// The commands of all pages, each once, in the order of their first mention.
+    /// Returns the commands of all pages, without repeats, in order.
     fn commands(&self) -> Vec<&'static str> {
         let mut seen = BTreeSet::new();
         self.all().flat_map(commands).filter(|line| seen.insert(*line)).collect()
     }
 }
 
-/// The lines of fenced blocks.
+/// Returns the lines of fenced blocks.
 fn fenced(page: &str) -> impl Iterator<Item = &str> {
     page.split("```").skip(1).step_by(2).flat_map(str::lines).map(str::trim)
 }
 
-/// The commands of fenced blocks, without their comments.
+/// Returns the commands of fenced blocks, without comments.
 fn commands(page: &str) -> Vec<&str> {
     let lines = fenced(page).filter(|line| line.starts_with("danlu "));
     lines.map(|line| line.split(" #").next().unwrap_or(line).trim()).collect()
 }
 
-/// The words for which `of(word before, word)` holds.
+/// Returns the words for which `of(previous word, word)` holds.
 fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<&'a str> {
     let pairs = commands.iter().flat_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -68,12 +68,13 @@ fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<
     pairs.filter(|(before, word)| of(before, word)).map(|(_, word)| word).collect()
 }
 
-/// Whether a word is a name on the Hub: every folder of the pages begins with `out/` or `models/`.
+/// Whether a word is a Hub name: local folders of the pages start with `out/` or `models/`.
 fn is_on_hub(word: &str) -> bool {
     word.contains('/') && !word.starts_with("out/") && !word.starts_with("models/")
 }
 
-/// The Hub with the models that the pages fetch, each a copy of the embedded base, and an account `you` that may write.
+/// Starts a Hub with the models of the pages, each a copy of the embedded base, and a user `you` with write
+/// access.
 fn hub_with_models(scene: &Scene, commands: &[&str]) -> HubServer {
     let hub = HubServer::start();
     for name in words(commands, |before, word| ["pull", "chat"].contains(&before) && is_on_hub(word)) {
@@ -105,7 +106,7 @@ fn the_commands_of_readme_and_guide_run_as_they_stand() {
             fs::create_dir_all(scene.path(base).parent().unwrap()).unwrap();
             fs::rename(scene.path("base"), scene.path(base)).expect("one base for all commands");
         }
-        // A run writes the files in `out/`. There are enough records to hold some out.
+        // A run creates the files in `out/`. The records are enough to hold some out.
         let palace: Vec<Value> = serde_json::from_str(include_str!("../assets/palace.json")).unwrap();
         for file in words(&commands, |_, word| word.ends_with(".json") && !word.starts_with("out/")) {
             scene.write(file, &serde_json::to_string_pretty(&palace[..100]).unwrap());
@@ -116,7 +117,7 @@ fn the_commands_of_readme_and_guide_run_as_they_stand() {
     }
 }
 
-/// Commands in running text are words in backticks, such as `danlu bench train|prefill`.
+/// Commands in running text are in backticks, such as `danlu bench train|prefill`.
 #[test]
 fn every_command_that_readme_and_guide_name_exists() {
     let scene = Scene::new();

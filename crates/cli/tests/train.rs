@@ -1,4 +1,4 @@
-//! Real runs, stopped in every way a run can be stopped.
+//! Real runs, stopped in every way.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::{Ran, Scene, names};
 const FLAGS: &str = "train --base base --data data.json --num-train-epochs 6 --save-steps 2 --logging-steps 1 \
                      --lora-r 2 --learning-rate 1e-3";
 
-/// Reads what a run says until it has taken `step`; the rest of its talk stays in the pipe.
+/// Reads the output until `step`, and leaves the rest in the pipe.
 fn wait_for_step(child: &mut Child, step: usize) {
     let lines = BufReader::new(child.stderr.as_mut().unwrap()).lines();
     let start = format!("step {step:>2}/18 ");
@@ -26,7 +26,7 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// The files that make the result; the card and the report hold times.
+/// Returns the files of the result. Card and report contain times, so they are excluded.
 fn result(scene: &Scene, folder: &str) -> Vec<Vec<u8>> {
     let files = ["adapter_model.safetensors", "adapter_config.json"];
     files.iter().map(|name| scene.read(&format!("{folder}/{name}"))).collect()
@@ -60,14 +60,14 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
     assert!(ran.out.contains("adapter         out\n"), "{}", ran.out);
     scene.refuses(
         "train --base base --data data.json --output out",
-        "error: `out` holds a run already\n\nhint: `--resume` goes on with it; a new run needs a new folder\n",
+        "error: `out` holds a run already\n\nhint: continue it with `--resume`, or start a new run in a new folder\n",
     );
-    // As a run leaves it whose numbers ran away in the first step.
+    // The folder of a run that failed in its first step.
     std::fs::create_dir(scene.path("half")).unwrap();
     scene.write("half/run.toml", &String::from_utf8(scene.read("out/run.toml")).unwrap());
     let half = scene.run("train --base base --data data.json --output half");
     assert!(
-        half.code == 1 && half.err.contains("it has no checkpoint yet: `--resume` starts it over"),
+        half.code == 1 && half.err.contains("restart it with `--resume`, since it has no checkpoint yet"),
         "{}",
         half.err
     );
@@ -89,7 +89,7 @@ fn a_killed_run_resumes_to_the_same_file() {
     assert!(!scene.path("killed/adapter_model.safetensors").exists());
 
     let resumed = scene.ok("train --output killed --resume");
-    assert!(resumed.err.contains("going on from killed/checkpoint-"), "{}", resumed.err);
+    assert!(resumed.err.contains("resuming from killed/checkpoint-"), "{}", resumed.err);
     assert_eq!(result(&scene, "killed"), result(&scene, "straight"));
 }
 
@@ -103,7 +103,7 @@ fn one_command_starts_a_run_and_resumes_it() {
     child.kill().unwrap();
     child.wait().unwrap();
     let resumed = scene.ok(&line);
-    assert!(resumed.err.contains("going on from repeated/checkpoint-"), "{}", resumed.err);
+    assert!(resumed.err.contains("resuming from repeated/checkpoint-"), "{}", resumed.err);
     assert_eq!(result(&scene, "repeated"), result(&scene, "straight"));
 }
 
@@ -125,9 +125,9 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     wait_for_step(&mut child, 3);
     signal(&child, "-INT");
     let ran = Ran::of(child.wait_with_output().unwrap());
-    // A script does not go on to a merge.
+    // The exit code stops scripts.
     assert_eq!(ran.code, 130, "{}", ran.err);
-    assert!(ran.err.ends_with("To go on:\n  danlu train --output stopped --resume\n"), "{}", ran.err);
+    assert!(ran.err.ends_with("To resume:\n  danlu train --output stopped --resume\n"), "{}", ran.err);
 
     scene.ok("train --output stopped --resume");
     assert_eq!(result(&scene, "stopped"), result(&scene, "straight"));
@@ -156,7 +156,7 @@ error: cannot resume `out/checkpoint-2`: another run wrote it: `learning_rate` w
 
 hint: resume with the settings, data and base of the checkpoint, or start again in another folder
 ";
-    // The plan comes first.
+    // The error follows the plan.
     assert_eq!(&ran.err[ran.err.find("error: ").unwrap()..], expected);
 }
 

@@ -1,4 +1,4 @@
-//! Mistakes of the user: each is refused with exit code 1, a reason, and where it is known the next move.
+//! User errors: each exits with code 1, a reason, and a hint.
 
 mod common;
 
@@ -78,10 +78,7 @@ fn an_unknown_target_module_is_underlined_with_what_there_is() {
 #[test]
 fn flags_and_values_that_do_not_exist_are_refused() {
     let scene = Scene::new();
-    scene.refuses(
-        "train --lora-rank 3",
-        "error: unknown flag `--lora-rank`\n\nhint: did you mean `--lora-r`?\n",
-    );
+    scene.refuses("train --lora-rr 3", "error: unknown flag `--lora-rr`\n\nhint: did you mean `--lora-r`?\n");
     scene.refuses(
         "train --lr-scheduler-type cosin",
         "error: invalid value `cosin` for `--lr-scheduler-type <TYPE>`: `cosin` is no schedule; \
@@ -93,8 +90,8 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     );
     scene.refuses(
         "train --base base --data data.json --output out --max-length 4096",
-        "error: 4096 tokens of `--max-length`, and the model was made for 1024\n\n\
-         hint: at most 1024, or a model for longer texts\n",
+        "error: 4096 tokens of `--max-length` exceed the model's context of 1024\n\n\
+         hint: use at most 1024, or a model with a longer context\n",
     );
     scene.refuses(
         "chat base --prompt hi --temperature -1",
@@ -108,8 +105,8 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     );
     scene.refuses(
         "train --packing yes",
-        "error: nothing takes the argument `yes`\n\n\
-         hint: `--packing` alone switches it on, `--packing=false` off\n",
+        "error: unexpected argument `yes`\n\n\
+         hint: write `--packing`, or `--packing=false` to switch it off\n",
     );
     for line in [
         "data check data.json --max-length 0",
@@ -122,13 +119,13 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     }
     scene.refuses(
         "chat base --prompt hi --context 9999",
-        "error: 9999 tokens of `--context`, and the model was made for 1024\n\n\
-         hint: at most 1024, or a model for longer texts\n",
+        "error: 9999 tokens of `--context` exceed the model's context of 1024\n\n\
+         hint: use at most 1024, or a model with a longer context\n",
     );
     scene.refuses(
         "compare base base --data data.json --max-length 100000",
-        "error: 100000 tokens of `--max-length`, and the model was made for 1024\n\n\
-         hint: at most 1024, or a model for longer texts\n",
+        "error: 100000 tokens of `--max-length` exceed the model's context of 1024\n\n\
+         hint: use at most 1024, or a model with a longer context\n",
     );
 }
 
@@ -138,7 +135,7 @@ fn an_instruction_set_that_is_none_is_refused() {
     let output = scene.command(&["doctor"]).env("DANLU_ISA", "sse9").output().unwrap();
     let ran = common::Ran::of(output);
     assert_eq!(ran.code, 1);
-    let start = "error: DANLU_ISA is `sse9`, which is no instruction set\n\nhint: this machine runs ";
+    let start = "error: DANLU_ISA is `sse9`, which is not an instruction set\n\nhint: use one that this machine supports: ";
     assert!(ran.err.starts_with(start), "{}", ran.err);
 }
 
@@ -156,7 +153,7 @@ error: 3 of 4 records are bad
   bad.jsonl:3 (record 3): found an empty `output`, expected an answer
   bad.jsonl:4:2 (record 4): found `o`, expected a value: a text in double quotes, a number, `true`, `false`, `null`, `[` or `{`
 
-hint: `danlu data check bad.jsonl` shows them all, `--skip-bad` leaves them out
+hint: correct them (`danlu data check bad.jsonl` lists all), or skip them with `--skip-bad`
 ";
     let line = "train --base base --data bad.jsonl --output out --max-steps 1";
     scene.refuses(line, expected);
@@ -164,7 +161,7 @@ hint: `danlu data check bad.jsonl` shows them all, `--skip-bad` leaves them out
 
     let ran = scene.ok(&format!("{line} --skip-bad"));
     assert!(
-        ran.err.contains("warning: 3 bad records are left out:\n  bad.jsonl:2 (record 2): found"),
+        ran.err.contains("warning: 3 bad records are skipped:\n  bad.jsonl:2 (record 2): found"),
         "{}",
         ran.err
     );
@@ -199,7 +196,7 @@ fn a_folder_with_other_things_is_never_written_to() {
     assert_eq!(common::names(&scene.path("mine")), ["thesis.txt"]);
     scene.refuses(
         "train --output mine --resume",
-        "error: `mine` holds no run to go on with\n\nhint: leave `--resume` out to begin one\n",
+        "error: `mine` holds no run to resume\n\nhint: omit `--resume` to start one\n",
     );
 }
 
@@ -220,7 +217,7 @@ fn a_read_only_folder_is_said_to_be_one() {
     );
 }
 
-/// Also for root, who writes to folders that are closed to others.
+/// Works for root too, who may write to read-only folders.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_folder_that_no_one_can_write_to_is_said_to_be_one() {
@@ -260,7 +257,7 @@ fn an_adapter_whose_base_is_elsewhere_asks_for_it() {
     );
     scene.ok("chat out --base moved --prompt hi --max-new-tokens 2");
 
-    // Another base is one cause of tensors that do not fit, a configuration that was edited the other.
+    // Tensors that do not fit come from another base, or from an edited configuration.
     let config = String::from_utf8(scene.read("out/adapter_config.json")).unwrap();
     for (from, to) in [("\"r\": 8", "\"r\": 4"), ("\"q_proj\"", "\"x_proj\"")] {
         assert!(config.contains(from), "{config}");
@@ -336,7 +333,7 @@ fn a_generation_config_with_an_impossible_value_is_named() {
     scene.refuses(
         "chat base --prompt hi",
         "error: cannot use `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
-         hint: mend the file, or overrule it with `--temperature`\n",
+         hint: correct the file, or override it with `--temperature`\n",
     );
     fs::write(&path, "{\n  \"do_sample\": true,\n}").unwrap();
     scene.refuses(
@@ -354,7 +351,7 @@ fn an_adapter_is_sampled_from_by_its_own_generation_config() {
     scene.refuses(
         "chat out --prompt hi",
         "error: cannot use `out/generation_config.json`: `top_k` is -1, expected a whole number, 0 or more\n\n\
-         hint: mend the file, or overrule it with `--top-k`\n",
+         hint: correct the file, or override it with `--top-k`\n",
     );
 }
 
@@ -371,8 +368,7 @@ fn two_adapters_are_compared_only_on_what_both_held_out() {
     assert!(ran.err.starts_with("held-out records: a/held_out.json\n"), "{}", ran.err);
     scene.refuses(
         "compare a c",
-        "error: `--data` is missing, and `a/held_out.json` and `c/held_out.json` hold different records: one adapter \
-         may have been trained on what the other held out\n\n\
+        "error: `--data` is missing, and `a/held_out.json` and `c/held_out.json` hold different records: one adapter may have been trained on records that the other held out\n\n\
          hint: name records that neither was trained on with `--data FILE`\n",
     );
     fs::remove_file(scene.path("b/held_out.json")).unwrap();

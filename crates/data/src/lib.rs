@@ -102,7 +102,7 @@ pub use preview::{PreviewToken, preview, replace_controls};
 pub use read::{DataFileFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource, TurnLoss};
 pub use roles::Roles;
-pub use spelling::closest_word;
+pub use spelling::{closest_word, edit_distance};
 pub use template_audit::{TemplateAudit, TemplateEffect, TemplateFinding};
 pub use unknown_keys::UnknownKey;
 pub use unsupported_file::UnsupportedFile;

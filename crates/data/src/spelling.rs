@@ -11,11 +11,15 @@ pub fn closest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     }
     let limit = (word.chars().count() / 3).max(1);
     let word = word.to_lowercase();
-    known.into_iter().map(|k| (edits(&word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+    known.into_iter().map(|k| (edit_distance(&word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }
 
 /// Returns the edit distance that counts a swap of neighbours as one edit (optimal string alignment).
-fn edits(a: &str, b: &str) -> usize {
+/// Words above 128 bytes are not compared, and count as entirely different.
+pub fn edit_distance(a: &str, b: &str) -> usize {
+    if a.len().max(b.len()) > MAX_BYTES {
+        return a.len().max(b.len());
+    }
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];
     for i in 0..=a.len() {

@@ -41,7 +41,7 @@ pub use loaded_model::{
 };
 pub use model_dirs::{AdapterDir, ModelDirs, folder_name};
 pub use model_files::{AdapterFiles, BaseFiles, ModelFiles};
-pub use model_ref::{ModelRef, is_known_name, parse_name, with_full_commit};
+pub use model_ref::{ModelRef, explicit_name, is_known_name, parse_name, with_full_commit};
 pub use model_tokens::{ModelTokens, TokenCheck};
 pub use notice::Notice;
 pub use progress::{Observer, Progress};

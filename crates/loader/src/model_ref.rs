@@ -27,6 +27,9 @@ impl ModelRef {
     /// Parses `path` as a Hub name unless a local file or folder of that name exists.
     pub fn parse(path: &Path) -> Self {
         let folder = || Self::Folder(path.to_owned());
+        if let Some(name) = explicit_name(path) {
+            return Self::Hub(name);
+        }
         let name = path.to_str().and_then(|text| parse_name(text).ok()).filter(|_| !path.exists());
         let Some(name) = name else { return folder() };
         let Some(owner) = name.id().split('/').next().map(Path::new) else { return folder() };
@@ -54,9 +57,16 @@ impl ModelRef {
         let Self::Ambiguous { name, .. } = self else { return None };
         match self.hub_name(hub) {
             Some(_) => None,
-            None => Some(format!("if it is the Hub's, say `{name}@main`, or `danlu pull {name}` first")),
+            None => Some(format!("if it is on the Hub, write `hf:{name}`, or run `danlu pull {name}` first")),
         }
     }
+}
+
+/// Parses `hf:org/name`, which names a repository even if a folder `org/name` exists.
+pub fn explicit_name(path: &Path) -> Option<RepoName> {
+    let text = path.to_str()?;
+    let name = text.strip_prefix("hf://").or_else(|| text.strip_prefix("hf:"))?;
+    name.parse().ok()
 }
 
 /// Parses a typed repository name, or the pasted URL of its page.
@@ -64,6 +74,7 @@ impl ModelRef {
 /// # Errors
 /// If it is neither.
 pub fn parse_name(text: &str) -> Result<RepoName, HubError> {
+    let text = text.strip_prefix("hf:").filter(|rest| !rest.starts_with("//")).unwrap_or(text);
     text.parse().or_else(|error| {
         let endpoint = std::env::var("HF_ENDPOINT").ok().and_then(|text| text.parse().ok());
         RepoName::from_page_url(text, endpoint.as_ref()).ok_or(error)
@@ -98,6 +109,9 @@ mod tests {
         for path in ["models", "./models/x", "/models/x", "a/b/c", "out/my model", "../x"] {
             assert_eq!(ModelRef::parse(Path::new(path)), ModelRef::Folder(path.into()), "{path}");
         }
+        assert!(
+            matches!(ModelRef::parse(Path::new("hf:src/model")), ModelRef::Hub(name) if name.id() == "src/model")
+        );
         // Tests run in the crate's folder, which has a folder `src`.
         assert!(matches!(ModelRef::parse(Path::new("src/model")), ModelRef::Ambiguous { .. }));
     }

@@ -167,7 +167,10 @@ impl<'a> Loader<'a> {
         let report = |progress: Progress<'_>| -> () {
             let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
         };
-        report(Progress::FetchStarted { name });
+        // The observer may decline a transfer before it starts.
+        if (self.observer)(Progress::FetchStarted { name }).is_break() {
+            return Err(LoadError::Stopped);
+        }
         let pulled = hub.pull(name, scope, &mut |transfer| {
             report(Progress::Fetching { name, transfer, seconds: seconds() });
         });

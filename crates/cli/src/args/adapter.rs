@@ -9,20 +9,20 @@ use danlu_train::TrainSettings;
 /// The flags that shape the adapter.
 #[derive(Args, Clone, Debug, Default)]
 pub struct AdapterArgs {
-    /// Rank of the adapter [default: 8]
+    /// Rank of the adapter: more rank, more capacity and more memory [default: 8]
     #[arg(long, value_name = "R", help_heading = "Adapter")]
     pub lora_r: Option<u32>,
     /// The adapter is scaled by alpha / rank [default: 32]
     #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
     pub lora_alpha: Option<f64>,
-    /// Probability of dropping an input of the adapter while training [default: 0.1]
+    /// Dropout probability of the adapter [default: 0.1]
     #[arg(long, value_name = "P", help_heading = "Adapter")]
     pub lora_dropout: Option<f64>,
-    /// Projections that get an adapter: all-linear, names between commas, or a regular expression
-    /// [default: all-linear]
+    /// Projections with an adapter: all-linear, names separated by commas, or a regular expression [default:
+    /// all-linear]
     #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
     pub target_modules: Option<TargetModules>,
-    /// Scale by alpha / sqrt(rank) instead
+    /// Scale by alpha / sqrt(rank) instead (rsLoRA)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
     pub use_rslora: Option<bool>,
 }
@@ -45,18 +45,18 @@ pub fn set<T: Clone>(field: &mut T, given: &Option<T>) {
     }
 }
 
-/// The flag's value in bytes.
+/// Parses a size in bytes.
 pub fn memory_limit(text: &str) -> Result<u64, String> {
     let number = text.trim();
     if number.parse::<f64>().is_err() {
         return parse_byte_size(text).map_err(|error| error.to_string());
     }
-    // A hint must only suggest values that the flag accepts.
+    // The hint suggests only values that the flag accepts.
     let sizes = [("GiB", ""), ("B", " for bytes")].map(|(unit, note)| (format!("{number}{unit}"), note));
     let sizes = sizes.iter().filter(|(size, _)| parse_byte_size(size).is_ok());
     let sizes: Vec<_> = sizes.map(|(size, note)| format!("`{size}`{note}")).collect();
     Err(match sizes.is_empty() {
         true => format!("`{number}` is not a size; write a number with a unit, such as 8GiB or 900MB"),
-        false => format!("`{number}` has no unit; say {}", sizes.join(", or ")),
+        false => format!("`{number}` has no unit; write {}", sizes.join(", or ")),
     })
 }

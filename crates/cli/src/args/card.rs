@@ -15,16 +15,13 @@ const MAX_NOTES_BYTES: u64 = 1 << 20;
 /// The languages of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CardLang {
-    /// Simplified Chinese.
     Zh,
-    /// English.
     En,
-    /// Both, the language of the terminal first.
+    /// Both languages, that of the terminal first.
     Both,
 }
 
 impl CardLang {
-    /// The value of the flag.
     pub fn name(self) -> &'static str {
         match self {
             Self::Zh => "zh",
@@ -42,16 +39,16 @@ impl CardLang {
     }
 }
 
-/// The parts of a card that only the author knows.
+/// Card values that only the author can give.
 #[derive(Args, Clone, Debug, Default)]
 pub struct CardArgs {
     /// Languages of the model card (README.md): zh, en or both [default: the language of the terminal]
     #[arg(long, value_name = "LANG", hide_possible_values = true, help_heading = "Model card")]
     pub card_lang: Option<CardLang>,
-    /// The model's licence as the Hub spells it, such as apache-2.0 [default: the licence in the base's card]
+    /// The model's licence in the Hub's spelling, such as apache-2.0 [default: the licence of the base]
     #[arg(long, value_name = "ID", value_parser = license, help_heading = "Model card")]
     pub license: Option<String>,
-    /// The base's name on the Hub, for links and snippets, if the base is a local folder
+    /// Hub name of the base for links and snippets, if the base is a local folder
     #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
     pub base_id: Option<String>,
     /// Names of the data sets on the Hub, separated by commas
@@ -62,7 +59,7 @@ pub struct CardArgs {
 /// The file with the author's notes.
 #[derive(Args, Clone, Debug, Default)]
 pub struct NotesArgs {
-    /// Markdown for the card's section on limits, in place of the text between its notes marks
+    /// Markdown file for the card's section on limits; replaces the text between its notes marks
     #[arg(long, value_name = "FILE", help_heading = "Model card")]
     pub notes: Option<PathBuf>,
 }
@@ -74,7 +71,7 @@ fn license(id: &str) -> Result<String, String> {
     }
 }
 
-/// The value of a flag that names a repository.
+/// Parses the name of a repository.
 pub fn hub_id(id: &str) -> Result<String, String> {
     match danlu_model::is_repo_id(id) {
         true => Ok(id.to_owned()),
@@ -83,7 +80,7 @@ pub fn hub_id(id: &str) -> Result<String, String> {
 }
 
 impl CardArgs {
-    /// The requested languages, or that of the terminal.
+    /// Returns the requested language, or that of the terminal.
     pub fn language(&self, lang: Lang) -> CardLanguage {
         self.card_lang.map_or(lang.pick(CardLanguage::Zh, CardLanguage::En), |asked| asked.in_lang(lang))
     }
@@ -115,7 +112,7 @@ impl NotesArgs {
         let bytes = files::read_bounded(path, MAX_NOTES_BYTES)?;
         String::from_utf8(bytes).map(Some).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            let text = format!("`{}` is no UTF-8 text: byte {at} begins no character", path.display());
+            let text = format!("`{}` is not UTF-8 text: the fault is at byte {at}", path.display());
             Diagnostic::input(text).with_hint("save it as UTF-8")
         })
     }

@@ -1,4 +1,4 @@
-//! `--chat-template`: a template for bases that bring none.
+//! `--chat-template`: a template for bases without one.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::printer::Printer;
 /// Largest template file that is read.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
-/// The tokenizer with the template that `choice` names: a known form, or a file. Warns if the form uses
+/// Returns the tokenizer with the template `choice`: a known name, or a file. Warns if the template uses
 /// tokens that the tokenizer lacks.
 ///
 /// # Errors
-/// If `choice` is neither a known form nor a file, or the template is not valid.
+/// If `choice` is neither a known name nor a file, or the template is not valid.
 pub fn with_chat_template(
     tokenizer: Tokenizer,
     choice: Option<&str>,

@@ -1,4 +1,4 @@
-//! What computes: device, threads, instruction set, precision.
+//! Device, threads, instruction set and precision.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,23 +16,22 @@ pub const ISA_VARIABLE: &str = "DANLU_ISA";
 /// Flags of every command that computes.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ComputeArgs {
-    /// Threads to compute with; results are the same for any number [default: one per core]
+    /// Number of CPU threads; results do not depend on it [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     pub threads: Option<u16>,
-    /// What computes: auto (the first NVIDIA GPU, where there is one), cpu, cuda, or cuda:N [default: auto]
+    /// Device: auto (the first NVIDIA GPU, otherwise the CPU), cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = "Machine")]
     pub device: Option<DeviceChoice>,
 }
 
-/// The device that a user asks for.
+/// The value of `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first NVIDIA GPU, or the processor on a machine without one.
+    /// The first NVIDIA GPU, otherwise the CPU.
     #[default]
     Auto,
-    /// The processor.
+    /// The CPU.
     Cpu,
-    /// The NVIDIA GPU of this number.
     Cuda(usize),
 }
 
@@ -62,10 +61,10 @@ impl fmt::Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The number of the GPU that computes, or `None` for the processor.
+    /// Returns the number of the GPU, or `None` for the CPU.
     ///
     /// # Errors
-    /// If a GPU was asked for by name, or is there, and cannot be used.
+    /// If a requested or detected GPU cannot be used.
     pub fn gpu(self) -> Result<Option<usize>> {
         match (self, cuda::device_count()) {
             (Self::Cpu, _) | (Self::Auto, Err(CudaError::NoDriver) | Ok(0)) => Ok(None),
@@ -83,10 +82,10 @@ pub fn unusable(error: &CudaError) -> Diagnostic {
 }
 
 impl ComputeArgs {
-    /// The back end of the device, products in `dtype`.
+    /// Opens the back end of the device, with matrix products in `dtype`.
     ///
     /// # Errors
-    /// If the device cannot be used, or `DANLU_ISA` names no instruction set, or one this machine lacks.
+    /// If the device cannot be used, or `DANLU_ISA` names an unknown or missing instruction set.
     pub fn backend(&self, dtype: DType) -> Result<Arc<dyn Backend>> {
         match self.cuda(dtype)? {
             Some(cuda) => Ok(cuda),
@@ -94,7 +93,7 @@ impl ComputeArgs {
         }
     }
 
-    /// The GPU's back end, or `None` where the processor computes.
+    /// Opens the GPU, or returns `None` if the CPU computes.
     ///
     /// # Errors
     /// If the device cannot be used.
@@ -104,7 +103,7 @@ impl ComputeArgs {
         Ok(Some(Arc::new(cuda)))
     }
 
-    /// The number of the GPU that computes, or `None` for the processor.
+    /// Returns the number of the GPU, or `None` for the CPU.
     ///
     /// # Errors
     /// As [`DeviceChoice::gpu`].
@@ -112,7 +111,7 @@ impl ComputeArgs {
         self.device.unwrap_or_default().gpu()
     }
 
-    /// The type asked for, or the device's own: bf16 on a GPU, f32 on the processor.
+    /// Returns the requested type, or the device's default: bf16 on a GPU, f32 on the CPU.
     ///
     /// # Errors
     /// As [`DeviceChoice::gpu`].
@@ -128,7 +127,8 @@ impl ComputeArgs {
         self.threads.map_or(available_cores(), |threads| available_cores().min(threads.into()))
     }
 
-    /// The back end that a memory plan is made for. A GPU that `--device` names need not exist.
+    /// Returns the back end that a memory plan assumes. The plan covers host memory, so it assumes the CPU
+    /// for every device.
     ///
     /// # Errors
     /// As [`ComputeArgs::backend`].
@@ -150,7 +150,7 @@ impl ComputeArgs {
         }
     }
 
-    /// The options of that back end.
+    /// Returns the options of the CPU back end.
     ///
     /// # Errors
     /// As [`ComputeArgs::backend`].
@@ -174,7 +174,7 @@ pub fn products(name: &str) -> Result<DType, String> {
     }
 }
 
-/// The instruction set that the environment asks for.
+/// Reads the instruction set from `DANLU_ISA`.
 ///
 /// # Errors
 /// If it is unknown, or this machine lacks it.
@@ -183,9 +183,10 @@ pub fn isa_from_env() -> Result<Option<Isa>> {
         return Ok(None);
     };
     let supported = || Isa::supported().map(|isa| format!("`{isa}`")).collect::<Vec<_>>().join(", ");
-    let hint = format!("this machine runs {}", supported());
+    let hint = format!("use one that this machine supports: {}", supported());
     let isa = Isa::from_str(&name).map_err(|_| {
-        Diagnostic::input(format!("{ISA_VARIABLE} is `{name}`, which is no instruction set")).with_hint(&hint)
+        Diagnostic::input(format!("{ISA_VARIABLE} is `{name}`, which is not an instruction set"))
+            .with_hint(&hint)
     })?;
     if !isa.is_supported() {
         let diagnostic =
@@ -195,14 +196,14 @@ pub fn isa_from_env() -> Result<Option<Isa>> {
     Ok(Some(isa))
 }
 
-/// Checks that `tokens` does not exceed the context of the model.
+/// Checks that `tokens` does not exceed the model's context.
 ///
 /// # Errors
-/// If it does: results at positions beyond the context are meaningless.
+/// If it does: results beyond the context are meaningless.
 pub fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
     if tokens <= most {
         return Ok(());
     }
-    let text = format!("{tokens} tokens of {flags}, and the model was made for {most}");
-    Err(Diagnostic::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
+    let text = format!("{tokens} tokens of {flags} exceed the model's context of {most}");
+    Err(Diagnostic::input(text).with_hint(format!("use at most {most}, or a model with a longer context")))
 }

@@ -8,16 +8,16 @@ use danlu_data::{Columns, Format, ReadOptions, Roles};
 /// How to read data files.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ReadArgs {
-    /// Format of the data instead of the recognised one [alpaca, messages, sharegpt, prompt-completion, text]
+    /// Format of the data, if it is not recognised: alpaca, messages, sharegpt, prompt-completion or text
     #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
     pub format: Option<Format>,
-    /// The file's names for a format's keys, such as instruction=question,output=answer
+    /// Column names of the file for a format's keys, such as instruction=question,output=answer
     #[arg(long, value_name = "KEY=NAME,…", value_parser = columns, help_heading = "Data")]
     pub columns: Option<Columns>,
-    /// The file's names for roles, such as Alice=user,Bob=assistant
+    /// Role names of the file, such as Alice=user,Bob=assistant
     #[arg(long, value_name = "NAME=ROLE,…", value_parser = roles, help_heading = "Data")]
     pub roles: Option<Roles>,
-    /// The entry to read if the data is LLaMA-Factory's dataset_info.json
+    /// Entry of LLaMA-Factory's dataset_info.json to read
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub dataset: Option<String>,
 }
@@ -30,7 +30,7 @@ impl ReadArgs {
         ReadOptions { format, columns, roles, dataset }
     }
 
-    /// The flags that were given, with their values.
+    /// Returns the given flags with their values.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let Self { format, columns, roles, dataset } = self;
         let flags = [
@@ -43,10 +43,10 @@ impl ReadArgs {
     }
 }
 
-/// A format by its name.
+/// Parses the name of a format.
 ///
 /// # Errors
-/// Lists the names there are.
+/// If there is no such format; the error lists all of them.
 pub fn format(name: &str) -> Result<Format, String> {
     Format::from_str(name).map_err(|_| {
         let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();

@@ -1,4 +1,4 @@
-//! `--quant` and its companions.
+//! `--quant` and the flags of its details.
 
 use std::str::FromStr;
 
@@ -9,16 +9,16 @@ use danlu_train::{Quant, TrainSettings};
 
 use crate::diagnostic::Result;
 
-/// The flags that quantize a 16-bit base while it is loaded.
+/// Flags that quantize a 16-bit base at load time.
 #[derive(Args, Clone, Debug, Default)]
 pub struct QuantArgs {
-    /// Quantize the base's projections to 4 bits while it is loaded: nf4, fp4 or none [default: none]
+    /// Quantize the base's projections to 4 bits at load time: nf4, fp4 or none [default: none]
     #[arg(long, value_name = "TYPE", value_parser = Quant::from_str, help_heading = "4 bits")]
     pub quant: Option<Quant>,
-    /// Leave the scales of 4 bits in f32 instead of 8 bits
+    /// Store the 4-bit scales in f32 instead of 8 bits
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "4 bits")]
     pub no_double_quant: Option<bool>,
-    /// Weights that share a scale in 4 bits [default: 64]
+    /// Number of weights that share a 4-bit scale [default: 64]
     #[arg(long, value_name = "N", help_heading = "4 bits")]
     pub quant_block_size: Option<usize>,
 }
@@ -31,10 +31,11 @@ impl QuantArgs {
         settings.quant_block_size = self.quant_block_size.unwrap_or(settings.quant_block_size);
     }
 
-    /// The quantization of the flags, if `--quant` is given. `Some(None)` leaves the base as it is.
+    /// Returns the quantization of the flags. `None` if `--quant` is not given; `Some(None)` for `--quant
+    /// none`.
     ///
     /// # Errors
-    /// If [`TrainSettings::validate`] refuses them.
+    /// If [`TrainSettings::validate`] rejects them.
     pub fn quantization(&self) -> Result<Option<Option<Quantization>>> {
         let mut settings = TrainSettings::default();
         self.apply(&mut settings);
@@ -42,7 +43,7 @@ impl QuantArgs {
         Ok(self.quant.map(|_| settings.quantization()))
     }
 
-    /// The quantization of a model's base: as the flags ask, otherwise as the adapter was trained.
+    /// Returns the quantization of a model's base: that of the flags, or that of the adapter's training.
     ///
     /// # Errors
     /// As [`QuantArgs::quantization`].

@@ -1,4 +1,4 @@
-//! Sampling options: flags over the model's `generation_config.json` over danlu's defaults.
+//! Sampling flags. They override the model's `generation_config.json`, which overrides danlu's defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -9,37 +9,37 @@ use serde_json::{Map, Value};
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// The flags of sampling. They take precedence over the model's `generation_config.json`.
+/// Sampling flags, which override the model's `generation_config.json`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SamplingArgs {
-    /// 0 always takes the likeliest token [default: the model's, else 0.7]
+    /// Sampling temperature; 0 always picks the likeliest token [default: the model's, or 0.7]
     #[arg(long, value_name = "T", help_heading = "Reply")]
     pub temperature: Option<f32>,
-    /// Keep the fewest tokens whose probabilities reach this [default: the model's, else 0.9]
+    /// Sample from the likeliest tokens whose probabilities sum to this [default: the model's, or 0.9]
     #[arg(long, value_name = "P", help_heading = "Reply")]
     pub top_p: Option<f32>,
-    /// Keep this many of the likeliest tokens; 0 keeps all [default: the model's, else 0]
+    /// Sample from this many of the likeliest tokens; 0 for all [default: the model's, or 0]
     #[arg(long, value_name = "K", help_heading = "Reply")]
     pub top_k: Option<usize>,
-    /// Keep tokens at least this times as probable as the likeliest [default: the model's, else 0]
+    /// Drop tokens less probable than this fraction of the likeliest [default: the model's, or 0]
     #[arg(long, value_name = "P", help_heading = "Reply")]
     pub min_p: Option<f32>,
-    /// Above 1, words already used become less likely [default: the model's, else 1]
+    /// Penalty for tokens already in the text; 1 is off [default: the model's, or 1]
     #[arg(long, value_name = "X", help_heading = "Reply")]
     pub repetition_penalty: Option<f32>,
-    /// The same seed and words give the same reply
+    /// Random seed: the same seed and text give the same reply
     #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Reply")]
     pub seed: u64,
 }
 
 impl SamplingArgs {
-    /// Merges the flags over the model's file in `folder` over danlu's defaults.
+    /// Merges the flags with the model's file in `folder` and danlu's defaults.
     ///
     /// # Errors
-    /// If the model's file is no JSON, or a value that is used is out of range.
+    /// If the file is not JSON, or a used value is out of range.
     pub fn resolve(&self, folder: &Path) -> Result<SamplingOptions> {
         let model = GenerationConfig::read(folder)?;
-        // Without `do_sample`, transformers ignores the values beside it.
+        // Without `do_sample`, transformers ignores the sampling values of the file.
         let samples = model.flag("do_sample")?;
         let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
             Some(flag) => Ok::<f32, Diagnostic>(flag),
@@ -62,7 +62,7 @@ impl SamplingArgs {
             },
             seed: self.seed,
         };
-        // The model's values are checked, so a value out of range comes from a flag.
+        // The file's values were checked above, so a value out of range comes from a flag.
         sampling.check()?;
         Ok(sampling)
     }
@@ -81,7 +81,7 @@ impl GenerationConfig {
         Ok(Self { path, values })
     }
 
-    /// A value that is set. `null` counts as unset, as in Python.
+    /// Returns a value. `null` counts as unset, as in Python.
     fn get(&self, name: &str) -> Option<&Value> {
         self.values.get(name).filter(|value| !value.is_null())
     }
@@ -110,7 +110,7 @@ impl GenerationConfig {
         }
     }
 
-    /// The value would be used, as no flag overrules it.
+    /// The error for a value that would be used.
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> Diagnostic {
         let error = ModelError::Field {
             path: self.path.clone(),
@@ -120,8 +120,8 @@ impl GenerationConfig {
         };
         let flag = name.replace('_', "-");
         Diagnostic::from(error).with_hint(match name {
-            "do_sample" => "mend the file, or remove it".to_owned(),
-            _ => format!("mend the file, or overrule it with `--{flag}`"),
+            "do_sample" => "correct the file, or remove it".to_owned(),
+            _ => format!("correct the file, or override it with `--{flag}`"),
         })
     }
 }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(
             wrong(r#"{"do_sample": true, "temperature": -4}"#),
             "error: cannot use `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
-             hint: mend the file, or overrule it with `--temperature`\n"
+             hint: correct the file, or override it with `--temperature`\n"
         );
         for (config, told) in [
             (r#"{"do_sample": 1}"#, "`do_sample` is 1, expected true or false"),

@@ -1,4 +1,4 @@
-//! `danlu card`: writes the model card of a folder again.
+//! `danlu card`: updates the model card of a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,23 +16,22 @@ use crate::model_loader::hub_name;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu card out/huanhuan --card-lang both --license apache-2.0
-  danlu card out/huanhuan --notes limits.md --base-id meta-llama/Llama-3.2-1B
+  danlu card out/palace --card-lang both --license apache-2.0
+  danlu card out/palace --notes limits.md --base-id meta-llama/Llama-3.2-1B
 
-`train` and `merge` write the card themselves; this writes it again, without training. \
-What earlier flags set stays until a flag changes it. \
-Only the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->` and danlu's own keys of the front matter are written; \
-the rest of README.md is yours and stays as it is.";
+`train` and `merge` write the card themselves; this command updates it without training. \
+Values of earlier flags stay until a flag changes them. \
+Only the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and danlu's own keys of the front matter, are written. \
+The rest of README.md is yours and is not changed.";
 
 /// The flags of `danlu card`.
 #[derive(Args, Clone, Debug)]
 pub struct WriteArgs {
-    /// Folder that `train`, `merge` or `quantize` wrote
+    /// Folder written by `train`, `merge` or `quantize`
     pub folder: PathBuf,
-    /// The repository on the Hub, for the snippets
+    /// Hub name of the model, for the snippets
     #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
     pub name: Option<String>,
     #[command(flatten)]
@@ -41,7 +40,7 @@ pub struct WriteArgs {
     pub notes: NotesArgs,
 }
 
-/// Writes the card again from `card.json`.
+/// Updates the card from `card.json`.
 ///
 /// # Errors
 /// If the folder has no `card.json`, or a file cannot be read or written.
@@ -52,22 +51,22 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         if !is_model {
             let diagnostic = Diagnostic::from(LoadError::no_model(folder));
             return Err(match hub_name(folder) {
-                Some(_) => diagnostic
-                    .and_hint("a card is written into a folder here, and `danlu push` takes it to the Hub"),
+                Some(_) => {
+                    diagnostic.and_hint("name a local folder; `danlu push` then uploads the card to the Hub")
+                }
                 None => diagnostic,
             });
         }
-        let text =
-            format!("`{}` holds no `{CARD_FILE}`, from which its card could be written", folder.display());
+        let text = format!("`{}` holds no `{CARD_FILE}`, which the card is written from", folder.display());
         return Err(Diagnostic::input(text)
-            .with_hint("`danlu train`, `danlu merge` and `danlu quantize` leave one beside the card"));
+            .with_hint("name a folder written by `danlu train`, `danlu merge` or `danlu quantize`"));
     };
     let notes = args.notes.read()?;
     let readme = card::read_readme(folder)?.unwrap_or_default();
     let is_added = card::is_authors_alone(&readme).unwrap_or(false);
     args.card.apply(&mut card, printer.lang);
     card.name = folder_name(folder);
-    // A branch belongs to its repository.
+    // The branch belonged to the old repository.
     if args.name.is_some() && args.name != card.repository {
         card.repository.clone_from(&args.name);
         card.revision = None;
@@ -85,7 +84,7 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         let path = shown.display();
         printer.status_bilingual(
             &format!("`{path}` 没有 danlu 的标记：卡片写在原有文字之下"),
-            &format!("`{path}` had no danlu marks: the card stands below your text"),
+            &format!("`{path}` had no danlu marks: the card is added below your text"),
         );
     }
     let bytes = fs::metadata(&shown).map_err(|error| Diagnostic::io("read", &shown, error))?.len();

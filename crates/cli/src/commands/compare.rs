@@ -10,6 +10,7 @@ use danlu_hub::FetchScope;
 use danlu_kernels::DType;
 use danlu_loader::{FolderKind, LoadedModel, ModelDirs, ModelFiles, ModelRef, choose_quantization};
 use danlu_model::{Workspace, files};
+use serde_json::json;
 
 use crate::args::QuantArgs;
 use crate::args::compute::check_context;
@@ -26,36 +27,38 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu compare out/huanhuan
+  danlu compare out/palace
   danlu compare out/rank8 out/rank32 --data held_out.json
-  danlu compare out/huanhuan out/merged --data held_out.json
+  danlu compare out/palace out/merged --data held_out.json
 
-The first is base against adapter, on out/huanhuan/held_out.json; then two adapters, and an \
-adapter and its merge.";
+The first compares base and adapter on out/palace/held_out.json. The others compare two adapters, and an \
+adapter with its merge.";
+
+/// Largest difference of two losses per token that counts as equal.
+const TIE: f64 = 1e-3;
 
 /// The flags of `danlu compare`.
 #[derive(Args, Clone, Debug)]
 pub struct CompareArgs {
-    /// Folder of an adapter, a merged model or a base
+    /// Adapter, merged model or base: a folder or a Hub name
     pub a: PathBuf,
-    /// Folder of the model to compare with [default: the base of the adapter A]
+    /// Model to compare with [default: the base of the adapter A]
     pub b: Option<PathBuf>,
-    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size`
-    /// writes it; for two adapters, if both files are equal]
+    /// Records that neither model was trained on [default: held_out.json, which `train` writes to the
+    /// adapter; for two adapters both files must be equal]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
     pub reading: ReadArgs,
-    /// Folder of the base, instead of the one the adapters name
+    /// Base of the adapters, instead of the one they name
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Records to measure at most; 0 measures all
+    /// Number of records to measure; 0 for all
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub records: usize,
-    /// Questions that both answer
+    /// Number of questions that both models answer
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub replies: usize,
     /// Longest reply, in tokens
@@ -64,14 +67,17 @@ pub struct CompareArgs {
     /// Longest record, in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 384, value_parser = at_least_one)]
     pub max_length: usize,
-    /// Go on although a base's tokenizer or template differs from its adapter's
+    /// Continue although the tokenizer or template of a base differs from that of its adapter
     #[arg(long)]
     pub allow_template_mismatch: bool,
-    /// What products are computed in: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
+    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
     pub dtype: Option<DType>,
     #[command(flatten)]
     pub quant: QuantArgs,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
@@ -79,7 +85,7 @@ pub struct CompareArgs {
 /// Measures both models and prints the result.
 ///
 /// # Errors
-/// If a model or the data has a fault, or there is nothing to compare.
+/// If a model or the data is invalid, or there is nothing to compare.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let loader = ModelLoader::new(printer);
     let files = open_both(args, &loader)?;
@@ -104,11 +110,19 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         measure(model.decoder(), model.lora(), &held_out[i].sequences, &names[i], printer)
     };
     let losses = [measured(0)?, measured(1)?];
-    print_losses(&names, [&losses[0], &losses[1]], printer);
+    let losses = [&losses[0][..], &losses[1][..]];
+    print_losses(&names, losses, printer);
+    printer.event("compare", || {
+        let [better_a, better_b, equal] = wins(losses);
+        json!({
+            "models": names, "records": losses[0].len(), "loss": losses.map(mean_loss),
+            "better": [better_a, better_b], "equal": equal,
+        })
+    });
     print_replies(args, &models, &names, &held_out[0], printer)
 }
 
-/// Opens the files of both models; the files of a base that they share are opened once.
+/// Opens the files of both models. A shared base is opened once.
 fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles; 2]> {
     let find = |path: &Path| {
         loader.run(|loader, notices| {
@@ -122,12 +136,13 @@ fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles
         Some(b) => find(b)?,
         None if first.adapter.is_some() => ModelDirs::of_model(first.base.clone()),
         None => {
-            let text = format!("`{}` is a whole model, and there is no second one", args.a.display());
+            let text =
+                format!("`{}` is a model and not an adapter, so a second model is needed", args.a.display());
             let hint = "name a second folder: danlu compare A B --data FILE";
             return Err(Diagnostic::input(text).with_hint(hint));
         }
     };
-    // Without a second name the base stands first: before, then after.
+    // Without a second name the base comes first: before, then after.
     let [left, right] = if args.b.is_none() { [second, first] } else { [first, second] };
     loader.run(|_, _| {
         let is_shared = is_same_folder(&left.base, &right.base);
@@ -144,7 +159,7 @@ fn is_same_folder(a: &Path, b: &Path) -> bool {
     a == b || matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Loads both models; a base that they share in one form is loaded once.
+/// Loads both models. A shared base in the same form is loaded once.
 fn load_both(
     args: &CompareArgs,
     files: [ModelFiles; 2],
@@ -156,7 +171,7 @@ fn load_both(
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));
     let mut quantizations = [choose(&left)?, choose(&right)?];
     let is_shared = Arc::ptr_eq(left.base(), right.base());
-    // A base beside its adapter is loaded in the form that the adapter was trained on.
+    // The base is loaded in the form that its adapter was trained on.
     if is_shared {
         match (left.adapter(), right.adapter()) {
             (None, Some(_)) => quantizations[0] = quantizations[1],
@@ -178,7 +193,7 @@ fn load_both(
     Ok([on(left, first)?, on(right, second)?])
 }
 
-/// Reads the records through the template of each model. Keeps those that both can read.
+/// Reads the records with each model's template. Keeps the records that both can read.
 fn read_common(
     args: &CompareArgs,
     data: &Path,
@@ -200,19 +215,20 @@ fn read_common(
     right.keep_common(&left);
     if left.records.is_empty() {
         let text = format!("`{}` holds no record that both models can be measured on", data.display());
-        return Err(Diagnostic::input(text).with_hint("a larger `--max-length` may help"));
+        return Err(Diagnostic::input(text).with_hint("try a larger `--max-length`"));
     }
     Ok([left, right])
 }
 
-/// The records that no adapter among the two was trained on, as far as the files beside them tell: what one
-/// of two held out may be what the other learned, so both must have held out the same.
+/// Returns the records that neither adapter was trained on, according to `held_out.json`.
+///
+/// Records that one adapter held out may be training data of the other. Two adapters must therefore have
+/// equal files.
 ///
 /// # Errors
 /// If there is no such file, or it cannot be read.
 fn common_held_out(models: &[ModelFiles; 2], named: &Path) -> Result<PathBuf> {
-    let hint =
-        "name records that were not trained on; `danlu train --val-size` keeps some beside the adapter";
+    let hint = "name records that were not trained on, or hold some out with `danlu train --val-size`";
     let missing = |folder: &Path| {
         let text = format!("`--data` is missing, and `{}` holds no `{HELD_OUT_FILE}`", folder.display());
         Diagnostic::input(text).with_hint(hint)
@@ -226,7 +242,7 @@ fn common_held_out(models: &[ModelFiles; 2], named: &Path) -> Result<PathBuf> {
     {
         let text = format!(
             "`--data` is missing, and `{}` and `{}` hold different records: one adapter may have been trained on \
-             what the other held out",
+             records that the other held out",
             a.display(),
             b.display()
         );
@@ -237,7 +253,7 @@ fn common_held_out(models: &[ModelFiles; 2], named: &Path) -> Result<PathBuf> {
     files.into_iter().next().ok_or_else(|| missing(named))
 }
 
-/// The names of the folders, or their paths if the names are equal.
+/// Returns the names of the folders, or their paths if the names are equal.
 fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
     let names = [models[0].name(), models[1].name()];
     if names[0] != names[1] {
@@ -254,7 +270,7 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
     let records = terminal_text::thousands(losses[0].len() as u64);
     printer.status(&printer.pick(
         format!("{records} 条留出记录，{tokens} 个计损失的词元\n"),
-        format!("{records} held-out records, {tokens} tokens that carry a loss\n"),
+        format!("{records} held-out records, {tokens} trained tokens\n"),
     ));
     let cell = names.iter().map(|name| terminal_text::width(name)).max().unwrap_or(0).clamp(10, 32) + 2;
     let row = |label: &str, values: [String; 2]| {
@@ -265,8 +281,24 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
     let means = losses.map(mean_loss);
     row(printer.pick("损失（每词元）", "loss a token"), means.map(|loss| format!("{loss:.4}")));
     row(printer.pick("困惑度", "perplexity"), means.map(|loss| format!("{:.2}", loss.exp())));
-    let better = |i: usize| losses[i].iter().zip(losses[1 - i]).filter(|(a, b)| a.0 < b.0).count();
-    row(printer.pick("更好的记录数", "better on records"), [0, 1].map(|i| better(i).to_string()));
+    let [a, b, ties] = wins(losses);
+    row(printer.pick("更好的记录数", "better on records"), [a, b].map(|count| count.to_string()));
+    if ties > 0 {
+        row(printer.pick("持平的记录数", "equal on records"), [ties, ties].map(|count| count.to_string()));
+    }
+}
+
+/// Counts the records on which each model has the lower loss, and those that are ties.
+///
+/// Rounding alone changes a loss by less than [`TIE`], for example between an adapter and its merge.
+fn wins(losses: [&[RecordLoss]; 2]) -> [usize; 3] {
+    let mut counts = [0; 3];
+    for (a, b) in losses[0].iter().zip(losses[1]) {
+        let per_token = (a.0 - b.0) / a.1.max(b.1).max(1) as f64;
+        let outcome = if per_token.abs() <= TIE { 2 } else { usize::from(per_token > 0.0) };
+        counts[outcome] += 1;
+    }
+    counts
 }
 
 fn print_replies(
@@ -304,4 +336,16 @@ fn print_replies(
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_noise_is_a_tie() {
+        let a = [(10.0, 10), (5.0, 5), (1.0, 0), (3.0, 10)];
+        let b = [(10.005, 10), (5.1, 5), (1.0, 0), (2.0, 10)];
+        assert_eq!(wins([&a, &b]), [1, 1, 2]);
+    }
 }

@@ -1,4 +1,4 @@
-//! `danlu doctor`: the hardware of this machine, and what danlu uses of it.
+//! `danlu doctor`: the hardware of this machine, and what danlu uses.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,6 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu doctor
@@ -32,15 +31,15 @@ pub struct DoctorArgs {
 /// Prints one line per finding.
 ///
 /// # Errors
-/// If `DANLU_ISA` cannot be followed.
+/// If `DANLU_ISA` is invalid.
 pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     let (zh, asked) = (printer.lang == Lang::Zh, isa_from_env()?);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chosen = asked.unwrap_or_else(Isa::detect);
     let supported: Vec<_> = Isa::supported().map(|isa| isa.to_string()).collect();
     let why = match asked {
-        Some(_) => printer.pick(format!("由 {ISA_VARIABLE} 指定"), format!("asked for by {ISA_VARIABLE}")),
-        None => printer.pick("本机支持的最宽指令集".to_owned(), "the widest this processor has".to_owned()),
+        Some(_) => printer.pick(format!("由 {ISA_VARIABLE} 指定"), format!("chosen by {ISA_VARIABLE}")),
+        None => printer.pick("本机支持的最宽指令集".to_owned(), "the widest of this processor".to_owned()),
     };
 
     let row = |name: (&str, &str), value: String| {
@@ -91,7 +90,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Driver, devices and cuBLASLt: a name in both languages and a value for each.
+/// Returns driver, devices and cuBLASLt: a name in both languages, and a value.
 fn gpu(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     let survey = match survey() {
         Ok(survey) => survey,

@@ -1,9 +1,11 @@
-//! One file per verb, with its flags.
+//! One file per subcommand, with its flags.
 
 pub mod bench;
 pub mod card;
 pub mod chat;
 pub mod compare;
+pub mod completions;
+pub mod config;
 pub mod data;
 pub mod demo;
 pub mod doctor;

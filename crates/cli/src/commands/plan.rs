@@ -1,4 +1,4 @@
-//! `danlu plan`: predicts the memory of a run, and which activations its layers store.
+//! `danlu plan`: predicts the memory of a run, and the activations its layers store.
 
 use clap::Args;
 use danlu_adapter::TrainingIdentity;
@@ -20,17 +20,16 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu plan --base models/base-28m --data huanhuan.json
+  danlu plan --base danlu-demo/base-8m --data danlu-demo/palace.json
   danlu plan --base models/Llama-3.2-1B --max-length 2048 --memory-limit 8GiB
   danlu plan --base models/Llama-3.1-8B --quant nf4 --device cuda --device-memory 15GiB
-  danlu plan --config out/huanhuan/run.toml --json
+  danlu plan --config out/palace/run.toml --json
 
-Without --data, every record is taken to be as long as --max-length. A folder with config.json alone will do.";
+Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json.";
 
-/// The flags of `danlu plan`: those of `danlu train`, without a need for --output.
+/// The flags of `danlu plan`: those of `danlu train`, with --output optional. `--json` prints the plan in bytes.
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
     #[command(flatten)]
@@ -38,16 +37,14 @@ pub struct PlanArgs {
     /// Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist
     #[arg(long, value_name = "SIZE", value_parser = memory_limit, requires = "device", help_heading = "Machine")]
     pub device_memory: Option<u64>,
-    /// Print the plan as JSON, in bytes
-    #[arg(long, help_heading = "Output")]
-    pub json: bool,
 }
 
 /// Prints the plan.
 ///
 /// # Errors
-/// If an input has a fault, or the run would not fit.
+/// If an input is invalid, or the run does not fit.
 pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Printer) -> Result<()> {
+    run.files.print_translation(printer);
     let files = &run.files.resolve_base(FetchScope::ConfigOnly, &ModelLoader::new(printer))?;
     let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&files.base)?;
@@ -60,7 +57,7 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
             Some(with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?)
         }
     };
-    // `danlu train` holds a token identity in memory, so it is built before the baseline is measured.
+    // The token identity is built before the baseline is measured, since `danlu train` holds one in memory.
     let settings = &match &tokenizer {
         Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
         None => run.settings.clone(),
@@ -76,7 +73,15 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
     let forecast = match tokenizer.as_ref().filter(|_| !files.data.is_empty()) {
         Some(tokenizer) => {
             let (data, reading, skip_bad) = (&files.data, &files.reading, files.skip_bad);
-            let data = prepare::prepare(data, reading, skip_bad, tokenizer, settings, printer)?;
+            let data = prepare::prepare(
+                data,
+                reading,
+                skip_bad,
+                tokenizer,
+                settings,
+                files.val_size(settings),
+                printer,
+            )?;
             let questions = data.questions(REPLIES);
             baseline.data();
             Forecast::of(&subject, Some((&data, tokenizer, &questions)), &baseline)?
@@ -93,12 +98,12 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
     Ok(())
 }
 
-/// A plan, and what it is for.
+/// A plan with its inputs.
 struct Planned<'a> {
     name: String,
     config: &'a ModelConfig,
     settings: &'a TrainSettings,
-    /// The 4 bits that the base is stored in.
+    /// The base's stored quantization.
     stored: Option<Quantization>,
     forecast: &'a Forecast,
 }
@@ -171,11 +176,11 @@ fn print_table(planned: &Planned<'_>, printer: &Printer) {
     row(("峰值", "peak"), printer.paint_data(Style::Bold, &format!("{:>10}", display(plan.total))), of);
     let gigaflops = plan.step_flops as f64 / 1e9;
     let work = printer
-        .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP a step"));
+        .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP per step"));
     printer.data(&printer.paint_data(Style::Dim, &work));
 }
 
-/// The model, and the largest pass through it.
+/// Prints the model, and its largest forward pass.
 fn print_heading(planned: &Planned<'_>, printer: &Printer) {
     let Planned { name, config, settings, stored, forecast } = planned;
     let n = terminal_text::thousands;
@@ -196,7 +201,7 @@ fn print_heading(planned: &Planned<'_>, printer: &Printer) {
     printer.data(&printer.paint_data(Style::Bold, &heading));
 }
 
-/// Which weights are held in memory, and which are mapped from their files.
+/// Lists which weights are in memory, and which are mapped from files.
 fn weights_note(plan: &MemoryPlan, printer: &Printer) -> String {
     if plan.on_device {
         return printer
@@ -206,11 +211,11 @@ fn weights_note(plan: &MemoryPlan, printer: &Printer) -> String {
     let (held, mapped) = (display(plan.resident), display(plan.weights - plan.resident));
     match plan.resident {
         0 => printer
-            .pick("映射自文件的页，系统可收回再读", "mapped pages of files, which the system can take back")
+            .pick("映射自文件的页，系统可收回再读", "mapped from files, which the system can evict")
             .to_owned(),
         _ => printer.pick(
-            format!("4 位 {held}；映射自文件的页 {mapped}，系统可收回再读"),
-            format!("4 bits {held}; mapped pages of files {mapped}, which the system can take back"),
+            format!("4 位 {held}；映射自文件 {mapped}，内存紧张时系统可释放"),
+            format!("4 bits {held}; mapped from files {mapped}, which the system can evict"),
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Quantizing weights at the terminal: progress, Ctrl-C, and the name of the code.
+//! Quantization at the terminal: progress and Ctrl-C.
 
 use std::ops::ControlFlow;
 
@@ -9,10 +9,10 @@ use crate::interrupt;
 use crate::notices::show_quantizing;
 use crate::printer::Printer;
 
-/// Quantizes weights that are not in a folder; none returns them as they are.
+/// Quantizes weights in memory; `None` returns them unchanged.
 ///
 /// # Errors
-/// If they do not match the configuration or are in 4 bits already, or Ctrl-C stops it.
+/// If the weights do not match the configuration or are quantized already, or Ctrl-C stops it.
 pub fn quantize(
     weights: Weights,
     config: &ModelConfig,
@@ -37,7 +37,7 @@ pub fn progress(
     }
 }
 
-/// The diagnostic of an error, with a stop in plain words.
+/// Converts an error to a diagnostic. A stop by Ctrl-C gets its own message.
 pub fn diagnose(error: ModelError) -> Diagnostic {
     match error {
         ModelError::Stopped => danlu_loader::LoadError::Stopped.into(),
@@ -45,7 +45,7 @@ pub fn diagnose(error: ModelError) -> Diagnostic {
     }
 }
 
-/// The code of a base that is stored in 4 bits, to show.
+/// Returns the 4-bit code of a base, to print.
 pub fn stored_code(stored: Quantization, printer: &Printer) -> String {
     let code = stored.quant_type;
     printer.pick(format!("{code}（基座所存）"), format!("{code} (stored)"))

@@ -23,36 +23,35 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::{interrupt, terminal_text};
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu quantize models/Llama-3.2-1B --to nf4 --output models/Llama-3.2-1B-nf4
   danlu train --base models/Llama-3.2-1B-nf4 --data mine.json --output out/mine
 
-The folder is in bitsandbytes' own format: transformers loads it. `--quant nf4` does the same \
-while a base is loaded, and writes nothing.";
+The folder has the format of bitsandbytes, and transformers loads it. `--quant nf4` does the same \
+at load time, and writes nothing.";
 
-/// Largest file that is copied beside weights and tokenizer.
+/// Largest file that is copied besides weights and tokenizer.
 const LARGEST_CARRIED: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.
 #[derive(Args, Clone, Debug)]
 pub struct QuantizeArgs {
-    /// Folder of the base
+    /// Base: a folder or a Hub name
     pub base: PathBuf,
-    /// Code of 4 bits: nf4 or fp4
+    /// 4-bit code: nf4 or fp4
     #[arg(long, value_name = "TYPE", default_value = "nf4", value_parser = FourBitCode::from_str)]
     pub to: FourBitCode,
-    /// Folder to write to: new or empty
+    /// Output folder: new or empty
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Leave the scales in f32 instead of 8 bits
+    /// Store the scales in f32 instead of 8 bits
     #[arg(long)]
     pub no_double_quant: bool,
-    /// Weights that share a scale [default: 64]
+    /// Number of weights that share a scale [default: 64]
     #[arg(long, value_name = "N")]
     pub quant_block_size: Option<usize>,
-    /// Modules that stay in 16 bits, between commas: full names or their ends, such as down_proj
+    /// Modules that stay in 16 bits, separated by commas: full names or their last parts, such as down_proj
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = module)]
     pub skip_modules: Vec<String>,
     #[command(flatten)]
@@ -62,7 +61,7 @@ pub struct QuantizeArgs {
 /// Quantizes the base, and writes the folder.
 ///
 /// # Errors
-/// If the base has a fault or is in 4 bits already, or the folder cannot be written.
+/// If the base is invalid or in 4 bits already, or the folder cannot be written.
 pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let block_size = args.quant_block_size.unwrap_or(Quantization::BLOCK_SIZE);
     if let Err(expected) = Quantization::check_block_size(block_size) {
@@ -81,7 +80,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
-    // Token identity and card are copied. They are read first, so that a fault in them costs no run.
+    // Token identity and card are read before the quantization, so that an error in them costs no time.
     let identity = carried(base, IDENTITY_FILE)?;
     let known = known(base, printer).filter(|card| card.merge.is_some());
     let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
@@ -120,7 +119,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let (code, output) = (quantization.quant_type, args.output.display());
     printer.data(&printer.pick(
         format!("{weights} 个权重（{count} 个元素）转为 {code}，{before} → {after}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
-        format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
+        format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements/s): {output}"),
     ));
     printer.status(&format!("\n{}", printer.pick("接下来：", "next:")));
     let output = terminal_text::shell_path(&args.output);
@@ -131,7 +130,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Parses the name of a module, which transformers reads as a pattern.
+/// Parses the name of a module. transformers reads it as a pattern.
 fn module(name: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
     match !name.is_empty() && name.chars().all(is_plain) {
@@ -140,7 +139,7 @@ fn module(name: &str) -> Result<String, String> {
     }
 }
 
-/// The card of the base. Warns about a `card.json` with a fault, and goes on without it.
+/// Reads the card of the base. Warns if `card.json` is invalid, and returns `None`.
 fn known(base: &Path, printer: &Printer) -> Option<Card> {
     Card::read(base).unwrap_or_else(|error| {
         printer.warn(&printer.pick(
@@ -151,7 +150,7 @@ fn known(base: &Path, printer: &Printer) -> Option<Card> {
     })
 }
 
-/// A file of the base to copy, if there is one.
+/// Returns a file of the base to copy, if it exists.
 fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
     let path = base.join(name);
     if !path.is_file() {
@@ -169,9 +168,8 @@ fn size_of_weights(folder: &Path) -> Result<u64> {
 
 fn fault(error: ModelError) -> Diagnostic {
     match error {
-        error @ ModelError::AlreadyFourBit { .. } => Diagnostic::from(error).with_hint(
-            "use the folder as it is; for another code of 4 bits, name the original that it was made from",
-        ),
+        error @ ModelError::AlreadyFourBit { .. } => Diagnostic::from(error)
+            .with_hint("use the folder as it is, or name the original to quantize it to another code"),
         error => diagnose(error),
     }
 }

@@ -1,4 +1,4 @@
-//! Held-out records, on which a model is measured.
+//! Held-out records for evaluation.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
         let diagnostic = Diagnostic::from(error);
         match file.extension().is_none() && hub_name(file).is_some() {
             true => diagnostic.and_hint(format!(
-                "data is read from files here: a data set of the Hub is fetched first, as by \
+                "download data sets of the Hub first: \
                  `hf download {} --repo-type dataset --local-dir DIR`",
                 file.display()
             )),
@@ -30,19 +30,17 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     })
 }
 
-/// Records to measure a model on, and their tokens.
+/// Records for evaluation, and their tokens.
 #[derive(Clone, Debug)]
 pub struct HeldOut {
-    /// The records.
     pub records: Vec<Record>,
-    /// Their tokens, in the same order.
     pub sequences: Vec<LabeledSequence>,
-    /// How many records of the file could not be used.
+    /// Number of unusable records.
     pub left_out: usize,
 }
 
 impl HeldOut {
-    /// Warns if records of `file` could not be used.
+    /// Warns about unusable records of `file`.
     pub fn warn(&self, file: &Path, printer: &Printer) {
         let n = self.left_out;
         if n > 0 {
@@ -50,12 +48,12 @@ impl HeldOut {
             let file = file.display();
             printer.warn(&printer.pick(
                 format!("`{file}` 中有 {n} 条记录用不上（{check} 说明原因）"),
-                format!("{records} of `{file}` cannot be used: `{check}` says why"),
+                format!("{records} of `{file}` cannot be used: `{check}` lists the reasons"),
             ));
         }
     }
 
-    /// Drops the records that `other` does not hold.
+    /// Keeps only records that `other` also holds.
     pub fn keep_common(&mut self, other: &Self) {
         let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
         let records = std::mem::take(&mut self.records).into_iter();
@@ -65,11 +63,11 @@ impl HeldOut {
     }
 }
 
-/// Reads at most `limit` records to measure on, spread evenly over the file; 0 reads all. Bad records and
-/// those without an answer are left out, and counted.
+/// Reads at most `limit` records, spread evenly over the file; 0 reads all. Skips and counts bad records and
+/// those without an answer.
 ///
 /// # Errors
-/// If the file cannot be read, or nothing can be measured on.
+/// If the file cannot be read, or no record is usable.
 pub fn read_held_out(
     file: &Path,
     reading: &ReadOptions,
@@ -96,13 +94,13 @@ pub fn read_held_out(
     }
     held_out.left_out = bad + count - held_out.records.len();
     if held_out.records.is_empty() {
-        let text = format!("`{}` holds no record to measure on", file.display());
+        let text = format!("`{}` holds no record that can be measured", file.display());
         return Err(Diagnostic::input(text).with_hint(format!("`{}` says why", check_command(file))));
     }
     Ok(held_out)
 }
 
-/// The command that lists the faults of a file.
+/// Returns the command that lists the faults of a file.
 fn check_command(file: &Path) -> String {
     format!("danlu data check {}", terminal_text::shell_path(file))
 }

@@ -1,5 +1,4 @@
-//! `held_out.json`: the records that a run holds out of training. `compare` and `merge` read it beside the
-//! adapter.
+//! `held_out.json`: records that a run does not train on. `compare` and `merge` read it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,7 @@ use crate::printer::Printer;
 /// Name of the file in the output folder.
 pub const HELD_OUT_FILE: &str = "held_out.json";
 
-/// The file beside an adapter, or beside the run of a checkpoint.
+/// Returns the file in the adapter's folder, or in the run folder of a checkpoint.
 pub fn beside(adapter: &Path) -> Option<PathBuf> {
     let is_checkpoint =
         adapter.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
@@ -21,7 +20,7 @@ pub fn beside(adapter: &Path) -> Option<PathBuf> {
     std::iter::once(adapter).chain(above).map(|folder| folder.join(HELD_OUT_FILE)).find(|file| file.is_file())
 }
 
-/// Writes the records into the output folder. Warns about a file with other records, and leaves it as it is.
+/// Writes the records to the output folder. Warns about a file with other records, and does not change it.
 ///
 /// # Errors
 /// If the file cannot be read or written.
@@ -32,8 +31,8 @@ pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()>
         if files::read_bounded(&path, u64::MAX)? != text.as_bytes() {
             let shown = path.display();
             printer.warn(&printer.pick(
-                format!("{shown} 与这次运行留出的记录不同：保持原样"),
-                format!("{shown} is not what this run holds out: it stays as it is"),
+                format!("{shown} 与这次运行留出的记录不同：未覆盖"),
+                format!("{shown} differs from the records that this run holds out: it is not overwritten"),
             ));
         }
         return Ok(());
@@ -41,8 +40,8 @@ pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()>
     Ok(files::write_atomic(&path, text.as_bytes())?)
 }
 
-/// Writes a JSON array with one record per line, all in one format. Returns `None` if there are no records,
-/// or if documents and conversations are mixed.
+/// Formats a JSON array with one record per line, all in one format. Returns `None` without records, or if
+/// documents and conversations are mixed.
 fn render(records: &[Record]) -> Option<String> {
     let format = common_format(records)?;
     let line = |record| Some(Value::Object(to_json(record, format).ok()?).to_string());

@@ -5,13 +5,13 @@ use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, Workspace};
 use crate::diagnostic::Result;
 use crate::printer::Printer;
 
-/// Tokens of one micro-batch: enough rows to keep the products busy.
+/// Tokens per micro-batch: enough rows for efficient products.
 const BATCH_TOKENS: usize = 1024;
 
-/// Loss of one model on one record: the sum over its trained tokens, and their number.
+/// Loss of a record: the sum over its trained tokens, and their number.
 pub type RecordLoss = (f64, usize);
 
-/// The loss of every record, in order.
+/// Returns the loss of each record, in order.
 ///
 /// # Errors
 /// If a token is outside the vocabulary.
@@ -47,7 +47,7 @@ pub fn measure(
     Ok(out)
 }
 
-/// Mean loss a token over all records.
+/// Returns the mean loss per token over all records.
 pub fn mean_loss(losses: &[RecordLoss]) -> f64 {
     let (sum, tokens) = losses.iter().fold((0.0, 0), |(s, n), (loss, tokens)| (s + loss, n + tokens));
     sum / tokens.max(1) as f64

@@ -1,4 +1,4 @@
-//! Greedy replies to the questions of a data set, so that two models differ by their weights alone.
+//! Greedy replies to questions of a data set. Greedy decoding makes the weights the only difference.
 
 use std::ops::ControlFlow;
 
@@ -9,22 +9,20 @@ use danlu_model::{Decoder, LoraSource, Message, Tokenizer, Workspace};
 use crate::diagnostic::Result;
 use crate::terminal_text;
 
-/// A question from the data, with the conversation before it and the answer in the data.
+/// A question with its conversation and the expected answer.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// The conversation up to the question, which is its last message.
+    /// The conversation. Its last message is the question.
     pub messages: Vec<Message>,
-    /// The answer in the data.
     pub answer: String,
 }
 
 impl Question {
-    /// The question itself.
     pub fn text(&self) -> &str {
         self.messages.last().map_or("", |message| &message.content)
     }
 
-    /// The last question of a record, if it is a conversation that ends in an answer.
+    /// Returns the last question of a record, if its conversation ends in an answer.
     pub fn of(record: &Record) -> Option<Self> {
         let RecordContent::Chat(conversation) = &record.content else { return None };
         let (answer, messages) = conversation.messages.split_last()?;
@@ -33,17 +31,17 @@ impl Question {
     }
 }
 
-/// `count` questions spread evenly over `records`.
+/// Returns `count` questions spread evenly over `records`.
 pub fn questions<'a>(records: impl IntoIterator<Item = &'a Record>, count: usize) -> Vec<Question> {
     let all: Vec<Question> = records.into_iter().filter_map(Question::of).collect();
     let count = count.min(all.len());
     (0..count).map(|i| all[i * all.len() / count].clone()).collect()
 }
 
-/// The model's reply, without control characters.
+/// Returns the model's reply, without control characters.
 ///
 /// # Errors
-/// If the template refuses the conversation, or it does not fit the model.
+/// If the template rejects the conversation, or the conversation exceeds the context.
 pub fn reply(
     decoder: &Decoder,
     work: &mut Workspace,

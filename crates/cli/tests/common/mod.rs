@@ -1,4 +1,4 @@
-//! A scratch folder with the embedded base in it, and `danlu` run inside.
+//! A temporary folder with the embedded base, in which tests run `danlu`.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// What the data of most tests is: short records, so that a step takes milliseconds.
+/// Data of most tests: short records, so that a step takes milliseconds.
 pub const RECORDS: [(&str, &str); 12] = [
     ("你好。", "臣妾给皇上请安。"),
     ("今晚吃什么？", "御膳房备了莲子羹。"),
@@ -23,32 +23,29 @@ pub const RECORDS: [(&str, &str); 12] = [
     ("晚安。", "皇上早些歇息。"),
 ];
 
-/// A scratch folder.
+/// A temporary folder.
 pub struct Scene {
     folder: TempDir,
-    /// The Hub's address: nobody's, unless a test sets it.
+    /// Address of the Hub; unreachable unless a test sets it.
     pub endpoint: String,
 }
 
-/// What a command did.
+/// The result of a command.
 pub struct Ran {
-    /// Exit code.
     pub code: i32,
-    /// Standard output.
     pub out: String,
-    /// Standard error.
     pub err: String,
 }
 
 impl Scene {
-    /// A folder with `base/`, the embedded model, and `data.json`, the records above.
+    /// Creates a folder with `base/`, the embedded model, and `data.json`, the records above.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = folder.path().join("base");
         fs::create_dir(&base).unwrap();
         for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base-8m")).unwrap() {
             let entry = entry.unwrap();
-            // A link where it can be had: the weights are 16 MB.
+            // Links where possible, since the weights take 16 MB.
             let (from, to) = (entry.path(), base.join(entry.file_name()));
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
         }
@@ -58,22 +55,19 @@ impl Scene {
         scene
     }
 
-    /// A path inside.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Writes a file inside.
     pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// Reads a file inside.
     pub fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// The command, ready to run in English without colours.
+    /// Returns the command, in English without colours.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_danlu"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
@@ -81,35 +75,42 @@ impl Scene {
             command.env_remove(name);
         }
         command.env("LANG", "C").env("COLUMNS", "80");
-        // No test asks a real Hub, or reads this machine's cache and token.
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"] {
+        // No test contacts the real Hub, or reads this machine's cache and token.
+        for name in [
+            "DANLU_LANG",
+            "HF_TOKEN",
+            "HF_HUB_CACHE",
+            "HF_TOKEN_PATH",
+            "HF_HUB_OFFLINE",
+            "HUGGINGFACE_HUB_CACHE",
+        ] {
             command.env_remove(name);
         }
         command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", self.folder.path().join("hf"));
         command
     }
 
-    /// Runs it to the end. `line` is split at blanks.
+    /// Runs a command to its end. `line` is split at blanks.
     pub fn run(&self, line: &str) -> Ran {
         let args: Vec<&str> = line.split_whitespace().collect();
         Ran::of(self.command(&args).output().unwrap())
     }
 
-    /// As [`Scene::run`], and it must succeed.
+    /// As [`Scene::run`]; the command must succeed.
     pub fn ok(&self, line: &str) -> Ran {
         let ran = self.run(line);
         assert_eq!(ran.code, 0, "danlu {line}\n{}\n{}", ran.out, ran.err);
         ran
     }
 
-    /// As [`Scene::run`]; it must fail as a mistake of the user, with exactly this on standard error.
+    /// As [`Scene::run`]; the command must fail as a user error with exactly this stderr.
     pub fn refuses(&self, line: &str, err: &str) {
         let ran = self.run(line);
         assert_eq!(ran.err, err, "danlu {line}");
         assert_eq!(ran.code, 1, "danlu {line}");
     }
 
-    /// Starts it, to be interrupted.
+    /// Starts a command that the test interrupts.
     pub fn start(&self, line: &str) -> Child {
         let args: Vec<&str> = line.split_whitespace().collect();
         self.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -117,19 +118,19 @@ impl Scene {
 }
 
 impl Ran {
-    /// What a finished process left.
+    /// Returns the result of a finished process.
     pub fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
     }
 }
 
-/// An alpaca record on one line.
+/// Formats an alpaca record on one line.
 pub fn record(question: &str, answer: &str) -> String {
     format!(r#"{{"instruction": "{question}", "input": "", "output": "{answer}"}}"#)
 }
 
-/// The names in a folder, sorted.
+/// Returns the sorted names in a folder.
 pub fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -4,17 +4,15 @@ use std::str::FromStr;
 
 use crate::diagnostic::Result;
 
-/// Sequences and their tokens: `2x512`.
+/// Sequences and tokens per sequence, such as `2x512`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Sequences.
     pub sequences: usize,
-    /// Tokens of each.
     pub tokens: usize,
 }
 
 impl Batch {
-    /// Largest number that it may have in either place: their product is far from overflowing.
+    /// Largest value of either number. Their product is far from overflowing.
     pub const MOST: usize = 1 << 20;
 }
 
@@ -28,8 +26,11 @@ impl FromStr for Batch {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("`{text}` is no batch; it is sequences x tokens of each (2 or more), such as 2x512");
+        let wrong = || {
+            format!(
+                "`{text}` is not a batch: write sequences x tokens per sequence (2 or more), such as 2x512"
+            )
+        };
         let (sequences, tokens) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
         let number = |text: &str, least| {
             text.trim().parse().ok().filter(|n| (least..=Self::MOST).contains(n)).ok_or_else(wrong)

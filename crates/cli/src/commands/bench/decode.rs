@@ -1,4 +1,4 @@
-//! `danlu bench decode`: decodes one sequence, or several together.
+//! `danlu bench decode`: decodes one or several sequences.
 
 use std::time::Instant;
 
@@ -20,13 +20,13 @@ use crate::printer::Printer;
 pub struct DecodeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens of every prompt, at random; reading them is not measured
+    /// Random tokens of each prompt; reading them is not measured
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = super::tokens, help_heading = "Job")]
     prompt_tokens: usize,
-    /// Tokens that every sequence is continued by, the likeliest each time
+    /// New tokens of each sequence, by greedy decoding
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::tokens, help_heading = "Job")]
     new_tokens: usize,
-    /// Sequences decoded together
+    /// Number of sequences decoded at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
     sequences: u16,
     #[command(flatten)]
@@ -35,7 +35,7 @@ pub struct DecodeArgs {
     run: RunArgs,
 }
 
-/// What is decoded.
+/// The decoded sequences.
 #[derive(Clone, Copy)]
 struct Job {
     sequences: usize,
@@ -46,7 +46,7 @@ struct Job {
 /// Decodes, and reports the speed.
 ///
 /// # Errors
-/// If a flag or the model has a fault.
+/// If a flag or the model is invalid.
 pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model(printer)?;
     let (config, machine) = (model.config()?, args.machine.machine()?);
@@ -54,7 +54,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let flags = "`--prompt-tokens` and `--new-tokens`";
     check_context(job.prompt + job.new, config.max_position_embeddings, flags)?;
     let before = machine.read_bandwidth(printer);
-    // Measuring the bandwidth took memory.
+    // The bandwidth measurement above used memory.
     memory::forget_peak();
     let mut figures = BenchOutput::new("decode", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
@@ -67,7 +67,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
             format!("{sequences} 个序列同时续写 {new} 个词元，提示 {prompt} 个"),
             match sequences {
                 1 => format!("{new} tokens after a prompt of {prompt}"),
-                n => format!("{new} tokens for each of {n} sequences together, after prompts of {prompt}"),
+                n => format!("{new} tokens for each of {n} sequences at once, after prompts of {prompt}"),
             },
         ),
     );
@@ -75,7 +75,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.set("prompt_tokens", prompt);
     figures.set("new_tokens", new);
 
-    // An untied embedding is read one row a token.
+    // An untied embedding is read one row per token.
     let table = if config.tie_word_embeddings { 0 } else { table_bytes(&weights) };
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
@@ -91,7 +91,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
         1 => rate(per_second),
         n => {
             let (all, each) = (rate(per_second), rate(per_second / n as f64));
-            printer.pick(format!("{all}（每个序列 {each}）"), format!("{all}, {each} of each sequence"))
+            printer.pick(format!("{all}（每个序列 {each}）"), format!("{all}, {each} per sequence"))
         }
     };
     figures.result(("词元/秒", "tokens/s"), &text);
@@ -105,7 +105,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
         printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 遍，此前预热 {w} 遍）"),
             format!(
-                "{m} median, {s} slowest, in {n} run{}, after {w} to warm up",
+                "{m} median, {s} slowest, in {n} run{}, after {w} warm-up",
                 if n == 1 { "" } else { "s" }
             ),
         )
@@ -116,7 +116,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Reads prompts and continues them. Returns the seconds of every new token.
+/// Reads prompts and continues them. Returns the seconds of each new token.
 fn decode(decoder: &Decoder, work: &mut Workspace, job: Job, run: u64) -> Result<Vec<f64>> {
     let Job { sequences, prompt, new } = job;
     let vocab_size = decoder.config().vocab_size;
@@ -147,7 +147,7 @@ fn likeliest(logits: &[f32]) -> u32 {
     logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32
 }
 
-/// Bytes that one run reads for its new tokens.
+/// Returns the bytes that one run reads for its new tokens.
 fn bytes_of_run(config: &ModelConfig, weights: u64, job: Job) -> f64 {
     let token = |held: usize| {
         let spans = vec![Span { new: 1, all: held + 1 }; job.sequences];

@@ -1,11 +1,11 @@
-//! Work by formula: FLOP that must be computed and bytes that must be read, whatever a back end does besides.
+//! Counts work by formula: the FLOP and bytes that any implementation needs.
 //!
 //! Recomputing, packing and converting do not count. A multiply-add is two FLOP.
 
 use danlu_kernels::LoraRef;
 use danlu_model::{LoraSource, ModelConfig, Projection};
 
-/// Tokens that are new, and tokens that they may attend to, themselves included.
+/// New tokens, and the tokens that they may attend to, including themselves.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     pub new: usize,
@@ -13,22 +13,22 @@ pub struct Span {
 }
 
 impl Span {
-    /// A whole sequence.
+    /// Returns the span of a whole sequence.
     pub fn whole(tokens: usize) -> Self {
         Self { new: tokens, all: tokens }
     }
 
-    /// Pairs of a token and one that it attends to.
+    /// Returns the number of query-key pairs.
     fn pairs(self) -> f64 {
         let (new, all) = (self.new as f64, self.all as f64);
         new * (all - new) + new * (new + 1.0) / 2.0
     }
 }
 
-/// FLOP of a forward pass without an adapter, of which `head_rows` rows reach the head.
+/// Returns the FLOP of a forward pass without an adapter, in which `head_rows` rows reach the head.
 ///
-/// `2 P` a token in the projections, `4 NH HS` a pair in attention, `2 V C` a row at the head. After the last
-/// layer's attention, only the rows that reach the head are computed.
+/// The projections take `2 P` per token, attention `4 NH HS` per query-key pair, and the head `2 V C` per
+/// row. After the last layer's attention, only the rows that reach the head are computed.
 pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     let tokens: usize = spans.iter().map(|span| span.new).sum();
     let products = |layer| {
@@ -40,12 +40,12 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     layers + head(config, head_rows)
 }
 
-/// FLOP of a forward and backward pass over sequences with `labels` trained tokens. A shared prefix counts
-/// once.
+/// Returns the FLOP of a forward and backward pass over sequences with `labels` trained tokens. A shared
+/// prefix counts once.
 ///
-/// The backward of a frozen weight is one more product, for `dinp`. Below the lowest layer with a pair
-/// nothing needs it. The backward of attention and of a pair is twice the forward, less the pair's part of
-/// such a `dinp`. With every projection adapted, the sum is close to `4 P` a token.
+/// The backward pass of a frozen weight is one more product, for `dinp`. No layer below the lowest adapter
+/// needs it. The backward pass of attention, or of a low-rank pair, is twice its forward pass. With every
+/// projection adapted, the sum is close to `4 P` per token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
@@ -56,28 +56,28 @@ pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], lab
         flops += 2.0 * attention(config, spans);
         for p in Projection::ALL {
             let rows = rows(config, layer, p, tokens, labels);
-            // The input of the lowest layer needs no gradient, so its norm and its q, k and v compute none.
+            // The input of the lowest layer needs no gradient, so its norm, q, k and v compute none.
             let wanted = Some(layer) != lowest || !reads_the_input(p);
             flops += if wanted { 2.0 * rows * weight(config, p) } else { 0.0 };
             let Some(LoraRef { rank, d_in, d_out, .. }) = lora.pair(layer, p) else { continue };
             let side = |d: usize| 2.0 * rows * (rank * d) as f64;
             let (mid, out) = (side(d_in), side(d_out));
             let dinp = if wanted { side(d_in) } else { 0.0 };
-            // Forward, then dmid and dB over OUT, dA and dinp over IN.
+            // Forward, then `dmid` and `dB` over OUT, `dA` and `dinp` over IN.
             flops += mid + out + 2.0 * out + mid + dinp;
         }
     }
     flops
 }
 
-/// Bytes read to decode one token for every span: `weights`, and the keys and values (f32) of the span.
+/// Returns the bytes read to decode one token per span: `weights`, and the f32 keys and values of the spans.
 pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
     let width = config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let rows: usize = spans.iter().map(|span| span.all).sum();
     weights as f64 + (2 * config.num_hidden_layers * rows * width) as f64
 }
 
-/// Rows that a projection is computed for.
+/// Returns the rows that a projection is computed for.
 fn rows(config: &ModelConfig, layer: usize, p: Projection, tokens: usize, head_rows: usize) -> f64 {
     let all = layer + 1 < config.num_hidden_layers || reads_the_input(p);
     (if all { tokens } else { head_rows }) as f64
@@ -87,13 +87,13 @@ fn reads_the_input(p: Projection) -> bool {
     matches!(p, Projection::QProj | Projection::KProj | Projection::VProj)
 }
 
-/// Elements of a projection's weight.
+/// Returns the number of elements of a projection's weight.
 fn weight(config: &ModelConfig, p: Projection) -> f64 {
     let (d_out, d_in) = config.projection_shape(p);
     d_out as f64 * d_in as f64
 }
 
-/// FLOP of one layer's attention, forward: scores and their mix of values.
+/// Returns the FLOP of one layer's attention, forward: scores, and the weighted sum of values.
 fn attention(config: &ModelConfig, spans: &[Span]) -> f64 {
     let pairs: f64 = spans.iter().map(|span| span.pairs()).sum();
     4.0 * (config.num_attention_heads * config.head_dim) as f64 * pairs
@@ -116,12 +116,12 @@ mod tests {
         Adapter::init(lora, config, 1, &Reference::new()).unwrap()
     }
 
-    /// Elements of those projections of a layer.
+    /// Returns the elements of the projections of one layer that `counts` selects.
     fn elements(config: &ModelConfig, counts: impl Fn(Projection) -> bool) -> f64 {
         Projection::ALL.into_iter().filter(|&p| counts(p)).map(|p| weight(config, p)).sum()
     }
 
-    /// Parameters of a projection's pair.
+    /// Returns the parameters of `A` and `B` of a projection.
     fn pair_size(adapter: &Adapter, p: Projection) -> usize {
         adapter.pair(0, p).map_or(0, |pair| pair.rank * (pair.d_in + pair.d_out))
     }
@@ -133,12 +133,12 @@ mod tests {
         let layers = elements(&config, |_| true) * config.num_hidden_layers as f64;
         let (spans, labels) = ([Span::whole(512); 2], 1024);
         let total = training(&config, &adapter, &spans, labels);
-        // Rank 8 of everything: three times its forward, 6 R (IN + OUT) a token.
+        // Rank 8 in every projection: three times its forward pass, 6 R (IN + OUT) per token.
         let expected = 4.0 * layers * 1024.0
             + 3.0 * attention(&config, &spans) * config.num_hidden_layers as f64
             + 2.0 * head(&config, labels)
             + 6.0 * adapter.num_parameters() as f64 * 1024.0;
-        // The lowest layer's q, k and v and their pairs need no gradient of their input.
+        // The lowest layer's q, k and v, with their `A` and `B`, need no gradient of their input.
         let (c, q, kv) = (768.0, 768.0, 256.0);
         let spared = 2.0 * 1024.0 * (c * (q + 2.0 * kv) + 3.0 * 8.0 * c);
         assert!((total - (expected - spared)).abs() < 1e-9 * expected, "{total} {expected}");
@@ -152,8 +152,8 @@ mod tests {
         let spared = |all: f64, one: f64| (all - one - 99.0 * head(&config, 1)) / (99.0 * behind);
         let prompt = [Span::whole(100)];
         assert_eq!(spared(forward(&config, &prompt, 100), forward(&config, &prompt, 1)), 2.0);
-        // Again as much in the backward, where the head counts twice, and 6 FLOP for an element of their
-        // pairs.
+        // The backward pass doubles this, with the head counted twice, and adds 6 FLOP per element of `A` and
+        // `B`.
         let pairs: usize =
             Projection::ALL.iter().filter(|&&p| !reads_the_input(p)).map(|&p| pair_size(&adapter, p)).sum();
         let (all, one) = (training(&config, &adapter, &prompt, 100), training(&config, &adapter, &prompt, 1));

@@ -1,4 +1,4 @@
-//! The machine that computes, and its measured peak.
+//! The machine under test, and its measured peak.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// What an H200 sustains: bf16 products at its power limit, and reads of its memory.
+/// Sustained rates of an H200: bf16 products at its power limit, and memory reads.
 const H200_FLOPS: f64 = 680e12;
 const H200_BYTES: f64 = 4.3e12;
 
-/// What the products are computed in.
+/// Device and precision flags.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 on
+    /// Type of matrix products: f32 or bf16 [default: bf16 on
     /// a GPU, the type with the higher measured peak on a processor]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
     pub dtype: Option<Precision>,
@@ -38,13 +38,11 @@ pub struct MachineArgs {
 
 /// The back end and its options.
 pub struct Machine {
-    /// The back end.
     pub backend: Arc<dyn Backend>,
-    /// The same, where it is a GPU's.
+    /// The same back end, if it is a GPU.
     cuda: Option<Arc<Cuda>>,
-    /// What its products are computed in.
+    /// Type of matrix products.
     pub precision: Precision,
-    /// Threads.
     pub threads: usize,
     isa: Isa,
     /// Whether the precision is the default.
@@ -57,7 +55,7 @@ impl MachineArgs {
     /// Starts the back end.
     ///
     /// # Errors
-    /// If `DANLU_ISA` cannot be followed.
+    /// If the device or `DANLU_ISA` cannot be used.
     pub fn machine(&self) -> Result<Machine> {
         let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
         let precision = match self.dtype {
@@ -79,20 +77,20 @@ impl MachineArgs {
 }
 
 impl Machine {
-    /// The weights of a model, quantized if asked.
+    /// Returns the weights of a model, quantized if requested.
     ///
     /// # Errors
-    /// If a file has a fault, there is no room for them, or they are in 4 bits already.
+    /// If a file is invalid, memory does not suffice, or the weights are in 4 bits already.
     pub fn weights(&self, model: &Model, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
         // A GPU encodes weights of files while the decoder is built.
         let quantization = self.quantization.filter(|_| self.cuda.is_none() || model.is_in_memory());
         model.weights(config, quantization, self.threads, printer)
     }
 
-    /// A decoder on it.
+    /// Returns a decoder on this machine.
     ///
     /// # Errors
-    /// If the weights are not those of the configuration.
+    /// If the weights do not match the configuration.
     pub fn decoder(&self, config: &ModelConfig, weights: &Weights) -> Result<Arc<Decoder>> {
         let (config, backend) = (config.clone(), Arc::clone(&self.backend));
         Ok(Arc::new(match self.quantization.filter(|_| !weights.is_quantized()) {
@@ -136,7 +134,7 @@ impl Machine {
         figures.set("threads", self.threads);
     }
 
-    /// Reports `flops` a second, and their share of the measured peak.
+    /// Reports FLOP per second, and the share of the measured peak.
     pub fn compare_flops(&self, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         if let Some(cuda) = &self.cuda {
             return compare_gpu(cuda, flops, figures, printer);
@@ -165,8 +163,8 @@ impl Machine {
         figures.measured("share_of_peak", share);
     }
 
-    /// Measures the read bandwidth, in bytes a second. Other machines on the same host take their share of
-    /// it, now more, now less: it is measured before and after what is held against it.
+    /// Measures the read bandwidth in bytes per second. Other load on the host changes it, so it is measured
+    /// before and after the job.
     pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
         if self.cuda.is_some() {
             return H200_BYTES;
@@ -177,14 +175,12 @@ impl Machine {
         peak
     }
 
-    /// Reports `bytes` a second, and their share of the measured read bandwidth.
+    /// Reports bytes per second, and the share of the measured bandwidth.
     pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
-        // A rate above the memory's comes from the processor's caches.
+        // A rate above the memory's bandwidth comes from caches.
         let near = match bytes > peak {
-            true => {
-                printer.pick("；有一部分留在处理器缓存里", "; some of it stays in the processor's caches")
-            }
+            true => printer.pick("；有一部分留在处理器缓存里", "; part of it comes from the caches"),
             false => "",
         };
         figures.result(("GB/秒", "GB/s"), &printer.pick(
@@ -197,7 +193,7 @@ impl Machine {
     }
 }
 
-/// Holds `flops` a second against an H200, and tells the device's memory and launches.
+/// Compares FLOP per second with an H200. Reports the device's memory and launches.
 fn compare_gpu(cuda: &Cuda, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
     let (rate, percent) = (output::rate(flops / 1e12), 100.0 * flops / H200_FLOPS);
     let sustained = output::rate(H200_FLOPS / 1e12);
@@ -222,7 +218,7 @@ fn compare_gpu(cuda: &Cuda, flops: f64, figures: &mut BenchOutput<'_>, printer: 
     figures.set("launches", cuda.launches());
 }
 
-/// The row of memory: the most this process held, and how much of it no file stands behind.
+/// Reports the peak memory of this process, and its anonymous part.
 pub fn describe_memory(
     peak: Option<u64>,
     anonymous: Option<u64>,
@@ -237,7 +233,7 @@ pub fn describe_memory(
                 format!("{peak}, {anonymous} of it anonymous at most"),
             )
         }
-        _ => printer.pick("本系统不告知", "this system does not tell").to_owned(),
+        _ => printer.pick("本系统不告知", "not reported by this system").to_owned(),
     };
     figures.result(("内存峰值", "peak memory"), &text);
     figures.set("peak_memory_bytes", peak);

@@ -1,4 +1,4 @@
-//! `danlu bench merge`: merges a random adapter, beside a plain copy of the same bytes.
+//! `danlu bench merge`: merges a random adapter, and copies the same bytes for comparison.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -23,7 +23,7 @@ use crate::printer::Printer;
 use crate::temp_dirs::TrackedTempDir;
 use crate::{interrupt, terminal_text};
 
-/// Rank and alpha of the adapter: those of training by default.
+/// Rank and alpha of the adapter: the defaults of `danlu train`.
 const RANK: u32 = 8;
 const ALPHA: f64 = 32.0;
 
@@ -41,15 +41,15 @@ pub struct MergeBenchArgs {
     run: RunArgs,
 }
 
-/// One round: a merge, and a copy after it.
+/// One round: a merge, then a copy.
 struct Round {
     merge: Timed,
     copy: Timed,
-    /// The most anonymous memory during the merge.
+    /// The largest anonymous memory during the merge.
     anonymous: Option<u64>,
 }
 
-/// Bytes written to the disk, and the time that took.
+/// Bytes written to the disk, and the seconds that took.
 #[derive(Clone, Copy)]
 struct Timed {
     bytes: u64,
@@ -59,7 +59,7 @@ struct Timed {
 /// Merges and copies, and reports the speed of both.
 ///
 /// # Errors
-/// If a flag or the model has a fault, or the disk is too small.
+/// If a flag or the model is invalid, or the disk is too small.
 pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model(printer)?;
     let config = model.config()?;
@@ -81,7 +81,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let adapter = random_adapter(&config, &*backend)?;
     let modules = adapter.modules().len();
     figures.row(("任务", "job"), &printer.pick(
-        format!("把 r {RANK} 的随机适配器合并进 {modules} 个张量，{threads} 线程；再把同样的字节照抄一遍"),
+        format!("把 r {RANK} 的随机适配器合并进 {modules} 个张量，{threads} 线程；再复制同样的字节作对照"),
         format!("a random adapter of r {RANK} into {modules} tensors, {threads} threads; then a copy of the same bytes"),
     ));
     figures.set("threads", threads);
@@ -103,7 +103,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Reports the speed of the merges beside that of the copies.
+/// Reports the speed of merges and copies.
 fn describe_rounds(rounds: &[Round], warm_up: u64, figures: &mut BenchOutput<'_>, printer: &Printer) {
     let middle = |of: fn(&Round) -> Timed| median(rounds.iter().map(|round| of(round).seconds));
     let (merge, copy) = (middle(|r| r.merge), middle(|r| r.copy));
@@ -112,8 +112,8 @@ fn describe_rounds(rounds: &[Round], warm_up: u64, figures: &mut BenchOutput<'_>
         let (time, size, speed) =
             (seconds(time, printer), terminal_text::bytes(bytes), rate(bytes as f64 / time / 1e9));
         printer.pick(
-            format!("{time}，{size}，{speed} GB/秒，写到盘上"),
-            format!("{time} for {size}, {speed} GB/s through to the disk"),
+            format!("{time}，{size}，{speed} GB/秒，已写入磁盘"),
+            format!("{time} for {size}, {speed} GB/s, synced to disk"),
         )
     };
     figures.result(("合并", "merge"), &row(merge_bytes, merge));
@@ -124,8 +124,8 @@ fn describe_rounds(rounds: &[Round], warm_up: u64, figures: &mut BenchOutput<'_>
     figures.result(
         ("速度比", "ratio"),
         &printer.pick(
-            format!("合并的速度是照抄的 {speed} 倍（{n} 轮的中位数，此前预热 {w} 轮）"),
-            format!("the merge runs at {speed} of the copy's speed (medians of {n}, after {w} to warm up)"),
+            format!("合并的速度是复制的 {speed} 倍（{n} 轮的中位数，此前预热 {w} 轮）"),
+            format!("the merge runs at {speed} of the copy's speed (medians of {n}, after {w} warm-up)"),
         ),
     );
     figures.set("steps", n);
@@ -139,13 +139,13 @@ fn describe_rounds(rounds: &[Round], warm_up: u64, figures: &mut BenchOutput<'_>
     figures.measured("speed_relative_to_copy", ratio);
 }
 
-/// The folder that holds `base`, with links resolved.
+/// Returns the parent folder of `base`, with links resolved.
 fn parent(base: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(base).map_err(|error| Diagnostic::io("open", base, error))?;
     Ok(real.parent().unwrap_or(&real).to_owned())
 }
 
-/// An adapter with random A and B. A new one has B = 0, which merges nothing.
+/// Returns an adapter with random `A` and `B`. A new adapter has B = 0 and would change nothing.
 fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter> {
     let mut adapter = Adapter::init(LoraConfig::new(RANK, ALPHA), config, 1, backend)?;
     let mut stream = Stream::new(1);
@@ -188,7 +188,7 @@ fn round(
     let mut progress = |p: MergeProgress<'_>| {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(format!("合并 {done} / {total}"), format!("merging: {done} of {total}")));
-        // A stop is checked between two rounds, so that a started round counts.
+        // Ctrl-C is checked between rounds, so that a started round counts.
         ControlFlow::Continue(())
     };
     let watch = MemoryWatch::start();
@@ -204,14 +204,14 @@ fn round(
     Ok(Round { merge: Timed { bytes: report.bytes, seconds: report.seconds }, copy, anonymous })
 }
 
-/// Copies files into a new folder, through to the disk; returns the bytes. What `cp` and `sync` do, without
-/// the system's own copying, which on some disks copies nothing.
+/// Copies files into a new folder, syncs them, and returns the bytes. It avoids the copy calls of the system,
+/// which some file systems answer without copying.
 fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
     let needed = paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum();
     let available = files::free_space(folder)?;
     if needed > available {
         let (needed, available) = (terminal_text::bytes(needed), terminal_text::bytes(available));
-        let text = format!("the copy beside the model needs {needed}, and the disk has {available} free");
+        let text = format!("the copy needs {needed}, and the disk has {available} free");
         return Err(Diagnostic::input(text).with_hint("free some space, or measure a smaller shape"));
     }
     fs::create_dir(folder).map_err(|error| Diagnostic::io("create", folder, error))?;
@@ -244,7 +244,7 @@ fn remove(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).map_err(|error| Diagnostic::io("remove", folder, error))
 }
 
-/// Warns if the folder is in memory and not on a disk.
+/// Warns if the folder is on a memory file system.
 fn warn_of_memory_disks(folder: &Path, printer: &Printer) {
     #[cfg(target_os = "linux")]
     {
@@ -252,8 +252,8 @@ fn warn_of_memory_disks(folder: &Path, printer: &Printer) {
         if rustix::fs::statfs(folder).is_ok_and(|stat| i128::from(stat.f_type) == TMPFS_MAGIC) {
             let place = folder.display();
             printer.warn(&printer.pick(
-                format!("{place} 在内存里，不在盘上；用 `--keep DIR` 指定盘上的文件夹"),
-                format!("{place} is in memory, not on a disk; `--keep DIR` names a folder on one"),
+                format!("{place} 在内存文件系统上；用 `--keep DIR` 指定磁盘上的文件夹"),
+                format!("{place} is on a memory file system; name a folder on a disk with `--keep DIR`"),
             ));
         }
     }

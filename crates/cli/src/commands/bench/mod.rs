@@ -17,47 +17,46 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::printer::Printer;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu bench train --shape llama-125m
-  danlu bench train --base models/base-28m --data huanhuan.json
+  danlu bench train --base danlu-demo/base-8m --data danlu-demo/palace.json
   danlu bench prefill --shape llama-3.2-1b --prompt-tokens 512
   danlu bench decode --shape llama-3.2-1b --sequences 8 --json
   danlu bench merge --shape llama-3.2-1b --keep shapes/llama-3.2-1b
 
-Every figure is measured in the same run as the peak it is held against.";
+Results and the machine's peak are measured in the same run.";
 
-/// What to measure.
+/// The subcommands.
 #[derive(Subcommand, Clone, Debug)]
 pub enum BenchCommand {
-    /// Training steps: tokens/s, GFLOP/s, seconds a step, memory
+    /// Training steps: tokens/s, GFLOP/s, seconds per step, memory
     #[command(allow_negative_numbers = true)]
     Train(Box<train::TrainBenchArgs>),
     /// Reading a prompt: tokens/s, GFLOP/s
     Prefill(prefill::PrefillArgs),
-    /// Writing token after token, for one or several sequences: tokens/s, GB/s
+    /// Generating tokens, for one or several sequences: tokens/s, GB/s
     Decode(decode::DecodeArgs),
-    /// Merging an adapter into the model, beside a plain copy of the same bytes
+    /// Merging an adapter, compared with a plain copy of the same bytes
     Merge(merge::MergeBenchArgs),
 }
 
 /// Flags of every measurement.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Runs that are measured [default: 10 of train, 5 of prefill, 3 of decode and merge]
+    /// Measured runs [default: 10 for train, 5 for prefill, 3 for decode and merge]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Measurement")]
     pub steps: Option<u64>,
-    /// Runs before them that are not measured [default: 2 of train, 1 of prefill and decode, 0 of merge]
+    /// Unmeasured runs before them [default: 2 for train, 1 for prefill and decode, 0 for merge]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Measurement")]
     pub warm_up: Option<u64>,
-    /// Print one JSON object with every figure
+    /// Print all results as one JSON object
     #[arg(long, help_heading = "Measurement")]
     pub json: bool,
 }
 
 impl RunArgs {
-    /// The numbers of runs, with these defaults.
+    /// Returns the numbers of runs, with these defaults.
     fn runs(&self, steps: u64, warm_up: u64) -> Runs {
         Runs { steps: self.steps.unwrap_or(steps), warm_up: self.warm_up.unwrap_or(warm_up) }
     }
@@ -71,8 +70,8 @@ struct Runs {
 }
 
 impl Runs {
-    /// Runs everything, and keeps what `run`, given the number of the run from 0, says of those that are
-    /// measured. After Ctrl-C those that were measured by then count.
+    /// Calls `run` with the index of each run, and returns the results of the measured ones. After Ctrl-C,
+    /// the runs measured so far count.
     ///
     /// # Errors
     /// If a run fails, or none was measured.
@@ -111,7 +110,7 @@ impl Runs {
 /// Runs a subcommand.
 ///
 /// # Errors
-/// If a flag or the model has a fault, or it is stopped before anything is measured.
+/// If a flag or the model is invalid, or Ctrl-C stops it before the first result.
 pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     match command {
@@ -122,7 +121,7 @@ pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
     }
 }
 
-/// The error if Ctrl-C stops it before the first result.
+/// The error if Ctrl-C comes before the first result.
 fn stopped() -> Diagnostic {
     Diagnostic::input("stopped before anything was measured")
 }
@@ -134,14 +133,14 @@ fn tokens(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
-/// Random token ids; `which` numbers the sequence.
+/// Returns random token ids; `which` is the number of the sequence.
 fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
     const TOKENS_STREAM: u64 = 0x746f_6b65_6e73;
     let mut stream = Stream::new(rng::key(&[TOKENS_STREAM, which]));
     (0..count).map(|_| stream.next_below(vocab_size as u64) as u32).collect()
 }
 
-/// The median; of an even number of values, the mean of the middle two.
+/// Returns the median. For an even count, it is the mean of the middle two values.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

@@ -24,19 +24,19 @@ use crate::{interrupt, memory, terminal_text};
 /// Seed of the random weights.
 const SEED: u64 = 1;
 
-/// Largest file of a shape's weights, as transformers divides them.
+/// Largest weight file, as in transformers.
 const SHARD: u64 = 5_000_000_000;
 
 /// The flags that choose a model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Folder of a model
+    /// Model: a folder or a Hub name
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub base: Option<PathBuf>,
-    /// Random weights of a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
+    /// Random weights in a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
     #[arg(long, value_name = "NAME", value_parser = Preset::from_str, help_heading = "Model")]
     pub shape: Option<Preset>,
-    /// Write the shape's weights to this folder, or use those that are there [default: in memory]
+    /// Folder for the random weights; existing ones are used again [default: in memory]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub keep: Option<PathBuf>,
 }
@@ -44,24 +44,24 @@ pub struct ModelArgs {
 /// The chosen model.
 #[derive(Clone, Debug)]
 pub enum Model {
-    /// In a folder.
+    /// A folder.
     Folder(PathBuf),
-    /// Of random weights, kept in a folder where one is named.
+    /// Random weights, optionally stored in a folder.
     Shape(Preset, Option<PathBuf>),
 }
 
 impl ModelArgs {
-    /// The one model that the flags name.
+    /// Returns the model that the flags choose.
     ///
     /// # Errors
-    /// If they name none, or two.
+    /// If they choose none, or two.
     pub fn model(&self, printer: &Printer) -> Result<Model> {
         let shapes = || Preset::ALL.map(Preset::name).join(", ");
         match (&self.base, self.shape, &self.keep) {
-            (Some(_), Some(_), _) => Err(Diagnostic::input("`--base` and `--shape` are two models")
-                .with_hint("leave one of them out: one model is measured")),
+            (Some(_), Some(_), _) => Err(Diagnostic::input("`--base` and `--shape` cannot be used together")
+                .with_hint("omit one of them")),
             (Some(_), None, Some(_)) => Err(Diagnostic::input("`--keep` goes with `--shape`")
-                .with_hint("leave it out: the base stays where it is")),
+                .with_hint("omit `--keep`, which stores random weights")),
             (Some(base), None, None) => {
                 Ok(Model::Folder(ModelLoader::new(printer).base_folder(base, FetchScope::Full)?))
             }
@@ -80,10 +80,10 @@ impl Model {
         matches!(self, Self::Shape(_, None))
     }
 
-    /// Its configuration.
+    /// Returns the configuration.
     ///
     /// # Errors
-    /// If it is in a folder that has none that is supported.
+    /// If the folder has no supported configuration.
     pub fn config(&self) -> Result<ModelConfig> {
         match self {
             Self::Folder(folder) => Ok(ModelConfig::read(folder)?),
@@ -99,7 +99,7 @@ impl Model {
         }
     }
 
-    /// Returns the folder of the weights. Writes those of a shape to `--keep`, or to `otherwise`.
+    /// Returns the folder of the weights. Random weights are written to `--keep`, or to `otherwise`.
     ///
     /// # Errors
     /// If they cannot be written, or the folder holds another model.
@@ -115,14 +115,12 @@ impl Model {
                 let place = folder.display();
                 printer.status_bilingual(
                     &format!("使用 {place} 里已有的权重"),
-                    &format!("using the weights that are in {place} already"),
+                    &format!("using the existing weights in {place}"),
                 );
             }
             FolderState::Other => {
                 let text = format!("`{}` holds another model than `{shape}`", folder.display());
-                return Err(
-                    Diagnostic::input(text).with_hint("name a folder that is new, or leave `--keep` out")
-                );
+                return Err(Diagnostic::input(text).with_hint("name a new folder, or omit `--keep`"));
             }
             FolderState::None => {
                 let weights = RandomWeights { config: &config, seed: SEED, threads };
@@ -133,10 +131,10 @@ impl Model {
         Ok(folder.to_owned())
     }
 
-    /// The weights, mapped from their folder or generated in memory, and quantized if asked.
+    /// Returns the weights, mapped from a folder or generated in memory, and quantized if requested.
     ///
     /// # Errors
-    /// If a file has a fault, there is no room for them, or they are in 4 bits already.
+    /// If a file is invalid, memory does not suffice, or the weights are in 4 bits already.
     pub fn weights(
         &self,
         config: &ModelConfig,
@@ -158,10 +156,10 @@ impl Model {
         quantize(mapped, config, quantization, threads, printer)
     }
 
-    /// Bytes of the loaded weights. Those of a shape need not exist yet.
+    /// Returns the size of the loaded weights. Random weights need not exist yet.
     ///
     /// # Errors
-    /// If a file has a fault, or the weights are in 4 bits already and should be put there.
+    /// If a file is invalid, or weights to quantize are in 4 bits already.
     pub fn weight_bytes(
         &self,
         config: &ModelConfig,
@@ -241,7 +239,7 @@ fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(
             format!("生成随机权重 {done} / {total}"),
-            format!("making random weights: {done} of {total}"),
+            format!("generating random weights: {done} of {total}"),
         ));
         interrupt::check()
     }
@@ -254,7 +252,7 @@ fn making_failed(error: ModelError) -> Diagnostic {
     }
 }
 
-/// Refuses weights that exceed the available memory.
+/// Checks that the weights fit the available memory.
 fn check_memory(shape: Preset, config: &ModelConfig, quantization: Option<Quantization>) -> Result<()> {
     let bytes = weight_bytes_of(None, config, quantization.map(|q| (q, 1)), None);
     let needed = bytes.total() + bytes.loading;
@@ -262,9 +260,9 @@ fn check_memory(shape: Preset, config: &ModelConfig, quantization: Option<Quanti
         Some((_, available)) if needed > available => {
             let (needed, available) = (terminal_text::bytes(needed), terminal_text::bytes(available));
             let text =
-                format!("the weights of `{shape}` take {needed}, and {available} of memory are available");
+                format!("the weights of `{shape}` need {needed}, and {available} of memory is available");
             Err(Diagnostic::input(text)
-                .with_hint("`--keep DIR` writes them to a disk, and maps them from there"))
+                .with_hint("write them to a disk with `--keep DIR`, which maps them from there"))
         }
         _ => Ok(()),
     }
@@ -284,7 +282,9 @@ mod tests {
 
     #[test]
     fn exactly_one_model_is_measured() {
-        assert!(refused(true, true, false).starts_with("error: `--base` and `--shape` are two models"));
+        assert!(
+            refused(true, true, false).starts_with("error: `--base` and `--shape` cannot be used together")
+        );
         assert!(refused(true, false, true).starts_with("error: `--keep` goes with `--shape`"));
         let none = refused(false, false, false);
         assert!(none.contains("is missing") && none.contains("llama-3.2-1b"), "{none}");

@@ -12,8 +12,8 @@ const NAME: usize = 16;
 
 /// Collects results, and prints them.
 ///
-/// People see what is measured before it begins, and a few rows after. Machines get every figure at the end,
-/// as one line of JSON, and the talk goes to stderr.
+/// The table shows the job before it starts, and a few rows afterwards. With `--json`, stdout gets every
+/// result as one line, and stderr the messages.
 pub struct BenchOutput<'a> {
     printer: &'a Printer,
     json: bool,
@@ -34,13 +34,13 @@ impl<'a> BenchOutput<'a> {
         self.values.insert(key.to_owned(), value.into());
     }
 
-    /// Sets a measured value of the JSON object, to six digits; null without one.
+    /// Sets a measured value of the JSON object, to six digits, or null.
     pub fn measured(&mut self, key: &str, value: impl Into<Option<f64>>) {
         let value = value.into().and_then(|v| format!("{v:.5e}").parse().ok().and_then(Number::from_f64));
         self.set(key, value.map_or(Value::Null, Value::Number));
     }
 
-    /// Prints a row of the table: a name in both languages, and text.
+    /// Prints a row of the table: a name in both languages, and a text.
     pub fn row(&self, name: (&str, &str), value: &str) {
         let name = terminal_text::pad(self.printer.pick(name.0, name.1), NAME);
         match self.json {
@@ -57,8 +57,7 @@ impl<'a> BenchOutput<'a> {
         }
     }
 
-    /// The middle and the slowest of `times`, each of one `unit`, taken in `runs` runs after `warm_up` more;
-    /// `say` puts middle and slowest into words.
+    /// Reports median and maximum of `times`, in seconds per `unit`. `say` formats both for the table.
     pub fn times(
         &mut self,
         name: (&str, &str),
@@ -75,7 +74,7 @@ impl<'a> BenchOutput<'a> {
         self.measured(&format!("slowest_{unit}_seconds"), slowest);
     }
 
-    /// Prints the JSON object, if that is asked for.
+    /// Prints the JSON object, if requested.
     pub fn finish(self) {
         if self.json {
             self.printer.data(&Value::Object(self.values).to_string());
@@ -83,7 +82,7 @@ impl<'a> BenchOutput<'a> {
     }
 }
 
-/// A rate to three digits: `0.52`, `12.4`, `1,372`.
+/// Formats a rate to three digits: `0.52`, `12.4`, `1,372`.
 pub fn rate(value: f64) -> String {
     match value {
         v if v < 1.0 => format!("{v:.2}"),
@@ -92,7 +91,7 @@ pub fn rate(value: f64) -> String {
     }
 }
 
-/// Seconds, or milliseconds below one second.
+/// Formats seconds, or milliseconds below one second.
 pub fn seconds(value: f64, printer: &Printer) -> String {
     match value {
         v if v < 0.1 => printer.pick(format!("{:.2} 毫秒", 1e3 * v), format!("{:.2} ms", 1e3 * v)),
@@ -100,7 +99,7 @@ pub fn seconds(value: f64, printer: &Printer) -> String {
     }
 }
 
-/// The share of a peak, if there is one.
+/// Returns the share of a peak, if the peak is known.
 pub fn share(of: f64, peak: Option<f64>) -> Option<f64> {
     peak.filter(|&peak| peak > 0.0).map(|peak| of / peak)
 }

@@ -1,4 +1,4 @@
-//! `danlu bench prefill`: times a prompt, as `danlu chat` reads it.
+//! `danlu bench prefill`: times the reading of a prompt, as `danlu chat` does it.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::printer::Printer;
 pub struct PrefillArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens of the prompt, at random
+    /// Random tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::tokens, help_heading = "Job")]
     prompt_tokens: usize,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub struct PrefillArgs {
 /// Reads prompts, and reports the speed.
 ///
 /// # Errors
-/// If a flag or the model has a fault.
+/// If a flag or the model is invalid.
 pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model(printer)?;
     let (config, machine, prompt) = (model.config()?, args.machine.machine()?, args.prompt_tokens);
@@ -70,14 +70,15 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let per_second = (times.len() * prompt) as f64 / time;
     figures.result(("词元/秒", "tokens/s"), &rate(per_second));
     figures.measured("tokens_per_second", per_second);
-    // Logits of the last row alone: those of a prompt in pieces are less than a thousandth more.
+    // Only the last row has logits. A prompt in pieces computes a few more, less than a thousandth of the
+    // work.
     let flops = flops::forward(&config, &[flops::Span::whole(prompt)], 1);
     machine.compare_flops(flops * times.len() as f64 / time, &mut figures, printer);
     let (n, w) = (times.len(), runs.warm_up);
     let say = |m: &str, s: &str| {
         printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 次，此前预热 {w} 次）"),
-            format!("{m} median, {s} slowest of {n}, after {w} to warm up"),
+            format!("{m} median, {s} slowest of {n}, after {w} warm-up"),
         )
     };
     figures.times(("一段提示", "a prompt"), "prompt", &times, (n, w), say);

@@ -34,10 +34,10 @@ use crate::terminal_text;
 pub struct TrainBenchArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Random tokens, all with a loss: sequences of a micro-batch x tokens of a sequence [default: 2x512]
+    /// Random tokens, all trained: sequences per micro-batch x tokens per sequence [default: 2x512]
     #[arg(long, value_name = "BxL", value_parser = Batch::from_str, conflicts_with = "data", help_heading = "Job")]
     batch: Option<Batch>,
-    /// Training data instead, as `danlu train` takes it
+    /// Training data instead, in any form that `danlu train` reads
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Job")]
     data: Vec<PathBuf>,
     /// Folder of the tokenizer for --data [default: the base's]
@@ -46,30 +46,30 @@ pub struct TrainBenchArgs {
     /// Longest record of --data in tokens [default: 384]
     #[arg(long, value_name = "TOKENS", requires = "data", help_heading = "Job")]
     max_length: Option<usize>,
-    /// Leave bad records of --data out
+    /// Skip bad records of --data
     #[arg(long, requires = "data", help_heading = "Job")]
     skip_bad: bool,
-    /// Records of --data in a micro-batch [default: 2]
+    /// Records of --data per micro-batch [default: 2]
     #[arg(long, value_name = "N", requires = "data", help_heading = "Job")]
     per_device_train_batch_size: Option<usize>,
-    /// Micro-batches of a step [default: 1, or 2 with --data]
+    /// Micro-batches per step [default: 1, or 2 with --data]
     #[arg(long, value_name = "N", help_heading = "Job")]
     gradient_accumulation_steps: Option<usize>,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Most memory to use, such as 8GiB: layers recompute what does not fit
+    /// Memory limit, such as 8GiB; layers recompute activations to stay below it
     #[arg(long, value_name = "SIZE", value_parser = memory_limit, help_heading = "Machine")]
     memory_limit: Option<u64>,
     #[command(flatten)]
     run: RunArgs,
 }
 
-/// Most random tokens of a step.
+/// Limit on the random tokens of a step.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// The examples and the settings.
+/// Examples and settings.
 struct Job {
     examples: Examples,
     settings: TrainSettings,
@@ -79,7 +79,7 @@ struct Job {
 
 enum Examples {
     OfData(Vec<Example>),
-    /// The lengths of random examples, which are generated after the memory check.
+    /// The lengths of random examples. The examples are generated after the memory check.
     Random(Vec<RecordSize<'static>>),
 }
 
@@ -92,7 +92,7 @@ struct Step {
 /// Takes steps, and reports their speed.
 ///
 /// # Errors
-/// If a flag, the model or the data has a fault.
+/// If a flag, the model or the data is invalid.
 pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model(printer)?;
     let config = model.config()?;
@@ -134,7 +134,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
         let flops = flops::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
-    // Measuring the machine's peak takes memory, so memory is read first.
+    // Memory is read before the machine's peak is measured, since that takes memory.
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
     describe_steps(&steps, runs.warm_up, &machine, &mut figures, printer);
@@ -160,7 +160,7 @@ fn describe_steps(
         ("词元/秒", "tokens/s"),
         &printer.pick(
             format!("{useful} 有用（没有填充），其中计损失 {with_loss}"),
-            format!("{useful} useful (nothing is padded), {with_loss} of them with a loss"),
+            format!("{useful} useful (no padding), {with_loss} of them trained"),
         ),
     );
     figures.measured("useful_tokens_per_second", tokens / time);
@@ -171,7 +171,7 @@ fn describe_steps(
     let say = |m: &str, s: &str| {
         printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 步，此前预热 {w} 步）"),
-            format!("{m} median, {s} slowest of {n}, after {w} to warm up"),
+            format!("{m} median, {s} slowest of {n}, after {w} warm-up"),
         )
     };
     figures.times(("每步", "a step"), "step", &times, (n, w), say);
@@ -181,7 +181,7 @@ fn describe_steps(
     figures.measured("mean_loss", total(|s| s.report.loss) / steps.len() as f64);
 }
 
-/// The examples of the flags, with settings that visit all of them.
+/// Returns the examples of the flags, and settings that visit all of them.
 fn job(
     args: &TrainBenchArgs,
     model: &Model,
@@ -214,12 +214,12 @@ fn job(
     let random = vec![RecordSize { tokens, trained: tokens - 1, prefix: &[] }; all];
     let words = (
         format!("{sequences} × {tokens} 个随机词元，全部计损失"),
-        format!("{sequences} × {tokens} random tokens, all with a loss"),
+        format!("{sequences} × {tokens} random tokens, all trained"),
     );
     Ok(Job { examples: Examples::Random(random), settings, words })
 }
 
-/// Sequences of random tokens, all with a loss.
+/// Returns sequences of random tokens, all trained.
 fn random_examples(records: &[RecordSize<'_>], vocab_size: usize) -> Vec<Example> {
     let example = |(i, record): (usize, &RecordSize<'_>)| Example {
         sequence: LabeledSequence {
@@ -242,8 +242,8 @@ fn data_job(
         (Some(folder), _) => folder,
         (None, Model::Folder(base)) => base,
         (None, Model::Shape(..)) => {
-            return Err(Diagnostic::input("a shape has no tokenizer, and `--data` needs one")
-                .with_hint("name the folder of one with `--tokenizer DIR`"));
+            return Err(Diagnostic::input("`--shape` has no tokenizer, and `--data` needs one")
+                .with_hint("name its folder with `--tokenizer DIR`"));
         }
     };
     let tokenizer = Tokenizer::read(folder)?;
@@ -259,6 +259,7 @@ fn data_job(
         args.skip_bad,
         &tokenizer,
         &settings,
+        Some(0.0),
         printer,
     )?;
     if !data.bad.is_empty() {
@@ -273,13 +274,12 @@ fn data_job(
     let (batch, max) = (settings.per_device_train_batch_size, settings.max_length);
     let words = (
         format!("{files} · {records} 条，每微批 {batch} 条，最长 {max} 词元"),
-        format!("{files} · {records} records, {batch} in a micro-batch, of at most {max} tokens"),
+        format!("{files} · {records} records, {batch} per micro-batch, at most {max} tokens each"),
     );
     Ok(Job { examples: Examples::OfData(data.examples), settings, words })
 }
 
-/// The memory that the steps will take, under the limit or within what is available: planned as `danlu train`
-/// does, before any weight is loaded.
+/// Predicts the memory of the steps, as `danlu train` does before it loads weights.
 fn forecast(
     args: &TrainBenchArgs,
     model: &Model,
@@ -339,7 +339,7 @@ fn describe_job(job: &Job, adapter: &Adapter, figures: &mut BenchOutput<'_>, pri
         ("任务", "job"),
         &printer.pick(
             format!("{}，每步 {n} 个微批", job.words.0),
-            format!("{}; {n} micro-batch{} a step", job.words.1, if n == 1 { "" } else { "es" }),
+            format!("{}; {n} micro-batch{} per step", job.words.1, if n == 1 { "" } else { "es" }),
         ),
     );
     let (r, alpha, dropout) = (s.lora_r, s.lora_alpha, s.lora_dropout);

@@ -8,10 +8,9 @@ use serde_json::json;
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// Every command.
 pub const NAMES: [&str; 6] = ["/reset", "/system", "/save", "/help", "/exit", "/quit"];
 
-/// What `/help` prints, in Chinese.
+/// The text of `/help` in Chinese.
 pub const HELP_ZH: &str = "\
 /reset        忘记之前的对话
 /system 文字  设定系统提示词；不带文字则显示
@@ -19,15 +18,14 @@ pub const HELP_ZH: &str = "\
 /help         列出这些命令
 /exit         离开（Ctrl-D 亦可）；Ctrl-C 打断回复";
 
-/// What `/help` prints, in English.
+/// The text of `/help` in English.
 pub const HELP_EN: &str = "\
-/reset        forget the conversation
+/reset        clear the conversation
 /system TEXT  set the system prompt; without TEXT show it
-/save FILE    keep the conversation as one training record (JSON lines, `messages`)
+/save FILE    save the conversation as one training record (JSON lines, `messages`)
 /help         list these commands
 /exit         leave, as does Ctrl-D; Ctrl-C stops a reply";
 
-/// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChatInput<'a> {
     Say(&'a str),
@@ -51,10 +49,11 @@ pub fn parse(input: &str) -> ChatInput<'_> {
         ("/system", text) => ChatInput::System(text),
         ("/save", path) if !path.is_empty() => ChatInput::Save(Path::new(path)),
         ("/help", "") => ChatInput::Help,
-        ("/exit" | "/quit", "") => ChatInput::Exit,
+        // A habit from other programs.
+        ("/exit" | "/quit" | "exit" | "quit", "") => ChatInput::Exit,
         ("/save", _) => ChatInput::Misused(name, "/save FILE, as in /save talk.jsonl"),
         ("/reset" | "/help" | "/exit" | "/quit", _) => {
-            ChatInput::Misused(name, "nothing stands after /reset, /help and /exit")
+            ChatInput::Misused(name, "/reset, /help and /exit take no argument")
         }
         _ if is_command(name) => ChatInput::Unknown(name),
         _ => ChatInput::Say(input),
@@ -75,7 +74,7 @@ pub fn save(session: &ChatSession<'_>, path: &Path) -> Result<()> {
     }
     if path.exists() {
         let diagnostic = Diagnostic::input(format!("`{}` exists already", path.display()));
-        return Err(diagnostic.with_hint("choose another name: nothing is overwritten"));
+        return Err(diagnostic.with_hint("choose another name; existing files are not overwritten"));
     }
     let record = json!({ "messages": session.messages() });
     Ok(files::write_atomic(path, format!("{record}\n").as_bytes())?)
@@ -91,6 +90,8 @@ mod tests {
         assert_eq!(parse("/system  你是 甄嬛。"), ChatInput::System("你是 甄嬛。"));
         assert_eq!(parse("/save a b.jsonl"), ChatInput::Save(Path::new("a b.jsonl")));
         assert_eq!(parse("/quit"), ChatInput::Exit);
+        assert_eq!(parse("exit"), ChatInput::Exit);
+        assert_eq!(parse("exit the shop"), ChatInput::Say("exit the shop"));
         assert_eq!(parse("/rest"), ChatInput::Unknown("/rest"));
         assert!(matches!(parse("/save"), ChatInput::Misused("/save", _)));
         assert!(matches!(parse("/reset now"), ChatInput::Misused("/reset", _)));

@@ -1,4 +1,4 @@
-//! `danlu chat`: talk with a base, an adapter or a merged model.
+//! `danlu chat`: chat with a base, an adapter or a merged model.
 
 mod command;
 
@@ -29,26 +29,25 @@ use crate::style::Style;
 use crate::terminal_text;
 use command::ChatInput;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu chat out/huanhuan
-  danlu chat out/huanhuan --prompt '皇上驾到！' --temperature 0
-  danlu chat out/huanhuan-merged --system '你是甄嬛。' --top-p 0.9
-  echo '今晚月色真美。' | danlu chat models/base-28m
+  danlu chat out/palace
+  danlu chat out/palace --prompt '皇上驾到！' --temperature 0
+  danlu chat out/palace-merged --system '你是甄嬛。' --top-p 0.9
+  echo '今晚月色真美。' | danlu chat danlu-demo/base-8m
 
-While talking: /reset forgets the conversation, /system TEXT sets the system prompt, /save FILE \
-keeps the conversation as training data, /help lists these, /exit leaves. Ctrl-C stops a reply.";
+Commands in a chat: /reset clears the conversation, /system TEXT sets the system prompt, /save FILE \
+saves the conversation as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
 
-/// Longest conversation kept in memory unless `--context` says otherwise, in tokens.
+/// Default limit of a conversation in memory, in tokens; `--context` sets another.
 const DEFAULT_CONTEXT: usize = 8192;
 
 /// The flags of `danlu chat`.
 #[derive(Args, Clone, Debug)]
 pub struct ChatArgs {
-    /// Folder of an adapter, a merged model or a base
+    /// Adapter, merged model or base: a folder or a Hub name
     pub path: PathBuf,
-    /// Folder of the adapter's base, instead of the one the adapter names
+    /// Base of the adapter, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
     /// Answer this prompt and exit
@@ -57,7 +56,7 @@ pub struct ChatArgs {
     /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Use the base's chat template although it differs from the adapter's
+    /// Continue although the base's chat template differs from the adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
     /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr
@@ -68,10 +67,10 @@ pub struct ChatArgs {
     /// Longest reply, in tokens
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one, help_heading = "Reply")]
     pub max_new_tokens: usize,
-    /// Longest conversation, in tokens; older turns are left out [default: the model's, at most 8192]
+    /// Longest conversation, in tokens; older turns are dropped [default: the model's limit, at most 8192]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Reply")]
     pub context: Option<usize>,
-    /// What products are computed in: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
+    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
     pub dtype: Option<DType>,
     #[command(flatten)]
@@ -87,7 +86,7 @@ pub struct ChatArgs {
 pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     if args.prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
         let diagnostic = Diagnostic::input("`--prompt` is empty: there is nothing to answer");
-        return Err(diagnostic.with_hint("give it a text, or leave it out to talk"));
+        return Err(diagnostic.with_hint("pass a text, or omit `--prompt` for a chat"));
     }
     let started = Instant::now();
     let backend = args.compute.backend(args.compute.dtype(args.dtype)?)?;
@@ -155,7 +154,7 @@ fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -
     let name = printer.paint_status(Style::Bold, &loaded.name());
     printer.status_bilingual(
         &format!("正在与 {name} 对话。/help 列出命令，/exit 或 Ctrl-D 离开。"),
-        &format!("Talking with {name}. /help lists the commands, /exit or Ctrl-D leaves."),
+        &format!("Chatting with {name}. /help lists the commands, /exit or Ctrl-D leaves."),
     );
     loop {
         match editor.readline("> ") {
@@ -163,7 +162,7 @@ fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -
             Ok(input) => {
                 let _ = editor.add_history_entry(&input);
                 if obey_or_answer(&mut session, &input, printer).unwrap_or_else(|diagnostic| {
-                    printer.status(diagnostic.render(printer.status_color()).trim_end());
+                    printer.diagnostic(&diagnostic);
                     ControlFlow::Continue(())
                 }) == ControlFlow::Break(())
                 {
@@ -179,7 +178,7 @@ fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -
     }
 }
 
-/// Chats over a pipe, one message a line. A line that fails is reported at once, and in the exit code.
+/// Reads one message per line from a pipe. Reports a failed line at once, and in the exit code.
 fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     let mut failed = 0;
     for input in io::stdin().lock().lines() {
@@ -198,16 +197,13 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
             Ok(ControlFlow::Break(())) => break,
             Err(diagnostic) => {
                 failed += 1;
-                printer.status(diagnostic.render(printer.status_color()).trim_end());
+                printer.diagnostic(&diagnostic);
             }
         }
     }
     match failed {
         0 => Ok(()),
-        n => Err(Diagnostic::input(format!(
-            "{} could not be followed, see above",
-            terminal_text::counted(n, "line")
-        ))),
+        n => Err(Diagnostic::input(format!("{} failed, see above", terminal_text::counted(n, "line")))),
     }
 }
 
@@ -217,7 +213,7 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
         ChatInput::Say(text) => say(session, text, printer)?,
         ChatInput::Reset => {
             session.reset();
-            printer.status_bilingual("已忘记之前的对话。", "The conversation is forgotten.");
+            printer.status_bilingual("已忘记之前的对话。", "The conversation is cleared.");
         }
         ChatInput::System("") => match session.system() {
             Some(system) => printer.status(&terminal_text::printable(system)),
@@ -227,7 +223,7 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
             session.set_system(Some(text.to_owned()));
             printer.status_bilingual(
                 "系统提示词已设定，从下一句起生效。",
-                "The system prompt is set, from the next message on.",
+                "The system prompt is set; it applies from the next message.",
             );
         }
         ChatInput::Save(path) => {
@@ -272,13 +268,13 @@ fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Resul
     Ok(())
 }
 
-/// Prints notes about a reply.
+/// Prints notices about a reply.
 fn note(reply: &ChatReply, printer: &Printer) {
     let n = reply.forgotten;
     if n > 0 {
         printer.warn(&printer.pick(
             format!("上下文已满，最早的 {n} 条消息没有带上（--context 可加长）"),
-            format!("the context is full: the oldest {n} messages were left out (--context may make room)"),
+            format!("the context is full: the oldest {n} messages were dropped (try a larger --context)"),
         ));
     }
     let generated = &reply.generated;
@@ -293,7 +289,8 @@ fn note(reply: &ChatReply, printer: &Printer) {
                 "(the context is full, the reply is cut short)",
             );
         }
-        StopReason::EndToken(_) | StopReason::Caller => {}
+        StopReason::Caller => printer.status_bilingual("（已停止）", "(stopped)"),
+        StopReason::EndToken(_) => {}
     }
     if printer.verbose {
         let (first, speed) = (generated.prefill.as_millis(), generated.tokens_per_second());

@@ -1,12 +1,13 @@
-//! `danlu data check`: counts, lengths, and every fault at its line.
+//! `danlu data check`: counts, lengths, and every fault with its line.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use danlu_data::{BadRecord, Check, Dataset, Format, RecordSource, UnknownKey, check};
 use danlu_model::Tokenizer;
+use serde_json::json;
 
-use super::{DEFAULT_MAX_LENGTH, DataArgs, notes, place};
+use super::{DEFAULT_MAX_LENGTH, DataArgs, place, warnings};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::memory;
@@ -17,18 +18,20 @@ use crate::terminal_text;
 /// Bars of the histogram.
 const BARS: usize = 10;
 
-/// Places named of each kind, unless `--all`.
+/// Records listed for each kind of fault, unless `--all`.
 const MAX_LISTED: usize = 10;
 
-/// The flags of `danlu data check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// Data files
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
-    /// Name every record that has a fault, not only the first ten of each kind
+    /// List every faulty record, not only the first ten of each kind
     #[arg(long)]
     pub all: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub data: DataArgs,
 }
@@ -36,7 +39,7 @@ pub struct CheckArgs {
 /// Checks every record.
 ///
 /// # Errors
-/// If a file cannot be read, a record is bad (`train` would refuse it), or nothing would be left to train on.
+/// If a file cannot be read, a record is bad (`train` would refuse it), or no record remains.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let datasets = args
         .files
@@ -60,10 +63,33 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     print_counts(&found, args, printer);
     print_histogram(&found, printer);
     let limit = if args.all { usize::MAX } else { MAX_LISTED };
-    print_notes(&datasets, &found, &tokenizer, printer);
+    print_warnings(&datasets, &found, &tokenizer, printer);
     list_places(&found, limit, printer);
     list_bad(&found.bad, limit, printer);
+    printer.event("data_check", || summary(&found));
     verdict(args, &datasets, &found, printer)
+}
+
+/// The counts of a check, for JSON.
+fn summary(found: &Check) -> serde_json::Value {
+    let files = found.files.iter().map(|file| {
+        json!({"name": file.name, "format": file.format.name(), "bytes": file.bytes, "bad_records": file.bad_records})
+    });
+    let bad = found.bad.iter().map(|bad| {
+        let source = &bad.source;
+        json!({
+            "file": source.file.display().to_string(), "line": source.line, "record": source.index + 1,
+            "found": bad.found, "expected": bad.expected,
+        })
+    });
+    json!({
+        "files": files.collect::<Vec<_>>(), "records": all_records(found), "tokens": found.tokens,
+        "trained_tokens": found.trained_tokens, "longest": found.lengths.max(),
+        "shortened": found.shortened.len(), "dropped": found.dropped.len(),
+        "duplicates": found.duplicates.len(), "same_question": found.same_question.len(),
+        "unknown_keys": found.unknown_keys.len(), "special_tokens": found.specials.len(),
+        "bad": bad.collect::<Vec<_>>(),
+    })
 }
 
 fn row(printer: &Printer, zh: &str, en: &str, value: String) {
@@ -102,7 +128,7 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     let max = args.data.max_length;
     let limit = printer.pick(
         format!("（长于 --max-length {max}，从问题开头截）"),
-        format!(" (longer than --max-length {max}: the question loses its front)"),
+        format!(" (longer than --max-length {max}: the start of the question is cut)"),
     );
     let limit = if found.shortened.is_empty() { String::new() } else { limit };
     row(printer, "截断", "shortened", format!("{}{limit}", n(found.shortened.len())));
@@ -124,9 +150,9 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     row(printer, "坏记录", "bad", format!("{}{empty}", n(found.bad.len())));
 }
 
-/// Records of the files, good and bad.
+/// Returns the number of records in the files, good and bad.
 fn all_records(found: &Check) -> usize {
-    // A record whose template fails is counted among the readable ones too.
+    // A record that the template rejects is already counted as readable.
     found.records + found.files.iter().map(|file| file.bad_records).sum::<usize>()
 }
 
@@ -153,17 +179,17 @@ fn print_histogram(found: &Check, printer: &Printer) {
     }
 }
 
-/// What the files and the chat template hold back.
-fn print_notes(datasets: &[Dataset], found: &Check, tokenizer: &Tokenizer, printer: &Printer) {
+/// Prints warnings about the files and the chat template.
+fn print_warnings(datasets: &[Dataset], found: &Check, tokenizer: &Tokenizer, printer: &Printer) {
     let mut lines: Vec<String> =
-        datasets.iter().flat_map(|dataset| notes::about_file(dataset, printer)).collect();
+        datasets.iter().flat_map(|dataset| warnings::of_file(dataset, printer)).collect();
     let is_chat = datasets.iter().any(|dataset| dataset.format != Format::Text);
-    lines.extend(notes::about_added_end(tokenizer, printer).filter(|_| is_chat));
-    lines.extend(notes::about_template(&found.template, found.records, printer));
+    lines.extend(warnings::added_eos(tokenizer, printer).filter(|_| is_chat));
+    lines.extend(warnings::of_template(&found.template, found.records, printer));
     list(printer.pick("注意", "notes"), &lines, usize::MAX, printer);
 }
 
-/// Lists records that are readable, but worth a look.
+/// Lists valid records that deserve a look.
 fn list_places(found: &Check, limit: usize, printer: &Printer) {
     let at = |source: &RecordSource| place(source, printer);
     let plain = |sources: &[RecordSource]| sources.iter().map(at).collect::<Vec<_>>();
@@ -182,24 +208,24 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
         (
             printer.pick(
                 "文本是已经渲染好的对话：全部词元都参与训练，问题也在内",
-                "documents that are rendered conversations: all tokens are trained, questions too",
+                "documents that look like rendered conversations: all tokens are trained, questions too",
             ),
             rendered,
         ),
         (
             printer.pick(
                 "文字里写着特殊词元：会当作控制符，不当作文字",
-                "special tokens spelt out in the text, where they act as such",
+                "special tokens written in the text, which act as control tokens",
             ),
             special.collect::<Vec<_>>(),
         ),
-        (printer.pick("未知的键：不会读取", "unknown keys, which are not read"), unknown.collect::<Vec<_>>()),
+        (printer.pick("未知的键：不会读取", "ignored unknown keys"), unknown.collect::<Vec<_>>()),
         (printer.pick("丢弃：答案放不下", "dropped, the answer does not fit"), plain(&found.dropped)),
         (printer.pick("重复", "duplicates"), repeated.collect()),
         (
             printer.pick(
                 "同一个问题，另一个答案（可能是有意的）",
-                "same question, another answer (often meant)",
+                "same question, another answer (often intended)",
             ),
             asked.collect(),
         ),
@@ -210,7 +236,7 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
     }
 }
 
-/// Describes a key that is not read, with the records that have it.
+/// Describes an ignored key, and the records that have it.
 pub fn describe_key(unknown: &UnknownKey, printer: &Printer) -> String {
     let UnknownKey { key, count, first, meant } = unknown;
     let (records, place) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
@@ -256,19 +282,20 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
             dataset.encoding.map(|encoding| format!("`{}`: {}", file.display(), encoding.hint(file)))
         });
         let hint = match usable {
-            0 => "mend them: without them nothing is left to train on".to_owned(),
-            _ => "mend them, or let `danlu train --skip-bad` leave them out".to_owned(),
+            0 => "correct them: no other record is left to train on".to_owned(),
+            _ => "correct them, or skip them with `danlu train --skip-bad`".to_owned(),
         };
         return Err(Diagnostic::input(text).with_hint(wrongly_encoded.unwrap_or(hint)));
     }
     if usable == 0 {
         let text = format!(
-            "nothing would be left to train on: {} dropped, as no answer fits in `--max-length` {}",
+            "no record is left to train on: {} dropped, since no answer fits in `--max-length` {}",
             terminal_text::counted(dropped as u64, "record"),
             args.data.max_length
         );
         let (shortest, longest) = (found.lengths.min(), found.lengths.max());
-        let hint = format!("raise it: the shortest record takes {shortest} tokens, the longest {longest}");
+        let hint =
+            format!("raise `--max-length`: the shortest record has {shortest} tokens, the longest {longest}");
         return Err(Diagnostic::input(text).with_hint(hint));
     }
     let records = terminal_text::counted(usable as u64, "record");

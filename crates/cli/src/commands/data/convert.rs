@@ -1,4 +1,4 @@
-//! `danlu data convert`: writes data of any form as any other.
+//! `danlu data convert`: converts data between formats.
 
 use std::path::PathBuf;
 
@@ -6,14 +6,14 @@ use clap::Args;
 use danlu_data::{BadRecord, Format, OutputKind, Record, common_format, to_json};
 use danlu_model::{FileError, files};
 
-use super::notes;
+use super::warnings;
 use crate::args::data::{ReadArgs, format};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Bad records that an error names.
+/// Bad records that an error lists.
 const MAX_LISTED: usize = 10;
 
 /// The flags of `danlu data convert`.
@@ -22,13 +22,13 @@ pub struct ConvertArgs {
     /// Data files
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
-    /// File to write: .json, .jsonl, .csv, .tsv or .parquet, perhaps with .gz or .zst
+    /// Output file: .json, .jsonl, .csv, .tsv or .parquet, also with .gz or .zst
     #[arg(long, value_name = "FILE")]
     pub output: PathBuf,
-    /// Format to write [default: messages, or text for documents]
+    /// Output format [default: messages; text for documents]
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub to: Option<Format>,
-    /// Leave bad records out
+    /// Skip bad records
     #[arg(long)]
     pub skip_bad: bool,
     #[command(flatten)]
@@ -42,10 +42,8 @@ pub struct ConvertArgs {
 pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
     let output = args.output.display();
     let Some(kind) = OutputKind::of(&args.output) else {
-        return Err(Diagnostic::input(format!(
-            "cannot write `{output}`: its name shows no known kind of file"
-        ))
-        .with_hint("name it .json, .jsonl, .csv, .tsv or .parquet, perhaps with .gz or .zst"));
+        return Err(Diagnostic::input(format!("cannot write `{output}`: unknown file extension"))
+            .with_hint("use .json, .jsonl, .csv, .tsv or .parquet, also with .gz or .zst"));
     };
     if args.output.exists() {
         return Err(Diagnostic::input(format!("cannot write `{output}`: it exists already"))
@@ -54,7 +52,7 @@ pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
     let (mut records, mut bad): (Vec<Record>, Vec<BadRecord>) = (Vec::new(), Vec::new());
     for file in &args.files {
         let dataset = read(file, &args.reading.options())?;
-        notes::about_file(&dataset, printer).iter().for_each(|note| printer.warn(note));
+        warnings::of_file(&dataset, printer).iter().for_each(|note| printer.warn(note));
         records.extend(dataset.records);
         bad.extend(dataset.bad);
     }
@@ -66,7 +64,7 @@ pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
             bad.len() + records.len()
         ))
         .with_details(details)
-        .with_hint("correct them, or leave them out with `--skip-bad`"));
+        .with_hint("correct them, or skip them with `--skip-bad`"));
     }
     let Some(format) = args.to.or_else(|| common_format(&records)) else {
         return Err(Diagnostic::input("cannot mix documents and conversations in one file")

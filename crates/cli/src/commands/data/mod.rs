@@ -1,9 +1,9 @@
-//! `danlu data`: inspects training data.
+//! `danlu data`: checks, previews and converts training data.
 
 pub mod check;
 mod convert;
-pub mod notes;
 pub mod preview;
+pub mod warnings;
 
 use std::path::PathBuf;
 
@@ -22,34 +22,32 @@ use crate::model_loader::ModelLoader;
 use crate::notices;
 use crate::printer::Printer;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu data preview huanhuan.json --base models/base-28m
-  danlu data check a.json b.jsonl --base models/base-28m --max-length 256
+  danlu data preview danlu-demo/palace.json --base danlu-demo/base-8m
+  danlu data check danlu-demo/palace.json --base danlu-demo/base-8m
   danlu data check chat.json --format sharegpt
   danlu data convert table.csv --columns instruction=q,output=a --output o.jsonl";
 
 /// The default of `--max-length`, as in `danlu train`.
 const DEFAULT_MAX_LENGTH: usize = 384;
 
-/// The subcommands.
 #[derive(Subcommand, Clone, Debug)]
 pub enum DataCommand {
-    /// Show records as the model sees them: rendered text, token ids, and what is trained
+    /// Show records as the model sees them: rendered text, token ids, and trained tokens
     #[command(allow_negative_numbers = true)]
     Preview(preview::PreviewArgs),
-    /// Count, measure, and name every record that has a fault
+    /// Count and measure records, and list every fault
     #[command(allow_negative_numbers = true)]
     Check(check::CheckArgs),
-    /// Write data as JSON, CSV, TSV or Parquet, in any format
+    /// Convert data to JSON, CSV, TSV or Parquet, in any format
     Convert(convert::ConvertArgs),
 }
 
-/// Flags of both commands.
+/// Flags of `preview` and `check`.
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Folder of the base whose tokenizer and template are used [default: the embedded base's]
+    /// Base whose tokenizer and template are used [default: the embedded base]
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
     /// Chat template instead of the base's: a file, or chatml, llama3, alpaca, vicuna or zephyr
@@ -57,19 +55,19 @@ pub struct DataArgs {
     pub chat_template: Option<String>,
     #[command(flatten)]
     pub reading: ReadArgs,
-    /// Longest record in tokens; longer ones lose the front of their question
+    /// Longest record in tokens; longer ones lose the start of their question
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MAX_LENGTH, value_parser = at_least_one)]
     pub max_length: usize,
-    /// System message of conversations that bring none, as `danlu train --default-system`
+    /// System message for conversations without one, as `danlu train --default-system`
     #[arg(long, value_name = "TEXT")]
     pub default_system: Option<String>,
-    /// Mark the questions as trained too, as `danlu train --train-on-prompt` does
+    /// Also train on questions, as `danlu train --train-on-prompt`
     #[arg(long)]
     pub train_on_prompt: bool,
 }
 
 impl DataArgs {
-    /// The base's tokenizer, or the embedded one.
+    /// Returns the base's tokenizer, or the embedded one.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         with_chat_template(self.base_tokenizer(printer)?, self.chat_template.as_deref(), printer)
     }
@@ -102,7 +100,7 @@ impl DataArgs {
     }
 }
 
-/// The place of a record, in the language of the printer.
+/// Formats the position of a record.
 fn place(source: &RecordSource, printer: &Printer) -> String {
     let (file, line, number) = (source.file.display(), source.line, source.index + 1);
     printer.pick(format!("{file}:{line}（第 {number} 条）"), source.to_string())
@@ -111,7 +109,7 @@ fn place(source: &RecordSource, printer: &Printer) -> String {
 /// Runs a subcommand.
 ///
 /// # Errors
-/// If the data or the tokenizer has a fault.
+/// If the data or the tokenizer is invalid.
 pub fn run(command: &DataCommand, printer: &Printer) -> Result<()> {
     match command {
         DataCommand::Preview(args) => preview::run(args, printer),

@@ -28,7 +28,7 @@ pub struct PreviewArgs {
 /// Shows the first records.
 ///
 /// # Errors
-/// If the file or the tokenizer has a fault.
+/// If the file or the tokenizer is invalid.
 pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     let dataset = read(&args.file, &args.data.reading.options())?;
     let tokenizer = args.data.tokenizer(printer)?;
@@ -60,11 +60,11 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
             Truncation::None => {}
             Truncation::Shortened { tokens } => printer.warn(&printer.pick(
                 format!("原长 {tokens} 词元，截断到 {max} 以内"),
-                format!("it had {tokens} tokens and was shortened to {max} at most"),
+                format!("truncated from {tokens} tokens to at most {max}"),
             )),
             Truncation::Dropped { tokens } => printer.warn(&printer.pick(
                 format!("原长 {tokens} 词元，答案在 {max} 以内放不下：训练时会丢弃"),
-                format!("it has {tokens} tokens, and its answer does not fit in {max}: training drops it"),
+                format!("{tokens} tokens; the answer does not fit in {max}, so training drops the record"),
             )),
         }
         printer.data("");
@@ -84,7 +84,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
         printer.warn(&printer.pick(
             format!("另有 {n} 条坏记录：danlu data check {file}"),
             format!(
-                "there {verb} {} too: danlu data check {file}",
+                "{} {verb} not shown: danlu data check {file}",
                 terminal_text::counted(n as u64, "bad record")
             ),
         ));
@@ -92,7 +92,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Prints rendered text, then ids. Trained tokens are green, or in ⟦ ⟧ without colour.
+/// Prints the rendered text, then the ids. Trained tokens are green, or in ⟦ ⟧ without colour.
 pub fn print_tokens(tokens: &[PreviewToken], printer: &Printer) {
     let mut shown = String::new();
     let mut ids = String::new();
@@ -120,7 +120,7 @@ fn mark(trained: bool, content: &str, printer: &Printer) -> String {
     }
 }
 
-/// Breaks between ids; colours are carried over to the next line.
+/// Wraps between ids, and repeats the colour on the next line.
 fn wrap_ids(ids: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::from("ids")];
     let mut used = 3;
@@ -153,9 +153,9 @@ fn wrap_ids(ids: &str, width: usize) -> Vec<String> {
 fn legend(printer: &Printer) {
     let how = match (printer.data_color(), printer.lang.pick(true, false)) {
         (true, true) => "绿色是训练的部分（计入损失），其余只作上下文",
-        (true, false) => "green is trained (carries a loss), the rest is context",
+        (true, false) => "green text is trained, the rest is context",
         (false, true) => "⟦ ⟧ 内是训练的部分（计入损失），其余只作上下文",
-        (false, false) => "what stands in ⟦ ⟧ is trained (carries a loss), the rest is context",
+        (false, false) => "text in ⟦ ⟧ is trained, the rest is context",
     };
     printer.status(how);
 }

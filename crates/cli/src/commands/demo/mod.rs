@@ -1,6 +1,6 @@
-//! `danlu demo`: the whole life of an adapter on an embedded base, told step by step.
+//! `danlu demo`: trains, compares, merges and chats with an adapter on the embedded base, step by step.
 //!
-//! Every step runs a command of danlu on files that stay in the output folder.
+//! Each step runs a command of danlu. Its files stay in the output folder.
 
 mod story;
 
@@ -20,7 +20,6 @@ use crate::style::Style;
 use crate::terminal_text;
 use story::Step;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu demo
@@ -38,10 +37,10 @@ const REPLY_TOKENS: usize = 48;
 /// The flags of `danlu demo`.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// Folder to write to [default: danlu-demo, or the next free danlu-demo-N]
+    /// Output folder [default: danlu-demo, or the next free danlu-demo-N]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Who the model becomes: palace (376 Chinese records) or cook (121 English ones)
+    /// Character of the model: palace (376 Chinese records) or cook (121 English ones)
     #[arg(long, value_name = "WHO", default_value = "palace", hide_possible_values = true)]
     pub persona: Persona,
     #[command(flatten)]
@@ -98,7 +97,7 @@ impl Folders {
 /// Trains, compares, merges, reloads and chats, explaining each step.
 ///
 /// # Errors
-/// If the output folder holds other things or cannot be written.
+/// If the output folder holds other files or cannot be written.
 pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     let (file, records) = args.persona.file();
     let folders = Folders::new(output(args.output.as_deref())?, file);
@@ -166,7 +165,7 @@ fn step(printer: &Printer, step: Step) {
     printer.status("");
 }
 
-/// The given folder, or the first of `danlu-demo`, `danlu-demo-2`, ... that does not exist.
+/// Returns the given folder, or the first free one of `danlu-demo`, `danlu-demo-2`, ...
 fn output(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(asked) = asked {
         return Ok(asked.to_owned());
@@ -178,8 +177,8 @@ fn output(asked: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// The run, as `danlu train` would resolve it. A base this small takes a higher learning rate and more
-/// passes than the tutorial's 8 billion parameters do; everything else is the default.
+/// Returns the settings of the run. A base this small needs a higher learning rate and more epochs;
+/// everything else is the default of `danlu train`.
 fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
     let settings = TrainSettings {
         learning_rate: 1e-3,
@@ -216,6 +215,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
         threshold: None,
         allow_template_mismatch: false,
         allow_worse: false,
+        json: false,
         compute: args.compute.clone(),
         card: Default::default(),
         notes: Default::default(),
@@ -251,7 +251,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     )
 }
 
-/// Asks the merged model one question.
+/// Returns the arguments of a chat with the merged model.
 fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
     chat::ChatArgs {
         quant: Default::default(),

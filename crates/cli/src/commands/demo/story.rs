@@ -8,17 +8,17 @@ use crate::terminal_text;
 /// A step of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Records, and what is trained of them.
+    /// Shows records, and their trained tokens.
     Data,
-    /// Fine-tuning.
+    /// Trains.
     Train,
-    /// Before and after.
+    /// Compares replies before and after.
     Compare,
-    /// One model out of two.
+    /// Merges adapter and base.
     Merge,
-    /// From disk, talking.
+    /// Loads the merged model, and chats.
     Reload,
-    /// The same with one's own files.
+    /// Lists the commands for the user's own files.
     Yours,
 }
 
@@ -26,12 +26,11 @@ impl Step {
     /// Number of steps.
     pub const COUNT: usize = 6;
 
-    /// Its number, from 1.
     pub fn number(self) -> usize {
         self as usize + 1
     }
 
-    /// Title and explanation.
+    /// Returns title and explanation.
     pub fn text(self, lang: Lang) -> (&'static str, &'static str) {
         match self {
             Self::Data => lang.pick(
@@ -42,8 +41,8 @@ impl Step {
                 ),
                 (
                     "The data",
-                    "Three records, then one of them as tokens. Only the marked part carries a loss, the answer and \
-                     its end-of-turn token: the model learns how to answer, and when to stop.",
+                    "Three records, then one of them as tokens. Only the marked part is trained: the answer and \
+                     its end-of-turn token. The model learns how to answer, and when to stop.",
                 ),
             ),
             Self::Train => lang.pick(
@@ -53,8 +52,8 @@ impl Step {
                 ),
                 (
                     "Training",
-                    "No weight of the base changes: beside every projection a pair of small matrices B·A is trained \
-                     (LoRA). That is fast, needs little memory, and leaves a small adapter.",
+                    "The weights of the base do not change. Training adds two small matrices B·A to each projection \
+                     (LoRA). That is fast, needs little memory, and gives a small adapter.",
                 ),
             ),
             Self::Compare => lang.pick(
@@ -64,8 +63,8 @@ impl Step {
                 ),
                 (
                     "Before and after",
-                    "The held-out records were never trained on: where their loss falls, a way of speaking was \
-                     learnt and not the answers by heart. Below, the same questions before and after.",
+                    "The held-out records were not trained on. If their loss falls, the model learned a style and \
+                     did not memorize answers. Below are the same questions before and after.",
                 ),
             ),
             Self::Merge => lang.pick(
@@ -76,21 +75,21 @@ impl Step {
                 ),
                 (
                     "Merging",
-                    "The adapter is added to the base: W + s·B·A, in f32, rounded once. The result is loaded back and \
-                     measured against adapter-on-base, because a merge is only as good as it measures.",
+                    "The adapter is added to the base: W + s·B·A, in f32, rounded once. The result is loaded again and \
+                     compared with base plus adapter, to prove that the merge is correct.",
                 ),
             ),
             Self::Reload => lang.pick(
                 ("从磁盘载入，聊几句", "合并后的文件夹就是一个普通的 Hugging Face 模型，不再需要适配器；聊天模板也在里面。"),
                 (
                     "Loaded back, and talking",
-                    "The merged folder is an ordinary Hugging Face model that needs no adapter any more; the chat \
-                     template is in it.",
+                    "The merged folder is an ordinary Hugging Face model without an adapter. It includes the chat \
+                     template.",
                 ),
             ),
             Self::Yours => lang.pick(
                 ("换成你的数据和模型", "刚才的每一步都是一条命令，文件都留着，可以接着玩。"),
-                ("Now with your data and your model", "Every step above is a command, and its files are still there."),
+                ("Now with your data and your model", "Each step above is a command. Its files are in the output folder."),
             ),
         }
     }
@@ -105,13 +104,13 @@ pub fn opening(lang: Lang, root: &Path) -> String {
              基座、数据都在程序里，不联网；所有文件写到 {root}/"
         ),
         format!(
-            "danlu: the whole life of an adapter on a base of 8 million parameters, in about a minute.\n\
-             Base and data are in the binary, nothing is downloaded; everything is written to {root}/"
+            "danlu: trains, merges and tests an adapter on a base of 8 million parameters, in about a minute.\n\
+             Base and data are in the binary, nothing is downloaded. All files are written to {root}/"
         ),
     )
 }
 
-/// Held-out loss before and after, in nats and as perplexity.
+/// Formats the held-out loss before and after, also as perplexity.
 pub fn held_out(lang: Lang, records: u64, before: f64, after: f64) -> String {
     let (p0, p1) = (before.exp(), after.exp());
     lang.pick(
@@ -125,13 +124,13 @@ pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
     lang.pick(("训练前（基座）", "训练后（基座+适配器）"), ("before (base)", "after (base + adapter)"))
 }
 
-/// The next commands, each with its purpose.
+/// Returns the next commands, each with its purpose.
 pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
     let merged = terminal_text::shell_path(&root.join("merged"));
     vec![
-        (lang.pick("和刚炼好的模型聊天", "talk with the model just made"), format!("danlu chat {merged}")),
+        (lang.pick("和刚炼好的模型聊天", "chat with the merged model"), format!("danlu chat {merged}")),
         (
-            lang.pick("看看你的数据会怎样被训练", "see how your data would be trained"),
+            lang.pick("看看你的数据会怎样被训练", "check your own data"),
             "danlu data check mine.json --base DIR".to_owned(),
         ),
         (
@@ -149,7 +148,7 @@ pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The files that the demo leaves.
+/// Lists the files of the demo.
 pub fn files(lang: Lang, root: &Path) -> String {
     let root = root.display();
     lang.pick(

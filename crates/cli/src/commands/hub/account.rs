@@ -19,7 +19,7 @@ use crate::terminal_text;
 /// The page that creates tokens.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
 
-/// The file beside the token in which Python's tools store further tokens.
+/// The file in which Python's tools store further tokens.
 const STORED_TOKENS: &str = "stored_tokens";
 
 /// Longest line that is read as a token.
@@ -28,19 +28,19 @@ const LONGEST: usize = 4096;
 /// Examples under `login --help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu login                      # asks, and shows nothing of what is typed
+  danlu login                      # asks for the token, without echo
   danlu login < token.txt
-  HF_TOKEN=hf_... danlu login      # keeps the variable's
+  HF_TOKEN=hf_... danlu login      # stores the variable's token
 
-A token is made at https://huggingface.co/settings/tokens: `read` is enough to fetch, `push` \
-needs `write`. It is kept where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), \
-readable by you alone. `hf auth whoami` knows it from there; `hf auth list` shows only those \
-that were given to `hf auth login`.";
+Create a token at https://huggingface.co/settings/tokens. Downloads need `read`, `push` \
+needs `write`. The token is stored where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), \
+readable only by you. `hf auth whoami` finds it there; `hf auth list` shows only tokens \
+from `hf auth login`.";
 
 /// The flags of `danlu login`: none.
 #[derive(Args, Clone, Debug)]
 pub struct LoginArgs {
-    /// Stray arguments, perhaps a token: no message may repeat them
+    /// Extra arguments, perhaps a token; no message may repeat them
     #[arg(hide = true, num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }
@@ -48,21 +48,20 @@ pub struct LoginArgs {
 /// Reads a token, verifies it with the Hub and stores it.
 ///
 /// # Errors
-/// If there is none, the Hub does not accept it, or it cannot be kept.
+/// If no token is given, the Hub rejects it, or it cannot be stored.
 pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     if !args.words.is_empty() {
         let diagnostic = Diagnostic::input(
-            "`danlu login` takes nothing on its command line: a token there stays in the shell's history, and others on this machine may see it",
+            "`danlu login` takes no argument: a token on the command line stays in the shell's history, and other users of this machine may see it",
         );
-        return Err(
-            diagnostic.with_hint("danlu login, which asks for it and shows nothing, or danlu login < FILE")
-        );
+        return Err(diagnostic
+            .with_hint("run `danlu login`, which asks for the token without echo, or `danlu login < FILE`"));
     }
     let mut settings = HubSettings::from_env()?;
     if settings.offline {
         return Err(HubError::OfflineAccount.into());
     }
-    // A fault in the stored token does not matter: the file is overwritten.
+    // An invalid stored token does not matter, since the file is overwritten.
     if let Some(fault) = settings.token_fault.take().filter(|_| settings.token_is_variable) {
         return Err(HubError::from(fault).into());
     }
@@ -70,7 +69,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
         let endpoint = &settings.endpoint;
         printer.status_bilingual(
             &format!("令牌将发送给 {endpoint}（HF_ENDPOINT）；在 {TOKENS_PAGE} 创建，若 {endpoint} 有自己的账号，则在那里创建"),
-            &format!("the token goes to {endpoint} (HF_ENDPOINT); it is made at {TOKENS_PAGE}, or there if {endpoint} has accounts of its own"),
+            &format!("the token is sent to {endpoint} (HF_ENDPOINT); create it at {TOKENS_PAGE}, or there if {endpoint} has its own accounts"),
         );
     }
     let given = settings.token.clone().filter(|_| settings.token_is_variable);
@@ -85,21 +84,21 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     let (who, path) = (described(&account, printer), path.display());
     printer.data(&printer.pick(
         format!("已登录：{who}。令牌保存在 {path}，仅本人可读"),
-        format!("logged in as {who}; the token is kept in {path}, readable by you alone"),
+        format!("logged in as {who}; the token is stored in {path}, readable only by you"),
     ));
     if account.role() == Some("read") {
         printer.status_bilingual(
             "该令牌只读：可以下载，不能上传（push 需要 write 权限的令牌）",
-            "it is a token to read: it fetches, and `push` needs one to write",
+            "this token is read-only: downloads work, `push` needs a token with write access",
         );
     }
     Ok(())
 }
 
-/// Prints the account of the token in use.
+/// Prints the account of the current token.
 ///
 /// # Errors
-/// If there is none, or the Hub does not accept it.
+/// If there is no token, or the Hub rejects it.
 pub fn whoami(printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
     let account = hub.whoami()?;
@@ -120,7 +119,7 @@ pub fn logout(printer: &Printer) -> Result<()> {
     let settings = HubSettings::from_env()?;
     let path = settings.token_path.display();
     if Token::remove(&settings.token_path)? {
-        printer.data(&printer.pick(format!("已删除令牌 {path}"), format!("the token in {path} is gone")));
+        printer.data(&printer.pick(format!("已删除令牌 {path}"), format!("the token in {path} is removed")));
     } else {
         printer.data(&printer.pick(format!("{path} 处没有令牌"), format!("there is no token in {path}")));
     }
@@ -129,19 +128,19 @@ pub fn logout(printer: &Printer) -> Result<()> {
         let others = others.display();
         printer.status_bilingual(
             &format!("Python 工具另外保存的令牌仍在 {others}：用 `hf auth logout` 删除"),
-            &format!("tokens that Python's tools keep are still in {others}: `hf auth logout` removes them"),
+            &format!("further tokens of Python's tools are still in {others}: `hf auth logout` removes them"),
         );
     }
     if settings.token_is_variable {
         printer.status_bilingual(
             "`HF_TOKEN` 仍然设置着，会继续使用它",
-            "`HF_TOKEN` is still set, and goes on being used",
+            "`HF_TOKEN` is still set and will be used",
         );
     }
     Ok(())
 }
 
-/// `me (token `laptop`, write)`.
+/// Formats an account: `me (token `laptop`, write)`.
 fn described(account: &Account, printer: &Printer) -> String {
     let name = terminal_text::printable(&account.name);
     let [named, role] = [account.token_name(), account.role()].map(|said| said.map(terminal_text::printable));
@@ -154,8 +153,8 @@ fn described(account: &Account, printer: &Printer) -> String {
     printer.pick(format!("{name}（令牌 {token}）"), format!("{name} (token {token})"))
 }
 
-/// Reads a token: hidden at a terminal, otherwise the first line of standard input. `is_told` skips the
-/// address of the page that creates tokens.
+/// Reads a token: hidden at a terminal, otherwise the first line of standard input. `is_told` omits the
+/// address of the tokens page.
 fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {
@@ -164,19 +163,21 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
         read.map_err(|error| Diagnostic::input(format!("cannot read a token from standard input: {error}")))?;
         if line.trim().is_empty() {
             let diagnostic = Diagnostic::input("there is no token on standard input");
-            return Err(diagnostic.with_hint(format!("danlu login < FILE, with a token of {TOKENS_PAGE}")));
+            return Err(
+                diagnostic.with_hint(format!("run `danlu login < FILE` with a token of {TOKENS_PAGE}"))
+            );
         }
         return Ok(line);
     }
     if !is_told {
         printer.status_bilingual(
             &format!("在 {TOKENS_PAGE} 创建令牌"),
-            &format!("a token is made at {TOKENS_PAGE}"),
+            &format!("create a token at {TOKENS_PAGE}"),
         );
     }
     let mut stderr = io::stderr();
-    let _ = stderr
-        .write_all(printer.pick("粘贴令牌（不会显示）：", "paste it here (nothing is shown): ").as_bytes());
+    let _ =
+        stderr.write_all(printer.pick("粘贴令牌（不会显示）：", "paste it here (without echo): ").as_bytes());
     let _ = stderr.flush();
     let line = hidden_line();
     let _ = stderr.write_all(b"\n");
@@ -195,8 +196,8 @@ fn restore_at_end(before: Termios) -> io::Result<()> {
     thread::Builder::new().name("terminal".to_owned()).spawn(watch).map(drop)
 }
 
-/// Reads a line from the terminal without echo. Returns none after Ctrl-C and Ctrl-D, which the terminal
-/// passes on as bytes.
+/// Reads a line from the terminal without echo. Returns `None` after Ctrl-C and Ctrl-D, which arrive as
+/// bytes.
 fn hidden_line() -> Result<Option<String>> {
     const INTERRUPT: u8 = 3;
     const END: u8 = 4;

@@ -1,4 +1,4 @@
-//! The verbs of the Hugging Face Hub.
+//! Subcommands for the Hugging Face Hub.
 
 pub mod account;
 pub mod pull;
@@ -13,23 +13,23 @@ use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::style::Color;
 
-/// The Hub that the environment configures. Pauses that it asks for are shown.
+/// Opens the Hub that the environment configures, and shows its waiting times.
 ///
 /// # Errors
-/// If a variable has a fault.
+/// If an environment variable is invalid.
 pub fn open(printer: &Printer) -> Result<Hub> {
     Ok(Hub::new(HubSettings::from_env()?).on_wait(pauses(printer)))
 }
 
-/// Shows the time left of a pause: on the live line every second, elsewhere once.
+/// Shows the remaining waiting time: every second on the live line, once elsewhere.
 pub fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync + 'static {
-    // Any of several threads may have to pause.
+    // Several threads may wait, and each may print.
     let printer = Mutex::new(Printer::new(printer.lang, Color::Auto, false));
     move |host, left, of| {
         let printer = printer.lock().unwrap_or_else(PoisonError::into_inner);
         let seconds = left.as_secs_f64().ceil();
-        let zh = format!("{host} 要求等待 {seconds} 秒，之后自动继续");
-        let en = format!("{host} asks to wait {seconds} s, then it goes on");
+        let zh = format!("{host} 限制了请求频率：{seconds} 秒后自动重试");
+        let en = format!("{host} limits requests: retrying in {seconds} s");
         match (printer.has_live_line(), left.is_zero()) {
             (true, true) => printer.clear_live(),
             (true, false) => printer.live(&printer.pick(zh, en)),

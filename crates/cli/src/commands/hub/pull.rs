@@ -9,25 +9,24 @@ use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu pull HuggingFaceTB/SmolLM2-135M-Instruct
   danlu pull you/huanhuan-lora@v2
   HF_ENDPOINT=https://hf-mirror.com danlu pull meta-llama/Llama-3.2-1B
 
-The cache is the one that Python's tools use (HF_HOME, HF_HUB_CACHE). Every command fetches \
-what it is named and does not find there; `pull` also looks whether there is something newer.";
+The cache is shared with Python's tools (HF_HOME, HF_HUB_CACHE). Every command downloads \
+a model that the cache lacks; `pull` also checks for a newer version.";
 
 /// The flags of `danlu pull`.
 #[derive(Args, Clone, Debug)]
 pub struct PullArgs {
-    /// Model on the Hub: org/name, org/name@revision, or the address of its page
+    /// Model on the Hub: org/name, org/name@revision, or the URL of its page
     #[arg(value_name = "NAME", value_parser = parse_name)]
     pub name: RepoName,
 }
 
-/// Fetches a model, and prints its folder.
+/// Downloads a model, and prints its folder.
 ///
 /// # Errors
 /// If the Hub cannot be reached or refuses, or the disk is full.
@@ -46,9 +45,7 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
         Some(folder) => {
             printer.status_bilingual(
                 &format!("{name} 在缓存中；已设置 HF_HUB_OFFLINE，没有查询 Hub 上是否有更新"),
-                &format!(
-                    "{name} is in the cache; HF_HUB_OFFLINE is set, so the Hub was not asked for updates"
-                ),
+                &format!("{name} is in the cache; HF_HUB_OFFLINE is set, so updates were not checked"),
             );
             folder
         }
@@ -62,11 +59,11 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
 pub fn stopped(name: &RepoName, printer: &Printer) -> String {
     printer.pick(
         format!("已停止：{name} 已下载的部分保留着，用 `danlu pull {name}` 接着下载"),
-        format!("stopped: the downloaded part of {name} is kept, and `danlu pull {name}` resumes"),
+        format!("stopped: `danlu pull {name}` resumes from the downloaded part of {name}"),
     )
 }
 
-/// `1.2 GB / 16 GB · 85 MB/s · 3m 2s left`.
+/// Formats progress: `1.2 GB / 16 GB · 85 MB/s · 3m 2s left`.
 pub fn progress(transfer: &Transfer, seconds: f64, printer: &Printer) -> String {
     let Transfer { done, total, .. } = *transfer;
     let mut line = format!("{} / {}", terminal_text::bytes(done), terminal_text::bytes(total));

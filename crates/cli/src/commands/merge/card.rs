@@ -16,7 +16,7 @@ use crate::lang::Lang;
 /// Largest chart that is copied.
 const MAX_PICTURE_BYTES: u64 = 1 << 20;
 
-/// The card of a merged model, prepared before the merge so that a fault in it costs no time.
+/// The card of a merged model, prepared before the merge so that an error in it costs no time.
 ///
 /// It comes from the adapter's card, or from the adapter's configuration.
 pub struct MergedCard {
@@ -26,7 +26,7 @@ pub struct MergedCard {
 }
 
 impl MergedCard {
-    /// Reads the card of the adapter of `model`, and the notes of the command line.
+    /// Reads the card of the adapter of `model`, and the notes.
     ///
     /// # Errors
     /// If a file of the card, or the notes, cannot be read.
@@ -49,9 +49,9 @@ impl MergedCard {
         Ok(Self { card, notes, picture })
     }
 
-    /// Records that the adapter is merged into another base than that of its training.
+    /// Records that the base of the merge is not the base of the training.
     ///
-    /// The licence is that of the base in `folder`, and the chart of the training does not apply.
+    /// The licence is that of the base in `folder`, and the training chart is dropped.
     pub fn on_another_base(&mut self, base: BaseIdentity, folder: &Path) {
         self.card.license = card::license_of(folder);
         let trained = std::mem::replace(&mut self.card.base, base);
@@ -64,7 +64,7 @@ impl MergedCard {
         args.apply(&mut self.card, lang);
     }
 
-    /// The files of the card in the merged model's folder.
+    /// Returns the files of the card for the merged model's folder.
     pub fn files(self, output: &Path, report: &MergeReport, fidelity: &Fidelity) -> Vec<Extra> {
         let card = self.card.merged(folder_name(output), Merge::of(report, fidelity));
         let picture = self.picture.map(|picture| (PICTURE_FILE, picture));
@@ -72,7 +72,7 @@ impl MergedCard {
     }
 }
 
-/// The card of an adapter without `card.json`: a checkpoint, or one of another program.
+/// Returns the card of an adapter without `card.json`: a checkpoint, or the output of another program.
 fn card_of_config(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
     let config = LoraConfig::read(adapter)?;
     let named = config.base_model_name_or_path.clone().unwrap_or_default();

@@ -14,9 +14,9 @@ use crate::terminal_text;
 /// The value of `--merge-base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeBaseArg {
-    /// The form that is closer to the trained model.
+    /// The form closest to the trained model.
     Auto,
-    /// This form.
+    /// The given form.
     Form(MergeBase),
 }
 
@@ -38,7 +38,7 @@ impl FromStr for MergeBaseArg {
 pub struct BaseForm {
     /// Its folder.
     pub folder: PathBuf,
-    /// Quantization applied to its projections at load time, where the folder holds 16-bit weights.
+    /// Quantization applied at load time, if the folder holds 16-bit weights.
     pub requantize_as: Option<Quantization>,
 }
 
@@ -49,15 +49,15 @@ pub struct BaseForms {
     pub original: Option<BaseForm>,
     /// Dequantized from 4 bits.
     pub dequantized: Option<BaseForm>,
-    /// The form that the adapter was trained on, available or not.
+    /// The form that the adapter was trained on; it may be unavailable.
     pub trained: MergeBase,
 }
 
 impl BaseForms {
-    /// The forms of the model's base; `original` is the folder that `--original` names.
+    /// Finds the forms of the model's base; `original` is the folder of `--original`.
     ///
     /// # Errors
-    /// If a folder holds no model, or `--original` is none.
+    /// If a folder holds no model, or `--original` is not one.
     pub fn of(model: &ModelFiles, original: Option<&Path>, loader: &ModelLoader<'_>) -> Result<Self> {
         let plain = |folder: &Path| BaseForm { folder: folder.to_owned(), requantize_as: None };
         let base = model.base();
@@ -74,9 +74,8 @@ impl BaseForms {
             return Ok(Self { original, dequantized: Some(plain(base.folder())), trained });
         }
         if let Some(folder) = original {
-            let text =
-                format!("`{}` is in 16 bits or more: it is the original itself", base.folder().display());
-            let hint = format!("leave `--original {}` out", terminal_text::shell_path(folder));
+            let text = format!("`{}` is in 16 bits or more, so it is the original", base.folder().display());
+            let hint = format!("omit `--original {}`", terminal_text::shell_path(folder));
             return Err(Diagnostic::input(text).with_hint(hint));
         }
         let dequantized =
@@ -85,7 +84,7 @@ impl BaseForms {
         Ok(Self { original: Some(plain(base.folder())), dequantized, trained })
     }
 
-    /// The folder of the form that the adapter was trained on, otherwise of the other.
+    /// Returns the folder of the trained form, or that of the other form.
     pub fn trained_folder(&self) -> Option<&Path> {
         let [trained, other] = match self.trained {
             MergeBase::Original => [&self.original, &self.dequantized],
@@ -94,33 +93,33 @@ impl BaseForms {
         trained.as_ref().or(other.as_ref()).map(|form| form.folder.as_path())
     }
 
-    /// The form `kind`.
+    /// Returns the form `kind`.
     ///
     /// # Errors
-    /// If it is not at hand.
+    /// If that form is not available.
     pub fn get(&self, kind: MergeBase) -> Result<&BaseForm> {
         let (form, text, hint) = match kind {
             MergeBase::Original => (
                 &self.original,
-                "the base is in 4 bits, and the original is not at hand",
+                "the base is in 4 bits, and its original is unknown",
                 "name its folder with `--original DIR`",
             ),
             MergeBase::Dequantized => (
                 &self.dequantized,
-                "the adapter was not trained over 4 bits: there is only the original",
-                "leave `--merge-base dequantized` out",
+                "the adapter was not trained on 4 bits, so there is no dequantized base",
+                "omit `--merge-base dequantized`",
             ),
         };
         form.as_ref().ok_or_else(|| Diagnostic::input(text).with_hint(hint))
     }
 }
 
-/// Whether the weights are stored in 4 bits. The weights decide, whatever `config.json` says.
+/// Whether the weights are stored in 4 bits. The weights decide, not `config.json`.
 fn is_four_bit(base: &BaseFiles) -> bool {
     base.weights().first_four_bit().is_some()
 }
 
-/// `folder`, if it holds the model `stored` in 16 bits or more.
+/// Returns `folder` if it holds the model `stored` in 16 bits or more.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
     let original = BaseFiles::open(folder)?;
     if is_four_bit(&original) {

@@ -28,6 +28,7 @@ use danlu_model::{
     Decoder, LabeledSequence, LoraSource, ModelError, Quantization, Quantized, StagedFolder, Tokenizer,
     quantize_into,
 };
+use serde_json::json;
 
 use self::merge_base::{BaseForm, BaseForms};
 use crate::args::ComputeArgs;
@@ -42,17 +43,16 @@ use crate::printer::Printer;
 use crate::{interrupt, notices, terminal_text};
 use card::MergedCard;
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu merge out/huanhuan --output out/huanhuan-merged
-  danlu merge out/huanhuan --output out/merged --dtype bf16 --max-shard-size 2GB
-  danlu merge out/huanhuan --output out/merged --data held_out.json";
+  danlu merge out/palace --output out/palace-merged
+  danlu merge out/palace --output out/merged --dtype bf16 --max-shard-size 2GB
+  danlu merge out/palace --output out/merged --data held_out.json";
 
-/// Most sequences that are measured. The results settle long before.
+/// Limit on measured sequences. Results converge long before.
 const MAX_SEQUENCES: usize = 64;
 
-/// Most tokens of a measured sequence.
+/// Limit on the tokens of a measured sequence.
 const MAX_LENGTH: usize = 512;
 
 /// Largest perplexity with the adapter, relative to the base. A smaller rise is noise.
@@ -64,22 +64,22 @@ const GUESSING: f64 = 0.9;
 /// The flags of `danlu merge`.
 #[derive(Args, Clone, Debug)]
 pub struct MergeArgs {
-    /// Folder of the adapter
+    /// Adapter: a folder or a Hub name
     pub adapter: PathBuf,
-    /// Folder to write the merged model to: new or empty
+    /// Output folder: new or empty
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Folder of the base, instead of the one the adapter names
+    /// Base of the adapter, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Form of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for
-    /// the one that is nearer to what was trained
+    /// Form of the base if the adapter was trained on 4 bits: original, dequantized, or auto for the closer
+    /// one
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = MergeBaseArg::from_str)]
     pub merge_base: MergeBaseArg,
-    /// Folder of the original of a base in 4 bits
+    /// Folder of the original of a 4-bit base
     #[arg(long, value_name = "DIR")]
     pub original: Option<PathBuf>,
-    /// Quantize the merged model to 4 bits, nf4 or fp4; results and verdict are then of the quantized model
+    /// Quantize the merged model to 4 bits, nf4 or fp4; all results then describe the quantized model
     #[arg(long, value_name = "TYPE", value_parser = FourBitCode::from_str)]
     pub to: Option<FourBitCode>,
     /// Type of the merged weights: f32, bf16 or f16 [default: the base's]
@@ -88,24 +88,26 @@ pub struct MergeArgs {
     /// Largest weight file, such as 2GB [default: files as the base has them]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()))]
     pub max_shard_size: Option<u64>,
-    /// Held-out records to measure the merge on [default: the adapter's held_out.json, else a text that danlu
-    /// brings]
+    /// Held-out records to measure the merge on [default: the adapter's held_out.json, or a built-in text]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Format of those records instead of the recognised one
+    /// Format of those records, if it is not recognised
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
     pub format: Option<Format>,
-    /// Largest mean divergence from adapter-on-base, in nats a token [default: a quarter of what the adapter
-    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]; with --to, of the verdict on 4 bits
-    /// too [default: a quarter of what the adapter makes, at most 1], which refuses nothing
+    /// Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token
+    /// [default: a quarter of the adapter's own effect, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32].
+    /// With --to it only decides between passed and failed
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
-    /// Go on although the base's tokenizer or template differs from the adapter's
+    /// Continue although the base's tokenizer or template differs from the adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
     /// Merge although the adapter makes the held-out text worse than the base alone
     #[arg(long)]
     pub allow_worse: bool,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -126,8 +128,7 @@ fn dtype(name: &str) -> Result<DType, String> {
 /// Merges, reloads the result, measures it and prints.
 ///
 /// # Errors
-/// If a file has a fault, the output folder holds other things, or the result is further from the adapter
-/// than the threshold allows.
+/// If a file is invalid, the output folder holds other files, or the result exceeds the threshold.
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         return Err(Diagnostic::input(format!("`--threshold` is {threshold}, expected 0 or more")));
@@ -137,20 +138,20 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let check = token_check(args.allow_template_mismatch);
     let tokens = loader.run(|_, notices| ModelTokens::read(&model, check, notices))?;
     tokens.tokenizer.limit_ids(model.base().config());
-    // Text and card are read first: a fault in them should not cost a merge.
+    // Text and card are read first: an error in them costs no merge.
     let mut card = MergedCard::of(&model, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
     let sequences = held_out_sequences(args, file.as_deref(), tokens, printer)?;
     let original = args.original.as_deref();
     let original = original.map(|folder| loader.base_folder(folder, FetchScope::Full)).transpose()?;
-    // Until here Ctrl-C exits at once: a rerun resumes the download.
+    // Until here Ctrl-C exits at once; a rerun resumes the download.
     let _stop = interrupt::graceful_stop(None)?;
     let forms = BaseForms::of(&model, original.as_deref(), &loader)?;
     if let Some((base, folder)) = other_base(&model, &forms, &loader)? {
         card.on_another_base(base, &folder);
     }
     card.apply(&args.card, printer.lang);
-    // Measured in f32, so that the merge is measured and not the rounding of the products.
+    // f32 products keep rounding out of the measurement.
     let backend = args.compute.backend(DType::F32)?;
     let base = model.base();
     let files = model.require_adapter()?;
@@ -165,15 +166,13 @@ fn open_adapter(args: &MergeArgs, loader: &ModelLoader<'_>) -> Result<ModelFiles
     let (path, base) = (&args.adapter, args.base.as_deref());
     let dirs = loader.run(|loader, notices| loader.model_dirs(path, base, notices))?;
     if dirs.adapter.is_none() {
-        let text = format!("`{}` is a whole model, expected an adapter", path.display());
-        return Err(
-            Diagnostic::input(text).with_hint("there is nothing to merge; `danlu chat` runs it as it is")
-        );
+        let text = format!("`{}` is a model, expected an adapter", path.display());
+        return Err(Diagnostic::input(text).with_hint("run it with `danlu chat`; a model needs no merge"));
     }
     loader.run(|_, _| ModelFiles::open(dirs))
 }
 
-/// The sequences that the merge is measured on: those of `file`, or danlu's own.
+/// Returns the sequences to measure on: those of `file`, or danlu's own.
 fn held_out_sequences(
     args: &MergeArgs,
     file: Option<&Path>,
@@ -188,7 +187,7 @@ fn held_out_sequences(
     Ok(held_out.sequences)
 }
 
-/// The base to merge into with its folder, if it is not the one of the training.
+/// Returns the base with its folder, if the adapter was trained on another base.
 fn other_base(
     model: &ModelFiles,
     forms: &BaseForms,
@@ -205,11 +204,11 @@ fn other_base(
     Ok(other.map(|base| (base, folder.to_owned())))
 }
 
-/// The diagnostic of an error, with a stop in plain words.
+/// Converts an error to a diagnostic. A stop by Ctrl-C gets its own message.
 fn stopped(error: AdapterError) -> Diagnostic {
     match error {
         AdapterError::Model(ModelError::Stopped) => {
-            Diagnostic::input("stopped before the merge was done: nothing of it is left")
+            Diagnostic::input("stopped before the merge was complete: no files were left")
         }
         error => error.into(),
     }
@@ -230,7 +229,7 @@ struct Job<'a> {
 struct Merged {
     staged: StagedMerge,
     fidelity: Fidelity,
-    /// The form it went into, without the adapter.
+    /// The base that was merged into, without the adapter.
     base: Decoder,
 }
 
@@ -238,8 +237,8 @@ impl Job<'_> {
     /// Merges, measures, publishes and prints.
     fn run(&self, card: MergedCard, file: Option<&Path>) -> Result<()> {
         let args = self.args;
-        // A merge to 4 bits is staged in 16 bits inside the hidden folder of the output, which is removed
-        // with it.
+        // A merge to 4 bits is first written in 16 bits to a hidden folder in the output, which is removed
+        // later.
         let quantized = match args.to {
             Some(code) => {
                 Some((code, StagedFolder::create_beside(&args.output, |name| name == REPORT_FILE)?))
@@ -252,14 +251,17 @@ impl Job<'_> {
         let Merged { mut staged, fidelity, base } = self.merge(&output)?;
         let print = |report: &MergeReport, fidelity: &Fidelity| {
             print::print(report, fidelity, file, &args.output, self.printer);
+            self.printer.event("merge", || {
+                json!({"output": args.output.display().to_string(), "merge": report, "fidelity": fidelity})
+            });
         };
         let faults = fidelity.faults();
         if !faults.is_empty() {
             print(&staged.report, &fidelity);
             staged.reject(&args.output, &fidelity)?;
-            let text = "the merged model is not base plus adapter: only its report is kept";
+            let text = "the merged model differs from base plus adapter: only its report was saved";
             let hint =
-                "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
+                "use a wider type, `--dtype f32`, or raise `--threshold` if the difference is acceptable";
             return Err(Diagnostic::input(text).with_details(faults).with_hint(hint));
         }
         self.check_adapter(&fidelity, file, base.config().vocab_size)?;
@@ -300,8 +302,8 @@ impl Job<'_> {
         Err(Diagnostic::input(error).with_hint(hint))
     }
 
-    /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the
-    /// form on which the adapter comes nearest to what was trained.
+    /// Merges, and measures the result before it gets its name. `auto` merges into the form whose result is
+    /// closest to base plus adapter.
     fn merge(&self, output: &Path) -> Result<Merged> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
@@ -313,7 +315,7 @@ impl Job<'_> {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Dequantized, output),
             };
         };
-        // Merging into the base of the training is exact up to rounding, so there is nothing to compare.
+        // A merge into the trained base is exact up to rounding, so there is nothing to compare.
         if self.forms.trained == MergeBase::Original {
             return match wanted {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Original, output),
@@ -328,7 +330,7 @@ impl Job<'_> {
         }
 
         let mut merged = self.merge_into(MergeBase::Dequantized, output)?;
-        // The adapter on the original base stands for a merge into it, which is not written yet.
+        // The adapter on the original base predicts the merge, which is not written yet.
         let unmerged = {
             let (base, limits) = (self.load_form(original)?, Limits::of(DType::F32));
             let found = self.measure(&merged.base, &base, Some(&self.adapter), limits)?;
@@ -345,14 +347,14 @@ impl Job<'_> {
         Ok(merged)
     }
 
-    /// Measures a written merge into the original against the adapter on `trained`, the dequantized base.
+    /// Compares a merge into the original with the adapter on `trained`, the dequantized base.
     fn figures_of_original(&self, merged: &Merged, trained: &Decoder) -> Result<FormFidelity> {
         let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
         let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
         Ok(figures(MergeBase::Original, true, &found))
     }
 
-    /// Merges into one form, and measures against the adapter on that form.
+    /// Merges into one form, and compares with the adapter on that form.
     fn merge_into(&self, form: MergeBase, output: &Path) -> Result<Merged> {
         let (args, printer, form) = (self.args, self.printer, self.forms.get(form)?);
         let options = MergeOptions {
@@ -385,8 +387,8 @@ impl Job<'_> {
         Ok(Merged { staged, fidelity, base })
     }
 
-    /// Quantizes a merge into the output's folder. Returns its report, with the cost of that, and what was
-    /// measured of the result.
+    /// Quantizes a merge into the output's folder. Returns the report with the cost of 4 bits, and the
+    /// measured result.
     fn quantize(
         &self,
         merged: Merged,
@@ -398,7 +400,7 @@ impl Job<'_> {
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let merged = self.load(staged.folder(), Some(quantization))?;
-        // The user asked for 4 bits, so the cost is reported and nothing is refused.
+        // The user requested 4 bits, so the cost is reported and nothing is rejected.
         let limits = Limits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;
@@ -414,7 +416,7 @@ impl Job<'_> {
         let extra = |written: &Quantized| {
             let identity = identity.map(|bytes| (IDENTITY_FILE, bytes));
             let of_identity = identity.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
-            // The report describes the quantized files, not the 16-bit model they were made from.
+            // The report describes the quantized files, not the 16-bit model.
             staged.report.bytes = written.bytes + of_identity;
             staged.report.shards.clone_from(&written.files);
             staged.report.dtype.clone_from(&written.dtype);
@@ -432,14 +434,14 @@ impl Job<'_> {
         self.load(&form.folder, form.requantize_as)
     }
 
-    /// Loads the model in `folder`, quantized if asked. Its files are open no longer than the decoder lives.
+    /// Loads the model in `folder`, quantized if requested. Its files stay open as long as the decoder lives.
     fn load(&self, folder: &Path, quantization: Option<Quantization>) -> Result<Decoder> {
         let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
         self.loader
             .run(|loader, _| loader.load_decoder(&BaseFiles::open(folder)?, quantization, threads, backend))
     }
 
-    /// Measures `merged`, or the adapter on it, against the adapter on `base`.
+    /// Compares `merged`, or the adapter on it, with the adapter on `base`.
     fn measure(
         &self,
         base: &Decoder,
@@ -471,7 +473,7 @@ fn figures(form: MergeBase, merged: bool, f: &Fidelity) -> FormFidelity {
     FormFidelity { form, merged, kl: f.kl, perplexity: f.perplexity_merged }
 }
 
-/// The written type with the coarsest rounding.
+/// Returns the written type with the coarsest rounding.
 fn narrowest(report: &MergeReport) -> DType {
     let has = |name: &str| report.dtype.iter().any(|dtype| dtype == name);
     match () {
@@ -481,7 +483,8 @@ fn narrowest(report: &MergeReport) -> DType {
     }
 }
 
-/// danlu's own sentences in both languages, for merges without data. They suffice to detect a wrong merge.
+/// Returns danlu's own sentences in both languages, for merges without data. They suffice to detect a wrong
+/// merge.
 fn own_text(tokenizer: &Tokenizer) -> Result<Vec<LabeledSequence>> {
     let sentences = include_str!("../../../assets/held_out.txt");
     let encode = |line: &str| -> Result<LabeledSequence> {
@@ -509,6 +512,6 @@ mod tests {
             assert_eq!(limits.share_of_adapter, Some(0.25));
             assert!(help.contains(&format!("{:e} for {name}", limits.kl)), "{help}");
         }
-        assert!(help.contains("a quarter of what the adapter itself makes"), "{help}");
+        assert!(help.contains("a quarter of the adapter's own effect"), "{help}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a merge did, in a table.
+//! Prints the result of a merge as a table.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// The figures of a merge.
+/// Prints the results of a merge.
 pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &Path, printer: &Printer) {
     let (size, tensors) = (terminal_text::bytes(report.bytes), report.merged_tensors);
     let dtype =
@@ -28,12 +28,11 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     print_verdict(report, f, output, printer);
 }
 
-/// Prints one row of the table.
 fn row(zh: &str, en: &str, value: String, printer: &Printer) {
     printer.data(&format!("  {} {value}", terminal_text::pad(printer.pick(zh, en), 30)));
 }
 
-/// Prints the text of the measurement and the compared models.
+/// Prints the measured text, and the compared models.
 fn print_comparison(report: &MergeReport, f: &Fidelity, text: Option<&Path>, printer: &Printer) {
     let (sequences, tokens) = (f.sequences, f.tokens);
     let text = match text {
@@ -58,7 +57,7 @@ fn print_comparison(report: &MergeReport, f: &Fidelity, text: Option<&Path>, pri
     };
     printer.status(&printer.pick(
         format!("核对：{text}，{tokens} 个词元，{written_zh}与{against_zh}相比"),
-        format!("measured on {text}, {tokens} tokens: {written} against {against}"),
+        format!("measured on {text}, {tokens} tokens: {written} compared with {against}"),
     ));
 }
 
@@ -90,12 +89,12 @@ fn print_fidelity(report: &MergeReport, f: &Fidelity, printer: &Printer) {
     }
 }
 
-/// Prints what each form of the base costs.
+/// Prints the cost of each form of the base.
 fn print_forms(report: &MergeReport, printer: &Printer) {
     if !report.forms.is_empty() {
         printer.data(printer.pick(
             "与训练时相比，即“4 位还原的基座+适配器”：",
-            "against what was trained, the adapter on the dequantized base:",
+            "compared with the trained model, the adapter on the dequantized base:",
         ));
     }
     for figures in &report.forms {
@@ -128,23 +127,21 @@ fn print_verdict(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Pr
     if report.quantized.is_some() && !f.passed {
         printer.status_bilingual(
             "不带 `--to` 的合并能保住适配器；不合并，直接用 4 位基座加适配器，也能",
-            "a merge without `--to` keeps what the adapter does, and so does the adapter beside its base in 4 bits, not merged",
+            "a merge without `--to` keeps the adapter's effect, and so does the unmerged adapter on its 4-bit base",
         );
     }
 }
 
-/// The cost of 4 bits, to follow the verdict.
+/// Describes the cost of 4 bits.
 fn cost(figures: &QuantizedFidelity, printer: &Printer) -> String {
     let (code, after) = (figures.quantization.quant_type, figures.perplexity);
     let (left_zh, left) = match figures.adapter_kept {
-        Some(0.0) => {
-            ("适配器的作用一点不剩".to_owned(), "nothing of what the adapter does is left".to_owned())
-        }
+        Some(0.0) => ("适配器的作用一点不剩".to_owned(), "none of the adapter's effect is left".to_owned()),
         Some(kept) => {
             let percent = format!("{:.0}%", 100.0 * kept);
-            (format!("适配器的作用还剩 {percent}"), format!("{percent} of what the adapter does is left"))
+            (format!("适配器的作用还剩 {percent}"), format!("{percent} of the adapter's effect is left"))
         }
-        None => ("适配器本来就没有作用".to_owned(), "the adapter does nothing to begin with".to_owned()),
+        None => ("适配器本来就没有作用".to_owned(), "the adapter has no effect".to_owned()),
     };
     let perplexity =
         figures.before.map_or_else(|| format!("{after:.4}"), |b| format!("{:.4} → {after:.4}", b.perplexity));

@@ -1,4 +1,4 @@
-//! The flags of `danlu train`, and how they become a [`TrainSettings`].
+//! The flags of `danlu train`, and their conversion to [`TrainSettings`].
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -6,45 +6,48 @@ use std::str::FromStr;
 use clap::Args;
 use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
+use super::run_log::ReportTo;
 use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
 use crate::args::adapter::{AdapterArgs, memory_limit, set};
 use crate::args::data::ReadArgs;
 use crate::args::{CardArgs, NotesArgs};
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu train --base models/base-28m --data huanhuan.json --output out/huanhuan
-  danlu train --base models/base-28m --data a.json b.jsonl --output out/ab \\
-    --lora-r 16 --num-train-epochs 3
+  danlu train --base danlu-demo/base-8m --data danlu-demo/palace.json \\
+    --output out/palace
+  danlu train --base danlu-demo/base-8m --data mine.json more.jsonl \\
+    --output out/mine --lora-r 16 --num-train-epochs 3
   danlu train --config run.toml --learning-rate 2e-4
-  danlu train --base models/base-28m --data huanhuan.json --output out/small \\
-    --memory-limit 300MiB
-  danlu train --output out/huanhuan --resume
+  danlu train --base danlu-demo/base-8m --data danlu-demo/palace.json \\
+    --output out/small --memory-limit 300MiB
+  danlu train --output out/palace --resume
 
-A configuration file has the same names, one per line:
-  base = \"models/base-28m\"
-  data = [\"huanhuan.json\"]
-  output = \"out/huanhuan\"
+A configuration file uses the same names, one per line:
+  base = \"danlu-demo/base-8m\"
+  data = [\"danlu-demo/palace.json\"]
+  output = \"out/palace\"
   lora_r = 16
   target_modules = [\"q_proj\", \"v_proj\"]
 
-Ctrl-C finishes the step, saves a checkpoint and says how to resume; a second Ctrl-C ends at once.";
+Flag names of TRL, PEFT, axolotl, LLaMA-Factory, Unsloth and mlx-lm also work, such as --lr, --epochs and --load_in_4bit.
+
+Ctrl-C finishes the step, saves a checkpoint and prints the command to resume; a second Ctrl-C exits at once.";
 
 /// Fine-tunes a LoRA adapter on your data.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TrainArgs {
-    /// Folder of the base model, as downloaded from Hugging Face
+    /// Base model: a folder or a Hub name
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub base: Option<PathBuf>,
-    /// Training data: JSON or JSON lines, as `danlu data check` accepts it
+    /// Training data: JSON, JSON lines, CSV, TSV or Parquet
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Files")]
     pub data: Vec<PathBuf>,
-    /// Folder to write to: new, empty, or with --resume the run to resume
+    /// Output folder: new, empty, or with --resume the run to resume
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub output: Option<PathBuf>,
-    /// Read flags from a TOML file; the command line wins
+    /// Read flags from a file: TOML, YAML or JSON, also of axolotl, LLaMA-Factory, TRL or mlx-lm
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub config: Option<PathBuf>,
     /// Resume from the newest checkpoint of the output folder, or from the given one
@@ -59,30 +62,36 @@ pub struct TrainArgs {
     pub chat_template: Option<String>,
     #[command(flatten)]
     pub reading: ReadArgs,
-    /// Skip bad records, and list them, instead of refusing the data
+    /// Skip and list bad records instead of refusing the data
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub skip_bad: Option<bool>,
     #[command(flatten)]
     pub settings: SettingsArgs,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Most memory to use, weights included, such as 8GiB or 900MB: layers then recompute activations, with
-    /// equal results [default: the available memory]
+    /// Memory limit, weights included, such as 8GiB or 900MB; layers recompute activations to stay below it,
+    /// with equal results [default: the available memory]
     #[arg(long, value_name = "SIZE", value_parser = memory_limit, help_heading = "Machine")]
     pub memory_limit: Option<u64>,
+    /// Further log of the run: tensorboard writes event files to the output folder [default: none]
+    #[arg(long, value_name = "NAME", value_parser = ReportTo::from_str, help_heading = "Log and checkpoints")]
+    pub report_to: Option<ReportTo>,
+    /// Print JSON to stdout: one line per event of a run
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
     #[command(flatten)]
     pub card: CardArgs,
     #[command(flatten)]
     pub notes: NotesArgs,
 }
 
-/// The flags that decide the result. Each is a field of [`TrainSettings`], whose default is shown.
+/// Flags that decide the result. Each is a field of [`TrainSettings`], whose default is shown.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SettingsArgs {
-    /// Longest record in tokens; longer ones lose the front of their question [default: 384]
+    /// Longest record in tokens; longer ones lose the start of their question [default: 384]
     #[arg(long, value_name = "TOKENS", help_heading = "Data")]
     pub max_length: Option<usize>,
-    /// Records to hold out: a share below 1, or a number [default: 0]
+    /// Records to hold out: a fraction below 1, or a count; 0 for none [default: 0.02 from 50 records on]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub val_size: Option<f64>,
     /// Pack several records into each row of a batch; attention stays within a record
@@ -91,11 +100,11 @@ pub struct SettingsArgs {
     /// Shuffle the records in each epoch; =false keeps the order of the file [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub shuffle_dataset: Option<bool>,
-    /// Train on the questions too, not only on the answers
+    /// Train on questions too, not only on answers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub train_on_prompt: Option<bool>,
 
-    /// System message of conversations without one; it is stored with the adapter
+    /// System message for conversations without one; stored with the adapter
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub default_system: Option<String>,
     /// The date for a chat template that uses one [default: today; a resumed run keeps its date]
@@ -105,32 +114,32 @@ pub struct SettingsArgs {
     #[command(flatten)]
     pub adapter: AdapterArgs,
 
-    /// Highest learning rate [default: 1e-4]
+    /// Peak learning rate [default: 1e-4]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
-    /// Passes over the data [default: 1]
+    /// Epochs: passes over the data [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub num_train_epochs: Option<f64>,
-    /// Steps to take, instead of passes over the data
+    /// Number of optimizer steps, instead of epochs
     #[arg(long, value_name = "STEPS", conflicts_with = "num_train_epochs", help_heading = "Training")]
     pub max_steps: Option<u64>,
-    /// Records per micro-batch; with --packing, rows of --max-length tokens. A shared prefix is computed once
-    /// [default: 2]
+    /// Records per micro-batch (with --packing: rows of --max-length tokens); a shared prefix is computed
+    /// once [default: 2]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub per_device_train_batch_size: Option<usize>,
     /// Micro-batches per step [default: 2]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub gradient_accumulation_steps: Option<usize>,
-    /// Share of the steps over which the learning rate rises [default: 0]
+    /// Fraction of the steps with a rising learning rate [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Training")]
     pub warmup_ratio: Option<f64>,
-    /// Shape of the learning rate: linear, cosine, constant or constant_with_warmup [default: linear]
+    /// Learning rate schedule: linear, cosine, constant or constant_with_warmup [default: linear]
     #[arg(long, value_name = "TYPE", value_parser = LrSchedulerType::from_str, help_heading = "Training")]
     pub lr_scheduler_type: Option<LrSchedulerType>,
-    /// Decoupled weight decay of AdamW [default: 0]
+    /// Weight decay of AdamW, decoupled [default: 0]
     #[arg(long, value_name = "DECAY", help_heading = "Training")]
     pub weight_decay: Option<f64>,
-    /// The gradient is scaled down to this norm; 0 leaves it [default: 1]
+    /// Gradient norm limit; 0 for none [default: 1]
     #[arg(long, value_name = "NORM", help_heading = "Training")]
     pub max_grad_norm: Option<f64>,
     /// Decay of AdamW's first moment [default: 0.9]
@@ -139,34 +148,34 @@ pub struct SettingsArgs {
     /// Decay of AdamW's second moment [default: 0.999]
     #[arg(long, value_name = "BETA", hide_short_help = true, help_heading = "Training")]
     pub adam_beta2: Option<f64>,
-    /// Added to the root of AdamW's second moment [default: 1e-8]
+    /// Epsilon of AdamW [default: 1e-8]
     #[arg(long, value_name = "EPS", hide_short_help = true, help_heading = "Training")]
     pub adam_epsilon: Option<f64>,
-    /// Seed of the adapter, the order of records and dropout [default: 42]
+    /// Random seed of the adapter, the record order and dropout [default: 42]
     #[arg(long, value_name = "SEED", help_heading = "Training")]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub quant: QuantArgs,
-    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
+    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Training")]
     pub dtype: Option<Precision>,
 
-    /// Steps between two lines of the log [default: 10]
+    /// Steps between two log lines [default: 10]
     #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
     pub logging_steps: Option<u64>,
     /// Steps between two checkpoints; 0 saves only at the end [default: 100]
     #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
     pub save_steps: Option<u64>,
-    /// Keep only the newest checkpoints [default: all]
+    /// Number of checkpoints to keep, newest first [default: all]
     #[arg(long, value_name = "N", help_heading = "Log and checkpoints")]
     pub save_total_limit: Option<usize>,
-    /// Steps between two measurements on the held-out records [default: before and after only]
+    /// Steps between two evaluations on held-out records [default: only before and after]
     #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
     pub eval_steps: Option<u64>,
 }
 
 impl SettingsArgs {
-    /// The settings, with defaults for flags that are not given.
+    /// Returns the settings, with defaults for missing flags.
     pub fn settings(&self) -> TrainSettings {
         let mut s = TrainSettings::default();
         set(&mut s.max_length, &self.max_length);
@@ -218,9 +227,9 @@ mod tests {
     #[test]
     fn a_limit_without_a_unit_is_told_one_that_is_taken() {
         for (text, says) in [
-            ("8", "`8` has no unit; say `8GiB`, or `8B` for bytes"),
-            ("0.5", "`0.5` has no unit; say `0.5GiB`"),
-            ("99999999999", "`99999999999` has no unit; say `99999999999B` for bytes"),
+            ("8", "`8` has no unit; write `8GiB`, or `8B` for bytes"),
+            ("0.5", "`0.5` has no unit; write `0.5GiB`"),
+            ("99999999999", "`99999999999` has no unit; write `99999999999B` for bytes"),
             ("inf", "`inf` is not a size; write a number with a unit, such as 8GiB or 900MB"),
         ] {
             assert_eq!(memory_limit(text).unwrap_err(), says);
@@ -239,9 +248,13 @@ mod tests {
             let help = arg.get_help().unwrap().to_string();
             let Some((_, shown)) = help.split_once("[default: ") else { continue };
             let shown = shown.trim_end_matches(']');
-            // The type has two defaults; settings hold the one without a GPU.
+            // The help names both defaults; the settings hold the one without a GPU.
             let on_cpu = shown.strip_prefix("bf16 on a GPU, ").and_then(|cpu| cpu.strip_suffix(" elsewhere"));
             let shown = on_cpu.unwrap_or(shown);
+            if name == "val_size" {
+                assert_eq!(shown, "0.02 from 50 records on");
+                continue;
+            }
             match value.as_f64() {
                 Some(number) => assert_eq!(shown.parse::<f64>().ok(), Some(number), "{name}"),
                 None if value.is_null() => {}

@@ -15,8 +15,8 @@ use crate::terminal_text;
 
 /// Writes the card of a finished run, and its chart.
 ///
-/// Values that the author changed in an earlier card stay.
-/// A `README.md` without marks, or with damaged ones, stays as it is: such a fault must not fail a finished run.
+/// Values that the author changed in an earlier card stay. A `README.md` without marks, or with damaged ones,
+/// is not changed, and does not fail the run.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -33,7 +33,7 @@ pub fn write_for_run(
     let template = tokens.fingerprint().template_sha256.clone();
     let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
     let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
-    // A resumed run measures only its own part, which may be no more than writing the adapter.
+    // A resumed run measures only its own part, which may be only the writing of the adapter.
     if recorded > training.memory {
         training.memory = recorded;
     }
@@ -96,7 +96,7 @@ fn write_card(card: &Card, folder: &Path, printer: &Printer) -> Result<(), Repor
     }
 }
 
-/// Warns that the card of a run is not written, and names the command that writes it.
+/// Warns that the card was not written, and names the command to write it.
 fn warn_of_readme(error: &ReportError, output: &str, printer: &Printer) {
     let hint = error.hint().unwrap_or_default();
     printer.warn(&printer.pick(

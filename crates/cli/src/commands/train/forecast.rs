@@ -1,4 +1,4 @@
-//! The predicted memory of a run: memory in use is measured, the rest comes from the planner.
+//! Predicted memory of a run: current use is measured, the rest is planned.
 
 use std::path::Path;
 
@@ -59,7 +59,8 @@ impl MemoryBaseline {
         self.data = in_use();
     }
 
-    /// The measured baseline. A tokenizer that is not loaded is estimated by its vocabulary.
+    /// Returns the measured baseline. The size of a tokenizer that is not loaded is estimated from its
+    /// vocabulary.
     fn present(&self, vocab_size: usize) -> BaselineMemory {
         let program = self.start.unwrap_or(PROGRAM);
         let estimate = TOKENIZER_BASE + TOKENIZER_BYTES_PER_TOKEN * vocab_size as u64;
@@ -70,49 +71,45 @@ impl MemoryBaseline {
     }
 }
 
-/// The baseline of a process without data: program and peak.
+/// Returns the baseline of a process without data: program and peak.
 pub fn present() -> BaselineMemory {
     let (program, peak) = (in_use().unwrap_or(PROGRAM) + GROWTH, memory::peak().unwrap_or(0));
     BaselineMemory { program, peak, ..BaselineMemory::default() }
 }
 
-/// Bytes in memory, without the heap that is free.
+/// Returns the resident bytes, without free heap pages.
 fn in_use() -> Option<u64> {
     allocator::trim();
     memory::resident()
 }
 
-/// A plan, and the bounds that it was made for.
+/// A plan with its limits.
 pub struct Forecast {
-    /// The plan.
     pub plan: MemoryPlan,
-    /// The limit that was given.
+    /// The user's limit.
     pub limit: Option<u64>,
     /// Memory available to this process, if the system reports it.
     pub available: Option<u64>,
-    /// Whether it fits only because the system may evict pages of the weights.
+    /// Whether the run fits only if the system evicts pages of the weights.
     pub weights_evictable: bool,
 }
 
-/// The run that a forecast is made for.
+/// The planned run.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
-    /// Folder of the base.
     pub base: &'a Path,
-    /// Its shape.
     pub config: &'a ModelConfig,
-    /// The numbers of the run.
     pub settings: &'a TrainSettings,
-    /// What it may use.
+    /// Limits on the machine.
     pub limits: &'a RunLimits,
 }
 
 impl Forecast {
-    /// Plans a run as [`Forecast::with_input`] does. Without data, every record is taken to be as long as the
-    /// settings allow.
+    /// Plans a run as [`Forecast::with_input`] does. Without data, every record has the longest allowed
+    /// length.
     ///
     /// # Errors
-    /// If the run does not fit, or the base's weights are not sound.
+    /// If the run does not fit, or the base's weights are invalid.
     pub fn of(
         subject: &Subject<'_>,
         data: Option<(&Prepared, &Tokenizer, &[Question])>,
@@ -126,11 +123,10 @@ impl Forecast {
 
     /// Plans `input`. `flags` formats the flags of a smaller run for a hint.
     ///
-    /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the
-    /// planner chooses.
+    /// Without a limit, the available memory is the limit.
     ///
     /// # Errors
-    /// If it does not fit.
+    /// If the run does not fit.
     pub fn with_input(
         input: &PlanInput<'_>,
         (limit, gpu_memory): (Option<u64>, GpuMemory),
@@ -142,7 +138,7 @@ impl Forecast {
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
-        // Beyond its address space a process fails, whatever limit the user gives.
+        // A process fails beyond its address space, whatever limit the user gives.
         let space = memory::address_space().map(|free| free + here);
         let Some(room) = limit.or(available).into_iter().chain(space).min() else {
             return settled(MemoryPlan::new(input, None)?, false);
@@ -152,7 +148,7 @@ impl Forecast {
             Err(TrainError::Memory { needed, fits, .. }) if space == Some(room) => {
                 Err(beyond_space(needed, room, fits.map(flags)))
             }
-            // Weights are pages of a file. Without a limit by the user, the system may evict and reread them.
+            // Weights are mapped from a file. Without a user limit, the system may evict and reread them.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
                 let room = (room + input.weights.mapped).min(space.unwrap_or(u64::MAX));
                 settled(
@@ -202,13 +198,13 @@ impl Forecast {
     pub fn warn(&self, printer: &Printer) {
         if self.weights_evictable {
             printer.warn(printer.pick(
-                "内存放不下全部权重：系统会反复从磁盘读取，训练会很慢",
-                "not all weights stay in memory: the system will read them from disk again and again, and be slow",
+                "内存放不下全部权重：系统会反复从磁盘读取，速度会很慢",
+                "not all weights fit in memory: the system will read them from disk repeatedly, which is slow",
             ));
         }
     }
 
-    /// The peak and its parts.
+    /// Formats the peak and its parts.
     pub fn peak(&self, printer: &Printer) -> String {
         let plan = &self.plan;
         let state = plan.adapter + plan.optimizer + plan.gradients;
@@ -218,11 +214,11 @@ impl Forecast {
         let most = self.bound(printer);
         printer.pick(
             format!("预计峰值 {total}{most}：权重 {weights}，适配器 {state}，激活 {activations}，工作区 {scratch}，其余 {rest}"),
-            format!("peak {total} foreseen{most}: weights {weights}, adapter {state}, activations {activations}, scratch {scratch}, rest {rest}"),
+            format!("predicted peak {total}{most}: weights {weights}, adapter {state}, activations {activations}, scratch {scratch}, rest {rest}"),
         )
     }
 
-    /// ` of 8.00 GiB`, whichever bound there is.
+    /// Formats the limit in force, such as ` of 8.00 GiB available`.
     fn bound(&self, printer: &Printer) -> String {
         match (self.limit, self.available) {
             (Some(limit), _) => {
@@ -237,7 +233,7 @@ impl Forecast {
         }
     }
 
-    /// The forecast beside the measured peak.
+    /// Returns the forecast with the measured peak.
     pub fn measured(self, backend: &dyn Backend) -> MemoryUse {
         let peak = match self.plan.on_device {
             true => backend.device_memory().map(|memory| memory.peak),
@@ -247,7 +243,7 @@ impl Forecast {
     }
 }
 
-/// The diagnostic of a run beyond a limit that was `given`, or beyond the available memory.
+/// The diagnostic of a run that exceeds the limit (`given`) or the available memory.
 fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> String) -> Diagnostic {
     match error {
         TrainError::Memory { needed, limit, fits } if !given => {
@@ -256,8 +252,8 @@ fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> St
                 "the run needs at least {needed} of memory, and {available} is available"
             ));
             diagnostic.with_hint(match fits.map(flags) {
-                Some(flags) => format!("`{flags}` fits"),
-                None => "a smaller model, or `--quant nf4` over one in 16 bits, needs less".to_owned(),
+                Some(flags) => format!("use `{flags}`, which fits"),
+                None => "use a smaller model, or quantize a 16-bit base with `--quant nf4`".to_owned(),
             })
         }
         TrainError::Memory { needed, fits, .. } => {
@@ -267,15 +263,16 @@ fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> St
     }
 }
 
-/// The diagnostic of a run beyond the limit of the address space.
+/// The diagnostic of a run that exceeds the limit of the address space.
 fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
     let (needed, space) = (display(needed), display(space));
     let text = format!(
         "the run needs at least {needed} of memory, and the limit of the address space leaves {space}"
     );
-    let more = "allow more with `ulimit -v`";
-    Diagnostic::input(text)
-        .with_hint(fits.map_or_else(|| more.to_owned(), |flags| format!("`{flags}` fits; or {more}")))
+    let more = "raise the limit with `ulimit -v`";
+    Diagnostic::input(text).with_hint(
+        fits.map_or_else(|| more.to_owned(), |flags| format!("use `{flags}`, which fits, or {more}")),
+    )
 }
 
 /// The memory of a GPU that a run can use, or `None` if it is not known.
@@ -290,7 +287,7 @@ fn usable_memory(device: usize, memory: GpuMemory) -> Result<Option<u64>> {
     }
 }
 
-/// Describes the activations that layers store, and how micro-batches run.
+/// Describes which activations layers store, and how micro-batches run.
 pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     let kept = kept(&plan.layers, printer);
     if let Some(rows) = plan.max_pass_rows {
@@ -303,7 +300,7 @@ pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     match plan.fuse_micro_batches {
         true => kept,
         false => {
-            printer.pick(format!("{kept}；微批逐个进行"), format!("{kept}; micro-batches run one by one"))
+            printer.pick(format!("{kept}；微批逐个进行"), format!("{kept}; micro-batches run one at a time"))
         }
     }
 }
@@ -312,8 +309,8 @@ fn kept(layers: &LayerPolicies, printer: &Printer) -> String {
     let LayerPolicies { recompute, keep_some } = *layers;
     if recompute == 0 {
         return printer.pick(
-            format!("{keep_some} 层都保留激活：只重算归一化与激活函数"),
-            format!("all {keep_some} keep their activations: only norms and SwiGLU are computed twice"),
+            format!("内存够用，{keep_some} 层都保留激活（只重算归一化与激活函数）"),
+            format!("all {keep_some} store their activations: only norms and SwiGLU are recomputed"),
         );
     }
     let (zh, en) =
@@ -322,23 +319,23 @@ fn kept(layers: &LayerPolicies, printer: &Printer) -> String {
         0 => printer.pick(zh, en),
         _ => printer.pick(
             format!("{zh}，{keep_some} 层保留激活"),
-            format!("{en}, {keep_some} keep their activations"),
+            format!("{en}, {keep_some} store their activations"),
         ),
     }
 }
 
-/// The peak of a finished run beside its forecast; none if the system does not report it.
+/// Formats measured peak and forecast. Returns `None` if the system reports no peak.
 pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
     let (peak, planned) = (display(memory.peak?), display(memory.plan.total));
     if memory.plan.on_device {
         return Some(printer.pick(
             format!("显存峰值    {peak}，预计 {planned}"),
-            format!("peak GPU memory {peak}, {planned} foreseen"),
+            format!("peak GPU memory {peak}, {planned} predicted"),
         ));
     }
     Some(printer.pick(
         format!("内存峰值    {peak}，预计 {planned}"),
-        format!("peak memory     {peak}, {planned} foreseen"),
+        format!("peak memory     {peak}, {planned} predicted"),
     ))
 }
 
@@ -382,7 +379,7 @@ fn input<'a>(
         let prompt = tokenizer.template().ok()?.render(&question.messages, true).ok()?;
         Some(tokenizer.encode(&prompt).ok()?.len())
     };
-    // A question that the template refuses is reported when it is asked.
+    // A question that the template rejects is reported later, when it is asked.
     let prompt_tokens = questions.iter().filter_map(tokens).max().unwrap_or(0);
     input.reply = ReplySize { prompt_tokens, new_tokens: REPLY_TOKENS };
     Ok(input)

@@ -9,8 +9,11 @@ pub mod prepare;
 mod print;
 mod progress;
 mod run_config;
+mod run_log;
 mod steps;
 mod summary;
+mod tensorboard;
+mod verdict;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,6 +27,7 @@ use danlu_model::{
 use danlu_report::card::{Card, write_notes};
 use danlu_report::{DataSummary, RunSummary};
 use danlu_train::{TrainSettings, Trainer};
+use serde_json::json;
 
 use crate::args::chat_template::with_chat_template;
 use crate::diagnostic::Result;
@@ -41,35 +45,56 @@ pub use run_config::{
     CardOptions, GpuMemory, RunConfig, RunFiles, RunLimits, check_length, lora_config, pin_template_date,
 };
 use summary::RunFacts;
+use verdict::Verdict;
 
-/// Questions that the report shows with both answers.
+/// Number of questions in the report.
 pub const REPLIES: usize = 4;
 
-/// Longest of those answers, in tokens.
+/// Longest reply in the report, in tokens.
 pub const REPLY_TOKENS: usize = 64;
 
 /// The result of a run.
 pub enum Outcome {
-    /// All steps are taken and everything is written.
+    /// All steps are done and all files written.
     Finished(Box<RunSummary>),
-    /// Ctrl-C stopped it; a checkpoint is written.
+    /// Ctrl-C stopped the run; a checkpoint is written.
     Stopped,
 }
 
 /// Trains, and prints the result.
 ///
 /// # Errors
-/// If an input has a fault or something cannot be written; checkpoints written so far stay whole.
+/// If an input is invalid or a file cannot be written. Earlier checkpoints stay intact.
 pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
+    run.files.print_translation(printer);
     match execute(run, printer)? {
-        Outcome::Finished(summary) => print::conclude(&run.files.output, &summary, printer),
-        // The exit code keeps a script from taking a part for the whole.
-        Outcome::Stopped => interrupt::exit_interrupted(),
+        Outcome::Finished(summary) => {
+            print::conclude(&run.files.output, &summary, printer);
+            printer.event("finished", || finished(&run.files.output, &summary));
+        }
+        Outcome::Stopped => {
+            printer.event("stopped", || json!({"output": run.files.output.display().to_string()}));
+            // The exit code keeps scripts from using an unfinished run.
+            interrupt::exit_interrupted()
+        }
     }
     Ok(())
 }
 
-/// Trains, and writes everything.
+/// The last event of a run.
+fn finished(output: &Path, summary: &RunSummary) -> serde_json::Value {
+    json!({
+        "output": output.display().to_string(),
+        "steps": summary.steps.len(),
+        "train_loss": summary.train_loss().map(|(_, last)| last),
+        "held_out_loss": summary.held_out().map(|(_, last)| last),
+        "verdict": Verdict::of(summary).map(Verdict::name),
+        "seconds": summary.seconds(),
+        "tokens_per_second": summary.tokens_per_second(),
+    })
+}
+
+/// Trains, and writes all files.
 ///
 /// # Errors
 /// As [`run()`].
@@ -86,15 +111,14 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     }
 }
 
-/// The inputs of a run, opened.
+/// The opened inputs of a run.
 struct Inputs {
-    /// The base is in a folder.
     files: RunFiles,
-    /// The template's day is set.
+    /// With the template's date set.
     settings: TrainSettings,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    /// The 4 bits that the base is stored in.
+    /// The base's stored quantization.
     stored: Option<Quantization>,
     tokens: TrainingIdentity,
     lora: LoraConfig,
@@ -118,13 +142,13 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let config = base.config().clone();
     tokenizer.limit_ids(&config);
     let settings = pin_template_date(settings, &tokenizer);
-    // However the base comes to its 4 bits, they can be made again from its original.
+    // Whatever form the base has, its 4 bits can be recreated from the original.
     let stored = loader.run(|_, _| base.stored_quantization())?;
     let quantization = settings.quantization().or(stored);
     let tokens = TrainingIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
         .with_template(template)
         .over(quantization, base.weights().unquantized_modules(&config));
-    // A mapping held while memory is planned would count against the address space twice.
+    // A mapping that is open during planning would count twice against the address space.
     drop(base);
     baseline.tokenizer(&tokens);
     check_length(&settings, &config, files.config.as_ref())?;
@@ -134,7 +158,7 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     Ok(Inputs { files, settings, config, tokenizer, stored, tokens, lora, baseline })
 }
 
-/// The data of a run, and the memory that training on it takes.
+/// The data of a run, and its memory plan.
 struct Planned {
     data: Prepared,
     questions: Vec<Question>,
@@ -144,7 +168,11 @@ struct Planned {
 /// Reads the data, and plans the memory of the worst steps.
 fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Planned> {
     let Inputs { files, settings, tokenizer, .. } = &*inputs;
-    let data = prepare::prepare(&files.data, &files.reading, files.skip_bad, tokenizer, settings, printer)?;
+    let (reading, val_size) = (&files.reading, files.val_size(settings));
+    let data =
+        prepare::prepare(&files.data, reading, files.skip_bad, tokenizer, settings, val_size, printer)?;
+    inputs.settings.val_size = data.val_size;
+    inputs.settings.validate()?;
     let questions = data.questions(REPLIES);
     inputs.baseline.data();
     let Inputs { files, settings, tokenizer, .. } = &*inputs;
@@ -153,18 +181,17 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
     Ok(Planned { data, questions, forecast })
 }
 
-/// The output folder of a run, locked.
+/// The locked output folder of a run.
 struct OutputFolder {
     checkpoint: Option<PathBuf>,
-    /// The author's notes.
     notes: Option<String>,
-    /// The card of an earlier part of the run.
+    /// The card of an earlier, interrupted part of the run.
     earlier: Option<Card>,
     _lock: Option<File>,
 }
 
 impl OutputFolder {
-    /// Opens the folder. Notes and card are read first, so that a fault in them costs no run.
+    /// Opens the folder. Notes and card are read first, so that an error in them costs no run.
     fn open(run: &RunConfig, printer: &Printer) -> Result<Self> {
         let notes = run.card.notes.read()?;
         let earlier = Card::read(&run.files.output)?;
@@ -173,7 +200,7 @@ impl OutputFolder {
     }
 }
 
-/// A run whose steps are all taken.
+/// A run after its last step.
 struct Trained {
     trainer: Trainer,
     tokenizer: Tokenizer,
@@ -182,11 +209,11 @@ struct Trained {
     questions: Vec<Question>,
     data: DataSummary,
     forecast: Forecast,
-    /// Ctrl-C ends no process while the result is written.
+    /// Delays Ctrl-C until the result is written.
     stop: GracefulStop,
 }
 
-/// Loads the base and takes the steps. Returns none if Ctrl-C stopped it.
+/// Loads the base and takes the steps. Returns `None` if Ctrl-C stopped the run.
 fn train(
     inputs: Inputs,
     planned: Planned,
@@ -212,6 +239,7 @@ fn train(
     forecast.reserve(&mut trainer);
     print::print_plan(&files, &trainer, &config, stored, &summary, printer);
     forecast.print(printer);
+    output::check_space(&files.output, &trainer, tokens.largest_file(), printer)?;
     output::start(run, &mut trainer, folder.checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &files.output, printer)?;
     held_out_file::write(&held_out_records, &files.output, printer)?;
@@ -222,7 +250,7 @@ fn train(
         printer
             .pick(
                 "做完这一步就保存并停下；再按一次 Ctrl-C 立即结束。",
-                "finishing this step, then saving; Ctrl-C again ends at once.",
+                "finishing this step, then saving; Ctrl-C again exits at once.",
             )
             .to_owned(),
     ))?;
@@ -252,7 +280,7 @@ fn trained_base(files: &RunFiles, card: &CardOptions) -> Result<BaseIdentity> {
     })
 }
 
-/// Writes the adapter with its card and its page.
+/// Writes the adapter, its card and its report.
 fn publish(
     trained: Trained,
     folder: &OutputFolder,

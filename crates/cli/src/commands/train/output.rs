@@ -1,4 +1,4 @@
-//! The output folder of a run: its lock, its checkpoints and its results.
+//! The output folder of a run: lock, checkpoints and results.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,8 +16,7 @@ use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Prepares the folder. Returns the checkpoint to resume from, if any, and a lock that keeps a second run
-/// out.
+/// Prepares the folder. Returns the checkpoint to resume from, if any, and a lock against a second run.
 ///
 /// # Errors
 /// If the folder holds other files, cannot be written, or holds no run to resume.
@@ -28,9 +27,9 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
         if holds_run {
             let text = format!("`{}` holds a run already", output.display());
             let hint = match latest_checkpoint(output)? {
-                Some(_) => "`--resume` goes on with it; a new run needs a new folder",
+                Some(_) => "continue it with `--resume`, or start a new run in a new folder",
                 None => {
-                    "it has no checkpoint yet: `--resume` starts it over, with other settings if you name some"
+                    "restart it with `--resume`, since it has no checkpoint yet; new settings are allowed"
                 }
             };
             return Err(Diagnostic::input(text).with_hint(hint));
@@ -41,8 +40,8 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
         return Ok((None, lock));
     };
     if !holds_run {
-        let text = format!("`{}` holds no run to go on with", output.display());
-        return Err(Diagnostic::input(text).with_hint("leave `--resume` out to begin one"));
+        let text = format!("`{}` holds no run to resume", output.display());
+        return Err(Diagnostic::input(text).with_hint("omit `--resume` to start one"));
     }
     files::ensure_output_dir(output, |_| true)?;
     let lock = files::lock_folder(output)?;
@@ -67,10 +66,42 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
     Ok((checkpoint, lock))
 }
 
+/// Checks that the disk has room for a checkpoint and the adapter. Warns if it has none for all checkpoints.
+/// `copied` is the size of the largest file beside the weights.
+///
+/// # Errors
+/// If the first save would fill the disk, after all its steps.
+pub fn check_space(output: &Path, trainer: &Trainer, copied: u64, printer: &Printer) -> Result<()> {
+    let settings = trainer.settings();
+    let adapter = 4 * trainer.adapter().num_parameters() as u64 + copied;
+    // AdamW stores two moments per parameter.
+    let checkpoint = adapter + 2 * (adapter - copied);
+    let left = trainer.total_steps() - trainer.global_step();
+    let saves = if settings.save_steps == 0 { 1 } else { left.div_ceil(settings.save_steps).max(1) };
+    let kept = settings.save_total_limit.map_or(saves, |limit| saves.min(limit as u64));
+    let (least, all) = (checkpoint + adapter, kept * checkpoint + adapter);
+    let free = files::free_space(output)?;
+    let [shown_least, shown_all, shown_free] = [least, all, free].map(terminal_text::bytes);
+    if free < least {
+        let text = format!(
+            "cannot train into `{}`: a checkpoint and the adapter need {shown_least}, and the disk has {shown_free} free",
+            output.display()
+        );
+        return Err(Diagnostic::input(text).with_hint("free some space, or choose another --output"));
+    }
+    if free < all {
+        printer.warn(&printer.pick(
+            format!("{kept} 个检查点共需 {shown_all}，磁盘只剩 {shown_free}：可用 --save-total-limit 2 限制个数"),
+            format!("{kept} checkpoints need {shown_all}, and the disk has {shown_free} free: limit them with --save-total-limit 2"),
+        ));
+    }
+    Ok(())
+}
+
 /// Resumes from the checkpoint, and writes the settings.
 ///
 /// # Errors
-/// If the folder cannot be written, or the checkpoint is of another run.
+/// If the folder cannot be written, or the checkpoint belongs to another run.
 pub fn start(
     run: &RunConfig,
     trainer: &mut Trainer,
@@ -83,20 +114,18 @@ pub fn start(
         let (step, from) = (resumed.step, checkpoint.display());
         printer.status(&printer.pick(
             format!("从 {from} 继续（已完成 {step} 步）"),
-            format!("going on from {from}, after step {step}"),
+            format!("resuming from {from}, after step {step}"),
         ));
         if step >= trainer.total_steps() {
             printer.status_bilingual(
                 "所有步骤都已完成：没有要训练的了，只重写报告与适配器",
-                "every step is taken already: nothing is left to train, the report and the adapter are written again",
+                "all steps are done: only the report and the adapter are written again",
             );
         }
         if let Some((before, now)) = resumed.backend_changed {
             printer.warn(&printer.pick(
                 format!("之前由 {before} 计算，现在是 {now}：结果不再逐位相同"),
-                format!(
-                    "computed by {before} before and by {now} now: the run is no longer the same bit for bit"
-                ),
+                format!("computed on {before} before and on {now} now: results are no longer bit-identical"),
             ));
         }
     }
@@ -111,7 +140,7 @@ pub fn save(output: &Path, trainer: &Trainer, tokens: &TrainingIdentity) -> Resu
     trainer.save_checkpoint(output, tokens).map(drop).map_err(|error| unsaved(output, error))
 }
 
-/// The diagnostic of a failed write, with the checkpoint to resume from.
+/// The diagnostic of a failed write. It names the checkpoint to resume from.
 fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     let (diagnostic, output) = (error.into(), folder.display());
     let (Ok(newest), Ok(whole)) = (latest_checkpoint(folder), latest_whole_checkpoint(folder)) else {
@@ -119,20 +148,20 @@ fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     };
     let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(folder));
     diagnostic.and_hint(match (newest, whole) {
-        (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
-        (Some(_), None) => format!("no checkpoint of `{output}` is whole: start again in another folder"),
+        (None, _) => format!("run `{resume}` to start over: there is no checkpoint yet"),
+        (Some(_), None) => format!("start again in another folder: `{output}` has no intact checkpoint"),
         (Some(newest), Some(whole)) => {
             let shown = whole.display();
             let named = match newest == whole {
                 true => String::new(),
                 false => format!(" {}", terminal_text::shell_path(&whole)),
             };
-            format!("`{shown}` is whole: `{resume}{named}` goes on from it")
+            format!("run `{resume}{named}`: `{shown}` is intact")
         }
     })
 }
 
-/// The diagnostic of a checkpoint that cannot be resumed, with one that can.
+/// The diagnostic of an unusable checkpoint. It names a usable one.
 fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagnostic {
     if let TrainError::Resume { differences, .. } = &error {
         let is_base = differences.iter().any(|difference| difference.field == "base");
@@ -140,8 +169,9 @@ fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagn
             Some(LoraConfig { base_model_name_or_path: Some(name), revision: Some(revision), .. }) => {
                 let output = terminal_text::shell_path(output_folder);
                 let base = terminal_text::shell_word(&format!("{name}@{revision}"));
-                let hint =
-                    format!("the base it was begun on: danlu train --output {output} --resume --base {base}");
+                let hint = format!(
+                    "name the base of its first run: danlu train --output {output} --resume --base {base}"
+                );
                 Diagnostic::from(error).with_hint(hint)
             }
             _ => error.into(),
@@ -151,19 +181,22 @@ fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagn
     let hint = match latest_whole_checkpoint(output_folder) {
         Ok(Some(whole)) if whole != checkpoint => {
             let [output, checkpoint] = [output_folder, whole.as_path()].map(terminal_text::shell_path);
-            format!("`{}` is whole: danlu train --output {output} --resume {checkpoint}", whole.display())
+            format!(
+                "resume from an intact one, `{}`: danlu train --output {output} --resume {checkpoint}",
+                whole.display()
+            )
         }
         _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),
-        _ => format!("no other checkpoint of `{output}` is whole: start again in another folder"),
+        _ => format!("start again in another folder: `{output}` has no other intact checkpoint"),
     };
     Diagnostic::from(error).with_hint(hint)
 }
 
-/// Writes `danlu.json`, the card and the page, and the adapter last. A folder with an adapter is therefore
+/// Writes `danlu.json`, the card and the report, and the adapter last. A folder with an adapter is therefore
 /// complete.
 ///
 /// # Errors
-/// If the folder cannot be written; the last checkpoint holds everything.
+/// If the folder cannot be written. The last checkpoint stays intact.
 pub fn finish(
     run: &RunConfig,
     trainer: &Trainer,

@@ -1,4 +1,4 @@
-//! From data files to examples: read, encode, hold out, and count every record.
+//! Reads, encodes and splits the data.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use danlu_report::card::TextLanguage;
 use danlu_report::{DataFile, DataSummary};
 use danlu_train::{Example, TrainSettings};
 
-use crate::commands::data::{check, notes};
+use crate::commands::data::{check, warnings};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::evaluation::replies::{self, Question};
@@ -19,30 +19,35 @@ use crate::memory;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// At most this many bad records are listed in the terminal; the rest goes to a file.
+/// Bad records listed in the terminal; a file lists all of them.
 const MAX_LISTED: usize = 10;
+
+/// Share of the records that is held out unless `--val-size` is given.
+pub const DEFAULT_VAL_SIZE: f64 = 0.02;
+
+/// Fewest records that are split by default. A share of fewer records measures nothing.
+const MIN_SPLIT_RECORDS: usize = 50;
 
 /// Name of the file in the output folder that lists the records left out.
 pub const SKIPPED_FILE: &str = "skipped_records.txt";
 
-/// Records, encoded and split.
+/// Encoded and split records.
 pub struct Prepared {
-    /// The training examples.
     pub examples: Vec<Example>,
-    /// The same records as conversations.
+    /// The same records before encoding.
     pub records: Vec<Record>,
-    /// The held-out examples.
     pub held_out: Vec<Example>,
-    /// The same records as conversations.
+    /// The same records before encoding.
     pub held_out_records: Vec<Record>,
-    /// The counts.
     pub summary: DataSummary,
-    /// Faulty records, left out.
+    /// Skipped records with their faults.
     pub bad: Vec<BadRecord>,
+    /// The size of the split: as requested, or the default for this number of records.
+    pub val_size: f64,
 }
 
 impl Prepared {
-    /// `count` questions for base and adapter, from the held-out records if there are any.
+    /// Returns `count` questions for base and adapter, from the held-out records if there are any.
     pub fn questions(&self, count: usize) -> Vec<Question> {
         let held_out = !self.held_out_records.is_empty();
         replies::questions(if held_out { &self.held_out_records } else { &self.records }, count)
@@ -52,16 +57,17 @@ impl Prepared {
 /// Records with their examples.
 type Items = Vec<(Record, Example)>;
 
-/// Reads, encodes and splits.
+/// Reads, encodes and splits. Without a `val_size`, holds out [`DEFAULT_VAL_SIZE`] of enough records.
 ///
 /// # Errors
-/// If a file cannot be read, records are bad and not to be skipped, or nothing is left to train on.
+/// If a file cannot be read, records are bad and not skipped, or no record remains.
 pub fn prepare(
     data: &[PathBuf],
     reading: &ReadOptions,
     skip_bad: bool,
     tokenizer: &Tokenizer,
     settings: &TrainSettings,
+    val_size: Option<f64>,
     printer: &Printer,
 ) -> Result<Prepared> {
     let options = EncodeOptions {
@@ -72,12 +78,12 @@ pub fn prepare(
     let mut summary = DataSummary::default();
     let (mut bad, mut items) = (Vec::new(), Vec::new());
     let mut audit = TemplateAudit::new(tokenizer);
-    let mut texts = notes::TextNotes::default();
-    let mut warnings = Vec::new();
+    let mut texts = warnings::TextWarnings::default();
+    let mut found = Vec::new();
     for file in data {
         let dataset = read(file, reading)?;
         memory::check_longest(&dataset.records)?;
-        warnings.extend(warnings_about(&dataset, printer));
+        found.extend(warnings_about(&dataset, printer));
         summary.files.push(DataFile {
             name: dataset.fingerprint.name,
             format: dataset.format.name().to_owned(),
@@ -93,7 +99,7 @@ pub fn prepare(
                 );
             }
             if matches!(record.content, RecordContent::Chat(_)) {
-                // The base's fault, not the record's.
+                // A missing template is an error of the base, not of the record.
                 tokenizer.template()?;
             }
             texts.add(&record, tokenizer);
@@ -112,40 +118,42 @@ pub fn prepare(
     }
     printer.clear_live();
     if audit.records() > 0 {
-        warnings.extend(notes::about_added_end(tokenizer, printer));
+        found.extend(warnings::added_eos(tokenizer, printer));
     }
     let records = audit.records();
-    warnings.extend(notes::about_template(&audit.into_findings(), records, printer));
-    warnings.extend(texts.warnings(printer));
-    warnings.iter().for_each(|warning| printer.warn(warning));
+    found.extend(warnings::of_template(&audit.into_findings(), records, printer));
+    found.extend(texts.warnings(printer));
+    found.iter().for_each(|warning| printer.warn(warning));
     summary.skipped = bad.len() as u64;
     if !bad.is_empty() && !skip_bad {
         return Err(refuse(&bad, items.len(), data));
     }
-    let (train, held_out) = hold_out(items, &summary, settings)?;
-    Ok(prepared(train, held_out, summary, bad))
+    let is_enough = items.len() >= MIN_SPLIT_RECORDS;
+    let val_size = val_size.unwrap_or(if is_enough { DEFAULT_VAL_SIZE } else { 0.0 });
+    let (train, held_out) = hold_out(items, &summary, val_size, settings.seed)?;
+    Ok(Prepared { val_size, ..prepared(train, held_out, summary, bad) })
 }
 
-/// Splits the items into those to train on and those to hold out.
-fn hold_out(items: Items, summary: &DataSummary, settings: &TrainSettings) -> Result<(Items, Items)> {
+/// Splits the items into training and held-out items.
+fn hold_out(items: Items, summary: &DataSummary, val_size: f64, seed: u64) -> Result<(Items, Items)> {
     if items.is_empty() {
         let (dropped, bad) = (summary.dropped, summary.skipped);
-        let text = format!("nothing is left to train on: {dropped} records dropped, {bad} bad");
-        return Err(Diagnostic::input(text)
-            .with_hint("`danlu data check` says why; a larger `--max-length` may help"));
+        let text = format!("no record is left to train on: {dropped} dropped, {bad} bad");
+        return Err(
+            Diagnostic::input(text).with_hint("`danlu data check` says why; try a larger `--max-length`")
+        );
     }
-    let size = ValSize::try_from(settings.val_size).map_err(|error| Diagnostic::input(error.to_string()))?;
+    let size = ValSize::try_from(val_size).map_err(|error| Diagnostic::input(error.to_string()))?;
     let (wanted, all) = (size.wanted(items.len()), items.len());
     if wanted >= all {
-        let text = format!("`val_size` {} asks for {wanted} of {all} records", settings.val_size);
-        return Err(Diagnostic::input(text).with_hint("a smaller `--val-size` leaves something to train on"));
+        let text = format!("`val_size` {val_size} asks for {wanted} of {all} records");
+        return Err(Diagnostic::input(text).with_hint("use a smaller `--val-size`"));
     }
-    let (train, held_out) = split(items, size, settings.seed, |(_, example)| &example.sequence.ids[..]);
+    let (train, held_out) = split(items, size, seed, |(_, example)| &example.sequence.ids[..]);
     if wanted > 0 && held_out.is_empty() {
-        let text =
-            format!("of {all} records none can be held out: each has more copies than `val_size` asks for");
+        let text = format!("none of {all} records can be held out: each has more copies than `val_size`");
         return Err(Diagnostic::input(text)
-            .with_hint("`danlu data check` lists the copies; without `--val-size` all are trained on"));
+            .with_hint("remove copies (`danlu data check` lists them), or use `--val-size 0`"));
     }
     Ok((train, held_out))
 }
@@ -161,23 +169,20 @@ fn prepared(train: Items, held_out: Items, mut summary: DataSummary, bad: Vec<Ba
     summary.tokens = examples.iter().map(tokens).sum();
     summary.trained_tokens = examples.iter().map(|e: &Example| e.sequence.trained_tokens() as u64).sum();
     summary.longest = examples.iter().map(tokens).max().unwrap_or(0);
-    Prepared { examples, records, held_out, held_out_records, summary, bad }
+    Prepared { examples, records, held_out, held_out_records, summary, bad, val_size: 0.0 }
 }
 
-/// Warnings about a file, as `data check` gives them.
+/// Returns the warnings of `data check` about a file.
 fn warnings_about(dataset: &Dataset, printer: &Printer) -> Vec<String> {
-    let mut warnings = notes::about_file(dataset, printer);
+    let mut found = warnings::of_file(dataset, printer);
     for unknown in &dataset.unknown_keys {
         let key = check::describe_key(unknown, printer);
-        warnings.push(
-            printer
-                .pick(format!("未知的键，不会读取：{key}"), format!("unknown key, which is not read: {key}")),
-        );
+        found.push(printer.pick(format!("未知的键，不会读取：{key}"), format!("ignored unknown key {key}")));
     }
-    warnings
+    found
 }
 
-/// The languages of the trained answers and texts.
+/// Detects the languages of the trained answers and texts.
 fn languages(records: &[Record]) -> Vec<String> {
     let mut language = TextLanguage::default();
     for record in records {
@@ -222,12 +227,12 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Diagnostic {
     }
     let file = data.iter().find(|file| bad[0].source.file.as_ref() == file.as_path()).unwrap_or(&data[0]);
     let check = format!("danlu data check {}", terminal_text::shell_path(file));
-    let hint = format!("`{check}` shows them all, `--skip-bad` leaves them out");
+    let hint = format!("correct them (`{check}` lists all), or skip them with `--skip-bad`");
     let noun = if bad.len() == 1 { "records is" } else { "records are" };
     Diagnostic::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }
 
-/// Lists the skipped records: the first ones in the terminal, and all of them in a file if there are many.
+/// Lists the skipped records: the first ones in the terminal, and all in a file if there are many.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -238,7 +243,7 @@ pub fn list_skipped(bad: &[BadRecord], output: &Path, printer: &Printer) -> Resu
     let n = bad.len();
     let verb = if n == 1 { "is" } else { "are" };
     let counted = terminal_text::counted(n as u64, "bad record");
-    printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{counted} {verb} left out:")));
+    printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{counted} {verb} skipped:")));
     for record in bad.iter().take(MAX_LISTED) {
         printer.status(&format!("  {}", terminal_text::printable(&record.to_string())));
     }

@@ -1,4 +1,4 @@
-//! What a run prints before its first step and after its last.
+//! Output of a run before its first step and after its last.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use danlu_train::Trainer;
 use super::forecast;
 use super::progress::draw_loss;
 use super::run_config::RunFiles;
+use super::verdict::Verdict;
 use crate::commands::quantization_progress::stored_code;
 use crate::evaluation::held_out_file;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Prints what is decided before the first step.
 pub fn print_plan(
     files: &RunFiles,
     trainer: &Trainer,
@@ -27,7 +27,7 @@ pub fn print_plan(
     let trainable = trainer.adapter().num_parameters() as u64;
     let all = config.num_parameters() + trainable;
     let percent = 100.0 * trainable as f64 / all as f64;
-    // Word for word as PEFT's `print_trainable_parameters`.
+    // The same line as PEFT's `print_trainable_parameters`.
     let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
     printer.status(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
 
@@ -71,7 +71,6 @@ pub fn print_plan(
     row("输出", "output", files.output.display().to_string());
 }
 
-/// Prints one row of the plan.
 fn row(zh: &str, en: &str, value: &str, printer: &Printer) {
     let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
     printer.status_labeled(&format!("{label} "), value);
@@ -106,14 +105,14 @@ fn print_data(files: &RunFiles, data: &DataSummary, max_length: usize, printer: 
         row("截断", "truncated", printer.pick(
             format!("{short} 条截断到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而丢弃"),
             format!(
-                "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
+                "{} truncated to {max} tokens (at the start of the question), {dropped} dropped because the answer does not fit",
                 terminal_text::counted(short, "record")
             ),
         ));
     }
 }
 
-/// A JSON value without its quotation marks.
+/// Formats a JSON value without quotation marks.
 fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
@@ -142,6 +141,10 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
     for warning in RunWarning::of(summary) {
         printer.warn(&printer.pick(warning.text(Language::Zh), warning.text(Language::En)));
     }
+    let verdict = Verdict::of(summary);
+    if let Some(verdict) = verdict {
+        printer.data_labeled(printer.pick("结论        ", "verdict         "), &verdict.text(printer));
+    }
     let time = terminal_text::duration(summary.seconds());
     let speed = summary.tokens_per_second().unwrap_or(0.0);
     printer.data(&printer.pick(
@@ -169,8 +172,9 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
     let output = terminal_text::shell_path(output_folder);
     let compare =
         output_folder.join(held_out_file::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
-    let merge = format!("danlu merge {output} --output {merged}");
-    for command in [Some(format!("danlu chat {output}")), compare, Some(merge)].into_iter().flatten() {
+    let is_usable = verdict.is_none_or(Verdict::is_usable);
+    let merge = is_usable.then(|| format!("danlu merge {output} --output {merged}"));
+    for command in [Some(format!("danlu chat {output}")), compare, merge].into_iter().flatten() {
         printer.status(&format!("  {}", printer.paint_status(Style::Cyan, &command)));
     }
 }

@@ -9,10 +9,10 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Steps that the remaining time is estimated from: enough to average short and long records.
+/// Steps for the estimate of the remaining time: enough to average short and long records.
 const WINDOW: usize = 50;
 
-/// Steps before the first estimate, since the first ones include page faults and warm-up.
+/// Steps before the first estimate. The first steps include page faults and warm-up.
 const SETTLED: usize = 3;
 
 /// Follows the steps of one run.
@@ -21,7 +21,7 @@ pub struct Progress<'a> {
     total: u64,
     logging_steps: u64,
     recent: VecDeque<StepMetrics>,
-    /// Losses since the last line of the log, whose mean the next one shows, as `trainer_state.json` does.
+    /// Losses since the last log line, which shows their mean as `trainer_state.json` does.
     losses: Vec<f64>,
     estimated: bool,
 }
@@ -32,8 +32,8 @@ impl<'a> Progress<'a> {
         Self { printer, total, logging_steps, recent: VecDeque::new(), losses: Vec::new(), estimated: false }
     }
 
-    /// Shows a finished step.
-    pub fn step(&mut self, step: &StepMetrics) {
+    /// Shows a finished step. Returns the mean loss since the last log line, if a line is due.
+    pub fn step(&mut self, step: &StepMetrics) -> Option<f64> {
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
         }
@@ -49,9 +49,11 @@ impl<'a> Progress<'a> {
         if due && !self.printer.has_live_line() {
             self.printer.status(&self.line(step));
         }
+        let mean = self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64;
         if due {
             self.losses.clear();
         }
+        due.then_some(mean)
     }
 
     fn seconds_left(&self, step: u64) -> f64 {
@@ -74,7 +76,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Draws the loss of a run. Draws nothing for a run of few steps.
+/// Draws the loss curve, unless the run has few steps.
 pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, f64)]) {
     if steps.len() < 4 {
         return;
@@ -97,7 +99,7 @@ pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, 
     ));
 }
 
-/// Means over windows of a fortieth of the run, since the loss of single steps depends on their records.
+/// Averages over windows of a fortieth of the run, since single losses depend on their records.
 fn smooth(steps: &[StepMetrics]) -> Vec<(f64, f64)> {
     let window = steps.len().div_ceil(40);
     steps

@@ -1,4 +1,4 @@
-//! The values of a run, from flags and a configuration file.
+//! The settings of a run, from flags and a configuration file.
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,8 @@ use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::{Precision, TrainSettings};
 
 use super::args::TrainArgs;
+use super::prepare::DEFAULT_VAL_SIZE;
+use super::run_log::ReportTo;
 use crate::args::ComputeArgs;
 use crate::args::compute::check_context;
 use crate::args::{CardArgs, NotesArgs};
@@ -18,50 +20,50 @@ use crate::clap_error::usage;
 use crate::config_file::ConfigFile;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::model_loader::{ModelLoader, hub_hint, hub_name};
+use crate::printer::Printer;
 use crate::terminal_text;
 
-/// A run: flags over a configuration file over defaults.
+/// A run. Flags override the configuration file, which overrides the defaults.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
-    /// What it reads and writes.
+    /// Files that the run reads and writes.
     pub files: RunFiles,
-    /// The numbers that decide the result.
+    /// Settings that decide the result.
     pub settings: TrainSettings,
-    /// What it may use.
+    /// Limits on the machine.
     pub limits: RunLimits,
-    /// What the author adds to its card.
+    /// The author's additions to the card.
     pub card: CardOptions,
 }
 
 /// The files that a run reads and writes.
 #[derive(Clone, Debug, Default)]
 pub struct RunFiles {
-    /// Folder of the base; the name on the Hub until [`RunFiles::resolve_base`].
+    /// Folder of the base, or its Hub name until [`RunFiles::resolve_base`].
     pub base: PathBuf,
-    /// That name.
+    /// The Hub name, if the base has one.
     pub on_hub: Option<RepoName>,
-    /// Data files.
     pub data: Vec<PathBuf>,
-    /// How they are read.
     pub reading: ReadOptions,
-    /// The chat template in place of the base's: a known name, or a file.
+    /// Chat template instead of the base's: a known name, or a file.
     pub chat_template: Option<String>,
-    /// Whether bad records are left out.
+    /// Whether bad records are skipped.
     pub skip_bad: bool,
-    /// Output folder.
+    /// Whether the number of records decides how many are held out.
+    pub splits_by_default: bool,
     pub output: PathBuf,
-    /// Whether to resume, and the checkpoint if one is named.
+    pub report_to: ReportTo,
+    /// Whether to resume, and from which checkpoint if one is named.
     pub resume: Option<Option<PathBuf>>,
-    /// The file that flags were read from, for diagnostics.
+    /// The configuration file, for diagnostics.
     pub config: Option<ConfigFile>,
 }
 
-/// What a run may use of the machine.
+/// Limits on the machine.
 #[derive(Clone, Debug, Default)]
 pub struct RunLimits {
-    /// Threads.
     pub compute: ComputeArgs,
-    /// Most memory, in bytes.
+    /// Memory limit in bytes.
     pub memory: Option<u64>,
     /// The memory of the GPU.
     pub gpu_memory: GpuMemory,
@@ -79,22 +81,21 @@ pub enum GpuMemory {
     Total(u64),
 }
 
-/// What the author adds to the card of a run.
+/// The author's additions to the card of a run.
 #[derive(Clone, Debug, Default)]
 pub struct CardOptions {
-    /// The flags of the run.
     pub args: CardArgs,
-    /// Of these, the flags of this command line. They replace what an earlier card of the run says.
+    /// The flags of this command line only. They replace values of an earlier card.
     pub given: CardArgs,
-    /// The file of the author's notes. The card keeps them, so they are no part of the run.
+    /// The file of notes. The card stores its text, so `run.toml` omits the flag.
     pub notes: NotesArgs,
 }
 
 impl RunConfig {
-    /// Resolves a command line. With `--resume` alone, the settings are read back from the output folder.
+    /// Resolves a command line. With `--resume` alone, settings come from the output folder.
     ///
     /// # Errors
-    /// If the file has a fault, a path is missing, or a setting is out of range.
+    /// If the file is invalid, a path is missing, or a setting is out of range.
     pub fn resolve(matches: &ArgMatches) -> Result<Self> {
         let missing = |flag: &str, what: &str| {
             let diagnostic = Diagnostic::input(format!("`--{flag}` is missing: {what}"));
@@ -110,7 +111,7 @@ impl RunConfig {
             return Err(missing("data", "the file to train on"));
         }
         if run.files.base.as_os_str().is_empty() {
-            return Err(missing("base", "the folder of the model to train on"));
+            return Err(missing("base", "the model to train"));
         }
         if run.files.output.as_os_str().is_empty() {
             return Err(missing("output", "the folder to write the adapter to"));
@@ -118,20 +119,20 @@ impl RunConfig {
         Ok(run)
     }
 
-    /// As [`RunConfig::resolve`], for `danlu plan`: data and output may be missing, and are then empty.
+    /// As [`RunConfig::resolve`], for `danlu plan`: data and output may be missing.
     ///
     /// # Errors
     /// As [`RunConfig::resolve`].
     pub fn resolve_plan(matches: &ArgMatches) -> Result<Self> {
         let run = Self::merge_sources(matches)?;
         if run.files.base.as_os_str().is_empty() {
-            let diagnostic = Diagnostic::input("`--base` is missing: the folder of the model to plan for");
+            let diagnostic = Diagnostic::input("`--base` is missing: the model to plan for");
             return Err(diagnostic.with_hint("danlu plan --base DIR [--data FILE]"));
         }
         Ok(run)
     }
 
-    /// Merges flags over the file over defaults. Paths that are not given are empty.
+    /// Merges flags, file and defaults. Missing paths are empty.
     fn merge_sources(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let card_given = args.card.clone();
@@ -146,8 +147,8 @@ impl RunConfig {
         };
         if own.as_ref().is_some_and(|path| !path.is_file()) {
             let output = args.output.unwrap_or_default();
-            let diagnostic = Diagnostic::input(format!("`{}` holds no run to go on with", output.display()));
-            return Err(diagnostic.with_hint("leave `--resume` out to begin one"));
+            let diagnostic = Diagnostic::input(format!("`{}` holds no run to resume", output.display()));
+            return Err(diagnostic.with_hint("omit `--resume` to start one"));
         }
         let is_own = args.config.is_none() && own.is_some();
         let config = match args.config.clone().or(own) {
@@ -169,6 +170,10 @@ impl RunConfig {
         if args.settings.dtype.is_none() && args.compute.planned_gpu()?.is_some() {
             settings.dtype = Precision::Bf16;
         }
+        let splits_by_default = args.settings.val_size.is_none();
+        if splits_by_default {
+            settings.val_size = DEFAULT_VAL_SIZE;
+        }
         check_settings(&settings, config.as_ref(), matches)?;
         let is_base = |folder: &Path| folder.join("config.json").is_file();
         let base = args.base.map(|path| found(config.as_ref(), is_own, "base", path, is_base)).transpose()?;
@@ -181,7 +186,9 @@ impl RunConfig {
             reading: args.reading.options(),
             chat_template: args.chat_template,
             skip_bad: args.skip_bad.unwrap_or(false),
+            splits_by_default,
             output: args.output.unwrap_or_default(),
+            report_to: args.report_to.unwrap_or_default(),
             resume: resume.or(args.resume),
             config,
         };
@@ -190,7 +197,7 @@ impl RunConfig {
         Ok(Self { files, settings, limits, card })
     }
 
-    /// The run as a configuration file that repeats it. Paths are written as the user gave them.
+    /// Returns a configuration file that repeats the run. Paths are written as the user gave them.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::new();
         let files = &self.files;
@@ -220,6 +227,9 @@ impl RunConfig {
         if files.skip_bad {
             table.insert("skip_bad".into(), true.into());
         }
+        if files.report_to != ReportTo::None {
+            table.insert("report_to".into(), files.report_to.name().into());
+        }
         if let Some(limit) = self.limits.memory {
             table.insert("memory_limit".into(), byte_size(limit).into());
         }
@@ -234,7 +244,7 @@ impl RunConfig {
             table.extend(value.map(|value| (name.to_owned(), value.into())));
         }
         for (name, value) in self.settings.entries() {
-            // Epochs and steps exclude each other. A null is a setting that is not set.
+            // Epochs and steps exclude each other. Null means unset.
             let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
             if !idle && !value.is_null() {
                 // `TrainSettings::validate` keeps numbers within what TOML holds.
@@ -248,7 +258,7 @@ impl RunConfig {
 }
 
 impl RunFiles {
-    /// Resolves the base to a folder. Fetches a name on the Hub that the cache lacks.
+    /// Resolves the base to a folder. Downloads it if the cache lacks it.
     ///
     /// # Errors
     /// As [`danlu_loader::Loader::base_folder`].
@@ -259,14 +269,26 @@ impl RunFiles {
         Ok(Self { base, on_hub, ..self.clone() })
     }
 
-    /// The data files that were found at another path than the configuration file gives.
+    /// Prints the translation of another tool's configuration file.
+    pub fn print_translation(&self, printer: &Printer) {
+        if let Some(translation) = self.config.as_ref().and_then(ConfigFile::translation) {
+            translation.print(printer);
+        }
+    }
+
+    /// Returns the requested number of held-out records, or `None` if the number of records decides.
+    pub fn val_size(&self, settings: &TrainSettings) -> Option<f64> {
+        (!self.splits_by_default).then_some(settings.val_size)
+    }
+
+    /// Returns the data files that were found at another path than the configuration file gives.
     pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
         let data = self.data.iter().map(PathBuf::as_path);
         data.filter(move |path| !named.is_empty() && !named.iter().any(|named| Path::new(named) == *path))
     }
 
-    /// The base as the user named it when the run began.
+    /// Returns the base as the user named it when the run began.
     pub fn base_as_named(&self) -> String {
         if let Some(name) = &self.on_hub {
             return name.to_string();
@@ -275,7 +297,7 @@ impl RunFiles {
         named.map_or_else(|| self.base.display().to_string(), str::to_owned)
     }
 
-    /// The base to show: a folder, or a name on the Hub with its commit.
+    /// Returns the base to print: a folder, or a Hub name with its commit.
     pub fn base_shown(&self) -> String {
         match self.on_hub.as_ref().and_then(|_| parse_snapshot_path(&self.base)) {
             Some((id, commit)) => format!("{id}@{}", commit.get(..8).unwrap_or(&commit)),
@@ -284,7 +306,7 @@ impl RunFiles {
     }
 }
 
-/// Refuses a setting out of range, underlined where the configuration file sets it.
+/// Checks the ranges of settings. The error underlines the value in the configuration file.
 fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches: &ArgMatches) -> Result<()> {
     settings.validate().map_err(|error| match &error {
         danlu_train::TrainError::Setting { name, .. } => {
@@ -299,9 +321,10 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
     })
 }
 
-/// Resolves a path. One from the command line is used as it is; one from a configuration file is relative to
-/// the working directory or to the file. Only the `run.toml` of a resumed run (`is_own`) is also searched for
-/// in the folders above: its checkpoints verify the contents.
+/// Resolves a path. A path in a configuration file is relative to the working directory or to the file.
+///
+/// The `run.toml` of a resumed run (`is_own`) is also searched for in the parent folders, since checkpoints
+/// verify the contents.
 fn found(
     config: Option<&ConfigFile>,
     is_own: bool,
@@ -320,12 +343,14 @@ fn found(
     found.ok_or_else(|| {
         let shown = path.display();
         let text = match flag {
-            "base" => format!("`{shown}` is no model folder here, nor beside the file that names it"),
-            _ => format!("`{shown}` is no file here, nor beside the file that names it"),
+            "base" => format!(
+                "`{shown}` is not a model folder in the working directory or in the folder of the file"
+            ),
+            _ => format!("`{shown}` is not a file in the working directory or in the folder of the file"),
         };
         let place = config.snippet(flag, &path.display().to_string());
         let diagnostic =
-            Diagnostic::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"));
+            Diagnostic::input(text).with_snippet(place).with_hint(format!("pass its path with `--{flag}`"));
         match hub_hint(&path).filter(|_| flag == "base") {
             Some(hint) => diagnostic.and_hint(hint),
             None => diagnostic,
@@ -333,26 +358,25 @@ fn found(
     })
 }
 
-/// Refuses a file with both `max_steps` and `num_train_epochs`.
+/// Rejects a file with both `max_steps` and `num_train_epochs`.
 fn check_one_length(config: &ConfigFile) -> Result<()> {
     if ["max-steps", "num-train-epochs"].iter().any(|flag| config.values(flag).is_empty()) {
         return Ok(());
     }
     let diagnostic = Diagnostic::input(
-        "`max_steps` and `num_train_epochs` are both given, and either is the whole length",
+        "`max_steps` and `num_train_epochs` are both given, and each sets the length of the run",
     );
     Err(diagnostic.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
 }
 
-/// Bytes in the largest unit that is exact, as the flag parses them.
+/// Formats bytes in the largest exact unit, as the flag parses them.
 fn byte_size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20)];
     let exact = units.into_iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift);
     exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
-/// Sets the day that a template asking for one is told. One day holds for the whole run, however often it is
-/// resumed.
+/// Sets the date for a template that uses one. It stays the same when the run is resumed.
 pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> TrainSettings {
     let mut settings = settings.clone();
     let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
@@ -368,17 +392,18 @@ pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> Tra
     settings
 }
 
-/// Refuses records longer than the base was made for: they would train positions it has never seen.
+/// Checks that records fit the base's context.
 ///
 /// # Errors
-/// If `max_length` is too large, underlined where the configuration file sets it.
+/// If `max_length` exceeds the context: such positions are untrained. The error underlines the value in the
+/// configuration file.
 pub fn check_length(settings: &TrainSettings, config: &ModelConfig, file: Option<&ConfigFile>) -> Result<()> {
     let fits = check_context(settings.max_length, config.max_position_embeddings, "`--max-length`");
     fits.map_err(|diagnostic| diagnostic.with_snippet(file.and_then(|file| file.snippet("max-length", ""))))
 }
 
-/// The configuration of the adapter. It names the base as the user did; a name on the Hub gets its commit,
-/// for the name alone may mean another model tomorrow.
+/// Returns the configuration of the adapter. It names the base as the user did. A Hub name gets its commit,
+/// since a name may point to another model later.
 pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
     match &files.on_hub {
         Some(name) => {
@@ -390,7 +415,7 @@ pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
     }
 }
 
-/// An adapter's fault, underlined where the configuration file asks for it.
+/// Converts an adapter's error to a diagnostic that underlines the value in the configuration file.
 pub fn point_into_config(config: Option<&ConfigFile>, error: danlu_adapter::AdapterError) -> Diagnostic {
     let target = match &error {
         danlu_adapter::AdapterError::NoSuchTarget { target, .. } => target.clone(),
@@ -400,7 +425,7 @@ pub fn point_into_config(config: Option<&ConfigFile>, error: danlu_adapter::Adap
     Diagnostic::from(error).with_snippet(place)
 }
 
-/// Whether `flag` was on the command line, itself or as its alternative.
+/// Whether `flag`, or its alternative, was on the command line.
 fn was_on_command_line(matches: &ArgMatches, flag: &str) -> bool {
     let direct = |flag: &str| {
         let id = flag.replace('-', "_");
@@ -432,11 +457,13 @@ mod tests {
     #[test]
     fn without_flags_the_defaults_hold() {
         let run = resolve(&PATHS).unwrap();
-        assert_eq!(run.settings, TrainSettings::default());
+        let val_size = DEFAULT_VAL_SIZE;
+        assert_eq!(run.settings, TrainSettings { val_size, ..TrainSettings::default() });
+        assert_eq!(run.files.val_size(&run.settings), None);
         assert!(!run.files.skip_bad && run.files.resume.is_none() && run.files.config.is_none());
     }
 
-    /// A folder in which the names of a configuration file lead somewhere.
+    /// Creates a folder with the files that the configuration names.
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("b")).unwrap();
@@ -500,7 +527,7 @@ mod tests {
         assert!(again.files.skip_bad);
         assert_eq!(again.limits.memory, Some(3 << 29));
         assert_eq!(format!("{:?}", again.card.args), format!("{:?}", run.card.args));
-        // The card in the output folder keeps the notes, and what was written there by hand since.
+        // The card in the output folder stores the notes and later edits by hand.
         assert_eq!((again.card.notes.notes, run.card.notes.notes), (None, Some("n.md".into())));
     }
 
@@ -522,7 +549,7 @@ mod tests {
         ] {
             let refused = resolve(line).unwrap_err();
             assert!(
-                refused.starts_with("error: `b` is no model folder here, nor beside the file"),
+                refused.starts_with("error: `b` is not a model folder in the working directory"),
                 "{refused}"
             );
         }

@@ -8,13 +8,14 @@ use super::base_watch::BaseWatch;
 use super::output;
 use super::progress::Progress;
 use super::run_config::RunFiles;
+use super::run_log::RunLog;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Takes the remaining steps. Returns `false` if Ctrl-C stopped it before the last.
+/// Takes the remaining steps. Returns `false` if Ctrl-C stopped the run.
 pub fn take_steps(
     files: &RunFiles,
     trainer: &mut Trainer,
@@ -24,28 +25,32 @@ pub fn take_steps(
     printer: &Printer,
 ) -> Result<bool> {
     let mut progress = Progress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);
+    let mut log = RunLog::open(&files.output, files.report_to, printer)?;
     let mut saved = None;
     if trainer.global_step() == 0 {
-        evaluate(trainer, held_out, printer)?;
+        evaluate(trainer, held_out, &mut log, printer)?;
     }
     while !trainer.is_finished() && !interrupt::requested() {
         let step = trainer.step().map_err(|error| {
             // A changed base explains a failed step better than the step itself.
             watch.check(&files.output).err().unwrap_or_else(|| with_cause(files, error))
         })?;
-        progress.step(&step);
+        let mean = progress.step(&step);
+        log.step(&step, mean)?;
         if trainer.evaluation_due() || trainer.is_finished() {
-            evaluate(trainer, held_out, printer)?;
+            evaluate(trainer, held_out, &mut log, printer)?;
         }
         if trainer.checkpoint_due() {
             watch.check(&files.output)?;
             output::save(&files.output, trainer, tokens)?;
+            log.checkpoint(trainer.global_step(), &files.output);
             saved = Some(trainer.global_step());
         }
     }
     if trainer.global_step() > 0 && saved != Some(trainer.global_step()) {
         watch.check(&files.output)?;
         output::save(&files.output, trainer, tokens)?;
+        log.checkpoint(trainer.global_step(), &files.output);
     }
     printer.clear_live();
     if trainer.is_finished() {
@@ -56,13 +61,13 @@ pub fn take_steps(
     if done == 0 {
         printer.status_bilingual(
             "还没走第一步就停下了，没有可保存的。",
-            "stopped before the first step: there was nothing to save.",
+            "stopped before the first step: nothing was saved.",
         );
         return Ok(false);
     }
     printer.status(&printer.pick(
         format!("已在第 {done}/{total} 步停下并保存。继续训练："),
-        format!("stopped and saved after step {done} of {total}. To go on:"),
+        format!("stopped and saved after step {done} of {total}. To resume:"),
     ));
     printer.status(&format!(
         "  {}",
@@ -71,8 +76,8 @@ pub fn take_steps(
     Ok(false)
 }
 
-/// The diagnostic of a failed step. A loss that is not finite is traced to a weight of the base if one is not
-/// finite either.
+/// The diagnostic of a failed step. For a loss that is not finite, it names a weight that is not finite, if
+/// any.
 fn with_cause(files: &RunFiles, error: TrainError) -> Diagnostic {
     if !matches!(error, TrainError::NonFinite { .. }) {
         return error.into();
@@ -83,18 +88,29 @@ fn with_cause(files: &RunFiles, error: TrainError) -> Diagnostic {
     let hint = error.hint().unwrap_or_default();
     let kept = match latest_whole_checkpoint(&files.output) {
         Ok(Some(checkpoint)) => format!("; `{}` holds the adapter as it was then", checkpoint.display()),
-        _ => "; nothing of this run is kept".to_owned(),
+        _ => "; nothing of this run was saved".to_owned(),
     };
     Diagnostic::from(error).with_hint(hint + &kept)
 }
 
-fn evaluate(trainer: &mut Trainer, held_out: &[LabeledSequence], printer: &Printer) -> Result<()> {
+fn evaluate(
+    trainer: &mut Trainer,
+    held_out: &[LabeledSequence],
+    log: &mut RunLog<'_>,
+    printer: &Printer,
+) -> Result<()> {
     let logged = trainer.state().evaluations().last().is_some_and(|(step, _)| *step == trainer.global_step());
     if held_out.is_empty() || logged {
         return Ok(());
     }
+    let records = terminal_text::thousands(held_out.len() as u64);
+    printer.live(
+        &printer.pick(format!("测量 {records} 条留出记录"), format!("measuring {records} held-out records")),
+    );
     let report = trainer.evaluate(held_out)?;
+    printer.clear_live();
     trainer.log_evaluation(&report);
+    log.evaluation(trainer.global_step(), &report)?;
     let (step, loss, perplexity) = (trainer.global_step(), report.loss, report.perplexity);
     printer.status(&printer.pick(
         format!("第 {step} 步后 · 留出集损失 {loss:.4} · 困惑度 {perplexity:.2}"),

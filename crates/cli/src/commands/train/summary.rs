@@ -14,7 +14,7 @@ use crate::evaluation::replies;
 use crate::interrupt;
 use crate::printer::Printer;
 
-/// The replies of the base and of the adapter to the same questions. Ctrl-C skips the rest.
+/// Returns replies of base and adapter to the same questions. Ctrl-C skips the rest.
 pub fn before_and_after(
     trainer: &Trainer,
     tokenizer: &Tokenizer,
@@ -43,23 +43,19 @@ pub fn before_and_after(
     Ok(out)
 }
 
-/// The facts of a finished run.
+/// The data of a finished run.
 pub struct RunFacts<'a> {
-    /// Output folder.
     pub output: &'a Path,
-    /// The trainer after its last step.
     pub trainer: &'a Trainer,
-    /// The account of the data.
+    /// Counts of the data.
     pub data: DataSummary,
-    /// Replies before and after.
     pub replies: Vec<Reply>,
-    /// Memory, planned and measured.
+    /// Planned and measured memory.
     pub memory: MemoryUse,
-    /// The base.
     pub base: &'a BaseIdentity,
 }
 
-/// Summarizes a run for its page and its card.
+/// Summarizes a run for its report and its card.
 pub fn summarize(facts: RunFacts<'_>) -> RunSummary {
     let RunFacts { output, trainer, data, replies, memory, base } = facts;
     let trainable_parameters = trainer.adapter().num_parameters() as u64;

@@ -1,4 +1,4 @@
-//! Verifies that the uploaded files can be loaded.
+//! Checks that the uploaded files can be loaded.
 
 use std::path::{Path, PathBuf};
 
@@ -9,32 +9,32 @@ use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, W
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// A folder with one of these holds a whole model.
+/// A folder with one of these files holds a whole model.
 const MODEL: [&str; 2] = [SINGLE_FILE, INDEX_FILE];
 
 /// The hint for a damaged file.
 const WRITE_AGAIN: &str =
-    "nothing was sent: put the file back, or write the folder again with `danlu train` or `danlu merge`";
+    "restore the file, or write the folder again with `danlu train` or `danlu merge`; nothing was uploaded";
 
 /// The hint for a model that danlu does not support.
-const OTHER_TOOLS: &str = "danlu sends only what it can load itself: `hf upload NAME DIR` of Python's huggingface_hub sends any folder";
+const OTHER_TOOLS: &str = "upload it with `hf upload NAME DIR` of Python's huggingface_hub; danlu uploads only models that it can load";
 
 /// The files of a tokenizer.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
-/// Opens the files of a folder, headers only. Returns the names of those that loading needs.
+/// Opens the files of a folder, headers only. Returns the files that loading needs.
 ///
 /// # Errors
-/// If a file of the adapter or the model has a fault.
+/// If a file of the adapter or the model is invalid.
 pub fn needed(folder: &Path) -> Result<Vec<String>> {
     let is_adapter = folder.join(CONFIG_FILE).is_file();
     if let Some(weights) = MODEL.into_iter().find(|name| is_adapter && folder.join(name).is_file()) {
         let text = format!(
-            "`{}` holds an adapter (`{CONFIG_FILE}`) and a model (`{weights}`): who loads it finds only one of them",
+            "`{}` holds an adapter (`{CONFIG_FILE}`) and a model (`{weights}`): loaders would find only one of them",
             folder.display()
         );
         return Err(Diagnostic::input(text)
-            .with_hint("put each into a folder of its own, and push them to two names"));
+            .with_hint("put each into its own folder, and push them to two repositories"));
     }
     let opened = if is_adapter { adapter(folder) } else { model(folder) };
     let opened = opened.and_then(|needed| Ok((needed, TrainingIdentity::read(folder)?)));
@@ -43,7 +43,7 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// Refuses an upload without one of the `needed` files.
+/// Rejects an upload without one of the `needed` files.
 ///
 /// # Errors
 /// If one of them is skipped.
@@ -55,7 +55,7 @@ pub fn refuse_without(upload_set: &UploadSet, needed: &[String]) -> Result<()> {
     }
 }
 
-/// The files that an adapter needs.
+/// Returns the files that an adapter needs.
 fn adapter(folder: &Path) -> Result<Vec<String>> {
     Adapter::check(folder).map_err(|error| match unpacked(&error) {
         AdapterError::Unsupported { .. } => Diagnostic::from(error).and_hint(OTHER_TOOLS),
@@ -69,7 +69,7 @@ fn adapter(folder: &Path) -> Result<Vec<String>> {
     Ok([CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into())
 }
 
-/// The error inside the name of its file.
+/// Returns the error without its file name.
 fn unpacked(error: &AdapterError) -> &AdapterError {
     match error {
         AdapterError::InFile { source, .. } => unpacked(source),
@@ -77,7 +77,7 @@ fn unpacked(error: &AdapterError) -> &AdapterError {
     }
 }
 
-/// The diagnostic of an error in a local folder, which was not downloaded.
+/// Converts the error of a local folder to a diagnostic without hints about downloads.
 fn of_model(error: &ModelError, diagnostic: Diagnostic) -> Diagnostic {
     match error {
         ModelError::Header { message, .. } if message.contains("version https://git-lfs") => diagnostic,
@@ -89,7 +89,7 @@ fn of_model(error: &ModelError, diagnostic: Diagnostic) -> Diagnostic {
     }
 }
 
-/// The files that a model needs.
+/// Returns the files that a model needs.
 fn model(folder: &Path) -> Result<Vec<String>> {
     let diagnose = |error: ModelError| of_model(&error, Diagnostic::from_error(&error, error.hint()));
     let config = ModelConfig::read(folder).map_err(diagnose)?;
@@ -98,7 +98,7 @@ fn model(folder: &Path) -> Result<Vec<String>> {
     let tokenizer = folder.join(TOKENIZER[0]);
     if !tokenizer.is_file() {
         let text =
-            format!("`{}` is missing: nobody can talk to a model without its tokenizer", tokenizer.display());
+            format!("`{}` is missing: a model cannot be used without its tokenizer", tokenizer.display());
         return Err(Diagnostic::input(text).with_hint(
             "copy it and tokenizer_config.json from the base, or write the folder again with `danlu merge`",
         ));
@@ -113,22 +113,24 @@ fn model(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// The diagnostic of a needed file that is skipped.
+/// The diagnostic for a needed file that is skipped.
 fn stays(upload_set: &UploadSet, name: &str) -> Diagnostic {
     let left = upload_set.skipped().iter().find(|left| left.path == name);
     let path = upload_set.folder().join(name);
     let Some(SkippedFile { reason, .. }) = left else {
-        return Diagnostic::bug(format!("`{}` is neither sent nor left out", path.display()));
+        return Diagnostic::bug(format!("`{}` can be neither uploaded nor skipped", path.display()));
     };
     let hint = match reason {
-        SkipReason::Token { .. } => "take it out, or send it as it is with `--with-tokens`".to_owned(),
-        SkipReason::Link => {
-            "put the file itself there: `cp -rL` copies a folder with what its links mean".to_owned()
+        SkipReason::Token { .. } => {
+            "remove the token, or upload the file as it is with `--with-tokens`".to_owned()
         }
-        _ => format!("give it back the name it is looked for by, or send it with `--include {name}`"),
+        SkipReason::Link => {
+            "replace the link by the file: `cp -rL` copies a folder and follows its links".to_owned()
+        }
+        _ => format!("restore the name that loaders expect, or upload it with `--include {name}`"),
     };
     let text = format!(
-        "`{}` would stay here, and without it nothing that is sent can be loaded: {reason}",
+        "`{}` would be skipped, and the upload cannot be loaded without it: {reason}",
         path.display()
     );
     Diagnostic::input(text).with_hint(hint)

@@ -1,4 +1,4 @@
-//! `danlu push`: an adapter or a model as one commit of a repository on the Hub.
+//! `danlu push`: uploads an adapter or a model to the Hub in one commit.
 
 mod front_matter;
 mod load_check;
@@ -28,22 +28,21 @@ use crate::terminal_text;
 use remote_card::RemoteCard;
 use rewritten_files::{ReadmeSource, RewrittenFiles};
 
-/// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu push out/huanhuan you/huanhuan-lora --dry-run
-  danlu push out/huanhuan-merged you/huanhuan-llama3-8b --private
-  danlu push out/huanhuan you/huanhuan-lora --revision v2 --message 'Epoch 2'
+  danlu push out/palace you/huanhuan-lora --dry-run
+  danlu push out/palace-merged you/huanhuan-llama3-8b --private
+  danlu push out/palace you/huanhuan-lora --revision v2 --message 'Epoch 2'
 
-What danlu could not load is refused. The repository is made where there is none. Everything arrives \
-in one commit; a push that was cut sends only what is lacking when it is run again. Checkpoints, \
-logs, training data, keys, and files with a token in them stay here; shards of a model that is \
-replaced are removed there.";
+A folder that danlu cannot load is refused. A missing repository is created. All files arrive \
+in one commit; an interrupted push resumes when it is run again. Checkpoints, logs, training data, \
+keys, and files that contain a token are not uploaded. Old shards of a replaced model are removed \
+from the repository.";
 
 /// The flags of `danlu push`.
 #[derive(Args, Clone, Debug)]
 pub struct PushArgs {
-    /// Folder of the adapter or the model, here
+    /// Folder of the adapter or the model
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// Repository on the Hub: org/name
@@ -55,22 +54,22 @@ pub struct PushArgs {
     /// Branch to commit to; a new branch starts at main [default: main]
     #[arg(long, value_name = "BRANCH")]
     pub revision: Option<String>,
-    /// Offer the commit as a pull request
+    /// Open a pull request instead of committing to the branch
     #[arg(long)]
     pub create_pr: bool,
-    /// First line of the commit [default: Upload with danlu]
+    /// Title of the commit [default: Upload with danlu]
     #[arg(long, value_name = "TEXT")]
     pub message: Option<String>,
-    /// The base's name on the Hub, where adapter_config.json names a folder
+    /// Hub name of the base, if adapter_config.json names a local folder
     #[arg(long, value_name = "ORG/NAME", value_parser = hub_id)]
     pub base_id: Option<String>,
-    /// Show what would be sent, and send nothing
+    /// List what would be uploaded, and upload nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Send a file that would be skipped: a path in the folder, or a pattern such as '*.jsonl'
+    /// Also upload a file that is skipped by default: a path in the folder, or a pattern such as '*.jsonl'
     #[arg(long, value_name = "PATH")]
     pub include: Vec<String>,
-    /// Send files although they seem to contain a token
+    /// Upload files although they seem to contain a token
     #[arg(long)]
     pub with_tokens: bool,
 }
@@ -78,7 +77,7 @@ pub struct PushArgs {
 /// Prints the preview, and pushes.
 ///
 /// # Errors
-/// If the folder holds no model that can be loaded, there is no token with write access, or the Hub cannot be reached.
+/// If the folder holds no model that can be loaded, no token has write access, or the Hub cannot be reached.
 /// Nothing is published then.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
@@ -116,18 +115,18 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     preview::show(&upload_set, &differences, &name, args, printer);
     if args.dry_run {
         preview::warn_of_no_card(&upload_set, &differences, printer);
-        printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
+        printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was uploaded (--dry-run)");
         if !has_token {
             printer.status_bilingual(
                 "没有令牌：发送之前先 `danlu login`",
-                "there is no token: `danlu login` comes before the push",
+                "there is no token: run `danlu login` before the push",
             );
             return Ok(());
         }
         if hub.may_push(&name, &options)?.role() == Some("fineGrained") {
             printer.status_bilingual(
                 "细粒度令牌：能否写入，要到发送时才知道",
-                "the token is fine-grained: whether it may write there shows when it is sent",
+                "the token is fine-grained: only the upload shows whether it may write there",
             );
         }
         return Ok(());
@@ -147,13 +146,13 @@ fn upload_set(
 ) -> Result<UploadSet> {
     let folder = &args.folder;
     if let Some(named) = hub_name(folder) {
-        let text = format!("`{named}` is no folder here, and a push sends a folder");
+        let text = format!("`{named}` is not a local folder, and a push uploads a folder");
         return Err(
             Diagnostic::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`")
         );
     }
     let options = UploadOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
-    // A run that was stopped is told by what it left.
+    // A stopped run gets its own error.
     if folder.is_dir() && matches!(FolderKind::of(folder), FolderKind::StoppedRun { .. }) {
         return Err(LoadError::no_model(folder).into());
     }
@@ -172,22 +171,22 @@ fn upload_set(
     if readme == ReadmeSource::Both && has_readme {
         printer.warn(printer.pick(
             "Hub 上的 README.md 有本机没有的文字：那些文字保留，只更新 danlu 的部分；`--include README.md` 换成本机的",
-            "README.md on the Hub has text that the one here lacks: that text stays, and only danlu's part is updated; `--include README.md` sends the one here instead",
+            "README.md on the Hub has text that the local file lacks: only danlu's part is updated there; `--include README.md` uploads the local file instead",
         ));
     }
-    // The page shows what its record holds.
+    // The card repeats what `card.json` holds, so both may contain the token.
     let is_record =
         |left: &&SkippedFile| left.path == card::CARD_FILE && matches!(left.reason, SkipReason::Token { .. });
     if let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_record) {
         let text = format!("`{}`: {reason}, and README.md shows it too", folder.join(path).display());
-        let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
+        let hint = "remove the token from the data or the notes and run `danlu card`; or upload it as it is with `--with-tokens`";
         return Err(Diagnostic::input(text).with_hint(hint));
     }
     load_check::refuse_without(&upload_set, &needed)?;
     Ok(upload_set)
 }
 
-/// Returns the errors of the push itself before anything is printed.
+/// Returns errors of the push before anything is printed.
 fn refuse(
     differences: &RepoDiff,
     args: &PushArgs,
@@ -228,7 +227,8 @@ fn send(
         let commits = stage == PushStage::Committing;
         if commits != is_committing {
             is_committing = commits;
-            // Whoever drops them takes back what is said by then: first these go, then others come.
+            // Dropping the guard clears the exit message, so the old guard is dropped before a new one is
+            // set.
             drop(words.take());
             words = interrupt::exit_message(match commits {
                 true => stopped_committing(name, printer),
@@ -248,7 +248,7 @@ fn send(
     Ok(())
 }
 
-/// Prints the result of a push that took so many seconds.
+/// Prints the result of a push that took `seconds`.
 fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, printer: &Printer) {
     let Pushed { commit, url, branched, pull_request, files, removed, sent, ignored, .. } = pushed;
     if !ignored.is_empty() {
@@ -262,14 +262,14 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
         let (branch, id) = (name.revision(), name.id());
         printer.data(&printer.pick(
             format!("已建立分支 `{branch}`；{id} 的 main 已有全部文件，没有新的提交：{url}"),
-            format!("the branch `{branch}` was made; main of {id} has all of it already, no commit was made: {url}"),
+            format!("created branch `{branch}`; main of {id} already has all files, so there is no new commit: {url}"),
         ));
         return;
     }
     if files.is_empty() && removed.is_empty() {
         printer.data(&printer.pick(
             format!("{name} 已经有全部文件，没有新的提交：{url}"),
-            format!("{name} has all of it already, no commit was made: {url}"),
+            format!("{name} already has all files, so there is no new commit: {url}"),
         ));
         return;
     }
@@ -279,7 +279,7 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
     printer.data(&printer.pick(
         format!("一次提交（{commit}）：{count} 个文件，传输 {sent}，用时 {time}"),
         format!(
-            "one commit ({commit}): {}, {sent} sent in {time}",
+            "one commit ({commit}): {}, {sent} uploaded in {time}",
             terminal_text::counted(count as u64, "file")
         ),
     ));
@@ -297,7 +297,7 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
             if cache_is_stale {
                 printer.data(&printer.pick(
                     format!("本机缓存里还是旧的，先更新：danlu pull {name}"),
-                    format!("the cache here has an older one, to bring it up to date: danlu pull {name}"),
+                    format!("the local cache has an older version, to update it: danlu pull {name}"),
                 ));
             }
             let line =
@@ -311,11 +311,11 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
 fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
     let made = match exists {
         true => "",
-        false => printer.pick("（仓库可能已经建好，是空的）", " (its repository may be there by now, empty)"),
+        false => printer.pick("（仓库可能已经建好，是空的）", " (its repository may already exist, empty)"),
     };
     printer.pick(
         format!("已停止：没有向 {name} 提交任何内容{made}。再次运行同一条命令会接着发送"),
-        format!("stopped: nothing was committed to {name}{made}. The same command goes on where it stopped"),
+        format!("stopped: nothing was committed to {name}{made}. The same command resumes"),
     )
 }
 
@@ -323,6 +323,6 @@ fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
 fn stopped_committing(name: &RepoName, printer: &Printer) -> String {
     printer.pick(
         format!("在提交到 {name} 的过程中停止：再次运行同一条命令，会看到提交是否已完成，没有则接着做"),
-        format!("stopped while {name} got its commit: the same command tells whether it was made, and goes on where it was not"),
+        format!("stopped during the commit to {name}: run the same command to see whether it was made, and to resume if not"),
     )
 }

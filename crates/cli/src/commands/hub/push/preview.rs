@@ -1,4 +1,4 @@
-//! The preview of a push: the files to send, to remove and to skip.
+//! Preview of a push: which files are uploaded, removed or skipped.
 
 use danlu_hub::{RepoDiff, RepoName, SkipReason, SkippedFile, UploadSet};
 use danlu_report::card;
@@ -8,7 +8,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Prints the files that are sent, unchanged, removed and skipped.
+/// Prints the files that are uploaded, unchanged, removed and skipped.
 pub fn show(
     upload_set: &UploadSet,
     differences: &RepoDiff,
@@ -17,7 +17,7 @@ pub fn show(
     printer: &Printer,
 ) {
     let RepoDiff { new, changed, unchanged, removed, .. } = differences;
-    let place = place(differences, name, args, printer);
+    let place = describe_target(differences, name, args, printer);
     printer.data(
         &printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", upload_set.folder().display())),
     );
@@ -52,15 +52,15 @@ pub fn show(
         printer.data(&printer.pick(
             format!("同一次提交移除原模型的 {count} 个权重文件"),
             format!(
-                "the same commit removes {} of the model that was there",
+                "the same commit removes {} of the previous model",
                 terminal_text::counted(count, "file")
             ),
         ));
     }
 }
 
-/// Prints the target, and what is created there.
-fn place(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
+/// Describes the repository, the branch, and which of them will be created.
+fn describe_target(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
     let branch = name.revision();
     if !differences.exists {
         let made = match args.private {
@@ -74,30 +74,30 @@ fn place(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Pri
     }
     match () {
         () if args.create_pr => {
-            printer.pick("给已有仓库的合并请求", "a pull request to a repository that is there").to_owned()
+            printer.pick("给已有仓库的合并请求", "a pull request to the existing repository").to_owned()
         }
         () if !differences.has_revision => printer.pick(
             format!("已有仓库的新分支 `{branch}`，从 main 开始"),
-            format!("a new branch `{branch}` of a repository that is there, begun at main"),
+            format!("a new branch `{branch}` of the existing repository, starting at main"),
         ),
         () if args.private && differences.private == Some(false) => printer
             .pick(
                 "已有的空公开仓库，先改为私有",
-                "a public repository that is there and empty: made private first",
+                "the existing public and empty repository: made private first",
             )
             .to_owned(),
-        () => printer.pick("已有的仓库", "a repository that is there").to_owned(),
+        () => printer.pick("已有的仓库", "the existing repository").to_owned(),
     }
 }
 
-/// Says which card the page has where that of this model stays.
+/// Warns if the repository's page will not show this model's card.
 pub fn warn_of_no_card(upload_set: &UploadSet, differences: &RepoDiff, printer: &Printer) {
     let is_card = |left: &&SkippedFile| left.path == card::README_FILE;
     let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_card) else { return };
     if *reason == SkipReason::EditedThere {
         printer.warn(&printer.pick(
             format!("Hub 上的 {path} 有本机没有的文字，保持原样；`--include {path}` 换成本机的"),
-            format!("{path} on the Hub has text that the one here lacks, and stays as it is; `--include {path}` sends the one here instead"),
+            format!("{path} on the Hub has text that the local file lacks, and is not changed; `--include {path}` uploads the local file instead"),
         ));
         return;
     }
@@ -105,16 +105,16 @@ pub fn warn_of_no_card(upload_set: &UploadSet, differences: &RepoDiff, printer: 
     printer.warn(&match differences.others.iter().any(|there| there == path) {
         true => printer.pick(
             format!("{path} 留在本机（{why}）：页面保留原有的 {path}"),
-            format!("{path} stays here ({why}): the page keeps the {path} that is there"),
+            format!("{path} is not uploaded ({why}): the page keeps its current {path}"),
         ),
         false => printer.pick(
             format!("{path} 留在本机（{why}）：页面没有这个模型的卡片"),
-            format!("{path} stays here ({why}): the page is without this model's card"),
+            format!("{path} is not uploaded ({why}): the page has no card for this model"),
         ),
     });
 }
 
-/// Why a file is skipped, in the user's language.
+/// Describes why a file is skipped.
 fn why(reason: SkipReason, printer: &Printer) -> String {
     let zh = match reason {
         SkipReason::Checkpoint => "检查点",

@@ -26,7 +26,7 @@ pub struct RemoteCard<'a> {
 pub struct RemoteBase {
     /// Its name on the Hub.
     pub id: String,
-    /// Whether it is certainly the base here, by its fingerprint.
+    /// Whether its fingerprint equals that of the local base.
     pub is_ours: bool,
 }
 
@@ -41,8 +41,8 @@ impl<'a> RemoteCard<'a> {
         Ok(Self { hub, name, identity, readme })
     }
 
-    /// The Hub's name of the base in the repository, unless it is another base than `ours`, or `named`
-    /// already.
+    /// Returns the base's Hub name in the repository. Returns `None` if that base is not `ours`, or if
+    /// `named` is the name already.
     ///
     /// # Errors
     /// If the Hub cannot be reached.
@@ -64,11 +64,11 @@ impl<'a> RemoteCard<'a> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_known_name(self.hub, Path::new(id)));
-        // Where no fingerprint was ever recorded, the last push is all that is known.
+        // Without recorded fingerprints, the last push is the only evidence.
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 
-    /// The `README.md` of the repository, if there is one.
+    /// Returns the `README.md` of the repository, if there is one.
     pub fn readme(&self) -> Option<Result<&str, Utf8Error>> {
         self.readme.as_deref().map(str::from_utf8)
     }

@@ -30,25 +30,25 @@ const MAX_README_BYTES: u64 = 16 << 20;
 pub struct RewrittenFiles {
     /// Names and bytes of these files.
     pub files: Vec<(&'static str, Vec<u8>)>,
-    /// Whose `README.md` is sent.
+    /// The origin of the uploaded `README.md`.
     pub readme: ReadmeSource,
 }
 
-/// Whose `README.md` the repository has after a push.
+/// The origin of the repository's `README.md` after a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadmeSource {
-    /// The folder's.
+    /// The folder's file.
     Folder,
-    /// The Hub's, with danlu's part of it updated.
+    /// The Hub's file, with danlu's part updated.
     Both,
-    /// The Hub's, as it is.
+    /// The Hub's file, unchanged.
     Hub,
 }
 
-/// Rewrites files for the upload. The folder itself does not change.
+/// Rewrites files for the upload. The folder does not change.
 ///
 /// # Errors
-/// If the card or the adapter's configuration cannot be read, or the Hub cannot be asked.
+/// If the card or the adapter's configuration cannot be read, or the Hub cannot be reached.
 pub fn files(
     args: &PushArgs,
     hub: &Hub,
@@ -67,7 +67,7 @@ pub fn files(
     let bases = Bases { has_card: card.is_some(), trained, named: named.as_deref() };
     let base_id = base_id(args, hub, page, bases, printer)?;
     let here = card::read_readme(folder)?;
-    // `--include README.md` sends the folder's file, whatever the Hub has.
+    // `--include README.md` uploads the folder's file in any case.
     let there = page.readme().filter(|_| !args.include.iter().any(|path| path == card::README_FILE));
     let is_text = !matches!(there, Some(Err(_)));
     let there = there.and_then(|readme| readme.ok());
@@ -88,7 +88,7 @@ pub fn files(
         None => authors_readme(here, there, named.as_deref().zip(base_id.as_deref())),
     };
     let (readme, text) = match readme {
-        // Bytes that danlu cannot read may be the author's text.
+        // The file is not text, so it may be the author's.
         _ if !is_text => (ReadmeSource::Hub, None),
         ToPublish::Ours(text) => (ReadmeSource::Folder, Some(text)),
         ToPublish::Theirs(text) => (ReadmeSource::Both, Some(text)),
@@ -106,7 +106,7 @@ pub fn files(
     Ok(RewrittenFiles { files, readme })
 }
 
-/// The `README.md` of a folder without a card. A local name of the base becomes its name on the Hub.
+/// Returns the `README.md` of a folder without a card. A local base name becomes the Hub name.
 fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&str, &str)>) -> ToPublish {
     let here = here.unwrap_or_default();
     let here = match renamed {
@@ -131,7 +131,7 @@ struct Bases<'a> {
     named: Option<&'a str>,
 }
 
-/// The base's name on the Hub, if the files have to be rewritten with it.
+/// Returns the base's Hub name, if the files need it.
 ///
 /// Looks at `--base-id`, then at `danlu.json`, then at the repository if that has the same base.
 /// The card is never read for it. Earlier versions recorded no base in `danlu.json`: their adapters use the last step.
@@ -179,7 +179,7 @@ fn base_id(
     Ok(None)
 }
 
-/// Warns of a base that cannot be found from another computer, and of lines with a local path.
+/// Warns if the base cannot be found from another computer, and lists lines with local paths.
 fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     if !is_path(named) {
         let is_folder = relative_path::find_above(folder, Path::new(named), Path::is_dir).is_some();
@@ -219,14 +219,14 @@ fn is_path(named: &str) -> bool {
     named.starts_with(['/', '~', '.', '\\']) || named.get(1..2) == Some(":")
 }
 
-/// `adapter_config.json` with the base's name on the Hub, and its commit if known.
+/// Returns `adapter_config.json` with the base's Hub name, and its commit if known.
 fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec<u8>> {
     let path = folder.join(CONFIG_FILE);
     let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
-    // A commit belongs to its repository.
+    // The commit belongs to the old repository.
     if commit.is_some() || before.is_none_or(|before| before != id) {
         config.insert("revision".to_owned(), commit.into());
     }

@@ -1,4 +1,4 @@
-//! What `data check` and `train` warn of: keys and lists that are not read, and what the chat template does.
+//! Warnings of `data check` and `train`: ignored keys and lists, and effects of the chat template.
 
 use danlu_data::{
     Columns, Dataset, Record, RecordContent, RecordSource, TemplateEffect, TemplateFinding, is_rendered,
@@ -9,8 +9,8 @@ use super::place;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Warnings about how a file was read.
-pub fn about_file(dataset: &Dataset, printer: &Printer) -> Vec<String> {
+/// Returns warnings about a file.
+pub fn of_file(dataset: &Dataset, printer: &Printer) -> Vec<String> {
     let file = terminal_text::printable(&dataset.fingerprint.name);
     let mut notes = Vec::new();
     if let Some(renamed) = renamed(&dataset.aliases) {
@@ -34,25 +34,25 @@ fn renamed(aliases: &Columns) -> Option<String> {
     (!pairs.is_empty()).then(|| pairs.join(", "))
 }
 
-/// What the chat template does to the records, one line per effect. `records` is the number of conversations.
-pub fn about_template(findings: &[TemplateFinding], records: usize, printer: &Printer) -> Vec<String> {
+/// Returns one line per effect of the chat template. `records` is the number of conversations.
+pub fn of_template(findings: &[TemplateFinding], records: usize, printer: &Printer) -> Vec<String> {
     findings.iter().map(|finding| describe(finding, records, printer)).collect()
 }
 
 fn describe(finding: &TemplateFinding, records: usize, printer: &Printer) -> String {
     let (zh, en) = match finding.effect {
-        TemplateEffect::SystemDropped => ("丢弃系统提示词", "leaves out a system message"),
-        TemplateEffect::QuestionDropped => ("丢弃用户的话", "leaves out a user message"),
+        TemplateEffect::SystemDropped => ("丢弃系统提示词", "drops a system message"),
+        TemplateEffect::QuestionDropped => ("丢弃用户的话", "drops a user message"),
         TemplateEffect::AnswerDropped => ("丢弃答案", "leaves out an answer"),
         TemplateEffect::ThoughtDropped => {
-            ("丢弃答案里的思考（<think>）", "leaves out the reasoning (<think>) of an answer")
+            ("丢弃答案里的思考（<think>）", "drops the reasoning (<think>) of an answer")
         }
         TemplateEffect::CallDropped => ("丢弃工具调用", "leaves out a tool call"),
-        TemplateEffect::ToolsDropped => ("不写出工具的定义", "leaves out the definitions of tools"),
+        TemplateEffect::ToolsDropped => ("不写出工具的定义", "drops the definitions of tools"),
         TemplateEffect::Repeated => ("把一段话写了不止一次", "writes a message more than once"),
         TemplateEffect::PromptDiffers => (
             "在答案前写的文字与生成时不同",
-            "writes other text before the last answer than before a generation",
+            "writes different text before the last answer and before a generation",
         ),
         TemplateEffect::Trimmed => ("去掉话两端的空白", "removes white space around a message"),
         _ => (
@@ -70,14 +70,14 @@ fn describe(finding: &TemplateFinding, records: usize, printer: &Printer) -> Str
     )
 }
 
-/// Records whose texts hold special tokens, and documents that are rendered conversations.
+/// Counts records whose texts contain special tokens, and documents that look like rendered conversations.
 #[derive(Debug, Default)]
-pub struct TextNotes {
+pub struct TextWarnings {
     specials: Option<(usize, RecordSource, String)>,
     rendered: Option<(usize, RecordSource)>,
 }
 
-impl TextNotes {
+impl TextWarnings {
     /// Adds a record.
     pub fn add(&mut self, record: &Record, tokenizer: &Tokenizer) {
         match &record.content {
@@ -95,13 +95,13 @@ impl TextNotes {
         }
     }
 
-    /// One warning per kind.
+    /// Returns one warning per kind.
     pub fn warnings(&self, printer: &Printer) -> Vec<String> {
         let specials = self.specials.as_ref().map(|(count, first, token)| {
             let (records, first) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
             printer.pick(
                 format!("{count} 条记录的文字里写着特殊词元，会当作控制符，最早是 {first}的 `{token}`"),
-                format!("{records} with a special token in the text, where it acts as such: first `{token}`, {first}"),
+                format!("{records} with a special token in the text, which acts as a control token: first `{token}`, {first}"),
             )
         });
         let rendered = self.rendered.as_ref().map(|(count, first)| {
@@ -109,7 +109,7 @@ impl TextNotes {
             printer.pick(
                 format!("{count} 条文本是已经渲染好的对话，问题也参与训练，最早在 {first}"),
                 format!(
-                    "{records} that are rendered conversations: questions are trained too, first {first}"
+                    "{records} that look like rendered conversations: questions are trained too, first {first}"
                 ),
             )
         });
@@ -117,8 +117,8 @@ impl TextNotes {
     }
 }
 
-/// The note about an EOS token that danlu adds behind answers.
-pub fn about_added_end(tokenizer: &Tokenizer, printer: &Printer) -> Option<String> {
+/// Returns a notice if danlu adds an EOS token after answers.
+pub fn added_eos(tokenizer: &Tokenizer, printer: &Printer) -> Option<String> {
     let end = tokenizer.template().ok()?.added_end()?.to_owned();
     Some(printer.pick(
         format!("对话模板没有结束词元：每个答案后加 `{end}`，并参与训练"),

@@ -1,0 +1,567 @@
+//! `--help` in Chinese: each English text of the command line with its translation.
+
+use clap::Command;
+
+/// Headings, commands and flags, by their English text.
+const TEXTS: &[(&str, &str)] = &[
+    (
+        "Type of matrix products: f32 or bf16 [default: bf16 on a GPU, the type with the higher measured peak on a processor]",
+        "矩阵乘法的类型：f32 或 bf16 [默认：GPU 上 bf16，CPU 上取实测峰值更高的]",
+    ),
+    (
+        "Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr",
+        "代替模型的对话模板：文件，或 chatml、llama3、alpaca、vicuna、zephyr",
+    ),
+    (
+        "Merge although the adapter makes the held-out text worse than the base alone",
+        "即使加上适配器后留出文本比基座更差，也合并",
+    ),
+    (
+        "Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist",
+        "按一块空闲的、显存为此大小的 GPU 来预测，如 15GiB；不需要真有这块 GPU",
+    ),
+    ("Files", "文件"),
+    ("Data", "数据"),
+    ("Training", "训练"),
+    ("Adapter", "适配器"),
+    ("4 bits", "4 位量化"),
+    ("Machine", "机器"),
+    ("Log and checkpoints", "日志与检查点"),
+    ("Model card", "模型卡片"),
+    ("Output", "输出"),
+    ("Reply", "回复"),
+    ("Job", "任务"),
+    ("Measurement", "测量"),
+    ("Model", "模型"),
+    ("Print help (see a summary with '-h')", "显示帮助（-h 显示摘要）"),
+    ("Print help (see more with '--help')", "显示帮助（--help 显示全部）"),
+    ("Print help", "显示帮助"),
+    ("Print version", "显示版本"),
+    ("Print this message or the help of the given subcommand(s)", "显示本帮助，或某个命令的帮助"),
+    (
+        "Fine-tune, compare, chat with and merge LoRA adapters, from one binary",
+        "丹炉：训练、比较、对话、合并 LoRA 适配器，只需一个程序",
+    ),
+    (
+        "Train, compare, merge and chat with an adapter on the embedded base, in about a minute",
+        "用内置基座走完训练、比较、合并、对话的全过程，约一分钟",
+    ),
+    ("Check, preview or convert training data", "检查、预览或转换训练数据"),
+    ("Translate a configuration file of another tool", "翻译其他工具的配置文件"),
+    ("Fine-tune a LoRA adapter on your data", "用你的数据训练 LoRA 适配器"),
+    (
+        "Predict the memory of a training run before anything is loaded; takes the flags of train",
+        "预测训练所需的内存，不加载权重；参数与 train 相同",
+    ),
+    (
+        "Compare base and adapter, or two models, on held-out data",
+        "用留出的数据比较基座与适配器，或任意两个模型",
+    ),
+    ("Chat with a base, an adapter or a merged model", "与基座、适配器或合并后的模型对话"),
+    ("Merge an adapter into its base, and measure the result", "把适配器合并进基座，并核对结果"),
+    ("Update the model card of an adapter or a merged model", "更新适配器或合并模型的说明卡片"),
+    ("Quantize a base to 4 bits, in the format of bitsandbytes", "把基座量化为 4 位（bitsandbytes 格式）"),
+    ("Download or update a model from the Hugging Face Hub", "从 Hugging Face Hub 下载或更新模型"),
+    (
+        "Publish an adapter or a model on the Hugging Face Hub, in one commit",
+        "把适配器或模型发布到 Hugging Face Hub，只用一次提交",
+    ),
+    ("Store a token for the Hugging Face Hub", "保存 Hugging Face Hub 的令牌"),
+    ("Show the account of the current token", "显示当前令牌的账号"),
+    ("Remove the stored token", "删除保存的令牌"),
+    (
+        "Measure training, prefill, decoding and merging, and compare with this machine's peak",
+        "测量训练、预填充、解码与合并的速度，并与本机峰值比较",
+    ),
+    ("Print a completion script for a shell", "输出命令行补全脚本"),
+    ("Show the hardware of this machine and what danlu uses of it", "显示本机硬件，以及 danlu 用到的部分"),
+    ("Explain a term of fine-tuning, such as rank or loss", "解释一个微调术语，如 rank 或 loss"),
+    (
+        "Resume the run in the output folder, or start one if there is none; for a script that repeats a command",
+        "继续输出文件夹中的训练；没有就新开一次。适合重复执行同一命令的脚本",
+    ),
+    (
+        "A term, such as rank, loss or nf4; without it, all terms are listed",
+        "术语，如 rank、loss 或 nf4；不写则列出全部",
+    ),
+    (
+        "Show records as the model sees them: rendered text, token ids, and trained tokens",
+        "显示模型看到的记录：渲染后的文本、词元编号、参与训练的部分",
+    ),
+    ("Count and measure records, and list every fault", "统计记录，列出每一处错误"),
+    (
+        "Convert data to JSON, CSV, TSV or Parquet, in any format",
+        "把数据转换为 JSON、CSV、TSV 或 Parquet，格式任选",
+    ),
+    (
+        "Show what danlu takes from a file, what it ignores, and what differs",
+        "显示文件中哪些被采用、哪些被忽略、哪些不同",
+    ),
+    (
+        "Training steps: tokens/s, GFLOP/s, seconds per step, memory",
+        "训练步：词元/秒、GFLOP/s、每步秒数、内存",
+    ),
+    ("Reading a prompt: tokens/s, GFLOP/s", "读入提示：词元/秒、GFLOP/s"),
+    (
+        "Generating tokens, for one or several sequences: tokens/s, GB/s",
+        "生成词元，一个或多个序列：词元/秒、GB/s",
+    ),
+    ("Merging an adapter, compared with a plain copy of the same bytes", "合并适配器，与复制同样的字节比较"),
+    (
+        "Language of messages, help and errors [default: DANLU_LANG, or the locale's]",
+        "界面、帮助与错误信息的语言 [默认：DANLU_LANG，否则取系统语言]",
+    ),
+    ("When to use colour; NO_COLOR is honoured", "何时使用颜色；遵守 NO_COLOR"),
+    ("Show log messages and tokens per second", "显示日志与每秒词元数"),
+    ("Print results, warnings and errors only", "只输出结果、警告与错误"),
+    ("Answer yes to every question", "对所有询问回答“是”"),
+    (
+        "Rank of the adapter: more rank, more capacity and more memory [default: 8]",
+        "适配器的秩：越大容量越大，占用内存也越多 [默认：8]",
+    ),
+    ("The adapter is scaled by alpha / rank [default: 32]", "适配器按 alpha / 秩 缩放 [默认：32]"),
+    ("Dropout probability of the adapter [default: 0.1]", "适配器的 dropout 概率 [默认：0.1]"),
+    (
+        "Projections with an adapter: all-linear, names separated by commas, or a regular expression [default: all-linear]",
+        "加适配器的投影：all-linear、逗号分隔的名字，或正则表达式 [默认：all-linear]",
+    ),
+    ("Scale by alpha / sqrt(rank) instead (rsLoRA)", "改按 alpha / sqrt(秩) 缩放（rsLoRA）"),
+    (
+        "Languages of the model card (README.md): zh, en or both [default: the language of the terminal]",
+        "模型卡片（README.md）的语言：zh、en 或 both [默认：终端的语言]",
+    ),
+    (
+        "The model's licence in the Hub's spelling, such as apache-2.0 [default: the licence of the base]",
+        "模型的许可证，用 Hub 的写法，如 apache-2.0 [默认：基座的许可证]",
+    ),
+    (
+        "Hub name of the base for links and snippets, if the base is a local folder",
+        "基座在 Hub 上的名字，用于链接与示例代码（基座是本地文件夹时）",
+    ),
+    ("Names of the data sets on the Hub, separated by commas", "数据集在 Hub 上的名字，用逗号分隔"),
+    (
+        "Markdown file for the card's section on limits; replaces the text between its notes marks",
+        "卡片“局限”一节的 Markdown 文件，替换标记之间的文字",
+    ),
+    (
+        "Number of CPU threads; results do not depend on it [default: one per core]",
+        "CPU 线程数，不影响结果 [默认：每核一个]",
+    ),
+    (
+        "Device: auto (the first NVIDIA GPU, otherwise the CPU), cpu, cuda or cuda:N [default: auto]",
+        "设备：auto（有 NVIDIA GPU 用第一块，否则用 CPU）、cpu、cuda 或 cuda:N [默认：auto]",
+    ),
+    (
+        "Format of the data, if it is not recognised: alpaca, messages, sharegpt, prompt-completion or text",
+        "数据格式，无法自动识别时使用：alpaca、messages、sharegpt、prompt-completion 或 text",
+    ),
+    (
+        "Column names of the file for a format's keys, such as instruction=question,output=answer",
+        "文件中的列名与格式的键的对应，如 instruction=question,output=answer",
+    ),
+    (
+        "Role names of the file, such as Alice=user,Bob=assistant",
+        "文件中的角色名，如 Alice=user,Bob=assistant",
+    ),
+    (
+        "Entry of LLaMA-Factory's dataset_info.json to read",
+        "读取 LLaMA-Factory 的 dataset_info.json 中的哪一项",
+    ),
+    (
+        "Quantize the base's projections to 4 bits at load time: nf4, fp4 or none [default: none]",
+        "加载时把基座的投影量化为 4 位：nf4、fp4 或 none [默认：none]",
+    ),
+    ("Store the 4-bit scales in f32 instead of 8 bits", "4 位的缩放系数用 f32 存储，而不是 8 位"),
+    (
+        "Number of weights that share a 4-bit scale [default: 64]",
+        "多少个权重共用一个 4 位缩放系数 [默认：64]",
+    ),
+    (
+        "Sampling temperature; 0 always picks the likeliest token [default: the model's, or 0.7]",
+        "采样温度；0 总取最可能的词元 [默认：模型的设置，否则 0.7]",
+    ),
+    (
+        "Sample from the likeliest tokens whose probabilities sum to this [default: the model's, or 0.9]",
+        "只在累计概率达到此值的词元中采样 [默认：模型的设置，否则 0.9]",
+    ),
+    (
+        "Sample from this many of the likeliest tokens; 0 for all [default: the model's, or 0]",
+        "只在最可能的若干词元中采样；0 表示全部 [默认：模型的设置，否则 0]",
+    ),
+    (
+        "Drop tokens less probable than this fraction of the likeliest [default: the model's, or 0]",
+        "舍弃概率低于最大概率此倍数的词元 [默认：模型的设置，否则 0]",
+    ),
+    (
+        "Penalty for tokens already in the text; 1 is off [default: the model's, or 1]",
+        "对已出现词元的惩罚；1 表示关闭 [默认：模型的设置，否则 1]",
+    ),
+    ("Random seed: the same seed and text give the same reply", "随机种子：种子与文字相同，回复就相同"),
+    ("Random tokens of each prompt; reading them is not measured", "每个提示的随机词元数；读入不计时"),
+    ("New tokens of each sequence, by greedy decoding", "每个序列生成的词元数（贪心解码）"),
+    ("Number of sequences decoded at once", "同时解码的序列数"),
+    (
+        "Type of matrix products: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]",
+        "矩阵乘法的类型：f32 或 bf16 [默认：有 AVX512-BF16 时 bf16，否则 f32]",
+    ),
+    (
+        "Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]",
+        "矩阵乘法的类型：f32 或 bf16 [默认：GPU 上 bf16，否则 f32]",
+    ),
+    (
+        "Measured runs [default: 10 for train, 5 for prefill, 3 for decode and merge]",
+        "计时的次数 [默认：train 10，prefill 5，decode 与 merge 3]",
+    ),
+    (
+        "Unmeasured runs before them [default: 2 for train, 1 for prefill and decode, 0 for merge]",
+        "计时前的预热次数 [默认：train 2，prefill 与 decode 1，merge 0]",
+    ),
+    ("Print all results as one JSON object", "以一个 JSON 对象输出全部结果"),
+    ("Print the result as one JSON object", "以一个 JSON 对象输出结果"),
+    ("Print JSON to stdout: one line per event of a run", "向标准输出写 JSON：训练的每个事件一行"),
+    ("Model: a folder or a Hub name", "模型：文件夹或 Hub 上的名字"),
+    (
+        "Random weights in a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b",
+        "改用已知形状的随机权重：base-8m、base-28m、llama-125m、llama-3.2-1b 或 llama-3-8b",
+    ),
+    (
+        "Folder for the random weights; existing ones are used again [default: in memory]",
+        "存放随机权重的文件夹，已有则复用 [默认：只放在内存里]",
+    ),
+    ("Random tokens of the prompt", "提示的随机词元数"),
+    (
+        "Random tokens, all trained: sequences per micro-batch x tokens per sequence [default: 2x512]",
+        "随机词元，全部参与训练：每微批序列数 x 每序列词元数 [默认：2x512]",
+    ),
+    (
+        "Training data instead, in any form that `danlu train` reads",
+        "改用训练数据，格式与 `danlu train` 相同",
+    ),
+    (
+        "Folder of the tokenizer for --data [default: the base's]",
+        "--data 使用的分词器所在文件夹 [默认：基座的]",
+    ),
+    ("Longest record of --data in tokens [default: 384]", "--data 中记录的最大长度，以词元计 [默认：384]"),
+    ("Skip bad records of --data", "跳过 --data 中的坏记录"),
+    ("Records of --data per micro-batch [default: 2]", "每微批的 --data 记录数 [默认：2]"),
+    ("Micro-batches per step [default: 1, or 2 with --data]", "每步的微批数 [默认：1；有 --data 时 2]"),
+    (
+        "Memory limit, such as 8GiB; layers recompute activations to stay below it",
+        "内存上限，如 8GiB；各层会重算激活以不超过它",
+    ),
+    ("Folder written by `train`, `merge` or `quantize`", "由 `train`、`merge` 或 `quantize` 写出的文件夹"),
+    ("Hub name of the model, for the snippets", "模型在 Hub 上的名字，用于示例代码"),
+    (
+        "Adapter, merged model or base: a folder or a Hub name",
+        "适配器、合并后的模型或基座：文件夹或 Hub 上的名字",
+    ),
+    ("Base of the adapter, instead of the one the adapter names", "适配器的基座，代替适配器里写的那个"),
+    ("Answer this prompt and exit", "回答这一句就退出"),
+    ("System prompt", "系统提示词"),
+    (
+        "Continue although the base's chat template differs from the adapter's",
+        "即使基座的对话模板与适配器的不同也继续",
+    ),
+    ("Longest reply, in tokens", "回复的最大长度，以词元计"),
+    (
+        "Longest conversation, in tokens; older turns are dropped [default: the model's limit, at most 8192]",
+        "对话的最大长度，以词元计；更早的轮次会被丢弃 [默认：模型的上限，最多 8192]",
+    ),
+    ("Model to compare with [default: the base of the adapter A]", "用来比较的模型 [默认：适配器 A 的基座]"),
+    (
+        "Records that neither model was trained on [default: held_out.json, which `train` writes to the adapter; for two adapters both files must be equal]",
+        "两个模型都没训练过的记录 [默认：`train` 写在适配器里的 held_out.json；两个适配器的文件须相同]",
+    ),
+    ("Base of the adapters, instead of the one they name", "适配器的基座，代替它们写的那个"),
+    ("Number of records to measure; 0 for all", "测量多少条记录；0 表示全部"),
+    ("Number of questions that both models answer", "两个模型都回答的问题数"),
+    ("Longest record, in tokens", "记录的最大长度，以词元计"),
+    (
+        "Continue although the tokenizer or template of a base differs from that of its adapter",
+        "即使基座的分词器或模板与适配器的不同也继续",
+    ),
+    ("Shell: bash, zsh, fish, elvish or powershell", "命令行：bash、zsh、fish、elvish 或 powershell"),
+    ("YAML, JSON or TOML file", "YAML、JSON 或 TOML 文件"),
+    ("Data files", "数据文件"),
+    ("Data file", "数据文件"),
+    (
+        "List every faulty record, not only the first ten of each kind",
+        "列出每一条有问题的记录，而不只是每类前十条",
+    ),
+    (
+        "Output file: .json, .jsonl, .csv, .tsv or .parquet, also with .gz or .zst",
+        "输出文件：.json、.jsonl、.csv、.tsv 或 .parquet，可再加 .gz 或 .zst",
+    ),
+    ("Output format [default: messages; text for documents]", "输出格式 [默认：messages；纯文本用 text]"),
+    ("Skip bad records", "跳过坏记录"),
+    (
+        "Base whose tokenizer and template are used [default: the embedded base]",
+        "使用哪个基座的分词器与模板 [默认：内置基座]",
+    ),
+    (
+        "Chat template instead of the base's: a file, or chatml, llama3, alpaca, vicuna or zephyr",
+        "代替基座的对话模板：文件，或 chatml、llama3、alpaca、vicuna、zephyr",
+    ),
+    (
+        "Longest record in tokens; longer ones lose the start of their question",
+        "记录的最大长度，以词元计；超出时从问题开头截",
+    ),
+    (
+        "System message for conversations without one, as `danlu train --default-system`",
+        "给没有系统消息的对话加上的系统消息，同 `danlu train --default-system`",
+    ),
+    (
+        "Also train on questions, as `danlu train --train-on-prompt`",
+        "问题也参与训练，同 `danlu train --train-on-prompt`",
+    ),
+    ("Records to show", "显示多少条记录"),
+    (
+        "Output folder [default: danlu-demo, or the next free danlu-demo-N]",
+        "输出文件夹 [默认：danlu-demo，或下一个空闲的 danlu-demo-N]",
+    ),
+    (
+        "Character of the model: palace (376 Chinese records) or cook (121 English ones)",
+        "模型扮演谁：palace（376 条中文）或 cook（121 条英文）",
+    ),
+    (
+        "Model on the Hub: org/name, org/name@revision, or the URL of its page",
+        "Hub 上的模型：组织/名字、组织/名字@版本，或页面网址",
+    ),
+    ("Folder of the adapter or the model", "适配器或模型的文件夹"),
+    ("Repository on the Hub: org/name", "Hub 上的仓库：组织/名字"),
+    ("Make a new or empty repository private", "把新建的或空的仓库设为私有"),
+    (
+        "Branch to commit to; a new branch starts at main [default: main]",
+        "提交到哪个分支；新分支从 main 开始 [默认：main]",
+    ),
+    ("Open a pull request instead of committing to the branch", "发起合并请求，而不是直接提交"),
+    ("Title of the commit [default: Upload with danlu]", "提交的标题 [默认：Upload with danlu]"),
+    (
+        "Hub name of the base, if adapter_config.json names a local folder",
+        "基座在 Hub 上的名字（adapter_config.json 里是本地文件夹时）",
+    ),
+    ("List what would be uploaded, and upload nothing", "只列出会上传什么，不上传"),
+    (
+        "Also upload a file that is skipped by default: a path in the folder, or a pattern such as '*.jsonl'",
+        "同时上传默认跳过的文件：文件夹内的路径，或 '*.jsonl' 这样的通配",
+    ),
+    ("Upload files although they seem to contain a token", "即使文件像是含有令牌也上传"),
+    ("Adapter: a folder or a Hub name", "适配器：文件夹或 Hub 上的名字"),
+    ("Output folder: new or empty", "输出文件夹：新建的或空的"),
+    (
+        "Form of the base if the adapter was trained on 4 bits: original, dequantized, or auto for the closer one",
+        "适配器在 4 位基座上训练时，合并进哪种基座：original、dequantized，或 auto 取更接近的",
+    ),
+    ("Folder of the original of a 4-bit base", "4 位基座的原始模型所在文件夹"),
+    (
+        "Quantize the merged model to 4 bits, nf4 or fp4; all results then describe the quantized model",
+        "合并后再量化为 4 位（nf4 或 fp4）；之后的结果都是量化后的模型的",
+    ),
+    (
+        "Type of the merged weights: f32, bf16 or f16 [default: the base's]",
+        "合并后权重的类型：f32、bf16 或 f16 [默认：与基座相同]",
+    ),
+    (
+        "Largest weight file, such as 2GB [default: files as the base has them]",
+        "单个权重文件的上限，如 2GB [默认：与基座的分法相同]",
+    ),
+    (
+        "Held-out records to measure the merge on [default: the adapter's held_out.json, or a built-in text]",
+        "用来核对合并的留出记录 [默认：适配器的 held_out.json，否则用内置文本]",
+    ),
+    ("Format of those records, if it is not recognised", "这些记录的格式，无法自动识别时使用"),
+    (
+        "Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token [default: a quarter of the adapter's own effect, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]. With --to it only decides between passed and failed",
+        "合并后的模型与“基座+适配器”的平均 KL 散度超过此值（奈特/词元）就拒绝 [默认：适配器自身作用的四分之一，bf16 最多 1e-2，f16 2e-4，f32 1e-6]。有 --to 时只用来判定是否通过",
+    ),
+    (
+        "Continue although the base's tokenizer or template differs from the adapter's",
+        "即使基座的分词器或模板与适配器的不同也继续",
+    ),
+    ("Base: a folder or a Hub name", "基座：文件夹或 Hub 上的名字"),
+    ("4-bit code: nf4 or fp4", "4 位编码：nf4 或 fp4"),
+    ("Store the scales in f32 instead of 8 bits", "缩放系数用 f32 存储，而不是 8 位"),
+    ("Number of weights that share a scale [default: 64]", "多少个权重共用一个缩放系数 [默认：64]"),
+    (
+        "Modules that stay in 16 bits, separated by commas: full names or their last parts, such as down_proj",
+        "保持 16 位的模块，用逗号分隔：全名或末尾部分，如 down_proj",
+    ),
+    ("Base model: a folder or a Hub name", "基座模型：文件夹或 Hub 上的名字"),
+    (
+        "Training data: JSON, JSON lines, CSV, TSV or Parquet",
+        "训练数据：JSON、JSON Lines、CSV、TSV 或 Parquet",
+    ),
+    (
+        "Output folder: new, empty, or with --resume the run to resume",
+        "输出文件夹：新建的或空的；有 --resume 时是要继续的训练",
+    ),
+    (
+        "Read flags from a file: TOML, YAML or JSON, also of axolotl, LLaMA-Factory, TRL or mlx-lm",
+        "从文件读取参数：TOML、YAML 或 JSON，也可以是 axolotl、LLaMA-Factory、TRL 或 mlx-lm 的配置",
+    ),
+    (
+        "Resume from the newest checkpoint of the output folder, or from the given one",
+        "从输出文件夹中最新的检查点继续，或从给出的检查点继续",
+    ),
+    ("Skip and list bad records instead of refusing the data", "跳过并列出坏记录，而不是拒绝整份数据"),
+    (
+        "Memory limit, weights included, such as 8GiB or 900MB; layers recompute activations to stay below it, with equal results [default: the available memory]",
+        "内存上限（含权重），如 8GiB 或 900MB；各层会重算激活以不超过它，结果不变 [默认：可用内存]",
+    ),
+    (
+        "Further log of the run: tensorboard writes event files to the output folder [default: none]",
+        "另写一份日志：tensorboard 会在输出文件夹写事件文件 [默认：none]",
+    ),
+    (
+        "Longest record in tokens; longer ones lose the start of their question [default: 384]",
+        "记录的最大长度，以词元计；超出时从问题开头截 [默认：384]",
+    ),
+    (
+        "Records to hold out: a fraction below 1, or a count; 0 for none [default: 0.02 from 50 records on]",
+        "留出多少记录不训练：小于 1 的比例，或条数；0 表示不留 [默认：满 50 条时 0.02]",
+    ),
+    (
+        "Pack several records into each row of a batch; attention stays within a record",
+        "把多条记录拼进一行；注意力不跨记录",
+    ),
+    (
+        "Shuffle the records in each epoch; =false keeps the order of the file [default: true]",
+        "每轮打乱记录；=false 保持文件中的顺序 [默认：true]",
+    ),
+    ("Train on questions too, not only on answers", "问题也参与训练，而不只是回答"),
+    (
+        "System message for conversations without one; stored with the adapter",
+        "给没有系统消息的对话加上的系统消息；与适配器一起保存",
+    ),
+    (
+        "The date for a chat template that uses one [default: today; a resumed run keeps its date]",
+        "对话模板用到的日期 [默认：今天；继续训练时沿用原来的]",
+    ),
+    ("Peak learning rate [default: 1e-4]", "学习率的最大值 [默认：1e-4]"),
+    ("Epochs: passes over the data [default: 1]", "数据训练几遍 [默认：1]"),
+    ("Number of optimizer steps, instead of epochs", "训练多少步，代替遍数"),
+    (
+        "Records per micro-batch (with --packing: rows of --max-length tokens); a shared prefix is computed once [default: 2]",
+        "每微批的记录数（有 --packing 时是 --max-length 长的行数）；相同的开头只算一次 [默认：2]",
+    ),
+    ("Micro-batches per step [default: 2]", "每步的微批数 [默认：2]"),
+    ("Fraction of the steps with a rising learning rate [default: 0]", "学习率预热占总步数的比例 [默认：0]"),
+    (
+        "Learning rate schedule: linear, cosine, constant or constant_with_warmup [default: linear]",
+        "学习率的变化：linear、cosine、constant 或 constant_with_warmup [默认：linear]",
+    ),
+    ("Weight decay of AdamW, decoupled [default: 0]", "AdamW 的权重衰减（解耦）[默认：0]"),
+    ("Gradient norm limit; 0 for none [default: 1]", "梯度范数上限；0 表示不限 [默认：1]"),
+    ("Decay of AdamW's first moment [default: 0.9]", "AdamW 一阶矩的衰减 [默认：0.9]"),
+    ("Decay of AdamW's second moment [default: 0.999]", "AdamW 二阶矩的衰减 [默认：0.999]"),
+    ("Epsilon of AdamW [default: 1e-8]", "AdamW 的 epsilon [默认：1e-8]"),
+    (
+        "Random seed of the adapter, the record order and dropout [default: 42]",
+        "随机种子：适配器、记录顺序与 dropout [默认：42]",
+    ),
+    ("Steps between two log lines [default: 10]", "每隔多少步输出一行日志 [默认：10]"),
+    (
+        "Steps between two checkpoints; 0 saves only at the end [default: 100]",
+        "每隔多少步存一个检查点；0 表示只在最后保存 [默认：100]",
+    ),
+    ("Number of checkpoints to keep, newest first [default: all]", "保留最新的几个检查点 [默认：全部]"),
+    (
+        "Steps between two evaluations on held-out records [default: only before and after]",
+        "每隔多少步在留出记录上测量 [默认：只在训练前后]",
+    ),
+];
+
+/// The layout of a help page.
+const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";
+
+/// Translates headings, commands and flags of `command` and its subcommands.
+pub fn translate(mut command: Command) -> Command {
+    // clap adds `--help` and `--version` when it builds a command.
+    command.build();
+    translated(command)
+}
+
+fn translated(command: Command) -> Command {
+    let about = command.get_about().map(|text| chinese(&text.to_string()));
+    let command = command.mut_args(|arg| {
+        let help = arg.get_help().map(|text| chinese(&text.to_string()));
+        let heading = match arg.get_help_heading() {
+            Some(heading) => leaked(chinese(heading)),
+            None if arg.is_positional() => "参数",
+            None => "选项",
+        };
+        let long = arg.get_long_help().map(|text| chinese(&text.to_string()));
+        let arg = arg.help_heading(heading);
+        let arg = match long {
+            Some(long) => arg.long_help(long),
+            None => arg,
+        };
+        match help {
+            Some(help) => arg.help(help),
+            None => arg,
+        }
+    });
+    let command = match about {
+        Some(about) => command.about(about),
+        None => command,
+    };
+    command.help_template(TEMPLATE).subcommand_help_heading("命令").mut_subcommands(translated)
+}
+
+/// Returns the translation of a text, or the text itself.
+fn chinese(text: &str) -> String {
+    let found = TEXTS.iter().find(|(english, _)| *english == text);
+    found.map_or_else(|| text.to_owned(), |(_, chinese)| (*chinese).to_owned())
+}
+
+/// clap keeps headings for the life of the process. A help page has a dozen.
+fn leaked(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::Cli;
+
+    fn texts(command: &Command, out: &mut Vec<String>) {
+        out.extend(command.get_about().map(ToString::to_string));
+        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+            out.extend(arg.get_help().map(ToString::to_string));
+            out.extend(arg.get_help_heading().map(str::to_owned));
+        }
+        command.get_subcommands().for_each(|command| texts(command, out));
+    }
+
+    #[test]
+    fn every_text_of_the_help_is_translated() {
+        let mut all = Vec::new();
+        texts(&Cli::command(), &mut all);
+        let missing: Vec<_> = all.iter().filter(|text| chinese(text) == **text).collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+        for (english, chinese) in TEXTS {
+            let flags = |text: &str| text.matches("--").count();
+            assert_eq!(flags(english), flags(chinese), "{english}");
+        }
+    }
+
+    #[test]
+    fn the_help_is_chinese_and_its_flags_are_not() {
+        let mut command = translate(Cli::command());
+        let train = command.find_subcommand_mut("train").unwrap();
+        let help = train.render_long_help().to_string();
+        for text in [
+            "用你的数据训练 LoRA 适配器",
+            "--learning-rate <RATE>",
+            "学习率的最大值",
+            "文件:",
+            "用法：",
+            "显示帮助",
+        ] {
+            assert!(help.contains(text), "{text}: {help}");
+        }
+        assert!(!help.contains("Peak learning rate") && !help.contains("Usage"), "{help}");
+    }
+}
