@@ -168,7 +168,7 @@ fn a_small_address_space_is_reported_without_an_abort() {
     let scene = Scene::new();
     let danlu = env!("CARGO_BIN_EXE_danlu");
     let mut failed = 0;
-    for mib in (60..=80).step_by(2) {
+    for mib in (60..=120).step_by(4) {
         let limit = format!("--as={}", mib << 20);
         let mut command = std::process::Command::new("prlimit");
         command.args([
