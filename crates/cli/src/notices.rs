@@ -1,5 +1,7 @@
 //! Notices and progress of the loader, in the two languages.
 
+use std::path::Path;
+
 use danlu_adapter::AdapterNote;
 use danlu_hub::{Pulled, RepoName};
 use danlu_kernels::FourBitCode;
@@ -86,21 +88,22 @@ fn words(notice: &Notice) -> (String, String) {
             format!("using the adapter in the subfolder `{}`", folder.display()),
         ),
         Notice::Adapter { name, note } => adapter_note(name, note),
-        Notice::IgnoredDropout { file, dropout } => (
-            format!(
-                "`{}` 要求以 {dropout} 的概率随机跳过合并（BPE dropout）：已关闭，否则训练无法重现",
-                file.display()
-            ),
-            format!(
-                "`{}` asks to skip merges at random (BPE dropout {dropout}): danlu skips none, so that a run can be repeated",
-                file.display()
-            ),
-        ),
+        Notice::IgnoredDropout { file, dropout } => ignored_dropout(file, *dropout),
         Notice::TokenMismatch { summary, differences } => {
             let text = format!("{summary}: {}", differences.join("; "));
             (text.clone(), text)
         }
     }
+}
+
+fn ignored_dropout(file: &Path, dropout: f32) -> (String, String) {
+    let file = file.display();
+    (
+        format!("`{file}` 要求以 {dropout} 的概率随机跳过合并（BPE dropout）：已关闭，否则训练无法重现"),
+        format!(
+            "`{file}` asks to skip merges at random (BPE dropout {dropout}): danlu skips none, so that a run can be repeated"
+        ),
+    )
 }
 
 fn adapter_note(name: &str, note: &AdapterNote) -> (String, String) {

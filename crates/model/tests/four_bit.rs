@@ -289,7 +289,7 @@ fn a_copied_tensor_that_is_no_number_is_named() {
         fs::write(&path, bytes).unwrap();
         let quantization = Quantization::new(FourBitCode::Nf4);
         let error = write_quantized(&damaged, &folder, quantization, 1, &mut go_on_of()).unwrap_err();
-        let expected = format!("tensor `{tensor}` holds NaN at element 70");
+        let expected = format!("element 70 of tensor `{tensor}` is NaN");
         assert!(error.to_string().ends_with(&expected), "{error}");
         assert!(!folder.exists());
     }

@@ -172,6 +172,8 @@ mod tests {
         let args = SamplingArgs { temperature: Some(0.5), ..SamplingArgs::default() };
         assert!(resolve(r#"{"do_sample": true, "temperature": -4}"#, &args).is_ok(), "overruled");
         let args = SamplingArgs { top_p: Some(2.0), ..SamplingArgs::default() };
-        assert!(resolve("{}", &args).unwrap_err().starts_with("error: `top-p` is 2, expected"));
+        assert!(
+            resolve("{}", &args).unwrap_err().starts_with("error: cannot use `top-p`: it is 2, expected")
+        );
     }
 }

@@ -24,7 +24,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu plan --base danlu-demo/base-8m --data danlu-demo/palace.json
   danlu plan --base models/Llama-3.2-1B --max-length 2048 --memory-limit 8GiB
-  danlu plan --base models/Llama-3.1-8B --quant nf4 --device cuda --device-memory 15GiB
+  danlu plan --base models/8B --quant nf4 --device cuda --device-memory 15GiB
   danlu plan --config out/palace/run.toml --json
 
 Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json.";

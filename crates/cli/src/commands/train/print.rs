@@ -138,11 +138,18 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
             format!("held-out loss   {first:.4} → {last:.4} (perplexity {p0:.2} → {p1:.2})"),
         ));
     }
-    for warning in RunWarning::of(summary) {
-        printer.warn(&printer.pick(warning.text(Language::Zh), warning.text(Language::En)));
-    }
     let verdict = Verdict::of(summary);
-    if let Some(verdict) = verdict {
+    let mut has_spikes = false;
+    for warning in RunWarning::of(summary) {
+        has_spikes |= matches!(warning, RunWarning::Spikes { .. });
+        let rose = matches!(warning, RunWarning::HeldOutWorse { .. } | RunWarning::TrainLossRose { .. });
+        if !(rose && matches!(verdict, Some(Verdict::Worse { .. }))) {
+            printer.warn(&printer.pick(warning.text(Language::Zh), warning.text(Language::En)));
+        }
+    }
+    // After spikes, the advice of `NoGain` to raise the learning rate would be wrong.
+    let shown = verdict.filter(|verdict| !(has_spikes && matches!(verdict, Verdict::NoGain { .. })));
+    if let Some(verdict) = shown {
         printer.data_labeled(printer.pick("结论        ", "verdict         "), &verdict.text(printer));
     }
     let time = terminal_text::duration(summary.seconds());
