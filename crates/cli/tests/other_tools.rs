@@ -151,7 +151,11 @@ fn the_language_of_help_and_errors_can_be_chosen() {
     assert!(help.out.contains("学习率的最大值") && !help.out.contains("Peak learning rate"), "{}", help.out);
     let mut command = scene.command(&["chat", "nope"]);
     let ran = common::Ran::of(command.env("DANLU_LANG", "zh").output().unwrap());
-    assert!(ran.err.starts_with("错误：`nope` 不存在\nerror: `nope` does not exist\n"), "{}", ran.err);
+    assert!(
+        ran.err.starts_with("错误：无法加载 `nope`：不存在\nerror: cannot load `nope`: it does not exist\n"),
+        "{}",
+        ran.err
+    );
     assert!(ran.err.contains("提示：") && ran.err.contains("\nhint: "), "{}", ran.err);
 }
 

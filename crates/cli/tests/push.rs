@@ -243,7 +243,7 @@ fn a_dry_run_says_what_the_token_may_not() {
     fs::remove_file(desk.scene.path("hf/token")).unwrap();
     let ran = desk.scene.ok("push out me/huan --dry-run");
     shown(&ran);
-    assert!(ran.err.contains("there is no token: `danlu login`"), "{}", ran.err);
+    assert!(ran.err.contains("there is no token: run `danlu login`"), "{}", ran.err);
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn what_is_made_is_said_before_it_is_made() {
         ran.err
     );
     let ran = desk.refuses("push me/out me/huan");
-    assert!(ran.err.starts_with("error: `me/out` is no folder here"), "{}", ran.err);
+    assert!(ran.err.starts_with("error: `me/out` is not a local folder"), "{}", ran.err);
 }
 
 #[test]
