@@ -132,15 +132,15 @@ fn settings_out_of_range_are_refused_by_name() {
     let refuse = |sampling: SamplingOptions| sampling.check().unwrap_err().to_string();
     assert_eq!(
         refuse(SamplingOptions { temperature: -1.0, ..SamplingOptions::default() }),
-        "`temperature` is -1, expected 0 or more"
+        "cannot use `temperature`: it is -1, expected 0 or more"
     );
     assert_eq!(
         refuse(SamplingOptions { top_p: 0.0, ..SamplingOptions::default() }),
-        "`top-p` is 0, expected above 0 and at most 1"
+        "cannot use `top-p`: it is 0, expected above 0 and at most 1"
     );
     assert_eq!(
         refuse(SamplingOptions { min_p: f32::NAN, ..SamplingOptions::default() }),
-        "`min-p` is NaN, expected between 0 and 1"
+        "cannot use `min-p`: it is NaN, expected between 0 and 1"
     );
     assert!(
         refuse(SamplingOptions { repetition_penalty: 0.0, ..SamplingOptions::default() })

@@ -120,6 +120,7 @@ impl<'a> Loader<'a> {
                 Some(base) => Err(LoadError::BaseOfModel { model: folder, base: base.to_owned() }),
                 None => Ok(ModelDirs::of_model(folder)),
             },
+            kind @ FolderKind::StoppedRun { .. } => Err(LoadError::NoModel { path: folder, kind }),
             kind => match &adapters_below(&folder)[..] {
                 [] => Err(LoadError::NoModel { path: folder, kind }),
                 [only] => {
