@@ -106,7 +106,7 @@ mod tests {
         fs::write(at("a"), "abb").unwrap();
         let flipped = error(&[]);
         assert!(
-            flipped.contains("a: its SHA-256 is ") && flipped.contains("expected ba7816bf8f01…"),
+            flipped.contains("a`: its SHA-256 is ") && flipped.contains("expected ba7816bf8f01…"),
             "{flipped}"
         );
         fs::remove_file(at("a")).unwrap();
