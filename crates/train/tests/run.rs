@@ -368,7 +368,7 @@ fn an_adapter_says_in_what_other_tokens_differ() {
     fs::write(path("danlu.json"), "{").unwrap();
     let error = TrainingIdentity::read(folder.path()).unwrap_err();
     assert!(
-        error.to_string().ends_with("danlu.json: line 1: found no end of an object, expected `}`"),
+        error.to_string().ends_with("danlu.json`: line 1: found no end of an object, expected `}`"),
         "{error}"
     );
     assert!(error.hint().unwrap().starts_with("copy the file from a checkpoint"));
