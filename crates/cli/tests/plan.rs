@@ -102,11 +102,16 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     assert!(is_true(peak(&ran)), "{}", ran.out);
     // The planner respects the limit: it stores fewer activations, or fails. The thread that renders templates reserves
     // a stack of 32 MiB, which is address space and no memory.
-    let less = run(total * 7 / 10 + (32 << 20), "less");
+    let stack = 32 << 20;
+    let less = run(total * 7 / 10 + stack, "less");
     assert!(less.code == 0 && less.err.contains("recompute from their input"), "{}", less.err);
-    let none = run(total / 3, "none");
+    let none = run(total / 3 + stack, "none");
     assert_eq!(none.code, 1, "{}", none.err);
-    assert!(none.err.contains("the limit of the address space leaves") && none.err.contains("ulimit -v"));
+    assert!(
+        none.err.contains("the limit of the address space leaves") && none.err.contains("ulimit -v"),
+        "{}",
+        none.err
+    );
     assert!(!scene.path("none").exists());
 }
 
