@@ -28,7 +28,7 @@ impl RepoName {
         &self.id
     }
 
-    /// Returns `name`.
+    /// Returns the part after the slash: `name` in `owner/name`.
     pub fn model(&self) -> &str {
         self.id.split_once('/').expect("checked when parsed").1
     }

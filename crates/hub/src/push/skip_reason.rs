@@ -16,7 +16,7 @@ pub enum SkipReason {
     Log,
     /// A cache.
     Cache,
-    /// A temporary file, a lock, or a copy of an editor.
+    /// A temporary file, a lock file, or a backup file of an editor.
     Temporary,
     /// A hidden file, such as `.env`.
     Hidden,

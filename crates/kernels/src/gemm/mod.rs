@@ -422,7 +422,7 @@ impl Gemm {
     }
 }
 
-/// A range of blocks of `k`, for a range of rows of a product.
+/// Part of a matrix multiplication: some rows of the result, and some blocks of the inner dimension `k`.
 struct RowBlock<'a> {
     p: &'a Product<'a>,
     c: SendPtr,

@@ -1,4 +1,5 @@
-//! Products small enough for L1 and L2, of words in place: the tiles of attention.
+//! Matrix multiplications whose operands fit into the L1 and L2 caches and are not packed.
+//! Attention uses them.
 
 use super::micro_kernel::{F32, MicroKernel};
 use super::prefetch::Prefetch;

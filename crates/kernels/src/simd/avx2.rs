@@ -39,7 +39,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller guarantees the elements; the load is unaligned.
+        // SAFETY: the caller guarantees that eight elements are readable. The load needs no alignment.
         Self(unsafe { _mm256_loadu_ps(from) })
     }
     #[inline(always)]

@@ -18,7 +18,7 @@ pub const END: &str = "<!-- danlu:end -->";
 /// Why a `README.md` cannot be updated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadmeFault {
-    /// There is not exactly one pair of marks.
+    /// The file has no complete pair of danlu's begin and end markers, or more than one.
     Marks(String),
     /// The front matter has no end, or has one of danlu's keys twice.
     FrontMatter(String),

@@ -363,7 +363,7 @@ fn a_push_removes_no_line_of_the_authors() {
     assert!(text.contains("Mended on the page.") && text.contains("your-name/"), "{text}");
     assert_eq!(published(Some("# By hand\n")), ToPublish::Nothing);
     assert_eq!(published(Some("<!-- danlu:begin -->\nx\n")), ToPublish::Nothing);
-    // A text without marks is published unchanged.
+    // A README without danlu's begin and end markers is published unchanged.
     let alone = ours.to_publish(Some("# By hand\nmore\n"), Some("# By hand\n")).unwrap();
     assert_eq!(alone, ToPublish::Ours("# By hand\nmore\n".into()));
 }

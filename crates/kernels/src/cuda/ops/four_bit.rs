@@ -78,7 +78,7 @@ pub fn encode(
 pub struct Nested {
     pub codes: DevicePtr,
     pub absmax: DevicePtr,
-    /// The mean scale, one f32.
+    /// The mean of the scales, added back after the scales are decoded. One f32.
     pub offset: DevicePtr,
 }
 

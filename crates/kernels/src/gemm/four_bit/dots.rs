@@ -38,7 +38,7 @@ pub(in crate::gemm) unsafe fn interleave<T: MicroKernel>(dst: *mut f32, row: &[f
     }
 }
 
-/// Runs a [`DotJob`] with a 4-bit weight, from its row `row` on.
+/// Runs a [`DotJob`] whose weight is in 4 bits, starting at row `row` of the weight.
 ///
 /// # Safety
 /// As [`dots`](crate::gemm::dots::dots).
