@@ -149,6 +149,42 @@ fn flat(rows: &Range<usize>, cols: usize) -> Range<usize> {
     rows.start * cols..rows.end * cols
 }
 
+/// Computes a range of a gated activation from the same range of `gate` and `up`.
+type GatedRows = fn(Isa, &mut [f32], &[f32], &[f32]);
+/// Computes a range of `dgate` and `dup` from the same range of `dout`, `gate` and `up`.
+type GatedBackwardRows = fn(Isa, &mut [f32], &mut [f32], &[f32], &[f32], &[f32]);
+
+impl Cpu {
+    /// Computes `len` elements of a gated activation. Each task computes one range with `rows`.
+    fn gated_forward(&self, rows: GatedRows, out: &mut Buffer, inputs: [&Buffer; 2], len: usize) {
+        let [gate, up] = inputs.map(Buffer::host_slice);
+        let out = DisjointSlice::new(out.host_slice_mut());
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: ranges of different tasks are disjoint.
+            let out = unsafe { out.range(range.clone()) };
+            rows(self.isa, out, &gate[range.clone()], &up[range]);
+        });
+    }
+
+    /// Computes `len` elements of `grads = [dgate, dup]` from `inputs = [dout, gate, up]`.
+    fn gated_backward(
+        &self,
+        rows: GatedBackwardRows,
+        grads: [&mut Buffer; 2],
+        inputs: [&Buffer; 3],
+        len: usize,
+    ) {
+        let inputs = inputs.map(Buffer::host_slice);
+        let [dgate, dup] = grads.map(|grad| DisjointSlice::new(grad.host_slice_mut()));
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: ranges of different tasks are disjoint.
+            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
+            let [dout, gate, up] = inputs.map(|input| &input[range.clone()]);
+            rows(self.isa, dgate, dup, dout, gate, up);
+        });
+    }
+}
+
 impl Backend for Cpu {
     fn name(&self) -> String {
         describe(self.isa, self.pool.threads(), self.bf16)
@@ -409,13 +445,7 @@ impl Backend for Cpu {
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        let (gate, up) = (gate.host_slice(), up.host_slice());
-        let out = DisjointSlice::new(out.host_slice_mut());
-        self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
-            let out = unsafe { out.range(range.clone()) };
-            swiglu::forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
-        });
+        self.gated_forward(swiglu::forward_rows, out, [gate, up], len);
     }
 
     fn swiglu_backward(
@@ -427,31 +457,11 @@ impl Backend for Cpu {
         up: &Buffer,
         len: usize,
     ) {
-        let (dout, gate, up) = (dout.host_slice(), gate.host_slice(), up.host_slice());
-        let (dgate, dup) =
-            (DisjointSlice::new(dgate.host_slice_mut()), DisjointSlice::new(dup.host_slice_mut()));
-        self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
-            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
-            swiglu::backward_rows(
-                self.isa,
-                dgate,
-                dup,
-                &dout[range.clone()],
-                &gate[range.clone()],
-                &up[range],
-            );
-        });
+        self.gated_backward(swiglu::backward_rows, [dgate, dup], [dout, gate, up], len);
     }
 
     fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        let (gate, up) = (gate.host_slice(), up.host_slice());
-        let out = DisjointSlice::new(out.host_slice_mut());
-        self.pool.over_rows(len, 1, |range| {
-            // SAFETY: the ranges of one region are disjoint.
-            let out = unsafe { out.range(range.clone()) };
-            geglu::forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
-        });
+        self.gated_forward(geglu::forward_rows, out, [gate, up], len);
     }
 
     fn geglu_backward(
@@ -463,21 +473,7 @@ impl Backend for Cpu {
         up: &Buffer,
         len: usize,
     ) {
-        let (dout, gate, up) = (dout.host_slice(), gate.host_slice(), up.host_slice());
-        let (dgate, dup) =
-            (DisjointSlice::new(dgate.host_slice_mut()), DisjointSlice::new(dup.host_slice_mut()));
-        self.pool.over_rows(len, 1, |range| {
-            // SAFETY: the ranges of one region are disjoint.
-            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
-            geglu::backward_rows(
-                self.isa,
-                dgate,
-                dup,
-                &dout[range.clone()],
-                &gate[range.clone()],
-                &up[range],
-            );
-        });
+        self.gated_backward(geglu::backward_rows, [dgate, dup], [dout, gate, up], len);
     }
 
     fn head_loss(
