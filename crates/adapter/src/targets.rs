@@ -35,7 +35,8 @@ pub(crate) struct Resolved {
     pub notes: Vec<AdapterNote>,
 }
 
-/// As [`resolve`], of an adapter that is finished: a name that matches nothing is a note if another one matches.
+/// Resolves the targets of a finished adapter. In contrast to [`resolve`], a name that matches nothing
+/// becomes a note if another name matches.
 ///
 /// # Errors
 /// If nothing matches, or a rank is too large for its weight.

@@ -12,7 +12,7 @@ use danlu_train::memory::{available, display};
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// Memory that encoding takes for each byte of a record's text: the tokenizer stores offsets and several copies.
+/// Bytes of memory that the tokenizer needs for each byte of text. It stores offsets and several copies.
 const ENCODING_BYTES: u64 = 256;
 
 /// Checks that the longest of `records` can be encoded in the free memory.

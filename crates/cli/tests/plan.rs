@@ -100,8 +100,8 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     let ran = run(total + program + (32 << 20), "out");
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(is_true(peak(&ran)), "{}", ran.out);
-    // The planner respects the limit: it stores fewer activations, or fails. The thread that renders templates reserves
-    // a stack of 32 MiB, which is address space and no memory.
+    // Under a lower limit the planner stores fewer activations, or fails. The limits include 32 MiB of
+    // address space for the stack of the thread that renders templates.
     let stack = 32 << 20;
     let less = run(total * 7 / 10 + stack, "less");
     assert!(less.code == 0 && less.err.contains("recompute from their input"), "{}", less.err);

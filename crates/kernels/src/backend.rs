@@ -155,8 +155,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `out[i] = inp[rows[i]]`, for rows of `cols` elements.
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// Backward of [`gather_rows`](Backend::gather_rows) for each of `n` rows: `dinp[r] = Σ dout[i]` over all
-    /// `i` with `rows[i] = r`, in ascending order.
+    /// Backward of [`gather_rows`](Backend::gather_rows). `dinp` has `n` rows. `dinp[r]` is the sum of
+    /// `dout[i]` over all `i` with `rows[i] = r`, in ascending order of `i`.
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize);
 
     /// `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.

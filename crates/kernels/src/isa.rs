@@ -6,8 +6,8 @@ use std::str::FromStr;
 /// An instruction set with its own kernels, widest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// The instructions of [`Avx512Bf16`](Self::Avx512Bf16), and tiles for bf16 products. On Linux only, because a process
-    /// needs the system's permission to use tiles.
+    /// The instructions of [`Avx512Bf16`](Self::Avx512Bf16), and AMX tiles for bf16 matrix multiplications.
+    /// Linux only: a process needs the permission of the kernel to use tiles.
     Amx,
     /// AVX-512 F/BW/DQ/VL with the bf16 dot product.
     Avx512Bf16,

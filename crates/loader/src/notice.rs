@@ -105,7 +105,7 @@ impl Notice {
         adapter.notes().iter().map(|note| Self::Adapter { name: name.to_owned(), note: note.clone() })
     }
 
-    /// A notice if the tokenizer's file asks for dropout.
+    /// Returns a notice if the tokenizer's file sets a dropout, which danlu ignores.
     pub fn ignored_dropout(tokenizer: &Tokenizer) -> Option<Self> {
         let dropout = tokenizer.ignored_dropout()?;
         Some(Self::IgnoredDropout { file: tokenizer.path().to_owned(), dropout })

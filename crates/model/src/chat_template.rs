@@ -31,7 +31,8 @@ const BASE_OUTPUT: usize = 1 << 20;
 /// Fuel of an ordinary rendering, besides what grows with its conversation.
 const ORDINARY_FUEL: u64 = 50_000;
 
-/// Most fuel that all renderings of a template spend beyond the ordinary. A template spends it in some seconds.
+/// Limit on the fuel that all renderings of a template together may use beyond the ordinary amount. A
+/// template uses that much within seconds.
 const MAX_EXCESS_FUEL: u64 = 100_000_000;
 
 /// Renderings in a row that run out of fuel before the template is given up.
@@ -96,8 +97,8 @@ struct Spent {
 }
 
 impl Spent {
-    /// Counts a rendering's fuel beyond the ordinary. Ends the template once it spends too much over a file of
-    /// records, or runs out of fuel for three in a row.
+    /// Counts a rendering's fuel beyond the ordinary. Ends the template once it spends too much over a file
+    /// of records, or runs out of fuel for three in a row.
     fn add(&self, excess: u64, is_exhausted: bool) {
         let excess = excess + self.excess.fetch_add(excess, Ordering::Relaxed);
         let in_a_row = match is_exhausted {
@@ -541,8 +542,8 @@ fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     [first, free.next().unwrap_or('\u{f0001}')]
 }
 
-/// Compiles `source` on a thread of its own, as the parser and the compiler recurse. Returns the names that the
-/// template reads, too.
+/// Compiles `source` on a thread of its own, as the parser and the compiler recurse. Returns the names that
+/// the template reads, too.
 fn compile(
     path: &Path,
     source: String,

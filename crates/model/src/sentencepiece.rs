@@ -1,7 +1,7 @@
-//! Reads SentencePiece's `tokenizer.model` as the `tokenizer.json` that transformers makes of it.
+//! Converts SentencePiece's `tokenizer.model` to the `tokenizer.json` that transformers would write.
 //!
-//! The file is a protobuf message: field 1 has the pieces, field 2 the settings of training, field 3 those of the
-//! normalizer. The result follows `convert_slow_tokenizer.py` of transformers 5.24.
+//! The file is a protobuf message: field 1 holds the pieces, field 2 the training settings, and field 3 the
+//! normalizer settings. The result follows `convert_slow_tokenizer.py` of transformers 5.24.
 
 use std::collections::HashMap;
 

@@ -6,8 +6,9 @@ use super::{blas, device, weight};
 use crate::trace::{ScratchPool, TraceTarget, TracedOp};
 use crate::{DType, Element, FamilyOperation, FourBitFormat};
 
-/// Memory of the driver's context on an H200, and room for the allocator's unused ranges. Neither is part of a plan.
+/// Memory of the driver's context on an H200. A plan does not include it.
 const CONTEXT_BYTES: u64 = 530 << 20;
+/// Memory left for unused ranges of the allocator. A plan does not include it.
 const SPARE_BYTES: u64 = 256 << 20;
 
 /// Bytes that a plan may use of a device with `free` free bytes and an open context.

@@ -9,13 +9,16 @@
 //!                         tmm5  tmm2      tmm3
 //! ```
 //!
-//! - `B` is packed as for AVX512-BF16. `A` is packed in squares of 16 rows by 16 words, without a transposition.
-//! - Both are padded with zeros to whole squares along `k`, because the registers keep one shape during a sum.
-//! - At the last rows and columns of `C`, the registers have smaller shapes. No load or store passes the edge.
+//! - `B` is packed as for AVX512-BF16. `A` is packed in squares of 16 rows by 16 words, without a
+//!   transposition.
+//! - Both are padded with zeros to whole squares along `k`, because the registers keep one shape during a
+//!   sum.
+//! - At the last rows and columns of `C`, the registers have smaller shapes. No load or store passes the
+//!   edge.
 //! - Sums begin with the elements of `C`, or with zero.
 //!
-//! Everything else is AVX512-BF16. Registers are released at the end of a call, so that the system does not save them
-//! when it switches threads.
+//! Everything else is AVX512-BF16. Registers are released at the end of a call, so that the system does not
+//! save them when it switches threads.
 
 use std::arch::asm;
 
@@ -86,8 +89,8 @@ impl Drop for Registers {
     }
 }
 
-/// Packs at most 16 rows of `A`: word `p` of row `i` goes to `p / 16 * 256 + i * 16 + p % 16`. The last words are padded
-/// with zeros.
+/// Packs at most 16 rows of `A`: word `p` of row `i` goes to `p / 16 * 256 + i * 16 + p % 16`. The last words
+/// are padded with zeros.
 ///
 /// # Safety
 /// As [`pack`](super::pack::pack), and `dst` has room for whole squares.
@@ -97,7 +100,8 @@ unsafe fn pack_a(job: &PackJob<'_>) {
     assert!(job.width == SIDE && job.outers <= SIDE);
     let mut prefetch = job.prefetch;
     let src = job.src.bytes.as_ptr();
-    // SAFETY: the caller guarantees the elements and the room. Chunks past the end of a row are copied to zeros.
+    // SAFETY: the caller guarantees that `src` is readable and `dst` writable. Chunks beyond a row are padded
+    // with zeros.
     unsafe {
         prefetch.fetch::<Avx512Bf16>(prefetch.lines());
         for i in 0..job.outers {
@@ -138,7 +142,8 @@ unsafe fn pack_b(job: &PackJob<'_>) {
 /// Runs a [`TileJob`] whose operands [`pack_a`] and [`pack_b`] packed, two panels of `A` at a time.
 ///
 /// # Safety
-/// The processor must have AMX, this process the permission to use it, and every pointer must be valid for its shape.
+/// The processor must have AMX, this process the permission to use it, and every pointer must be valid for
+/// its shape.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tiles(job: &TileJob) {
     assert!(matches!(job.mask, TileMask::Nothing) && job.b_step == NR, "`A` and `B` are packed");
@@ -163,8 +168,8 @@ unsafe fn tiles(job: &TileJob) {
                 (SIDE, left),
                 (SIDE, right),
             ];
-            // SAFETY: panels `p` and `p + 1` of A and `j` of B exist where they have rows and columns, and `shapes` has
-            // the rows and columns of C.
+            // SAFETY: panels `p` and `p + 1` of A and `j` of B exist where they have rows and columns, and
+            // `shapes` has the rows and columns of C.
             unsafe {
                 prefetch.fetch::<Avx512Bf16>(lines);
                 registers.set(Shapes::new(shapes));
@@ -243,8 +248,8 @@ impl Block {
     #[inline(always)]
     unsafe fn multiply<const LOWER: bool, const RIGHT: bool>(self) {
         let Self { a, a_panel, b, squares, c, ldc, rows, accumulate, .. } = self;
-        // SAFETY: the caller guarantees that the operands have `squares` squares and C the rows and columns of the
-        // shapes. The assembler leaves out all code for absent rows and columns.
+        // SAFETY: the caller guarantees that the operands have `squares` squares and C the rows and columns
+        // of the shapes. The assembler leaves out all code for absent rows and columns.
         unsafe {
             asm!(
                 "test {accumulate:e}, {accumulate:e}",
@@ -426,8 +431,8 @@ impl Strip {
     #[inline(always)]
     unsafe fn multiply<const REGISTERS: usize>(self) {
         let Self { a, a_row, a_square, b, squares, left, c, stride, accumulate } = self;
-        // SAFETY: the caller guarantees the operands and the shapes. The assembler leaves out all code for absent
-        // columns.
+        // SAFETY: the caller guarantees the operands and the shapes. The assembler leaves out all code for
+        // absent columns.
         unsafe {
             asm!(
                 "test {accumulate:e}, {accumulate:e}",
