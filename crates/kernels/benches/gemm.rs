@@ -1,5 +1,5 @@
-//! Benchmarks the matrix products of a LoRA step: time, GFLOP/s, and share of this machine's measured peak.
-//! Decoding is measured in GB/s of weights against the measured read bandwidth.
+//! Benchmarks the matrix multiplications of a LoRA step. It prints time, GFLOP/s, and the share of this
+//! machine's measured peak. Decoding is measured in GB/s of weights against the measured read bandwidth.
 //!
 //! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [ISA] [products] [head] [decode] [low-rank]
 

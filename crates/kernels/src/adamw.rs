@@ -71,8 +71,8 @@ fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mu
     }
 }
 
-/// Elements per call of [`sum_of_squares_chunk`]. Longer sums add their chunks in order, whichever thread
-/// computed each.
+/// Elements per call of [`sum_of_squares_chunk`]. Longer sums add their chunks in ascending order, so threads
+/// do not change the result.
 pub const SQUARES_CHUNK: usize = 1 << 14;
 
 simd_fn! {

@@ -58,8 +58,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns a short description, such as `reference` or `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// Returns the row count from which a row of a product has the same bits, whatever the other rows
-    /// contain. Products of fewer rows may use another order of summation. Among themselves they agree too.
+    /// Returns the number of rows from which a row of a matrix multiplication has the same bits in every
+    /// batch. Batches with fewer rows may use another order of summation, which is the same for all of them.
     fn row_invariant_from(&self) -> usize;
 
     /// Returns whether the back end implements an operation. A decoder that needs a missing one is not built.

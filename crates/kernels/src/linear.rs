@@ -1,4 +1,4 @@
-//! A frozen projection: the product with a base weight, and its gradient with respect to the input.
+//! A frozen projection: multiplication by a base weight, and the gradient of the input.
 
 use crate::math::dot_f64;
 use crate::{Matrix, Store};

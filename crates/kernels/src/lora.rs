@@ -19,7 +19,7 @@ pub struct LoraDims {
 }
 
 impl LoraDims {
-    /// Returns those of `lora`.
+    /// Returns the dimensions of `lora`.
     pub fn of(lora: &LoraRef<'_>) -> Self {
         Self { rank: lora.rank, d_in: lora.d_in, d_out: lora.d_out, scaling: lora.scaling }
     }
@@ -70,7 +70,7 @@ impl LoraRef<'_> {
     }
 }
 
-/// Applies LoRA dropout to row `row` of a module's rows: kept elements are scaled by `1 / (1 - p)`.
+/// Applies LoRA dropout to row `row` of a module. Elements that are not dropped are scaled by `1 / (1 - p)`.
 ///
 /// # Panics
 /// If the lengths differ.

@@ -31,10 +31,10 @@ pub struct AttentionDims {
     pub head_dim: usize,
 }
 
-/// How the products `q · k` become attention scores.
+/// How attention scores are computed from `q · k`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionScores {
-    /// Factor of every product.
+    /// Factor of every score.
     pub scale: f32,
     /// Number of keys that a query sees, with its own. `None`: all earlier keys.
     pub window: Option<usize>,
@@ -43,7 +43,7 @@ pub struct AttentionScores {
 }
 
 impl AttentionScores {
-    /// Returns Llama's scores: products divided by `sqrt(HS)`, over all earlier keys.
+    /// Returns Llama's scores: `q · k / sqrt(HS)` over all earlier keys.
     pub fn of_head_dim(head_dim: usize) -> Self {
         Self { scale: (1.0 / (head_dim as f64).sqrt()) as f32, window: None, softcap: None }
     }
@@ -135,7 +135,7 @@ pub struct Dropout {
 pub struct LoraPair<'a> {
     /// `A` and `B`.
     pub lora: LoraRef<'a>,
-    /// Dropout of `A`'s input in training. The base product always uses the full input.
+    /// Dropout of `A`'s input in training. The multiplication by the base weight always uses the full input.
     pub dropout: Option<Dropout>,
 }
 

@@ -1,8 +1,8 @@
 //! Measured limits of this machine: multiply-adds in registers, and bytes read from memory.
 //!
-//! The share of [`flops`] shows how far a product is from the hardware limit. Decoding reads every weight
-//! once per token, so its limit is [`read_bandwidth`]. Each function takes the fastest of several short runs,
-//! because the machine may run other work.
+//! The share of [`flops`] shows how far a matrix multiplication is from the hardware limit. Decoding reads
+//! every weight once per token, so its limit is [`read_bandwidth`]. Each function takes the fastest of
+//! several short runs, because the machine may run other work.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -14,19 +14,20 @@ use crate::{DType, Isa};
 /// Bytes that [`read_bandwidth`] reads: far more than any last-level cache, so that no line is found in one.
 const READ_BYTES: usize = 512 << 20;
 
-/// Places that one thread reads from in turn. One place suits hardware prefetching; several have more lines
-/// in flight. The fastest number depends on the machine and on the number of threads.
+/// Numbers of memory streams that one thread reads alternately. A single stream suits the hardware
+/// prefetcher. Several streams keep more cache lines in flight. The fastest number depends on the machine and
+/// on the number of threads.
 const STREAMS: [usize; 3] = [1, 4, 8];
 
 /// Words of a page. Every place is a multiple of it.
 const BLOCK: usize = 4096 / size_of::<u64>();
 
-/// Fewest runs, of which the fastest counts, and the time after which no further run starts.
+/// Minimum number of runs. The fastest run counts.
 const LEAST_RUNS: usize = 5;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
-/// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`: products of
-/// `dtype`, summed in f32. A multiply-add counts as two.
+/// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`. Operands have
+/// type `dtype`, sums are f32. A multiply-add counts as two operations.
 ///
 /// [`DType::Bf16`] is the bf16 dot product if `isa` has one. Otherwise bf16 is converted first, and the peak
 /// is that of f32. Returns `None` for [`Isa::Scalar`], and for instruction sets that this machine lacks.
@@ -37,11 +38,11 @@ pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     Some(threads.max(1) as f64 * flops / seconds)
 }
 
-/// Returns the type whose products have the higher peak on one thread of `isa`, bf16 or f32. A measurement takes about
-/// 0.1 s; there is none for an instruction set that converts bf16 to f32 first.
+/// Returns the type with the higher peak on one thread of `isa`, bf16 or f32. The measurement takes about 0.1
+/// s. An instruction set that converts bf16 to f32 first is not measured.
 ///
-/// The flag of an instruction does not decide: some processors execute the bf16 dot product at half the rate of f32
-/// multiply-adds.
+/// The flag of an instruction does not decide: some processors execute the bf16 dot product at half the rate
+/// of f32 multiply-adds.
 pub fn fastest_dtype(isa: Isa) -> DType {
     let rate = |dtype| {
         let (run, flops) = kernel(isa, dtype)?;
@@ -132,7 +133,7 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     }
 }
 
-/// Reads every word once, from [`STREAMS`] places in turn.
+/// Reads every word once, from `streams` memory streams alternately.
 fn read(isa: Isa, streams: usize, words: &[u64]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `isa` was detected.
@@ -193,7 +194,7 @@ mod x86 {
         "avx512f,avx512bf16",
         16 x 64,
         _mm512_setzero_ps(),
-        // SAFETY: 64 bytes of plain bits.
+        // SAFETY: both types have 64 bytes, and every bit pattern is valid.
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) },
         |s, o| _mm512_dpbf16_ps(s, o, o)
     );
@@ -233,7 +234,7 @@ mod x86 {
 
     macro_rules! read {
         ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
-            /// Reads a vector from each of `STREAMS` places in turn.
+            /// Reads one vector from each of `STREAMS` memory streams, and repeats.
             #[target_feature(enable = $features)]
             pub fn $name<const STREAMS: usize>(words: &[u64]) {
                 const STEP: usize = size_of::<$vector>() / size_of::<u64>();

@@ -90,7 +90,7 @@ fn backward_lanes<L: Lanes>(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &
         let (mut sums, mut at) = ([L::splat(0.0); 2], 0);
         while at < c {
             let weighted = L::read(weight, at).mul(L::read(dy, at));
-            // Two alternating sums, so that no addition waits for the one before it.
+            // Two alternating sums, so that an addition does not depend on the previous one.
             let sum = &mut sums[at / L::COUNT % 2];
             *sum = weighted.mul_add(L::read(x, at), *sum);
             at += L::COUNT;

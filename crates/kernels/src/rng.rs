@@ -1,7 +1,7 @@
-//! Counter-based random numbers: any element can be drawn alone, so masks need no storage and no order.
+//! Counter-based random numbers. Each element is computed independently, so masks are never stored.
 //!
-//! The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, 2014) over
-//! `key + counter · golden ratio`.
+//! The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, 2014) over `key + counter · golden
+//! ratio`.
 
 /// Increment of the key per counter.
 pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -15,14 +15,14 @@ fn mix_upper(mut z: u64) -> u64 {
     (z ^ (z >> 27)).wrapping_mul(FACTORS[1])
 }
 
-/// Scrambles 64 bits; a bijection.
+/// Maps 64 bits to 64 bits, one to one.
 #[inline(always)]
 pub fn mix(z: u64) -> u64 {
     let z = mix_upper(z);
     z ^ (z >> 31)
 }
 
-/// Combines any number of parts (seed, step, layer, ...) into one key; order matters.
+/// Combines parts (seed, step, layer, ...) into one key. Their order matters.
 pub fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(GOLDEN, |key, part| mix(key.wrapping_add(GOLDEN) ^ mix(part.wrapping_add(GOLDEN))))
 }

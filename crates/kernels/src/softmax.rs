@@ -149,7 +149,8 @@ pub fn scale<L: Lanes>(row: &mut [f32], factor: f32) {
 }
 
 simd_fn! {
-    /// Caps the first `n` logits of every row, whose rows are `stride` apart: `cap · tanh(logit / cap)`.
+    /// Replaces the first `n` logits of every row by `cap · tanh(logit / cap)`. Rows are `stride` elements
+    /// apart.
     pub fn cap_logits(logits: &mut [f32], stride: usize, n: usize, cap: f32) = cap_logits_lanes
 }
 

@@ -10,7 +10,7 @@ const DIMS: AttentionDims = AttentionDims { heads: 4, kv_heads: 2, head_dim: 4 }
 
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128), (50, 1, 3), (3, 3, 5)];
-/// Llama's scores; a scale, a window within a panel and a cap; a window over several panels.
+/// Three cases: Llama's scores; a scale, a cap and a window within one panel; a window over several panels.
 const SCORES: [AttentionScores; 3] = [
     AttentionScores { scale: 0.5, window: None, softcap: None },
     AttentionScores { scale: 0.7, window: Some(2), softcap: Some(1.5) },
@@ -131,7 +131,7 @@ fn reference(
     expected
 }
 
-/// Random operands whose shapes have tails, for every kind of segment.
+/// Random operands for every kind of segment. No dimension is a multiple of the vector length.
 fn operands(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usize)) -> [Vec<f32>; 4] {
     let (n, m) = (337 * heads * head_dim, 505 * kv_heads * head_dim);
     let q = random(stream, n).iter().map(|q| 3.0 * q).collect();
@@ -235,7 +235,7 @@ fn rows_alone_have_the_bits_of_rows_together() {
     }
 }
 
-/// A common offset of all values must not change the gradients of the scores, whatever is rounded.
+/// A common offset of all values must not change the gradients of the scores, even after rounding.
 #[test]
 fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
     let mut stream = Stream::new(31);
@@ -252,8 +252,8 @@ fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
             let found = attend(&cpu, &operands, [&forward[0], &forward[1]], dims);
             let wrong: Vec<f32> = found[2].iter().zip(&expected[2]).map(|(f, e)| f - e).collect();
             let share = (inner(&wrong, &wrong) / inner(&expected[2], &expected[2])).sqrt();
-            // Measured: 3e-3 to 4.2e-3, as for values around zero. An `out` normalized by the sum of the
-            // unrounded weights gives up to 3e-2.
+            // The measured error is 3e-3 to 4.2e-3, the same as for values around zero. If `out` were
+            // normalized by the sum of the unrounded weights, the error would be 3e-2.
             assert!(share < 6e-3, "{isa} {shape:?}: {share:e}");
         }
     }

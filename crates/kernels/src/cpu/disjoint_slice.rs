@@ -7,7 +7,7 @@ use super::pool::{Pool, SendPtr};
 /// Fewest elements that justify waking a thread.
 const TASK_ELEMENTS: usize = 16 << 10;
 
-/// A slice of which every task takes its own range.
+/// A slice that tasks split into disjoint ranges.
 pub(crate) struct DisjointSlice {
     start: SendPtr,
     len: usize,
@@ -25,7 +25,7 @@ impl DisjointSlice {
     /// If `range` reaches past the end.
     ///
     /// # Safety
-    /// The slice must still be borrowed, and no other task may hold an overlapping range.
+    /// The borrow of the slice must still be live, and no other task may access an overlapping range.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn range(&self, range: Range<usize>) -> &mut [f32] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);

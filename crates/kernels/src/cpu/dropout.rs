@@ -5,8 +5,8 @@ use crate::{Dropout, Isa, rng};
 /// Elements per word of a mask.
 pub(crate) const WORD: usize = 32;
 
-/// Sets bit `b` of `bits[w]` if element `first + 32 w + b` is kept, by the same decision as [`rng::keep`].
-/// Meanwhile it prefetches the elements at `elements`, if the processor supports prefetching.
+/// Sets bit `b` of `bits[w]` if [`rng::keep`] keeps element `first + 32 w + b`. Meanwhile it prefetches the
+/// elements at `elements`, if the processor supports prefetching.
 pub(crate) fn draw(
     isa: Isa,
     bits: &mut [u32],
@@ -75,7 +75,7 @@ mod x86 {
     pub fn draw_avx512(bits: &mut [u32], key: u64, first: u64, threshold: u64, elements: *const f32) {
         let start = key.wrapping_add(first.wrapping_mul(GOLDEN));
         let steps: [i64; 8] = std::array::from_fn(|i| (i as u64).wrapping_mul(GOLDEN) as i64);
-        // SAFETY: the array is as long as a vector.
+        // SAFETY: the array has the size of a vector.
         let steps = unsafe { _mm512_loadu_si512(steps.as_ptr().cast()) };
         let mut counter = _mm512_add_epi64(_mm512_set1_epi64(start as i64), steps);
         let eight = _mm512_set1_epi64(GOLDEN.wrapping_mul(8) as i64);

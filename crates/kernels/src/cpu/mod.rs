@@ -1,4 +1,4 @@
-//! The CPU back end: blocked matrix products, vector loops, one pool of threads.
+//! The CPU back end: blocked matrix multiplication, vector loops, and one thread pool.
 
 mod disjoint_slice;
 mod dropout;
@@ -33,9 +33,9 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set. `None` uses the widest that this machine supports.
     pub isa: Option<Isa>,
-    /// [`DType::Bf16`] rounds both operands of base products to bf16 and sums in f32. If the instruction set
-    /// multiplies bf16 pairs, attention's products round too. Any other value multiplies in f32. Everything
-    /// else is always f32.
+    /// [`DType::Bf16`] rounds both operands of a multiplication by a base weight to bf16, and sums in f32. If
+    /// the instruction set multiplies bf16 pairs, attention rounds its operands too. With any other value,
+    /// all arithmetic is f32.
     pub dtype: DType,
 }
 
@@ -46,7 +46,7 @@ impl Default for CpuOptions {
 }
 
 impl CpuOptions {
-    /// Returns the instruction set, the number of threads, and whether products round to bf16.
+    /// Returns the instruction set, the number of threads, and whether matrix multiplications round to bf16.
     pub(crate) fn resolve(&self) -> (Isa, usize, bool) {
         let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = self.threads.unwrap_or_else(offered).max(1);
@@ -60,7 +60,7 @@ pub(crate) fn describe(isa: Isa, threads: usize, bf16: bool) -> String {
     format!("cpu {isa}, {threads} thread{plural}, {}", if bf16 { "bf16" } else { "f32" })
 }
 
-/// The CPU back end. Buffers are host memory; weights stay in their file.
+/// The CPU back end. Buffers are in host memory. Weights are read from their mapped file.
 pub struct Cpu {
     isa: Isa,
     bf16: bool,
@@ -130,7 +130,7 @@ impl Cpu {
             let cols = heads * 2 * inv_freq.len();
             let x = DisjointSlice::new(x.host_slice_mut());
             self.pool.over_rows(positions.len(), cols, |range| {
-                // SAFETY: ranges of different tasks are disjoint.
+                // SAFETY: tasks have disjoint ranges.
                 let rows = unsafe { x.range(flat(&range, cols)) };
                 rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
             });
@@ -160,7 +160,7 @@ impl Cpu {
         let [gate, up] = inputs.map(Buffer::host_slice);
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let out = unsafe { out.range(range.clone()) };
             rows(self.isa, out, &gate[range.clone()], &up[range]);
         });
@@ -177,7 +177,7 @@ impl Cpu {
         let inputs = inputs.map(Buffer::host_slice);
         let [dgate, dup] = grads.map(|grad| DisjointSlice::new(grad.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
             let [dout, gate, up] = inputs.map(|input| &input[range.clone()]);
             rows(self.isa, dgate, dup, dout, gate, up);
@@ -213,13 +213,13 @@ impl Backend for Cpu {
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
         let dst = DisjointSlice::new(&mut dst.host_slice_mut()[..len]);
-        // SAFETY: ranges of different tasks are disjoint.
+        // SAFETY: tasks have disjoint ranges.
         self.pool.over_rows(len, 1, |range| unsafe { dst.range(range) }.fill(0.0));
     }
 
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
         let (dst, src) = (DisjointSlice::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
-        // SAFETY: ranges of different tasks are disjoint.
+        // SAFETY: tasks have disjoint ranges.
         self.pool.over_rows(len, 1, |range| row_ops::add(unsafe { dst.range(range.clone()) }, &src[range]));
     }
 
@@ -238,7 +238,7 @@ impl Backend for Cpu {
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
         let (out, inp, rows) = (DisjointSlice::new(out.host_slice_mut()), inp.host_slice(), rows.values());
         self.pool.over_rows(rows.len(), cols, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let out = unsafe { out.range(flat(&range, cols)) };
             row_ops::gather_rows(out, inp, &rows[range], cols);
         });
@@ -259,7 +259,7 @@ impl Backend for Cpu {
         let (cols, ids) = (table.cols(), ids.values());
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(ids.len(), cols, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let out = unsafe { out.range(flat(&range, cols)) };
             row_ops::embedding_forward(out, table, &ids[range], scale);
         });
@@ -268,7 +268,7 @@ impl Backend for Cpu {
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
         let (out, bias) = (DisjointSlice::new(out.host_slice_mut()), bias.host_slice());
         self.pool.over_rows(n, bias.len(), |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             row_ops::add_bias(unsafe { out.range(flat(&range, bias.len())) }, bias);
         });
     }
@@ -288,7 +288,7 @@ impl Backend for Cpu {
             (DisjointSlice::new(out.host_slice_mut()), DisjointSlice::new(rstd.host_slice_mut()));
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let (out, rstd) = unsafe { (out.range(all.clone()), rstd.range(range)) };
             rmsnorm::forward_rows(self.isa, out, rstd, &inp[all], weight, eps);
         });
@@ -308,7 +308,7 @@ impl Backend for Cpu {
         let dinp = DisjointSlice::new(dinp.host_slice_mut());
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let dinp = unsafe { dinp.range(all.clone()) };
             if store == Store::Overwrite {
                 dinp.fill(0.0);
@@ -501,7 +501,7 @@ impl Backend for Cpu {
         let (params, grads) = (DisjointSlice::new(params.host_slice_mut()), grads.host_slice());
         let (m, v) = (DisjointSlice::new(m.host_slice_mut()), DisjointSlice::new(v.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: tasks have disjoint ranges.
             let (params, m, v) =
                 unsafe { (params.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
             adamw::step_range(self.isa, params, &grads[range], m, v, step);
@@ -520,7 +520,7 @@ impl Backend for Cpu {
     }
 }
 
-/// Panics if two segments write the same row; returns the end of the last row.
+/// Returns the end of the last row. Panics if two segments write the same row.
 fn check_disjoint(segments: &[Segment], rows: impl Fn(&Segment) -> Range<usize>) -> usize {
     let mut ranges: Vec<_> = segments.iter().map(rows).filter(|r| !r.is_empty()).collect();
     ranges.sort_by_key(|r| r.start);

@@ -22,7 +22,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Clone, Copy)]
 pub(crate) struct SendPtr(pub *mut f32);
 
-// SAFETY: the pointer itself is plain data; code that dereferences it guarantees disjoint access.
+// SAFETY: sending the pointer accesses no memory. Code that dereferences it guarantees disjoint access.
 unsafe impl Send for SendPtr {}
 // SAFETY: as above.
 unsafe impl Sync for SendPtr {}
@@ -71,7 +71,7 @@ impl Scratch {
     /// As [`Scratch::at_least`], for u32.
     pub fn words(&mut self, len: usize) -> &mut [u32] {
         let elements = self.at_least(len);
-        // SAFETY: both types have four bytes, and either accepts any bits.
+        // SAFETY: both types have four bytes, and every bit pattern is valid for both.
         unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
     }
 }
@@ -90,7 +90,7 @@ struct Job {
 unsafe impl Send for Job {}
 
 struct Shared {
-    /// Incremented for each region; workers wait for a change.
+    /// Incremented for each region. Workers wait until it changes.
     epoch: AtomicU32,
     job: Mutex<Option<Job>>,
     next: AtomicUsize,
@@ -145,12 +145,12 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `task(index, worker)` for every index below `tasks`, in any order, and returns when all have
-    /// ended. No two concurrent tasks have the same `worker`. Regions from several threads run one after the
-    /// other.
+    /// Runs `task(index, worker)` for every index below `tasks`, in any order, and returns when all tasks
+    /// have ended. Concurrent tasks have different `worker` numbers. Calls from several threads run
+    /// sequentially.
     ///
     /// # Panics
-    /// If a task panics, with the task's panic; if called inside a task.
+    /// If a task panics, or if a task calls this function.
     pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
         assert!(!INSIDE.get(), "a parallel region inside another");
         // One region at a time, even without other threads, because worker 0 has only one working memory.
@@ -264,7 +264,7 @@ fn share(shared: &Shared, job: Job, worker: usize) {
     }
 }
 
-/// Spins for a while; returns whether `ready` became true.
+/// Spins for a limited time. Returns whether `ready` became true.
 fn spin_until(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
         if ready() {

@@ -9,7 +9,7 @@ use crate::{Bytes, Dropout, LoraRef, Reference, Segments, from_f32};
 
 const THREADS: [usize; 3] = [1, 2, 3];
 
-/// Runs `op` on the reference and on every variant of `Cpu`; `op` returns its outputs.
+/// Runs `op` on `Reference` and on every variant of `Cpu`, and compares the outputs that `op` returns.
 fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f32>>) {
     let expected = op(&Reference::new());
     for isa in Isa::supported() {
@@ -38,8 +38,8 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
 const F32: f32 = 2e-5;
 /// Tolerance of two operands rounded to 8 bits: 2^-8 each at worst, averaged over a sum.
 const BF16: f32 = 2e-2;
-/// A score's gradient is a difference of two products with rounded operands, so its tolerance is twice as
-/// large.
+/// The gradient of a score is a difference of two dot products with rounded operands, so its tolerance is
+/// twice as large.
 const BF16_ATTENTION: f32 = 4e-2;
 
 fn buffer(stream: &mut Stream, len: usize) -> Buffer {

@@ -1,8 +1,9 @@
 //! Weights in 4 bits, in the format of bitsandbytes: codes, a scale for each block, a table of 16 values.
 //!
 //! Element `e` of a row-major matrix has its code in half a byte; even elements use the upper half. Blocks of
-//! `block_size` elements continue across the ends of rows. A value is `table[code] · scale` in f32, and bf16
-//! products round it as any other weight. The scales may themselves be 8-bit codes ("double quantization").
+//! `block_size` elements continue across the ends of rows. A value is `table[code] · scale` in f32. A bf16
+//! multiplication rounds it like any other weight. The scales may themselves be 8-bit codes ("double
+//! quantization").
 
 mod encode;
 mod tables;

@@ -1,4 +1,4 @@
-//! Codes and values against those of bitsandbytes, and every instruction set against the plain decoder.
+//! Compares codes and values with bitsandbytes, and every instruction set with the plain decoder.
 
 use std::path::PathBuf;
 
@@ -175,8 +175,8 @@ fn every_instruction_set_decodes_the_same_bits() {
             let weight = Arc::new(weight(&mut stream, dtype, rows * cols, block_size, is_nested));
             let w = Matrix::four_bit(weight, rows, cols);
             let stored = w.to_vec();
-            // Rows of the unit matrix select single elements: a few rows by dot products, many by packed
-            // tiles.
+            // Rows of the unit matrix select single elements. A few rows use dot products, many rows use
+            // packed tiles.
             for (n, from) in [(1, 3), (5, cols / 2), (8, cols.saturating_sub(70)), (cols.max(9), 0)] {
                 let picked: Vec<usize> = (0..n).map(|i| (from + i * 7) % cols).collect();
                 let mut unit = vec![0.0; n * cols];

@@ -34,7 +34,7 @@ const SIDE: usize = 16;
 const SQUARE: usize = SIDE * SIDE;
 /// Columns of a block: two registers.
 const NR: usize = 2 * SIDE;
-/// Most words along the sum of a [`SmallProduct`] whose `A` is transposed.
+/// Maximum number of words in the inner dimension of a [`SmallProduct`] with a transposed `A`.
 const MAX_TRANSPOSED: usize = 64;
 
 pub(super) static KERNELS: Kernels =
@@ -130,7 +130,7 @@ unsafe fn pack_a(job: &PackJob<'_>) {
 unsafe fn pack_b(job: &PackJob<'_>) {
     let steps = job.k_len.div_ceil(2);
     let padding = steps.next_multiple_of(SIDE) - steps;
-    // SAFETY: the caller guarantees the requirements; zeros are valid words.
+    // SAFETY: the caller meets the requirements, and zeros are valid words.
     unsafe {
         (avx512bf16::KERNELS.pack)(job);
         for panel in 0..job.outers.div_ceil(job.width) {
@@ -241,7 +241,8 @@ impl Block {
         }
     }
 
-    /// Multiplies with the registers that the block needs: those of `LOWER` rows and of `RIGHT` columns.
+    /// Multiplies with only the registers that the block needs: `LOWER` selects the lower rows, `RIGHT` the
+    /// right columns.
     ///
     /// # Safety
     /// As [`run`](Self::run).

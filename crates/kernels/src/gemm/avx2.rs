@@ -60,49 +60,49 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_set1_ps(v) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_loadu_ps(p) }
     }
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
         unsafe { _mm256_maskload_ps(p, first(n)) }
     }
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m256) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m256) {
-        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
         unsafe { _mm256_maskstore_ps(p, first(n), v) }
     }
 
     #[inline(always)]
     unsafe fn step(acc: __m256, a: __m256, b: __m256) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
 
     #[inline(always)]
     unsafe fn mul_add(acc: __m256, a: __m256, b: __m256) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
 
@@ -110,8 +110,8 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements. The vector's mask is one byte; x86 stores
-        // the lowest first.
+        // SAFETY: the caller meets the trait's requirements. The mask of a vector is one byte, and x86 is
+        // little-endian.
         unsafe {
             let bits = _mm256_set1_epi32(i32::from(*row.cast::<u8>().add(vector)));
             let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -121,13 +121,13 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn apply_mask(v: __m256, mask: __m256) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm256_and_ps(v, mask) }
     }
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements; the loads are unaligned.
+        // SAFETY: the caller meets the trait's requirements, and the loads are unaligned.
         unsafe {
             let v = match D {
                 F32 => _mm256_loadu_ps(p.cast()),
@@ -143,7 +143,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
@@ -153,7 +153,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> [__m256; 2] {
-        // SAFETY: the caller guarantees the trait's requirements; each half of the table has eight values.
+        // SAFETY: the caller meets the trait's requirements, and each half of the table has eight values.
         [0, 8].map(|half| unsafe {
             let values = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(half)), _mm256_set1_ps(scale));
             if round { round_bf16(values) } else { values }
@@ -162,13 +162,13 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn values(table: [__m256; 2]) -> [f32; 16] {
-        // SAFETY: both are 64 bytes of plain bits.
+        // SAFETY: both types have 64 bytes, and every bit pattern is valid.
         unsafe { std::mem::transmute::<[__m256; 2], [f32; 16]>(table) }
     }
 
     #[inline(always)]
     unsafe fn lookup(table: [__m256; 2], p: *const u8) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements; the load is of four bytes, eight codes.
+        // SAFETY: the caller meets the trait's requirements, and the load is of four bytes, eight codes.
         unsafe {
             let codes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
             of_table(table, _mm256_srlv_epi32(codes, _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24)))
@@ -177,13 +177,13 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: [__m256; 2], p0: *const u8, _: *const u8) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
-        // SAFETY: the caller guarantees the trait's requirements; the load is of 32 bytes, 64 codes.
+        // SAFETY: the caller meets the trait's requirements, and the load is of 32 bytes, 64 codes.
         unsafe {
             // All lanes take the same one of the eight codes in each four bytes.
             let codes = _mm256_loadu_si256(p.cast());
@@ -198,7 +198,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn transpose(rows: &mut [__m256; 16]) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe {
             let mut t = *rows;
             for i in 0..4 {
@@ -234,7 +234,8 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements; the store is into a local of 16 bytes.
+        // SAFETY: the caller meets the trait's requirements, and the store writes a local variable of 16
+        // bytes.
         unsafe {
             let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));

@@ -38,7 +38,7 @@ unsafe fn round_bf16(v: __m512) -> __m512 {
 /// Needs AVX-512F.
 #[inline(always)]
 pub(super) unsafe fn scaled(code: &[f32; 16], scale: f32) -> __m512 {
-    // SAFETY: the caller has AVX-512F; the table has 16 values.
+    // SAFETY: the caller has AVX-512F, and the table has 16 values.
     unsafe { _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale)) }
 }
 
@@ -48,7 +48,7 @@ pub(super) unsafe fn scaled(code: &[f32; 16], scale: f32) -> __m512 {
 /// Needs AVX-512F and 16 readable elements at `p`.
 #[inline(always)]
 pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
-    // SAFETY: the caller has AVX-512F and guarantees the elements; the loads are unaligned.
+    // SAFETY: the caller has AVX-512F, and the elements exist. Unaligned loads are allowed.
     unsafe {
         match D {
             F32 => _mm512_loadu_ps(p.cast()),
@@ -103,7 +103,7 @@ pub(super) unsafe fn transpose(rows: &mut [__m512; 16]) {
 /// Needs AVX-512F.
 #[inline(always)]
 pub(super) unsafe fn sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-    // SAFETY: the caller has AVX-512F; the store is into a local of 16 bytes.
+    // SAFETY: the caller has AVX-512F. The store writes a local variable of 16 bytes.
     unsafe {
         let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
         let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -125,49 +125,49 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_setzero_ps() }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_set1_ps(v) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_loadu_ps(p) }
     }
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
         unsafe { _mm512_maskz_loadu_ps(first(n), p) }
     }
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
-        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
         unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
     }
 
     #[inline(always)]
     unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_fmadd_ps(a, b, acc) }
     }
 
     #[inline(always)]
     unsafe fn mul_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_fmadd_ps(a, b, acc) }
     }
 
@@ -175,20 +175,20 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
-        // SAFETY: the caller guarantees the trait's requirements. The vector's mask is half a word; x86
-        // stores the lower half first.
+        // SAFETY: the caller meets the trait's requirements. The mask of a vector is half a word, and x86 is
+        // little-endian.
         unsafe { *row.cast::<u16>().add(vector) }
     }
 
     #[inline(always)]
     unsafe fn apply_mask(v: __m512, mask: __mmask16) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { _mm512_maskz_mov_ps(mask, v) }
     }
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe {
             let v = widen::<D>(p);
             if round && D != BF16 { round_bf16(v) } else { v }
@@ -197,7 +197,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
@@ -206,7 +206,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe {
             let values = scaled(code, scale);
             if round { round_bf16(values) } else { values }
@@ -215,13 +215,13 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn values(table: __m512) -> [f32; 16] {
-        // SAFETY: both are 64 bytes of plain bits.
+        // SAFETY: both types have 64 bytes, and every bit pattern is valid.
         unsafe { std::mem::transmute::<__m512, [f32; 16]>(table) }
     }
 
     #[inline(always)]
     unsafe fn lookup(table: __m512, p: *const u8) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; each load is of four bytes, eight codes.
+        // SAFETY: the caller meets the trait's requirements, and each load is of four bytes, eight codes.
         unsafe {
             let lower = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
             let upper = p.add(4).cast::<i32>().read_unaligned();
@@ -233,16 +233,16 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: __m512, p0: *const u8, _: *const u8) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: __m512, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; the load is of 32 bytes, 64 codes.
+        // SAFETY: the caller meets the trait's requirements, and the load is of 32 bytes, 64 codes.
         unsafe {
             let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
-            // Each half of the lanes takes one of the eight codes in each four bytes.
+            // Every four bytes hold eight codes. Each half of the lanes takes one of them.
             let shift = 8 * v as i32;
             let shifts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(shift), _mm256_set1_epi32(shift + 4));
             _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), table)
@@ -256,7 +256,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn transpose(rows: &mut [__m512; 16]) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { transpose(rows) }
     }
 
@@ -274,7 +274,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { sums(v) }
     }
 }

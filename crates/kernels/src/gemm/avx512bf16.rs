@@ -55,7 +55,8 @@ unsafe fn ramp(first: i64, step: i64) -> __m512i {
     }
 }
 
-/// Returns the permutation that interleaves both halves: lane `i` of the lower before lane `i` of the upper.
+/// Returns the permutation that interleaves both halves: lane `i` of the lower half, then lane `i` of the
+/// upper half.
 ///
 /// # Safety
 /// Needs AVX-512F.
@@ -94,43 +95,44 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::zero() }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::splat(v) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::load(p) }
     }
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::load_first(p, n) }
     }
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::store(p, v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::store_first(p, n, v) }
     }
 
     #[inline(always)]
     unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; both types are 64 bytes of plain bits.
+        // SAFETY: the caller meets the trait's requirements, and both types have 64 bytes without invalid bit
+        // patterns.
         unsafe {
             let a = std::mem::transmute::<__m512, __m512bh>(a);
             let b = std::mem::transmute::<__m512, __m512bh>(b);
@@ -140,7 +142,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn mul_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::mul_add(acc, a, b) }
     }
 
@@ -148,25 +150,25 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::mask(row, vector) }
     }
 
     #[inline(always)]
     unsafe fn apply_mask(v: __m512, mask: __mmask16) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Avx512::apply_mask(v, mask) }
     }
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, _: bool) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { pairs_by_rows::<D>(p) }
     }
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, _: bool) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe {
             let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves::<D>(p0)), halves::<D>(p1));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(interleaved(), both))
@@ -179,7 +181,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn table(code: &[f32; 16], [lower, upper]: [f32; 2], _: bool) -> __m512i {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe {
             let (lower, upper) = (avx512::scaled(code, lower), avx512::scaled(code, upper));
             std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(upper, lower))
@@ -188,7 +190,8 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn values(table: __m512i) -> [f32; 16] {
-        // SAFETY: the caller guarantees the trait's requirements; both sides are 64 bytes of plain bits.
+        // SAFETY: the caller meets the trait's requirements, and both types have 64 bytes without invalid bit
+        // patterns.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(table));
             std::mem::transmute::<__m512i, [f32; 16]>(_mm512_slli_epi32::<16>(bits))
@@ -197,7 +200,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup(table: __m512i, p: *const u8) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; the load is of 16 bytes, 32 codes.
+        // SAFETY: the caller meets the trait's requirements, and the load is of 16 bytes, 32 codes.
         unsafe {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
             // Every two bytes hold four codes. Each 16-bit lane gets a copy, shifted so that its own code is
@@ -210,7 +213,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: __m512i, p0: *const u8, p1: *const u8) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; each load is of 8 bytes, 16 codes.
+        // SAFETY: the caller meets the trait's requirements, and each load is of 8 bytes, 16 codes.
         unsafe {
             let [lower, upper] = [p0, p1].map(|p| _mm_loadl_epi64(p.cast()));
             let codes = _mm512_broadcast_i32x4(_mm_unpacklo_epi8(lower, upper));
@@ -227,7 +230,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: __m512i, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: the caller guarantees the trait's requirements; the load is of 64 bytes, 128 codes.
+        // SAFETY: the caller meets the trait's requirements, and the load is of 64 bytes, 128 codes.
         unsafe {
             let codes = _mm512_loadu_si512(p.cast());
             // Each vector takes one of the four codes in every two bytes. One step makes two indices, one in
@@ -248,7 +251,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn transpose(rows: &mut [__m512; 16]) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { avx512::transpose(rows) }
     }
 
@@ -266,7 +269,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { avx512::sums(v) }
     }
 }

@@ -1,4 +1,5 @@
-//! Dot products of a few rows with the rows of a weight, for decoding. One code for every instruction set.
+//! Dot products of a few rows with the rows of a weight, for decoding. The code is generic over the
+//! instruction set.
 
 use super::four_bit;
 use super::micro_kernel::{BF16, F16, F32, MicroKernel, size_of_source};
@@ -70,7 +71,7 @@ pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
     }
 }
 
-/// Rows of `inp` in one tile. Four by four sums fill half of 32 registers; with 16 registers, two by four do.
+/// Rows of `inp` in one tile. The sums fill half of the registers: four by four of 32, or two by four of 16.
 #[inline(always)]
 pub(super) const fn tallest<T: MicroKernel>() -> usize {
     if T::MR >= 8 { 4 } else { 2 }
@@ -92,7 +93,7 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
 ) {
     let groups = job.w_rows.div_ceil(4);
     for group in 0..groups {
-        // SAFETY: the rows of `inp` exist, and those of `w` below `w_rows`.
+        // SAFETY: the rows of `inp` exist, and rows of `w` are below `w_rows`.
         unsafe {
             match job.n {
                 1 => dot_tile::<T, D, 1, false, MASKED>(job, (w, stride), 0, group, groups),
@@ -123,9 +124,9 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
     }
 }
 
-/// Multiplies `N` rows of `inp` from row `i` by four rows of `w`, which begin at row `j` and are `apart`.
-/// `PREFETCH` prefetches the next four rows. Each sum depends only on its two rows, not on the rest of the
-/// tile.
+/// Multiplies `N` rows of `inp` from row `i` by four rows of `w`. The first is row `j`, and they are `apart`
+/// rows apart. `PREFETCH` prefetches the next four rows. Each sum depends only on its two rows, not on the
+/// rest of the tile.
 ///
 /// # Safety
 /// As [`dots`]; the rows of `inp` and the first row of `w` exist.
@@ -140,8 +141,9 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
     let cols = (job.w_rows - j).div_ceil(apart).min(4);
     let size = size_of_source::<D>();
     let whole = job.k / (T::LANES * T::PAIR);
-    // SAFETY: `whole` vectors are inside every row. The rest of a row of `w` is copied to a buffer of zeros,
-    // and `load_first` pads that of `inp`. Rows past the last of `w` repeat it.
+    // SAFETY: every row contains `whole` vectors. The remaining elements of a row of `w` are copied to a
+    // buffer of zeros, and `load_first` pads the remaining elements of `inp`. Rows past the end of `w` repeat
+    // its last row.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let mask = job.mask.unwrap_or(RowMask::ALL);
@@ -187,8 +189,8 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
     }
 }
 
-/// Stores the sums of a tile: `N` rows from row `i`, and `cols` columns that begin at column `j` and are
-/// `apart`.
+/// Stores the sums of a tile: `N` rows from row `i`, and `cols` columns from column `j`, `apart` columns
+/// apart.
 ///
 /// # Safety
 /// As [`dots`]; the rows and columns exist.

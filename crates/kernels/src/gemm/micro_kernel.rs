@@ -1,4 +1,4 @@
-//! The interface of an instruction set: vectors of *words*, and one multiply-add on them.
+//! The interface of an instruction set: vectors of *words*, and a multiply-add.
 //!
 //! A word is 32 bits of packed operand: one f32, or two bf16 that are adjacent along `k`. Tiles, packing and
 //! dot products are generic over this trait.
@@ -18,7 +18,7 @@ pub(super) const fn size_of_source<const D: u8>() -> usize {
     if D == F32 { 4 } else { 2 }
 }
 
-/// Elements of a 4-bit weight that share a scale in dot products: the smallest common block size.
+/// Elements of a 4-bit weight that are multiplied with one scale: the smallest block size in use.
 pub(super) const PIECE: usize = 64;
 
 /// A vector of words and its operations. All methods are inlined into functions compiled for the instruction
@@ -51,7 +51,7 @@ pub(super) trait MicroKernel {
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Stores the first `n` lanes, and touches no other memory.
     unsafe fn store_first(p: *mut f32, n: usize, v: Self::V);
-    /// Returns `acc + a · b` on words. The product of two bf16 pairs is the sum of their two products.
+    /// Returns `acc + a · b` on words. For bf16 pairs, `a · b` is `a.0 · b.0 + a.1 · b.1`.
     unsafe fn step(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// Returns `acc + a · b` on f32 lanes.
     unsafe fn mul_add(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
@@ -65,7 +65,7 @@ pub(super) trait MicroKernel {
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> Self::V;
     /// Loads `LANES` words by columns: element `i` of `p0`, with element `i` of `p1` as the second of a pair.
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
-    /// Pieces of 4 bits that dot products look up at once, 1 or 2: the capacity of a table.
+    /// Pieces of 4-bit elements that dot products look up at once: 1 or 2, limited by the table's capacity.
     const PIECES: usize;
     /// The 16 values of one piece in 4 bits, or of two.
     type Table: Copy;
@@ -102,7 +102,7 @@ pub(super) trait MicroKernel {
 /// The element must be inside the allocation of `p`.
 #[inline(always)]
 pub(super) unsafe fn element<const D: u8>(p: *const u8, i: usize) -> f32 {
-    // SAFETY: the caller guarantees the element; byte arrays need no alignment.
+    // SAFETY: the caller guarantees that the element exists. Byte arrays need no alignment.
     unsafe {
         let p = p.add(i * size_of_source::<D>());
         match D {

@@ -1,4 +1,4 @@
-//! Matrix products: packed panels, register tiles, one code for every instruction set.
+//! Matrix multiplication with packed panels and register tiles, generic over the instruction set.
 //!
 //! `C = alpha · A B` in f32, from operands of any strides. `B` may be a frozen weight in its file: packing
 //! converts it. The loops are those of BLIS:
@@ -18,11 +18,11 @@
 //! - A word is one f32. If the instruction set multiplies bf16 pairs, it is two bf16 that are adjacent along
 //!   `k`.
 //! - Blocks of `k` depend only on `k` and are summed in ascending order. An element of `C` therefore has the
-//!   same bits for any number of threads, whichever task computes it.
+//!   same bits for any number of threads and tasks.
 //! - While one panel is multiplied, the next part of `B` is prefetched. Otherwise packing would stall on
 //!   every line.
-//! - Products of few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs more than
-//!   one use.
+//! - Multiplications of few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs more
+//!   than using it once.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -107,7 +107,7 @@ macro_rules! kernel_table {
         pub(super) static KERNELS: super::Kernels = {
             $(#[$feature])?
             unsafe fn pack(job: &super::PackJob<'_>) {
-                // SAFETY: the instruction set is enabled here; the caller guarantees the rest.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::pack::pack::<$lanes>(job) }
             }
             $(#[$feature])?
@@ -219,9 +219,9 @@ pub(crate) struct Product<'a> {
     pub c: &'a mut [f32],
     /// Elements from one row of `c` to the next.
     pub ldc: usize,
-    /// `A`, whose rows are `outer`.
+    /// `A`. Its rows are the outer dimension.
     pub a: View<'a>,
-    /// `B`, whose columns are `outer`.
+    /// `B`. Its columns are the outer dimension.
     pub b: View<'a>,
     pub m: usize,
     pub n: usize,
@@ -230,7 +230,7 @@ pub(crate) struct Product<'a> {
     pub accumulate: bool,
 }
 
-/// The blocking of a product: `k` in blocks, rows in panels, columns in tasks.
+/// How a multiplication is divided: `k` into blocks, rows into panels, columns into tasks.
 struct Blocking {
     blocks: usize,
     /// Words of a block of `k`.
@@ -252,7 +252,7 @@ impl Blocking {
     }
 }
 
-/// Matrix products on one instruction set in one precision, with their packing buffers.
+/// Matrix multiplication on one instruction set in one precision, with packing buffers.
 pub(crate) struct Gemm {
     kernels: &'static Kernels,
     round: bool,
@@ -261,7 +261,7 @@ pub(crate) struct Gemm {
 }
 
 impl Gemm {
-    /// Makes products on `isa`. Under `bf16`, both operands are rounded to bf16 and summed in f32.
+    /// Creates a multiplication on `isa`. With `bf16`, both operands are rounded to bf16, and sums are f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         Self {
             kernels: Kernels::select(isa, bf16),
@@ -271,8 +271,8 @@ impl Gemm {
         }
     }
 
-    /// Returns the words of packed `A` of a product `(m, n, k)` on `threads`, and of each thread's packed
-    /// `B`.
+    /// Returns the number of words of packed `A`, and of each thread's packed `B`, for a multiplication `(m,
+    /// n, k)`.
     pub fn scratch(&self, threads: usize, m: usize, n: usize, k: usize) -> [usize; 2] {
         if m == 0 || n == 0 || k == 0 {
             return [0; 2];
@@ -287,7 +287,7 @@ impl Gemm {
             + self.packed_b.iter().map(|b| lock(b).allocated_bytes()).sum::<u64>()
     }
 
-    /// Returns the blocking of at most [`MC`] rows of a product.
+    /// Returns the blocking of a multiplication with at most [`MC`] rows.
     fn blocking(&self, threads: usize, m: usize, n: usize, k: usize) -> Blocking {
         let Kernels { lanes, mr, nr, .. } = *self.kernels;
         let (blocks, block_steps) = self.kernels.blocks(k);
@@ -305,7 +305,7 @@ impl Gemm {
         }
     }
 
-    /// Computes a product on all threads of `pool`.
+    /// Multiplies on all threads of `pool`.
     ///
     /// # Panics
     /// If an operand is shorter than its shape.
@@ -328,8 +328,8 @@ impl Gemm {
         }
     }
 
-    /// Computes rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns
-    /// of `B`.
+    /// Computes rows `row .. row + m` of the result. `A` is packed once for all threads. Each thread then
+    /// multiplies some columns of `B`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
         let blocking = self.blocking(pool.threads(), m, p.n, p.k);
         // If there are few columns, tasks also divide the rows.
@@ -396,8 +396,8 @@ impl Gemm {
                 panel: b_panel,
                 ..PackJob::new(packed_b, nr, p.b, (col, n), (k, k_len), self.round)
             };
-            // SAFETY: `packed_b` has a panel for every `nr` columns of the largest task; the rest is as in
-            // `pack_a`.
+            // SAFETY: `packed_b` has a panel for every `nr` columns of the largest task. The other
+            // requirements hold as in `pack_a`.
             unsafe { pack_b(&job) };
             let job = TileJob {
                 m: last.0 + last.1 - my_row,
@@ -426,7 +426,7 @@ impl Gemm {
 struct RowBlock<'a> {
     p: &'a Product<'a>,
     c: SendPtr,
-    /// First row of the product, and number of rows.
+    /// First row of the result, and number of rows.
     row: usize,
     m: usize,
     blocking: &'a Blocking,
@@ -458,7 +458,8 @@ impl RowBlock<'_> {
         (panel * nr, (n - panel * nr).min(panels * nr))
     }
 
-    /// Returns the part of `B` that the thread of `task` packs next. Equally fast threads take tasks in turn.
+    /// Returns the part of `B` that the thread of `task` will probably pack next. It assumes that threads
+    /// take tasks at equal speed.
     fn prefetch_b(&self, task: usize, i: usize, threads: usize) -> Prefetch {
         let (task, block) = if i + 1 < self.count {
             (task, self.first + i + 1)

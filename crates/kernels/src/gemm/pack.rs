@@ -44,7 +44,7 @@ impl Elements<'_> {
 impl<'a> View<'a> {
     /// Views f32 elements with these strides.
     pub fn f32(data: &'a [f32], outer: usize, k: usize) -> Self {
-        // SAFETY: any f32 is four bytes, and bytes need no alignment.
+        // SAFETY: an f32 has four bytes, and bytes need no alignment.
         let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) };
         Self { bytes, elements: Elements::Dense(DType::F32), outer, k }
     }
@@ -96,10 +96,10 @@ impl<'a> View<'a> {
 /// Packs elements `(outer, outer + outers) x (k, k + k_len)` of a view.
 #[derive(Clone, Copy)]
 pub(crate) struct PackJob<'a> {
-    /// First panel. Lane `i` of step `s` goes to `s * width + i`. Whole vectors are written, so lanes past
-    /// `outers` receive undefined values, up to a multiple of `LANES`.
+    /// First panel. Lane `i` of step `s` goes to `s * width + i`. Only whole vectors are written. Lanes
+    /// between `outers` and the next multiple of `LANES` are undefined.
     pub dst: *mut f32,
-    /// Words from one step of a panel to the next; whole vectors.
+    /// Words from one step of a panel to the next, a multiple of the vector length.
     pub width: usize,
     /// Words from one panel to the next.
     pub panel: usize,
@@ -197,7 +197,7 @@ pub(super) unsafe fn prefetch_steps<T: MicroKernel>(job: &PackJob<'_>, step: usi
     }
 }
 
-/// Packs contiguous `k`: squares of `LANES x LANES` words are read along `k` and transposed.
+/// Packs an operand that is contiguous along `k`: squares of `LANES x LANES` words are read and transposed.
 ///
 /// # Safety
 /// As [`pack`].
@@ -210,8 +210,8 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
 ) {
     let size = size_of_source::<D>();
     let square = T::LANES * T::PAIR;
-    // SAFETY: rows past `valid` repeat the last one, and whole squares end inside `k_len`. The rest is read
-    // in place if a whole square ends inside the operand. Otherwise it is copied to a buffer of zeros.
+    // SAFETY: rows past `valid` repeat the last row, and whole squares end inside `k_len`. The last square is
+    // read in place if it ends inside the operand. Otherwise it is first copied to a buffer of zeros.
     unsafe {
         let rows: [*const u8; 16] = std::array::from_fn(|i| {
             let outer = job.outer + first + i.min(valid - 1);
@@ -268,8 +268,8 @@ unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     let (size, len) = (size_of_source::<D>(), bytes.len() / size_of_source::<D>());
     let at = |step: usize| (job.outer + first) * outer + (job.k + step * T::PAIR) * k;
 
-    // Whole vectors are read if they end inside the operand; lanes past `valid` may be undefined. A single
-    // last row and single elements are read element by element.
+    // Whole vectors are read if they end inside the operand. Lanes past `valid` may be undefined. Other
+    // elements are read one by one.
     let mut whole =
         if outer == 1 { steps.end.min(job.k_len / T::PAIR).max(steps.start) } else { steps.start };
     while whole > steps.start && at(whole - 1) + (T::PAIR - 1) * k + T::LANES > len {

@@ -24,7 +24,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { p.cast::<[f32; 4]>().read_unaligned() }
     }
 
@@ -40,7 +40,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 4]) {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
     }
 
@@ -66,7 +66,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> u32 {
-        // SAFETY: the caller guarantees the trait's requirements; eight vectors share a word.
+        // SAFETY: the caller meets the trait's requirements, and eight vectors share a word.
         unsafe { *row.add(vector / 8) >> (4 * (vector % 8)) }
     }
 
@@ -77,13 +77,13 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         std::array::from_fn(|i| word(1, unsafe { element::<D>(p, i) }, 0.0, round))
     }
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
@@ -109,13 +109,13 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: [f32; 16], p0: *const u8, _: *const u8) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements.
+        // SAFETY: the caller meets the trait's requirements.
         unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements; four codes are two bytes.
+        // SAFETY: the caller meets the trait's requirements, and four codes are two bytes.
         unsafe { Self::lookup(table, p.add(2 * v)) }
     }
 

@@ -35,10 +35,10 @@ pub(crate) struct SkinnyGemm {
 }
 
 impl SkinnyGemm {
-    /// Most rows for which reading weights in place is faster than packing them.
+    /// Maximum number of rows for which reading weights in place is faster than packing them.
     pub const MAX_ROWS: usize = 8;
 
-    /// Makes products on `isa`. Under `bf16`, both operands are rounded to bf16 and summed in f32.
+    /// Creates a multiplication on `isa`. With `bf16`, both operands are rounded to bf16, and sums are f32.
     pub fn new(isa: Isa, bf16: bool) -> Self {
         Self { kernels: Kernels::select(isa, bf16), round: bf16, packed: Mutex::default() }
     }

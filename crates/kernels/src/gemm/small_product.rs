@@ -4,7 +4,7 @@
 use super::micro_kernel::{F32, MicroKernel};
 use super::prefetch::Prefetch;
 
-/// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, in whatever tile it is.
+/// `C (m, n) = A B`, or `+=`. Every element sums over `k` in ascending order.
 #[derive(Clone, Copy)]
 pub(crate) struct SmallProduct {
     pub m: usize,
@@ -118,7 +118,7 @@ pub(super) unsafe fn pack_by_columns<T: MicroKernel>(dst: *mut f32, rows: &[f32]
             } else {
                 zeros.as_ptr()
             };
-            // SAFETY: whole vectors are inside the rows, and the caller has room for all words.
+            // SAFETY: whole vectors are inside the rows, and `dst` has room for all words.
             unsafe {
                 T::store(
                     dst.add(p * width + column),

@@ -8,7 +8,7 @@ fn random(stream: &mut Stream, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.next_uniform() * 2.0 - 1.0).collect()
 }
 
-/// Returns a matrix whose bytes start one byte off any alignment.
+/// Returns a matrix with an odd address.
 fn unaligned(dtype: DType, data: &[f32], rows: usize, cols: usize) -> Matrix {
     let mut bytes = vec![0u8; 1 + data.len() * dtype.size()];
     from_f32(dtype, data, &mut bytes[1..]);

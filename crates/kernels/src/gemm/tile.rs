@@ -1,10 +1,10 @@
-//! The register tile of a product. One code for every instruction set.
+//! The register tile of a matrix multiplication, generic over the instruction set.
 
 use super::micro_kernel::MicroKernel;
 use super::partition::part;
 use super::prefetch::Prefetch;
 
-/// One bit per element of some rows; elements with a set bit count. A row begins with the lowest bit of a
+/// One bit per element of a block of rows. A set bit keeps the element. A row begins with the lowest bit of a
 /// word. The unused bits of its last word are undefined.
 #[derive(Clone, Copy)]
 pub(crate) struct RowMask {
@@ -25,13 +25,13 @@ impl RowMask {
     }
 }
 
-/// Dropout mask applied in a tile product.
+/// Dropout mask applied in a tile multiplication.
 #[derive(Clone, Copy)]
 pub(crate) enum TileMask {
     Nothing,
     /// Masked elements of `B` are read as zero. `B` is f32 and in place.
     B(RowMask),
-    /// Masked elements of the product are zero.
+    /// Masked elements of the result are zero.
     Product(RowMask),
 }
 
@@ -156,7 +156,8 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     choose!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// Computes one tile of `M x NR` sums, all in registers over the whole of `steps`, with ascending `k`.
+/// Computes one tile of `M x NR` sums over all `steps`, in ascending order of `k`. The sums stay in
+/// registers.
 ///
 /// # Safety
 /// As [`tiles`]; without `TAIL` all `NR` columns exist.
@@ -168,8 +169,8 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
 ) {
     let Tile { mut a, mut b, c, cols, mut mask, vector } = at;
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: the caller guarantees `steps` steps of A and B and `M` rows of `cols` columns of C. A tail
-    // loads only its columns; `wrapping_add` because the right half may not exist.
+    // SAFETY: the caller guarantees `steps` steps of A and B, and `M` rows and `cols` columns of C. A tail
+    // loads only its columns. The code uses `wrapping_add`, because the right half may not exist.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
         // Rows of C are often a power of two apart, so they are rarely still in L1.
@@ -220,7 +221,7 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     acc: [[T::V; 2]; M],
 ) {
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: the caller guarantees the requirements; a tail loads and stores only its columns.
+    // SAFETY: the caller meets the requirements, and a tail loads and stores only its columns.
     unsafe {
         let alpha = T::splat(job.alpha);
         for i in 0..M {
@@ -254,7 +255,7 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
 /// The processor must have the instruction set of `T`, and the row's words must be readable.
 #[inline(always)]
 unsafe fn mask_both<T: MicroKernel>((v0, v1): (T::V, T::V), mask: RowMask, vector: usize) -> (T::V, T::V) {
-    // SAFETY: the caller guarantees the requirements; one word has the bits of both vectors.
+    // SAFETY: the caller meets the requirements, and one word has the bits of both vectors.
     unsafe {
         (T::apply_mask(v0, T::mask(mask.first, vector)), T::apply_mask(v1, T::mask(mask.first, vector + 1)))
     }

@@ -38,7 +38,7 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller guarantees eight elements; an array of f32 has the alignment of one.
+        // SAFETY: the caller guarantees eight elements, and an array of f32 has the alignment of an f32.
         Self(unsafe { *from.cast() })
     }
     #[inline(always)]

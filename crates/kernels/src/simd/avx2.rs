@@ -12,7 +12,7 @@ macro_rules! lanewise {
     ($($name:ident($($arg:ident),*) = $intrinsic:ident;)*) => {$(
         #[inline(always)]
         fn $name(self, $($arg: Self),*) -> Self {
-            // SAFETY: values of this type exist only where `simd_fn!` found the feature.
+            // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
             Self(unsafe { $intrinsic(self.0, $($arg.0),*) })
         }
     )*};
@@ -34,7 +34,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn splat(v: f32) -> Self {
-        // SAFETY: called only where `simd_fn!` found the feature.
+        // SAFETY: the function is called only if `simd_fn!` detected the feature.
         Self(unsafe { _mm256_set1_ps(v) })
     }
     #[inline(always)]
@@ -44,7 +44,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller guarantees the room; the store is unaligned.
+        // SAFETY: the caller guarantees room for a vector. Unaligned stores are allowed.
         unsafe { _mm256_storeu_ps(to, self.0) }
     }
     #[inline(always)]

@@ -20,9 +20,9 @@ pub struct Footprint {
 /// Working memory by use, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScratchBytes {
-    /// Packed operands of products with the base.
+    /// Packed operands of multiplications by base weights.
     pub products: u64,
-    /// Low-rank products.
+    /// Multiplications by `A` and `B`.
     pub low_rank: u64,
     /// Tiles of attention, of every thread.
     pub attention: u64,
@@ -42,10 +42,10 @@ impl ScratchBytes {
 /// One grow-only buffer of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
-    /// Packed `A`, packed `B` of each thread, packed rows of a skinny product. A device uses its own numbers,
-    /// up to 3.
+    /// Packed `A`, packed `B` of each thread, packed rows of a multiplication with few rows. A device uses
+    /// its own numbers, up to 3.
     Products(usize),
-    /// Buffers of low-rank products, numbered up to 7.
+    /// Buffers of multiplications by `A` and `B`, numbered up to 7.
     LowRank(usize),
     /// The attention buffers of all threads.
     Attention,

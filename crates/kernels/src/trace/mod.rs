@@ -30,7 +30,7 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
     /// As [`Backend::supports`].
     fn supports(&self, operation: FamilyOperation) -> bool;
 
-    /// Returns the type in which it stores elements.
+    /// Returns the data type that stores `element`.
     fn dtype(&self, element: Element) -> DType;
 
     /// Returns the bytes per row of buffers that are allocated as one.
@@ -50,7 +50,7 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
 /// An operation that uses working memory.
 #[derive(Clone, Copy, Debug)]
 pub enum TracedOp<'a> {
-    /// A product with a frozen weight, `(n, d_in) x (d_in, d_out)` forward.
+    /// A multiplication by a frozen weight, `(n, d_in) x (d_in, d_out)` in the forward pass.
     Linear {
         /// Rows.
         n: usize,
@@ -61,7 +61,7 @@ pub enum TracedOp<'a> {
         /// Whether this is the gradient of the input.
         backward: bool,
     },
-    /// A low-rank product.
+    /// A multiplication by `A` and `B`.
     Lora {
         /// Rows.
         rows: usize,
@@ -144,14 +144,13 @@ impl Trace {
         self.target.scratch(op, &mut |pool, bytes| self.ledger.grow(pool, bytes));
     }
 
-    /// Records working memory and work of a product with a frozen weight.
+    /// Records the working memory and the operations of a multiplication by a frozen weight.
     fn product(&self, n: usize, w: &Matrix, backward: bool) {
         self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward });
         self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
-    /// Records the working memory of attention, and the work of `products` products over the visible keys of
-    /// each query.
+    /// Records the working memory of attention, and `products` dot products for each query and visible key.
     fn attention(
         &self,
         segments: &[Segment],

@@ -28,8 +28,8 @@ fn what_is_read_is_zero() {
     assert_eq!(found, [0.0; 2]);
 }
 
-/// Runs every operation with working memory, over shapes with tails. The largest comes last again, because
-/// the angles of the rotary embedding are those of the last batch.
+/// Runs every operation that has working memory, with odd shapes. The largest shape runs last again, because
+/// the rotary embedding stores the angles of the last batch.
 fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
     let alloc = |len| backend.alloc(len, Element::Activation);
     for (n, rank) in [(3, 2), (300, 8), (70, 3), (37, 5), (300, 8)] {

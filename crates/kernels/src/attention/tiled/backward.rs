@@ -131,8 +131,8 @@ impl<'a> Buffers<'a> {
         gather(format.isa, dout_rows, width, dout, block, 1.0);
         gather(format.isa, self.out_rows, width, out, block, 1.0);
         if format.are_pairs() {
-            // Rounded as the products round it: a common offset of all values then cancels out of the scores'
-            // gradient.
+            // This rounding equals that of the matrix multiplications. A common offset of all values
+            // therefore cancels in the gradient of the scores.
             round(format.isa, dout_rows);
         }
         let mut lses_deltas = [[0.0; 2]; QUERIES];

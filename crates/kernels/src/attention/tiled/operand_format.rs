@@ -1,4 +1,4 @@
-//! Packed operands of the tiles, and the product of two of them.
+//! Packed operands of attention tiles, and their multiplication.
 
 use super::KEYS;
 use crate::Isa;
@@ -11,7 +11,7 @@ pub(crate) struct OperandFormat {
     kernels: &'static Kernels,
 }
 
-/// The first operand of a product. The word of row `i` and step `p` is at `i * row + p * step`.
+/// The first operand of a multiplication. The word of row `i` and step `p` is at `i * row + p * step`.
 #[derive(Clone, Copy)]
 pub(super) struct StridedOperand<'a> {
     pub data: &'a [f32],
@@ -19,7 +19,7 @@ pub(super) struct StridedOperand<'a> {
     pub step: usize,
 }
 
-/// The shape of a product `c (m, n) = a b`.
+/// The shape of a multiplication `c (m, n) = a b`.
 #[derive(Clone, Copy)]
 pub(super) struct TileShape {
     pub m: usize,

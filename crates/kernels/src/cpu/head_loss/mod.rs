@@ -55,7 +55,8 @@ fn max_rows(c: usize) -> usize {
 }
 
 impl HeadLoss {
-    /// Makes a loss head for `isa`. Under `bf16`, products round both operands to bf16 and sum in f32.
+    /// Creates a loss head for `isa`. With `bf16`, matrix multiplications round both operands to bf16 and sum
+    /// in f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         let own = (0..threads).map(|_| Mutex::default()).collect();
         Self { isa, kernels: Kernels::select(isa, bf16), round: bf16, shared: Mutex::default(), own }
@@ -148,7 +149,7 @@ impl HeadLoss {
             for i in rows {
                 let spans = running.iter().skip(i).step_by(m);
                 let softmax = Softmax::of(spans.clone().copied());
-                // SAFETY: ranges of different tasks are disjoint.
+                // SAFETY: tasks have disjoint ranges.
                 let loss = unsafe { losses.range(i..i + 1) };
                 loss[0] = softmax.loss();
                 let Some((dinp, dloss)) = &grads else { continue };

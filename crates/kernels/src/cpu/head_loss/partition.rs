@@ -2,7 +2,8 @@
 
 use crate::gemm::{Kernels, part};
 
-/// Vocabulary rows of one block of logits. Their weights stay in L2 from the first product to the second.
+/// Vocabulary rows of one block of logits. Their weights stay in L2 from the first multiplication to the
+/// second.
 pub(super) const BLOCK: usize = 256;
 /// Spans of the vocabulary, each with its own gradient sums. The number is fixed, so results do not depend on
 /// threads.

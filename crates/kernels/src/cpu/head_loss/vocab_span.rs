@@ -66,7 +66,7 @@ impl SpanPass<'_> {
         (block * BLOCK, BLOCK.min(self.partition.v - block * BLOCK))
     }
 
-    /// Prefetch of the weights in one block of the vocabulary and of `c`.
+    /// Prefetches the weights of one block of the vocabulary and one block of `c`.
     fn prefetch(&self, block: usize, k_block: usize) -> Prefetch {
         let ((first, n), (k, k_len)) = (self.block(block), self.partition.k_of(k_block));
         View::rows_of(self.head).prefetch(first, n, k, k_len)

@@ -56,8 +56,8 @@ impl LowRank {
         };
         // First `dmid` of every row, and the packed panels of the sums below.
         pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
-        // Then strips of columns. `dA` and `dinp` share a strip, because they share its dropout mask. The
-        // cheaper `dB` comes last.
+        // The second half of the tasks computes strips of columns. `dA` and `dinp` share a strip, because
+        // they share its dropout mask. The cheaper `dB` runs last.
         let in_tasks = d_in.div_ceil(COLS);
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
@@ -87,7 +87,8 @@ impl LowRank {
         self.pack_panels(tall, rank, View::f32(dmid, rank, 1), m, rank);
     }
 
-    /// The common fields of a product whose packed operand has `R` rows and one step for every token row.
+    /// Returns the fields common to all multiplications whose packed operand has `R` rows and one step per
+    /// token row.
     fn thin_job(&self, sums: &Sums<'_>) -> TileJob {
         let Kernels { lanes, nr, .. } = *self.kernels;
         TileJob {
@@ -180,7 +181,7 @@ impl LowRank {
                     mask: mask.map_or(TileMask::Nothing, |mask| TileMask::Product(mask.from(row - first))),
                     ..job
                 };
-                // SAFETY: as above; only this task accesses these columns of `dinp`.
+                // SAFETY: all rows are packed, and only this task accesses these columns of `dinp`.
                 unsafe { (self.kernels.tiles)(&tall) };
             }
         }

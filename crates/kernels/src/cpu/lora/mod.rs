@@ -1,8 +1,8 @@
-//! LoRA's matrix products. One operand is so thin that only the thin one is packed; each pass reads the large
-//! one in place. Dropout masks are applied to an operand as it is read, or to a product as it is added.
-//! Dropped copies are never stored.
+//! LoRA's matrix multiplications. One operand has only `R` rows or columns, and only this operand is packed.
+//! The other one is read in place. Dropout masks apply to an operand when it is read, or to a result when it
+//! is added. Masked copies are never stored.
 //!
-//! The size of a block of rows depends only on the number of rows, so sums over rows have one order.
+//! The size of a block of rows depends only on the number of rows, so the order of sums over rows is fixed.
 
 mod backward;
 mod forward;
@@ -24,7 +24,7 @@ const SUM_ROWS: usize = 256;
 /// Rows of activations that are multiplied by `A` while they are in L1.
 const DOT_ROWS: usize = 4;
 
-/// LoRA products in f32 on one instruction set, with their working memory.
+/// LoRA's matrix multiplications in f32 on one instruction set, with their working memory.
 pub(crate) struct LowRank {
     isa: Isa,
     kernels: &'static Kernels,
@@ -79,7 +79,7 @@ fn dropout_scale(dropout: Option<Dropout>) -> f32 {
 }
 
 impl LowRank {
-    /// Makes the products on `isa` for a pool of `threads`.
+    /// Creates the multiplications on `isa` for a pool of `threads`.
     pub fn new(isa: Isa, threads: usize) -> Self {
         Self {
             isa,

@@ -413,10 +413,10 @@ pub struct Grads {
 /// Computes the gradients of [`forward`]. All of them accumulate.
 ///
 /// # Panics
-/// If the thin gradients do not fit the device's scratch.
+/// If the gradients with `R` columns do not fit into the device's scratch.
 pub fn backward(device: &Device, dtype: DType, grads: Grads, inp: Rows, n: usize, pairs: &[BackwardPair]) {
     let Some(d_in) = pairs.first().map(|first| first.pair.d_in) else { return };
-    // The scratch holds the dmid of every pair, followed by partial sums.
+    // The scratch buffer holds `dmid` of every low-rank pair, then partial sums.
     let mut used = 0;
     let dmids: Vec<Rows> = pairs
         .iter()

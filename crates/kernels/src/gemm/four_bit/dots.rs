@@ -175,7 +175,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Multiplies `N` interleaved rows of `inp` from row `i` by the rows of both walks. The products go to
+/// Multiplies `N` interleaved rows of `inp` from row `i` by the rows of both walks. The dot products go to
 /// columns `j` and `j + apart` of `out`. Each sum depends only on its two rows, not on the rest of the tile.
 ///
 /// # Safety
@@ -196,7 +196,7 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let codes = [0, 1].map(|c| walks[c].codes.add(walks[c].first * (PIECE / 2)));
-        // Even and odd vectors have separate sums, so that no addition waits for the one before it.
+        // Even and odd vectors have separate sums, so that an addition does not depend on the previous one.
         let mut acc = [[[T::zero(); 2]; 2]; N];
         let mut piece = 0;
         while piece < per_row {

@@ -13,9 +13,9 @@ use crate::{DType, FourBit};
 
 pub(super) use dots::{chunk, dots, interleave, is_aligned};
 
-/// Columns whose rows are looked up at once when packing by columns.
+/// Number of columns that are looked up at once when packing by columns.
 const ACROSS: usize = 128;
-/// Bytes of the buffer for looked-up elements: one panel of the longest block of `k`.
+/// Size in bytes of the buffer for decoded elements: one panel of the longest block of `k`.
 const BUFFER: usize = 16 * KC * 4;
 
 /// A buffer for looked-up elements, aligned for whole vectors.
