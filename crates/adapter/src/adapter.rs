@@ -8,7 +8,7 @@ use danlu_model::{LoraSource, ModelConfig, Projection};
 
 use crate::{AdapterError, AdapterNote, LoraConfig, targets};
 
-/// Key of the stream of initial values, different from every other use of the seed.
+/// Key of the random stream for initial values. No other use of the seed has this key.
 const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
 
 /// One adapted projection, and the offsets of its matrices in [`Adapter::params`].

@@ -48,8 +48,8 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     }
     let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
     let (ranks, unused) = targets::ranks(config, &paths)?;
-    // PEFT accepts a name that no base module has beside one that matches. Without the base, a projection's name
-    // is taken for a module that the base has.
+    // PEFT accepts a name without a matching module if another name matches. If the base is unknown, every
+    // projection is assumed to exist.
     let is_unused = ranks.iter().all(Option::is_none);
     let is_projection = |target: &&str| {
         is_unused || target.rsplit('.').next().is_some_and(|name| Projection::from_name(name).is_some())

@@ -1,11 +1,11 @@
 //! Compares a merged model with the base plus its adapter over the same held-out text.
 //!
-//! **Origin of the limits.** Rounding to bf16 changes a weight by up to 2⁻⁹ of its size, at random. A product
-//! with a merged weight is thus off by about 0.1%. Over `n` products in a row the errors add like `sqrt(n)`:
-//! a percent or two of a logit at the last layer of a deep model. The divergence of two softmax distributions
-//! is about half the variance of the logit differences: at most 10⁻³ nats, usually far less. The limit for
-//! bf16 is ten times that. f16 has three more bits, which divides the divergence by 64. In f32 only the order
-//! of summation differs.
+//! **Origin of the limits.** Rounding to bf16 changes a weight by up to 2⁻⁹ of its size, at random. The
+//! output of a projection with merged weights is thus off by about 0.1%. Over `n` consecutive projections the
+//! error grows like `sqrt(n)`: to a percent or two of a logit at the last layer of a deep model. The
+//! divergence of two softmax distributions is about half the variance of the logit differences: at most 10⁻³
+//! nats, usually far less. The limit for bf16 is 10⁻². f16 has three more bits, which divides the divergence
+//! by 64. In f32 only the order of summation differs.
 //!
 //! A fixed limit alone would pass a merge that lost a small adapter entirely, so the adapter's own effect is
 //! measured too. A divergence grows with the square of the logit differences. A quarter of the adapter's own
@@ -14,7 +14,8 @@
 //! trainings. Below a thousandth of the fixed limit, a divergence is noise. The smaller of the two limits
 //! applies.
 //!
-//! Both decoders should compute in f32, so that the measurement does not include the error of bf16 products.
+//! Both decoders should compute in f32, so that the measurement does not include rounding errors of bf16
+//! multiplications.
 
 use std::ops::ControlFlow;
 
@@ -207,7 +208,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds one token, by the logits of base with adapter, merged model and base alone.
+    /// Adds one token. The arguments are the logits of base plus adapter, merged model, and base.
     fn add(&mut self, adapter: &[f32], merged: &[f32], base: &[f32], next: Option<usize>) {
         let normalisers = [adapter, merged, base].map(log_sum_exp);
         for ((x, y), z) in adapter.iter().zip(merged).zip(base) {

@@ -38,7 +38,7 @@ pub struct MergeReport {
     pub seconds: f64,
 }
 
-/// JSON cannot hold every path: a replacement character stands for bytes that are not UTF-8.
+/// JSON cannot represent every path. Invalid UTF-8 becomes U+FFFD.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }

@@ -16,11 +16,11 @@ pub(crate) fn is_config(config: &Map<String, Value>) -> bool {
     !config.contains_key("peft_type") && config.get("lora_parameters").is_some_and(Value::is_object)
 }
 
-/// The configuration of an adapter of mlx-lm. The modules are those of its tensors, as mlx-lm counts its layers
-/// from the end of the model.
+/// Returns the configuration of an mlx-lm adapter. Its modules come from the tensor names, because mlx-lm
+/// counts layers from the end of the model.
 ///
 /// # Errors
-/// If it is no LoRA, a setting is missing, or the tensors cannot be read.
+/// If the adapter is not a LoRA, a setting is missing, or the tensors cannot be read.
 pub(crate) fn config(config: &Map<String, Value>, folder: &Path) -> Result<LoraConfig, AdapterError> {
     let kind = config.get("fine_tune_type").and_then(Value::as_str).unwrap_or("lora");
     if kind != "lora" {
@@ -51,7 +51,7 @@ pub(crate) fn config(config: &Map<String, Value>, folder: &Path) -> Result<LoraC
     })
 }
 
-/// The tensors under PEFT's names: `lora_a (IN, R)` and `lora_b (R, OUT)` are transposed.
+/// Returns the tensors under PEFT's names. `lora_a (IN, R)` and `lora_b (R, OUT)` are transposed.
 pub(crate) fn tensors(weights: &Weights) -> Vec<RawTensor> {
     let tensor = |info: &danlu_model::TensorInfo| {
         let (path, half) = match info.name.rsplit_once('.') {

@@ -235,7 +235,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Pushes a little-endian number; those of four and more bytes are signed.
+    /// Pushes a little-endian number. Numbers of four or more bytes are signed.
     fn push_int(&mut self, width: usize) -> Result<(), String> {
         let number = self.number(width)?;
         let value = match width {

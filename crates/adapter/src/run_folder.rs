@@ -30,7 +30,7 @@ pub fn checkpoints(output: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
     let mut found: Vec<(u64, PathBuf)> = Vec::new();
     for name in files::names_in(output)? {
         let step = name.strip_prefix(CHECKPOINT_PREFIX).and_then(|digits| digits.parse::<u64>().ok());
-        // danlu writes neither `checkpoint-007` nor `checkpoint-+7`.
+        // danlu does not write names such as `checkpoint-007` or `checkpoint-+7`.
         if let Some(step) = step.filter(|step| name == format!("{CHECKPOINT_PREFIX}{step}"))
             && output.join(&name).join(CHECKPOINT_STATE_FILE).is_file()
         {

@@ -1,4 +1,4 @@
-//! The tensors of an adapter folder, in whatever form a program saved them, under PEFT's names.
+//! The tensors of an adapter folder under PEFT's names. Reads all supported file formats.
 
 use std::path::{Path, PathBuf};
 

@@ -272,7 +272,7 @@ impl<'a> LayerFilter<'a> {
         let layers = config.layers_to_transform.as_deref();
         let key = "layers_pattern";
         let patterns = match config.layers_pattern.as_slice() {
-            // Any list name matches. The first number in the path is that of the layer.
+            // Any list name matches. The first number in the path is the number of the layer.
             [] => vec![compile(key, "", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?],
             names => names
                 .iter()

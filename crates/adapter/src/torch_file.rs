@@ -22,7 +22,8 @@ pub(crate) struct RawTensor {
 /// Reads all tensors of a file.
 ///
 /// # Errors
-/// If it is no such archive, its pickle does more than name tensors, or a tensor lies outside of its entry.
+/// If the file is not such an archive, its pickle contains anything but tensors, or a tensor exceeds its
+/// entry.
 pub(crate) fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
     let entries = entries(file)?;
     let pickle = entries.iter().find(|(name, _)| name.ends_with("/data.pkl"));
@@ -152,7 +153,7 @@ impl<'a> Zip64<'a> {
         Self(&[])
     }
 
-    /// `short`, or the next wide number if `short` stands for one.
+    /// Returns `short`, or the following wide number if `short` is the escape value.
     fn or(&mut self, short: usize) -> Option<usize> {
         if short != u32::MAX as usize {
             return Some(short);

@@ -1,4 +1,5 @@
-//! Adapter folders: those of PEFT are read and written tensor for tensor; damaged ones are rejected.
+//! Tests that PEFT's adapter folders are read and written tensor for tensor, and that damaged ones are
+//! rejected.
 
 mod common;
 
@@ -243,7 +244,7 @@ fn damaged_files_are_errors_and_never_panics() {
 fn a_configuration_larger_than_the_file_allocates_nothing() {
     let out = tempfile::tempdir().unwrap();
     saved(out.path());
-    // The configuration alone would require some 70 TB of parameters.
+    // This configuration would require about 70 TB of parameters.
     let text = common::CONFIG.replace("\"hidden_size\": 48", "\"hidden_size\": 65536");
     let text = text.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1000");
     let text = text.replace("\"intermediate_size\": 80", "\"intermediate_size\": 65536");

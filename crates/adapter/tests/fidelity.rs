@@ -1,4 +1,4 @@
-//! Measuring a merge: a good merge passes; a wrong one fails with the reason.
+//! Tests that a good merge passes its measurement, and that a wrong one fails with the reason.
 
 mod common;
 

@@ -55,8 +55,8 @@ fn figures_are_those_of_pefts_merge_and_unload() {
             let number = |k: &str| expected[k].as_f64().unwrap();
             let sum: f64 = values.iter().map(|&v| v as f64).sum();
             let l2 = values.iter().map(|&v| (v as f64).powi(2)).sum::<f64>().sqrt();
-            // f32: inner products of length 8 are summed in another order. bf16: an element near a
-            // rounding boundary may round to the other side, one part in 2⁸ of its value.
+            // f32: dot products of length 8 are summed in another order. bf16: an element near a rounding
+            // boundary may round to the other side, one part in 2⁸ of its value.
             let (sum_slack, l2_slack, step) =
                 if key == "f32" { (1e-5, 1e-8, 1e-7) } else { (2e-3, 1e-6, 1.0 / 256.0) };
             assert!((sum - number("sum")).abs() <= sum_slack, "{key} {name}: sum {sum} {}", number("sum"));

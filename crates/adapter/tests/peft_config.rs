@@ -27,7 +27,7 @@ fn paths(changes: Value) -> Vec<String> {
     resolve(changes).unwrap().iter().map(|m| m.path().replace("model.layers.", "")).collect()
 }
 
-/// PEFT 0.3 knows these twelve keys, and rejects others.
+/// PEFT 0.3 accepts these twelve keys and rejects others.
 #[test]
 fn the_smallest_configuration_has_the_keys_of_the_first_peft() {
     let text = LoraConfig::new(8, 16.0).to_json();

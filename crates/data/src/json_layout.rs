@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{Format, json_nesting::JsonNesting};
 
-/// Bytes that are searched for the list of records. A file whose list starts later is read as JSON lines.
+/// Number of bytes in which the list of records must start. Otherwise, the file is read as JSON lines.
 pub(crate) const LOOK_AHEAD: usize = 1 << 20;
 
 /// Keys that exporters use for the list of records, in lower case.

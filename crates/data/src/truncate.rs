@@ -54,7 +54,7 @@ pub(crate) fn truncate(
         chat.messages[question].content.drain(..cuts[index]);
         chat
     };
-    // White space alone is no question, so no cut ends in one.
+    // White space is not a question, so no cut leaves only white space.
     let shorter = first_that_fits(cuts.len(), &|index| fits(&cut_at(index).messages))?;
     Ok(match shorter.map(cut_at) {
         Some(chat) if !chat.messages[question].content.trim().is_empty() => Fit::Shorter(chat),

@@ -1,4 +1,4 @@
-//! Runs many sequences on one model. Each has a slot of its own, and an adapter of its own or none.
+//! Runs many sequences on one model. Each sequence has its own slot, and optionally its own adapter.
 //!
 //! ```text
 //! open ──► start ──► step, step, … ──► take ──► start (another sequence; a common prefix is not read again)
@@ -159,7 +159,7 @@ impl<'a> Engine<'a> {
         if pieces.is_empty() {
             return Ok(());
         }
-        // Adjacent slots with one adapter share its matrix products.
+        // Adjacent slots with the same adapter share its matrix multiplications.
         pieces.sort_by_key(|&(i, _)| self.slots[i].lora.as_ref().map(|lora| Arc::as_ptr(lora).cast::<()>()));
         let inputs: Vec<SlotInput<'_>> =
             pieces.iter().map(|&(i, tokens)| self.slots[i].input(tokens)).collect();

@@ -35,7 +35,7 @@ pub struct Sampler {
     sampling: SamplingOptions,
     stream: Stream,
     penalty: Penalty,
-    /// Logits; later their differences from the largest, divided by the temperature.
+    /// Logits. Later, the differences from the largest logit, divided by the temperature.
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
 }

@@ -1,4 +1,4 @@
-//! Sequences in an engine give the same ids alone, in a batch, and after an interruption.
+//! Tests that sequences in an engine give the same ids alone, in a batch, and after an interruption.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};

@@ -21,7 +21,7 @@ const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct ProgressThrottle(Option<Instant>);
 
 impl ProgressThrottle {
-    /// Whether a report is due. A due report resets the interval.
+    /// Returns whether a report is due, and then resets the interval.
     pub fn is_due(&mut self) -> bool {
         let is_due = self.0.is_none_or(|last| last.elapsed() >= MIN_REPORT_INTERVAL);
         if is_due {

@@ -1,7 +1,7 @@
 //! Compares the base that an adapter is loaded onto with the base of its training.
 //!
-//! Any base of the same shape loads. A base other than that of the training gives wrong replies, so these
-//! checks warn.
+//! Any base of the same shape loads, but only the base of the training gives correct replies. These checks
+//! warn about any other base.
 
 use std::fs;
 use std::path::Path;
@@ -25,8 +25,8 @@ pub enum CheckDepth {
     Full,
 }
 
-/// Returns the quantization that gives the base the form of the adapter's training: that of `danlu.json`, or
-/// bitsandbytes' default if the adapter names a 4-bit repository.
+/// Returns the quantization of the base during the adapter's training. It is read from `danlu.json`. If the
+/// adapter names a 4-bit repository, it is bitsandbytes' default.
 ///
 /// Returns `None` without an adapter, and for a base that is stored in 4 bits.
 ///

@@ -83,7 +83,7 @@ impl ModelTokens {
     }
 
     /// Chooses the tokens for an adapter of another program, which has no fingerprint. The files next to the
-    /// adapter are those of its training.
+    /// adapter belong to its training.
     fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
         let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
         let differences =

@@ -71,7 +71,7 @@ pub enum Notice {
         /// The differences, one sentence each.
         differences: Vec<String>,
     },
-    /// The adapter lies in the only subfolder with one.
+    /// The adapter is in the only subfolder that contains one.
     AdapterInSubfolder {
         /// The subfolder.
         folder: PathBuf,
@@ -83,7 +83,7 @@ pub enum Notice {
         /// In what.
         note: AdapterNote,
     },
-    /// The tokenizer's file asks to skip merges at random, and danlu skips none.
+    /// The tokenizer file requests BPE dropout, which danlu does not apply.
     IgnoredDropout {
         /// `tokenizer.json`.
         file: PathBuf,

@@ -14,11 +14,11 @@ use crate::{ModelConfig, Projection};
 pub enum ActivationPolicy {
     /// Stores every activation.
     KeepAll,
-    /// Stores the results of attention and of the matrix products. Recomputes both norms and `silu(gate) ·
-    /// up`.
+    /// Stores the results of attention and of all matrix multiplications. Recomputes both norms and
+    /// `silu(gate) · up`.
     #[default]
     KeepSome,
-    /// Stores the block's input alone. The whole block is recomputed before its backward pass.
+    /// Stores only the input of the block, and recomputes the whole block before its backward pass.
     Recompute,
 }
 
@@ -180,11 +180,11 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // The low-rank intermediate of `down_proj` stays: recomputing it would repeat the block's
-                // last matrix product.
+                // Stores the low-rank intermediate of `down_proj`, because recomputing it would repeat the
+                // last matrix multiplication of the block.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
-                // So does the output of that product, where a norm follows.
+                // Stores the output of that multiplication too if a norm follows.
                 mem::swap(&mut self.mlp.mlp_proj, &mut shared.mlp.mlp_proj);
                 mem::swap(&mut self.mlp.mlp_rstd, &mut shared.mlp.mlp_rstd);
             }

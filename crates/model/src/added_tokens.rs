@@ -1,11 +1,11 @@
-//! The tokens that the files beside `tokenizer.json` name or add, as transformers 5 reads them.
+//! Reads the tokens in the other tokenizer files, as transformers 5 does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-/// The JSON files beside a tokenizer.
+/// The JSON files in the folder of a tokenizer.
 #[derive(Debug, Default)]
 pub(crate) struct TokenFiles {
     /// `tokenizer_config.json`.

@@ -143,8 +143,8 @@ impl Decoder {
     }
 
     /// Backward pass of the second half of a block. On entry, `d.hidden` holds the gradient of the block's
-    /// output. On return, it holds the gradient of the residual stream between the halves, and `d.attn` that
-    /// of `attn`.
+    /// output. On return, it holds the gradient of the residual stream between the halves, and `d.attn` holds
+    /// the gradient of `attn`.
     fn mlp_backward(
         &self,
         layer: usize,
@@ -187,8 +187,8 @@ impl Decoder {
     }
 
     /// Backward pass of the first half of a block. On entry, `d.attn` holds the gradient of the attention
-    /// output and `d.hidden` that of the residual stream. If `wanted`, `d.hidden` becomes the gradient of the
-    /// block's input. Otherwise only adapter gradients are computed.
+    /// output, and `d.hidden` the gradient of the residual stream. If `wanted`, `d.hidden` becomes the
+    /// gradient of the block's input. Otherwise only adapter gradients are computed.
     fn attend_backward(
         &self,
         layer: usize,

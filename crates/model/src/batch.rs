@@ -22,8 +22,8 @@ impl LabeledSequence {
         self.trained.iter().skip(1).filter(|&&t| t).count()
     }
 
-    /// Returns the tokens whose rows other sequences may share. They end before the first row with a label,
-    /// and before the last token.
+    /// Returns the leading tokens that other sequences may share. They exclude the last token and all rows
+    /// from the first label on.
     pub fn beginning(&self) -> &[u32] {
         let last = self.ids.len().saturating_sub(1);
         let first_label = self.trained.iter().skip(1).position(|&trained| trained);

@@ -519,7 +519,7 @@ impl ChatTemplate {
         let without = self.render(&[user], false).ok()?;
         let (head, tail) = with.split_once(marker)?;
         let default = without.strip_prefix(head)?.strip_suffix(tail)?;
-        // Text without surrounding tokens belongs to the first message; it is no system message.
+        // Text without special tokens around it belongs to the first message and is not a system message.
         let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
         (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
     }

@@ -253,7 +253,7 @@ fn text_ids_and_labels_equal_transformers() {
     }
 }
 
-/// The time and memory of each template end with an error; the stack of a thread is not enough to overflow.
+/// Each template ends with an error before it exhausts time, memory or stack.
 #[test]
 fn a_hostile_template_is_an_error() {
     let turn = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}";

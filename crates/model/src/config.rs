@@ -16,7 +16,7 @@ use crate::json::{self, Fields};
 use crate::sidecar_files::torch_name;
 use crate::{ModelError, Projection, Quantization, files};
 
-/// Limits beyond any model, below which no product of two sizes overflows.
+/// Upper limits of sizes. No real model reaches them, and the product of two sizes cannot overflow.
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_INTERMEDIATE: u64 = 1 << 24;
 const MAX_VOCABULARY: u64 = 1 << 24;

@@ -1,8 +1,8 @@
 //! Prefill and decode: prompts are read, then tokens are appended one by one, over a [`KvCache`].
 //!
-//! The values of a row do not depend on the other rows of the pass. A matrix product of few rows may sum in
-//! another order than a product of many rows (see [`Backend::row_invariant_from`]). The kind of row therefore
-//! fixes the order:
+//! The values of a row do not depend on the other rows of the pass. A matrix multiplication of few rows may
+//! sum in another order than one of many rows (see [`Backend::row_invariant_from`]). The kind of row
+//! therefore determines the order:
 //!
 //! | rows | order of summation |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | generated tokens ([`Decoder::decode`]) | that of few rows; many sequences run in several passes |
 //! | rows whose logits are returned, after the last attention | that of few rows |
 //!
-//! A reply is thus the same bits alone, in a batch, and after any interruption.
+//! A reply therefore has the same bits alone, in a batch, and after any interruption.
 
 use std::mem;
 
@@ -99,7 +99,7 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Returns the largest number of rows whose products sum in the order of few rows.
+    /// Returns the largest number of rows that still use the summation order of few rows.
     fn max_slots(&self) -> usize {
         match self.backend.row_invariant_from() {
             0 | 1 => usize::MAX,
@@ -120,8 +120,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Runs one pass over at most [`Decoder::max_slots`] slots. Matrix products before the attention output
-    /// have at least `min_rows` rows.
+    /// Runs one pass over at most [`Decoder::max_slots`] slots. Matrix multiplications before the attention
+    /// output have at least `min_rows` rows.
     fn append(
         &self,
         work: &mut Workspace,

@@ -1,4 +1,4 @@
-//! Forward pass of a decoder, composed by hand from operations with a backward: no tape, no graph.
+//! Forward pass of a decoder. It calls operations that each have a backward, without a tape or graph.
 //!
 //! One block, forward; [`backward`](crate::backward) runs the same operations in reverse:
 //!
@@ -9,8 +9,8 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP, and moves or replaces the
-//! other parts.
+//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP, and moves or replaces
+//! the other parts.
 //!
 //! After attention the rows are independent. The last layer therefore computes `res` and everything after it
 //! only for the rows that reach the head.
@@ -520,7 +520,7 @@ impl Decoder {
         be.add(out.get_mut(), act.res.get(), n * c);
     }
 
-    /// Second half of a block without its last matrix product.
+    /// Second half of a block without its last matrix multiplication.
     fn mlp_activations(
         &self,
         layer: usize,

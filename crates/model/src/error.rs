@@ -275,7 +275,7 @@ pub enum ModelError {
         problems: Vec<String>,
     },
 
-    /// A head that differs from the table which stands for it.
+    /// A head that differs from the embedding table although the configuration ties them.
     #[error(
         "`{}`: `lm_head.weight` differs from `model.embed_tokens.weight`, and `tie_word_embeddings` is true",
         folder.display()

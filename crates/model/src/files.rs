@@ -244,7 +244,7 @@ pub fn free_space(path: &Path) -> Result<u64, FileError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Ensures that `path` is a writable folder whose entries are all accepted by `allowed`.
+/// Ensures that `path` is a writable folder, and that `allowed` accepts all of its entries.
 ///
 /// # Errors
 /// If `path` is a file, has another entry (the error names one), or cannot be written.

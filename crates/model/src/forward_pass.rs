@@ -34,11 +34,11 @@ pub(crate) struct ForwardPass<'a> {
     pub indices: PassIndices,
 }
 
-/// Rows that one matrix product computes, and their adapters.
+/// Rows of one matrix multiplication, and their adapters.
 pub(crate) struct PassRows<'a> {
     /// Number of rows.
     pub n: usize,
-    /// Number of rows that a matrix product computes. The rows from `n` on are unused.
+    /// Number of rows that a matrix multiplication computes. Rows from `n` on are unused.
     pub computed: usize,
     pub lora: Vec<LoraRows<'a>>,
 }
@@ -76,7 +76,7 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// Raises every matrix product to at least `row_invariant_from` rows, so that a small micro-batch gives
+    /// Pads every matrix multiplication to at least `row_invariant_from` rows. A small micro-batch then gives
     /// the same bits alone and fused with others.
     pub fn with_many_rows(mut self, row_invariant_from: usize) -> Self {
         if let Some(head) = &mut self.head {
@@ -85,7 +85,7 @@ impl<'a> ForwardPass<'a> {
         self.with_min_rows(row_invariant_from)
     }
 
-    /// Raises matrix products before the attention output to at least `min` rows.
+    /// Pads matrix multiplications before the attention output to at least `min` rows.
     pub fn with_min_rows(mut self, min: usize) -> Self {
         self.rows.computed = self.rows.n.max(min);
         self

@@ -254,7 +254,7 @@ impl<'a> StoredFourBit<'a> {
 }
 
 impl QuantState {
-    /// Returns the state of a weight. `offset` is that of nested scales.
+    /// Returns the state of a weight. `offset` is the offset of nested scales.
     pub fn new(
         code: FourBitCode,
         block_size: usize,

@@ -155,7 +155,7 @@ impl KvCache {
         self.extent(slot).start
     }
 
-    /// Adds `tokens`, whose keys and values were written, to the length of a slot.
+    /// Adds `tokens` to the length of a slot. Their keys and values must be written.
     pub(crate) fn advance(&mut self, slot: SlotId, tokens: usize) {
         self.extent_mut(slot).len += tokens;
     }

@@ -34,7 +34,7 @@ impl Registration {
             free.is_ok()
         });
         if free.is_none() {
-            // SAFETY: the pointer comes from `Box::into_raw` and no slot holds it.
+            // SAFETY: the pointer comes from `Box::into_raw`, and no slot contains it.
             drop(unsafe { Box::from_raw(mapping) });
         }
         Self(free)

@@ -240,8 +240,8 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
     specs
 }
 
-/// Returns the length of a state after `before` bytes of other parts. All parts of a weight end at a multiple
-/// of 8.
+/// Returns the length of a state that follows `before` bytes of other parts. The state is padded so that the
+/// parts of a weight end at a multiple of 8.
 fn state_len(before: usize) -> usize {
     (before + MIN_QUANT_STATE_BYTES).next_multiple_of(8) - before
 }

@@ -45,7 +45,7 @@ struct Model {
 pub(crate) struct Settings<'a> {
     /// Whether each part of a text between two added tokens gets the prefix blank.
     pub is_legacy: bool,
-    /// Whether a text begins with a blank; the file decides if absent.
+    /// Whether a space is added before the text. `None` leaves the decision to the file.
     pub add_prefix_space: Option<bool>,
     /// The token that is added before a text.
     pub added_bos: Option<&'a str>,

@@ -68,7 +68,7 @@ impl ShardWriter {
     /// If the disk is full.
     ///
     /// # Panics
-    /// If there are more bytes than the header announced.
+    /// If there are more bytes than in the header.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         self.missing = self.missing.checked_sub(bytes.len() as u64).expect("no more bytes than announced");
         self.file.write_all(bytes).map_err(|e| FileError::new("write", self.file.path(), e))

@@ -7,13 +7,13 @@ use minijinja::{Error, ErrorKind, State};
 /// Deepest nesting of a stored value. JSON itself nests at most 128 levels.
 const MAX_DEPTH: usize = 200;
 
-/// Most items of a value, with those of its items.
+/// Maximum number of items of a value, counted recursively.
 const MAX_ITEMS: usize = 1 << 20;
 
 /// Items that cost one unit of fuel.
 const ITEMS_PER_FUEL: usize = 8;
 
-/// Most characters that a width or a precision asks for, and most of all of them in one format.
+/// Maximum of a width or a precision in a format, and of the sum of all widths and precisions.
 const MAX_WIDTH: usize = 10_000;
 const MAX_WIDTH_SUM: usize = 1 << 20;
 
@@ -23,8 +23,8 @@ pub(crate) fn bound(state: &State, value: Value) -> Result<Value, Error> {
     stored(value)
 }
 
-/// As [`bound`], for an attribute of a namespace. A namespace holds data only: a namespace or a macro in it
-/// could refer back to it, which neither ends when printed nor is ever freed.
+/// As [`bound`], for an attribute of a namespace. A namespace may contain only data. A namespace or macro
+/// inside it could refer back to it: printing would not end, and the memory would leak.
 pub(crate) fn bound_member(state: &State, value: Value) -> Result<Value, Error> {
     check(state, &value, true)?;
     stored(value)
@@ -45,7 +45,7 @@ fn stored(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Size of a value in which shared items count as often as they occur.
+/// Size of a value. A shared item counts once per occurrence.
 #[derive(Clone, Copy, Default)]
 struct Size {
     items: usize,

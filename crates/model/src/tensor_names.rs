@@ -4,11 +4,11 @@
 const WRAPPERS: [&str; 5] =
     ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"];
 
-/// First segments of a decoder's tensors in a file of the decoder alone.
+/// First segments of tensor names in a file that contains only the decoder.
 const DECODER: [&str; 3] = ["layers", "embed_tokens", "norm"];
 
-/// The model's own names for the tensors of one checkpoint: without wrappers and PEFT's prefix, and with `model.`
-/// where a file has the decoder alone.
+/// Returns the model's own names for the tensors of one checkpoint. Wrappers and PEFT's prefix are removed.
+/// `model.` is added if a file contains only the decoder.
 pub(crate) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let bare = |name: &str| {
         let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();

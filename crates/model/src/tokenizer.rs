@@ -70,8 +70,8 @@ impl Tokenizer {
         Self::read_from(folder, folder, folder, ConfigJson::read_optional(folder)?.as_ref())
     }
 
-    /// Reads the tokenizer of `base`, whose `config.json` is read already. Files of `adapter` replace those
-    /// of the base: its tokenizer if complete, its chat template, its `generation_config.json`.
+    /// Reads the tokenizer of `base`, whose `config.json` is read already. These files of `adapter` replace
+    /// files of the base: a complete tokenizer, a chat template, `generation_config.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::read`].
@@ -152,7 +152,7 @@ impl Tokenizer {
         })
     }
 
-    /// Returns the ids of `text`. Special tokens in the text are recognised; none is added.
+    /// Returns the ids of `text`. Special tokens in the text are recognised. None are added.
     ///
     /// # Errors
     /// If the tokenizer cannot represent the text.
@@ -197,7 +197,7 @@ impl Tokenizer {
         &self.path
     }
 
-    /// The share of merges that the file asks to skip at random, as in BPE dropout. danlu skips none: a run could
+    /// The file's BPE dropout: the share of merges to skip at random. danlu skips none, because a run could
     /// not be repeated.
     pub fn ignored_dropout(&self) -> Option<f32> {
         self.ignored_dropout

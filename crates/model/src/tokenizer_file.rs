@@ -20,7 +20,7 @@ const MAX_TOKEN_ID: u64 = 1 << 24;
 /// Longest prefix or suffix of a token, which the library writes for each character of a text.
 const MAX_AFFIX_BYTES: usize = 64;
 
-/// Longest word of WordPiece, whose time grows with the square of it.
+/// Maximum length of a word for WordPiece. Its time grows with the square of the length.
 const MAX_WORD_CHARS: u64 = 10_000;
 
 /// Longest text that a normalizer inserts for one match.
@@ -29,7 +29,7 @@ const MAX_INSERTED_BYTES: usize = 1024;
 /// Most bytes that all normalizers or decoders together make of one byte.
 const MAX_GROWTH: usize = 64;
 
-/// Most steps in a sequence, with those of its sequences.
+/// Maximum number of steps in a sequence, counted recursively.
 const MAX_STEPS: usize = 256;
 
 /// The parts of `tokenizer.json` that are checked.
@@ -128,7 +128,7 @@ impl TokenizerFile {
     }
 }
 
-/// The steps of a part of the file, with those of its sequences in place.
+/// Returns the steps of a part of the file. Nested sequences are flattened.
 fn steps(part: &Value) -> Vec<&Value> {
     let mut found = Vec::new();
     let mut open = vec![part];
@@ -333,10 +333,10 @@ mod tests {
         json!({ "type": "Precompiled", "precompiled_charsmap": STANDARD.encode(map) })
     }
 
-    /// A trie whose one path is `a`, with its leaf at `leaf`.
+    /// Returns a trie with the single path `a` and its leaf at `leaf`.
     fn one_path(leaf: u32) -> Vec<u32> {
         let mut units = vec![0; 512];
-        // The root's children are at 256; `a` is there, has a leaf, and its children are at 0.
+        // The root's children start at 256. `a` is one of them, has a leaf, and its children start at 0.
         units[0] = 256 << 10;
         let child = 256 ^ u32::from(b'a');
         units[child as usize] = u32::from(b'a') | (1 << 8) | ((child ^ 1) << 10);

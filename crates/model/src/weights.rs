@@ -60,7 +60,7 @@ pub struct Weights {
     owners: Vec<Owner>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
-    /// Weights that were quantized in memory. They replace those of the files.
+    /// Weights that were quantized in memory. They replace the weights of the files.
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
@@ -209,8 +209,8 @@ impl Weights {
         let file = self.files.len();
         let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
-            // transformers does not load tensors that the index lacks either. A tensor that the index alone has is
-            // missed only by a model that needs it.
+            // Tensors that the index lacks are not loaded, as in transformers. A tensor that exists only in
+            // the index is an error only for a model that needs it.
             found.retain(|t| promised.contains(&t.name));
         }
         for tensor in found {
@@ -287,8 +287,8 @@ impl Weights {
     fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
         if let Owner::Map(file) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
-            // SAFETY: the map is a read-only file map, so a dropped page is read again from the file. A
-            // refusal by the system only costs memory.
+            // SAFETY: the file is mapped read-only, so a dropped page is read again from the file. If the
+            // system refuses, only memory is wasted.
             let _ = unsafe { file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         }
     }
@@ -456,7 +456,8 @@ impl Weights {
         Err(ModelError::Incomplete { path: self.folder.clone(), problems })
     }
 
-    /// Rejects a head beside a tied table that differs from the table: the model would answer without the head.
+    /// Rejects a head that differs from the embedding table to which the configuration ties it, because the
+    /// model would ignore the head.
     fn check_tied_head(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let (head, table) = (self.info("lm_head.weight"), self.info("model.embed_tokens.weight"));
         let (true, Some(head), Some(table)) = (config.tie_word_embeddings, head, table) else {
@@ -486,7 +487,7 @@ fn is_harmless(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || name.starts_with("v_head.")
 }
 
-/// The shards of a folder whose index is missing: `model-00001-of-00002.safetensors` and its like.
+/// Returns the shards of a folder without an index, such as `model-00001-of-00002.safetensors`.
 fn shards_without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let parts = |name: &str| {
         let (number, count) =

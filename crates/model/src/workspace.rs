@@ -17,7 +17,7 @@ pub struct Workspace {
     pub(crate) layers: Vec<LayerActivations>,
     /// One per layer. Further layers have the default policy.
     policies: Vec<ActivationPolicy>,
-    /// Buffers shared by the layers whose policy does not store everything.
+    /// Buffers for all layers with a policy that does not store everything.
     shared: LayerActivations,
     /// The layer whose values are in `shared`.
     shared_holds: Option<usize>,
@@ -152,8 +152,8 @@ impl Workspace {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Reserves `n` rows, the activations of `layers` layers and `head_rows` rows at the head. A single
-    /// layer's buffers serve all layers in turn.
+    /// Reserves `n` rows, the activations of `layers` layers and `head_rows` rows at the head. All layers
+    /// share the buffers of a single layer.
     pub(crate) fn reserve(
         &mut self,
         config: &ModelConfig,

@@ -125,7 +125,6 @@ fn storing_less_saves_memory_and_counts_the_recomputation() {
         assert!(next.peak < before.peak && next.flops >= before.flops);
         before = next;
     }
-    // At most a third of the forward products: the head and the last product of every block are not
-    // repeated.
+    // At most a third more: the head and the last matrix multiplication of every block are not repeated.
     assert!(before.flops > all.flops && before.flops < all.flops * 4 / 3, "{} {}", before.flops, all.flops);
 }

@@ -1,4 +1,4 @@
-//! Continued sequences give the same bits alone, in a batch, in pieces, and after truncation.
+//! A continued sequence gives the same bits alone, in a batch, in pieces, and after truncation.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn decoder_on(backend: Arc<dyn Backend>) -> Decoder {
     Decoder::load(folder.path(), backend).unwrap()
 }
 
-/// The reference loops, and every instruction set with matrix products in f32 and in bf16.
+/// Returns `Reference`, and `Cpu` on every instruction set in f32 and bf16.
 fn all_backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::Bf16 });
     let bf16 = Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>);

@@ -46,7 +46,7 @@ fn logits_in_parts_equal_those_of_all_rows() {
         let all = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
         let states = decoder.hidden_states(&mut work, &batch, Some(&adapter)).unwrap();
         let parts = [0..4, 4..5, 5..11].map(|rows| decoder.logits_of(&mut work, &states, rows).unwrap());
-        // A product of fewer rows may sum in another order, so results differ by rounding.
+        // A matrix multiplication of fewer rows may sum in another order, so results differ by rounding.
         assert!(common::relative_to_max(&parts.concat(), &all) < 1e-6, "{}", decoder.backend().name());
     }
 }
@@ -94,7 +94,8 @@ fn gradients_match_finite_differences() {
             }
             backend.write(&mut adapter.params, i, &value);
             let numeric = (0.5 * (sides[0] - sides[1]) / (2.0 * step as f64)) as f32;
-            // The third-order term of the step and f32 losses leave about 1e-4 of the largest gradient.
+            // The error is about 1e-4 of the largest gradient, from the step's third-order term and from
+            // rounding of f32 losses.
             assert!((numeric - analytic[i]).abs() < 2e-3 * scale, "{i}: {numeric} against {}", analytic[i]);
         }
     }

@@ -1,4 +1,4 @@
-//! 4-bit models are written and read back; a model with a damaged part is rejected.
+//! Tests that 4-bit models are written and read back, and that damaged ones are rejected.
 
 use std::collections::BTreeMap;
 use std::fs;

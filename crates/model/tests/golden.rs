@@ -131,7 +131,7 @@ fn greedy_generations_equal_transformers() {
     }
 }
 
-/// Returns the `count` most likely tokens one after the other. An end-of-turn token does not end the text.
+/// Returns `count` tokens of greedy decoding. An end-of-turn token does not end it.
 fn greedy(decoder: &Decoder, lora: Option<&dyn LoraSource>, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut work = Workspace::new();
     let mut cache = decoder.new_cache();

@@ -9,7 +9,7 @@ use common::{FlatAdapter, backends, relative_to_max, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Element, Isa, Reference};
 use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, SlotInput, Workspace};
 
-/// Returns `tokens` tokens, of which the last `labels` are trained.
+/// Returns `tokens` tokens. The last `labels` of them are trained.
 fn sequence(tokens: usize, labels: usize) -> LabeledSequence {
     let ids = (0..tokens as u32).map(|i| (i * 7 + tokens as u32) % 50).collect();
     LabeledSequence { ids, trained: (0..tokens).map(|i| i + labels >= tokens).collect() }

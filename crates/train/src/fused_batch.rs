@@ -1,8 +1,8 @@
 //! Fuses small micro-batches of a step into one batch.
 //!
-//! A matrix product reads and packs each base weight once, so one large batch is faster than several small
-//! ones. Each micro-batch has its own dropout masks, and gradients are summed in the order of the
-//! micro-batches. The results are bit for bit those of separate micro-batches.
+//! A matrix multiplication reads and packs each base weight once, so one large batch is faster than several
+//! small ones. Each micro-batch has its own dropout masks, and gradients are summed in the order of the
+//! micro-batches. The results equal those of separate micro-batches bit for bit.
 
 use std::ops::Range;
 
@@ -72,9 +72,9 @@ impl FusedBatch {
     }
 }
 
-/// The row limit by which a group of micro-batches is split, or `None` if it stays one pass.
+/// Returns the row limit that splits a group of micro-batches, or `None` if the group runs in one pass.
 ///
-/// `rows` and `tokens` are those of the group's only micro-batch.
+/// `rows` and `tokens` describe the group's only micro-batch.
 pub(crate) fn parts(micros: usize, rows: usize, tokens: usize, grouping: PassGrouping) -> Option<usize> {
     grouping.max_rows.filter(|&most| micros == 1 && rows > most && rows == tokens)
 }

@@ -86,7 +86,7 @@ pub struct TrainSettings {
     pub val_size: f64,
     /// Seed of initialization, data order and dropout.
     pub seed: u64,
-    /// Precision of attention and of matrix products with the base's weights.
+    /// Precision of attention and of matrix multiplications by the base's weights.
     pub dtype: Precision,
     /// Quantization that is applied to the base's projections while loading.
     pub quant: Quant,
@@ -146,7 +146,7 @@ impl Default for TrainSettings {
     }
 }
 
-/// Precision of matrix products with the base's weights.
+/// Precision of matrix multiplications by the base's weights.
 ///
 /// On a processor with bf16 instructions the precision also applies to attention. All other operations use
 /// f32.

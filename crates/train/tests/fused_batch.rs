@@ -1,4 +1,4 @@
-//! Small micro-batches that go through the model together give the bits of one after the other.
+//! Tests that fused micro-batches give the same bits as separate ones.
 
 mod common;
 

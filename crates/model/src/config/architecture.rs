@@ -26,7 +26,7 @@ pub struct Architecture {
     pub embedding_scale: f32,
     /// Factor of what attention and MLP add to the residual stream.
     pub residual_scale: f32,
-    /// Factor of the products `q · k`. `None`: `HS^-½`.
+    /// Factor of `q · k`. `None` means `HS^-½`.
     pub attention_scale: Option<f64>,
     /// Scores become `cap · tanh(score / cap)`.
     pub attention_softcap: Option<f32>,

@@ -33,7 +33,7 @@ pub(super) struct Family {
 const LLAMA: Defaults = Defaults { theta: 1e4, eps: 1e-6, tied: false, head_dim: None, max_positions: 2048 };
 const GEMMA: Defaults = Defaults { tied: true, head_dim: Some(256), max_positions: 8192, ..LLAMA };
 
-/// Every family whose golden values pass.
+/// All supported families. Each has passing golden values.
 pub(super) const FAMILIES: &[Family] = &[
     Family { name: "llama", defaults: LLAMA, read: llama },
     Family { name: "qwen2", defaults: Defaults { max_positions: 32_768, ..LLAMA }, read: qwen2 },
@@ -181,7 +181,7 @@ fn gemma_base(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelE
         Some(name) => Some(name),
         None => fields.text("hidden_act")?,
     };
-    // Gemma 1 says `gelu` and means the tanh form, as transformers does.
+    // Gemma 1 writes `gelu` for the tanh form, and transformers reads it so.
     if !matches!(activation, None | Some("gelu" | "gelu_pytorch_tanh")) {
         return Err(fields.unsupported("hidden_activation", "`gelu_pytorch_tanh`"));
     }
@@ -305,7 +305,7 @@ fn softcap(fields: &Fields<'_>, name: &str, default: Option<f32>) -> Result<Opti
 }
 
 /// Reads `sliding_window`. A missing key has the default; null switches it off. A window as long as the
-/// context hides nothing.
+/// context has no effect.
 fn window(fields: &Fields<'_>, default: Option<usize>, sizes: &Sizes) -> Result<Option<usize>, ModelError> {
     let window = match fields.is_missing("sliding_window") {
         true => default,
@@ -350,8 +350,8 @@ fn local_flags(
     types.iter().map(flag).collect()
 }
 
-/// As [`layers`], for a family whose local layers have a rotary embedding of their own, which is never scaled
-/// in transformers 4.
+/// As [`layers`], for families with a separate rotary embedding in local layers. transformers 4 never scales
+/// this embedding.
 fn local_layers(
     fields: &Fields<'_>,
     sizes: &Sizes,

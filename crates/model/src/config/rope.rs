@@ -47,7 +47,7 @@ pub enum RopeScaling {
         factor: f64,
         /// Turns in the original context from which a frequency does not change.
         beta_fast: f64,
-        /// Turns in the original context up to which a frequency is divided by `factor`.
+        /// A frequency with fewer turns in the original context is divided by `factor`.
         beta_slow: f64,
         /// Factor of cosine and sine.
         attention_factor: f64,
@@ -69,11 +69,10 @@ impl Rope {
 
     /// Returns the rotation of each element pair, in radians a token, `(HS / 2)`.
     ///
-    /// `theta ^ (-2i / HS)`; under `llama3` scaling a wavelength `2π / f` beyond
-    /// `original / low_freq_factor` has its frequency divided by `factor`, one below
-    /// `original / high_freq_factor` keeps it, and between the two lies a linear mix.
-    /// Source: Su et al., 2021, section 3.2.2; Grattafiori et al., 2024, section 3.4.3; Peng et al., 2023,
-    /// section 3.
+    /// `theta ^ (-2i / HS)`. Under `llama3` scaling, the wavelength `2π / f` decides. Beyond `original /
+    /// low_freq_factor`, the frequency is divided by `factor`. Below `original / high_freq_factor`, it is
+    /// unchanged. In between, both are mixed linearly. Source: Su et al., 2021, section 3.2.2; Grattafiori et
+    /// al., 2024, section 3.4.3; Peng et al., 2023, section 3.
     pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
         let plain = (0..head_dim / 2).map(|i| {
             // The exponent is rounded to f32 as PyTorch does, the power to nearest.
