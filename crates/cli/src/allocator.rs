@@ -1,6 +1,6 @@
-//! Settings of the allocator, and the report of a failed allocation.
+//! Settings of the allocator, and the error for a failed allocation.
 //!
-//! A memory plan holds only if freed memory goes back to the system.
+//! A memory plan is valid only if freed memory is returned to the system.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -12,7 +12,7 @@ static ALLOCATOR: ReportingAllocator = ReportingAllocator;
 /// The system's allocator. A failed allocation prints an error and exits with code 1; by default it aborts.
 struct ReportingAllocator;
 
-// SAFETY: every method forwards to `System`, and returns only blocks that `System` returned.
+// SAFETY: every method calls the same method of `System` and returns its result.
 unsafe impl GlobalAlloc for ReportingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps the contract of `alloc`.
@@ -89,8 +89,8 @@ pub fn configure() {
         const M_MMAP_THRESHOLD: i32 = -3;
         const M_ARENA_MAX: i32 = -8;
         for (param, value) in [(M_MMAP_THRESHOLD, LARGE), (M_ARENA_MAX, 1)] {
-            // SAFETY: `mallopt` is glibc's, of this signature; no other thread runs yet, and a refusal
-            // changes nothing.
+            // SAFETY: glibc's `mallopt` has this signature. No other thread runs yet. A failed call changes
+            // nothing.
             unsafe { mallopt(param, value) };
         }
     }
@@ -104,7 +104,7 @@ pub fn trim() {
         unsafe extern "C" {
             fn malloc_trim(pad: usize) -> i32;
         }
-        // SAFETY: `malloc_trim` is glibc's, of this signature, and touches free memory only.
+        // SAFETY: glibc's `malloc_trim` has this signature, and changes only free memory.
         unsafe { malloc_trim(0) };
     }
 }

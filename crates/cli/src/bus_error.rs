@@ -22,7 +22,7 @@ pub fn install() {
 }
 
 fn fault_address(info: &libc::siginfo_t) -> usize {
-    // SAFETY: the kernel sets the address of every SIGBUS that an access raises.
+    // SAFETY: for a SIGBUS from a memory access, the kernel sets the address.
     unsafe { info.si_addr() as usize }
 }
 
@@ -40,7 +40,8 @@ fn report(address: usize) {
 
 /// Writes to standard error without a lock or an allocation.
 pub fn write(mut bytes: &[u8]) {
-    // SAFETY: standard error stays open until the process exits; a closed one only fails the write.
+    // SAFETY: standard error stays open until the process exits. If it were closed, only the write would
+    // fail.
     let stderr = unsafe { BorrowedFd::borrow_raw(STDERR) };
     while !bytes.is_empty() {
         match rustix::io::write(stderr, bytes) {

@@ -3,7 +3,7 @@
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// Most points that are drawn as marks. More would hide the curve.
+/// Maximum number of points that are drawn as dots. More dots would hide the curve.
 const MOST_MARKS: usize = 12;
 
 pub struct Series<'a> {
@@ -85,7 +85,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     out
 }
 
-/// Whether the series is drawn with marks. Marks distinguish the second series without colour.
+/// Whether the series is drawn with dots. Dots distinguish the second series without colour.
 fn is_marked(index: usize, series: &Series<'_>) -> bool {
     index > 0 && series.points.len() <= MOST_MARKS
 }

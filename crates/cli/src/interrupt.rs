@@ -122,7 +122,7 @@ pub fn requested() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0
 }
 
-/// `ControlFlow::Break` once a stop was requested; for progress callbacks.
+/// Returns `ControlFlow::Break` after a stop request. Progress callbacks return this value.
 pub fn check() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

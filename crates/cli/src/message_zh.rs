@@ -82,7 +82,7 @@ const MESSAGES: &[(&str, &str)] = &[
     ("step {}: the {} is {}; its records: {}", "第 {} 步：{} 为 {}；所用记录：{}"),
 ];
 
-/// Patterns of the parts of hints, which are separated by `; `.
+/// Patterns for parts of hints. `; ` separates the parts.
 const HINTS: &[(&str, &str)] = &[
     ("check the path for a typing mistake", "检查路径是否写错"),
     ("check the path", "检查路径"),

@@ -14,7 +14,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// A tool whose files are recognised.
+/// A tool with a recognised file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     Axolotl,
@@ -332,7 +332,7 @@ impl Context<'_> {
             .unwrap_or_else(|| self.by_name(key, value))
     }
 
-    /// Keys whose values need a translation of their own.
+    /// Translates keys whose values have a different meaning in danlu.
     fn special(&self, key: &str, value: &Value) -> Option<Outcome> {
         let text = scalar(value);
         let on = text.as_deref().and_then(peer_flags::switch).unwrap_or(true);
@@ -382,7 +382,7 @@ impl Context<'_> {
         })
     }
 
-    /// Keys whose values are lists or tables.
+    /// Translates keys whose values are lists or tables.
     fn nested(&self, key: &str, value: &Value) -> Option<Outcome> {
         match (key, value) {
             ("lora_target_modules" | "target_modules" | "lora_target", Value::Array(names)) => {

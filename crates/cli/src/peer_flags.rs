@@ -12,9 +12,9 @@ use crate::diagnostic::{Diagnostic, Result};
 /// What a name of another tool means here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerFlag {
-    /// The danlu flag of the same meaning; the first one that the command has.
+    /// danlu flags with the same meaning. The first one that the command has is used.
     Same(&'static [&'static str]),
-    /// A switch that stands for these arguments.
+    /// A switch. It becomes these arguments.
     Switch(&'static str),
     /// No equal flag: what to do instead.
     Advice(&'static str),
@@ -309,10 +309,10 @@ pub fn close<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option
     ranked.filter(|(edits, _)| *edits <= limit).min().map(|(_, known)| known)
 }
 
-/// Translates the flags of a command line: `_` becomes `-`, and names of other tools become danlu's.
+/// Translates the flags of a command line. `_` becomes `-`, and flags of other tools become danlu's flags.
 ///
 /// # Errors
-/// If a flag of another tool has no equal. The hint says what to use instead.
+/// If danlu has no flag for a flag of another tool. The hint names an alternative.
 pub fn translate(root: &Command, line: Vec<OsString>) -> Result<Vec<OsString>> {
     let mut command = root;
     let mut words = line.into_iter().peekable();

@@ -122,8 +122,8 @@ impl Printer {
         self.data_raw("\n");
     }
 
-    /// Prints a line of data after `label`. A terminal wraps long lines and indents them; elsewhere the line
-    /// stays whole for `grep`.
+    /// Prints a line of data after `label`. In a terminal, long lines are wrapped and indented. Elsewhere
+    /// they are not, so that `grep` finds whole lines.
     pub fn data_labeled(&self, label: &str, line: &str) {
         self.data(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
     }
@@ -140,7 +140,7 @@ impl Printer {
     /// Exits because stdout cannot be written.
     pub fn give_up_stdout(&self, error: io::Error) -> ! {
         temp_dirs::remove_all();
-        // `danlu ... | head` closes the pipe; that is not an error.
+        // A closed pipe, as in `danlu ... | head`, is not an error.
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }

@@ -38,7 +38,7 @@ fn training_is_measured_in_tokens_flop_seconds_and_bytes() {
         "bench": "train", "model": "base-8m", "random_weights": true, "parameters": 7_999_744,
         "weight_bytes": 15_999_488, "dtype": "f32", "random_tokens": true, "batch_sequences": 2,
         "gradient_accumulation_steps": 2, "lora_r": 4, "trainable_parameters": 149_504, "steps": 3, "warm_up": 1,
-        // Three steps of four sequences; the first token of each has no loss.
+        // Three steps of four sequences. The first token of each sequence has no loss.
         "useful_tokens": 3 * 4 * 16, "labelled_tokens": 3 * 4 * 15,
     });
     for (key, value) in expected.as_object().unwrap() {

@@ -132,7 +132,7 @@ fn what_was_said_and_written_by_hand_outlives_later_commands() {
     }
     assert!(!card().contains("In plain English") && !card().contains("bsd-3-clause"), "{}", card());
 
-    // A file without marks belongs to the author.
+    // A file without markers belongs to the author.
     scene.write("out/README.md", "# By hand\n");
     let ran = scene.ok("train --output out --resume");
     assert!(ran.err.contains("README.md has no danlu marks and stays as it is"), "{}", ran.err);
@@ -264,7 +264,7 @@ fn a_resumed_run_that_has_nothing_to_do_keeps_its_record() {
 fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
     let scene = Scene::new();
     scene.write("notes.md", "手写的话\n");
-    // A killed run leaves notes and no model.
+    // A killed run leaves the notes but no model.
     scene.ok(&format!("train --base base --data data.json --output out --notes notes.md {FLAGS}"));
     for name in ["README.md", "card.json", "adapter_model.safetensors"] {
         fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();

@@ -301,7 +301,8 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     // A local folder takes precedence.
     fs::create_dir(hub.scene.path("lab/base")).unwrap();
     assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("it has neither"));
-    // Where it holds nothing, an adapter whose base is the Hub's is told what is in the way, and how to go round it.
+    // An empty local folder with the name of the base hides the base on the Hub. The error says how to avoid
+    // it.
     let ran = hub.scene.run("chat out --prompt 你好");
     let said = "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
     assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
@@ -605,7 +606,7 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     }
     let card = String::from_utf8(hub.server.read("me/huan", "main", "README.md").unwrap()).unwrap();
     assert!(card.contains("danlu chat me/huan") && !card.contains("your-name"), "{card}");
-    // The folder is unchanged; only the upload has the name.
+    // The folder is unchanged. Only the upload contains the name.
     assert!(String::from_utf8(hub.scene.read("out/README.md")).unwrap().contains("your-name/"));
     let commits = hub.server.commits("me/huan").len();
 

@@ -1,5 +1,5 @@
-//! Full disks, and processes killed during a save: complete files stay intact, and no partial file gets a
-//! name.
+//! Tests full disks and processes killed during a save: complete files stay intact, and a partial file never
+//! gets its final name.
 #![cfg(unix)]
 
 mod common;

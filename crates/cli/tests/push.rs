@@ -476,7 +476,7 @@ fn a_path_of_this_machine_in_a_head_is_warned_of_and_replaced() {
     for path in ["README.md", "adapter_config.json"] {
         assert!(!desk.text("me/huan", path).contains(named), "{path}");
     }
-    // The name in the repository is also used without a record, if the Hub knows that base.
+    // The name in the repository is used even without a record, if the base exists on the Hub.
     desk.server.add_model("lab/base", &[("config.json", b"{}")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("the base stays `lab/base`"), "{}", ran.err);

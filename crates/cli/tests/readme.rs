@@ -59,7 +59,7 @@ fn commands(page: &str) -> Vec<&str> {
     lines.map(|line| line.split(" #").next().unwrap_or(line).trim()).collect()
 }
 
-/// Returns the words for which `of(previous word, word)` holds.
+/// Returns the words for which `of(previous word, word)` is true.
 fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<&'a str> {
     let pairs = commands.iter().flat_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();

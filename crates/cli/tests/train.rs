@@ -188,7 +188,7 @@ fn a_diverged_run_is_reported_and_not_merged() {
         "error: cannot merge `out`: it makes held-out text worse; the perplexity on `out/held_out.json` is ";
     assert!(ran.err.contains(error) && ran.err.contains("`--allow-worse`"), "{}", ran.err);
     assert!(!scene.path("merged").exists());
-    // Without held-out text, danlu's own text shows a model that guesses.
+    // Without held-out text, danlu measures on its own text, which also detects a model that guesses.
     std::fs::remove_file(scene.path("out/held_out.json")).unwrap();
     let ran = scene.run("merge out --output merged");
     assert!(ran.code == 1 && ran.err.contains("the perplexity on danlu's own text is "), "{}", ran.err);

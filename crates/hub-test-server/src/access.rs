@@ -33,7 +33,7 @@ impl State {
         }
     }
 
-    /// Whether `name` may write in `namespace`: its own, or that of its organisation.
+    /// Whether `name` may write in `namespace`: its own namespace, or the namespace of its organisation.
     pub fn owns(&self, name: &str, namespace: &str) -> bool {
         name == namespace || self.members.iter().any(|(org, user)| org == namespace && user == name)
     }

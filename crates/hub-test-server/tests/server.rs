@@ -258,7 +258,7 @@ fn parts_may_come_in_any_order_but_all_have_to_come() {
     };
     let (status, second) = part("00002", b"c");
     assert_eq!((status, complete(&[&second])), (200, 400));
-    // A part that is too long changes neither the next part nor the end.
+    // A part that is too long changes no other part.
     assert_eq!((part("00002", b"cc").0, part("00001", b"abx").0, part("00001", b"a").0), (400, 400, 400));
     let (_, first) = part("00001", b"ab");
     assert_eq!((complete(&[&second, &first]), complete(&[&first, &second])), (400, 200));

@@ -41,9 +41,9 @@ struct PartialFile<'a> {
 
 /// Why a transfer ended early.
 enum Interruption {
-    /// The connection broke; another attempt may succeed.
+    /// The connection broke. Another attempt may succeed.
     Cut(String),
-    /// The server was too slow; another attempt may succeed.
+    /// The server was too slow. Another attempt may succeed.
     Slow(String),
     /// Any other error.
     Error(HubError),
@@ -79,7 +79,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Downloads a missing blob, whose lock the caller holds.
+    /// Downloads a missing blob. The caller must hold its lock.
     fn fill(
         &self,
         cache: &Cache,

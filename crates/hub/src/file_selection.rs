@@ -17,7 +17,7 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
-/// Files that danlu writes beside an adapter and reads again.
+/// Files that danlu writes next to an adapter and reads again.
 const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 
 /// The Hub adds this file to every repository, and no loader reads it.
@@ -84,8 +84,8 @@ fn longest(path: &str) -> u64 {
     }
 }
 
-/// Returns the optional files that a snapshot lacks and that would change results. Files recorded as absent
-/// are left out.
+/// Returns the optional files that a snapshot lacks and that would change results, except those recorded as
+/// absent.
 ///
 /// Python may have fetched only a part of the repository. Two files show that nothing is missing:
 /// - a chat template in `tokenizer_config.json`: the repository has no other one;

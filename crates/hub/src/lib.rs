@@ -6,8 +6,8 @@
 //! - [`UploadSet`] lists the files of a folder to upload and to skip.
 //! - [`Hub::diff`] compares an upload set with a repository, and [`Hub::push`] uploads it in one commit.
 //!
-//! The cache, its locks and the environment variables are those of `huggingface_hub`. danlu and Python
-//! therefore use each other's downloads.
+//! The cache, its locks and the environment variables are the same as in `huggingface_hub`, so danlu and
+//! Python share downloads.
 //!
 //! ```
 //! use danlu_hub::RepoName;

@@ -171,7 +171,7 @@ fn a_failed_file_stops_the_other_downloads() {
         ("model-3.safetensors", &[3; 100]),
     ];
     scene.server.add_model("lab/shards", &files);
-    // The first download fails, the second waits for ten minutes, and the third needs a lock of another
+    // The first download fails, the second waits for ten minutes, and the third waits for a lock of another
     // process.
     let wait = vec![("Retry-After".into(), "600".into())];
     scene.server.fault(Fault::on(Method::Get, "model-2").always().then(Action::Status(

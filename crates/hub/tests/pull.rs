@@ -125,7 +125,8 @@ fn an_adapter_is_downloaded_without_other_files() {
     assert!(scene.hub(None).cached_folder(&repo("me/adapter"), FetchScope::Full).unwrap().is_some());
 }
 
-/// Leaves the cache as an interrupted Python does: these files only, and no recorded absences.
+/// Leaves the cache in the state of an interrupted Python download: only these files, and no recorded
+/// absences.
 fn keep_only(folder: &Path, files: &[&str]) {
     for name in names(folder).iter().filter(|name| !files.contains(&name.as_str())) {
         fs::remove_file(folder.join(name)).unwrap();

@@ -520,7 +520,7 @@ fn the_commit_deletes_shards_that_no_index_lists() {
     let again = desk.push("me/model").unwrap();
     assert!(again.files.is_empty() && again.removed.is_empty() && again.commit == pushed.commit);
 
-    // One file replaces all shards; nothing else changes, and the response is lost.
+    // One file replaces all shards, and the response is lost.
     fs::remove_file(desk.folder().join("model.safetensors.index.json")).unwrap();
     (1..=2).for_each(|i| fs::remove_file(desk.folder().join(shard(i, 2))).unwrap());
     desk.write("model.safetensors", &[9; 3000]);

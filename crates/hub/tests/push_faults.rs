@@ -1,4 +1,4 @@
-//! Faults during a push. Each ends with one commit after a retry, or with a clear error and no commit.
+//! Tests faults during a push. Each ends with one commit after a retry, or with a clear error and no commit.
 
 mod common;
 
@@ -165,7 +165,7 @@ fn a_commit_with_a_lost_response_is_not_repeated() {
     assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/2", desk.server.endpoint())));
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/2"], pushed.commit);
     assert_eq!(desk.server.commits("she/adapter").len(), 3);
-    // The client waits longer for a slow response than a connection may stall.
+    // The client's limit for a slow response is longer than its limit for a stalled connection.
     desk.server.clear_faults();
     desk.server.clear_requests();
     let late = Duration::from_secs(6);

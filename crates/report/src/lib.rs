@@ -1,6 +1,6 @@
-//! The HTML page and the model card of a run, and the summary that both are written from.
+//! The HTML page and the model card of a run, and the run summary that contains their data.
 //!
-//! - [`summary`]: the run as plain values, without any path of the machine.
+//! - [`summary`]: the run as plain values, without local paths.
 //! - [`page`]: `report.html`, one self-contained page, and the loss as an SVG file.
 //! - [`card`]: `README.md` and `card.json` of an adapter or a merged model.
 //! - [`number_format`]: numbers for the page, the card and the terminal.

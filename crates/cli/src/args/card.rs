@@ -17,7 +17,7 @@ const MAX_NOTES_BYTES: u64 = 1 << 20;
 pub enum CardLang {
     Zh,
     En,
-    /// Both languages, that of the terminal first.
+    /// Both languages. The language of the terminal comes first.
     Both,
 }
 
@@ -80,7 +80,7 @@ pub fn hub_id(id: &str) -> Result<String, String> {
 }
 
 impl CardArgs {
-    /// Returns the requested language, or that of the terminal.
+    /// Returns the requested language, or the language of the terminal.
     pub fn language(&self, lang: Lang) -> CardLanguage {
         self.card_lang.map_or(lang.pick(CardLanguage::Zh, CardLanguage::En), |asked| asked.in_lang(lang))
     }

@@ -82,7 +82,7 @@ pub fn unusable(error: &CudaError) -> Diagnostic {
 }
 
 impl ComputeArgs {
-    /// Opens the back end of the device, with matrix products in `dtype`.
+    /// Opens the back end of the device, with matrix multiplications in `dtype`.
     ///
     /// # Errors
     /// If the device cannot be used, or `DANLU_ISA` names an unknown or missing instruction set.
@@ -159,13 +159,13 @@ impl ComputeArgs {
     }
 }
 
-/// Returns the cores that this process may use: those of its affinity mask, within the CPU quota of its control
-/// group.
+/// Returns the number of cores that this process may use. The affinity mask and the control group's CPU quota
+/// limit it.
 pub fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Parses the type of products.
+/// Parses the type of matrix multiplications.
 pub fn products(name: &str) -> Result<DType, String> {
     match name {
         "f32" => Ok(DType::F32),

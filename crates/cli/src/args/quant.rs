@@ -43,7 +43,7 @@ impl QuantArgs {
         Ok(self.quant.map(|_| settings.quantization()))
     }
 
-    /// Returns the quantization of a model's base: that of the flags, or that of the adapter's training.
+    /// Returns the quantization of a model's base, from the flags or from the adapter's training.
     ///
     /// # Errors
     /// As [`QuantArgs::quantization`].

@@ -62,7 +62,7 @@ impl SamplingArgs {
             },
             seed: self.seed,
         };
-        // The file's values were checked above, so a value out of range comes from a flag.
+        // The values of the file are valid, so a value out of range comes from a flag.
         sampling.check()?;
         Ok(sampling)
     }

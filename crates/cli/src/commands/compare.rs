@@ -142,7 +142,7 @@ fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles
             return Err(Diagnostic::input(text).with_hint(hint));
         }
     };
-    // Without a second name the base comes first: before, then after.
+    // With one name, the base is on the left, as the state before training.
     let [left, right] = if args.b.is_none() { [second, first] } else { [first, second] };
     loader.run(|_, _| {
         let is_shared = is_same_folder(&left.base, &right.base);
@@ -288,7 +288,7 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
     }
 }
 
-/// Counts the records on which each model has the lower loss, and those that are ties.
+/// Counts the records on which each model has the lower loss, and the ties.
 ///
 /// Rounding alone changes a loss by less than [`TIE`], for example between an adapter and its merge.
 fn wins(losses: [&[RecordLoss]; 2]) -> [usize; 3] {

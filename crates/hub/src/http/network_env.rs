@@ -15,7 +15,7 @@ const MAX_CERTIFICATE_BYTES: u64 = 16 << 20;
 /// `NO_PROXY`.
 ///
 /// # Errors
-/// If the URL is not that of an HTTP proxy. A request must not bypass a configured proxy.
+/// If the URL is not the URL of an HTTP proxy. A request must not bypass a configured proxy.
 pub(crate) fn proxy() -> Result<Option<Proxy>, HubError> {
     if let Some(variable) = proxy_variable() {
         let value = std::env::var(variable).unwrap_or_default();

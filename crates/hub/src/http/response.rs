@@ -26,7 +26,7 @@ pub(crate) struct Response {
 /// Why a body was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unread {
-    /// The connection broke; another attempt may succeed.
+    /// The connection broke. Another attempt may succeed.
     #[error(transparent)]
     Cut(#[from] io::Error),
     #[error("an incomplete response after {} seconds", .0.as_secs())]

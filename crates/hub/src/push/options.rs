@@ -14,7 +14,7 @@ pub struct UploadOptions {
     pub include: Vec<String>,
     /// Whether to upload files that seem to contain a token.
     pub with_tokens: bool,
-    /// The user's own token, for which files are scanned too.
+    /// The user's own token. Files are also scanned for it.
     pub token: Option<Token>,
 }
 

@@ -283,7 +283,7 @@ impl<'a> PushLoop<'a> {
         Ok(objects)
     }
 
-    /// Finds the pull request of a commit whose response was lost.
+    /// Finds the pull request of a commit after its response was lost.
     fn find_proposal(&self) -> Result<Option<NewCommit>, HubError> {
         if !self.options.create_pr {
             return Ok(None);

@@ -58,7 +58,7 @@ impl UploadFile {
         }
     }
 
-    /// Returns the path on disk; for content in memory, the path in the folder.
+    /// Returns the path on disk, or the path in the folder for content in memory.
     fn place(&self) -> &Path {
         match &self.source {
             Source::File { place, .. } => place,

@@ -1,6 +1,7 @@
-//! The author's notes in a card: the limits of the model, between two marks.
+//! The author's notes in a card, between a begin marker and an end marker. They describe the limits of the
+//! model.
 //!
-//! The notes are outside of danlu's part. danlu writes them only if `--notes` gives them.
+//! danlu writes the notes only if `--notes` is given.
 
 use super::readme::Readme;
 use crate::Language;
@@ -18,7 +19,7 @@ const TITLE: [&str; 2] = ["局限与说明", "Limits and notes"];
 const PLACEHOLDER: [&str; 2] =
     ["作者还没有写明这个模型的局限。", "The author has not described the limits of this model yet."];
 
-/// Returns the notes in a card: the text between the marks. Each mark has a line of its own.
+/// Returns the notes in a card: the text between the markers. Each marker is on its own line.
 pub fn notes_of(card: &str) -> Option<String> {
     let text = Readme::parse(card).map_or_else(|_| card.to_owned(), |readme| readme.without_block());
     let lines: Vec<&str> = text.lines().collect();
@@ -29,7 +30,7 @@ pub fn notes_of(card: &str) -> Option<String> {
     (!notes.trim().is_empty()).then_some(notes)
 }
 
-/// Returns the card with these notes: between its marks, or in a new section at its end.
+/// Returns the card with these notes, between its markers or in a new section at the end.
 pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> String {
     let line_end = if card.contains("\r\n") { "\r\n" } else { "\n" };
     // Text inside danlu's part may look like a mark, so only the rest is searched.
@@ -56,7 +57,7 @@ fn section(languages: &[Language], notes: &str) -> String {
     format!("## {}\n\n{}", title.join(" · "), marked(languages, notes))
 }
 
-/// Returns the notes between their marks. Lines of `notes` that are marks are left out.
+/// Returns the notes between a begin and an end marker. Lines of `notes` that are markers are removed.
 fn marked(languages: &[Language], notes: &str) -> String {
     let is_mark =
         |line: &&str| matches!(line.trim(), START | STOP | super::readme::BEGIN | super::readme::END);

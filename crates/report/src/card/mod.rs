@@ -57,7 +57,7 @@ impl Card {
     /// Returns `readme` with danlu's part replaced by this card. Notes are changed only if `notes` is given.
     ///
     /// # Errors
-    /// If the marks or the front matter are invalid.
+    /// If the markers or the front matter are invalid.
     pub fn updated(&self, readme: &str, notes: Option<&str>) -> Result<String, ReadmeFault> {
         let readme = Readme::parse(readme)?;
         let out = readme.updated(&front_matter::entries(self), &self.block())?;
@@ -67,15 +67,15 @@ impl Card {
         })
     }
 
-    /// Chooses the `README.md` to publish, from the folder's file (`here`) and the Hub's (`there`).
+    /// Chooses the `README.md` to publish: the folder's file (`here`) or the Hub's (`there`).
     ///
-    /// The result has every line of the author's that the Hub's file has.
+    /// The result contains every line that the author wrote into the Hub's file.
     ///
     /// # Errors
-    /// If the folder's file has invalid marks or front matter.
+    /// If the folder's file has invalid markers or front matter.
     pub fn to_publish(&self, here: Option<&str>, there: Option<&str>) -> Result<ToPublish, ReadmeFault> {
         let ours = match here {
-            // A file without marks belongs to the author.
+            // A file without markers belongs to the author.
             Some(text) if is_authors_alone(text)? => text.to_owned(),
             text => self.updated(text.unwrap_or_default(), None)?,
         };
@@ -123,7 +123,7 @@ impl Card {
         Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
     }
 
-    /// Returns the lines between danlu's marks. A card in two languages has two halves.
+    /// Returns the lines between danlu's markers. A card in two languages has two halves.
     fn block(&self) -> String {
         let languages = self.language.order();
         let both = languages.len() > 1;
@@ -139,7 +139,7 @@ impl Card {
             let page = Page { card: self, language, heading: if both { "###" } else { "##" } };
             out += &page.half();
         }
-        // A prompt or a reply may contain the marks.
+        // A prompt or a reply may contain the markers.
         [readme::BEGIN, readme::END].iter().fold(out, |out, mark| out.replace(mark, &mark.replace(' ', "")))
     }
 }
@@ -151,23 +151,23 @@ pub enum ToPublish {
     Ours(String),
     /// The Hub's file, updated. It has text of the author's that the folder's file lacks.
     Theirs(String),
-    /// No file: the Hub's file has text of the author's that the folder's file lacks, and has no marks.
+    /// No file. The Hub's file has no markers, and the folder's file lacks some of the author's text in it.
     Nothing,
 }
 
-/// Whether a `README.md` has text but no marks.
+/// Whether a `README.md` has text but no markers.
 ///
 /// # Errors
-/// If there is not exactly one pair of marks.
+/// If there is not exactly one begin and one end marker.
 pub fn is_authors_alone(readme: &str) -> Result<bool, ReadmeFault> {
     let readme = Readme::parse(readme)?;
     Ok(!readme.has_block() && !readme.is_blank())
 }
 
-/// Whether `ours` has every line of the author's that `theirs` has, in the same order.
+/// Whether `ours` contains every line that the author wrote into `theirs`, in the same order.
 ///
 /// # Errors
-/// If `ours` does not have exactly one pair of marks.
+/// If `ours` does not have exactly one begin and one end marker.
 pub fn keeps_text(ours: &str, theirs: &str) -> Result<bool, ReadmeFault> {
     let ours = Readme::parse(ours)?;
     Ok(Readme::parse(theirs)
@@ -182,11 +182,11 @@ pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
     Ok(read_readme(folder)?.and_then(|readme| notes_of(&readme)))
 }
 
-/// Writes the author's notes into a folder's `README.md`. A new file also gets an empty pair of marks for a
-/// later card.
+/// Writes the author's notes into a folder's `README.md`. A new file also gets a begin and an end marker for
+/// a later card.
 ///
 /// # Errors
-/// If the file cannot be read or written, or does not have exactly one pair of marks.
+/// If the file cannot be read or written, or does not have exactly one begin and one end marker.
 pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result<(), ReportError> {
     let path = folder.join(README_FILE);
     let before = read_readme(folder)?;

@@ -61,7 +61,7 @@ pub struct Readme<'a> {
     front: Option<Range<usize>>,
     /// Start of the body, after the front matter.
     body: usize,
-    /// Lines between danlu's marks.
+    /// Lines between danlu's markers.
     block: Option<Range<usize>>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Readme<'a> {
     /// Finds the parts of `text`.
     ///
     /// # Errors
-    /// If there is not exactly one pair of marks, or the front matter has no end.
+    /// If there is not exactly one begin and one end marker, or the front matter has no end.
     pub fn parse(text: &'a str) -> Result<Self, ReadmeFault> {
         let start = text.len() - text.trim_start_matches('\u{feff}').len();
         let (front, body) = find_front_matter(text, start)?;
@@ -77,7 +77,7 @@ impl<'a> Readme<'a> {
         Ok(Self { text, start, front, body, block })
     }
 
-    /// Whether the file has danlu's marks.
+    /// Whether the file has danlu's markers.
     pub fn has_block(&self) -> bool {
         self.block.is_some()
     }
@@ -116,7 +116,7 @@ impl<'a> Readme<'a> {
 
     /// Returns the file with these keys in its front matter, and `block` as danlu's part.
     ///
-    /// In a file without marks, danlu's part is added at the end.
+    /// In a file without markers, danlu's part is added at the end.
     ///
     /// # Errors
     /// If the front matter has one of these keys twice.
@@ -178,7 +178,7 @@ fn find_front_matter(text: &str, start: usize) -> Result<(Option<Range<usize>>, 
     Err(ReadmeFault::FrontMatter("the front matter that line 1 opens has no closing `---`".to_owned()))
 }
 
-/// Returns the lines between the marks below `body`, if there are marks.
+/// Returns the lines between the markers below `body`, if there are any.
 fn find_block(text: &str, body: usize) -> Result<Option<Range<usize>>, ReadmeFault> {
     let (mut begins, mut ends) = (Vec::new(), Vec::new());
     let (mut at, first) = (body, text[..body].matches('\n').count() + 1);

@@ -267,7 +267,7 @@ fn no_text_breaks_out_of_its_place() {
     assert!(!front(&text).contains("license"));
 }
 
-/// A card of danlu 0.1, with marks only around the notes.
+/// A card of danlu 0.1, with markers only around the notes.
 const OLD_CARD: &str = "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- \"danlu\"\n---\n\n# huan\n\n\
     A LoRA adapter.\n\n## Limits and notes\n\n<!-- What stands between the two marks is written by hand and kept when \
     the card is written again. -->\n<!-- notes -->\n只会说古装剧里的话。\n<!-- /notes -->\n";
@@ -350,7 +350,7 @@ fn a_push_removes_no_line_of_the_authors() {
     let published = |there: Option<&str>| ours.to_publish(Some(&here), there).unwrap();
     let ToPublish::Ours(first) = published(None) else { panic!("nothing is there") };
     assert!(first.contains("danlu chat me/huan\n") && first.contains("mine"), "{first}");
-    // The Hub's form for a new repository writes a licence and no text.
+    // The Hub's web form creates a `README.md` with a licence and no text.
     for there in [&first, "---\nlicense: mit\n---\n", ""] {
         assert_eq!(published(Some(there)), ToPublish::Ours(first.clone()));
     }

@@ -13,7 +13,7 @@ const SHARE: f64 = 0.1;
 pub struct TextLanguage {
     /// Han characters. Each counts as a word.
     han: u64,
-    /// Kana. Their presence marks Han characters as Japanese.
+    /// Kana. If there are any, Han characters count as Japanese.
     kana: u64,
     /// Words in other scripts.
     words: u64,

@@ -12,7 +12,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Largest value of either number. Their product is far from overflowing.
+    /// Upper limit of both numbers. Their product cannot overflow.
     pub const MOST: usize = 1 << 20;
 }
 

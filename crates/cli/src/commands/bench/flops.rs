@@ -43,9 +43,9 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
 /// Returns the FLOP of a forward and backward pass over sequences with `labels` trained tokens. A shared
 /// prefix counts once.
 ///
-/// The backward pass of a frozen weight is one more product, for `dinp`. No layer below the lowest adapter
-/// needs it. The backward pass of attention, or of a low-rank pair, is twice its forward pass. With every
-/// projection adapted, the sum is close to `4 P` per token.
+/// The backward pass of a frozen weight is one more matrix multiplication, for `dinp`. Layers below the
+/// lowest adapter skip it. The backward pass of attention or of a low-rank pair costs twice its forward pass.
+/// If every projection has an adapter, the sum is close to `4 P` per token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());

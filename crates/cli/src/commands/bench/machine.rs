@@ -19,7 +19,7 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Sustained rates of an H200: bf16 products at its power limit, and memory reads.
+/// Sustained rates of an H200: bf16 matrix multiplications at its power limit, and memory reads.
 const H200_FLOPS: f64 = 680e12;
 const H200_BYTES: f64 = 4.3e12;
 
@@ -41,7 +41,7 @@ pub struct Machine {
     pub backend: Arc<dyn Backend>,
     /// The same back end, if it is a GPU.
     cuda: Option<Arc<Cuda>>,
-    /// Type of matrix products.
+    /// Type of matrix multiplications.
     pub precision: Precision,
     pub threads: usize,
     isa: Isa,

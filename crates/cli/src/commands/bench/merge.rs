@@ -222,7 +222,7 @@ fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
         let written = copy(&mut from, &to, &mut chunk);
         bytes += written.map_err(|error| FileError::new("write", &to, error))?;
     }
-    // Some network file systems cannot sync a folder; the files themselves are safe.
+    // Some network file systems cannot sync a folder. The files are synced anyway.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(bytes)
 }

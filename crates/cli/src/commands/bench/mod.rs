@@ -121,7 +121,7 @@ pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
     }
 }
 
-/// The error if Ctrl-C comes before the first result.
+/// Returns the error for Ctrl-C before the first result.
 fn stopped() -> Diagnostic {
     Diagnostic::input("stopped before anything was measured")
 }

@@ -18,7 +18,7 @@ const MAX_PICTURE_BYTES: u64 = 1 << 20;
 
 /// The card of a merged model, prepared before the merge so that an error in it costs no time.
 ///
-/// It comes from the adapter's card, or from the adapter's configuration.
+/// Its data come from the adapter's card, or from the adapter's configuration.
 pub struct MergedCard {
     card: Card,
     notes: String,
@@ -51,7 +51,7 @@ impl MergedCard {
 
     /// Records that the base of the merge is not the base of the training.
     ///
-    /// The licence is that of the base in `folder`, and the training chart is dropped.
+    /// The licence of the base in `folder` replaces the old one. The training chart is removed.
     pub fn on_another_base(&mut self, base: BaseIdentity, folder: &Path) {
         self.card.license = card::license_of(folder);
         let trained = std::mem::replace(&mut self.card.base, base);

@@ -49,7 +49,7 @@ pub struct BaseForms {
     pub original: Option<BaseForm>,
     /// Dequantized from 4 bits.
     pub dequantized: Option<BaseForm>,
-    /// The form that the adapter was trained on; it may be unavailable.
+    /// The form that the adapter was trained on. It may be unavailable.
     pub trained: MergeBase,
 }
 
@@ -84,7 +84,7 @@ impl BaseForms {
         Ok(Self { original: Some(plain(base.folder())), dequantized, trained })
     }
 
-    /// Returns the folder of the trained form, or that of the other form.
+    /// Returns the folder of the trained form, or else of the other form.
     pub fn trained_folder(&self) -> Option<&Path> {
         let [trained, other] = match self.trained {
             MergeBase::Original => [&self.original, &self.dequantized],

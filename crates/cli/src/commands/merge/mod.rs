@@ -58,7 +58,7 @@ const MAX_LENGTH: usize = 512;
 /// Largest perplexity with the adapter, relative to the base. A smaller rise is noise.
 const MAX_PERPLEXITY_RATIO: f64 = 1.01;
 
-/// A model whose perplexity reaches this share of the vocabulary guesses.
+/// A model guesses if its perplexity reaches this share of the vocabulary size.
 const GUESSING: f64 = 0.9;
 
 /// The flags of `danlu merge`.
@@ -151,7 +151,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         card.on_another_base(base, &folder);
     }
     card.apply(&args.card, printer.lang);
-    // f32 products keep rounding out of the measurement.
+    // f32 keeps rounding errors out of the measurement.
     let backend = args.compute.backend(DType::F32)?;
     let base = model.base();
     let files = model.require_adapter()?;
@@ -172,7 +172,7 @@ fn open_adapter(args: &MergeArgs, loader: &ModelLoader<'_>) -> Result<ModelFiles
     loader.run(|_, _| ModelFiles::open(dirs))
 }
 
-/// Returns the sequences to measure on: those of `file`, or danlu's own.
+/// Returns the sequences for the measurement, from `file` or from danlu's own text.
 fn held_out_sequences(
     args: &MergeArgs,
     file: Option<&Path>,
@@ -302,8 +302,8 @@ impl Job<'_> {
         Err(Diagnostic::input(error).with_hint(hint))
     }
 
-    /// Merges, and measures the result before it gets its name. `auto` merges into the form whose result is
-    /// closest to base plus adapter.
+    /// Merges, measures the result, and then renames it to its final name. `auto` selects the form whose
+    /// result is closest to base plus adapter.
     fn merge(&self, output: &Path) -> Result<Merged> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {

@@ -248,7 +248,7 @@ mod tests {
             let help = arg.get_help().unwrap().to_string();
             let Some((_, shown)) = help.split_once("[default: ") else { continue };
             let shown = shown.trim_end_matches(']');
-            // The help names both defaults; the settings hold the one without a GPU.
+            // The help shows both defaults. The settings contain the default without a GPU.
             let on_cpu = shown.strip_prefix("bf16 on a GPU, ").and_then(|cpu| cpu.strip_suffix(" elsewhere"));
             let shown = on_cpu.unwrap_or(shown);
             if name == "val_size" {

@@ -15,8 +15,8 @@ use crate::terminal_text;
 
 /// Writes the card of a finished run, and its chart.
 ///
-/// Values that the author changed in an earlier card stay. A `README.md` without marks, or with damaged ones,
-/// is not changed, and does not fail the run.
+/// Values that the author changed in an earlier card stay. A `README.md` with missing or damaged markers is
+/// not changed, and the run succeeds.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -68,7 +68,7 @@ pub fn write_for_run(
     write_card(&card, &run.files.output, printer)
 }
 
-/// Writes `card.json`, and the card into `README.md` if it has marks or no text.
+/// Writes `card.json`. Writes the card into `README.md` if that file has markers or no text.
 fn write_card(card: &Card, folder: &Path, printer: &Printer) -> Result<(), ReportError> {
     card.write_record(folder)?;
     let output = terminal_text::shell_path(folder);

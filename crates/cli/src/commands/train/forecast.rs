@@ -138,7 +138,7 @@ impl Forecast {
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
-        // A process fails beyond its address space, whatever limit the user gives.
+        // No limit of the user can exceed the address space of the process.
         let space = memory::address_space().map(|free| free + here);
         let Some(room) = limit.or(available).into_iter().chain(space).min() else {
             return settled(MemoryPlan::new(input, None)?, false);
@@ -160,7 +160,7 @@ impl Forecast {
         }
     }
 
-    /// Plans `input` for a GPU, of whose memory `available` bytes can be used.
+    /// Plans `input` for a GPU with `available` bytes of usable memory.
     fn on_gpu(
         input: &PlanInput<'_>,
         limit: Option<u64>,

@@ -57,7 +57,7 @@ pub const REPLY_TOKENS: usize = 64;
 pub enum Outcome {
     /// All steps are done and all files written.
     Finished(Box<RunSummary>),
-    /// Ctrl-C stopped the run; a checkpoint is written.
+    /// Ctrl-C stopped the run after it wrote a checkpoint.
     Stopped,
 }
 
@@ -263,7 +263,8 @@ fn train(
 
 /// Identifies the base, without its path: name, commit and fingerprints.
 ///
-/// Its name on the Hub comes from `--base-id`, then from the run's `danlu.json`, then from the settings of the run.
+/// Its name on the Hub comes from the first of these that has one: `--base-id`, the run's `danlu.json`, the
+/// settings.
 fn trained_base(files: &RunFiles, card: &CardOptions) -> Result<BaseIdentity> {
     let base = BaseIdentity {
         sha256: Some(base_fingerprint(&files.base)?),

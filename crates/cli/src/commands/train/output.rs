@@ -66,11 +66,11 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
     Ok((checkpoint, lock))
 }
 
-/// Checks that the disk has room for a checkpoint and the adapter. Warns if it has none for all checkpoints.
-/// `copied` is the size of the largest file beside the weights.
+/// Checks that the disk has room for a checkpoint and the adapter. Warns if it lacks room for all
+/// checkpoints. `copied` is the size of the largest file beside the weights.
 ///
 /// # Errors
-/// If the first save would fill the disk, after all its steps.
+/// If the first save would fill the disk.
 pub fn check_space(output: &Path, trainer: &Trainer, copied: u64, printer: &Printer) -> Result<()> {
     let settings = trainer.settings();
     let adapter = 4 * trainer.adapter().num_parameters() as u64 + copied;
