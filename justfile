@@ -8,6 +8,14 @@ check:
 demo *args:
     cargo run --release -- demo {{args}}
 
+# Builds the wheel into `dist/`: a manylinux_2_28 binary for `pip install`. The tools come from PyPI.
+wheel *args:
+    python3 .ci/release.py --wheel-only {{args}}
+
+# Builds a release into `dist/`: wheel, tar archive, SBOM and checksums.
+release *args:
+    python3 .ci/release.py {{args}}
+
 # Runs all tests, or those with a word in their name.
 test *args:
     cargo test --workspace {{args}}

@@ -111,6 +111,9 @@ fn site_packages() -> Vec<PathBuf> {
         prefixes
             .extend([&interpreter, &real].iter().filter_map(|file| Some(file.parent()?.parent()?.into())));
     }
+    // pip installs danlu itself into `bin` of an environment, which need not be active.
+    let own = env::current_exe().ok().and_then(|file| Some(file.parent()?.parent()?.to_owned()));
+    prefixes.extend(own);
     prefixes.extend(env::var_os("HOME").map(|home| Path::new(&home).join(".local")));
     prefixes.extend(["/usr/local", "/usr"].map(PathBuf::from));
     prefixes.iter().flat_map(|prefix| site_packages_below(prefix)).collect()
