@@ -28,6 +28,7 @@ mod hint;
 mod http;
 mod listing;
 mod name;
+mod public_file;
 mod pull;
 mod push;
 mod settings;
@@ -40,6 +41,7 @@ pub use client::Hub;
 pub use error::HubError;
 pub use http::RetryPolicy;
 pub use name::RepoName;
+pub use public_file::PublicFile;
 pub use pull::{FetchScope, Pulled};
 pub use push::{
     PushOptions, PushStage, Pushed, RepoDiff, SkipReason, SkippedFile, UploadFile, UploadOptions, UploadSet,
