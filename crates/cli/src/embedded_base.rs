@@ -1,7 +1,8 @@
-//! The small base model inside the binary. `demo` trains it, and `data` uses its tokenizer.
+//! The small base model inside the binary. `demo` trains it, `data` uses its tokenizer, and `--base demo` names it.
 
+use std::borrow::Cow;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use danlu_model::Tokenizer;
 
@@ -9,6 +10,9 @@ use crate::diagnostic::{Diagnostic, Result};
 
 /// Name of the embedded base.
 pub const BASE_NAME: &str = "base-8m";
+
+/// The name that stands for the embedded base wherever a command takes a base.
+pub const DEMO_NAME: &str = "demo";
 
 /// Its files, by name.
 const FILES: [(&str, &[u8]); 5] = [
@@ -24,12 +28,43 @@ const FILES: [(&str, &[u8]); 5] = [
 /// # Errors
 /// If the folder or a file cannot be written.
 pub fn write_base(folder: &Path) -> Result<()> {
-    write(folder, |_| true)
+    write(folder, |_, _| false)
+}
+
+/// Whether `path` names the embedded base. A local file or folder of that name takes precedence.
+pub fn is_demo(path: &Path) -> bool {
+    path == Path::new(DEMO_NAME) && !path.exists()
+}
+
+/// Replaces [`DEMO_NAME`] by the folder of the embedded base. Returns any other path as it is.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn resolve(path: &Path) -> Result<Cow<'_, Path>> {
+    match is_demo(path) {
+        true => cached().map(Cow::Owned),
+        false => Ok(Cow::Borrowed(path)),
+    }
+}
+
+/// Returns the folder of the base in the user's cache, and writes the files that it lacks.
+///
+/// An adapter names its base by path, so the folder must outlive the process.
+fn cached() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).ok_or_else(|| {
+        let diagnostic = Diagnostic::input("cannot write the embedded base: there is no home folder");
+        diagnostic.with_hint("set `XDG_CACHE_HOME` to a folder")
+    })?;
+    let folder = cache.join("danlu").join(BASE_NAME);
+    write(&folder, |name, bytes| fs::read(folder.join(name)).is_ok_and(|found| found == bytes))?;
+    Ok(folder)
 }
 
 /// Writes the files of the tokenizer to `folder`: all but the weights.
 fn write_tokenizer(folder: &Path) -> Result<()> {
-    write(folder, |name| name != "model.safetensors")
+    write(folder, |name, _| name == "model.safetensors")
 }
 
 /// The base's tokenizer.
@@ -43,9 +78,10 @@ pub fn tokenizer() -> Result<Tokenizer> {
     Ok(Tokenizer::read(folder.path())?)
 }
 
-fn write(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+/// Writes the files for which `is_skipped` is false.
+fn write(folder: &Path, is_skipped: impl Fn(&str, &[u8]) -> bool) -> Result<()> {
     fs::create_dir_all(folder).map_err(|error| Diagnostic::io("create", folder, error))?;
-    for (name, bytes) in FILES.iter().filter(|(name, _)| wanted(name)) {
+    for (name, bytes) in FILES.iter().filter(|(name, bytes)| !is_skipped(name, bytes)) {
         let path = folder.join(name);
         danlu_model::files::write_atomic(&path, bytes)?;
     }

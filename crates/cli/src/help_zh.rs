@@ -282,6 +282,15 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Shell: bash, zsh, fish, elvish or powershell", "命令行：bash、zsh、fish、elvish 或 powershell"),
     ("YAML, JSON or TOML file", "YAML、JSON 或 TOML 文件"),
+    (
+        "Write a data set for a first training: an embedded one, or one from a public address",
+        "写出一份练手用的数据：内置的，或从公开地址下载的",
+    ),
+    ("Data set; without it, all are listed", "数据集的名字；不写则列出全部"),
+    (
+        "Output file [default: the data set's own name, in this folder]",
+        "输出文件 [默认：当前文件夹里，与数据集同名]",
+    ),
     ("Data files", "数据文件"),
     ("Data file", "数据文件"),
     (

@@ -12,7 +12,9 @@ mod commands;
 mod config_file;
 mod diagnostic;
 mod embedded_base;
+mod embedded_data;
 mod evaluation;
+mod greeting;
 mod help_zh;
 mod interrupt;
 mod lang;
@@ -47,10 +49,10 @@ use style::Color;
 
 /// Fine-tune, compare, chat with and merge LoRA adapters, from one binary.
 #[derive(Parser, Debug)]
-#[command(name = "danlu", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "danlu", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
     /// Language of messages, help and errors [default: DANLU_LANG, or the locale's]
     #[arg(long, value_name = "LANG", global = true, help_heading = "Output")]
     lang: Option<Lang>,
@@ -186,10 +188,14 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(lang, cli.color, cli.verbose)
         .with_answers(cli.quiet, cli.yes)
-        .with_json(cli.command.wants_events());
+        .with_json(cli.command.as_ref().is_some_and(Command::wants_events));
     log::install(&printer);
     warn_about_threads(&matches, &printer);
-    match run(&cli.command, &matches, &printer) {
+    let Some(command) = &cli.command else {
+        greeting::print(&printer);
+        return ExitCode::SUCCESS;
+    };
+    match run(command, &matches, &printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(diagnostic) => report(&diagnostic, &printer),
     }

@@ -13,6 +13,7 @@ use danlu_loader::{
 
 use crate::commands::hub::{pauses, pull};
 use crate::diagnostic::{Diagnostic, Result};
+use crate::embedded_base;
 use crate::interrupt::{self, ExitMessage};
 use crate::notices;
 use crate::printer::Printer;
@@ -98,6 +99,7 @@ impl<'a> ModelLoader<'a> {
     /// As [`Loader::base_folder`].
     pub fn base_folder(&self, path: &Path, scope: FetchScope) -> Result<std::path::PathBuf> {
         self.is_explicit.set(explicit_name(path).is_some());
+        let path = &*embedded_base::resolve(path)?;
         self.run(|loader, notices| loader.base_folder(path, scope, notices))
     }
 
@@ -109,7 +111,9 @@ impl<'a> ModelLoader<'a> {
     pub fn open(&self, path: &Path, base: Option<&Path>) -> Result<ModelFiles> {
         self.is_explicit
             .set([Some(path), base].into_iter().flatten().any(|path| explicit_name(path).is_some()));
-        let dirs = self.run(|loader, notices| loader.model_dirs(path, base, notices))?;
+        let path = &*embedded_base::resolve(path)?;
+        let base = base.map(embedded_base::resolve).transpose()?;
+        let dirs = self.run(|loader, notices| loader.model_dirs(path, base.as_deref(), notices))?;
         self.open_dirs(dirs)
     }
 

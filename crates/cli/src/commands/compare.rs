@@ -18,6 +18,7 @@ use crate::args::compute::{ComputeArgs, products};
 use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::embedded_base;
 use crate::evaluation::held_out::{self, HeldOut};
 use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
 use crate::evaluation::losses::{RecordLoss, mean_loss, measure};
@@ -125,10 +126,12 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
 /// Opens the files of both models. A shared base is opened once.
 fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles; 2]> {
     let find = |path: &Path| {
+        let path = embedded_base::resolve(path)?;
+        let base = args.base.as_deref().map(embedded_base::resolve).transpose()?;
         loader.run(|loader, notices| {
-            let folder = loader.resolve(&ModelRef::parse(path), FetchScope::Full, notices)?;
+            let folder = loader.resolve(&ModelRef::parse(&path), FetchScope::Full, notices)?;
             let is_adapter = FolderKind::of(&folder) == FolderKind::Adapter;
-            loader.model_dirs(&folder, args.base.as_deref().filter(|_| is_adapter), notices)
+            loader.model_dirs(&folder, base.as_deref().filter(|_| is_adapter), notices)
         })
     };
     let first = find(&args.a)?;

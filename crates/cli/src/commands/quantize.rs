@@ -18,6 +18,7 @@ use danlu_report::card::{self, Card, CardLanguage, InFourBits, PICTURE_FILE};
 use crate::args::ComputeArgs;
 use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
+use crate::embedded_base;
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -69,7 +70,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     }
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
     let loader = ModelLoader::new(printer);
-    let model = ModelRef::parse(&args.base);
+    let model = ModelRef::parse(&embedded_base::resolve(&args.base)?);
     let folder = loader.run(|loader, notices| loader.resolve(&model, FetchScope::Full, notices))?;
     if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
         let (shown, word) = (args.base.display(), terminal_text::shell_path(&args.base));

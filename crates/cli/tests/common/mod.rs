@@ -87,6 +87,7 @@ impl Scene {
             command.env_remove(name);
         }
         command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", self.folder.path().join("hf"));
+        command.env("XDG_CACHE_HOME", self.folder.path().join("cache")).env_remove("DANLU_DATA_MIRROR");
         command
     }
 

@@ -1,7 +1,8 @@
-//! `danlu data`: checks, previews and converts training data.
+//! `danlu data`: checks, previews, converts and supplies training data.
 
 pub mod check;
 mod convert;
+mod get;
 pub mod preview;
 pub mod warnings;
 
@@ -42,6 +43,9 @@ pub enum DataCommand {
     Check(check::CheckArgs),
     /// Convert data to JSON, CSV, TSV or Parquet, in any format
     Convert(convert::ConvertArgs),
+    /// Write a data set for a first training: an embedded one, or one from a public address
+    #[command(after_help = get::EXAMPLES)]
+    Get(get::GetArgs),
 }
 
 /// Flags of `preview` and `check`.
@@ -115,5 +119,6 @@ pub fn run(command: &DataCommand, printer: &Printer) -> Result<()> {
         DataCommand::Preview(args) => preview::run(args, printer),
         DataCommand::Check(args) => check::run(args, printer),
         DataCommand::Convert(args) => convert::run(args, printer),
+        DataCommand::Get(args) => get::run(args, printer),
     }
 }

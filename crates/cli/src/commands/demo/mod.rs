@@ -14,6 +14,7 @@ use crate::commands::train::Outcome;
 use crate::commands::{chat, data, merge, train};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
+use crate::embedded_data::{COOK, EmbeddedData, PALACE};
 use crate::evaluation::replies::Question;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -57,10 +58,10 @@ pub enum Persona {
 }
 
 impl Persona {
-    fn file(self) -> (&'static str, &'static str) {
+    fn data(self) -> EmbeddedData {
         match self {
-            Self::Palace => ("palace.json", include_str!("../../../assets/palace.json")),
-            Self::Cook => ("persona_en.json", include_str!("../../../assets/persona_en.json")),
+            Self::Palace => PALACE,
+            Self::Cook => COOK,
         }
     }
 
@@ -99,13 +100,13 @@ impl Folders {
 /// # Errors
 /// If the output folder holds other files or cannot be written.
 pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
-    let (file, records) = args.persona.file();
-    let folders = Folders::new(output(args.output.as_deref())?, file);
+    let data = args.persona.data();
+    let folders = Folders::new(output(args.output.as_deref())?, data.file);
     danlu_model::files::ensure_output_dir(&folders.root, |_| false)?;
     embedded_base::write_base(&folders.base)?;
-    danlu_model::files::write_atomic(&folders.data, records.as_bytes())?;
+    danlu_model::files::write_atomic(&folders.data, data.text.as_bytes())?;
     let run = training(args, &folders);
-    printer.status(&story::opening(printer.lang, &folders.root));
+    printer.status(&story::opening(printer.lang, &folders.root, data));
 
     step(printer, Step::Data);
     show_data(&folders, printer)?;
@@ -142,7 +143,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     }
 
     step(printer, Step::Yours);
-    for (what, command) in story::commands(printer.lang, &folders.root) {
+    for (what, command) in story::commands(printer.lang, &folders.root, data) {
         printer.data(&format!(
             "{}\n  {}",
             printer.paint_data(Style::Dim, &format!("# {what}")),
@@ -150,6 +151,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
         ));
     }
     printer.data(&story::files(printer.lang, &folders.root));
+    printer.data(story::larger_base(printer.lang));
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::embedded_base::BASE_NAME;
+use crate::embedded_data::{COOK, EmbeddedData};
 use crate::lang::Lang;
 use crate::terminal_text;
 
@@ -88,17 +90,17 @@ impl Step {
                 ),
             ),
             Self::Yours => lang.pick(
-                ("换成你的数据和模型", "刚才的每一步都是一条命令，文件都留着，可以接着玩。"),
-                ("Now with your data and your model", "Each step above is a command. Its files are in the output folder."),
+                ("接着做", "刚才的每一步都是一条命令，文件都留着。下面几行可以直接粘贴运行。"),
+                ("Go on from here", "Each step above is a command. The lines below use its files, and can be pasted as they are."),
             ),
         }
     }
 }
 
 /// The introduction.
-pub fn opening(lang: Lang, root: &Path) -> String {
+pub fn opening(lang: Lang, root: &Path, data: EmbeddedData) -> String {
     let root = root.display();
-    lang.pick(
+    let opening = lang.pick(
         format!(
             "丹炉：在一个 800 万参数的小基座上，把适配器的一生走一遍，大约一分钟。\n\
              基座、数据都在程序里，不联网；所有文件写到 {root}/"
@@ -107,8 +109,21 @@ pub fn opening(lang: Lang, root: &Path) -> String {
             "danlu: trains, merges and tests an adapter on a base of 8 million parameters, in about a minute.\n\
              Base and data are in the binary, nothing is downloaded. All files are written to {root}/"
         ),
-    )
+    );
+    let note = match data == COOK {
+        true => lang.pick(UNLEARNT_ZH, UNLEARNT_EN),
+        false => lang.pick("", CHINESE_EN),
+    };
+    opening + note
 }
+
+/// What the English data can show on this base, in Chinese and English.
+const UNLEARNT_ZH: &str = "\n基座只读过中文：这份英文数据的损失会下降，但回答不会是通顺的英文。";
+const UNLEARNT_EN: &str = "\nThe base has read Chinese only: the loss on this English data falls, but the replies are \
+     not English sentences.\nA small base that knows English: danlu chat hf:HuggingFaceTB/SmolLM2-135M-Instruct";
+
+/// What an English reader gets from the Chinese data.
+const CHINESE_EN: &str = "\nThe base has read Chinese only, so the questions and replies are Chinese.";
 
 /// Formats the held-out loss before and after, also as perplexity.
 pub fn held_out(lang: Lang, records: u64, before: f64, after: f64) -> String {
@@ -124,28 +139,37 @@ pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
     lang.pick(("训练前（基座）", "训练后（基座+适配器）"), ("before (base)", "after (base + adapter)"))
 }
 
-/// Returns the next commands, each with its purpose.
-pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
-    let merged = terminal_text::shell_path(&root.join("merged"));
+/// Returns the next commands, each with its purpose. They run as they stand, on the files of the demo.
+pub fn commands(lang: Lang, root: &Path, data: EmbeddedData) -> Vec<(&'static str, String)> {
+    let at = |name: &str| terminal_text::shell_path(&root.join(name));
+    let (merged, base, again) = (at("merged"), at(BASE_NAME), at("again"));
+    let file = at(data.file);
     vec![
         (lang.pick("和刚炼好的模型聊天", "chat with the merged model"), format!("danlu chat {merged}")),
         (
-            lang.pick("看看你的数据会怎样被训练", "check your own data"),
-            "danlu data check mine.json --base DIR".to_owned(),
-        ),
-        (
             lang.pick(
-                "用你的数据，训练你的模型（Hugging Face 的 Llama 文件夹）",
-                "train your model on it (a Llama folder from Hugging Face)",
+                "改一个设置，再训练一次：秩从 8 改为 16",
+                "train again with one setting changed: rank 16, not 8",
             ),
-            "danlu train --base DIR --data mine.json --val-size 50 --output out/mine".to_owned(),
+            format!(
+                "danlu train --base {base} --data {file} --output {again} --lora-r 16 --lr 1e-3 --max-steps 60"
+            ),
         ),
-        (lang.pick("和基座比一比", "compare it with the base"), "danlu compare out/mine".to_owned()),
+        (lang.pick("和基座比一比", "compare it with the base"), format!("danlu compare {again}")),
         (
             lang.pick("合并成一个模型", "make one model of it"),
-            "danlu merge out/mine --output out/mine-merged".to_owned(),
+            format!("danlu merge {again} --output {again}-merged"),
         ),
     ]
+}
+
+/// Names the step after the demo: a base that understands language.
+pub fn larger_base(lang: Lang) -> &'static str {
+    lang.pick(
+        "\n这个小基座只会模仿口气，听不懂问题。想要像样的回答，换一个大些的基座，用自己的数据：danlu train --help",
+        "\nThis small base imitates a tone and understands no question. For sensible answers, take a larger base and \
+         your own data: danlu train --help",
+    )
 }
 
 /// Lists the files of the demo.

@@ -36,6 +36,7 @@ use crate::args::data::format;
 use crate::args::{CardArgs, NotesArgs};
 use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
+use crate::embedded_base;
 use crate::evaluation::held_out::read_held_out;
 use crate::evaluation::held_out_file;
 use crate::model_loader::{ModelLoader, token_check};
@@ -163,7 +164,9 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
 
 /// Opens the adapter of the command line.
 fn open_adapter(args: &MergeArgs, loader: &ModelLoader<'_>) -> Result<ModelFiles> {
-    let (path, base) = (&args.adapter, args.base.as_deref());
+    let path = &args.adapter;
+    let base = args.base.as_deref().map(embedded_base::resolve).transpose()?;
+    let base = base.as_deref();
     let dirs = loader.run(|loader, notices| loader.model_dirs(path, base, notices))?;
     if dirs.adapter.is_none() {
         let text = format!("`{}` is a model, expected an adapter", path.display());

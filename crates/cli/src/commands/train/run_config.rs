@@ -19,6 +19,7 @@ use crate::args::{CardArgs, NotesArgs};
 use crate::clap_error::usage;
 use crate::config_file::ConfigFile;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::embedded_base;
 use crate::model_loader::{ModelLoader, hub_hint, hub_name};
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -294,6 +295,8 @@ impl RunFiles {
             return name.to_string();
         }
         let named = self.config.as_ref().and_then(|config| config.values("base").first().copied());
+        // Other programs do not know the embedded base by its name, so files name its folder.
+        let named = named.filter(|named| !embedded_base::is_demo(Path::new(named)));
         named.map_or_else(|| self.base.display().to_string(), str::to_owned)
     }
 
@@ -333,7 +336,7 @@ fn found(
     is_it: impl Fn(&Path) -> bool,
 ) -> Result<PathBuf> {
     let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
-    if flag == "base" && hub_name(&path).is_some() {
+    if flag == "base" && (hub_name(&path).is_some() || embedded_base::is_demo(&path)) {
         return Ok(path);
     }
     let found = match is_own {
