@@ -8,6 +8,7 @@
 //! Slots join and leave between steps. One [`Engine::step`] decodes a token for every sequence whose prompt
 //! is read, and reads a piece of the other prompts.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
@@ -18,9 +19,9 @@ use crate::{GenerateError, Sequence, TokenStep};
 /// wait for one piece only.
 const MAX_PREFILL_TOKENS: usize = 512;
 
-/// Runs sequences over one decoder.
-pub struct Engine<'a> {
-    decoder: &'a Decoder,
+/// Runs sequences over one decoder, which `D` borrows or shares.
+pub struct Engine<'a, D: Borrow<Decoder> = &'a Decoder> {
+    decoder: D,
     work: Workspace,
     cache: KvCache,
     /// In the order of opening.
@@ -45,15 +46,28 @@ pub struct StepOutput {
     pub step: Result<TokenStep, GenerateError>,
 }
 
-impl<'a> Engine<'a> {
+impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
     /// Returns an engine without slots.
-    pub fn new(decoder: &'a Decoder) -> Self {
+    pub fn new(decoder: D) -> Self {
         Self::with_workspace(decoder, Workspace::new())
     }
 
     /// As [`Engine::new`], with existing buffers.
-    pub fn with_workspace(decoder: &'a Decoder, work: Workspace) -> Self {
-        Self { decoder, work, cache: decoder.new_cache(), slots: Vec::new() }
+    pub fn with_workspace(decoder: D, work: Workspace) -> Self {
+        let cache = decoder.borrow().new_cache();
+        Self { decoder, work, cache, slots: Vec::new() }
+    }
+
+    pub(crate) fn decoder(&self) -> &Decoder {
+        self.decoder.borrow()
+    }
+
+    pub(crate) fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    pub(crate) fn cache_mut(&mut self) -> &mut KvCache {
+        &mut self.cache
     }
 
     /// Returns the buffers.
@@ -92,7 +106,7 @@ impl<'a> Engine<'a> {
     /// # Panics
     /// If the slot is not open.
     pub fn start(&mut self, slot: SlotId, sequence: Sequence) -> Result<usize, GenerateError> {
-        self.decoder.check_ids(sequence.ids())?;
+        self.decoder().check_ids(sequence.ids())?;
         let index = self.index(slot);
         let running = &mut self.slots[index];
         let shared = running.shared_prefix(sequence.ids());
@@ -119,6 +133,46 @@ impl<'a> Engine<'a> {
         self.slots[index].sequence.take()
     }
 
+    /// Replaces the adapter of a slot. The keys and values of the slot stay, so `lora` has the same matrices as
+    /// the adapter before, or no sequence runs until the slot is emptied.
+    pub(crate) fn set_adapter(&mut self, slot: SlotId, lora: Option<Arc<dyn LoraSource + 'a>>) {
+        let index = self.index(slot);
+        self.slots[index].lora = lora;
+    }
+
+    /// Returns the tokens of a slot whose keys and values were computed as those of a prompt.
+    pub(crate) fn prompt_read(&self, slot: SlotId) -> &[u32] {
+        let slot = &self.slots[self.index(slot)];
+        let prompt = slot.sequence.as_ref().map_or(usize::MAX, Sequence::prompt_len);
+        &slot.read[..slot.read.len().min(prompt)]
+    }
+
+    /// Drops the tokens of a slot from `len` on.
+    pub(crate) fn truncate(&mut self, slot: SlotId, len: usize) {
+        let index = self.index(slot);
+        self.slots[index].read.truncate(len);
+        self.cache.truncate(slot, len);
+    }
+
+    /// Replaces the tokens of slot `to` by the first `tokens` of slot `from`. Both slots have adapters with the
+    /// same matrices.
+    pub(crate) fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: usize) {
+        let (source, target) = (self.index(from), self.index(to));
+        self.slots[target].read = self.slots[source].read[..tokens].to_vec();
+        self.cache.copy_prefix(from, to, tokens);
+    }
+
+    /// Returns the number of tokens that the slot may read next: the rest of its prompt, or one generated
+    /// token.
+    pub(crate) fn next_tokens(&self, slot: SlotId) -> usize {
+        self.slots[self.index(slot)].next_ids().map_or(0, <[u32]>::len)
+    }
+
+    /// Returns whether the slot has tokens of its prompt to read.
+    pub(crate) fn is_in_prompt(&self, slot: SlotId) -> bool {
+        self.slots[self.index(slot)].is_in_prompt()
+    }
+
     /// Returns whether no sequence has tokens to read.
     pub fn is_idle(&self) -> bool {
         self.slots.iter().all(|slot| slot.next_ids().is_none())
@@ -129,33 +183,40 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// If the model cannot run. The error of a single sequence is in its [`StepOutput`].
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
+        let mut left = MAX_PREFILL_TOKENS;
+        let mut work = Vec::new();
+        for slot in &self.slots {
+            let tokens = slot.next_ids().map_or(0, <[u32]>::len);
+            let taken = if slot.is_in_prompt() { tokens.min(left) } else { tokens };
+            left -= if slot.is_in_prompt() { taken } else { 0 };
+            if taken > 0 {
+                slot.make_room(&mut self.cache, taken);
+                work.push((slot.id, taken));
+            }
+        }
+        self.step_slots(&work)
+    }
+
+    /// Reads the next tokens of some slots, as many as given. Each slot has room for its tokens.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub(crate) fn step_slots(&mut self, work: &[(SlotId, usize)]) -> Result<Vec<StepOutput>, GenerateError> {
         let mut outputs = Vec::new();
         // Both lists are made first: a prompt that is completed in this step is decoded in the next.
-        let (prompts, generated): (Vec<usize>, Vec<usize>) = (0..self.slots.len())
-            .filter(|&i| self.slots[i].next_ids().is_some())
-            .partition(|&i| self.slots[i].is_in_prompt());
-        self.run(&generated, usize::MAX, &mut outputs)?;
-        self.run(&prompts, MAX_PREFILL_TOKENS, &mut outputs)?;
+        let pieces = work.iter().map(|&(slot, tokens)| (self.index(slot), tokens));
+        let (prompts, generated): (Vec<_>, Vec<_>) = pieces.partition(|&(i, _)| self.slots[i].is_in_prompt());
+        self.run(generated, &mut outputs)?;
+        self.run(prompts, &mut outputs)?;
         Ok(outputs)
     }
 
-    /// Reads up to `max_tokens` tokens of these slots. Either all of them are in their prompts, or none is.
+    /// Reads tokens of slots, given by index. Either all of them are in their prompts, or none is.
     fn run(
         &mut self,
-        chosen: &[usize],
-        max_tokens: usize,
+        mut pieces: Vec<(usize, usize)>,
         outputs: &mut Vec<StepOutput>,
     ) -> Result<(), GenerateError> {
-        let mut left = max_tokens;
-        let mut pieces: Vec<(usize, usize)> = Vec::new();
-        for &i in chosen {
-            let tokens = self.slots[i].next_ids().map_or(0, <[u32]>::len).min(left);
-            if tokens > 0 {
-                left -= tokens;
-                self.slots[i].make_room(&mut self.cache, tokens);
-                pieces.push((i, tokens));
-            }
-        }
         if pieces.is_empty() {
             return Ok(());
         }
@@ -163,12 +224,12 @@ impl<'a> Engine<'a> {
         pieces.sort_by_key(|&(i, _)| self.slots[i].lora.as_ref().map(|lora| Arc::as_ptr(lora).cast::<()>()));
         let inputs: Vec<SlotInput<'_>> =
             pieces.iter().map(|&(i, tokens)| self.slots[i].input(tokens)).collect();
-        let (work, cache) = (&mut self.work, &mut self.cache);
-        let logits = match self.slots[pieces[0].0].is_in_prompt() {
-            true => self.decoder.prefill(work, cache, &inputs)?,
-            false => self.decoder.decode(work, cache, &inputs)?,
+        let (work, cache, decoder) = (&mut self.work, &mut self.cache, self.decoder.borrow());
+        let mut logits = match self.slots[pieces[0].0].is_in_prompt() {
+            true => decoder.prefill(work, cache, &inputs)?,
+            false => decoder.decode(work, cache, &inputs)?,
         };
-        let mut rows = logits.chunks(self.decoder.config().vocab_size);
+        let mut rows = logits.chunks_mut(decoder.config().vocab_size);
         for (i, tokens) in pieces {
             if self.slots[i].advance(tokens) {
                 let row = rows.next().expect("a row of logits for every input that wants them");

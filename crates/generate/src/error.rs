@@ -33,6 +33,14 @@ pub enum GenerateError {
         /// Number of tokens before the failed one.
         position: usize,
     },
+    /// A processor of logits failed.
+    #[error("cannot choose a token after {position} tokens: {reason}")]
+    Processor {
+        /// Number of tokens before the failed one.
+        position: usize,
+        /// The processor's reason.
+        reason: String,
+    },
     /// The tokenizer or the chat template failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -49,7 +57,7 @@ impl GenerateError {
                 Some("use an earlier checkpoint: the weights overflowed in training or merging".to_owned())
             }
             Self::Model(error) => error.hint(),
-            Self::Setting { .. } | Self::EmptyPrompt => None,
+            Self::Setting { .. } | Self::EmptyPrompt | Self::Processor { .. } => None,
         }
     }
 }

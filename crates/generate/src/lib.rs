@@ -3,6 +3,7 @@
 //! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a
 //! sampler and the rules that end it. An [`Engine`] runs many sequences together, each in a slot with an
 //! adapter of its own. A [`ChatSession`] holds a conversation in one slot and streams whole characters.
+//! A [`Scheduler`] runs the requests of a server on one engine, within a limit of memory.
 //!
 //! ```
 //! use std::{ops::ControlFlow, path::Path, sync::Arc};
@@ -29,15 +30,22 @@
 mod engine;
 mod error;
 mod generate;
+mod logits;
 mod sampler;
 mod sampling_options;
+mod scheduler;
 mod sequence;
 mod session;
 
 pub use engine::{Engine, StepOutput};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generated, generate};
+pub use logits::{LogitsProcessor, TokenLogprobs};
 pub use sampler::Sampler;
 pub use sampling_options::SamplingOptions;
+pub use scheduler::{
+    AdapterLoad, AddError, EventKind, GenerationId, ReplyRequest, RequestAdapter, RequestId, Scheduler,
+    SchedulerEvent, SchedulerOptions, SchedulerStats,
+};
 pub use sequence::{Sequence, StopReason, StopRules, TokenStep};
 pub use session::{ChatReply, ChatSession};

@@ -46,8 +46,21 @@ impl Sampler {
     /// # Errors
     /// [`GenerateError::Setting`] if a setting is out of range.
     pub fn new(sampling: SamplingOptions) -> Result<Self, GenerateError> {
+        Self::for_choice(sampling, 0)
+    }
+
+    /// Returns a sampler for one of several continuations of a prompt. Each choice has a random stream of its
+    /// own. The stream of choice 0 is that of [`Sampler::new`].
+    ///
+    /// # Errors
+    /// [`GenerateError::Setting`] if a setting is out of range.
+    pub fn for_choice(sampling: SamplingOptions, choice: usize) -> Result<Self, GenerateError> {
         sampling.check()?;
-        let stream = Stream::new(rng::key(&[sampling.seed]));
+        let key = match choice {
+            0 => rng::key(&[sampling.seed]),
+            choice => rng::key(&[sampling.seed, choice as u64]),
+        };
+        let stream = Stream::new(key);
         let (penalty, logits, candidates) = Default::default();
         Ok(Self { sampling, stream, penalty, logits, candidates })
     }
@@ -156,6 +169,17 @@ impl Penalty {
             }
         }
     }
+}
+
+/// Returns the `k` largest logits with their tokens, the largest first. NaN counts as minus infinity.
+pub(crate) fn largest_logits(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut candidates = Vec::new();
+    if k > 0 {
+        gather_largest(&mut candidates, logits, k);
+        candidates.sort_unstable_by(by_logit);
+        candidates.truncate(k);
+    }
+    candidates.into_iter().map(|c| (c.id, c.logit)).collect()
 }
 
 /// Returns the first of the largest logits, if one is above minus infinity.

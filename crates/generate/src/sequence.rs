@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::{GenerateError, Sampler};
+use crate::logits::ModelDistribution;
+use crate::{GenerateError, LogitsProcessor, Sampler, TokenLogprobs};
 
 /// When a continuation ends.
 #[derive(Clone, Debug)]
@@ -29,10 +30,12 @@ pub enum StopReason {
 }
 
 /// Result of [`Sequence::push`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenStep {
     /// The appended token. `None` for an end token.
     pub token: Option<u32>,
+    /// Log probabilities of the appended token, if the sequence records them.
+    pub logprobs: Option<TokenLogprobs>,
     /// Why the sequence ended, if it has.
     pub stop: Option<StopReason>,
 }
@@ -41,11 +44,13 @@ pub struct TokenStep {
 ///
 /// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model. A scheduler may move a
 /// sequence from one slot to another.
-#[derive(Clone, Debug)]
 pub struct Sequence {
     ids: Vec<u32>,
     prompt_len: usize,
     sampler: Sampler,
+    processor: Option<Box<dyn LogitsProcessor>>,
+    /// Number of most likely tokens recorded with each token.
+    top_logprobs: Option<usize>,
     rules: StopRules,
     stop: Option<StopReason>,
 }
@@ -64,7 +69,19 @@ impl Sequence {
             return Err(GenerateError::PromptTooLong { prompt: prompt_len, context });
         }
         let stop = (rules.max_new_tokens == 0).then_some(StopReason::MaxNewTokens);
-        Ok(Self { ids: prompt, prompt_len, sampler, rules, stop })
+        Ok(Self { ids: prompt, prompt_len, sampler, processor: None, top_logprobs: None, rules, stop })
+    }
+
+    /// Sets the processor that changes logits before a token is chosen.
+    pub fn with_processor(mut self, processor: Option<Box<dyn LogitsProcessor>>) -> Self {
+        self.processor = processor;
+        self
+    }
+
+    /// Records the log probability of each new token, and the `top` most likely tokens.
+    pub fn with_logprobs(mut self, top: Option<usize>) -> Self {
+        self.top_logprobs = top;
+        self
     }
 
     /// Returns prompt and new tokens.
@@ -95,16 +112,22 @@ impl Sequence {
     /// Chooses the next token from the logits of the last one. A finished sequence does not change.
     ///
     /// # Errors
-    /// If no logit is above minus infinity.
-    pub fn push(&mut self, logits: &[f32]) -> Result<TokenStep, GenerateError> {
+    /// If no logit is above minus infinity, or the processor fails.
+    pub fn push(&mut self, logits: &mut [f32]) -> Result<TokenStep, GenerateError> {
         if self.stop.is_some() {
-            return Ok(TokenStep { token: None, stop: self.stop });
+            return Ok(TokenStep { token: None, logprobs: None, stop: self.stop });
         }
         let position = self.ids.len();
+        let distribution = self.top_logprobs.map(|top| ModelDistribution::of(logits, top));
+        if let Some(processor) = &mut self.processor {
+            processor
+                .apply(&self.ids[self.prompt_len..], logits)
+                .map_err(|reason| GenerateError::Processor { position, reason })?;
+        }
         let id = self.sampler.next(logits, &self.ids).ok_or(GenerateError::NoLogit { position })?;
         if self.rules.stop_ids.contains(&id) {
             self.stop = Some(StopReason::EndToken(id));
-            return Ok(TokenStep { token: None, stop: self.stop });
+            return Ok(TokenStep { token: None, logprobs: None, stop: self.stop });
         }
         self.ids.push(id);
         if self.new_ids().len() == self.rules.max_new_tokens {
@@ -112,7 +135,8 @@ impl Sequence {
         } else if self.ids.len() > self.rules.max_context_tokens {
             self.stop = Some(StopReason::ContextFull);
         }
-        Ok(TokenStep { token: Some(id), stop: self.stop })
+        let logprobs = distribution.map(|distribution| distribution.logprobs(id));
+        Ok(TokenStep { token: Some(id), logprobs, stop: self.stop })
     }
 }
 
@@ -140,7 +164,7 @@ mod tests {
             }
             let mut logits = vec![0.0; 8];
             logits[(sequence.ids()[sequence.ids().len() - 1] as usize + 1) % 8] = 1.0;
-            let (before, step) = (sequence.new_ids().len(), sequence.push(&logits).unwrap());
+            let (before, step) = (sequence.new_ids().len(), sequence.push(&mut logits).unwrap());
             assert_eq!(step.token.is_some(), sequence.new_ids().len() > before);
             assert_eq!(step.stop, sequence.stop());
         }
@@ -164,14 +188,41 @@ mod tests {
     #[test]
     fn prompts_without_tokens_or_room_are_rejected() {
         assert!(matches!(sequence(&[], 9, 1, &[]), Err(GenerateError::EmptyPrompt)));
-        let error = sequence(&[0; 10], 9, 1, &[]).unwrap_err();
+        let error = sequence(&[0; 10], 9, 1, &[]).err().unwrap();
         assert_eq!(error.to_string(), "cannot read the prompt: it has 10 tokens, the context 9");
+    }
+
+    /// Excludes every token but one.
+    struct Only(u32);
+
+    impl LogitsProcessor for Only {
+        fn apply(&mut self, new_ids: &[u32], logits: &mut [f32]) -> Result<(), String> {
+            if new_ids.len() == 2 {
+                return Err("no token may follow".to_owned());
+            }
+            let excluded = logits.iter_mut().enumerate().filter(|&(id, _)| id as u32 != self.0);
+            excluded.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_processor_changes_the_choice_but_not_the_log_probabilities() {
+        let sequence = sequence(&[0], 9, 5, &[]).unwrap().with_logprobs(Some(1));
+        let mut sequence = sequence.with_processor(Some(Box::new(Only(2))));
+        let step = sequence.push(&mut [0.0; 4]).unwrap();
+        let logprobs = step.logprobs.unwrap();
+        assert_eq!((step.token, logprobs.logprob), (Some(2), -(4.0f32).ln()));
+        assert_eq!(logprobs.top, [(0, -(4.0f32).ln())]);
+        sequence.push(&mut [0.0; 4]).unwrap();
+        let error = sequence.push(&mut [0.0; 4]).unwrap_err();
+        assert_eq!(error.to_string(), "cannot choose a token after 3 tokens: no token may follow");
     }
 
     #[test]
     fn logits_without_a_number_are_an_error() {
         let mut sequence = sequence(&[0, 1], 9, 5, &[]).unwrap();
-        let error = sequence.push(&[f32::NAN; 4]).unwrap_err();
+        let error = sequence.push(&mut [f32::NAN; 4]).unwrap_err();
         assert_eq!(error.to_string(), "cannot choose a token after 2 tokens: no logit is a number");
         assert_eq!((sequence.ids().len(), sequence.stop()), (2, None));
     }

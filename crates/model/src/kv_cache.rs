@@ -97,7 +97,7 @@ impl KvCache {
         if self.next_start(extent) - extent.start >= capacity {
             self.slots[slot.0] = Some(grown);
         } else if let Some(start) = self.find_gap(capacity) {
-            self.move_rows(extent, start);
+            self.copy_tokens(extent.start, start, extent.len);
             self.slots[slot.0] = Some(Extent { start, ..grown });
         } else {
             let rows = self.rows_for(self.capacities() - extent.capacity + capacity);
@@ -113,6 +113,26 @@ impl KvCache {
     pub fn truncate(&mut self, slot: SlotId, len: usize) {
         let extent = self.extent_mut(slot);
         extent.len = extent.len.min(len);
+    }
+
+    /// Lowers the capacity of a slot, at most to its tokens. A larger `capacity` changes nothing.
+    ///
+    /// # Panics
+    /// If the slot was removed.
+    pub fn shrink(&mut self, slot: SlotId, capacity: usize) {
+        let extent = self.extent_mut(slot);
+        extent.capacity = extent.capacity.min(capacity.max(extent.len).max(1));
+    }
+
+    /// Replaces the tokens of slot `to` by the first `tokens` of slot `from`.
+    ///
+    /// # Panics
+    /// If a slot was removed, `from` has fewer tokens, or `to` has no room for them.
+    pub fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: usize) {
+        let (source, target) = (self.extent(from), self.extent(to));
+        assert!(tokens <= source.len && tokens <= target.capacity, "a prefix longer than its slot");
+        self.copy_tokens(source.start, target.start, tokens);
+        self.extent_mut(to).len = tokens;
     }
 
     /// Removes a slot and frees its rows.
@@ -194,13 +214,13 @@ impl KvCache {
         (self.rows - start >= rows).then_some(start)
     }
 
-    /// Copies the tokens of `extent` to `start`. The ranges may overlap.
-    fn move_rows(&mut self, extent: Extent, start: usize) {
+    /// Copies `tokens` rows from row `from` to row `to`. The ranges may overlap.
+    fn copy_tokens(&mut self, from: usize, to: usize, tokens: usize) {
         let (backend, width) = (&*self.backend, self.width);
-        let mut copy = backend.alloc(extent.len * width, Element::Activation);
+        let mut copy = backend.alloc(tokens * width, Element::Activation);
         for buffer in self.keys.iter_mut().chain(&mut self.values) {
-            backend.copy_rows(&mut copy, 0, buffer, extent.start, extent.len, width);
-            backend.copy_rows(buffer, start, &copy, 0, extent.len, width);
+            backend.copy_rows(&mut copy, 0, buffer, from, tokens, width);
+            backend.copy_rows(buffer, to, &copy, 0, tokens, width);
         }
     }
 
@@ -301,7 +321,7 @@ mod tests {
         let mut expected: Vec<(SlotId, Vec<usize>)> = Vec::new();
         for step in 0..2_000 {
             let chosen = stream.next_below(expected.len().max(1) as u64) as usize;
-            match stream.next_below(6) {
+            match stream.next_below(8) {
                 0 if expected.len() < 6 => {
                     expected.push((cache.add(stream.next_below(9) as usize), Vec::new()));
                 }
@@ -314,6 +334,15 @@ mod tests {
                 }
                 3 if !expected.is_empty() => {
                     cache.grow(expected[chosen].0, stream.next_below(20) as usize);
+                }
+                4 if !expected.is_empty() => {
+                    cache.shrink(expected[chosen].0, stream.next_below(20) as usize);
+                }
+                5 if expected.len() > 1 => {
+                    let (to, from) = (chosen, (chosen + 1) % expected.len());
+                    let copied = expected[from].1.len().min(cache.capacity(expected[to].0));
+                    cache.copy_prefix(expected[from].0, expected[to].0, copied);
+                    expected[to].1 = expected[from].1[..copied].to_vec();
                 }
                 _ if !expected.is_empty() => {
                     let (slot, tokens) = &mut expected[chosen];

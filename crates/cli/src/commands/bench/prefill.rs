@@ -48,7 +48,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
 
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
-    let mut engine = Engine::new(&decoder);
+    let mut engine = Engine::new(&*decoder);
     let slot = engine.open(prompt, None);
     let rules = StopRules { max_new_tokens: 1, max_context_tokens: prompt, stop_ids: Default::default() };
     let runs = args.run.runs(5, 1);

@@ -1,0 +1,475 @@
+//! Runs requests on one engine: continuous batching within a limit of memory (ADR 0008).
+//!
+//! ```text
+//! add ──► flow of the adapter ──► running ──► ended
+//!               ▲                   │
+//!               └── paused, preempted
+//! ```
+//!
+//! One [`Scheduler::step`] decodes a token for every running sequence, and reads a bounded piece of prompts.
+//! The reply to a seeded request has the same bits alone, in any mix of requests, after any preemption, and
+//! with the prefix cache on or off.
+
+mod flows;
+mod job;
+mod memory;
+mod request;
+mod stats;
+
+use std::mem;
+use std::sync::Arc;
+
+use danlu_model::{Decoder, SlotId};
+
+use self::flows::{FlowKey, Flows};
+use self::job::{Job, JobPlace};
+use self::memory::{CachedPrefix, KvMemory, PAGE_TOKENS, whole_pages};
+pub use self::request::{AddError, GenerationId, ReplyRequest, RequestAdapter, RequestId};
+pub use self::stats::{AdapterLoad, SchedulerStats};
+use crate::{GenerateError, Sampler, Sequence, StepOutput, StopReason, StopRules, TokenLogprobs, TokenStep};
+
+/// After so many preemptions, a sequence starts again only with room for all of its tokens.
+const MAX_PREEMPTIONS: u32 = 2;
+
+/// Limits of a [`Scheduler`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerOptions {
+    /// Most sequences of a step.
+    pub max_running: usize,
+    /// Most waiting requests.
+    pub max_queued: usize,
+    /// Most tokens whose keys and values are in memory. It is rounded down to whole pages.
+    pub max_kv_tokens: usize,
+    /// Most prompt tokens of a step. Running sequences wait for them.
+    pub prefill_tokens: usize,
+    /// Whether prompts stay in memory for later requests that begin alike.
+    pub prefix_cache: bool,
+}
+
+impl Default for SchedulerOptions {
+    fn default() -> Self {
+        Self {
+            max_running: 8,
+            max_queued: 64,
+            max_kv_tokens: 16_384,
+            prefill_tokens: 128,
+            prefix_cache: true,
+        }
+    }
+}
+
+/// What happened to one choice of a request.
+#[derive(Debug)]
+pub struct SchedulerEvent {
+    /// The request.
+    pub request: RequestId,
+    /// Index of the choice.
+    pub choice: usize,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// Kinds of [`SchedulerEvent`]. Each choice has one `Started`, then tokens, then `Finished` or `Failed`.
+#[derive(Debug)]
+pub enum EventKind {
+    /// The prompt is being read.
+    Started {
+        /// Prompt tokens whose keys and values were in memory.
+        cached_tokens: usize,
+    },
+    /// A new token.
+    Token {
+        /// The token.
+        id: u32,
+        /// Its log probabilities, if requested.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The continuation is complete.
+    Finished(StopReason),
+    /// The continuation cannot go on. Other requests are not affected.
+    Failed(GenerateError),
+}
+
+/// Runs many requests on one decoder. The caller repeats [`Scheduler::step`] and adds or cancels requests
+/// between steps.
+pub struct Scheduler {
+    memory: KvMemory,
+    options: SchedulerOptions,
+    flows: Flows,
+    /// In the order of their start.
+    running: Vec<Job>,
+    next_request: u64,
+    /// Totals; the other fields are filled in by [`Scheduler::stats`].
+    totals: SchedulerStats,
+}
+
+impl Scheduler {
+    /// Returns a scheduler without requests. The memory for keys and values is allocated here.
+    pub fn new(decoder: Arc<Decoder>, options: SchedulerOptions) -> Self {
+        let pages = (options.max_kv_tokens / PAGE_TOKENS).max(1);
+        Self {
+            memory: KvMemory::new(decoder, pages * PAGE_TOKENS),
+            options,
+            flows: Flows::default(),
+            running: Vec::new(),
+            next_request: 0,
+            totals: SchedulerStats::default(),
+        }
+    }
+
+    /// Returns the most tokens of a prompt and its continuation.
+    pub fn max_context_tokens(&self) -> usize {
+        self.memory.total.min(self.memory.engine.decoder().config().max_position_embeddings)
+    }
+
+    /// Adds a request behind the others of its adapter.
+    ///
+    /// # Errors
+    /// If too many requests are waiting, the prompt is too long, or a value is invalid. The scheduler is
+    /// unchanged then.
+    pub fn add(&mut self, request: ReplyRequest) -> Result<RequestId, AddError> {
+        let (waiting, limit) = (self.flows.waiting(), self.options.max_queued);
+        if waiting >= limit {
+            return Err(AddError::QueueFull { waiting, limit });
+        }
+        let room = self.max_context_tokens().min(request.rules.max_context_tokens);
+        let tokens = request.ids.len();
+        if tokens > room {
+            return Err(AddError::TooLong { tokens, room });
+        }
+        self.memory.engine.decoder().check_ids(&request.ids).map_err(GenerateError::from)?;
+        let id = RequestId(self.next_request);
+        let mut jobs = jobs(request, id, room)?;
+        self.next_request += 1;
+        let siblings = jobs.split_off(1);
+        let first = Job { siblings, ..jobs.swap_remove(0) };
+        self.flows.push_back(first);
+        Ok(id)
+    }
+
+    /// Ends every choice of a request, without an event. Returns whether one had not ended yet.
+    pub fn cancel(&mut self, request: RequestId) -> bool {
+        let mut cancelled = self.flows.remove(request);
+        for job in &cancelled {
+            self.free(job);
+        }
+        let (ended, running) =
+            mem::take(&mut self.running).into_iter().partition(|job| job.request == request);
+        self.running = running;
+        let ended: Vec<Job> = ended;
+        for job in &ended {
+            self.flows.end(job.flow());
+            self.free(job);
+        }
+        cancelled.extend(ended);
+        self.flows.prune();
+        !cancelled.is_empty()
+    }
+
+    /// Returns whether every request has ended.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.flows.waiting() == 0
+    }
+
+    /// Returns load and totals.
+    pub fn stats(&self) -> SchedulerStats {
+        let load = self.flows.active().map(|(generation, flow)| AdapterLoad {
+            generation,
+            running: flow.running,
+            waiting: flow.waiting.len(),
+        });
+        let prefix_tokens = self.memory.retained_tokens();
+        SchedulerStats {
+            running: self.running.len(),
+            waiting: self.flows.waiting(),
+            kv_tokens: self.memory.used() - prefix_tokens,
+            prefix_tokens,
+            max_kv_tokens: self.memory.total,
+            adapters: load.collect(),
+            ..self.totals.clone()
+        }
+    }
+
+    /// Starts waiting requests, decodes a token for every running sequence, and reads a piece of prompts.
+    ///
+    /// # Errors
+    /// If the model cannot run. The failure of a single sequence is an event.
+    pub fn step(&mut self) -> Result<Vec<SchedulerEvent>, GenerateError> {
+        let mut events = Vec::new();
+        self.start_waiting(&mut events);
+        let mut work = self.decode_work();
+        work.extend(self.prefill_work());
+        for &(slot, tokens) in &work {
+            let job = self.running.iter().find(|job| job.slot() == Some(slot));
+            self.flows.charge(job.and_then(Job::flow), tokens);
+            if self.memory.engine.is_in_prompt(slot) {
+                self.totals.prompt_tokens += tokens as u64;
+            }
+        }
+        for output in self.memory.engine.step_slots(&work)? {
+            self.deliver(output, &mut events);
+        }
+        self.flows.prune();
+        Ok(events)
+    }
+
+    /// Starts waiting jobs, fairly between flows, until a limit is reached. The first job without room blocks
+    /// the others, so that no small request overtakes it forever.
+    fn start_waiting(&mut self, events: &mut Vec<SchedulerEvent>) {
+        while let Some(key) = self.flows.next() {
+            if self.running.len() >= self.options.max_running.max(1) && !self.pause_for(key) {
+                return;
+            }
+            let Some(mut job) = self.flows.start(key) else { return };
+            if !self.enter(&mut job, events) {
+                return self.flows.stop(job);
+            }
+            self.running.push(job);
+        }
+    }
+
+    /// Pauses the youngest sequence of the flow with the most running ones, if flow `key` has none and two or
+    /// more flows share the places unevenly. The paused sequence keeps its keys and values.
+    fn pause_for(&mut self, key: FlowKey) -> bool {
+        let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
+        let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
+        let Some((most, _)) = most.filter(|(_, flow)| !has_running && flow.running > 1) else { return false };
+        let Some(youngest) = self.running.iter().rposition(|job| job.flow() == most) else { return false };
+        self.flows.stop(self.running.remove(youngest));
+        true
+    }
+
+    /// Gives a job a slot. Returns `false` if there is no room for it.
+    fn enter(&mut self, job: &mut Job, events: &mut Vec<SchedulerEvent>) -> bool {
+        let JobPlace::Detached(sequence) = &job.place else { return true };
+        let (ids, rules) = (sequence.ids(), sequence.rules());
+        let whole = rules.max_context_tokens.min(sequence.prompt_len().saturating_add(rules.max_new_tokens));
+        let needed = match job.preemptions < MAX_PREEMPTIONS {
+            true => (ids.len() + 1).min(whole),
+            false => whole,
+        };
+        let prompt = &ids[..sequence.prompt_len()];
+        let prefix = self.find_prefix(job, prompt);
+        let Some(slot) = self.open(whole_pages(needed.max(ids.len())), prefix, job) else { return false };
+        let JobPlace::Detached(sequence) = mem::replace(&mut job.place, JobPlace::Slot(slot)) else {
+            unreachable!("the place was checked above")
+        };
+        let prompt_len = sequence.prompt_len();
+        let cached_tokens = match self.memory.engine.start(slot, sequence) {
+            Ok(cached) => cached,
+            Err(_) => unreachable!("the ids were checked when the request was added"),
+        };
+        if !job.is_started {
+            job.is_started = true;
+            self.totals.prefix_queries += prompt_len as u64;
+            self.totals.prefix_hits += cached_tokens as u64;
+            events.push(job.event(EventKind::Started { cached_tokens }));
+        }
+        true
+    }
+
+    /// Returns the longest prefix of `prompt` in memory that the job may share.
+    fn find_prefix(&self, job: &Job, prompt: &[u32]) -> Option<CachedPrefix> {
+        let is_shared = |other: &&Job| {
+            other.flow() == job.flow() && (self.options.prefix_cache || other.request == job.request)
+        };
+        let slots = self.running.iter().filter(is_shared).filter_map(Job::slot);
+        let of_jobs = slots.map(|slot| self.memory.prefix_of_job(slot, prompt)).filter(|p| p.tokens > 0);
+        of_jobs.chain(self.memory.find(job.flow(), prompt)).max_by_key(|prefix| prefix.tokens)
+    }
+
+    /// Returns a slot of `capacity` tokens for a job. Drops paused sequences if there is no other room.
+    fn open(&mut self, capacity: usize, prefix: Option<CachedPrefix>, job: &Job) -> Option<SlotId> {
+        let paused = self.flows.jobs().filter_map(Job::slot);
+        let paused: usize = paused.map(|slot| self.memory.engine.cache().capacity(slot)).sum();
+        if self.memory.available() + paused < capacity {
+            return None;
+        }
+        let lora = job.adapter.as_ref().map(|adapter| adapter.lora.clone());
+        loop {
+            for prefix in [prefix, None] {
+                if let Some(slot) = self.memory.open(capacity, prefix, lora.clone()) {
+                    return Some(slot);
+                }
+            }
+            if !self.drop_paused() {
+                return None;
+            }
+        }
+    }
+
+    /// Drops the keys and values of a paused sequence. Returns whether there was one.
+    fn drop_paused(&mut self) -> bool {
+        let paused = self.flows.jobs_mut().filter(|job| job.slot().is_some());
+        let Some(youngest) = paused.max_by_key(|job| (job.request, job.choice)) else { return false };
+        self.totals.preemptions += 1;
+        youngest.detach(&mut self.memory);
+        true
+    }
+
+    /// Returns the slots that decode a token in this step, after making room for it.
+    fn decode_work(&mut self) -> Vec<(SlotId, usize)> {
+        let mut work = Vec::new();
+        let slots: Vec<SlotId> = self.running.iter().filter_map(Job::slot).collect();
+        for slot in slots {
+            let is_running = self.running.iter().any(|job| job.slot() == Some(slot));
+            if is_running && !self.memory.engine.is_in_prompt(slot) && self.make_room(slot) {
+                work.push((slot, 1));
+            }
+        }
+        // A later slot may have taken the room of an earlier one.
+        work.retain(|&(slot, _)| self.running.iter().any(|job| job.slot() == Some(slot)));
+        work
+    }
+
+    /// Makes room for one more token in a slot. Preempts other sequences if necessary, and returns `false` if
+    /// the sequence itself was preempted.
+    fn make_room(&mut self, slot: SlotId) -> bool {
+        let rules = self.memory.engine.sequence(slot).map(Sequence::rules);
+        let most = rules.map_or(0, |rules| rules.max_context_tokens);
+        loop {
+            let needed = self.memory.engine.cache().len(slot) + 1;
+            if self.memory.grow(slot, needed, most) {
+                return true;
+            }
+            if self.drop_paused() {
+                continue;
+            }
+            let victim = self.victim();
+            if self.preempt(victim) == slot {
+                return false;
+            }
+        }
+    }
+
+    /// Returns the index of the youngest running job of the flow with the most tokens in memory.
+    fn victim(&self) -> usize {
+        let tokens = |key: FlowKey| -> usize {
+            let slots = self.running.iter().filter(|job| job.flow() == key).filter_map(Job::slot);
+            slots.map(|slot| self.memory.engine.cache().capacity(slot)).sum()
+        };
+        let largest = self.running.iter().map(Job::flow).max_by_key(|&key| tokens(key)).flatten();
+        self.running.iter().rposition(|job| job.flow() == largest).expect("a job is running")
+    }
+
+    /// Drops the keys and values of a running job, which waits again. Returns its former slot.
+    fn preempt(&mut self, index: usize) -> SlotId {
+        let mut job = self.running.remove(index);
+        let slot = job.slot().expect("a running job has a slot");
+        self.totals.preemptions += 1;
+        job.detach(&mut self.memory);
+        self.flows.stop(job);
+        slot
+    }
+
+    /// Returns the prompts that are read in this step. Flows with fewer rows come first.
+    fn prefill_work(&mut self) -> Vec<(SlotId, usize)> {
+        let mut prompts: Vec<(u64, RequestId, SlotId)> = Vec::new();
+        for job in &self.running {
+            if let Some(slot) = job.slot().filter(|&slot| self.memory.engine.is_in_prompt(slot)) {
+                prompts.push((self.flows.served(job.flow()), job.request, slot));
+            }
+        }
+        prompts.sort_by_key(|&(served, request, _)| (served, request));
+        let mut left = self.options.prefill_tokens.max(1);
+        let mut work = Vec::new();
+        for (_, _, slot) in prompts {
+            if left == 0 {
+                break;
+            }
+            self.share_prefix(slot);
+            let tokens = self.memory.engine.next_tokens(slot).min(left);
+            if tokens > 0 {
+                left -= tokens;
+                work.push((slot, tokens));
+            }
+        }
+        work
+    }
+
+    /// Copies what another running sequence has read of the same prompt since this one started.
+    fn share_prefix(&mut self, slot: SlotId) {
+        let Some(job) = self.running.iter().find(|job| job.slot() == Some(slot)) else { return };
+        let Some(sequence) = self.memory.engine.sequence(slot) else { return };
+        let prompt = &sequence.ids()[..sequence.prompt_len()];
+        let read = self.memory.engine.prompt_read(slot).len();
+        if let Some(prefix) = self.find_prefix(job, prompt).filter(|prefix| prefix.tokens > read) {
+            self.memory.engine.copy_prefix(prefix.slot, slot, prefix.tokens);
+            self.totals.prefix_hits += (prefix.tokens - read) as u64;
+        }
+    }
+
+    /// Turns the result of a step into events, and ends finished sequences.
+    fn deliver(&mut self, StepOutput { slot, step }: StepOutput, events: &mut Vec<SchedulerEvent>) {
+        let index = self.running.iter().position(|job| job.slot() == Some(slot)).expect("a running job");
+        let siblings = mem::take(&mut self.running[index].siblings);
+        let job = &self.running[index];
+        let is_ended = match step {
+            Ok(TokenStep { token, logprobs, stop }) => {
+                if let Some(id) = token {
+                    self.totals.generated_tokens += 1;
+                    events.push(job.event(EventKind::Token { id, logprobs }));
+                }
+                events.extend(stop.map(|stop| job.event(EventKind::Finished(stop))));
+                stop.is_some()
+            }
+            Err(error) => {
+                events.push(job.event(EventKind::Failed(error)));
+                true
+            }
+        };
+        // The other choices copy the prompt that was just read, so they start before its slot is freed.
+        let (choices, key) = (siblings.len(), self.running[index].flow());
+        siblings.into_iter().rev().for_each(|job| self.flows.push_front(job));
+        if is_ended {
+            self.start_choices(key, choices, events);
+            let job = self.running.remove(index);
+            self.flows.end(key);
+            self.free(&job);
+        }
+    }
+
+    /// Starts the first `count` waiting jobs of a flow, as far as there is room.
+    fn start_choices(&mut self, key: FlowKey, count: usize, events: &mut Vec<SchedulerEvent>) {
+        for _ in 0..count {
+            // The place of the ended choice is free.
+            if self.running.len() > self.options.max_running {
+                return;
+            }
+            let Some(mut job) = self.flows.start(key) else { return };
+            if !self.enter(&mut job, events) {
+                return self.flows.stop(job);
+            }
+            self.running.push(job);
+        }
+    }
+
+    /// Frees the slot of an ended job.
+    fn free(&mut self, job: &Job) {
+        if let Some(slot) = job.slot() {
+            self.memory.release(slot, job.flow(), self.options.prefix_cache);
+        }
+    }
+}
+
+/// Returns one job per choice. No sequence has more than `room` tokens.
+fn jobs(request: ReplyRequest, id: RequestId, room: usize) -> Result<Vec<Job>, GenerateError> {
+    let ReplyRequest { ids, sampling, rules, choices, adapter, top_logprobs, processors } = request;
+    let setting =
+        |name, found: usize, expected| GenerateError::Setting { name, found: found.to_string(), expected };
+    if choices == 0 {
+        return Err(setting("choices", choices, "1 or more"));
+    }
+    if !processors.is_empty() && processors.len() != choices {
+        return Err(setting("processors", processors.len(), "one per choice, or none"));
+    }
+    let mut processors = processors.into_iter();
+    let job = |choice| {
+        let sampler = Sampler::for_choice(sampling.clone(), choice)?;
+        let rules = StopRules { max_context_tokens: room, ..rules.clone() };
+        let sequence = Sequence::new(ids.clone(), sampler, rules)?;
+        let sequence = sequence.with_processor(processors.next()).with_logprobs(top_logprobs);
+        Ok(Job::new(id, choice, adapter.clone(), sequence))
+    };
+    (0..choices).map(job).collect()
+}

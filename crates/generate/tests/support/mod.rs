@@ -1,0 +1,121 @@
+//! The embedded base, and random adapters of any rank.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use danlu_generate::{
+    Engine, EventKind, GenerationId, ReplyRequest, RequestAdapter, RequestId, Sampler, SamplingOptions,
+    Scheduler, Sequence, StopReason, StopRules,
+};
+use danlu_kernels::rng::Stream;
+use danlu_kernels::{Buffer, Cpu, CpuOptions, DType, Element, LoraRef};
+use danlu_model::{Decoder, LoraSource, ModelConfig, Projection, Tokenizer};
+
+pub static BASE: LazyLock<(Arc<Decoder>, Tokenizer)> = LazyLock::new(|| {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m"));
+    let backend = Arc::new(Cpu::new(CpuOptions { threads: Some(2), isa: None, dtype: DType::F32 }));
+    (Arc::new(Decoder::load(folder, backend).unwrap()), Tokenizer::read(folder).unwrap())
+});
+
+/// Random low-rank matrices of one rank for every projection, large enough to change a reply.
+pub struct RandomAdapter {
+    params: Buffer,
+    config: ModelConfig,
+    rank: usize,
+}
+
+impl RandomAdapter {
+    fn offset(config: &ModelConfig, rank: usize, layer: usize, projection: Projection) -> usize {
+        let size = |p| {
+            let (d_out, d_in) = config.projection_shape(p);
+            rank * (d_out + d_in)
+        };
+        let layer_size: usize = Projection::ALL.into_iter().map(size).sum();
+        layer * layer_size + Projection::ALL[..projection.index()].iter().map(|&p| size(p)).sum::<usize>()
+    }
+}
+
+impl LoraSource for RandomAdapter {
+    fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>> {
+        let (d_out, d_in) = self.config.projection_shape(projection);
+        let a = Self::offset(&self.config, self.rank, layer, projection);
+        let b = a + self.rank * d_in;
+        Some(LoraRef { params: &self.params, a, b, rank: self.rank, d_in, d_out, scaling: 0.5 })
+    }
+}
+
+/// Returns an adapter whose values and generation depend on `seed` alone.
+pub fn adapter(rank: usize, seed: u64) -> RequestAdapter {
+    let (config, backend) = (BASE.0.config().clone(), BASE.0.backend());
+    let len = RandomAdapter::offset(&config, rank, config.num_hidden_layers, Projection::QProj);
+    let mut stream = Stream::new(seed);
+    let values: Vec<f32> = (0..len).map(|_| 0.12 * (stream.next_uniform() - 0.5)).collect();
+    let mut params = backend.alloc(len, Element::Exact);
+    backend.write(&mut params, 0, &values);
+    let mut generation = [0; 32];
+    generation[..8].copy_from_slice(&seed.to_le_bytes());
+    RequestAdapter {
+        generation: GenerationId(generation),
+        lora: Arc::new(RandomAdapter { params, config, rank }),
+    }
+}
+
+/// Returns a request without an adapter, with at most `max_new_tokens`.
+pub fn request(ids: Vec<u32>, sampling: SamplingOptions, max_new_tokens: usize) -> ReplyRequest {
+    ReplyRequest {
+        ids,
+        sampling,
+        rules: StopRules { max_new_tokens, max_context_tokens: 400, stop_ids: Default::default() },
+        choices: 1,
+        adapter: None,
+        top_logprobs: None,
+        processors: Vec::new(),
+    }
+}
+
+/// Returns the new ids of one choice of a request that has an engine to itself.
+pub fn alone(request: &ReplyRequest, choice: usize) -> Vec<u32> {
+    let sampler = Sampler::for_choice(request.sampling.clone(), choice).unwrap();
+    let sequence = Sequence::new(request.ids.clone(), sampler, request.rules.clone()).unwrap();
+    let mut engine = Engine::new(&*BASE.0);
+    let slot = engine.open(100, request.adapter.as_ref().map(|adapter| adapter.lora.clone()));
+    engine.start(slot, sequence).unwrap();
+    while !engine.is_idle() {
+        engine.step().unwrap().into_iter().for_each(|output| assert!(output.step.is_ok()));
+    }
+    engine.close(slot).unwrap().new_ids().to_vec()
+}
+
+/// Tokens and end of one choice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reply {
+    pub ids: Vec<u32>,
+    pub cached_tokens: usize,
+    pub stop: Option<StopReason>,
+}
+
+/// Runs until no request is left, and returns the replies in the order of their first event.
+pub fn finish(scheduler: &mut Scheduler) -> Vec<((RequestId, usize), Reply)> {
+    let mut replies: Vec<((RequestId, usize), Reply)> = Vec::new();
+    while !scheduler.is_idle() {
+        for event in scheduler.step().unwrap() {
+            let key = (event.request, event.choice);
+            let index = replies.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+                replies.push((key, Reply::default()));
+                replies.len() - 1
+            });
+            let reply = &mut replies[index].1;
+            assert_eq!(reply.stop, None, "no event follows the end");
+            match event.kind {
+                EventKind::Started { cached_tokens } => reply.cached_tokens = cached_tokens,
+                EventKind::Token { id, .. } => reply.ids.push(id),
+                EventKind::Finished(stop) => reply.stop = Some(stop),
+                EventKind::Failed(error) => panic!("{error}"),
+            }
+        }
+        let stats = scheduler.stats();
+        assert!(stats.kv_tokens + stats.prefix_tokens <= stats.max_kv_tokens, "{stats:?}");
+    }
+    assert_eq!(scheduler.stats().kv_tokens, 0, "no slot is leaked");
+    replies
+}
