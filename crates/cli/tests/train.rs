@@ -177,7 +177,7 @@ fn a_diverged_run_is_reported_and_not_merged() {
     let ran = scene.ok(&format!("train --base base --data data.json --output out {flags}"));
     let verdict = "verdict         the model got worse: the held-out loss rose";
     assert!(ran.out.contains(verdict), "{}{}", ran.err, ran.out);
-    let said = "training raised the held-out loss from ";
+    let said = "the model got worse: the held-out loss rose from ";
     for (file, label) in [("README.md", "> Warning: "), ("report.html", "Warning: ")] {
         let text = String::from_utf8(scene.read(&format!("out/{file}"))).unwrap();
         assert!(text.contains(&format!("{label}{said}")), "{file}");

@@ -14,9 +14,9 @@ pub mod summary;
 
 mod error;
 mod language;
-mod run_warning;
+mod verdict;
 
 pub use error::ReportError;
 pub use language::Language;
-pub use run_warning::RunWarning;
 pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
+pub use verdict::{Finding, Verdict};

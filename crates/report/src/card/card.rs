@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::license::{is_license, license_of};
 use super::quantized::InFourBits;
 use crate::Language;
-use crate::{DataSummary, Reply, ReportError, RunSummary, RunWarning};
+use crate::{DataSummary, Reply, ReportError, RunSummary, Verdict};
 
 /// Name of the file with the values of a card.
 pub const CARD_FILE: &str = "card.json";
@@ -138,9 +138,9 @@ pub struct Training {
     pub train_loss: Option<(f64, f64)>,
     /// Held-out loss before and after training.
     pub held_out: Option<(f64, f64)>,
-    /// Signs that the run failed to learn.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<RunWarning>,
+    /// What the losses show.
+    #[serde(default, alias = "warnings", skip_serializing_if = "Verdict::is_empty")]
+    pub verdict: Verdict,
     /// Replies of base and adapter.
     pub replies: Vec<Reply>,
     /// Maximum tokens of a reply.
@@ -175,7 +175,7 @@ impl Training {
             tokens_per_second: run.tokens_per_second(),
             train_loss: run.train_loss(),
             held_out: run.held_out(),
-            warnings: RunWarning::of(run),
+            verdict: Verdict::of(run),
             replies: run.replies.clone(),
             reply_tokens,
             backend: run.backend.clone(),

@@ -48,8 +48,8 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     }
     out += &in_four_bits(page);
     out += "\n\n";
-    for warning in &run.warnings {
-        let _ = writeln!(out, "> {}{}\n", page.pick("注意：", "Warning: "), warning.text(page.language));
+    for finding in run.verdict.findings().iter().filter(|finding| finding.is_warning()) {
+        let _ = writeln!(out, "> {}{}\n", page.pick("注意：", "Warning: "), finding.text(page.language));
     }
     if page.card.has_picture {
         let _ = writeln!(out, "![{}]({PICTURE_FILE})\n", page.pick("损失曲线", "The loss over the steps"));

@@ -10,7 +10,7 @@ use danlu_train::memory::display;
 
 use crate::number_format::{duration, thousands};
 use crate::summary::value_text;
-use crate::{Language, MemoryUse, Reply, RunSummary, RunWarning};
+use crate::{Finding, Language, MemoryUse, Reply, RunSummary, Verdict};
 use chart::{Chart, Series, Style};
 use labels::Labels;
 
@@ -23,7 +23,7 @@ pub fn render(run: &RunSummary, language: Language) -> String {
     let body = [
         header(run, l),
         tiles(run, l),
-        warnings(run, language),
+        verdict(run, language),
         charts(run, l),
         replies(&run.replies, l),
         data(run, l),
@@ -107,12 +107,15 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
     format!("<div class=\"tiles\">{tiles}</div>\n")
 }
 
-fn warnings(run: &RunSummary, language: Language) -> String {
-    let line = |warning: RunWarning| {
-        let label = language.pick("注意：", "Warning: ");
-        format!("<p class=\"warning\">{label}{}</p>\n", escape(&warning.text(language)))
+fn verdict(run: &RunSummary, language: Language) -> String {
+    let line = |finding: &Finding| {
+        let (class, label) = match finding.is_warning() {
+            true => ("warning", language.pick("注意：", "Warning: ")),
+            false => ("outcome", language.pick("结论：", "Verdict: ")),
+        };
+        format!("<p class=\"{class}\">{label}{}</p>\n", escape(&finding.text(language)))
     };
-    RunWarning::of(run).into_iter().map(line).collect()
+    Verdict::of(run).findings().iter().map(line).collect()
 }
 
 /// Returns the losses of a run as an SVG file; empty without steps.

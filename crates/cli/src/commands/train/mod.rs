@@ -13,7 +13,6 @@ mod run_log;
 mod steps;
 mod summary;
 mod tensorboard;
-mod verdict;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,7 +24,7 @@ use danlu_model::{
     ChatTemplate, LabeledSequence, ModelConfig, Quantization, Tokenizer, base_fingerprint, base_sample,
 };
 use danlu_report::card::{Card, write_notes};
-use danlu_report::{DataSummary, RunSummary};
+use danlu_report::{DataSummary, Finding, RunSummary, Verdict};
 use danlu_train::{TrainSettings, Trainer};
 use serde_json::json;
 
@@ -45,7 +44,6 @@ pub use run_config::{
     CardOptions, GpuMemory, RunConfig, RunFiles, RunLimits, check_length, lora_config, pin_template_date,
 };
 use summary::RunFacts;
-use verdict::Verdict;
 
 /// Number of questions in the report.
 pub const REPLIES: usize = 4;
@@ -83,12 +81,14 @@ pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
 
 /// The last event of a run.
 fn finished(output: &Path, summary: &RunSummary) -> serde_json::Value {
+    let verdict = Verdict::of(summary);
     json!({
         "output": output.display().to_string(),
         "steps": summary.steps.len(),
         "train_loss": summary.train_loss().map(|(_, last)| last),
         "held_out_loss": summary.held_out().map(|(_, last)| last),
-        "verdict": Verdict::of(summary).map(Verdict::name),
+        "verdict": verdict.findings().first().map(Finding::name),
+        "findings": verdict,
         "seconds": summary.seconds(),
         "tokens_per_second": summary.tokens_per_second(),
     })

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use danlu_model::{ModelConfig, Quantization};
-use danlu_report::{DataSummary, Language, RunSummary, RunWarning};
+use danlu_report::{DataSummary, Language, RunSummary, Verdict};
 use danlu_train::Trainer;
 
 use super::forecast;
 use super::progress::draw_loss;
 use super::run_config::RunFiles;
-use super::verdict::Verdict;
 use crate::commands::quantization_progress::stored_code;
 use crate::evaluation::held_out_file;
 use crate::printer::Printer;
@@ -139,18 +138,10 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
         ));
     }
     let verdict = Verdict::of(summary);
-    let mut has_spikes = false;
-    for warning in RunWarning::of(summary) {
-        has_spikes |= matches!(warning, RunWarning::Spikes { .. });
-        let rose = matches!(warning, RunWarning::HeldOutWorse { .. } | RunWarning::TrainLossRose { .. });
-        if !(rose && matches!(verdict, Some(Verdict::Worse { .. }))) {
-            printer.warn(&printer.pick(warning.text(Language::Zh), warning.text(Language::En)));
-        }
-    }
-    // After spikes, the advice of `NoGain` to raise the learning rate would be wrong.
-    let shown = verdict.filter(|verdict| !(has_spikes && matches!(verdict, Verdict::NoGain { .. })));
-    if let Some(verdict) = shown {
-        printer.data_labeled(printer.pick("结论        ", "verdict         "), &verdict.text(printer));
+    let language = printer.pick(Language::Zh, Language::En);
+    if let [outcome, others @ ..] = verdict.findings() {
+        others.iter().for_each(|finding| printer.warn(&finding.text(language)));
+        printer.data_labeled(printer.pick("结论        ", "verdict         "), &outcome.text(language));
     }
     let time = terminal_text::duration(summary.seconds());
     let speed = summary.tokens_per_second().unwrap_or(0.0);
@@ -179,8 +170,7 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
     let output = terminal_text::shell_path(output_folder);
     let compare =
         output_folder.join(held_out_file::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
-    let is_usable = verdict.is_none_or(Verdict::is_usable);
-    let merge = is_usable.then(|| format!("danlu merge {output} --output {merged}"));
+    let merge = verdict.is_usable().then(|| format!("danlu merge {output} --output {merged}"));
     for command in [Some(format!("danlu chat {output}")), compare, merge].into_iter().flatten() {
         printer.status(&format!("  {}", printer.paint_status(Style::Cyan, &command)));
     }
