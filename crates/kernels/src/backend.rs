@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer,
-    DeviceMemory, Element, FourBitFormat, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix,
-    ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
+    DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
+    LoraGrads, LoraPair, Matrix, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment,
+    Segments, Store,
 };
 
 /// An operation, or a variant of one, that only some model families need.
@@ -14,7 +15,7 @@ use crate::{
 pub enum FamilyOperation {
     /// [`Backend::add_bias`].
     Bias,
-    /// [`Backend::geglu_forward`] and its backward.
+    /// [`Backend::gated_forward`] with [`GeluTanh`](crate::GateActivation::GeluTanh), and its backward.
     Geglu,
     /// Attention with a window.
     AttentionWindow,
@@ -318,34 +319,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
         operands: AttentionOperands<'_>,
     );
 
-    /// `out = silu(gate) · up` over `len` elements, `silu(x) = x / (1 + e^-x)`.
-    /// Source: Shazeer, 2020, equation 6.
-    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize);
+    /// `out = activation(gate) · up` over `len` elements. Source: Shazeer, 2020, section 2.
+    fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize);
 
-    /// Backward of [`swiglu_forward`](Backend::swiglu_forward); overwrites `dgate` and `dup`.
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    );
-
-    /// `out = gelu(gate) · up` over `len` elements, with the tanh form of gelu: see [`geglu`](crate::geglu).
-    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize);
-
-    /// Backward of [`geglu_forward`](Backend::geglu_forward); `dgate` and `dup` are overwritten.
-    fn geglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    );
+    /// Backward of [`gated_forward`](Backend::gated_forward). Overwrites both gradients.
+    fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize);
 
     /// The loss head over rows that carry a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]`
     /// in nats. With `grads`, also `dinp[i] = dloss[i] · d loss / d inp[i]`. The logits are computed in

@@ -33,6 +33,7 @@ mod error;
 #[cfg(test)]
 mod finite_difference;
 mod four_bit;
+pub mod gated;
 pub mod geglu;
 mod gemm;
 pub mod head_loss;
@@ -64,13 +65,14 @@ pub use four_bit::{
     FP4, FourBit, FourBitCode, FourBitFormat, NESTED_BLOCK, NF4, NestedScales, Scales, dynamic_u8,
     encode_blocks, nest,
 };
+pub use gated::GateActivation;
 pub use indices::{Indices, Segments, Uploaded};
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Bytes, Matrix, MatrixStorage};
 pub use operands::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Dropout,
-    HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment, ProjectGrads, ProjectGroup,
-    ProjectSaved, RmsnormSaved, Segment, Store,
+    GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment,
+    ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Segment, Store,
 };
 pub use reference::Reference;
 pub use trace::{Footprint, ScratchBytes, ScratchPool, Trace, TraceTarget, TracedOp};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Buffer, Indices, Matrix, Segments};
+use crate::{Buffer, GateActivation, Indices, Matrix, Segments};
 
 /// A contiguous range of tokens that attends only to itself.
 ///
@@ -184,6 +184,26 @@ pub struct ProjectGrads<'a> {
     pub store: Store,
     /// Gradients of the adapter's parameters, accumulated.
     pub dparams: &'a mut Buffer,
+}
+
+/// Inputs of a gated activation.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedOperands<'a> {
+    /// Input of the activation.
+    pub gate: &'a Buffer,
+    /// Factor of the activated gate.
+    pub up: &'a Buffer,
+    /// Function of the gate.
+    pub activation: GateActivation,
+}
+
+/// Gradients that a gated activation's backward writes.
+#[derive(Debug)]
+pub struct GatedGrads<'a> {
+    /// Gradient of `gate`.
+    pub dgate: &'a mut Buffer,
+    /// Gradient of `up`.
+    pub dup: &'a mut Buffer,
 }
 
 /// Inputs of the loss head.

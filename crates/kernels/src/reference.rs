@@ -6,8 +6,9 @@ use crate::attention::AttentionInputs;
 use crate::lora::LoraParams;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    Element, FamilyOperation, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved,
-    Scalars, Store, adamw, attention, geglu, head_loss, linear, lora, rmsnorm, rope, row_ops, swiglu,
+    Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, LoraGrads,
+    LoraPair, Matrix, RmsnormSaved, Scalars, Store, adamw, attention, head_loss, linear, lora, rmsnorm, rope,
+    row_ops,
 };
 
 /// A back end of plain loops. It is slow; the other back ends are tested against it.
@@ -198,44 +199,15 @@ impl Backend for Reference {
         attention::backward(grads, dout.host_slice(), out, lse, AttentionInputs::of(&operands));
     }
 
-    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        let (gate, up) = (&gate.host_slice()[..len], &up.host_slice()[..len]);
-        swiglu::forward(&mut out.host_slice_mut()[..len], gate, up);
+    fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize) {
+        let [gate, up] = [operands.gate, operands.up].map(|input| &input.host_slice()[..len]);
+        operands.activation.forward(&mut out.host_slice_mut()[..len], gate, up);
     }
 
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
-        let (dgate, dup) = (&mut dgate.host_slice_mut()[..len], &mut dup.host_slice_mut()[..len]);
-        let (dout, gate, up) =
-            (&dout.host_slice()[..len], &gate.host_slice()[..len], &up.host_slice()[..len]);
-        swiglu::backward(dgate, dup, dout, gate, up);
-    }
-
-    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        let (gate, up) = (&gate.host_slice()[..len], &up.host_slice()[..len]);
-        geglu::forward(&mut out.host_slice_mut()[..len], gate, up);
-    }
-
-    fn geglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
-        let (dgate, dup) = (&mut dgate.host_slice_mut()[..len], &mut dup.host_slice_mut()[..len]);
-        let (dout, gate, up) =
-            (&dout.host_slice()[..len], &gate.host_slice()[..len], &up.host_slice()[..len]);
-        geglu::backward(dgate, dup, dout, gate, up);
+    fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize) {
+        let [dgate, dup] = [grads.dgate, grads.dup].map(|grad| &mut grad.host_slice_mut()[..len]);
+        let [dout, gate, up] = [dout, operands.gate, operands.up].map(|input| &input.host_slice()[..len]);
+        operands.activation.backward(dgate, dup, dout, gate, up);
     }
 
     fn head_loss(

@@ -4,8 +4,8 @@
 use std::mem;
 
 use danlu_kernels::{
-    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, Buffer, Element, HeadGrads,
-    Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
+    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, Buffer, Element, GatedGrads,
+    GatedOperands, HeadGrads, Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
 };
 
 use crate::activations::{LayerActivations, Mids};
@@ -13,7 +13,7 @@ use crate::decoder::{Decoder, lora_segments};
 use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::LoraRows;
 use crate::workspace::{Gradients, GrowBuffer, Workspace};
-use crate::{Batch, GateActivation, ModelError, Projection};
+use crate::{Batch, ModelError, Projection};
 
 /// Outputs of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
 #[derive(Debug)]
@@ -164,10 +164,8 @@ impl Decoder {
         d.act = dact;
         let (dgate, dup, len) = (d.gate.get_mut(), d.up.get_mut(), n * self.config.intermediate_size);
         let (dact, gate, up) = (d.act.get(), act.gate.get(), act.up.get());
-        match self.config.architecture.activation {
-            GateActivation::Silu => be.swiglu_backward(dgate, dup, dact, gate, up, len),
-            GateActivation::GeluTanh => be.geglu_backward(dgate, dup, dact, gate, up, len),
-        }
+        let activation = self.config.architecture.activation;
+        be.gated_backward(GatedGrads { dgate, dup }, dact, GatedOperands { gate, up, activation }, len);
         let inp = weights.before_mlp.as_ref().map_or(&act.res, |_| &act.norm2);
         let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], inp);
         self.project_backward(layer, Some(&mut d.norm), grads, gate_up, mid, rows);

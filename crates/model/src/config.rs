@@ -9,7 +9,7 @@ use std::path::Path;
 use danlu_kernels::{AttentionScores, DType, FourBitCode};
 use serde_json::{Value, json};
 
-pub use self::architecture::{Architecture, BlockNorms, GateActivation, LayerAttention, LayerRope, QkNorm};
+pub use self::architecture::{Architecture, BlockNorms, LayerAttention, LayerRope, QkNorm};
 use self::family::Sizes;
 pub use self::rope::{Rope, RopeScaling};
 use crate::json::{self, Fields};

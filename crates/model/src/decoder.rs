@@ -22,8 +22,8 @@ use std::slice;
 use std::sync::Arc;
 
 use danlu_kernels::{
-    AttentionDims, AttentionOperands, Backend, Buffer, Element, HeadOperands, Indices, LoraPair, LoraSegment,
-    Matrix, ProjectGroup, Trace,
+    AttentionDims, AttentionOperands, Backend, Buffer, Element, GatedOperands, HeadOperands, Indices,
+    LoraPair, LoraSegment, Matrix, ProjectGroup, Trace,
 };
 
 #[cfg(doc)]
@@ -33,8 +33,8 @@ use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::{LoraRows, LoraSource};
 use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
 use crate::{
-    ActivationPolicy, Batch, GateActivation, KvCache, LayerRope, ModelConfig, ModelError, Projection,
-    Quantization, QuantizeProgress, Weights, projections,
+    ActivationPolicy, Batch, KvCache, LayerRope, ModelConfig, ModelError, Projection, Quantization,
+    QuantizeProgress, Weights, projections,
 };
 
 /// A base model with a forward pass, and a backward pass to its adapters.
@@ -560,10 +560,8 @@ impl Decoder {
     fn gate_activation(&self, act: &mut MlpActivations, n: usize) {
         let (out, gate, up) = (act.act.get_mut(), act.gate.get(), act.up.get());
         let len = n * self.config.intermediate_size;
-        match self.config.architecture.activation {
-            GateActivation::Silu => self.backend.swiglu_forward(out, gate, up, len),
-            GateActivation::GeluTanh => self.backend.geglu_forward(out, gate, up, len),
-        }
+        let activation = self.config.architecture.activation;
+        self.backend.gated_forward(out, GatedOperands { gate, up, activation }, len);
     }
 
     /// Recomputes the activations that the layer's policy did not store, bit for bit. The last layer needs no

@@ -72,8 +72,7 @@ pub use base_fingerprint::{base_fingerprint, base_sample, base_sample_of, sha256
 pub use batch::{Batch, LabeledSequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{
-    Architecture, BlockNorms, GateActivation, LayerAttention, LayerRope, ModelConfig, QkNorm, Rope,
-    RopeScaling,
+    Architecture, BlockNorms, LayerAttention, LayerRope, ModelConfig, QkNorm, Rope, RopeScaling,
 };
 pub use config_json::ConfigJson;
 pub use decode::SlotInput;

@@ -22,8 +22,9 @@ use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, FamilyOperation, HeadGrads, HeadOperands, Indices, Isa, LoraGrads, LoraPair, Matrix,
-    RmsnormSaved, Scalars, Segment, Store, adamw, attention, geglu, rmsnorm, rope, row_ops, swiglu,
+    DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, Isa,
+    LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Segment, Store, adamw, attention, rmsnorm, rope,
+    row_ops,
 };
 
 /// Options of a [`Cpu`].
@@ -147,42 +148,6 @@ impl fmt::Debug for Cpu {
 /// Returns the elements of a range of rows.
 fn flat(rows: &Range<usize>, cols: usize) -> Range<usize> {
     rows.start * cols..rows.end * cols
-}
-
-/// Computes a range of a gated activation from the same range of `gate` and `up`.
-type GatedRows = fn(Isa, &mut [f32], &[f32], &[f32]);
-/// Computes a range of `dgate` and `dup` from the same range of `dout`, `gate` and `up`.
-type GatedBackwardRows = fn(Isa, &mut [f32], &mut [f32], &[f32], &[f32], &[f32]);
-
-impl Cpu {
-    /// Computes `len` elements of a gated activation. Each task computes one range with `rows`.
-    fn gated_forward(&self, rows: GatedRows, out: &mut Buffer, inputs: [&Buffer; 2], len: usize) {
-        let [gate, up] = inputs.map(Buffer::host_slice);
-        let out = DisjointSlice::new(out.host_slice_mut());
-        self.pool.over_rows(len, 1, |range| {
-            // SAFETY: tasks have disjoint ranges.
-            let out = unsafe { out.range(range.clone()) };
-            rows(self.isa, out, &gate[range.clone()], &up[range]);
-        });
-    }
-
-    /// Computes `len` elements of `grads = [dgate, dup]` from `inputs = [dout, gate, up]`.
-    fn gated_backward(
-        &self,
-        rows: GatedBackwardRows,
-        grads: [&mut Buffer; 2],
-        inputs: [&Buffer; 3],
-        len: usize,
-    ) {
-        let inputs = inputs.map(Buffer::host_slice);
-        let [dgate, dup] = grads.map(|grad| DisjointSlice::new(grad.host_slice_mut()));
-        self.pool.over_rows(len, 1, |range| {
-            // SAFETY: tasks have disjoint ranges.
-            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
-            let [dout, gate, up] = inputs.map(|input| &input[range.clone()]);
-            rows(self.isa, dgate, dup, dout, gate, up);
-        });
-    }
 }
 
 impl Backend for Cpu {
@@ -444,36 +409,25 @@ impl Backend for Cpu {
         });
     }
 
-    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        self.gated_forward(swiglu::forward_rows, out, [gate, up], len);
+    fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize) {
+        let [gate, up] = [operands.gate, operands.up].map(Buffer::host_slice);
+        let out = DisjointSlice::new(out.host_slice_mut());
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: ranges of different tasks are disjoint.
+            let out = unsafe { out.range(range.clone()) };
+            operands.activation.forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
+        });
     }
 
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
-        self.gated_backward(swiglu::backward_rows, [dgate, dup], [dout, gate, up], len);
-    }
-
-    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        self.gated_forward(geglu::forward_rows, out, [gate, up], len);
-    }
-
-    fn geglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
-        self.gated_backward(geglu::backward_rows, [dgate, dup], [dout, gate, up], len);
+    fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize) {
+        let inputs = [dout, operands.gate, operands.up].map(Buffer::host_slice);
+        let [dgate, dup] = [grads.dgate, grads.dup].map(|grad| DisjointSlice::new(grad.host_slice_mut()));
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: ranges of different tasks are disjoint.
+            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
+            let [dout, gate, up] = inputs.map(|input| &input[range.clone()]);
+            operands.activation.backward_rows(self.isa, dgate, dup, dout, gate, up);
+        });
     }
 
     fn head_loss(

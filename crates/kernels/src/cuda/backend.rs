@@ -19,9 +19,9 @@ use crate::cpu::pool::lock;
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, HeadGrads, HeadOperands, Indices,
-    LoraGrads, LoraPair, LoraRef, Matrix, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars,
-    Segment, Segments, Store,
+    DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, GateActivation, GatedGrads, GatedOperands,
+    HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, ProjectGrads, ProjectGroup,
+    ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
 /// Most rows whose logits the loss head computes at a time.
@@ -750,7 +750,9 @@ impl Backend for Cuda {
         ops::attention::backward(&self.device, self.dtype, grads, saved, attention_operands(operands));
     }
 
-    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+    fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize) {
+        let GatedOperands { gate, up, activation } = operands;
+        assert_eq!(activation, GateActivation::Silu, "{MISSING_KERNEL}");
         let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride: len.min(SWIGLU_COLUMNS) };
         let (shape, tail) = swiglu_shape(len);
         let out = Rows::dense(ptr_of(out, len), inp.stride);
@@ -758,28 +760,17 @@ impl Backend for Cuda {
         if tail > 0 {
             let at = (len - tail) * self.dtype.size();
             let inp = GateUp { gate: inp.gate.plus(at), up: inp.up.plus(at), stride: tail };
-            ops::swiglu::forward(
-                &self.device,
-                self.dtype,
-                Rows::dense(out.at.plus(at), tail),
-                inp,
-                (1, tail),
-            );
+            let out = Rows::dense(out.at.plus(at), tail);
+            ops::swiglu::forward(&self.device, self.dtype, out, inp, (1, tail));
         }
     }
 
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
+    fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize) {
+        let GatedOperands { gate, up, activation } = operands;
+        assert_eq!(activation, GateActivation::Silu, "{MISSING_KERNEL}");
         let stride = len.min(SWIGLU_COLUMNS);
         let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride };
-        let dinp = GateUp { gate: ptr_of(dgate, len), up: ptr_of(dup, len), stride };
+        let dinp = GateUp { gate: ptr_of(grads.dgate, len), up: ptr_of(grads.dup, len), stride };
         let (dout, (shape, tail)) = (ptr_of(dout, len), swiglu_shape(len));
         ops::swiglu::backward(&self.device, self.dtype, dinp, Rows::dense(dout, stride), inp, shape);
         if tail > 0 {
@@ -789,22 +780,6 @@ impl Backend for Cuda {
             let dout = Rows::dense(dout.plus(at), tail);
             ops::swiglu::backward(&self.device, self.dtype, after(dinp), dout, after(inp), (1, tail));
         }
-    }
-
-    fn geglu_forward(&self, _out: &mut Buffer, _gate: &Buffer, _up: &Buffer, _len: usize) {
-        panic!("{MISSING_KERNEL}");
-    }
-
-    fn geglu_backward(
-        &self,
-        _dgate: &mut Buffer,
-        _dup: &mut Buffer,
-        _dout: &Buffer,
-        _gate: &Buffer,
-        _up: &Buffer,
-        _len: usize,
-    ) {
-        panic!("{MISSING_KERNEL}");
     }
 
     fn adamw(

@@ -15,8 +15,8 @@ pub use self::ledger::{Footprint, ScratchBytes, ScratchPool};
 use crate::lora::LoraDims;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    CpuOptions, DType, Element, FamilyOperation, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair,
-    Matrix, RmsnormSaved, Scalars, Segment, Store,
+    CpuOptions, DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
+    LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Segment, Store,
 };
 
 /// The back end whose memory a [`Trace`] records.
@@ -400,42 +400,18 @@ impl Backend for Trace {
         self.attention(segments.values(), (dims, scores.window), true);
     }
 
-    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        check(out, len);
-        check(gate, len);
-        check(up, len);
+    fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize) {
+        for buffer in [&*out, operands.gate, operands.up] {
+            check(buffer, len);
+        }
         self.ledger.add_flops(5 * len as u64);
     }
 
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
-        for buffer in [&*dgate, &*dup, dout, gate, up] {
+    fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize) {
+        for buffer in [&*grads.dgate, &*grads.dup, dout, operands.gate, operands.up] {
             check(buffer, len);
         }
         self.ledger.add_flops(10 * len as u64);
-    }
-
-    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
-        self.swiglu_forward(out, gate, up, len);
-    }
-
-    fn geglu_backward(
-        &self,
-        dgate: &mut Buffer,
-        dup: &mut Buffer,
-        dout: &Buffer,
-        gate: &Buffer,
-        up: &Buffer,
-        len: usize,
-    ) {
-        self.swiglu_backward(dgate, dup, dout, gate, up, len);
     }
 
     fn head_loss(

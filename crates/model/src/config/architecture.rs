@@ -1,6 +1,6 @@
 //! Parts of a decoder in which model families differ.
 
-use danlu_kernels::FamilyOperation;
+use danlu_kernels::{FamilyOperation, GateActivation};
 
 use super::Rope;
 
@@ -68,15 +68,6 @@ pub enum QkNorm {
     PerHead,
     /// A weight for each element, over the whole projection.
     Whole,
-}
-
-/// Activation of the gate in the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateActivation {
-    /// `x / (1 + e^-x)`.
-    Silu,
-    /// The tanh form of gelu.
-    GeluTanh,
 }
 
 /// Checkpoint names of the norms of a block, where it has them.

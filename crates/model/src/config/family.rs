@@ -1,6 +1,8 @@
 //! Model families: their flags, and the defaults of keys that a `config.json` omits.
 
-use super::architecture::{Architecture, BlockNorms, GateActivation, LayerAttention, LayerRope, QkNorm};
+use danlu_kernels::GateActivation;
+
+use super::architecture::{Architecture, BlockNorms, LayerAttention, LayerRope, QkNorm};
 use super::{MAX_POSITIONS, Rope};
 use crate::ModelError;
 use crate::json::Fields;

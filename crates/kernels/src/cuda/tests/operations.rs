@@ -7,9 +7,9 @@ use crate::cuda::weight::{self, Weight};
 use crate::cuda::{Cuda, CudaOptions, ops};
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Backend,
-    Buffer, Bytes, Dropout, Element, FourBit, HeadGrads, HeadOperands, Indices, LoraPair, LoraRef,
-    LoraSegment, Matrix, NESTED_BLOCK, NF4, ProjectGrads, ProjectGroup, ProjectSaved, Reference,
-    RmsnormSaved, Scales, Segment, Segments, Store, dynamic_u8,
+    Buffer, Bytes, Dropout, Element, FourBit, GateActivation, GatedGrads, GatedOperands, HeadGrads,
+    HeadOperands, Indices, LoraPair, LoraRef, LoraSegment, Matrix, NESTED_BLOCK, NF4, ProjectGrads,
+    ProjectGroup, ProjectSaved, Reference, RmsnormSaved, Scales, Segment, Segments, Store, dynamic_u8,
 };
 
 /// The device and the reference, with equal inputs.
@@ -180,15 +180,19 @@ fn swiglu_and_rope_equal_the_reference() {
         let (gate, up, dout) =
             (both.values(len, ACTIVATION), both.values(len, ACTIVATION), both.values(len, ACTIVATION));
         let mut out = both.poisoned(len, ACTIVATION);
-        both.cuda.swiglu_forward(&mut out.device, &gate.device, &up.device, len);
-        both.reference.swiglu_forward(&mut out.host, &gate.host, &up.host, len);
-        both.check(&out, len, "swiglu_forward");
+        let activation = GateActivation::Silu;
+        let on_device = GatedOperands { gate: &gate.device, up: &up.device, activation };
+        let on_host = GatedOperands { gate: &gate.host, up: &up.host, activation };
+        both.cuda.gated_forward(&mut out.device, on_device, len);
+        both.reference.gated_forward(&mut out.host, on_host, len);
+        both.check(&out, len, "gated_forward");
         let (mut dgate, mut dup) = (both.poisoned(len, ACTIVATION), both.poisoned(len, ACTIVATION));
-        let (cuda, reference) = (&both.cuda, &both.reference);
-        cuda.swiglu_backward(&mut dgate.device, &mut dup.device, &dout.device, &gate.device, &up.device, len);
-        reference.swiglu_backward(&mut dgate.host, &mut dup.host, &dout.host, &gate.host, &up.host, len);
-        both.check(&dgate, len, "swiglu_backward gate");
-        both.check(&dup, len, "swiglu_backward up");
+        let grads = GatedGrads { dgate: &mut dgate.device, dup: &mut dup.device };
+        both.cuda.gated_backward(grads, &dout.device, on_device, len);
+        let grads = GatedGrads { dgate: &mut dgate.host, dup: &mut dup.host };
+        both.reference.gated_backward(grads, &dout.host, on_host, len);
+        both.check(&dgate, len, "gated_backward gate");
+        both.check(&dup, len, "gated_backward up");
 
         let (n, head_dim) = (1 + both.below(50), [8, 64, 96, 128][both.below(4)]);
         let dims = AttentionDims { heads: 6, kv_heads: 2, head_dim };
