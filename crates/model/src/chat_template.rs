@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
+use crate::guarded_thread::{self, NoResult, WorkLimits};
 use crate::jinja::{self, BASE_FUEL, Clock, Raised};
-use crate::render_thread::{self, Limits, NoResult};
 use crate::template_rewrite;
 
 /// Published templates stay under 64 kB.
@@ -23,7 +23,7 @@ const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
 
 /// Limits of one rendering, besides what grows with its conversation. Fuel ends most templates long before.
-const BASE_LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 160 << 20 };
+const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
 /// Most bytes of a rendering, besides 16 bytes for each byte of its conversation.
 const BASE_OUTPUT: usize = 1 << 20;
@@ -455,11 +455,11 @@ impl ChatTemplate {
         if allowance > BASE_FUEL / 4 {
             Arc::make_mut(&mut env).set_fuel(Some(BASE_FUEL + allowance));
         }
-        let limits = Limits {
+        let limits = WorkLimits {
             time: BASE_LIMITS.time + Duration::from_micros(input as u64),
             bytes: BASE_LIMITS.bytes + 32 * input as u64,
         };
-        let rendered = render_thread::run(limits, move || {
+        let rendered = guarded_thread::run(limits, move || {
             let captured = env.get_template(NAME)?.render_captured(context)?;
             let fuel = captured.state().fuel_levels().map_or(0, |(spent, _)| spent);
             Ok::<_, minijinja::Error>((captured.into_output(), fuel))
@@ -549,7 +549,7 @@ fn compile(
     source: String,
     clock: Clock,
 ) -> Result<(Environment<'static>, HashSet<String>), ModelError> {
-    let compiled = render_thread::run(BASE_LIMITS, move || {
+    let compiled = guarded_thread::run(BASE_LIMITS, move || {
         let mut env = jinja::environment(clock);
         env.add_template_owned(NAME, source)?;
         let undeclared = env.get_template(NAME)?.undeclared_variables(false);

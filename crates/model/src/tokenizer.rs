@@ -12,8 +12,8 @@ use tokenizers::ModelWrapper;
 
 use crate::added_tokens::TokenFiles;
 use crate::chat_template::ChatTemplate;
+use crate::guarded_thread::{self, NoResult, WorkLimits};
 use crate::json::{self, Fields};
-use crate::render_thread::{self, Limits, NoResult};
 use crate::token_fingerprint::TokenFingerprint;
 use crate::tokenizer_file::TokenizerFile;
 use crate::{ConfigJson, ModelConfig, ModelError, files, sentencepiece, sidecar_files};
@@ -37,10 +37,10 @@ const OTHER_TOKENIZERS: [&str; 8] = [
 ];
 
 /// Limits of reading a file, besides what grows with its bytes.
-const LOAD_LIMITS: Limits = Limits { time: Duration::from_secs(15), bytes: 128 << 20 };
+const LOAD_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(15), bytes: 128 << 20 };
 
 /// Limits of encoding a text with slow patterns, besides what grows with its bytes.
-const ENCODE_LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 128 << 20 };
+const ENCODE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 128 << 20 };
 
 /// A tokenizer with its chat template.
 pub struct Tokenizer {
@@ -173,14 +173,14 @@ impl Tokenizer {
             return Err(fault(format!("cannot encode a text: {reason}")));
         }
         let encoded = if self.is_slow {
-            let limits = Limits {
+            let limits = WorkLimits {
                 time: ENCODE_LIMITS.time + Duration::from_micros(20 * text.len() as u64),
                 bytes: ENCODE_LIMITS.bytes + 1024 * text.len() as u64,
             };
             let (inner, owned) = (Arc::clone(&self.inner), text.to_owned());
-            render_thread::run(limits, move || encode(&inner, &owned))
+            guarded_thread::run(limits, move || encode(&inner, &owned))
         } else {
-            render_thread::catch_panic(|| encode(&self.inner, text)).map_err(NoResult::Panic)
+            guarded_thread::catch_panic(|| encode(&self.inner, text)).map_err(NoResult::Panic)
         };
         let encoded = encoded.map_err(|reason| {
             let message = format!("cannot encode a text of {} bytes: {reason}", text.len());
@@ -246,7 +246,7 @@ impl Tokenizer {
 
     /// Returns the text of `ids`. Ids outside the vocabulary have no text; invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let decoded = render_thread::catch_panic(|| self.inner.decode(ids, skip_special));
+        let decoded = guarded_thread::catch_panic(|| self.inner.decode(ids, skip_special));
         decoded.map(Result::unwrap_or_default).unwrap_or_default()
     }
 
@@ -393,11 +393,11 @@ impl DecodeStream<'_> {
 /// Reads a tokenizer that [`TokenizerFile::check`] accepts, without padding, truncation and dropout: danlu pads
 /// and truncates itself, and repeats a run exactly.
 fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
-    let limits = Limits {
+    let limits = WorkLimits {
         time: LOAD_LIMITS.time + Duration::from_micros(bytes.len() as u64),
         bytes: LOAD_LIMITS.bytes + 40 * bytes.len() as u64,
     };
-    let loaded = render_thread::run(limits, move || {
+    let loaded = guarded_thread::run(limits, move || {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)?;
         inner.with_padding(None);
         inner.with_truncation(None)?;

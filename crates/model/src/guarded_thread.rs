@@ -42,7 +42,7 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 
 /// Limits of one piece of work.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct WorkLimits {
     /// Longest time.
     pub time: Duration,
     /// Most bytes by which the process may grow.
@@ -85,7 +85,7 @@ impl std::fmt::Display for NoResult {
 /// Work that exceeds `limits` is abandoned: its thread goes on until the process ends, so the caller should
 /// not try the same input again.
 pub(crate) fn run<T: Send + 'static>(
-    limits: Limits,
+    limits: WorkLimits,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, NoResult> {
     let (done, result) = channel();
@@ -121,7 +121,7 @@ pub(crate) fn run<T: Send + 'static>(
 
 fn new_worker() -> Result<Sender<Job>, NoResult> {
     let (sender, jobs) = channel::<Job>();
-    let builder = thread::Builder::new().name("danlu-render".to_owned()).stack_size(STACK_BYTES);
+    let builder = thread::Builder::new().name("danlu-guarded".to_owned()).stack_size(STACK_BYTES);
     builder
         .spawn(move || jobs.iter().for_each(|job| job()))
         .map_err(|e| NoResult::NoThread(e.to_string()))?;
@@ -140,7 +140,7 @@ fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { time: Duration::from_secs(20), bytes: 64 << 20 };
+    const LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(20), bytes: 64 << 20 };
 
     #[test]
     fn work_returns_its_result_and_its_thread_is_used_again() {
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn endless_work_is_abandoned() {
-        let limits = Limits { time: Duration::from_millis(50), ..LIMITS };
+        let limits = WorkLimits { time: Duration::from_millis(50), ..LIMITS };
         let endless = || thread::sleep(Duration::from_secs(60));
         assert_eq!(run(limits, endless), Err(NoResult::Time(limits.time)));
     }
