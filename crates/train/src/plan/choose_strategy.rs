@@ -7,7 +7,7 @@ use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use super::dry_run::{DryRun, DryRunUsage, ReplySize};
-use super::recompute_ladder::{LayerPolicies, MemoryStrategy};
+use super::memory_strategy::{LayerPolicies, MemoryStrategy};
 use super::weights::WeightBytes;
 use super::worst_steps::{RecordSize, WorstSteps};
 use crate::fused_batch::PassGrouping;
