@@ -163,8 +163,8 @@ impl MemoryPlan {
     /// or the longest records, that fit.
     pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
-        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers, input.is_on_device());
-        let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
+        let strategies = MemoryStrategy::fastest_first(input.config.num_hidden_layers, input.is_on_device());
+        let (first, least) = (strategies[0], strategies[strategies.len() - 1]);
         let mut planner = Planner::new(input, &input.settings)?;
         let everything = planner.plan(first)?;
         let Some(limit) = limit else { return Ok(everything) };
@@ -173,14 +173,14 @@ impl MemoryPlan {
         }
         let smallest = planner.plan(least)?;
         if smallest.total > limit {
-            let fits = largest_that_fits(input, limit)?;
+            let fits = suggest_limits(input, limit)?;
             return Err(TrainError::Memory { needed: smallest.total, limit, fits });
         }
         // Binary search for the first strategy that fits.
-        let (mut too_large, mut fits, mut plan) = (0, ladder.len() - 1, smallest);
+        let (mut too_large, mut fits, mut plan) = (0, strategies.len() - 1, smallest);
         while fits - too_large > 1 {
             let middle = (too_large + fits) / 2;
-            let tried = planner.plan(ladder[middle])?;
+            let tried = planner.plan(strategies[middle])?;
             if tried.total <= limit {
                 (fits, plan) = (middle, tried);
             } else {
@@ -312,26 +312,26 @@ fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSe
 
 /// Returns the largest batch that fits. If none fits, returns the longest records that fit with a batch of
 /// one.
-fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
+fn suggest_limits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
-        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers, input.is_on_device());
-        let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
+        let strategies = MemoryStrategy::fastest_first(input.config.num_hidden_layers, input.is_on_device());
+        let plan = Planner::new(input, settings)?.plan(strategies[strategies.len() - 1])?;
         Ok::<_, TrainError>(plan.total <= limit)
     };
     let asked = input.settings.per_device_train_batch_size;
     let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
-    if let Some(size) = largest(1, asked, |size| least(&batch(size)))? {
+    if let Some(size) = find_largest(1, asked, |size| least(&batch(size)))? {
         return Ok(Some(SuggestedLimits { batch: Some(size), length: None }));
     }
     let most = input.settings.max_length;
     let cut = |max_length| TrainSettings { max_length, ..batch(1) };
-    let length = largest(MIN_SUGGESTED_LENGTH.min(most), most, |length| least(&cut(length)))?;
+    let length = find_largest(MIN_SUGGESTED_LENGTH.min(most), most, |length| least(&cut(length)))?;
     Ok(length.map(|length| SuggestedLimits { batch: (asked != 1).then_some(1), length: Some(length) }))
 }
 
 /// Returns the largest value in `from .. to` that fits, by binary search. All values below a fitting one must
 /// fit.
-fn largest(
+fn find_largest(
     from: usize,
     to: usize,
     fits: impl Fn(usize) -> Result<bool, TrainError>,

@@ -30,7 +30,7 @@ impl LayerPolicies {
     ///
     /// Layers that store everything are not included, because they were not faster. Neither is a single
     /// recomputing layer: its activations move to the shared buffers, which saves nothing.
-    fn ladder(count: usize) -> impl Iterator<Item = Self> {
+    fn fastest_first(count: usize) -> impl Iterator<Item = Self> {
         let recomputing = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n });
         std::iter::once(Self { recompute: 0, keep_some: count }).chain(recomputing)
     }
@@ -49,18 +49,18 @@ impl MemoryStrategy {
     ///
     /// Micro-batches are separated before any layer recomputes. With `split`, large ones are split before that too:
     /// on a device a pass of [`SPLIT_ROWS`] rows is as fast per row as a larger one.
-    pub fn ladder(count: usize, split: bool) -> Vec<Self> {
+    pub fn fastest_first(count: usize, split: bool) -> Vec<Self> {
         let strategy = |fuse, max_rows| {
             let grouping = PassGrouping { fuse, max_rows };
             move |layers| Self { layers, grouping }
         };
-        let first = || LayerPolicies::ladder(count).take(1);
+        let first = || LayerPolicies::fastest_first(count).take(1);
         let fused = first().map(strategy(true, None));
         match split {
-            false => fused.chain(LayerPolicies::ladder(count).map(strategy(false, None))).collect(),
+            false => fused.chain(LayerPolicies::fastest_first(count).map(strategy(false, None))).collect(),
             true => fused
                 .chain(first().map(strategy(false, None)))
-                .chain(LayerPolicies::ladder(count).map(strategy(false, Some(SPLIT_ROWS))))
+                .chain(LayerPolicies::fastest_first(count).map(strategy(false, Some(SPLIT_ROWS))))
                 .collect(),
         }
     }

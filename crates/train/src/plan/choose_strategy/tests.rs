@@ -53,15 +53,15 @@ fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
     input.settings.max_length = 30;
     let everything = MemoryPlan::new(&input, None).unwrap();
     assert!(everything.fuse_micro_batches);
-    let ladder = MemoryStrategy::ladder(8, false);
+    let strategies = MemoryStrategy::fastest_first(8, false);
     let mut planner = Planner::new(&input, &input.settings).unwrap();
-    let totals: Vec<u64> = ladder.iter().map(|&strategy| planner.plan(strategy).unwrap().total).collect();
+    let totals: Vec<u64> = strategies.iter().map(|&strategy| planner.plan(strategy).unwrap().total).collect();
     assert_eq!(totals[0], everything.total);
     assert!(totals.windows(2).all(|w| w[1] < w[0]), "{totals:?}");
     for (strategy, &total) in totals.iter().enumerate() {
         let plan = MemoryPlan::new(&input, Some(total)).unwrap();
         let MemoryStrategy { layers, grouping: PassGrouping { fuse: fuse_micro_batches, .. } } =
-            ladder[strategy];
+            strategies[strategy];
         assert_eq!((plan.layers, plan.fuse_micro_batches, plan.total), (layers, fuse_micro_batches, total));
         let plan = MemoryPlan::new(&input, Some(total + 1)).unwrap();
         assert_eq!((plan.layers, plan.fuse_micro_batches), (layers, fuse_micro_batches));
@@ -71,9 +71,9 @@ fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
 #[test]
 fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let input = input(8);
-    let ladder = MemoryStrategy::ladder(8, false);
+    let strategies = MemoryStrategy::fastest_first(8, false);
     let least = |settings: &TrainSettings| {
-        Planner::new(&input, settings).unwrap().plan(*ladder.last().unwrap()).unwrap().total
+        Planner::new(&input, settings).unwrap().plan(*strategies.last().unwrap()).unwrap().total
     };
     let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
     let refused = |limit| match MemoryPlan::new(&input, Some(limit)).unwrap_err() {
