@@ -13,7 +13,7 @@ const MAX_DEPTH: usize = 8;
 /// A tensor of the file: a view of a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorView {
-    pub storage: Storage,
+    pub storage: PickleStorage,
     /// First element in the storage.
     pub offset: u64,
     pub shape: Vec<u64>,
@@ -23,7 +23,7 @@ pub(crate) struct TensorView {
 
 /// Elements under one key of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Storage {
+pub(crate) struct PickleStorage {
     /// torch's class, such as `FloatStorage`.
     pub class: Rc<str>,
     pub key: Rc<str>,
@@ -44,7 +44,7 @@ enum Value {
     Dict(Dict),
     Function(Function),
     Class(Rc<str>),
-    Storage(Storage),
+    Storage(PickleStorage),
     Tensor(Rc<TensorView>),
 }
 
@@ -60,7 +60,7 @@ enum Function {
 /// # Errors
 /// If the pickle ends early, has another operation or names another function.
 pub(crate) fn tensors(pickle: &[u8]) -> Result<Vec<(String, TensorView)>, String> {
-    let mut machine = Machine { input: pickle, stack: Vec::new(), memo: HashMap::new() };
+    let mut machine = PickleMachine { input: pickle, stack: Vec::new(), memo: HashMap::new() };
     while !machine.step()? {}
     match machine.stack.pop() {
         Some(Value::Dict(dict)) => {
@@ -70,13 +70,13 @@ pub(crate) fn tensors(pickle: &[u8]) -> Result<Vec<(String, TensorView)>, String
     }
 }
 
-struct Machine<'a> {
+struct PickleMachine<'a> {
     input: &'a [u8],
     stack: Vec<Value>,
     memo: HashMap<u32, Value>,
 }
 
-impl<'a> Machine<'a> {
+impl<'a> PickleMachine<'a> {
     /// Runs one operation. Returns whether it was the last.
     fn step(&mut self) -> Result<bool, String> {
         let code = self.bytes(1)?[0];
@@ -172,7 +172,7 @@ impl<'a> Machine<'a> {
         if &**kind != "storage" {
             return Err(format!("a reference to a `{kind}`"));
         }
-        self.stack.push(Value::Storage(Storage { class: class.clone(), key: key.clone() }));
+        self.stack.push(Value::Storage(PickleStorage { class: class.clone(), key: key.clone() }));
         Ok(())
     }
 

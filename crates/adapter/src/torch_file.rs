@@ -174,10 +174,10 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::pickle::Storage;
+    use crate::pickle::PickleStorage;
 
     fn view(offset: u64, shape: &[u64], strides: &[u64]) -> TensorView {
-        let storage = Storage { class: Rc::from("HalfStorage"), key: Rc::from("0") };
+        let storage = PickleStorage { class: Rc::from("HalfStorage"), key: Rc::from("0") };
         TensorView { storage, offset, shape: shape.to_vec(), strides: strides.to_vec() }
     }
 

@@ -67,7 +67,7 @@ pub(super) struct UploadPlan {
 }
 
 #[derive(Deserialize)]
-struct Batch {
+struct LfsBatch {
     objects: Vec<BatchObject>,
 }
 
@@ -162,7 +162,7 @@ impl Hub {
             let wish = wish.to_string();
             let mut request = Request::post(&url, LFS, wish.as_bytes());
             request.headers.push(("accept".into(), LFS.to_owned()));
-            let batch: Batch = self.json(&request, Resource::Repo(repo))?;
+            let batch: LfsBatch = self.json(&request, Resource::Repo(repo))?;
             let told: BTreeMap<&str, &BatchObject> =
                 batch.objects.iter().map(|object| (object.oid.as_str(), object)).collect();
             for object in objects {

@@ -98,7 +98,7 @@ struct FailedAttempt {
     may_appear: bool,
 }
 
-type Progress<'p> = &'p mut dyn FnMut(PushStage, Transfer);
+type ProgressFn<'p> = &'p mut dyn FnMut(PushStage, Transfer);
 
 impl<'a> PushLoop<'a> {
     pub fn new(
@@ -124,7 +124,7 @@ impl<'a> PushLoop<'a> {
     }
 
     /// Runs the loop.
-    pub fn run(mut self, progress: Progress<'_>) -> Result<Pushed, HubError> {
+    pub fn run(mut self, progress: ProgressFn<'_>) -> Result<Pushed, HubError> {
         let Self { hub, repo, options, .. } = self;
         let (mut listing, created) = hub.resolve_target(repo, options)?;
         if options.create_pr {
@@ -200,7 +200,7 @@ impl<'a> PushLoop<'a> {
     fn compare(
         &mut self,
         listing: &Listing,
-        progress: Progress<'_>,
+        progress: ProgressFn<'_>,
     ) -> Result<(Vec<&'a UploadFile>, Vec<String>), HubError> {
         refuse_mixture(self.upload_set, listing, self.repo)?;
         let mut throttle = ProgressThrottle::default();
@@ -237,7 +237,7 @@ impl<'a> PushLoop<'a> {
     fn upload(
         &mut self,
         files: &[(&'a UploadFile, UploadMode)],
-        progress: Progress<'_>,
+        progress: ProgressFn<'_>,
     ) -> Result<(), HubError> {
         let of = |mode: UploadMode| files.iter().filter(move |(_, is)| *is == mode).map(|&(file, _)| file);
         self.regular_bytes = of(UploadMode::Regular).map(UploadFile::size).sum();
@@ -262,7 +262,7 @@ impl<'a> PushLoop<'a> {
     fn unstored_objects(
         &mut self,
         large: Vec<&'a UploadFile>,
-        progress: Progress<'_>,
+        progress: ProgressFn<'_>,
     ) -> Result<Vec<LfsObject<'a>>, HubError> {
         let total = large.iter().map(|file| file.size()).sum();
         let mut read = Transfer { done: 0, total, before: 0, files: large.len() };

@@ -9,7 +9,7 @@ use danlu_kernels::{Backend, DType, Isa, peak};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
-use super::model::Model;
+use super::model::BenchModel;
 use super::output::{self, BenchOutput};
 use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
@@ -81,7 +81,7 @@ impl Machine {
     ///
     /// # Errors
     /// If a file is invalid, memory does not suffice, or the weights are in 4 bits already.
-    pub fn weights(&self, model: &Model, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
+    pub fn weights(&self, model: &BenchModel, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
         // A GPU encodes weights of files while the decoder is built.
         let quantization = self.quantization.filter(|_| self.cuda.is_none() || model.is_in_memory());
         model.weights(config, quantization, self.threads, printer)

@@ -13,7 +13,7 @@ use danlu_kernels::{Backend, DType, rng::Stream};
 use danlu_model::{FileError, ModelConfig, Weights, files};
 
 use super::machine::describe_memory;
-use super::model::{Model, ModelArgs};
+use super::model::{BenchModel, ModelArgs};
 use super::output::{BenchOutput, rate, seconds};
 use super::{RunArgs, median, stopped};
 use crate::args::ComputeArgs;
@@ -66,7 +66,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let threads = args.compute.threads();
     let backend = args.compute.backend(DType::F32)?;
     let own = match &model {
-        Model::Shape(_, None) => Some(TrackedTempDir::new_in(&std::env::temp_dir())?),
+        BenchModel::Shape(_, None) => Some(TrackedTempDir::new_in(&std::env::temp_dir())?),
         _ => None,
     };
     let otherwise = own.as_ref().map_or_else(PathBuf::new, |own| own.path().join("base"));

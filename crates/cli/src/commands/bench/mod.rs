@@ -1,6 +1,6 @@
 //! `danlu bench`: speed and memory, and their share of this machine's measured peak.
 
-mod batch;
+mod batch_shape;
 mod decode;
 mod flops;
 mod machine;
@@ -128,9 +128,9 @@ fn stopped() -> Diagnostic {
 
 /// Parses a number of tokens.
 fn tokens(text: &str) -> Result<usize, String> {
-    const MOST: usize = 1 << 24;
-    let number = text.parse().ok().filter(|n| (1..=MOST).contains(n));
-    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
+    const MAX_TOKENS: usize = 1 << 24;
+    let number = text.parse().ok().filter(|n| (1..=MAX_TOKENS).contains(n));
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX_TOKENS}"))
 }
 
 /// Returns random token ids; `which` is the number of the sequence.

@@ -43,7 +43,7 @@ pub struct ModelArgs {
 
 /// The chosen model.
 #[derive(Clone, Debug)]
-pub enum Model {
+pub enum BenchModel {
     /// A folder.
     Folder(PathBuf),
     /// Random weights, optionally stored in a folder.
@@ -55,7 +55,7 @@ impl ModelArgs {
     ///
     /// # Errors
     /// If they choose none, or two.
-    pub fn model(&self, printer: &Printer) -> Result<Model> {
+    pub fn model(&self, printer: &Printer) -> Result<BenchModel> {
         let shapes = || Preset::ALL.map(Preset::name).join(", ");
         match (&self.base, self.shape, &self.keep) {
             (Some(_), Some(_), _) => Err(Diagnostic::input("`--base` and `--shape` cannot be used together")
@@ -63,9 +63,9 @@ impl ModelArgs {
             (Some(_), None, Some(_)) => Err(Diagnostic::input("`--keep` goes with `--shape`")
                 .with_hint("omit `--keep`, which stores random weights")),
             (Some(base), None, None) => {
-                Ok(Model::Folder(ModelLoader::new(printer).base_folder(base, FetchScope::Full)?))
+                Ok(BenchModel::Folder(ModelLoader::new(printer).base_folder(base, FetchScope::Full)?))
             }
-            (None, Some(shape), keep) => Ok(Model::Shape(shape, keep.clone())),
+            (None, Some(shape), keep) => Ok(BenchModel::Shape(shape, keep.clone())),
             (None, None, _) => {
                 Err(Diagnostic::input("`--base` or `--shape` is missing: the model to measure")
                     .with_hint(format!("the shapes are {}", shapes())))
@@ -74,7 +74,7 @@ impl ModelArgs {
     }
 }
 
-impl Model {
+impl BenchModel {
     /// Whether the weights are generated in memory.
     pub fn is_in_memory(&self) -> bool {
         matches!(self, Self::Shape(_, None))
@@ -179,7 +179,7 @@ impl Model {
     /// Device memory of the loaded weights, computed in `dtype`. Those of a shape need not exist yet.
     ///
     /// # Errors
-    /// As [`Model::weight_bytes`].
+    /// As [`BenchModel::weight_bytes`].
     pub fn device_weight_bytes(
         &self,
         config: &ModelConfig,

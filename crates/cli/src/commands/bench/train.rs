@@ -12,10 +12,10 @@ use danlu_train::{
     Example, PlanInput, RecordSize, ReplySize, StepMetrics, SuggestedLimits, TrainSettings, Trainer,
 };
 
-use super::batch::Batch;
+use super::batch_shape::BatchShape;
 use super::flops::Span;
 use super::machine::{Machine, MachineArgs, describe_memory};
-use super::model::{Model, ModelArgs};
+use super::model::{BenchModel, ModelArgs};
 use super::output::{BenchOutput, rate};
 use super::{RunArgs, flops, random_ids};
 use crate::args::AdapterArgs;
@@ -35,8 +35,8 @@ pub struct TrainBenchArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Random tokens, all trained: sequences per micro-batch x tokens per sequence [default: 2x512]
-    #[arg(long, value_name = "BxL", value_parser = Batch::from_str, conflicts_with = "data", help_heading = "Job")]
-    batch: Option<Batch>,
+    #[arg(long, value_name = "BxL", value_parser = BatchShape::from_str, conflicts_with = "data", help_heading = "Job")]
+    batch: Option<BatchShape>,
     /// Training data instead, in any form that `danlu train` reads
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Job")]
     data: Vec<PathBuf>,
@@ -184,7 +184,7 @@ fn describe_steps(
 /// Returns the examples of the flags, and settings that visit all of them.
 fn job(
     args: &TrainBenchArgs,
-    model: &Model,
+    model: &BenchModel,
     config: &ModelConfig,
     mut settings: TrainSettings,
     printer: &Printer,
@@ -195,7 +195,7 @@ fn job(
     if with_data {
         return data_job(args, model, config, settings, printer);
     }
-    let Batch { sequences, tokens } = args.batch.unwrap_or_default();
+    let BatchShape { sequences, tokens } = args.batch.unwrap_or_default();
     check_context(tokens, config.max_position_embeddings, "`--batch`")?;
     settings.per_device_train_batch_size = sequences;
     settings.max_length = tokens;
@@ -233,15 +233,15 @@ fn random_examples(records: &[RecordSize<'_>], vocab_size: usize) -> Vec<Example
 
 fn data_job(
     args: &TrainBenchArgs,
-    model: &Model,
+    model: &BenchModel,
     config: &ModelConfig,
     mut settings: TrainSettings,
     printer: &Printer,
 ) -> Result<Job> {
     let folder = match (&args.tokenizer, model) {
         (Some(folder), _) => folder,
-        (None, Model::Folder(base)) => base,
-        (None, Model::Shape(..)) => {
+        (None, BenchModel::Folder(base)) => base,
+        (None, BenchModel::Shape(..)) => {
             return Err(Diagnostic::input("`--shape` has no tokenizer, and `--data` needs one")
                 .with_hint("name its folder with `--tokenizer DIR`"));
         }
@@ -282,7 +282,7 @@ fn data_job(
 /// Predicts the memory of the steps, as `danlu train` does before it loads weights.
 fn forecast(
     args: &TrainBenchArgs,
-    model: &Model,
+    model: &BenchModel,
     config: &ModelConfig,
     machine: &Machine,
     job: &Job,

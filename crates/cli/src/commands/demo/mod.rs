@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use danlu_train::{LrSchedulerType, TrainSettings};
 
 use crate::args::{ComputeArgs, SamplingArgs};
-use crate::commands::train::Outcome;
+use crate::commands::train::RunOutcome;
 use crate::commands::{chat, data, merge, train};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
@@ -112,7 +112,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     show_data(&folders, printer)?;
 
     step(printer, Step::Train);
-    let Outcome::Finished(summary) = train::execute(&run, printer)? else {
+    let RunOutcome::Finished(summary) = train::execute(&run, printer)? else {
         return Ok(());
     };
     train::draw_loss(printer, &summary.steps, &summary.evaluations);

@@ -52,7 +52,7 @@ pub const REPLIES: usize = 4;
 pub const REPLY_TOKENS: usize = 64;
 
 /// The result of a run.
-pub enum Outcome {
+pub enum RunOutcome {
     /// All steps are done and all files written.
     Finished(Box<RunSummary>),
     /// Ctrl-C stopped the run after it wrote a checkpoint.
@@ -66,11 +66,11 @@ pub enum Outcome {
 pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
     run.files.print_translation(printer);
     match execute(run, printer)? {
-        Outcome::Finished(summary) => {
+        RunOutcome::Finished(summary) => {
             print::conclude(&run.files.output, &summary, printer);
             printer.event("finished", || finished(&run.files.output, &summary));
         }
-        Outcome::Stopped => {
+        RunOutcome::Stopped => {
             printer.event("stopped", || json!({"output": run.files.output.display().to_string()}));
             // The exit code keeps scripts from using an unfinished run.
             interrupt::exit_interrupted()
@@ -98,16 +98,16 @@ fn finished(output: &Path, summary: &RunSummary) -> serde_json::Value {
 ///
 /// # Errors
 /// As [`run()`].
-pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
+pub fn execute(run: &RunConfig, printer: &Printer) -> Result<RunOutcome> {
     let mut inputs = resolve(&run.files, &run.settings, printer)?;
     let planned = plan(&mut inputs, &run.limits, printer)?;
     let run = &RunConfig { files: inputs.files.clone(), settings: inputs.settings.clone(), ..run.clone() };
     let folder = OutputFolder::open(run, printer)?;
     match train(inputs, planned, &folder, run, printer)? {
         Some(trained) => {
-            publish(trained, &folder, run, printer).map(|summary| Outcome::Finished(Box::new(summary)))
+            publish(trained, &folder, run, printer).map(|summary| RunOutcome::Finished(Box::new(summary)))
         }
-        None => Ok(Outcome::Stopped),
+        None => Ok(RunOutcome::Stopped),
     }
 }
 

@@ -16,7 +16,7 @@ const WINDOW: usize = 50;
 const SETTLED: usize = 3;
 
 /// Follows the steps of one run.
-pub struct Progress<'a> {
+pub struct StepProgress<'a> {
     printer: &'a Printer,
     total: u64,
     logging_steps: u64,
@@ -26,7 +26,7 @@ pub struct Progress<'a> {
     estimated: bool,
 }
 
-impl<'a> Progress<'a> {
+impl<'a> StepProgress<'a> {
     /// A run of `total` steps.
     pub fn new(printer: &'a Printer, total: u64, logging_steps: u64) -> Self {
         Self { printer, total, logging_steps, recent: VecDeque::new(), losses: Vec::new(), estimated: false }

@@ -6,7 +6,7 @@ use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkp
 
 use super::base_watch::BaseWatch;
 use super::output;
-use super::progress::Progress;
+use super::progress::StepProgress;
 use super::run_config::RunFiles;
 use super::run_log::RunLog;
 use crate::diagnostic::{Diagnostic, Result};
@@ -24,7 +24,7 @@ pub fn take_steps(
     watch: &BaseWatch,
     printer: &Printer,
 ) -> Result<bool> {
-    let mut progress = Progress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);
+    let mut progress = StepProgress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);
     let mut log = RunLog::open(&files.output, files.report_to, printer)?;
     let mut saved = None;
     if trainer.global_step() == 0 {

@@ -6,23 +6,23 @@ use crate::diagnostic::Result;
 
 /// Sequences and tokens per sequence, such as `2x512`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct BatchShape {
     pub sequences: usize,
     pub tokens: usize,
 }
 
-impl Batch {
+impl BatchShape {
     /// Upper limit of both numbers. Their product cannot overflow.
-    pub const MOST: usize = 1 << 20;
+    pub const MAX: usize = 1 << 20;
 }
 
-impl Default for Batch {
+impl Default for BatchShape {
     fn default() -> Self {
         Self { sequences: 2, tokens: 512 }
     }
 }
 
-impl FromStr for Batch {
+impl FromStr for BatchShape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -33,7 +33,7 @@ impl FromStr for Batch {
         };
         let (sequences, tokens) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
         let number = |text: &str, least| {
-            text.trim().parse().ok().filter(|n| (least..=Self::MOST).contains(n)).ok_or_else(wrong)
+            text.trim().parse().ok().filter(|n| (least..=Self::MAX).contains(n)).ok_or_else(wrong)
         };
         // The first token of a sequence has no loss.
         Ok(Self { sequences: number(sequences, 1)?, tokens: number(tokens, 2)? })
@@ -46,11 +46,11 @@ mod tests {
 
     #[test]
     fn a_batch_is_two_numbers() {
-        let batch = |sequences, tokens| Ok(Batch { sequences, tokens });
+        let batch = |sequences, tokens| Ok(BatchShape { sequences, tokens });
         assert_eq!("2x512".parse(), batch(2, 512));
         assert_eq!("1 × 16".parse(), batch(1, 16));
         for text in ["2x", "x2", "2", "0x5", "2x1", "-1x4", "2x512x3", "2x9999999999999"] {
-            assert!(text.parse::<Batch>().unwrap_err().contains("such as 2x512"), "{text}");
+            assert!(text.parse::<BatchShape>().unwrap_err().contains("such as 2x512"), "{text}");
         }
     }
 }
