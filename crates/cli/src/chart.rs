@@ -4,7 +4,7 @@ use crate::style::{Style, paint};
 use crate::terminal_text;
 
 /// Maximum number of points that are drawn as dots. More dots would hide the curve.
-const MOST_MARKS: usize = 12;
+const MAX_MARKS: usize = 12;
 
 pub struct Series<'a> {
     pub label: &'a str,
@@ -87,7 +87,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
 
 /// Whether the series is drawn with dots. Dots distinguish the second series without colour.
 fn is_marked(index: usize, series: &Series<'_>) -> bool {
-    index > 0 && series.points.len() <= MOST_MARKS
+    index > 0 && series.points.len() <= MAX_MARKS
 }
 
 fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {

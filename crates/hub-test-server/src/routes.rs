@@ -21,7 +21,7 @@ use crate::hub::Hub;
 use crate::recorded_request::Host;
 
 /// Maximum body that is read into memory.
-const LONGEST_BODY: u64 = 256 << 20;
+const MAX_BODY_BYTES: u64 = 256 << 20;
 
 /// Path segments that may follow a repository's name.
 const VERBS: [&str; 12] = [
@@ -56,7 +56,7 @@ impl RequestContext<'_, '_> {
     /// # Errors
     /// 413 if the body is too long.
     pub fn bytes(&mut self) -> Result<Vec<u8>, ApiError> {
-        self.body.read_whole(LONGEST_BODY).map_err(|error| match error.kind() {
+        self.body.read_whole(MAX_BODY_BYTES).map_err(|error| match error.kind() {
             io::ErrorKind::FileTooLarge => ApiError::new(413, "Request Entity Too Large"),
             _ => ApiError::new(400, error.to_string()),
         })

@@ -33,7 +33,7 @@ The folder has the format of bitsandbytes, and transformers loads it. `--quant n
 at load time, and writes nothing.";
 
 /// Largest file that is copied besides weights and tokenizer.
-const LARGEST_CARRIED: u64 = 16 << 20;
+const MAX_CARRIED_BYTES: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.
 #[derive(Args, Clone, Debug)]
@@ -157,7 +157,7 @@ fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
     if !path.is_file() {
         return Ok(None);
     }
-    Ok(Some((name, files::read_bounded(&path, LARGEST_CARRIED)?)))
+    Ok(Some((name, files::read_bounded(&path, MAX_CARRIED_BYTES)?)))
 }
 
 /// Bytes of a model's safetensors files.

@@ -6,7 +6,7 @@ use super::Head;
 use crate::recorded_request::Entry;
 
 /// Maximum length of a line between chunks.
-const LONGEST_LINE: u64 = 4 << 10;
+const MAX_LINE_BYTES: u64 = 4 << 10;
 
 enum Framing {
     /// A body with a length: remaining bytes.
@@ -145,7 +145,7 @@ fn read_size(reader: &mut dyn BufRead, first: bool) -> io::Result<u64> {
 
 fn read_line(reader: &mut dyn BufRead) -> io::Result<String> {
     let mut line = Vec::new();
-    reader.take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+    reader.take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
     if line.pop() != Some(b'\n') {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

@@ -5,8 +5,8 @@ use std::io::{self, BufRead};
 use super::Target;
 
 /// Maximum size of a head.
-const LONGEST_HEAD: usize = 64 << 10;
-const MOST_HEADERS: usize = 100;
+const MAX_HEAD_BYTES: usize = 64 << 10;
+const MAX_HEADERS: usize = 100;
 
 /// Request line and headers.
 #[derive(Clone, Debug)]
@@ -46,14 +46,14 @@ pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
         if text.ends_with(b"\r\n\r\n") || text.ends_with(b"\n\n") {
             return parse(&text).map(Some);
         }
-        if text.len() > LONGEST_HEAD {
+        if text.len() > MAX_HEAD_BYTES {
             return Err(invalid("the head is too long"));
         }
     }
 }
 
 fn parse(text: &[u8]) -> io::Result<Head> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(text) {
         Ok(status) if status.is_complete() => {}
@@ -100,7 +100,7 @@ mod tests {
     fn what_is_no_http_and_what_never_ends_is_refused() {
         let kind = |text: &[u8]| read_head(&mut &text[..]).unwrap_err().kind();
         assert_eq!(kind(b"\x16\x03\x01 tls\r\n\r\n"), io::ErrorKind::InvalidData);
-        let endless = [&b"GET / HTTP/1.1\r\nA: "[..], &vec![b'a'; 2 * LONGEST_HEAD]].concat();
+        let endless = [&b"GET / HTTP/1.1\r\nA: "[..], &vec![b'a'; 2 * MAX_HEAD_BYTES]].concat();
         assert_eq!(kind(&endless), io::ErrorKind::InvalidData);
     }
 }

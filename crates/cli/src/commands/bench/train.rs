@@ -67,7 +67,7 @@ pub struct TrainBenchArgs {
 }
 
 /// Limit on the random tokens of a step.
-const MOST_TOKENS: usize = 1 << 24;
+const MAX_TOKENS: usize = 1 << 24;
 
 /// Examples and settings.
 struct Job {
@@ -201,10 +201,10 @@ fn job(
     settings.max_length = tokens;
     settings.validate()?;
     let accumulation = settings.gradient_accumulation_steps;
-    let all = sequences.checked_mul(accumulation).filter(|all| all.saturating_mul(tokens) <= MOST_TOKENS);
+    let all = sequences.checked_mul(accumulation).filter(|all| all.saturating_mul(tokens) <= MAX_TOKENS);
     let Some(all) = all else {
         let (sequences, most) =
-            (terminal_text::thousands(sequences as u64), terminal_text::thousands(MOST_TOKENS as u64));
+            (terminal_text::thousands(sequences as u64), terminal_text::thousands(MAX_TOKENS as u64));
         let text = format!(
             "a step of {accumulation} x {sequences} sequences of {tokens} tokens has more than {most} tokens"
         );

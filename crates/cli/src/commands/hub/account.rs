@@ -23,7 +23,7 @@ const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
 const STORED_TOKENS: &str = "stored_tokens";
 
 /// Longest line that is read as a token.
-const LONGEST: usize = 4096;
+const MAX_TOKEN_BYTES: usize = 4096;
 
 /// Examples under `login --help`.
 pub const EXAMPLES: &str = "\
@@ -159,7 +159,7 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {
         let mut line = String::new();
-        let read = stdin.lock().take(LONGEST as u64).read_line(&mut line);
+        let read = stdin.lock().take(MAX_TOKEN_BYTES as u64).read_line(&mut line);
         read.map_err(|error| Diagnostic::input(format!("cannot read a token from standard input: {error}")))?;
         if line.trim().is_empty() {
             let diagnostic = Diagnostic::input("there is no token on standard input");
@@ -219,7 +219,7 @@ fn hidden_line() -> Result<Option<String>> {
                 INTERRUPT | END => break Ok(None),
                 b'\r' | b'\n' => break Ok(Some(())),
                 8 | 127 => drop(line.pop()),
-                byte if line.len() < LONGEST => line.push(byte),
+                byte if line.len() < MAX_TOKEN_BYTES => line.push(byte),
                 _ => {}
             },
         }
