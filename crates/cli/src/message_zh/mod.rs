@@ -1,0 +1,122 @@
+//! Chinese for errors and hints.
+//!
+//! A pattern is the English text with `{}` for each value. The Chinese text takes the values in the same order, or by
+//! number. A text without a pattern stays English. Errors show both languages, since people search for the English.
+//!
+//! A test reads the sources of all crates, and fails for a message or a hint without a pattern.
+
+mod hints;
+mod messages;
+#[cfg(test)]
+mod source_tests;
+
+use hints::HINTS;
+use messages::MESSAGES;
+
+/// Returns a message in Chinese, or `None` without a pattern for it.
+pub fn message(text: &str) -> Option<String> {
+    translate(MESSAGES, text)
+}
+
+/// Returns a hint in Chinese, or `None` if a part of it has no pattern.
+pub fn hint(text: &str) -> Option<String> {
+    let parts: Option<Vec<String>> = text.split("; ").map(|part| translate(HINTS, part)).collect();
+    parts.map(|parts| parts.join("；"))
+}
+
+fn translate(patterns: &[(&str, &str)], text: &str) -> Option<String> {
+    let matches = patterns.iter().filter_map(|(english, chinese)| {
+        let mut values: Vec<String> = values(english, text)?.into_iter().map(str::to_owned).collect();
+        // The text after a colon is often another message.
+        if let Some(last) = values.last_mut().filter(|_| english.ends_with(": {}"))
+            && let Some(inner) = translate(patterns, last)
+        {
+            *last = inner;
+        }
+        Some((english.len() - 2 * values.len(), fill(chinese, &values)))
+    });
+    let best = matches.reduce(|best, next| if next.0 > best.0 { next } else { best });
+    best.map(|(_, chinese)| chinese)
+}
+
+/// Puts values into a Chinese text: `{}` takes the next one, `{1}` the second.
+fn fill(chinese: &str, values: &[String]) -> String {
+    let (mut out, mut rest, mut next) = (String::new(), chinese, 0);
+    while let Some((before, after)) = rest.split_once('{') {
+        out += before;
+        let place = after.split_once('}').filter(|(number, _)| number.bytes().all(|b| b.is_ascii_digit()));
+        let Some((number, after)) = place else {
+            // A brace of the text itself.
+            out.push('{');
+            rest = after;
+            continue;
+        };
+        let index = number.parse().unwrap_or(next);
+        next += usize::from(number.is_empty());
+        out += values.get(index).map_or("", String::as_str);
+        rest = after;
+    }
+    out + rest
+}
+
+/// Returns the values of `text` at the places of `pattern`.
+fn values<'a>(pattern: &str, text: &'a str) -> Option<Vec<&'a str>> {
+    let mut pieces = pattern.split("{}");
+    let mut rest = text.strip_prefix(pieces.next()?)?;
+    let mut found = Vec::new();
+    let pieces: Vec<&str> = pieces.collect();
+    for (i, piece) in pieces.iter().enumerate() {
+        let is_last = i + 1 == pieces.len();
+        let at = match (is_last, piece.is_empty()) {
+            (true, _) => rest.len().checked_sub(piece.len()).filter(|at| rest.get(*at..) == Some(*piece))?,
+            (false, _) => rest.find(piece)?,
+        };
+        found.push(&rest[..at]);
+        rest = &rest[at + piece.len()..];
+    }
+    rest.is_empty().then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_move_into_the_chinese_text() {
+        for (english, chinese) in [
+            ("cannot read `a b`: it does not exist", "无法读取 `a b`：文件不存在"),
+            (
+                "invalid value `x` for `--lr <N>`: expected a number",
+                "`--lr <N>` 的值 `x` 无效：expected a number",
+            ),
+            ("unknown flag `--foo`", "没有参数 `--foo`"),
+            ("step 3: the loss is NaN; its records: a:1", "第 3 步：loss 为 NaN；所用记录：a:1"),
+        ] {
+            assert_eq!(message(english).as_deref(), Some(chinese));
+        }
+        assert_eq!(message("something else"), None);
+        assert_eq!(
+            message("cannot read `{}`: it does not exist").as_deref(),
+            Some("无法读取 `{}`：文件不存在")
+        );
+    }
+
+    #[test]
+    fn a_hint_is_translated_as_a_whole_or_not_at_all() {
+        assert_eq!(hint("did you mean `train`?").as_deref(), Some("是不是 `train`？"));
+        assert_eq!(
+            hint("check the path; `hf:a/b` and `--yes` download without asking").as_deref(),
+            Some("检查路径；`hf:a/b` 与 `--yes` 不询问直接下载")
+        );
+        assert_eq!(hint("check the path; and something new"), None);
+    }
+
+    #[test]
+    fn each_pattern_has_as_many_places_in_both_languages() {
+        for (english, chinese) in MESSAGES.iter().chain(HINTS) {
+            let places = english.matches("{}").count();
+            let numbered = (0..places).filter(|i| chinese.contains(&format!("{{{i}}}"))).count();
+            assert_eq!(chinese.matches("{}").count() + numbered, places, "{english}");
+        }
+    }
+}
