@@ -439,6 +439,14 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Train on questions too, not only on answers", "问题也参与训练，而不只是回答"),
     (
+        "End answers with the EOS token where the template has no end token, and documents too; =false adds none [default: true]",
+        "模板没有结束词元时，在回答后加 EOS 词元，文档之后也加；=false 不加 [默认：true]",
+    ),
+    (
+        "Whether answers without an end token get the EOS token, as `danlu train --add-eos-token`",
+        "没有结束词元的回答是否加 EOS 词元，同 `danlu train --add-eos-token`",
+    ),
+    (
         "System message for conversations without one; stored with the adapter",
         "给没有系统消息的对话加上的系统消息；与适配器一起保存",
     ),

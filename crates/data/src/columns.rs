@@ -10,7 +10,7 @@ pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
 
 /// Alias sets: `(file's key, format's key, is required)`. A set applies to a record that has all its required
 /// keys. Optional keys are renamed if present.
-const ALIASES: [&[(&str, &str, bool)]; 13] = [
+const ALIASES: [&[(&str, &str, bool)]; 16] = [
     &[("question", "instruction", true), ("answer", "output", true)],
     &[("query", "instruction", true), ("response", "output", true)],
     &[("instruction", "instruction", true), ("response", "output", true), ("context", "input", false)],
@@ -21,6 +21,9 @@ const ALIASES: [&[(&str, &str, bool)]; 13] = [
     &[("prompt", "prompt", true), ("answer", "completion", true)],
     &[("input", "prompt", true), ("output", "completion", true)],
     &[("problem", "instruction", true), ("solution", "output", true)],
+    &[("input", "instruction", true), ("target", "output", true)],
+    &[("问题", "instruction", true), ("答案", "output", true)],
+    &[("问题", "instruction", true), ("回答", "output", true)],
     &[("conversation", "conversations", true)],
     &[("dialogue", "conversations", true)],
     &[("dialog", "conversations", true)],

@@ -22,11 +22,13 @@ pub struct EncodeOptions {
     pub train_on_prompt: bool,
     /// System message for conversations without one.
     pub default_system: Option<String>,
+    /// Whether an EOS token follows an answer whose template writes no end token, and a document.
+    pub add_eos_token: bool,
 }
 
 impl Default for EncodeOptions {
     fn default() -> Self {
-        Self { max_length: 1024, train_on_prompt: false, default_system: None }
+        Self { max_length: 1024, train_on_prompt: false, default_system: None, add_eos_token: true }
     }
 }
 
@@ -80,7 +82,7 @@ pub fn encode(
     options: &EncodeOptions,
 ) -> Result<EncodedRecord, Box<BadRecord>> {
     let encoded = match &record.content {
-        RecordContent::Text(text) => document(text, tokenizer, options.max_length),
+        RecordContent::Text(text) => document(text, tokenizer, options),
         RecordContent::Chat(chat) => conversation(chat, tokenizer, options),
     };
     encoded.map_err(|error| {
@@ -101,10 +103,13 @@ fn conversation(
 ) -> Result<EncodedRecord, ModelError> {
     let with_system = chat.with_default_system(options.default_system.as_deref());
     let chat = with_system.as_ref().unwrap_or(chat);
-    let template = match &chat.tools[..] {
+    let mut template = match &chat.tools[..] {
         [] => Cow::Borrowed(tokenizer.template()?),
         tools => Cow::Owned(tokenizer.template()?.with_tools(tools)),
     };
+    if !options.add_eos_token && template.added_end().is_some() {
+        template = Cow::Owned(template.without_added_end());
+    }
     let count = |messages: &[Message]| -> Result<usize, ModelError> {
         Ok(tokenizer.encode(&template.render(messages, false)?)?.len())
     };
@@ -191,14 +196,18 @@ fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
         .collect()
 }
 
-fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<EncodedRecord, ModelError> {
+fn document(
+    text: &str,
+    tokenizer: &Tokenizer,
+    &EncodeOptions { max_length, add_eos_token, .. }: &EncodeOptions,
+) -> Result<EncodedRecord, ModelError> {
     let (mut ids, mut offsets): (Vec<u32>, Vec<_>) = tokenizer.encode_with_offsets(text)?.into_iter().unzip();
     let starts = tokenizer.starting_ids()?;
     if !ids.starts_with(&starts) {
         offsets.splice(..0, starts.iter().map(|_| 0..0));
         ids.splice(..0, starts);
     }
-    if let Some(eos) = tokenizer.eos_id().filter(|_| !ends_a_turn(text, tokenizer)) {
+    if let Some(eos) = tokenizer.eos_id().filter(|_| add_eos_token && !ends_a_turn(text, tokenizer)) {
         ids.push(eos);
         offsets.push(text.len()..text.len());
     }

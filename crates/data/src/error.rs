@@ -1,6 +1,6 @@
 //! Errors that concern a whole data file. A bad record is a [`crate::BadRecord`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use danlu_model::FileError;
 
@@ -13,6 +13,14 @@ pub enum DataError {
     /// The file cannot be opened or read.
     #[error(transparent)]
     Read(#[from] FileError),
+    /// The path is a folder.
+    #[error("cannot read `{}`: it is a folder", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Names of its files.
+        files: Vec<String>,
+    },
     /// The file is UTF-16.
     #[error("cannot read `{}`: it is UTF-16, expected UTF-8", file.display())]
     Utf16 {
@@ -115,6 +123,7 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read(error) => error.hint(),
+            Self::Folder { folder, files } => Some(folder_hint(folder, files)),
             Self::Unsupported { file, kind } => Some(kind.hint(file)),
             Self::DatasetInfo { names, .. } => {
                 let names: Vec<String> = names.iter().take(20).map(|name| format!("`{name}`")).collect();
@@ -144,6 +153,27 @@ impl DataError {
 
 const LAYOUTS: &str =
     "write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV";
+
+/// Hint for a folder: the data files in it, those for training first.
+fn folder_hint(folder: &Path, files: &[String]) -> String {
+    const MAX_SHOWN: usize = 4;
+    let endings = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst"];
+    let is_data = |name: &&String| endings.iter().any(|ending| name.ends_with(ending));
+    if files.iter().any(|name| name.ends_with(".arrow")) {
+        return "write the saved data set as Parquet first, with `Dataset.to_parquet` of Python's datasets"
+            .to_owned();
+    }
+    let mut found: Vec<&String> = files.iter().filter(is_data).collect();
+    found.sort_by_key(|name| (!name.starts_with("train"), name.as_str()));
+    let shown = |name: &&String| format!("`{}`", folder.join(name).display());
+    match found.is_empty() {
+        true => "name a file of records".to_owned(),
+        false => format!(
+            "name a file in it: {}",
+            found.iter().take(MAX_SHOWN).map(shown).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
 
 fn entry(name: &Option<String>) -> String {
     name.as_ref().map_or_else(|| "an entry".to_owned(), |name| format!("the entry `{name}`"))

@@ -75,6 +75,9 @@ pub struct DataFileFingerprint {
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let named = dataset_info::resolve(file, options)?;
     let (file, options) = named.as_ref().map_or((file, options), |(file, options)| (file.as_path(), options));
+    if file.is_dir() {
+        return Err(DataError::Folder { folder: file.to_owned(), files: files::names_in(file)? });
+    }
     read_from(open(file)?, file, options)
 }
 
@@ -326,6 +329,7 @@ fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError
             let preference = preference.then(|| PREFERENCE.to_owned());
             let meant = preference
                 .or_else(|| message_hint(object))
+                .or_else(|| layout_hint(object))
                 .or_else(|| Format::ALL.iter().find_map(|format| unknown_keys::misspelt(object, *format)));
             Err(DataError::UnknownFormat { place, keys, meant })
         }
@@ -341,4 +345,20 @@ fn message_hint(object: &Object) -> Option<String> {
     let is_message = ["role", "from"].iter().any(|key| object.contains_key(*key))
         && ["content", "value"].iter().any(|key| object.contains_key(*key));
     is_message.then(|| "put the messages of each conversation in one list: `{\"messages\": […]}`".to_owned())
+}
+
+/// Returns the hint for records that another program prepared, or laid out in another way.
+fn layout_hint(object: &Object) -> Option<String> {
+    let has = |key: &str| object.contains_key(key);
+    let body_has_messages = || object.get("body").and_then(|body| body.get("messages")).is_some();
+    Some(match () {
+        () if has("input_ids") => {
+            "give the text that these ids were made from: danlu encodes text itself, with the template and the mask of the base"
+        }
+        () if has("body") && body_has_messages() => {
+            "these are requests of OpenAI's batch interface: keep the `messages` of each `body`, with the reply as the last message"
+        }
+        () => return None,
+    }
+    .to_owned())
 }

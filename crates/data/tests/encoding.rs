@@ -216,3 +216,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_eos_token_is_added_if_the_option_says_so() {
+    let (with, without) =
+        (EncodeOptions::default(), EncodeOptions { add_eos_token: false, ..Default::default() });
+    let tokenizer = bundled();
+    let eos = tokenizer.eos_id().unwrap();
+    let record = record(&serde_json::json!({"text": "one line"}));
+    let [with, without] =
+        [with, without].map(|options| encode(&record, &tokenizer, &options).unwrap().sequence.ids);
+    assert_eq!((with.last(), with[..with.len() - 1].to_vec()), (Some(&eos), without));
+}

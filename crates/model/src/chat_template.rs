@@ -192,6 +192,12 @@ impl ChatTemplate {
         Self { tools: Value::from(Serde(tools)), tools_bytes, ..self.clone() }
     }
 
+    /// Returns a copy that appends no EOS token to answers: see [`ChatTemplate::added_end`].
+    pub fn without_added_end(&self) -> Self {
+        let end_of_turn = self.end_of_turn.clone().filter(|_| self.added_end.is_none());
+        Self { added_end: None, end_of_turn, ..self.clone() }
+    }
+
     /// Returns whether the template uses the current date.
     pub fn asks_for_date(&self) -> bool {
         self.source.contains("strftime_now")

@@ -186,6 +186,8 @@ fn eos_ends_each_answer_where_the_template_ends_none() {
         marked(&with_eos, &dialogue(&["a", "b", "c", "d"])),
         "user: a\nassistant: «b</s>»\nuser: c\nassistant: «d</s>»\n"
     );
+    let switched_off = with_eos.without_added_end();
+    assert_eq!((switched_off.end_of_turn(), switched_off.added_end()), (None, None));
     let without = ChatTemplate::new(Path::new("t.jinja"), source, BTreeMap::new(), &[]).unwrap();
     assert_eq!((without.end_of_turn(), without.added_end()), (None, None));
     assert_eq!(

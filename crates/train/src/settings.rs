@@ -76,6 +76,8 @@ pub struct TrainSettings {
     pub shuffle_dataset: bool,
     /// Whether system and user messages carry a loss too.
     pub train_on_prompt: bool,
+    /// Whether an EOS token follows an answer whose template writes no end token, and a document.
+    pub add_eos_token: bool,
     /// System message for conversations without one.
     pub default_system: Option<String>,
     /// The current date that the chat template receives, as `YYYY-MM-DD`.
@@ -129,6 +131,7 @@ impl Default for TrainSettings {
             packing: false,
             shuffle_dataset: true,
             train_on_prompt: false,
+            add_eos_token: true,
             default_system: None,
             template_date: None,
             val_size: 0.0,

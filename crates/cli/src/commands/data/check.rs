@@ -63,7 +63,7 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     print_counts(&found, args, printer);
     print_histogram(&found, printer);
     let limit = if args.all { usize::MAX } else { MAX_LISTED };
-    print_warnings(&datasets, &found, &tokenizer, printer);
+    print_warnings(&datasets, &found, (&tokenizer, args.data.options().add_eos_token), printer);
     list_places(&found, limit, printer);
     list_bad(&found.bad, limit, printer);
     printer.event("data_check", || summary(&found));
@@ -180,11 +180,16 @@ fn print_histogram(found: &Check, printer: &Printer) {
 }
 
 /// Prints warnings about the files and the chat template.
-fn print_warnings(datasets: &[Dataset], found: &Check, tokenizer: &Tokenizer, printer: &Printer) {
+fn print_warnings(
+    datasets: &[Dataset],
+    found: &Check,
+    (tokenizer, adds_eos): (&Tokenizer, bool),
+    printer: &Printer,
+) {
     let mut lines: Vec<String> =
         datasets.iter().flat_map(|dataset| warnings::of_file(dataset, printer)).collect();
     let is_chat = datasets.iter().any(|dataset| dataset.format != Format::Text);
-    lines.extend(warnings::added_eos(tokenizer, printer).filter(|_| is_chat));
+    lines.extend(warnings::added_eos(tokenizer, adds_eos, printer).filter(|_| is_chat));
     lines.extend(warnings::of_template(&found.template, found.records, printer));
     list(printer.pick("注意", "notes"), &lines, usize::MAX, printer);
 }

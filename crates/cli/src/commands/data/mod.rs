@@ -68,6 +68,9 @@ pub struct DataArgs {
     /// Also train on questions, as `danlu train --train-on-prompt`
     #[arg(long)]
     pub train_on_prompt: bool,
+    /// Whether answers without an end token get the EOS token, as `danlu train --add-eos-token`
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub add_eos_token: Option<bool>,
 }
 
 impl DataArgs {
@@ -100,6 +103,7 @@ impl DataArgs {
             max_length: self.max_length,
             train_on_prompt: self.train_on_prompt,
             default_system: self.default_system.clone(),
+            add_eos_token: self.add_eos_token.unwrap_or(true),
         }
     }
 }

@@ -117,9 +117,16 @@ impl TextWarnings {
     }
 }
 
-/// Returns a notice if danlu adds an EOS token after answers.
-pub fn added_eos(tokenizer: &Tokenizer, printer: &Printer) -> Option<String> {
+/// Returns a notice if danlu adds an EOS token after answers, or would add one without `--add-eos-token=false`.
+pub fn added_eos(tokenizer: &Tokenizer, is_added: bool, printer: &Printer) -> Option<String> {
     let end = tokenizer.template().ok()?.added_end()?.to_owned();
+    if !is_added {
+        return Some(printer.pick(
+            "对话模板没有结束词元，按 `--add-eos-token=false` 也不添加：模型学不会停下".to_owned(),
+            "the chat template has no end-of-turn token, and `--add-eos-token=false` adds none: the model does not learn to stop"
+                .to_owned(),
+        ));
+    }
     Some(printer.pick(
         format!("对话模板没有结束词元：每个答案后加 `{end}`，并参与训练"),
         format!("the chat template has no end-of-turn token: `{end}` follows each answer and is trained"),

@@ -246,6 +246,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
         max_length: TrainSettings::default().max_length,
         default_system: None,
         train_on_prompt: false,
+        add_eos_token: None,
     };
     data::preview::run(
         &data::preview::PreviewArgs { file: folders.data.clone(), records: 1, data: tokens },

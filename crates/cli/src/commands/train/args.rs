@@ -103,6 +103,10 @@ pub struct SettingsArgs {
     /// Train on questions too, not only on answers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub train_on_prompt: Option<bool>,
+    /// End answers with the EOS token where the template has no end token, and documents too; =false adds none
+    /// [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
+    pub add_eos_token: Option<bool>,
 
     /// System message for conversations without one; stored with the adapter
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
@@ -183,6 +187,7 @@ impl SettingsArgs {
         set(&mut s.packing, &self.packing);
         set(&mut s.shuffle_dataset, &self.shuffle_dataset);
         set(&mut s.train_on_prompt, &self.train_on_prompt);
+        set(&mut s.add_eos_token, &self.add_eos_token);
         self.adapter.apply(&mut s);
         set(&mut s.learning_rate, &self.learning_rate);
         set(&mut s.num_train_epochs, &self.num_train_epochs);

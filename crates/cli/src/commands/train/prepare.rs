@@ -74,6 +74,7 @@ pub fn prepare(
         max_length: settings.max_length,
         train_on_prompt: settings.train_on_prompt,
         default_system: settings.default_system.clone(),
+        add_eos_token: settings.add_eos_token,
     };
     let mut summary = DataSummary::default();
     let (mut bad, mut items) = (Vec::new(), Vec::new());
@@ -118,7 +119,7 @@ pub fn prepare(
     }
     printer.clear_live();
     if audit.records() > 0 {
-        found.extend(warnings::added_eos(tokenizer, printer));
+        found.extend(warnings::added_eos(tokenizer, settings.add_eos_token, printer));
     }
     let records = audit.records();
     found.extend(warnings::of_template(&audit.into_findings(), records, printer));
