@@ -53,6 +53,11 @@ SHAPES = {
         target_modules=PROJECTIONS, r=4, lora_alpha=4, use_rslora=True, rank_pattern={"o_proj": 9}, alpha_pattern={"o_proj": 6}
     ),
     "an adapter stored in bf16": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16),
+    "DoRA": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, use_dora=True),
+    "a saved norm": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, modules_to_save=["norm"]),
+    "a saved head of a tied model": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, modules_to_save=["lm_head"]),
+    "pairs on the embedding": dict(target_modules=PROJECTIONS + ["embed_tokens"], r=4, lora_alpha=16),
+    "rows of tokens": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, trainable_token_indices=[5, 9]),
 }
 
 # danlu may support or refuse these settings, but must not ignore them.
@@ -62,8 +67,7 @@ REPRESENTED_OR_REFUSED = {
 }
 
 REFUSED = {
-    "use_dora": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, use_dora=True),
-    "modules_to_save": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, modules_to_save=["norm"]),
+    "lora_bias": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, lora_bias=True),
 }
 
 

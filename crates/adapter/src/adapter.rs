@@ -4,8 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef, rng};
-use danlu_model::{LoraSource, ModelConfig, Projection};
+use danlu_model::{LoraSource, ModelConfig, Projection, Weights};
 
+use crate::base_changes::{BaseChanges, BaseScope};
+use crate::dora::DoraFactors;
 use crate::{AdapterError, AdapterNote, LoraConfig, targets};
 
 /// Key of the random stream for initial values. No other use of the seed has this key.
@@ -30,6 +32,8 @@ pub struct Module {
     pub a: usize,
     /// Offset of `B (OUT, R)`, in elements.
     pub b: usize,
+    /// Offset of the magnitudes `(OUT)` of DoRA, in elements.
+    pub magnitude: Option<usize>,
 }
 
 impl Module {
@@ -38,23 +42,25 @@ impl Module {
         self.projection.module_path(self.layer)
     }
 
-    /// Returns `A` then `B`, under PEFT's names.
-    pub fn tensors(&self) -> [Tensor; 2] {
+    /// Returns `A`, `B` and the magnitudes of DoRA, under PEFT's names.
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor> + use<> {
         let path = self.path();
-        [
-            Tensor {
-                name: format!("{PREFIX}{path}.lora_A.weight"),
-                shape: [self.rank, self.d_in],
-                offset: self.a,
-            },
-            Tensor {
-                name: format!("{PREFIX}{path}.lora_B.weight"),
-                shape: [self.d_out, self.rank],
-                offset: self.b,
-            },
-        ]
+        let tensor = |name: &str, shape: &[usize], offset| Tensor {
+            name: format!("{PREFIX}{path}.{name}"),
+            shape: shape.to_vec(),
+            offset,
+        };
+        let pair = [
+            tensor("lora_A.weight", &[self.rank, self.d_in], self.a),
+            tensor("lora_B.weight", &[self.d_out, self.rank], self.b),
+        ];
+        let magnitude = self.magnitude.map(|offset| tensor(MAGNITUDE, &[self.d_out], offset));
+        pair.into_iter().chain(magnitude)
     }
 }
+
+/// PEFT's name of the magnitudes of DoRA.
+pub(crate) const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// Prefix of module paths in PEFT's files.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -64,8 +70,8 @@ pub(crate) const PREFIX: &str = "base_model.model.";
 pub struct Tensor {
     /// PEFT's name: `base_model.model.<module path>.lora_A.weight`.
     pub name: String,
-    /// Rows and columns.
-    pub shape: [usize; 2],
+    /// Rows and columns, or the length of a vector.
+    pub shape: Vec<usize>,
     /// Offset in [`Adapter::params`], in elements.
     pub offset: usize,
 }
@@ -73,7 +79,7 @@ pub struct Tensor {
 impl Tensor {
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
-        self.shape[0] * self.shape[1]
+        self.shape.iter().product()
     }
 
     /// Returns `false`: ranks begin at 1.
@@ -96,6 +102,9 @@ pub struct Adapter {
     by_place: Vec<Option<u32>>,
     source: Option<PathBuf>,
     pub(crate) notes: Vec<AdapterNote>,
+    pub(crate) changes: Option<BaseChanges>,
+    /// Factors of DoRA on a base, by module: see [`Adapter::prepare`].
+    pub(crate) factors: Option<DoraFactors>,
 }
 
 impl Adapter {
@@ -113,6 +122,13 @@ impl Adapter {
         seed: u64,
         backend: &dyn Backend,
     ) -> Result<Self, AdapterError> {
+        if config.use_dora {
+            return Err(AdapterError::Unsupported {
+                key: "use_dora".to_owned(),
+                found: "true".to_owned(),
+                advice: "train without it: danlu runs and merges DoRA adapters, and trains none".to_owned(),
+            });
+        }
         let modules = targets::resolve(&config, model)?;
         let mut adapter = Self::zeroed(config, modules, model, backend, None);
         let mut values = Vec::new();
@@ -140,7 +156,7 @@ impl Adapter {
         }
         let params = backend.alloc(modules.last().map_or(0, end), Element::Exact);
         let source = source.map(Path::to_owned);
-        Self { config, params, modules, by_place, source, notes: Vec::new() }
+        Self { config, params, modules, by_place, source, notes: Vec::new(), changes: None, factors: None }
     }
 
     /// Returns the adapted projections by layer, then in the order of [`Projection`].
@@ -168,6 +184,37 @@ impl Adapter {
         &self.notes
     }
 
+    /// Returns whether the adapter replaces tensors of its base, such as the embedding table.
+    pub fn changes_base(&self) -> bool {
+        self.changes.is_some()
+    }
+
+    /// Returns the base with the tensors that the adapter replaces, or `None` if it replaces none. The pairs of
+    /// matrices belong to the changed base.
+    ///
+    /// # Errors
+    /// If a tensor of the base is missing or invalid.
+    pub fn changed_base(
+        &self,
+        model: &ModelConfig,
+        base: &Weights,
+    ) -> Result<Option<(ModelConfig, Weights)>, AdapterError> {
+        self.changes.as_ref().map(|changes| changes.apply(model, base, BaseScope::Everything)).transpose()
+    }
+
+    /// As [`Adapter::changed_base`], but with the rows of new tokens as the only change. Text of the adapter's
+    /// tokenizer can be measured on this base.
+    ///
+    /// # Errors
+    /// As [`Adapter::changed_base`].
+    pub fn resized_base(
+        &self,
+        model: &ModelConfig,
+        base: &Weights,
+    ) -> Result<Option<(ModelConfig, Weights)>, AdapterError> {
+        self.changes.as_ref().map(|changes| changes.apply(model, base, BaseScope::NewRows)).transpose()
+    }
+
     /// Returns all parameters, in the order of their offsets.
     ///
     /// # Errors
@@ -190,6 +237,13 @@ impl LoraSource for Adapter {
         let &Module { rank, d_in, d_out, scaling, a, b, .. } = self.module(layer, projection)?;
         Some(LoraRef { params: &self.params, a, b, rank, d_in, d_out, scaling })
     }
+
+    fn output_factors(&self, layer: usize, projection: Projection) -> Option<(&Buffer, usize)> {
+        let index = (*self.by_place.get(place(layer, projection))?)? as usize;
+        self.modules[index].magnitude?;
+        let factors = self.factors.as_ref().expect("an adapter is prepared for its base before it runs");
+        Some((&factors.values, factors.offsets[index]))
+    }
 }
 
 impl fmt::Debug for Adapter {
@@ -203,5 +257,5 @@ fn place(layer: usize, projection: Projection) -> usize {
 }
 
 fn end(module: &Module) -> usize {
-    module.b + module.d_out * module.rank
+    module.magnitude.map_or(module.b + module.d_out * module.rank, |magnitude| magnitude + module.d_out)
 }

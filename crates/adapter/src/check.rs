@@ -5,15 +5,17 @@ use std::path::Path;
 
 use danlu_model::{Projection, TensorInfo, Weights};
 
-use crate::adapter::PREFIX;
+use crate::adapter::{MAGNITUDE, PREFIX};
+use crate::base_changes::missing_modules;
+use crate::base_tensor_name::BaseTensorName;
 use crate::files::no_weights;
 use crate::{Adapter, AdapterError, LoraConfig, WEIGHTS_FILE, targets};
 
-/// Tensors `A` and `B` of a module in a file.
-type Pair<'a> = [Option<&'a TensorInfo>; 2];
+/// Tensors `A`, `B` and magnitudes of a module in a file.
+type Pair<'a> = [Option<&'a TensorInfo>; 3];
 
-/// Names of the two tensors of a module.
-const HALVES: [&str; 2] = ["lora_A", "lora_B"];
+/// Names of the tensors of a module.
+const PARTS: [&str; 3] = ["lora_A", "lora_B", MAGNITUDE];
 
 impl Adapter {
     /// Checks that the tensors of an adapter folder match its configuration: `A` and `B` of the configured
@@ -36,14 +38,20 @@ impl Adapter {
 
 fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterError> {
     let (mut pairs, mut unbound) = (BTreeMap::<&str, Pair<'_>>::new(), Vec::new());
+    let mut changed = Vec::new();
     for info in found.tensors() {
         let of_pair = pair_of(&info.name).and_then(|(path, half)| {
             let slot = &mut pairs.entry(path).or_default()[half];
             // A second tensor for one matrix would bind to nothing.
             slot.replace(info).is_none().then_some(())
         });
-        if of_pair.is_none() {
-            unbound.push(info.name.clone());
+        if of_pair.is_some() {
+            continue;
+        }
+        match BaseTensorName::parse(&info.name) {
+            // Loading compares the shape with that of the base.
+            Some(name) if info.dtype().is_some() => changed.push(name.tensor),
+            _ => unbound.push(info.name.clone()),
         }
     }
     let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
@@ -60,13 +68,17 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     for ((path, pair), rank) in pairs.iter().zip(ranks) {
         for (half, info) in pair.iter().enumerate() {
             match (info, rank) {
-                (None, _) => missing.push(format!("{PREFIX}{path}.{}.weight", HALVES[half])),
+                (None, _) if half == 2 && !config.use_dora => {}
+                (None, _) if half == 2 => missing.push(format!("{PREFIX}{path}.{MAGNITUDE}")),
+                (None, _) => missing.push(format!("{PREFIX}{path}.{}.weight", PARTS[half])),
+                (Some(info), Some(_)) if half == 2 && !config.use_dora => unbound.push(info.name.clone()),
                 (Some(info), None) => unbound.push(info.name.clone()),
                 (Some(info), Some(rank)) => shaped.push((*info, half, rank)),
             }
         }
     }
-    if pairs.is_empty() && missing.is_empty() {
+    missing.extend(missing_modules(config, changed.iter().map(String::as_str)));
+    if pairs.is_empty() && missing.is_empty() && changed.is_empty() {
         missing.push(format!("{PREFIX}*.lora_A.weight"));
     }
     if !unbound.is_empty() || !missing.is_empty() {
@@ -81,21 +93,27 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
     if info.dtype().is_none() {
         return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
     }
-    // `A` is (rank, inputs) and `B` is (outputs, rank). The base determines inputs and outputs.
+    // `A` is (rank, inputs), `B` is (outputs, rank), and the magnitudes are (outputs). The base determines inputs and
+    // outputs.
     let mut expected = info.shape.clone();
-    expected.resize(2, 1);
-    expected[half] = rank;
+    expected.resize(if half == 2 { 1 } else { 2 }, 1);
+    if half < 2 {
+        expected[half] = rank;
+    }
     if info.shape == expected {
         return Ok(());
     }
     Err(AdapterError::Shape { name, expected, found: info.shape.clone() })
 }
 
-/// Returns the module of a tensor, and the index of the tensor in [`HALVES`].
+/// Returns the module of a tensor, and the index of the tensor in [`PARTS`].
 fn pair_of(name: &str) -> Option<(&str, usize)> {
     let name = name.strip_prefix(PREFIX)?;
     // PEFT omits the adapter's name when it saves. Other programs write it.
+    if let Some(path) = name.strip_suffix(MAGNITUDE) {
+        return Some((path.strip_suffix('.')?, 2));
+    }
     let name = name.strip_suffix(".default.weight").or_else(|| name.strip_suffix(".weight"))?;
     let (path, half) = name.rsplit_once('.')?;
-    Some((path, HALVES.iter().position(|known| *known == half)?))
+    Some((path, PARTS.iter().position(|known| *known == half)?))
 }

@@ -23,6 +23,9 @@ const MAX_PATTERNS: usize = 4096;
 /// Largest rank in a configuration. A second check compares the rank with the weight.
 const MAX_RANK: u32 = 1 << 16;
 
+/// Largest token id. The largest vocabularies of today have 262,208 tokens.
+const MAX_TOKEN: u32 = (1 << 22) - 1;
+
 /// The configuration of a LoRA adapter. Field names are PEFT's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -35,6 +38,8 @@ pub struct LoraConfig {
     /// Scale by `alpha / sqrt(rank)` instead. Source: Kalajdzievski, 2023,
     /// <https://arxiv.org/abs/2312.03732>.
     pub use_rslora: bool,
+    /// Whether each output has a magnitude of its own. Source: Liu et al., 2024, <https://arxiv.org/abs/2402.09353>.
+    pub use_dora: bool,
     /// Adapted modules.
     pub target_modules: TargetModules,
     /// Modules to leave out, although `target_modules` matches them.
@@ -51,6 +56,12 @@ pub struct LoraConfig {
     pub base_model_name_or_path: Option<String>,
     /// Revision of the base on the Hub.
     pub revision: Option<String>,
+    /// Modules that the adapter holds whole: names as in `target_modules`.
+    pub modules_to_save: Vec<String>,
+    /// Tokens whose rows the adapter holds, by the name of the table.
+    pub trainable_token_indices: Vec<(String, Vec<u32>)>,
+    /// Whether the head of a tied base follows a replaced embedding table.
+    pub ensure_weight_tying: bool,
 }
 
 /// A choice of modules in one of PEFT's three forms.
@@ -99,6 +110,7 @@ impl LoraConfig {
             lora_alpha,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             target_modules: TargetModules::AllLinear,
             exclude_modules: None,
             layers_to_transform: None,
@@ -107,6 +119,9 @@ impl LoraConfig {
             alpha_pattern: Vec::new(),
             base_model_name_or_path: None,
             revision: None,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: Vec::new(),
+            ensure_weight_tying: false,
         }
     }
 
@@ -148,6 +163,7 @@ impl LoraConfig {
             lora_alpha: keys.number("lora_alpha")?.unwrap_or(8.0),
             lora_dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
             use_rslora: keys.flag("use_rslora")?,
+            use_dora: keys.flag("use_dora")?,
             target_modules: keys.modules("target_modules")?.ok_or_else(|| {
                 wrong("target_modules", map.get("target_modules"), "a list of module names")
             })?,
@@ -158,6 +174,9 @@ impl LoraConfig {
             alpha_pattern: keys.pattern("alpha_pattern", Value::as_f64)?,
             base_model_name_or_path: keys.string("base_model_name_or_path")?,
             revision: keys.string("revision")?,
+            modules_to_save: keys.strings("modules_to_save")?,
+            trainable_token_indices: keys.tokens("trainable_token_indices")?,
+            ensure_weight_tying: keys.flag("ensure_weight_tying")?,
         };
         config.validate()?;
         Ok(config)
@@ -217,10 +236,15 @@ impl LoraConfig {
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), integral(*a))).collect();
         let ranks: Map<_, _> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
         let layers_pattern = (!self.layers_pattern.is_empty()).then(|| json!(self.layers_pattern));
+        let modules_to_save =
+            if self.modules_to_save.is_empty() { Value::Null } else { json!(self.modules_to_save) };
+        let tokens: Map<_, _> =
+            self.trainable_token_indices.iter().map(|(name, ids)| (name.clone(), json!(ids))).collect();
         let entries = [
             ("alpha_pattern", (!alphas.is_empty()).then_some(Value::Object(alphas))),
             ("base_model_name_or_path", Some(json!(self.base_model_name_or_path))),
             ("bias", Some(json!("none"))),
+            ("ensure_weight_tying", self.ensure_weight_tying.then_some(json!(true))),
             ("exclude_modules", self.exclude_modules.as_ref().map(TargetModules::to_value)),
             ("fan_in_fan_out", Some(json!(false))),
             ("inference_mode", Some(json!(true))),
@@ -229,13 +253,15 @@ impl LoraConfig {
             ("layers_to_transform", self.layers_to_transform.as_ref().map(|layers| json!(layers))),
             ("lora_alpha", Some(integral(self.lora_alpha))),
             ("lora_dropout", Some(json!(self.lora_dropout))),
-            ("modules_to_save", Some(Value::Null)),
+            ("modules_to_save", Some(modules_to_save)),
             ("peft_type", Some(json!("LORA"))),
             ("r", Some(json!(self.r))),
             ("rank_pattern", (!ranks.is_empty()).then_some(Value::Object(ranks))),
             ("revision", self.revision.as_ref().map(|revision| json!(revision))),
             ("target_modules", Some(self.target_modules.to_value())),
             ("task_type", Some(json!("CAUSAL_LM"))),
+            ("trainable_token_indices", (!tokens.is_empty()).then_some(Value::Object(tokens))),
+            ("use_dora", self.use_dora.then_some(json!(true))),
             ("use_rslora", self.use_rslora.then_some(json!(true))),
         ];
         let set = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
@@ -280,7 +306,6 @@ const HARMLESS: &[&str] = &[
     "megatron_core",
     "runtime_config",
     "qalora_group_size",
-    "ensure_weight_tying",
     // These set initial values, which loading replaces.
     "eva_config",
     "corda_config",
@@ -294,6 +319,7 @@ const READ: &[&str] = &[
     "lora_alpha",
     "lora_dropout",
     "use_rslora",
+    "use_dora",
     "target_modules",
     "exclude_modules",
     "layers_to_transform",
@@ -302,6 +328,9 @@ const READ: &[&str] = &[
     "alpha_pattern",
     "base_model_name_or_path",
     "revision",
+    "modules_to_save",
+    "trainable_token_indices",
+    "ensure_weight_tying",
 ];
 
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, AdapterError> {
@@ -314,6 +343,15 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, AdapterError> {
 }
 
 fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
+    if map.contains_key("hidden_size") && !map.contains_key("peft_type") {
+        return Err(AdapterError::Unsupported {
+            key: "model_type".to_owned(),
+            found: map.get("model_type").map_or("missing".to_owned(), shown),
+            advice:
+                "put back the `adapter_config.json` that PEFT wrote: this is the `config.json` of a model"
+                    .to_owned(),
+        });
+    }
     for (key, found) in map {
         let unset = match found {
             Value::Null | Value::Bool(false) => true,
@@ -340,10 +378,6 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
             "peft_type" => "train or convert the adapter as LoRA (`peft_type` `LORA`)",
             "task_type" => "only adapters of causal language models (`CAUSAL_LM`) are read",
             "bias" | "lora_bias" => "train with `bias=\"none\"` and `lora_bias=False`",
-            "use_dora" => "merge it with PEFT, or train with `use_dora=False`",
-            "modules_to_save" | "trainable_token_indices" => {
-                "the adapter holds whole or partial embeddings: merge it with PEFT, or train without them"
-            }
             "fan_in_fan_out" => {
                 "it is for models with transposed weights such as GPT-2, which are not supported"
             }
@@ -411,11 +445,34 @@ impl Keys<'_> {
         Ok(self.get::<Vec<_>>(key, "layer numbers", read)?.filter(|layers| !layers.is_empty()))
     }
 
+    /// Tokens by table. A list alone is of the embedding table.
+    fn tokens(&self, key: &str) -> Result<Vec<(String, Vec<u32>)>, AdapterError> {
+        let ids = |v: &Value| -> Option<Vec<u32>> {
+            v.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+        };
+        let read = |v: &Value| match v {
+            Value::Object(tables) => tables.iter().map(|(name, v)| Some((name.clone(), ids(v)?))).collect(),
+            v => Some(vec![("embed_tokens".to_owned(), ids(v)?)]),
+        };
+        let tables: Vec<(String, Vec<u32>)> =
+            self.get(key, "a list of token ids, or such lists by table", read)?.unwrap_or_default();
+        let largest = tables.iter().flat_map(|(_, ids)| ids).max();
+        match largest.filter(|&&id| id > MAX_TOKEN) {
+            Some(id) => Err(value(key.to_owned(), id, format!("token ids up to {MAX_TOKEN}"))),
+            None => Ok(tables.into_iter().filter(|(_, ids)| !ids.is_empty()).collect()),
+        }
+    }
+
     fn modules(&self, key: &str) -> Result<Option<TargetModules>, AdapterError> {
         let read = |v: &Value| match v {
             Value::String(s) if s.eq_ignore_ascii_case("all-linear") && key == "target_modules" => {
                 Some(TargetModules::AllLinear)
             }
+            // Commas cannot occur in the path of a module, so these are names in one text.
+            Value::String(s) if s.contains(',') => match s.parse() {
+                Ok(TargetModules::List(names)) => Some(TargetModules::List(names)),
+                _ => Some(TargetModules::Regex(s.clone())),
+            },
             Value::String(s) => Some(TargetModules::Regex(s.clone())),
             v => string_list(v).map(TargetModules::List),
         };

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use danlu_model::ModelError;
 use danlu_model::files::FileError;
 
+use crate::OtherAdapterFile;
+use crate::other_files::is_of_image_model;
+
 /// Why an adapter cannot be built, read or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -200,6 +203,15 @@ pub enum AdapterError {
         missing: Vec<String>,
     },
 
+    /// A token of `trainable_token_indices` beyond the table, and a token before it without values.
+    #[error("token {token} has no row: the table has {rows}, and `trainable_token_indices` leaves it out")]
+    NoRow {
+        /// The token.
+        token: usize,
+        /// Rows of the table.
+        rows: usize,
+    },
+
     /// Infinity or not-a-number.
     #[error("element {element} of tensor `{name}` is {value}")]
     NotFinite {
@@ -291,6 +303,17 @@ impl AdapterError {
         }
     }
 
+    /// Adds missing tensors to a mismatch.
+    pub(crate) fn and_missing(self, others: &[String]) -> Self {
+        match self {
+            Self::Binding { unbound, mut missing } => {
+                missing.extend_from_slice(others);
+                Self::Binding { unbound, missing }
+            }
+            error => error,
+        }
+    }
+
     /// Returns whether the adapter is valid but was made for a base with other modules or shapes.
     pub fn is_of_another_base(&self) -> bool {
         match self {
@@ -331,6 +354,12 @@ impl AdapterError {
                 "danlu reads tensors from a pickle and runs nothing: fetch the file again, or ask its author for \
                  `adapter_model.safetensors`"
             }
+            Self::NoWeights { other: Some(other), .. } if OtherAdapterFile::of(other).is_some() => {
+                OtherAdapterFile::of(other)?.hint()
+            }
+            Self::Binding { unbound, .. } if unbound.iter().any(|name| is_of_image_model(name)) => {
+                OtherAdapterFile::Diffusers.hint()
+            }
             Self::NoWeights { .. } => {
                 "name the folder that holds adapter_config.json and adapter_model.safetensors"
             }
@@ -339,6 +368,7 @@ impl AdapterError {
                 "give the base that the adapter was trained on (`base_model_name_or_path`), and the \
                  `adapter_config.json` it was saved with"
             }
+            Self::NoRow { .. } => "give the base with the resized tables that the adapter was trained on",
             Self::NotFinite { .. } => {
                 "use an earlier checkpoint, or train with a lower learning rate: the training diverged"
             }

@@ -23,6 +23,8 @@ use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, ModelError, Workspace};
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use crate::Adapter;
 use crate::AdapterError;
 
 /// Most logits of one model in memory at a time: 16 MB, for any length and vocabulary.
@@ -139,7 +141,18 @@ impl Fidelity {
     }
 }
 
-/// Compares `merged` with `adapter` on `base` over `sequences`. With `merged_lora`, `merged` is another form
+/// An adapter, and the two forms of its base.
+#[derive(Clone, Copy)]
+pub struct AdapterOnBase<'a> {
+    /// The base without the adapter.
+    pub base: &'a Decoder,
+    /// The base with the tensors that the adapter replaces: see [`Adapter::changed_base`]. Usually `base` itself.
+    pub changed: &'a Decoder,
+    /// The pairs of matrices.
+    pub adapter: &'a dyn LoraSource,
+}
+
+/// Compares `merged` with an adapter on its base over `sequences`. With `merged_lora`, `merged` is another form
 /// of the base and runs with that adapter. `progress` gets the number of finished sequences and may stop the
 /// measurement.
 ///
@@ -147,15 +160,14 @@ impl Fidelity {
 /// If there is no token to measure, the vocabularies differ, or a token is outside the vocabulary;
 /// [`ModelError::Stopped`] if `progress` breaks.
 pub fn measure(
-    base: &Decoder,
-    adapter: &dyn LoraSource,
+    AdapterOnBase { base, changed, adapter }: AdapterOnBase<'_>,
     merged: &Decoder,
     merged_lora: Option<&dyn LoraSource>,
     sequences: &[LabeledSequence],
     limits: Limits,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Fidelity, AdapterError> {
-    let vocabulary = base.config().vocab_size;
+    let vocabulary = changed.config().vocab_size;
     if merged.config().vocab_size != vocabulary {
         return Err(AdapterError::Vocabulary { base: vocabulary, merged: merged.config().vocab_size });
     }
@@ -168,7 +180,7 @@ pub fn measure(
             continue;
         }
         let batch = Batch::new([sequence]);
-        let models = [(base, Some(adapter)), (merged, merged_lora), (base, None)];
+        let models = [(changed, Some(adapter)), (merged, merged_lora), (base, None)];
         let states = models.map(|(decoder, lora)| decoder.hidden_states(&mut work, &batch, lora));
         let [with_adapter, of_merged, of_base] = states;
         let states = [with_adapter?, of_merged?, of_base?];
@@ -176,7 +188,8 @@ pub fn measure(
             let rows = start..len.min(start + part);
             let mut logits = |i: usize| models[i].0.logits_of(&mut work, &states[i], rows.clone());
             let logits = [logits(0)?, logits(1)?, logits(2)?];
-            let [x, y, z] = logits.each_ref().map(|logits| logits.chunks_exact(vocabulary));
+            let rows_of = |i: usize| logits[i].chunks_exact(models[i].0.config().vocab_size);
+            let [x, y, z] = [rows_of(0), rows_of(1), rows_of(2)];
             for (i, ((x, y), z)) in rows.zip(x.zip(y).zip(z)) {
                 let next = (i + 1 < len && sequence.trained[i + 1]).then(|| sequence.ids[i + 1] as usize);
                 sums.add(x, y, z, next);

@@ -9,9 +9,11 @@ use danlu_model::files::{self, FileError};
 use danlu_model::{ModelConfig, ShardWriter, TensorInfo, TensorSpec, Weights};
 
 use crate::adapter::{Adapter, Module, Tensor};
+use crate::base_changes::BaseChanges;
 use crate::config::CONFIG_FILE;
+use crate::other_files::OtherAdapterFile;
 use crate::source::AdapterTensors;
-use crate::{AdapterError, LoraConfig, targets, tensor_names};
+use crate::{AdapterError, AdapterNote, LoraConfig, targets, tensor_names};
 
 /// Name of the tensors' file in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -44,11 +46,20 @@ impl Adapter {
         let AdapterTensors { path, weights: found, mut notes } = AdapterTensors::read(folder)?;
         let read = || {
             // Shapes are checked first, so that no allocation is larger than the file.
-            let bound = bind(&resolved.modules, &found)?;
+            let Matched { bound, missing, rest } = match_pairs(&resolved.modules, &found)?;
+            let changes = BaseChanges::bind(&rest, &found, &config, model, &resolved.tables);
+            let changes = changes.map_err(|error| error.and_missing(&missing))?;
+            if !missing.is_empty() {
+                return Err(AdapterError::Binding { unbound: Vec::new(), missing });
+            }
             let mut adapter = Self::zeroed(config, resolved.modules, model, backend, Some(folder));
             adapter.fill(&found, bound, backend)?;
             notes.extend(resolved.notes);
-            adapter.notes = notes;
+            if let Some(changes) = &changes {
+                let (tensors, vocab_sizes) = changes.describe(model);
+                notes.push(AdapterNote::OwnTensors { tensors, vocab_sizes });
+            }
+            (adapter.notes, adapter.changes) = (notes, changes);
             Ok(adapter)
         };
         read().map_err(|e: AdapterError| e.in_file(&path))
@@ -80,14 +91,29 @@ impl Adapter {
     /// If the folder cannot be created or written.
     pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), AdapterError> {
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
+        let spec =
+            |t: Tensor| (TensorSpec::new(t.name.clone(), DType::F32, t.shape.to_vec()), SavedTensor::Own(t));
+        let mut tensors: Vec<(TensorSpec, SavedTensor<'_>)> = self.tensors().map(spec).collect();
+        if let Some(BaseChanges { weights, stored, .. }) = &self.changes {
+            tensors.extend(stored.iter().map(|info| {
+                let (name, dtype) = (info.name.clone(), info.dtype_name.clone());
+                let (shape, bytes) = (info.shape.clone(), info.range.len() as u64);
+                (TensorSpec { name, dtype, shape, bytes }, SavedTensor::Copied(weights, info))
+            }));
+        }
         // PEFT sorts by name.
-        let mut tensors: Vec<Tensor> = self.tensors().collect();
-        tensors.sort_by(|x, y| x.name.cmp(&y.name));
-        let specs: Vec<TensorSpec> =
-            tensors.iter().map(|t| TensorSpec::new(t.name.clone(), DType::F32, t.shape.to_vec())).collect();
+        tensors.sort_by(|(x, _), (y, _)| x.name.cmp(&y.name));
+        let (specs, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
         let mut writer = ShardWriter::create(&folder.join(WEIGHTS_FILE), &specs)?;
         let (mut values, mut bytes) = (Vec::new(), Vec::new());
         for tensor in &tensors {
+            let tensor = match tensor {
+                SavedTensor::Own(tensor) => tensor,
+                SavedTensor::Copied(weights, info) => {
+                    weights.copy(info, &mut writer)?;
+                    continue;
+                }
+            };
             values.clear();
             values.resize(tensor.len(), 0.0);
             backend.read(&mut values, &self.params, tensor.offset)?;
@@ -101,18 +127,30 @@ impl Adapter {
     }
 }
 
-/// Matches the tensors of the modules with those of the file. Rejects unmatched tensors on either side.
-fn bind<'a>(
-    modules: &[Module],
-    found: &'a Weights,
-) -> Result<Vec<(Tensor, &'a TensorInfo, DType)>, AdapterError> {
+/// A tensor of an adapter that is saved.
+enum SavedTensor<'a> {
+    /// From the parameters.
+    Own(Tensor),
+    /// A change of the base, as it was loaded.
+    Copied(&'a Weights, &'a TensorInfo),
+}
+
+/// The tensors of a file, beside those of the modules.
+struct Matched<'a> {
+    bound: Vec<(Tensor, &'a TensorInfo, DType)>,
+    /// Names that the file lacks.
+    missing: Vec<String>,
+    /// Tensors of no pair, by name.
+    rest: Vec<&'a TensorInfo>,
+}
+
+/// Matches the tensors of the modules with those of the file.
+fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Result<Matched<'a>, AdapterError> {
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
-    let mut unbound = Vec::new();
+    let mut rest = Vec::new();
     for info in found.tensors() {
-        // A second tensor of the same pair would bind to nothing.
-        if by_name.insert(tensor_names::canonical(&info.name), info).is_some() {
-            unbound.push(info.name.clone());
-        }
+        // A second tensor of the same pair belongs to nothing.
+        rest.extend(by_name.insert(tensor_names::canonical(&info.name), info));
     }
     let mut bound = Vec::new();
     let mut missing = Vec::new();
@@ -122,11 +160,8 @@ fn bind<'a>(
             None => missing.push(tensor.name),
         }
     }
-    unbound.extend(by_name.into_values().map(|info| info.name.clone()));
-    if !unbound.is_empty() || !missing.is_empty() {
-        unbound.sort();
-        return Err(AdapterError::Binding { unbound, missing });
-    }
+    rest.extend(by_name.into_values());
+    rest.sort_by(|x, y| x.name.cmp(&y.name));
     let check = |(tensor, info): (Tensor, &'a TensorInfo)| {
         let name = tensor.name.clone();
         let Some(dtype) = info.dtype() else {
@@ -141,11 +176,15 @@ fn bind<'a>(
         }
         Ok((tensor, info, dtype))
     };
-    bound.into_iter().map(check).collect()
+    let bound = bound.into_iter().map(check).collect::<Result<_, _>>()?;
+    Ok(Matched { bound, missing, rest })
 }
 
+/// Returns the error for a folder without an adapter file that danlu reads. It names the file that is there instead.
 pub(crate) fn no_weights(folder: &Path) -> AdapterError {
-    let other = ["model.safetensors", "pytorch_model.bin", "adapter_model.gguf"];
-    let other = other.into_iter().find(|name| folder.join(name).exists()).map(str::to_owned);
+    let names = files::names_in(folder).unwrap_or_default();
+    let find = |is_it: &dyn Fn(&str) -> bool| names.iter().find(|name| is_it(name)).cloned();
+    let other = find(&|name| OtherAdapterFile::of(name).is_some())
+        .or_else(|| find(&|name| matches!(name, "model.safetensors" | "pytorch_model.bin")));
     AdapterError::NoWeights { folder: folder.to_owned(), other }
 }

@@ -19,10 +19,13 @@
 //! ```
 
 mod adapter;
+mod base_changes;
 pub mod base_identity;
+mod base_tensor_name;
 mod byte_size;
 mod check;
 mod config;
+mod dora;
 mod error;
 pub mod fidelity;
 mod files;
@@ -31,12 +34,11 @@ mod merge_report;
 mod merge_rows;
 mod merge_shards;
 mod mlx;
-mod pickle;
+mod other_files;
 mod run_folder;
 mod source;
 pub mod targets;
 mod tensor_names;
-mod torch_file;
 mod training_identity;
 
 pub use adapter::{Adapter, Module, Tensor};
@@ -45,6 +47,7 @@ pub use byte_size::parse_byte_size;
 pub use config::{CONFIG_FILE, LoraConfig, TargetModules};
 pub use error::AdapterError;
 pub use files::WEIGHTS_FILE;
+pub use other_files::OtherAdapterFile;
 pub use run_folder::{CHECKPOINT_PREFIX, CHECKPOINT_STATE_FILE, RUN_FILE, checkpoints, latest_checkpoint};
 pub use source::AdapterNote;
 pub use training_identity::{IDENTITY_FILE, TrainingIdentity};

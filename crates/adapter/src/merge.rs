@@ -26,7 +26,7 @@ use crate::adapter::{Adapter, Module};
 use crate::fidelity::Fidelity;
 pub use crate::merge_report::{FormFidelity, MergeBase, MergeReport, QuantizedFidelity, UnquantizedFidelity};
 use crate::merge_rows::{Delta, MergeRows};
-use crate::merge_shards::{Shard, check_fit, divide, target_dtype};
+use crate::merge_shards::{Shard, changed_tensors, check_fit, divide, target_dtype};
 
 /// Name of the report in a merged model's folder.
 pub const REPORT_FILE: &str = "merge_report.json";
@@ -148,16 +148,26 @@ pub fn stage(
     progress: &mut dyn FnMut(MergeProgress<'_>) -> ControlFlow<()>,
 ) -> Result<StagedMerge, AdapterError> {
     let start = Instant::now();
-    let weights = Weights::open(base)?;
+    let original = Weights::open(base)?;
     let model = ModelConfig::read(base)?;
-    weights.check_complete(&model)?;
+    original.check_complete(&model)?;
     if options.requantize_as.is_some() {
-        weights.refuse_four_bit()?;
+        original.refuse_four_bit()?;
     }
-    let tensors = weights.model_tensors()?;
+    let mut config = ConfigChange { dtype: options.dtype, ..ConfigChange::default() };
+    let (weights, tensors) = match adapter.changed_base(&model, &original)? {
+        None => (original.clone(), original.model_tensors()?),
+        Some((changed, weights)) => {
+            config.vocab_size = (changed.vocab_size != model.vocab_size).then_some(changed.vocab_size);
+            config.tie_word_embeddings =
+                (!changed.tie_word_embeddings && model.tie_word_embeddings).then_some(false);
+            let tensors = changed_tensors(&weights, &original)?;
+            (weights, tensors)
+        }
+    };
     check_fit(adapter, &weights, &tensors)?;
     let shards = divide(&tensors, options);
-    let others = OtherFiles::choose(base, adapter, options, &shards)?;
+    let others = OtherFiles::choose(base, adapter, options, (&config, &shards))?;
     let bytes = shards.iter().map(|s| ShardWriter::file_size(&s.specs)).sum::<u64>() + others.bytes();
     let available = files::free_space(out)?;
     if bytes > available {
@@ -219,10 +229,9 @@ impl OtherFiles {
         base: &Path,
         adapter: &Adapter,
         options: &MergeOptions,
-        shards: &[Shard<'_>],
+        (change, shards): (&ConfigChange, &[Shard<'_>]),
     ) -> Result<Self, AdapterError> {
-        let change = ConfigChange { dtype: options.dtype, quantization: None };
-        let config = sidecar_files::config_json(base, &change)?;
+        let config = sidecar_files::config_json(base, change)?;
         let sidecars = sidecar_files::choose(base, adapter.source(), &options.also_copy)?;
         let index = shard_index(shards.iter().map(|s| (s.name.as_str(), &s.specs[..])));
         Ok(Self { config, index, sidecars })
@@ -313,6 +322,7 @@ impl<'a> TensorWriter<'a> {
             b: &self.params[m.b..][..m.d_out * m.rank],
             rank: m.rank,
             scaling: m.scaling,
+            magnitude: m.magnitude.map(|at| &self.params[at..][..m.d_out]),
         });
         let weight = self.source(info, delta.is_some())?;
         match (&weight, target_dtype(info, self.options.dtype)) {

@@ -11,7 +11,7 @@ use std::thread;
 use danlu_kernels::{DType, Matrix, from_f32};
 use danlu_model::TensorSpec;
 
-use crate::AdapterError;
+use crate::{AdapterError, dora};
 
 /// Elements of one block: 512 KB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 17;
@@ -27,6 +27,8 @@ pub struct Delta<'a> {
     pub b: &'a [f32],
     pub rank: usize,
     pub scaling: f32,
+    /// The magnitudes of DoRA, which the rows of the sum are scaled to, `(OUT)`.
+    pub magnitude: Option<&'a [f32]>,
 }
 
 /// A stored weight, its new type, and the update to add.
@@ -88,6 +90,12 @@ impl MergeRows<'_> {
         if let Some(delta) = self.delta {
             let b = &delta.b[rows.start * delta.rank..][..rows.len() * delta.rank];
             add_delta(&mut values, Delta { b, ..delta }, cols);
+            if let Some(magnitude) = delta.magnitude {
+                for (row, magnitude) in values.chunks_exact_mut(cols).zip(&magnitude[rows.clone()]) {
+                    let factor = dora::factor(*magnitude, row);
+                    row.iter_mut().for_each(|value| *value *= factor);
+                }
+            }
         }
         self.check(&values, place)?;
         let mut bytes = vec![0; len * self.to.size()];
@@ -122,7 +130,7 @@ impl MergeRows<'_> {
 }
 
 /// Adds `scaling · B A` to a range of rows: `out` and `b` hold the same rows.
-fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
+pub fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
     for start in (0..cols).step_by(BLOCK_COLUMNS) {
         let columns = start..cols.min(start + BLOCK_COLUMNS);
         let mut rows = out.chunks_exact_mut(TILE.0 * cols);
@@ -140,7 +148,7 @@ fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
 #[inline]
 fn add_tiles<const ROWS: usize>(out: &mut [f32], delta: Delta<'_>, cols: usize, columns: Range<usize>) {
     const WIDTH: usize = TILE.1;
-    let Delta { a, b, rank, scaling } = delta;
+    let Delta { a, b, rank, scaling, .. } = delta;
     let mut j = columns.start;
     while j + WIDTH <= columns.end {
         let mut sums = [[0.0f32; WIDTH]; ROWS];
@@ -194,7 +202,7 @@ mod tests {
         {
             let (w, a, b) = (random(1, rows * cols), random(2, rank * cols), random(3, rows * rank));
             let weight = &Matrix::from_f32(&w, rows, cols);
-            let delta = Some(Delta { a: &a, b: &b, rank, scaling: 0.5 });
+            let delta = Some(Delta { a: &a, b: &b, rank, scaling: 0.5, magnitude: None });
             let tensor = MergeRows { name: "w", weight, to: DType::F32, delta };
             let expected: Vec<u8> = (0..rows * cols)
                 .flat_map(|e| {

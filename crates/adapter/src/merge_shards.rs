@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use danlu_kernels::DType;
 use danlu_model::{ModelError, TensorInfo, TensorSpec, Weights, shard_name};
 
+use crate::base_changes::EMBEDDING;
 use crate::merge::MergeOptions;
 use crate::{Adapter, AdapterError};
 
@@ -35,6 +36,24 @@ pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -
         }
     }
     Ok(())
+}
+
+/// Returns the tensors of a changed base. A changed tensor keeps the element type and the file of the original, and a
+/// head that becomes a table of its own has those of the embedding table.
+///
+/// # Errors
+/// If the state of a 4-bit weight is invalid.
+pub fn changed_tensors(weights: &Weights, original: &Weights) -> Result<Vec<TensorInfo>, ModelError> {
+    let mut tensors = weights.model_tensors()?;
+    let files = original.files().len();
+    for info in tensors.iter_mut().filter(|info| info.file >= files) {
+        if let Some(of_base) = original.info(&info.name).or_else(|| original.info(EMBEDDING)) {
+            (info.file, info.dtype_name) = (of_base.file, of_base.dtype_name.clone());
+        }
+    }
+    // A new tensor comes last, and the tensors of a file must follow each other.
+    tensors.sort_by_key(|info| info.file);
+    Ok(tensors)
 }
 
 /// Returns the element type of a tensor in the merged model. `None` for a tensor of integers, which is

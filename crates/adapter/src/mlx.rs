@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use danlu_model::Weights;
+use danlu_model::torch_file::RawTensor;
 use serde_json::{Map, Value};
 
-use crate::torch_file::RawTensor;
+use crate::adapter::MAGNITUDE;
+use crate::source::copy_of;
 use crate::{AdapterError, LoraConfig, TargetModules};
 
 /// Name of the tensors' file.
@@ -23,7 +25,7 @@ pub(crate) fn is_config(config: &Map<String, Value>) -> bool {
 /// If the adapter is not a LoRA, a setting is missing, or the tensors cannot be read.
 pub(crate) fn config(config: &Map<String, Value>, folder: &Path) -> Result<LoraConfig, AdapterError> {
     let kind = config.get("fine_tune_type").and_then(Value::as_str).unwrap_or("lora");
-    if kind != "lora" {
+    if !matches!(kind, "lora" | "dora") {
         return Err(AdapterError::Unsupported {
             key: "fine_tune_type".to_owned(),
             found: format!("\"{kind}\""),
@@ -45,6 +47,7 @@ pub(crate) fn config(config: &Map<String, Value>, folder: &Path) -> Result<LoraC
         weights.names().filter_map(|name| name.strip_suffix(".lora_a").map(str::to_owned)).collect();
     Ok(LoraConfig {
         lora_dropout: number("dropout").unwrap_or(0.0),
+        use_dora: kind == "dora",
         target_modules: TargetModules::List(modules),
         base_model_name_or_path: config.get("model").and_then(Value::as_str).map(str::to_owned),
         ..LoraConfig::new(rank as u32, scale * rank)
@@ -57,9 +60,13 @@ pub(crate) fn tensors(weights: &Weights) -> Vec<RawTensor> {
         let (path, half) = match info.name.rsplit_once('.') {
             Some((path, "lora_a")) => (path, "lora_A"),
             Some((path, "lora_b")) => (path, "lora_B"),
-            _ => return RawTensor::copy(weights, info),
+            Some((path, "m")) => {
+                let name = format!("{path}.{MAGNITUDE}");
+                return RawTensor { name, ..copy_of(weights, info) };
+            }
+            _ => return copy_of(weights, info),
         };
-        let mut tensor = RawTensor::copy(weights, info);
+        let mut tensor = copy_of(weights, info);
         tensor.name = format!("{path}.{half}.weight");
         let ([rows, cols], Some(dtype)) = (&tensor.shape[..], info.dtype()) else { return tensor };
         let (rows, cols, size) = (*rows, *cols, dtype.size());

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use danlu_model::torch_file::{self, RawTensor};
 use danlu_model::{TensorInfo, Weights, files};
 use serde_json::{Map, Value, json};
 
@@ -9,7 +10,6 @@ use crate::AdapterError;
 use crate::files::{WEIGHTS_FILE, no_weights};
 use crate::mlx::{self, MLX_WEIGHTS_FILE};
 use crate::tensor_names;
-use crate::torch_file::{self, RawTensor};
 
 /// Name of the tensors' file that PEFT wrote until 0.6: a pickle.
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -30,6 +30,13 @@ pub enum AdapterNote {
         example: String,
         /// The wrapper that put a segment into the name, such as `torch.compile`.
         wrapper: Option<&'static str>,
+    },
+    /// The adapter replaces tensors of the base.
+    OwnTensors {
+        /// Their names in the base.
+        tensors: Vec<String>,
+        /// Numbers of tokens of base and adapter, if they differ.
+        vocab_sizes: Option<[usize; 2]>,
     },
     /// Names in a setting that match no module of the base.
     UnusedNames {
@@ -104,22 +111,20 @@ impl AdapterTensors {
             .tensors()
             .iter()
             .zip(names)
-            .map(|(info, name)| RawTensor { name, ..RawTensor::copy(&weights, info) })
+            .map(|(info, name)| RawTensor { name, ..copy_of(&weights, info) })
             .collect();
         let weights = Weights::from_bytes(&path, safetensors_bytes(&tensors))?;
         Ok(Self { path, weights, notes: vec![note] })
     }
 }
 
-impl RawTensor {
-    /// A copy of a tensor. An element type that danlu does not read keeps its name.
-    pub fn copy(weights: &Weights, info: &TensorInfo) -> Self {
-        Self {
-            name: info.name.clone(),
-            dtype: info.dtype_name.clone(),
-            shape: info.shape.clone(),
-            bytes: weights.bytes(info).to_vec(),
-        }
+/// A copy of a tensor. An element type that danlu does not read keeps its name.
+pub(crate) fn copy_of(weights: &Weights, info: &TensorInfo) -> RawTensor {
+    RawTensor {
+        name: info.name.clone(),
+        dtype: info.dtype_name.clone(),
+        shape: info.shape.clone(),
+        bytes: weights.bytes(info).to_vec(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use danlu_model::{ModelConfig, Projection};
 use fancy_regex::{Regex, RegexBuilder};
 
+use crate::base_changes::TableTarget;
 use crate::config::{LoraConfig, TargetModules};
 use crate::{AdapterError, AdapterNote, Module};
 
@@ -21,7 +22,11 @@ const MAX_BACKTRACK_STEPS: usize = 20_000;
 /// # Errors
 /// If a target, a layer or a pattern matches nothing, or a rank is larger than its weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
-    let Resolved { modules, notes } = resolve_finished(config, model)?;
+    let Resolved { modules, notes, tables } = resolve_finished(config, model)?;
+    if let Some(TableTarget { path, .. }) = tables.first() {
+        let target = TargetFilter::new(config)?.targets.matches(path)?.unwrap_or(path).to_owned();
+        return Err(AdapterError::NotAdaptable { target, module: (*path).to_owned(), reason: TABLE });
+    }
     match notes.into_iter().next() {
         Some(AdapterNote::UnusedNames { key, names }) => Err(unused(key, &names[0], model)),
         _ => Ok(modules),
@@ -31,6 +36,8 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
 /// The modules of a finished adapter.
 pub(crate) struct Resolved {
     pub modules: Vec<Module>,
+    /// Tables with a low-rank update.
+    pub tables: Vec<TableTarget>,
     /// Names in the configuration that match nothing.
     pub notes: Vec<AdapterNote>,
 }
@@ -44,7 +51,7 @@ pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Resu
     config.validate()?;
     let filter = TargetFilter::new(config)?;
     filter.check_others(model)?;
-    let (chosen, targets) = filter.choose(model)?;
+    let Chosen { projections: chosen, tables, unused: targets } = filter.choose(model)?;
     let ranks = Patterns::new("rank_pattern", &config.rank_pattern)?;
     let alphas = Patterns::new("alpha_pattern", &config.alpha_pattern)?;
     let layers = filter.layers.missing(model);
@@ -57,21 +64,32 @@ pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Resu
     let unused = unused.into_iter().filter(|(_, names)| !names.is_empty());
     let notes = unused.map(|(key, names)| AdapterNote::UnusedNames { key, names }).collect();
 
+    let rank_and_scaling = |path: &str, (d_out, d_in): (usize, usize)| {
+        let rank = ranks.first(path)?.unwrap_or(config.r) as usize;
+        let alpha = alphas.first(path)?.unwrap_or(config.lora_alpha);
+        if rank > d_in.max(d_out) {
+            return Err(AdapterError::RankTooLarge { module: path.to_owned(), rank, d_out, d_in });
+        }
+        let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        Ok((rank, (alpha / divisor) as f32))
+    };
     let mut modules = Vec::with_capacity(chosen.len());
     let mut offset = 0usize;
     for (path, layer, projection) in chosen {
-        let rank = ranks.first(&path)?.unwrap_or(config.r) as usize;
-        let alpha = alphas.first(&path)?.unwrap_or(config.lora_alpha);
         let (d_out, d_in) = model.projection_shape(projection);
-        if rank > d_in.max(d_out) {
-            return Err(AdapterError::RankTooLarge { module: path, rank, d_out, d_in });
-        }
-        let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        let (scaling, a, b) = ((alpha / divisor) as f32, offset, offset + rank * d_in);
-        modules.push(Module { layer, projection, rank, d_in, d_out, scaling, a, b });
+        let (rank, scaling) = rank_and_scaling(&path, (d_out, d_in))?;
+        let (a, b) = (offset, offset + rank * d_in);
         offset = b + rank * d_out;
+        let magnitude = config.use_dora.then_some(offset);
+        offset += if config.use_dora { d_out } else { 0 };
+        modules.push(Module { layer, projection, rank, d_in, d_out, scaling, a, b, magnitude });
     }
-    Ok(Resolved { modules, notes })
+    let table = |path: &'static str| {
+        let (rank, scaling) = rank_and_scaling(path, (model.vocab_size, model.hidden_size))?;
+        Ok(TableTarget { path, rank, scaling })
+    };
+    let tables = tables.into_iter().map(table).collect::<Result<_, AdapterError>>()?;
+    Ok(Resolved { modules, tables, notes })
 }
 
 /// The error for a name in the setting `key` that matches nothing.
@@ -93,6 +111,20 @@ fn no_such_target(target: &str) -> AdapterError {
 
 /// Path, layer and kind of a projection.
 type Candidate = (String, usize, Projection);
+
+/// The modules that a configuration adapts.
+struct Chosen {
+    projections: Vec<Candidate>,
+    tables: Vec<&'static str>,
+    /// Targets that match nothing.
+    unused: Vec<String>,
+}
+
+/// Module paths of the tables.
+const TABLES: [&str; 2] = ["model.embed_tokens", "lm_head"];
+
+/// Why a table is no target of a training.
+const TABLE: &str = "is not yet supported as a target";
 
 /// Settings of a configuration that choose modules.
 struct TargetFilter<'a> {
@@ -127,8 +159,8 @@ impl<'a> TargetFilter<'a> {
         Ok(())
     }
 
-    /// The projections that pass every setting, and the targets that match none.
-    fn choose(&self, model: &ModelConfig) -> Result<(Vec<Candidate>, Vec<String>), AdapterError> {
+    /// The modules that pass every setting.
+    fn choose(&self, model: &ModelConfig) -> Result<Chosen, AdapterError> {
         let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
         for (path, layer, projection) in projections(model) {
             let hits = self.targets.all_matches(&path)?;
@@ -144,10 +176,18 @@ impl<'a> TargetFilter<'a> {
             }
             chosen.push((path, layer, projection));
         }
+        let mut tables = Vec::new();
+        for path in TABLES {
+            let hits = self.targets.all_matches(path)?;
+            if !hits.is_empty() && !self.is_excluded(path)? {
+                matched.extend(hits.into_iter().map(str::to_owned));
+                tables.push(path);
+            }
+        }
         let names = self.targets.names().into_iter().filter(|name| !matched.contains(*name));
         let unused: Vec<String> = names.map(str::to_owned).collect();
-        match (chosen.is_empty(), unused.first()) {
-            (false, _) => Ok((chosen, unused)),
+        match (chosen.is_empty() && tables.is_empty(), unused.first()) {
+            (false, _) => Ok(Chosen { projections: chosen, tables, unused }),
             (true, Some(target)) => Err(no_such_target(target)),
             (true, None) => Err(AdapterError::NothingTargeted { removed }),
         }
@@ -188,10 +228,8 @@ fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
 
 /// Returns every other module, and why it has no LoRA support.
 fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
-    const TABLE: &str = "is not yet supported as a target";
     const NOT_LINEAR: &str = "is not a linear projection";
-    let mut paths: Vec<(String, _)> =
-        vec![("lm_head".to_owned(), TABLE), ("model.embed_tokens".to_owned(), TABLE)];
+    let mut paths: Vec<(String, _)> = Vec::new();
     for path in ["model", "model.layers", "model.norm", "model.rotary_emb"] {
         paths.push((path.to_owned(), NOT_LINEAR));
     }

@@ -1,6 +1,6 @@
 //! PEFT's names for the tensors of adapters that other programs saved.
 
-use crate::adapter::PREFIX;
+use crate::adapter::{MAGNITUDE, PREFIX};
 
 /// Segments that wrappers put into a module's path: torch.compile, data parallelism, FSDP, checkpointing.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
@@ -12,7 +12,8 @@ const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_mode
 /// once. A name of another kind stays as it is.
 pub(crate) fn canonical(name: &str) -> String {
     let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
-    let Some(half) = segments.iter().rposition(|segment| matches!(*segment, "lora_A" | "lora_B")) else {
+    let is_half = |segment: &&str| matches!(*segment, "lora_A" | "lora_B" | MAGNITUDE);
+    let Some(half) = segments.iter().rposition(is_half) else {
         return segments.join(".");
     };
     // `lora_A.weight`, `lora_A.<name of the adapter>.weight`, or `lora_A` alone.
@@ -25,6 +26,10 @@ pub(crate) fn canonical(name: &str) -> String {
     let start =
         layers.filter(|&at| at < half && segments[..at].iter().all(|segment| PREFIXES.contains(segment)));
     match start {
+        // PEFT saves the magnitudes as a parameter without a module.
+        Some(start) if segments[half] == MAGNITUDE && (is_weight || segments.len() == half + 2) => {
+            format!("{PREFIX}model.{}", segments[start..=half].join("."))
+        }
         Some(start) if is_weight => {
             format!("{PREFIX}model.{}.weight", segments[start..=half].join("."))
         }
@@ -70,6 +75,15 @@ mod tests {
             "model.layers.0.self_attn.q_proj.lora_A.a.b.weight",
         ] {
             assert_eq!(canonical(name), name);
+        }
+        let magnitude = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector";
+        for name in [
+            magnitude,
+            "model.layers.0.mlp.up_proj.lora_magnitude_vector.weight",
+            "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector.default",
+            "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector.default.weight",
+        ] {
+            assert_eq!(canonical(name), magnitude, "{name}");
         }
         assert_eq!(wrapper("_orig_mod.x"), Some("torch.compile"));
         assert_eq!(wrapper(peft), None);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{backend, golden, write_model};
-use danlu_adapter::fidelity::{Fidelity, Limits, measure};
+use danlu_adapter::fidelity::{AdapterOnBase, Fidelity, Limits, measure};
 use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, StagedMerge, merge, stage};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
@@ -44,9 +44,14 @@ fn staged(base: &Path, adapter: &Adapter, out: &Path) -> StagedMerge {
         .unwrap()
 }
 
+/// An adapter that changes no tensor of its base.
+fn alone<'a>(base: &'a Decoder, adapter: &'a Adapter) -> AdapterOnBase<'a> {
+    AdapterOnBase { base, changed: base, adapter }
+}
+
 fn compare(base: &Path, adapter: &Adapter, merged: &Decoder, dtype: DType) -> Fidelity {
     let texts = sequences(3, 20, 100);
-    measure(&decoder(base), adapter, merged, None, &texts, Limits::of(dtype), &mut |_| {
+    measure(alone(&decoder(base), adapter), merged, None, &texts, Limits::of(dtype), &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap()
@@ -135,7 +140,7 @@ fn nothing_to_measure_is_an_error() {
     let empty = [LabeledSequence { ids: vec![], trained: vec![] }];
     for texts in [&empty[..], &[]] {
         assert!(
-            measure(&model, &adapter, &model, None, texts, Limits::of(DType::F32), &mut |_| {
+            measure(alone(&model, &adapter), &model, None, texts, Limits::of(DType::F32), &mut |_| {
                 ControlFlow::Continue(())
             })
             .is_err()
@@ -143,7 +148,7 @@ fn nothing_to_measure_is_an_error() {
     }
     let outside = [LabeledSequence { ids: vec![5, 100], trained: vec![false, true] }];
     assert!(
-        measure(&model, &adapter, &model, None, &outside, Limits::of(DType::F32), &mut |_| {
+        measure(alone(&model, &adapter), &model, None, &outside, Limits::of(DType::F32), &mut |_| {
             ControlFlow::Continue(())
         })
         .is_err()
@@ -159,10 +164,11 @@ fn the_golden_adapter_merges_within_the_limits() {
     for dtype in [DType::F32, DType::Bf16] {
         let out = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, out.path(), Some(dtype));
-        let found = measure(&decoder(&base), &adapter, &merged, None, &texts, Limits::of(dtype), &mut |_| {
-            ControlFlow::Continue(())
-        })
-        .unwrap();
+        let found =
+            measure(alone(&decoder(&base), &adapter), &merged, None, &texts, Limits::of(dtype), &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap();
         println!("{dtype:?}: {found:?}");
         assert!(found.passed, "{:?}", found.faults());
     }

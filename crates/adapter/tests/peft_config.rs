@@ -71,6 +71,8 @@ fn a_configuration_survives_being_written() {
         json!({ "target_modules": ".*\\.(q|k)_proj", "exclude_modules": ["layers.0.self_attn.q_proj"] }),
         json!({ "rank_pattern": { "z": 2, "a": 3 }, "alpha_pattern": { "v_proj": 3 } }),
         json!({ "layers_to_transform": [0, 2], "layers_pattern": "layers" }),
+        json!({ "use_dora": true, "modules_to_save": ["lm_head", "norm"], "ensure_weight_tying": true }),
+        json!({ "trainable_token_indices": { "embed_tokens": [5, 9], "lm_head": [3] } }),
     ] {
         let config = parse(with(changes)).unwrap();
         let text = config.to_json();
@@ -191,13 +193,10 @@ fn a_target_is_never_silently_without_effect() {
 #[test]
 fn settings_that_change_results_are_rejected_by_name() {
     for (key, value) in [
-        ("use_dora", json!(true)),
-        ("modules_to_save", json!(["embed_tokens"])),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("lora_bias", json!(true)),
         ("layer_replication", json!([[0, 2]])),
-        ("trainable_token_indices", json!([5])),
         ("target_parameters", json!(["experts.w"])),
         ("use_qalora", json!(true)),
         ("use_bdlora", json!({ "nblocks": 2 })),
@@ -247,6 +246,9 @@ fn values_out_of_range_are_refused_by_name() {
         ("target_modules", json!([])),
         ("target_modules", json!([1])),
         ("use_rslora", json!("yes")),
+        ("modules_to_save", json!([1])),
+        ("trainable_token_indices", json!([-1])),
+        ("trainable_token_indices", json!({ "embed_tokens": 7 })),
     ] {
         let error = parse(with(json!({ key: value }))).unwrap_err();
         assert!(matches!(&error, AdapterError::Value { key: k, .. } if k == key), "{key}: {error}");

@@ -124,6 +124,7 @@ fn adapter_note(name: &str, note: &AdapterNote) -> (String, String) {
                 ),
             )
         }
+        AdapterNote::OwnTensors { tensors, vocab_sizes } => own_tensors(name, tensors, *vocab_sizes),
         AdapterNote::UnusedNames { key, names } => {
             let names: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
             (
@@ -135,6 +136,25 @@ fn adapter_note(name: &str, note: &AdapterNote) -> (String, String) {
             )
         }
     }
+}
+
+fn own_tensors(name: &str, tensors: &[String], vocab_sizes: Option<[usize; 2]>) -> (String, String) {
+    let shown: Vec<String> = tensors.iter().take(4).map(|name| format!("`{name}`")).collect();
+    let more = tensors.len() - shown.len();
+    let (rest_zh, rest) = match more {
+        0 => Default::default(),
+        more => (format!("等 {} 个", tensors.len()), format!(" and {more} more")),
+    };
+    let (size_zh, size) = match vocab_sizes {
+        Some([base, own]) => {
+            (format!("，词表由 {base} 变为 {own}"), format!(", for {own} tokens instead of {base}"))
+        }
+        None => Default::default(),
+    };
+    (
+        format!("{name} 自带并替换基座的张量：{}{rest_zh}{size_zh}", shown.join("、")),
+        format!("{name} brings tensors that replace those of the base: {}{rest}{size}", shown.join(", ")),
+    )
 }
 
 fn other_base(notice: &Notice) -> (String, String) {

@@ -114,7 +114,7 @@ const TABLE: &[(&[&str], PeerFlag)] = &[
     ),
     (
         &["use-dora", "dora"],
-        Advice("danlu has no DoRA, whose magnitudes need gradients of norms: use `--use-rslora`"),
+        Advice("danlu runs and merges DoRA adapters, and trains none: use `--use-rslora`"),
     ),
     (
         &["modules-to-save", "additional-target"],

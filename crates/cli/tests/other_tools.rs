@@ -68,7 +68,7 @@ fn flags_of_other_tools_are_taken_or_answered() {
     scene.refuses(
         "train --use_dora true",
         "error: unknown flag `--use-dora`\n\n\
-         hint: danlu has no DoRA, whose magnitudes need gradients of norms: use `--use-rslora`\n",
+         hint: danlu runs and merges DoRA adapters, and trains none: use `--use-rslora`\n",
     );
     // A wrong guess is worse than none.
     let ran = scene.run("train --zzzz 1");

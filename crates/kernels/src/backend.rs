@@ -25,6 +25,8 @@ pub enum FamilyOperation {
     HeadSoftcap,
     /// A norm that reads and writes the residual stream.
     ResidualNorm,
+    /// [`Backend::scale_columns`], which DoRA needs.
+    ColumnScale,
 }
 
 impl fmt::Display for FamilyOperation {
@@ -36,6 +38,7 @@ impl fmt::Display for FamilyOperation {
             Self::AttentionSoftcap => "a softcap of attention scores",
             Self::HeadSoftcap => "a softcap of logits",
             Self::ResidualNorm => "a norm after attention and MLP",
+            Self::ColumnScale => "a factor for each output, as DoRA needs",
         })
     }
 }
@@ -168,6 +171,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// `out[i] += bias`, `out (N, OUT)`, `bias (OUT)`. The gradient of `out` passes unchanged.
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize);
+
+    /// `out[i, o] *= factors[offset + o]` on `rows` of `out (N, OUT)`, where `cols` is `OUT`. Source: Liu et al., 2024,
+    /// equation 5 (DoRA).
+    fn scale_columns(
+        &self,
+        out: &mut Buffer,
+        factors: &Buffer,
+        offset: usize,
+        rows: Range<usize>,
+        cols: usize,
+    );
 
     /// `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for backward. `out`,
     /// `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.

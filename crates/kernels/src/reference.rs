@@ -91,6 +91,18 @@ impl Backend for Reference {
         row_ops::add_bias(&mut out.host_slice_mut()[..n * bias.len()], bias);
     }
 
+    fn scale_columns(
+        &self,
+        out: &mut Buffer,
+        factors: &Buffer,
+        offset: usize,
+        rows: Range<usize>,
+        cols: usize,
+    ) {
+        let factors = &factors.host_slice()[offset..][..cols];
+        row_ops::scale_columns(&mut out.host_slice_mut()[rows.start * cols..rows.end * cols], factors);
+    }
+
     fn rmsnorm_forward(
         &self,
         out: &mut Buffer,

@@ -35,6 +35,17 @@ pub fn add_bias(out: &mut [f32], bias: &[f32]) {
     }
 }
 
+/// `out[i, o] *= factors[o]` for every row of `out (N, OUT)`.
+///
+/// # Panics
+/// If `out` is not whole rows of the length of `factors`.
+pub fn scale_columns(out: &mut [f32], factors: &[f32]) {
+    assert!(out.len().is_multiple_of(factors.len()), "{} elements in rows of {}", out.len(), factors.len());
+    for row in out.chunks_exact_mut(factors.len()) {
+        row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+    }
+}
+
 /// `out[i] = inp[rows[i]]`, for rows of `cols` elements.
 ///
 /// # Panics

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::{AdapterError, CONFIG_FILE};
+use danlu_adapter::{AdapterError, CONFIG_FILE, OtherAdapterFile};
 use danlu_hub::{HubError, TokenFault};
-use danlu_model::{FileError, ModelError, shell_word};
+use danlu_model::{FileError, ModelError, files, shell_word};
 
 use crate::FolderKind;
 
@@ -84,6 +84,12 @@ pub enum LoadError {
         /// The modules.
         skipped: Vec<String>,
     },
+    /// The adapter replaces tensors of a base that others share.
+    #[error("cannot share the base with `{}`: the adapter replaces tensors of the base, such as the embedding table", adapter.display())]
+    ChangesBase {
+        /// Folder of the adapter.
+        adapter: PathBuf,
+    },
     /// Tokenizer or template differ from those of the training.
     #[error("{summary}")]
     TokenMismatch {
@@ -161,6 +167,7 @@ impl LoadError {
                 ));
             }
             Self::TokenMismatch { hint, .. } => hint,
+            Self::ChangesBase { .. } => "merge it with `danlu merge`, and use the merged model",
             Self::Stopped => return None,
             Self::Hub(error @ HubError::Connect { .. }) => return joined(error.hint(), MIRROR, false),
             Self::Hub(error) => return error.hint(),
@@ -222,8 +229,31 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
                 None => format!("finish the run: {resume}"),
             }
         }
+        FolderKind::File if path.extension().is_some_and(|ending| ending == "gguf") => GGUF.to_owned(),
         FolderKind::File => "name the folder that holds `config.json`".to_owned(),
+        FolderKind::Other => other_hint(path),
         _ => "name the folder of an adapter, a merged model or a base".to_owned(),
+    }
+}
+
+const GGUF: &str = "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF";
+
+/// Hint for a folder with files that are no model of this kind.
+fn other_hint(path: &Path) -> String {
+    let names = files::names_in(path).unwrap_or_default();
+    let has = |is_it: &dyn Fn(&str) -> bool| names.iter().any(|name| is_it(name));
+    let adapter = names
+        .iter()
+        .find_map(|name| OtherAdapterFile::of(name).filter(|&kind| kind != OtherAdapterFile::Gguf));
+    match adapter {
+        Some(kind) => kind.hint().to_owned(),
+        None if has(&|name| name.ends_with(".gguf")) => GGUF.to_owned(),
+        None if has(&|name| name == "params.json" || name.starts_with("consolidated.")) => {
+            "convert Meta's files once with transformers' `convert_llama_weights_to_hf.py`, or download the model in \
+             transformers' form"
+                .to_owned()
+        }
+        None => "name the folder of an adapter, a merged model or a base".to_owned(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Models that are ready to run.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::Backend;
-use danlu_model::{Decoder, LoraSource, Quantization, Tokenizer};
+use danlu_model::{Decoder, LoraSource, Quantization, QuantizeProgress, Tokenizer};
 
 use crate::{
     AdapterFiles, BaseFiles, LoadError, Loader, ModelFiles, ModelTokens, Notice, Progress, TokenCheck,
@@ -39,6 +40,7 @@ pub struct LoadedBase {
     files: Arc<BaseFiles>,
     decoder: Arc<Decoder>,
     quantization: Option<Quantization>,
+    threads: usize,
 }
 
 impl LoadedBase {
@@ -70,12 +72,13 @@ impl Loader<'_> {
         threads: usize,
         backend: Arc<dyn Backend>,
     ) -> Result<Decoder, LoadError> {
-        let (config, weights) = (files.config().clone(), files.weights());
-        let Some(quantization) = quantization else { return Ok(Decoder::new(config, weights, backend)?) };
-        let code = quantization.quant_type;
-        let mut progress = |progress| (self.observer)(Progress::Quantizing { code, progress });
-        let how = (quantization, threads);
-        Ok(Decoder::quantized(config, weights, backend, how, &mut progress)?)
+        let mut progress = |progress| match quantization {
+            Some(Quantization { quant_type: code, .. }) => {
+                (self.observer)(Progress::Quantizing { code, progress })
+            }
+            None => ControlFlow::Continue(()),
+        };
+        build_decoder(files, (quantization, threads), backend, &mut progress)
     }
 
     /// As [`Loader::load_decoder`]. The result also holds the files, for adapters that are loaded later.
@@ -90,7 +93,7 @@ impl Loader<'_> {
         backend: Arc<dyn Backend>,
     ) -> Result<LoadedBase, LoadError> {
         let decoder = Arc::new(self.load_decoder(&files, quantization, threads, backend)?);
-        Ok(LoadedBase { files, decoder, quantization })
+        Ok(LoadedBase { files, decoder, quantization, threads })
     }
 
     /// Loads a base, and its adapter if there is one.
@@ -104,10 +107,29 @@ impl Loader<'_> {
         notices: &mut Vec<Notice>,
     ) -> Result<LoadedModel, LoadError> {
         let quantization = choose_quantization(&files, options.quantization, notices)?;
-        let backend = Arc::clone(&options.backend);
-        let base = self.load_base(Arc::clone(files.base()), quantization, options.threads, backend)?;
-        LoadedModel::on(files, Arc::new(base), options.tokens, notices)
+        let adapter = files.load_adapter(&*options.backend)?;
+        // A base that the adapter changes is loaded once, with the changes.
+        let changed = adapter.as_ref().map(|adapter| files.base().changed_by(adapter)).transpose()?.flatten();
+        let base = changed.map_or_else(|| Arc::clone(files.base()), Arc::new);
+        let base = self.load_base(base, quantization, options.threads, Arc::clone(&options.backend))?;
+        LoadedModel::assemble(files, Arc::new(base), adapter, options.tokens, notices)
     }
+}
+
+/// Builds a decoder, quantized by a number of threads on request.
+fn build_decoder(
+    files: &BaseFiles,
+    (quantization, threads): (Option<Quantization>, usize),
+    backend: Arc<dyn Backend>,
+    progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
+) -> Result<Decoder, LoadError> {
+    let (config, weights) = (files.config().clone(), files.weights());
+    Ok(match quantization {
+        Some(quantization) => {
+            Decoder::quantized(config, weights, backend, (quantization, threads), progress)?
+        }
+        None => Decoder::new(config, weights, backend)?,
+    })
 }
 
 /// Returns the quantization of a model's base. Adds a notice if the adapter's training decides.
@@ -143,8 +165,8 @@ impl LoadedAdapter {
     /// Loads an adapter onto `base`, without reading the base's weights.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, the adapter was made for a base of another shape, or the tokens
-    /// differ.
+    /// If a file of the adapter is invalid, the adapter was made for a base of another shape, the tokens differ, or
+    /// the adapter replaces tensors of the base, which other adapters share.
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,
@@ -152,7 +174,11 @@ impl LoadedAdapter {
         notices: &mut Vec<Notice>,
     ) -> Result<Self, LoadError> {
         let decoder = base.decoder();
-        let adapter = files.load(decoder.config(), base.files().folder(), &**decoder.backend())?;
+        let mut adapter = files.load(decoder.config(), base.files().folder(), &**decoder.backend())?;
+        adapter.prepare(decoder, base.threads)?;
+        if adapter.changes_base() {
+            return Err(LoadError::ChangesBase { adapter: files.folder().to_owned() });
+        }
         notices.extend(Notice::of_adapter(&files.name(), &adapter));
         let tokens = ModelTokens::of_adapter(files, base.files(), check, notices)?;
         tokens.tokenizer.limit_ids(decoder.config());
@@ -179,17 +205,37 @@ impl LoadedModel {
         check: TokenCheck,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, LoadError> {
-        let (adapter, tokens) = match files.adapter() {
-            Some(adapter) => {
-                let LoadedAdapter { adapter, tokens } = LoadedAdapter::load(adapter, &base, check, notices)?;
-                (Some(adapter), tokens)
+        let backend = Arc::clone(base.decoder().backend());
+        let adapter = files.load_adapter(&*backend)?;
+        let changed = adapter.as_ref().map(|adapter| files.base().changed_by(adapter)).transpose()?.flatten();
+        let base = match changed {
+            Some(changed) => {
+                // The caller has loaded the unchanged base with its progress already.
+                let (quantization, threads) = (base.quantization, base.threads);
+                let mut progress = |_| ControlFlow::Continue(());
+                let decoder = build_decoder(&changed, (quantization, threads), backend, &mut progress)?;
+                let (files, decoder) = (Arc::new(changed), Arc::new(decoder));
+                Arc::new(LoadedBase { files, decoder, quantization, threads })
             }
-            None => {
-                let tokens = ModelTokens::read(&files, check, notices)?;
-                tokens.tokenizer.limit_ids(base.decoder().config());
-                (None, tokens)
-            }
+            None => base,
         };
+        Self::assemble(files, base, adapter, check, notices)
+    }
+
+    /// Combines a model's adapter with its base, which has the adapter's changes.
+    fn assemble(
+        files: ModelFiles,
+        base: Arc<LoadedBase>,
+        mut adapter: Option<Adapter>,
+        check: TokenCheck,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Self, LoadError> {
+        if let Some(adapter) = &mut adapter {
+            adapter.prepare(base.decoder(), base.threads)?;
+            notices.extend(Notice::of_adapter(&files.name(), adapter));
+        }
+        let tokens = ModelTokens::read(&files, check, notices)?;
+        tokens.tokenizer.limit_ids(base.decoder().config());
         Ok(Self { files, base, adapter, tokens })
     }
 

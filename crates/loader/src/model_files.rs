@@ -46,6 +46,24 @@ impl BaseFiles {
         &self.weights
     }
 
+    /// Returns the base with the tensors that `adapter` replaces, or `None` if it replaces none.
+    ///
+    /// # Errors
+    /// If a tensor of the base is missing or invalid.
+    pub fn changed_by(&self, adapter: &Adapter) -> Result<Option<Self>, LoadError> {
+        let changed = adapter.changed_base(&self.config, &self.weights)?;
+        Ok(changed.map(|(config, weights)| Self { config, weights, ..self.clone() }))
+    }
+
+    /// Returns the base with the rows of the adapter's new tokens as the only change: see [`Adapter::resized_base`].
+    ///
+    /// # Errors
+    /// If a tensor of the base is missing or invalid.
+    pub fn resized_by(&self, adapter: &Adapter) -> Result<Option<Self>, LoadError> {
+        let resized = adapter.resized_base(&self.config, &self.weights)?;
+        Ok(resized.map(|(config, weights)| Self { config, weights, ..self.clone() }))
+    }
+
     /// Returns the quantization of the stored weights, if they are in 4 bits.
     ///
     /// # Errors
@@ -188,6 +206,15 @@ impl ModelFiles {
     /// If the model has no adapter.
     pub fn require_adapter(&self) -> Result<&AdapterFiles, LoadError> {
         self.adapter.as_ref().ok_or_else(|| LoadError::NotAnAdapter { path: self.base.folder.clone() })
+    }
+
+    /// Loads the tensors of the adapter, if there is one.
+    ///
+    /// # Errors
+    /// As [`AdapterFiles::load`].
+    pub fn load_adapter(&self, backend: &dyn Backend) -> Result<Option<Adapter>, LoadError> {
+        let (model, folder) = (self.base.config(), self.base.folder());
+        self.adapter.as_ref().map(|adapter| adapter.load(model, folder, backend)).transpose()
     }
 
     /// Returns the contents of `danlu.json` of the adapter or the merged model.

@@ -49,7 +49,7 @@ pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, F
     let mut hash = Sha256::new();
     let in_memory = "reading memory does not fail";
     sample(&mut hash, &mut Cursor::new(config_json), depth).expect(in_memory);
-    for path in safetensors_in(weights.folder())? {
+    for path in weight_files_in(weights.folder())? {
         match weights.file_bytes(&path) {
             Some(bytes) => sample(&mut hash, &mut Cursor::new(bytes), depth).expect(in_memory),
             None => sample_file(&mut hash, &path, depth)?,
@@ -67,19 +67,23 @@ struct Depth {
 fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
     let mut hash = Sha256::new();
     sample_file(&mut hash, &folder.join("config.json"), depth)?;
-    for path in safetensors_in(folder)? {
+    for path in weight_files_in(folder)? {
         sample_file(&mut hash, &path, depth)?;
     }
     Ok(hex::encode(hash.finalize()))
 }
 
-/// Returns the safetensors files of `folder`, sorted by name.
-fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+/// Returns the safetensors files of `folder`, and those of torch, sorted by name.
+fn weight_files_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let mut paths: Vec<PathBuf> = Vec::new();
     let error = |e| FileError::new("read", folder, e);
     for entry in fs::read_dir(folder).map_err(error)? {
         let path = entry.map_err(error)?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
+        let is_torch = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
+        if path.extension().is_some_and(|e| e == "safetensors") || is_torch {
             paths.push(path);
         }
     }

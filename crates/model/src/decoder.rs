@@ -259,6 +259,11 @@ impl Decoder {
         &self.config
     }
 
+    /// Returns the weight of a projection, in the form in which it computes.
+    pub fn projection(&self, layer: usize, projection: Projection) -> &Matrix {
+        self.layers[layer].projection(projection)
+    }
+
     /// Returns the back end.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
@@ -615,7 +620,24 @@ impl Decoder {
         let operands = ProjectGroup { weights: &weights, lora: &lora };
         let residual = residual.map(GrowBuffer::get);
         let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
-        be.project(&mut out, &mut mid, inp.get(), operands, residual, rows.computed);
+        let factors: Vec<_> = rows
+            .lora
+            .iter()
+            .flat_map(|lora| {
+                let of =
+                    |(i, &projection)| Some((i, &lora.rows, lora.source.output_factors(layer, projection)?));
+                group.iter().enumerate().filter_map(of)
+            })
+            .collect();
+        // Factors apply before the residual is added.
+        let fused = residual.filter(|_| factors.is_empty());
+        be.project(&mut out, &mut mid, inp.get(), operands, fused, rows.computed);
+        for (i, rows, (factors, offset)) in &factors {
+            be.scale_columns(out[*i], factors, *offset, (*rows).clone(), weights[*i].rows());
+        }
+        if let Some(residual) = residual.filter(|_| !factors.is_empty()) {
+            be.add(out[0], residual, rows.n * weights[0].rows());
+        }
         for (out, projection) in out.into_iter().zip(group) {
             if let Some(bias) = &self.layers[layer].biases[projection.index()] {
                 be.add_bias(out, bias, rows.n);

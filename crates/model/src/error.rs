@@ -158,6 +158,15 @@ pub enum ModelError {
         tensor: String,
     },
 
+    /// A file of torch that holds more than tensors, or is damaged.
+    #[error("cannot read `{}`: {message}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        message: String,
+    },
+
     /// A module to leave in 16 bits does not exist.
     #[error("cannot leave `{module}` in 16 bits: `{}` has no such module", folder.display())]
     NoModule {
@@ -341,7 +350,17 @@ impl ModelError {
         let hint = match self {
             Self::File(e) => return e.hint(),
             Self::Family { nearest, .. } => return Some(format!("use {nearest}")),
+            Self::Pickle { .. } => {
+                "danlu reads tensors from a pickle and runs nothing: fetch the file again, or take the model's safetensors"
+            }
             Self::MissingOperation { .. } => "run it on the processor with `--device cpu`",
+            Self::NoWeights { other: Some(other), .. } if other.ends_with(".gguf") => {
+                "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF"
+            }
+            Self::NoWeights { other: Some(other), .. } if other.starts_with("consolidated.") => {
+                "convert Meta's files once with transformers' `convert_llama_weights_to_hf.py`, or download the model \
+                 in transformers' form"
+            }
             Self::NoWeights { other: Some(_), .. } => {
                 "convert the weights to safetensors once with \
                  transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"

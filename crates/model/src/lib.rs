@@ -45,6 +45,7 @@ mod known_templates;
 mod kv_cache;
 mod lora;
 mod mapped_files;
+mod pickle;
 mod prefix_sharing;
 mod presets;
 mod projection;
@@ -63,6 +64,7 @@ mod tensor_names;
 mod token_fingerprint;
 mod tokenizer;
 mod tokenizer_file;
+pub mod torch_file;
 mod weights;
 mod workspace;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use danlu_kernels::{Dropout, LoraRef, rng};
+use danlu_kernels::{Buffer, Dropout, LoraRef, rng};
 
 use crate::Projection;
 
@@ -10,11 +10,21 @@ use crate::Projection;
 pub trait LoraSource: Send + Sync {
     /// Returns the matrices `A` and `B` for `projection` of `layer`, if it is adapted.
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
+
+    /// Returns the factors of the outputs of `projection` of `layer` if the adapter is DoRA: a buffer, and the index of
+    /// the first factor. They apply to the sum of base and low-rank update, without bias.
+    fn output_factors(&self, _layer: usize, _projection: Projection) -> Option<(&Buffer, usize)> {
+        None
+    }
 }
 
 impl<T: LoraSource + ?Sized> LoraSource for &T {
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>> {
         (**self).pair(layer, projection)
+    }
+
+    fn output_factors(&self, layer: usize, projection: Projection) -> Option<(&Buffer, usize)> {
+        (**self).output_factors(layer, projection)
     }
 }
 

@@ -85,8 +85,10 @@ pub fn quantize_into(
     let names = chosen(&config, &weights, skip)?;
     let shards = divide(&weights, quantization, |info| names.contains(&info.name));
     let index = shard_index(shards.iter().map(|shard| (shard.name.as_str(), &shard.specs[..])));
-    let change =
-        ConfigChange { dtype: None, quantization: Some(quantization.config_json(config.dtype, skip)) };
+    let change = ConfigChange {
+        quantization: Some(quantization.config_json(config.dtype, skip)),
+        ..Default::default()
+    };
     let config = sidecar_files::config_json(base, &change)?;
     let sidecars = sidecar_files::choose(base, None, &[])?;
 

@@ -95,6 +95,10 @@ pub struct ConfigChange {
     pub dtype: Option<DType>,
     /// New `quantization_config`, if any.
     pub quantization: Option<Value>,
+    /// New number of tokens, if it changes.
+    pub vocab_size: Option<usize>,
+    /// Whether the output head is the embedding table, if that changes.
+    pub tie_word_embeddings: Option<bool>,
 }
 
 /// Returns the base's `config.json`, byte for byte if nothing changes.
@@ -115,6 +119,12 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
         for key in keys {
             config.insert(key.to_owned(), name.clone());
         }
+    }
+    if let Some(vocab_size) = change.vocab_size {
+        config.insert("vocab_size".to_owned(), json!(vocab_size));
+    }
+    if let Some(tied) = change.tie_word_embeddings {
+        config.insert("tie_word_embeddings".to_owned(), json!(tied));
     }
     match &change.quantization {
         Some(quantization) => config.insert(QUANTIZATION.to_owned(), quantization.clone()),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_kernels::{Bytes, DType, FourBit, Matrix, to_f32};
+use danlu_kernels::{Bytes, DType, FourBit, Matrix, from_f32, to_f32};
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -15,7 +15,13 @@ use crate::four_bit::{self, StoredFourBit};
 use crate::json;
 use crate::mapped_files::Registration;
 use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
+use crate::torch_file::{self, MappedTensor};
 use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec, tensor_names};
+
+/// The weights as `torch.save` writes them, in one file.
+pub(crate) const TORCH_FILE: &str = "pytorch_model.bin";
+/// The index of several such files.
+const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// Bytes of a tensor that are copied at a time.
 const COPY_BYTES: usize = 8 << 20;
@@ -49,7 +55,8 @@ impl TensorInfo {
     }
 }
 
-/// The weights of a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
+/// The weights of a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`. A folder without
+/// either may have `pytorch_model.bin` or its shards, which are read without executing anything.
 ///
 /// The files are memory-mapped, and pages are read from the disk on first use. Matrices keep their file
 /// mapped, so `Weights` itself may be dropped. The files must not change meanwhile.
@@ -127,22 +134,46 @@ impl Weights {
         }
         if !index.exists() {
             std::fs::metadata(folder).map_err(|e| FileError::new("open", folder, e))?;
+            if weights.add_torch_files()? {
+                weights.rename();
+                return Ok(weights);
+            }
             for path in shards_without_index(folder)? {
                 weights.add(path.clone(), map(&path)?, None)?;
             }
             weights.rename();
             return Ok(weights);
         }
-        for (shard, names) in parse_index(&index, &files::read_bounded(&index, MAX_INDEX_BYTES)?)? {
-            let path = folder.join(&shard);
-            if !path.exists() {
-                let message = format!("shard `{shard}` is missing, with {} tensors", names.len());
-                return Err(ModelError::NoShard { path: index, message });
-            }
+        for (path, names) in shards_of_index(&index, ".safetensors")? {
             weights.add(path.clone(), map(&path)?, Some(&names))?;
         }
         weights.rename();
         Ok(weights)
+    }
+
+    /// Adds the tensors of `pytorch_model.bin`, or of the shards of its index. Nothing in them is executed. Returns
+    /// whether the folder has such files.
+    fn add_torch_files(&mut self) -> Result<bool, ModelError> {
+        let (single, index) = (self.folder.join(TORCH_FILE), self.folder.join(TORCH_INDEX));
+        let paths = match () {
+            () if single.exists() => vec![single],
+            () if index.exists() => {
+                shards_of_index(&index, ".bin")?.into_iter().map(|(path, _)| path).collect()
+            }
+            () => return Ok(false),
+        };
+        for path in paths {
+            let (owner, file) = (map(&path)?, self.files.len());
+            let found = torch_file::map(owner.bytes())
+                .map_err(|message| ModelError::Pickle { path: path.clone(), message })?;
+            for MappedTensor { name, dtype, shape, range } in found {
+                self.by_name.insert(name.clone(), self.tensors.len());
+                self.tensors.push(TensorInfo { name, dtype_name: dtype, shape, file, range });
+            }
+            self.files.push(path);
+            self.owners.push(owner);
+        }
+        Ok(true)
     }
 
     /// Gives each tensor the name of its model, without the segments of wrappers such as torch.compile's, if the
@@ -190,6 +221,44 @@ impl Weights {
     pub(crate) fn push_quantized(&mut self, spec: TensorSpec, weight: FourBit) {
         self.quantized.insert(spec.name.clone(), Arc::new(weight));
         self.push(spec, Arc::new([0u8; 0]));
+    }
+
+    /// Replaces the tensor `name` by the bytes of `info` in `from`, or adds it.
+    pub fn replace_with(&mut self, name: &str, from: &Self, info: &TensorInfo) {
+        let owner = from.owners[info.file].clone();
+        self.replace(TensorInfo { name: name.to_owned(), file: self.files.len(), ..info.clone() }, owner);
+    }
+
+    /// Replaces the tensor `name` by f32 values, or adds it.
+    ///
+    /// # Panics
+    /// If `values` has another number of elements than `shape`.
+    pub fn replace_values(&mut self, name: &str, shape: Vec<usize>, values: &[f32]) {
+        assert_eq!(shape.iter().product::<usize>(), values.len());
+        let mut bytes = vec![0; size_of_val(values)];
+        from_f32(DType::F32, values, &mut bytes);
+        let (dtype_name, range) = (TensorSpec::dtype_name(DType::F32).to_owned(), 0..bytes.len());
+        let info = TensorInfo { name: name.to_owned(), dtype_name, shape, file: self.files.len(), range };
+        self.replace(info, Owner::Memory(Arc::new(bytes)));
+    }
+
+    /// Removes the tensor `name` and the parts of its 4-bit form.
+    pub fn remove(&mut self, name: &str) {
+        self.tensors.retain(|info| info.name != name && four_bit::weight_of_part(&info.name) != Some(name));
+        self.quantized.remove(name);
+        self.by_name = self.names().map(str::to_owned).zip(0..).collect();
+    }
+
+    fn replace(&mut self, info: TensorInfo, owner: Owner) {
+        let at = self.by_name.get(&info.name).map_or(self.tensors.len(), |&at| {
+            let parts = |other: &&TensorInfo| four_bit::weight_of_part(&other.name) == Some(&info.name);
+            at - self.tensors[..at].iter().filter(parts).count()
+        });
+        self.remove(&info.name);
+        self.tensors.insert(at, info);
+        self.by_name = self.names().map(str::to_owned).zip(0..).collect();
+        self.files.push(self.folder.clone());
+        self.owners.push(owner);
     }
 
     /// Returns weights without tensors; `folder` is for messages.
@@ -565,17 +634,36 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Returns the tensors of each shard. Shards must be in the folder of the index.
-fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>, ModelError> {
+/// Returns the shards of an index, which must exist, and the tensors of each.
+fn shards_of_index(index: &Path, ending: &str) -> Result<Vec<(PathBuf, BTreeSet<String>)>, ModelError> {
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let shards = parse_index(index, &files::read_bounded(index, MAX_INDEX_BYTES)?, ending)?;
+    let shard = |(shard, names): (String, BTreeSet<String>)| {
+        let path = folder.join(&shard);
+        if !path.exists() {
+            let message = format!("shard `{shard}` is missing, with {} tensors", names.len());
+            return Err(ModelError::NoShard { path: index.to_owned(), message });
+        }
+        Ok((path, names))
+    };
+    shards.into_iter().map(shard).collect()
+}
+
+/// Returns the tensors of each shard. Shards must be in the folder of the index, and their names have this ending.
+fn parse_index(
+    path: &Path,
+    bytes: &[u8],
+    ending: &str,
+) -> Result<BTreeMap<String, BTreeSet<String>>, ModelError> {
     let index: Index = serde_json::from_slice(bytes).map_err(|e| json::malformed(path, bytes, &e))?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in index.weight_map {
         let mut components = Path::new(&shard).components();
         let is_plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
-        if !is_plain || !shard.ends_with(".safetensors") {
-            let message = format!(
-                "`{tensor}` is said to be in {shard:?}, which is not a safetensors file beside the index"
-            );
+        if !is_plain || !shard.ends_with(ending) {
+            let kind = if ending == ".bin" { "`.bin`" } else { "safetensors" };
+            let message =
+                format!("`{tensor}` is said to be in {shard:?}, which is not a {kind} file beside the index");
             return Err(ModelError::Index { path: path.to_owned(), message });
         }
         shards.entry(shard).or_default().insert(tensor);

@@ -238,6 +238,22 @@ impl Backend for Cpu {
         });
     }
 
+    fn scale_columns(
+        &self,
+        out: &mut Buffer,
+        factors: &Buffer,
+        offset: usize,
+        rows: Range<usize>,
+        cols: usize,
+    ) {
+        let factors = &factors.host_slice()[offset..][..cols];
+        let out = DisjointSlice::new(&mut out.host_slice_mut()[rows.start * cols..rows.end * cols]);
+        self.pool.over_rows(rows.len(), cols, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            row_ops::scale_columns(unsafe { out.range(flat(&range, cols)) }, factors);
+        });
+    }
+
     fn rmsnorm_forward(
         &self,
         out: &mut Buffer,

@@ -421,7 +421,8 @@ impl Backend for Cuda {
             FamilyOperation::Geglu
             | FamilyOperation::AttentionWindow
             | FamilyOperation::AttentionSoftcap
-            | FamilyOperation::HeadSoftcap => false,
+            | FamilyOperation::HeadSoftcap
+            | FamilyOperation::ColumnScale => false,
         }
     }
 
@@ -565,6 +566,17 @@ impl Backend for Cuda {
         let cols = bias.len();
         let rows = rows_of(out, n, cols);
         ops::rows::add_bias(&self.device, out.dtype(), rows, ptr(bias), (n, cols));
+    }
+
+    fn scale_columns(
+        &self,
+        _out: &mut Buffer,
+        _factors: &Buffer,
+        _offset: usize,
+        _rows: Range<usize>,
+        _cols: usize,
+    ) {
+        panic!("{MISSING_KERNEL}");
     }
 
     fn rmsnorm_forward(

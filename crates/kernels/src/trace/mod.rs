@@ -262,6 +262,19 @@ impl Backend for Trace {
         self.ledger.add_flops((n * bias.len()) as u64);
     }
 
+    fn scale_columns(
+        &self,
+        out: &mut Buffer,
+        factors: &Buffer,
+        offset: usize,
+        rows: Range<usize>,
+        cols: usize,
+    ) {
+        check(out, rows.end * cols);
+        check(factors, offset + cols);
+        self.ledger.add_flops((rows.len() * cols) as u64);
+    }
+
     fn rmsnorm_forward(
         &self,
         out: &mut Buffer,

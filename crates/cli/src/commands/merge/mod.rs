@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_adapter::IDENTITY_FILE;
-use danlu_adapter::fidelity::{self, Fidelity, Limits};
+use danlu_adapter::fidelity::{self, AdapterOnBase, Fidelity, Limits};
 use danlu_adapter::merge::{
     self, FormFidelity, MergeBase, MergeOptions, MergeReport, QuantizedFidelity, REPORT_FILE, StagedMerge,
     UnquantizedFidelity,
@@ -41,7 +41,7 @@ use crate::evaluation::held_out::read_held_out;
 use crate::evaluation::held_out_file;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
-use crate::{interrupt, notices, terminal_text};
+use crate::{interrupt, terminal_text};
 use card::MergedCard;
 
 pub const EXAMPLES: &str = "\
@@ -138,7 +138,16 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let model = open_adapter(args, &loader)?;
     let check = token_check(args.allow_template_mismatch);
     let tokens = loader.run(|_, notices| ModelTokens::read(&model, check, notices))?;
-    tokens.tokenizer.limit_ids(model.base().config());
+    // f32 keeps rounding errors out of the measurement.
+    let backend = args.compute.backend(DType::F32)?;
+    let adapter = loader.run(|_, notices| {
+        let files = model.require_adapter()?;
+        let adapter = files.load(model.base().config(), model.base().folder(), &*backend)?;
+        notices.extend(Notice::of_adapter(&files.name(), &adapter));
+        let changed = model.base().changed_by(&adapter)?;
+        tokens.tokenizer.limit_ids(changed.as_ref().unwrap_or(model.base()).config());
+        Ok(adapter)
+    })?;
     // Text and card are read first: an error in them costs no merge.
     let mut card = MergedCard::of(&model, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
@@ -152,13 +161,16 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         card.on_another_base(base, &folder);
     }
     card.apply(&args.card, printer.lang);
-    // f32 keeps rounding errors out of the measurement.
-    let backend = args.compute.backend(DType::F32)?;
-    let base = model.base();
-    let files = model.require_adapter()?;
-    let adapter = files.load(base.config(), base.folder(), &*backend)?;
-    Notice::of_adapter(&files.name(), &adapter).for_each(|notice| notices::print(&notice, printer));
-    let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, loader: &loader, printer };
+    let job = Job {
+        args,
+        model: &model,
+        adapter,
+        backend,
+        forms: &forms,
+        sequences: &sequences,
+        loader: &loader,
+        printer,
+    };
     job.run(card, file.as_deref())
 }
 
@@ -220,6 +232,7 @@ fn stopped(error: AdapterError) -> Diagnostic {
 /// The inputs of a merge.
 struct Job<'a> {
     args: &'a MergeArgs,
+    model: &'a ModelFiles,
     adapter: Adapter,
     backend: Arc<dyn Backend>,
     forms: &'a BaseForms,
@@ -232,8 +245,24 @@ struct Job<'a> {
 struct Merged {
     staged: StagedMerge,
     fidelity: Fidelity,
-    /// The base that was merged into, without the adapter.
-    base: Decoder,
+    /// The base that was merged into.
+    base: MergedBase,
+}
+
+/// A base in memory, in the forms that a measurement needs.
+struct MergedBase {
+    /// Without the adapter.
+    alone: Decoder,
+    /// With the tensors that the adapter replaces, if it replaces any.
+    changed: Option<Decoder>,
+    /// The adapter, prepared for this form of the base.
+    adapter: Adapter,
+}
+
+impl MergedBase {
+    fn changed(&self) -> &Decoder {
+        self.changed.as_ref().unwrap_or(&self.alone)
+    }
 }
 
 impl Job<'_> {
@@ -267,7 +296,7 @@ impl Job<'_> {
                 "use a wider type, `--dtype f32`, or raise `--threshold` if the difference is acceptable";
             return Err(Diagnostic::input(text).with_details(faults).with_hint(hint));
         }
-        self.check_adapter(&fidelity, file, base.config().vocab_size)?;
+        self.check_adapter(&fidelity, file, base.changed().config().vocab_size)?;
         let (done, fidelity) = match quantized {
             None => {
                 for (name, bytes) in card.files(&args.output, &staged.report, &fidelity) {
@@ -289,9 +318,12 @@ impl Job<'_> {
     /// danlu's own text differs from what the adapter was trained on. It only shows a model that guesses.
     fn check_adapter(&self, fidelity: &Fidelity, file: Option<&Path>, vocab_size: usize) -> Result<()> {
         let (base, adapter) = (fidelity.perplexity_base, fidelity.perplexity_adapter);
+        let guessing = GUESSING * vocab_size as f64;
         let limit = match file {
             Some(_) => base * MAX_PERPLEXITY_RATIO,
-            None => base.max(GUESSING * vocab_size as f64),
+            None if base < guessing => guessing,
+            // A base that guesses itself, such as one of random weights, gives no measure.
+            None => f64::INFINITY,
         };
         if self.args.allow_worse || adapter <= limit {
             return Ok(());
@@ -336,7 +368,7 @@ impl Job<'_> {
         // The adapter on the original base predicts the merge, which is not written yet.
         let unmerged = {
             let (base, limits) = (self.load_form(original)?, Limits::of(DType::F32));
-            let found = self.measure(&merged.base, &base, Some(&self.adapter), limits)?;
+            let found = self.measure(&merged.base, base.changed(), Some(&base.adapter), limits)?;
             figures(MergeBase::Original, false, &found)
         };
         let mut forms = vec![unmerged, figures(MergeBase::Dequantized, true, &merged.fidelity)];
@@ -351,7 +383,7 @@ impl Job<'_> {
     }
 
     /// Compares a merge into the original with the adapter on `trained`, the dequantized base.
-    fn figures_of_original(&self, merged: &Merged, trained: &Decoder) -> Result<FormFidelity> {
+    fn figures_of_original(&self, merged: &Merged, trained: &MergedBase) -> Result<FormFidelity> {
         let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
         let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
         Ok(figures(MergeBase::Original, true, &found))
@@ -402,7 +434,7 @@ impl Job<'_> {
         let Merged { mut staged, fidelity, base } = merged;
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
-        let merged = self.load(staged.folder(), Some(quantization))?;
+        let merged = self.load(&BaseFiles::open(staged.folder())?, Some(quantization))?;
         // The user requested 4 bits, so the cost is reported and nothing is rejected.
         let limits = Limits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
@@ -433,21 +465,34 @@ impl Job<'_> {
         Ok((staged.report.clone(), cost))
     }
 
-    fn load_form(&self, form: &BaseForm) -> Result<Decoder> {
-        self.load(&form.folder, form.requantize_as)
+    /// Loads the adapter again: its factors depend on the form of the base.
+    fn load_adapter(&self) -> Result<Adapter> {
+        let (base, backend) = (self.model.base(), &*self.backend);
+        self.loader.run(|_, _| self.model.require_adapter()?.load(base.config(), base.folder(), backend))
     }
 
-    /// Loads the model in `folder`, quantized if requested. Its files stay open as long as the decoder lives.
-    fn load(&self, folder: &Path, quantization: Option<Quantization>) -> Result<Decoder> {
+    fn load_form(&self, form: &BaseForm) -> Result<MergedBase> {
+        let files = self.loader.run(|_, _| BaseFiles::open(&form.folder))?;
+        let [changed, resized] = self
+            .loader
+            .run(|_, _| Ok([files.changed_by(&self.adapter)?, files.resized_by(&self.adapter)?]))?;
+        let alone = self.load(resized.as_ref().unwrap_or(&files), form.requantize_as)?;
+        let changed = changed.map(|changed| self.load(&changed, form.requantize_as)).transpose()?;
+        let mut adapter = self.load_adapter()?;
+        adapter.prepare(changed.as_ref().unwrap_or(&alone), self.args.compute.threads())?;
+        Ok(MergedBase { alone, changed, adapter })
+    }
+
+    /// Loads a model, quantized if requested. Its files stay open as long as the decoder lives.
+    fn load(&self, files: &BaseFiles, quantization: Option<Quantization>) -> Result<Decoder> {
         let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
-        self.loader
-            .run(|loader, _| loader.load_decoder(&BaseFiles::open(folder)?, quantization, threads, backend))
+        self.loader.run(|loader, _| loader.load_decoder(files, quantization, threads, backend))
     }
 
     /// Compares `merged`, or the adapter on it, with the adapter on `base`.
     fn measure(
         &self,
-        base: &Decoder,
+        base: &MergedBase,
         merged: &Decoder,
         merged_lora: Option<&dyn LoraSource>,
         limits: Limits,
@@ -458,15 +503,8 @@ impl Job<'_> {
                 .live(&printer.pick(format!("核对 {done}/{total}"), format!("measuring {done} of {total}")));
             interrupt::check()
         };
-        let fidelity = fidelity::measure(
-            base,
-            &self.adapter,
-            merged,
-            merged_lora,
-            self.sequences,
-            limits,
-            &mut progress,
-        );
+        let adapter = AdapterOnBase { base: &base.alone, changed: base.changed(), adapter: &base.adapter };
+        let fidelity = fidelity::measure(adapter, merged, merged_lora, self.sequences, limits, &mut progress);
         printer.clear_live();
         fidelity.map_err(stopped)
     }

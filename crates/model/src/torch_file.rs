@@ -11,12 +11,26 @@ const MAX_PICKLE_BYTES: usize = 64 << 20;
 
 /// A tensor, row-major.
 #[derive(Debug, PartialEq)]
-pub(crate) struct RawTensor {
+pub struct RawTensor {
+    /// Its name.
     pub name: String,
-    /// As safetensors spells it.
+    /// Element type, as safetensors spells it.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Elements, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+/// A tensor whose elements lie in the file in their order.
+#[derive(Debug, PartialEq)]
+pub(crate) struct MappedTensor {
+    pub name: String,
+    /// Element type as safetensors spells it, or torch's class for a type that is not supported.
     pub dtype: String,
     pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
+    /// Bytes within the file.
+    pub range: Range<usize>,
 }
 
 /// Reads all tensors of a file.
@@ -24,7 +38,31 @@ pub(crate) struct RawTensor {
 /// # Errors
 /// If the file is not such an archive, its pickle contains anything but tensors, or a tensor exceeds its
 /// entry.
-pub(crate) fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
+pub fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
+    let tensor = |(name, view, range): (String, TensorView, Range<usize>)| {
+        let gathered = gather(&view, &file[range]);
+        let (dtype, shape, bytes) = gathered.map_err(|fault| format!("tensor `{name}`: {fault}"))?;
+        Ok(RawTensor { name, dtype: dtype.to_owned(), shape, bytes })
+    };
+    views(file)?.into_iter().map(tensor).collect()
+}
+
+/// Finds all tensors of a file without copying them.
+///
+/// # Errors
+/// As [`read`], and if the elements of a tensor do not lie in their order.
+pub(crate) fn map(file: &[u8]) -> Result<Vec<MappedTensor>, String> {
+    let tensor = |(name, view, storage): (String, TensorView, Range<usize>)| {
+        let (dtype, shape, range) =
+            mapped(&view, storage.len()).map_err(|fault| format!("tensor `{name}`: {fault}"))?;
+        let range = storage.start + range.start..storage.start + range.end;
+        Ok(MappedTensor { name, dtype, shape, range })
+    };
+    views(file)?.into_iter().map(tensor).collect()
+}
+
+/// Returns the tensors that the pickle of a file names, and the range of each one's storage.
+fn views(file: &[u8]) -> Result<Vec<(String, TensorView, Range<usize>)>, String> {
     let entries = entries(file)?;
     let pickle = entries.iter().find(|(name, _)| name.ends_with("/data.pkl"));
     let (name, range) = pickle.ok_or("it has no `data.pkl`: torch 1.6 and newer write one")?;
@@ -37,26 +75,50 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
     {
         return Err("its bytes are in big-endian order".to_owned());
     }
-    let views = pickle::tensors(&file[range.clone()])?;
-    let tensor = |(name, view): (String, TensorView)| {
-        let entry = entries.get(&format!("{folder}data/{}", view.storage.key));
-        let storage = entry.map(|range| &file[range.clone()]);
-        let gathered = storage.ok_or_else(|| format!("its storage `{}` is missing", view.storage.key));
-        let gathered = gathered.and_then(|storage| gather(&view, storage));
-        let (dtype, shape, bytes) = gathered.map_err(|fault| format!("tensor `{name}`: {fault}"))?;
-        Ok(RawTensor { name, dtype: dtype.to_owned(), shape, bytes })
+    let storage = |(name, view): (String, TensorView)| {
+        let key = &view.storage.key;
+        let entry = entries.get(&format!("{folder}data/{key}"));
+        let range = entry.ok_or_else(|| format!("tensor `{name}`: its storage `{key}` is missing"))?;
+        Ok((name, view, range.clone()))
     };
-    views.into_iter().map(tensor).collect()
+    pickle::tensors(&file[range.clone()])?.into_iter().map(storage).collect()
+}
+
+/// Returns the type, the shape and the bytes of a view within a storage of `held` bytes.
+fn mapped(view: &TensorView, held: usize) -> Result<(String, Vec<usize>, Range<usize>), String> {
+    let class = &*view.storage.class;
+    let shape: Option<Vec<usize>> = view.shape.iter().map(|&n| usize::try_from(n).ok()).collect();
+    let outside = || format!("it reaches beyond the {held} bytes of its storage");
+    let shape = shape.ok_or_else(outside)?;
+    let Some((dtype, size)) = element(class) else { return Ok((class.to_owned(), shape, 0..0)) };
+    let mut count = 1usize;
+    for (&n, &stride) in shape.iter().zip(&view.strides).rev() {
+        if n > 1 && stride != count as u64 {
+            return Err("its elements do not lie in their order".to_owned());
+        }
+        count = count.checked_mul(n).ok_or_else(outside)?;
+    }
+    let start = usize::try_from(view.offset).ok().and_then(|at| at.checked_mul(size)).ok_or_else(outside)?;
+    let end = count.checked_mul(size).and_then(|bytes| bytes.checked_add(start));
+    let end = end.filter(|&end| end <= held && shape.len() == view.strides.len()).ok_or_else(outside)?;
+    Ok((dtype.to_owned(), shape, start..end))
+}
+
+/// Returns the element type of torch's class as safetensors spells it, and its size in bytes.
+fn element(class: &str) -> Option<(&'static str, usize)> {
+    match class {
+        "FloatStorage" => Some(("F32", 4)),
+        "HalfStorage" => Some(("F16", 2)),
+        "BFloat16Storage" => Some(("BF16", 2)),
+        _ => None,
+    }
 }
 
 /// Copies a view of `storage`, row-major.
 fn gather(view: &TensorView, storage: &[u8]) -> Result<(&'static str, Vec<usize>, Vec<u8>), String> {
-    let (dtype, size) = match &*view.storage.class {
-        "FloatStorage" => ("F32", 4),
-        "HalfStorage" => ("F16", 2),
-        "BFloat16Storage" => ("BF16", 2),
-        class => return Err(format!("it is a `{class}`, expected F32, BF16 or F16")),
-    };
+    let class = &*view.storage.class;
+    let (dtype, size) =
+        element(class).ok_or_else(|| format!("it is a `{class}`, expected F32, BF16 or F16"))?;
     let held = storage.len() / size;
     let outside = || format!("it reaches beyond the {held} elements of its storage");
     let shape: Vec<usize> =
@@ -188,6 +250,20 @@ mod tests {
         assert_eq!(transposed, ("F16", vec![3, 2], vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]));
         assert_eq!(gather(&view(4, &[2], &[1]), &storage).unwrap().2, [8, 9, 10, 11]);
         assert_eq!(gather(&view(0, &[0, 4], &[4, 1]), &storage).unwrap().2, [0u8; 0]);
+    }
+
+    #[test]
+    fn a_view_in_order_is_a_range_of_the_file() {
+        assert_eq!(mapped(&view(1, &[2, 2], &[2, 1]), 12), Ok(("F16".to_owned(), vec![2, 2], 2..10)));
+        assert_eq!(mapped(&view(0, &[1, 3], &[9, 1]), 12), Ok(("F16".to_owned(), vec![1, 3], 0..6)));
+        for (offset, shape, strides) in [
+            (0, &[3, 2][..], &[1, 3][..]),
+            (5, &[2], &[1]),
+            (u64::MAX, &[1], &[1]),
+            (0, &[1 << 40, 1 << 40], &[1 << 40, 1]),
+        ] {
+            assert!(mapped(&view(offset, shape, strides), 12).is_err(), "{offset} {shape:?}");
+        }
     }
 
     #[test]

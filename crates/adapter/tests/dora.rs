@@ -1,0 +1,136 @@
+//! DoRA adapters: `W' = m / |W + s·B A| · (W + s·B A)`, row by row, as PEFT computes it.
+
+mod common;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{backend, config, read_model, write_model};
+use danlu_adapter::merge::{MergeOptions, merge};
+use danlu_adapter::{Adapter, AdapterError, LoraConfig};
+use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Reference, rng};
+use danlu_model::{Batch, Decoder, LabeledSequence, Workspace};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+const TARGETS: &str = "q_proj,o_proj,up_proj,down_proj";
+
+/// Saves an adapter with random pairs, and magnitudes under `name`.
+fn saved(folder: &Path, name: &str) {
+    let lora = LoraConfig { target_modules: TARGETS.parse().unwrap(), ..LoraConfig::new(4, 8.0) };
+    let mut adapter = Adapter::init(lora, &config(), 1, &backend()).unwrap();
+    common::randomise(&mut adapter, 0.5);
+    adapter.save(folder, &backend()).unwrap();
+    let path = folder.join("adapter_config.json");
+    let mut written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    written["use_dora"] = json!(true);
+    fs::write(path, written.to_string()).unwrap();
+    let path = folder.join("adapter_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let own: Vec<_> = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let mut all: Vec<(String, Vec<usize>, Vec<u8>)> =
+        own.into_iter().map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec())).collect();
+    for (i, module) in adapter.modules().iter().enumerate() {
+        let draw = |o| 0.5 + rng::uniform(i as u64, o);
+        let bytes = (0..module.d_out as u64).flat_map(|o| draw(o).to_le_bytes()).collect();
+        all.push((format!("base_model.model.{}.{name}", module.path()), vec![module.d_out], bytes));
+    }
+    let views = all
+        .iter()
+        .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn load(folder: &Path) -> Result<Adapter, AdapterError> {
+    Adapter::load(folder, &config(), &backend())
+}
+
+#[test]
+fn the_merge_is_the_formula_and_the_forward_pass_agrees_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [base, adapter, out] = ["base", "adapter", "out"].map(|name| folder.path().join(name));
+    write_model(&base, 1);
+    saved(&adapter, "lora_magnitude_vector");
+    Adapter::check(&adapter).unwrap();
+    let mut adapter = load(&adapter).unwrap();
+    let options = MergeOptions { dtype: Some(DType::F32), ..MergeOptions::default() };
+    merge(&base, &adapter, &backend(), &out, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let (original, merged) = (read_model(&base), read_model(&out));
+    let params = adapter.to_vec(&backend()).unwrap();
+    for m in adapter.modules() {
+        let name = m.projection.weight_name(m.layer);
+        let (w, found) = (&original[&name], &merged[&name]);
+        for o in 0..m.d_out {
+            let row: Vec<f64> = (0..m.d_in)
+                .map(|i| {
+                    let product = |r| f64::from(params[m.b + o * m.rank + r] * params[m.a + r * m.d_in + i]);
+                    let delta: f64 = (0..m.rank).map(product).sum();
+                    f64::from(w[o * m.d_in + i]) + f64::from(m.scaling) * delta
+                })
+                .collect();
+            let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let magnitude = f64::from(params[m.magnitude.unwrap() + o]);
+            for (i, value) in row.iter().enumerate() {
+                let expected = magnitude / norm * value;
+                // Sums of four products in f32.
+                assert!((f64::from(found[o * m.d_in + i]) - expected).abs() < 1e-6, "{name} {o} {i}");
+            }
+        }
+    }
+    let ids: Vec<u32> = (0..24).map(|i| i * 7 % 100).collect();
+    let sequence = LabeledSequence { trained: vec![true; ids.len()], ids };
+    let backends: [Arc<dyn Backend>; 2] = [
+        Arc::new(Reference::new()),
+        Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() })),
+    ];
+    for backend in backends {
+        let (base, merged) =
+            (Decoder::load(&base, backend.clone()).unwrap(), Decoder::load(&out, backend.clone()).unwrap());
+        adapter.prepare(&base, 3).unwrap();
+        let (batch, mut work) = (Batch::new([&sequence]), Workspace::new());
+        let with = base.logits(&mut work, &batch, Some(&adapter)).unwrap();
+        let whole = merged.logits(&mut work, &batch, None).unwrap();
+        let alone = base.logits(&mut work, &batch, None).unwrap();
+        let difference = |x: &[f32]| x.iter().zip(&whole).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        // Rounding of f32 sums; the adapter itself moves logits by much more.
+        assert!(difference(&with) < 2e-4, "{}: {}", backend.name(), difference(&with));
+        assert!(difference(&alone) > 0.1);
+        // The loss takes the path that computes only some rows of the last layer.
+        let losses = base.losses(&mut work, &batch, Some(&adapter)).unwrap();
+        let expected = merged.losses(&mut work, &batch, None).unwrap();
+        assert!(losses.iter().zip(&expected).all(|(x, y)| (x - y).abs() < 1e-4));
+    }
+}
+
+#[test]
+fn magnitudes_are_read_under_every_name_and_survive_being_saved() {
+    for name in ["lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default"] {
+        let folder = tempfile::tempdir().unwrap();
+        saved(folder.path(), name);
+        let adapter = load(folder.path()).unwrap();
+        let again = folder.path().join("again");
+        adapter.save(&again, &backend()).unwrap();
+        let read = load(&again).unwrap();
+        assert_eq!(read.to_vec(&backend()).unwrap(), adapter.to_vec(&backend()).unwrap());
+        assert!(read.config.use_dora && read.notes().is_empty());
+        Adapter::check(&again).unwrap();
+    }
+}
+
+#[test]
+fn a_missing_or_unused_magnitude_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    saved(folder.path(), "lora_magnitude_vector");
+    let path = folder.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap().replace("\"use_dora\":true", "\"use_dora\":false");
+    fs::write(&path, text).unwrap();
+    for error in [load(folder.path()).unwrap_err(), Adapter::check(folder.path()).unwrap_err()] {
+        assert!(error.to_string().contains("q_proj.lora_magnitude_vector"), "{error}");
+    }
+    let lora = LoraConfig { use_dora: true, ..LoraConfig::new(4, 8.0) };
+    let error = Adapter::init(lora, &config(), 1, &backend()).unwrap_err();
+    assert_eq!(error.to_string(), "`use_dora` is true, which is not supported");
+}
