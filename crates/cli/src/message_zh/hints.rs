@@ -580,4 +580,12 @@ pub const HINTS: &[(&str, &str)] = &[
         "先用 Python datasets 的 `Dataset.to_parquet` 把保存的数据集写成 Parquet",
     ),
     ("name a file of records", "请给出记录文件"),
+    ("choose another file with `--output`", "用 `--output` 换一个文件"),
+    ("send the request again later", "稍后再发送请求"),
+    ("set `XDG_CACHE_HOME` to a folder", "把 `XDG_CACHE_HOME` 设为一个文件夹"),
+    (
+        "set `{}` to a mirror of {}, or use an embedded one: danlu data get palace",
+        "把 `{}` 设为 {} 的镜像，或用内置的数据集：danlu data get palace",
+    ),
+    ("shorten the prompt", "缩短提示"),
 ];

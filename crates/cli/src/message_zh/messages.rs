@@ -477,4 +477,14 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "cannot load `{}`: it has neither `{}` nor `config.json`",
         "无法加载 `{}`：既没有 `{}`，也没有 `config.json`",
     ),
+    (
+        "cannot add the request: its prompt has {} tokens, the context has room for {}",
+        "无法加入请求：提示有 {} 个词元，上下文只剩 {} 个的位置",
+    ),
+    (
+        "cannot add the request: {} requests are waiting, the limit is {}",
+        "无法加入请求：已有 {} 个在等待，上限是 {}",
+    ),
+    ("cannot choose a token after {} tokens: {}", "无法在 {} 个词元之后选择下一个：{}"),
+    ("cannot write the embedded base: there is no home folder", "无法写出内置基座：没有用户主文件夹"),
 ];

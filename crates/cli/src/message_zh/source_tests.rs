@@ -9,13 +9,13 @@ use super::{hint, message};
 const SKIPPED: [&str; 4] =
     ["version https://git-lfs", "--output DIR", "{first}; {more}", "danlu train --output {} --resume"];
 
-/// The sources of all crates but the test server, without their tests.
+/// The sources of the crates whose messages reach a terminal, without their tests.
 fn sources() -> Vec<String> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut folders: Vec<PathBuf> = fs::read_dir(crates)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| !path.ends_with("hub-test-server") && !path.ends_with("kernels"))
+        .filter(|path| !["hub-test-server", "kernels", "serve"].iter().any(|name| path.ends_with(name)))
         .map(|path| path.join("src"))
         .collect();
     let mut sources = Vec::new();
@@ -85,7 +85,7 @@ fn filled(pattern: &str) -> Option<String> {
     }
     (text, own) = (text + rest, own + rest);
     let words = own.split(|c: char| !c.is_alphabetic()).filter(|word| word.len() > 1).count();
-    (words > 1 && !SKIPPED.contains(&pattern)).then_some(text)
+    (words > 1 && own.contains(' ') && !SKIPPED.contains(&pattern)).then_some(text)
 }
 
 /// The literals after each `start`, perhaps inside of `format!`.
