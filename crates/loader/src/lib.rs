@@ -19,6 +19,7 @@
 mod check_base;
 mod error;
 mod folder_kind;
+mod generation_config;
 mod loaded_model;
 mod model_dirs;
 mod model_files;
@@ -36,6 +37,7 @@ pub use check_base::{
 };
 pub use error::LoadError;
 pub use folder_kind::FolderKind;
+pub use generation_config::GenerationConfig;
 pub use loaded_model::{
     LoadOptions, LoadedAdapter, LoadedBase, LoadedModel, QuantChoice, choose_quantization,
 };

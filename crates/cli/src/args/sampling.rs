@@ -1,11 +1,11 @@
 //! Sampling flags. They override the model's `generation_config.json`, which overrides danlu's defaults.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use danlu_generate::SamplingOptions;
-use danlu_model::{ModelError, read_json_object};
-use serde_json::{Map, Value};
+use danlu_loader::GenerationConfig;
+use danlu_model::ModelError;
 
 use crate::diagnostic::{Diagnostic, Result};
 
@@ -40,10 +40,10 @@ impl SamplingArgs {
     pub fn resolve(&self, folder: &Path) -> Result<SamplingOptions> {
         let model = GenerationConfig::read(folder)?;
         // Without `do_sample`, transformers ignores the sampling values of the file.
-        let samples = model.flag("do_sample")?;
+        let samples = model.flag("do_sample").map_err(correctable)?;
         let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
             Some(flag) => Ok::<f32, Diagnostic>(flag),
-            None if samples => Ok(model.number(name, ok, expected)?.unwrap_or(ours)),
+            None if samples => Ok(model.number(name, ok, expected).map_err(correctable)?.unwrap_or(ours)),
             None => Ok(ours),
         };
         let positive = |x: f32| x > 0.0 && x.is_finite();
@@ -53,12 +53,15 @@ impl SamplingArgs {
             min_p: own(self.min_p, "min_p", 0.0, |x| (0.0..=1.0).contains(&x), "between 0 and 1")?,
             top_k: match self.top_k {
                 Some(top_k) => top_k,
-                None if samples => model.count("top_k")?.unwrap_or(0),
+                None if samples => model.count("top_k").map_err(correctable)?.unwrap_or(0),
                 None => 0,
             },
             repetition_penalty: match self.repetition_penalty {
                 Some(penalty) => penalty,
-                None => model.number("repetition_penalty", positive, "above 0")?.unwrap_or(1.0),
+                None => {
+                    let penalty = model.number("repetition_penalty", positive, "above 0");
+                    penalty.map_err(correctable)?.unwrap_or(1.0)
+                }
             },
             seed: self.seed,
         };
@@ -68,62 +71,18 @@ impl SamplingArgs {
     }
 }
 
-/// A model's `generation_config.json`; empty if there is none.
-struct GenerationConfig {
-    path: PathBuf,
-    values: Map<String, Value>,
-}
-
-impl GenerationConfig {
-    fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("generation_config.json");
-        let values = read_json_object(&path)?.unwrap_or_default();
-        Ok(Self { path, values })
-    }
-
-    /// Returns a value. `null` counts as unset, as in Python.
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.values.get(name).filter(|value| !value.is_null())
-    }
-
-    fn flag(&self, name: &str) -> Result<bool> {
-        match self.get(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(self.wrong(name, other, "true or false")),
+/// Adds the hint for a value of the file that would be used.
+fn correctable(error: ModelError) -> Diagnostic {
+    let hint = match &error {
+        ModelError::Field { field, .. } if field == "do_sample" => {
+            "correct the file, or remove it".to_owned()
         }
-    }
-
-    fn number(&self, name: &str, ok: impl Fn(f32) -> bool, expected: &str) -> Result<Option<f32>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_f64().map(|number| number as f32).filter(|number| number.is_finite() && ok(*number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.wrong(name, value, expected)),
+        ModelError::Field { field, .. } => {
+            format!("correct the file, or override it with `--{}`", field.replace('_', "-"))
         }
-    }
-
-    fn count(&self, name: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
-            Some(count) => Ok(Some(count)),
-            None => Err(self.wrong(name, value, "a whole number, 0 or more")),
-        }
-    }
-
-    /// The error for a value that would be used.
-    fn wrong(&self, name: &str, value: &Value, expected: &str) -> Diagnostic {
-        let error = ModelError::Field {
-            path: self.path.clone(),
-            field: name.to_owned(),
-            found: value.to_string().chars().take(60).collect(),
-            expected: expected.to_owned(),
-        };
-        let flag = name.replace('_', "-");
-        Diagnostic::from(error).with_hint(match name {
-            "do_sample" => "correct the file, or remove it".to_owned(),
-            _ => format!("correct the file, or override it with `--{flag}`"),
-        })
-    }
+        _ => return error.into(),
+    };
+    Diagnostic::from(error).with_hint(hint)
 }
 
 #[cfg(test)]

@@ -1,0 +1,81 @@
+//! `generation_config.json`: the sampling that a model recommends.
+
+use std::path::{Path, PathBuf};
+
+use danlu_model::{ModelError, read_json_object};
+use serde_json::{Map, Value};
+
+/// A model's `generation_config.json`; empty if there is none.
+#[derive(Clone, Debug)]
+pub struct GenerationConfig {
+    path: PathBuf,
+    values: Map<String, Value>,
+}
+
+impl GenerationConfig {
+    /// Reads the file in `folder`.
+    ///
+    /// # Errors
+    /// If it is not a JSON object.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("generation_config.json");
+        let values = read_json_object(&path)?.unwrap_or_default();
+        Ok(Self { path, values })
+    }
+
+    /// Returns a value. `null` counts as unset, as in Python.
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.values.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Returns a flag, or `false` if it is unset.
+    ///
+    /// # Errors
+    /// If it is neither true nor false.
+    pub fn flag(&self, name: &str) -> Result<bool, ModelError> {
+        match self.get(name) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(self.wrong(name, other, "true or false")),
+        }
+    }
+
+    /// Returns a number that `ok` accepts.
+    ///
+    /// # Errors
+    /// If the value is no such number.
+    pub fn number(
+        &self,
+        name: &str,
+        ok: impl Fn(f32) -> bool,
+        expected: &str,
+    ) -> Result<Option<f32>, ModelError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_f64().map(|number| number as f32).filter(|number| number.is_finite() && ok(*number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.wrong(name, value, expected)),
+        }
+    }
+
+    /// Returns a whole number of at least 0.
+    ///
+    /// # Errors
+    /// If the value is no such number.
+    pub fn count(&self, name: &str) -> Result<Option<usize>, ModelError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
+            Some(count) => Ok(Some(count)),
+            None => Err(self.wrong(name, value, "a whole number, 0 or more")),
+        }
+    }
+
+    /// The error for a value that would be used.
+    fn wrong(&self, name: &str, value: &Value, expected: &str) -> ModelError {
+        ModelError::Field {
+            path: self.path.clone(),
+            field: name.to_owned(),
+            found: value.to_string().chars().take(60).collect(),
+            expected: expected.to_owned(),
+        }
+    }
+}
