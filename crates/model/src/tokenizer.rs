@@ -252,7 +252,7 @@ impl Tokenizer {
 
     /// Returns a decoder for tokens that arrive one by one.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, ids: Vec::new(), written: 0, skip_special }
+        DecodeStream { tokenizer: self, state: DecodeState::new(skip_special) }
     }
 
     /// Returns the spelling of a token in the vocabulary. In a byte-level vocabulary, the spelling differs
@@ -355,6 +355,24 @@ impl std::fmt::Debug for Tokenizer {
 /// The pieces and [`finish`](DecodeStream::finish) concatenate to the text of all ids decoded at once.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
+    state: DecodeState,
+}
+
+impl DecodeStream<'_> {
+    /// Adds one token. Returns the text that became complete.
+    pub fn push(&mut self, id: u32) -> Option<String> {
+        self.state.push(self.tokenizer, id)
+    }
+
+    /// Returns the pending text, with incomplete characters replaced by U+FFFD.
+    pub fn finish(mut self) -> Option<String> {
+        self.state.finish(self.tokenizer)
+    }
+}
+
+/// The state of a [`DecodeStream`] without its tokenizer, for owners that outlive a borrow.
+#[derive(Clone, Debug)]
+pub struct DecodeState {
     /// The tokens of the last piece, then the pending ones. A decoder may treat the first token of a text
     /// differently, so each piece is decoded after its predecessor.
     ids: Vec<u32>,
@@ -362,24 +380,29 @@ pub struct DecodeStream<'a> {
     skip_special: bool,
 }
 
-impl DecodeStream<'_> {
+impl DecodeState {
+    /// Returns the state before the first token.
+    pub fn new(skip_special: bool) -> Self {
+        Self { ids: Vec::new(), written: 0, skip_special }
+    }
+
     /// Adds one token. Returns the text that became complete.
-    pub fn push(&mut self, id: u32) -> Option<String> {
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Option<String> {
         self.ids.push(id);
-        self.piece(false)
+        self.piece(tokenizer, false)
     }
 
     /// Returns the pending text, with incomplete characters replaced by U+FFFD.
-    pub fn finish(mut self) -> Option<String> {
-        self.piece(true)
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Option<String> {
+        self.piece(tokenizer, true)
     }
 
-    fn piece(&mut self, at_end: bool) -> Option<String> {
-        let whole = self.tokenizer.decode(&self.ids, self.skip_special);
+    fn piece(&mut self, tokenizer: &Tokenizer, at_end: bool) -> Option<String> {
+        let whole = tokenizer.decode(&self.ids, self.skip_special);
         if whole.ends_with('\u{fffd}') && !at_end {
             return None;
         }
-        let before = self.tokenizer.decode(&self.ids[..self.written], self.skip_special);
+        let before = tokenizer.decode(&self.ids[..self.written], self.skip_special);
         let piece = whole.get(before.len()..)?.to_owned();
         if piece.is_empty() {
             return None;
