@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each crate, and the crates that it may depend on.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("kernels", &[]),
     ("model", &["kernels"]),
     ("adapter", &["model", "kernels"]),
@@ -16,7 +16,11 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("report", &["train", "adapter", "model", "kernels"]),
     ("hub", &["model", "kernels"]),
     ("loader", &["hub", "adapter", "model", "kernels"]),
-    ("cli", &["loader", "hub", "report", "train", "generate", "data", "adapter", "model", "kernels"]),
+    ("serve", &["loader", "hub", "generate", "data", "adapter", "model", "kernels"]),
+    (
+        "cli",
+        &["serve", "loader", "hub", "report", "train", "generate", "data", "adapter", "model", "kernels"],
+    ),
     ("hub-test-server", &[]),
 ];
 

@@ -1,0 +1,215 @@
+//! Errors of the API, in the forms of OpenAI, vLLM and Ollama.
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use danlu_generate::GenerateError;
+use danlu_loader::LoadError;
+use danlu_model::ModelError;
+use serde_json::{Value, json};
+
+/// Header by which OpenAI's clients decide about a retry.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Why a request is refused or failed.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub status: StatusCode,
+    /// OpenAI's `type`.
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after: Option<u64>,
+    is_final: bool,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        let (code, param) = (None, None);
+        Self { status, kind, code, param, message: message.into(), retry_after: None, is_final: false }
+    }
+
+    /// A request that cannot be served as it is.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    /// A field with an unusable value.
+    pub fn field(name: &str, message: impl Into<String>) -> Self {
+        Self::invalid(message).with_param(name)
+    }
+
+    /// A missing route, model or adapter.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+    }
+
+    /// A `model` without an adapter or base of that name.
+    pub fn unknown_model(name: &str, nearest: &[String]) -> Self {
+        let near = match nearest {
+            [] => String::new(),
+            names => format!(" Nearest names: {}.", names.join(", ")),
+        };
+        let message = format!("The model `{}` does not exist.{near}", shortened(name));
+        Self::not_found(message).with_param("model").with_code("model_not_found")
+    }
+
+    /// A known route with another method.
+    pub fn method(method: &str, path: &str) -> Self {
+        let message = format!("cannot {method} `{}`: the route has another method", shortened(path));
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+    }
+
+    /// A body above the limit.
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("cannot read the body: it is longer than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    /// A missing or wrong key.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", message).with_code("invalid_api_key")
+    }
+
+    /// An action that this client may not take.
+    pub fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message).with_code(code)
+    }
+
+    /// A state that another client has changed.
+    pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self { is_final: true, ..Self::new(StatusCode::CONFLICT, "invalid_request_error", message) }
+            .with_code(code)
+    }
+
+    /// A limit that other requests use up.
+    pub fn too_many(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { retry_after: Some(retry_after.max(1)), ..error }.with_code(code)
+    }
+
+    /// A server that starts or ends.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
+        Self { retry_after: Some(2), ..error }.with_code("unavailable")
+    }
+
+    /// A failure of the server that another attempt would repeat.
+    pub fn internal(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message);
+        Self { is_final: true, ..error }
+    }
+
+    /// A prompt, or a prompt with its reply, beyond the context.
+    pub fn context_length(prompt: usize, reply: usize, context: usize) -> Self {
+        let asked = match reply {
+            0 => format!("the prompt has {prompt} tokens"),
+            reply => format!(
+                "the prompt has {prompt} tokens and the reply {reply}, together {}",
+                prompt.saturating_add(reply)
+            ),
+        };
+        Self::invalid(format!("cannot answer: {asked}, and the context has {context}"))
+            .with_param("messages")
+            .with_code("context_length_exceeded")
+    }
+
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    pub fn with_param(self, param: &str) -> Self {
+        Self { param: Some(param.to_owned()), ..self }
+    }
+
+    /// Returns the message.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Returns the body in OpenAI's form, where `code` is a string or null.
+    pub fn body(&self) -> Value {
+        let Self { kind, code, param, message, .. } = self;
+        json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    }
+
+    /// Returns the response in vLLM's form, where `code` is the status.
+    pub fn into_vllm(self, kind: &str) -> Response {
+        let (message, param) = (&self.message, &self.param);
+        let code = self.status.as_u16();
+        self.respond(json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+    }
+
+    /// Returns the response in Ollama's form.
+    pub fn into_ollama(self) -> Response {
+        self.respond(json!({"error": self.message}))
+    }
+
+    fn respond(&self, body: Value) -> Response {
+        let json = HeaderValue::from_static("application/json");
+        let mut response = (self.status, [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.is_final {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.respond(self.body())
+    }
+}
+
+impl From<ModelError> for ApiError {
+    /// A template or tokenizer that refuses the messages.
+    fn from(error: ModelError) -> Self {
+        Self::invalid(with_hint(error.to_string(), error.hint()))
+    }
+}
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        let message = error.to_string();
+        match error {
+            GenerateError::Setting { .. }
+            | GenerateError::EmptyPrompt
+            | GenerateError::PromptTooLong { .. } => Self::invalid(message),
+            error => Self::internal(with_hint(message, error.hint())),
+        }
+    }
+}
+
+impl From<LoadError> for ApiError {
+    /// An adapter that cannot be loaded.
+    fn from(error: LoadError) -> Self {
+        let mut message = error.to_string();
+        for detail in error.details() {
+            message = format!("{message}; {detail}");
+        }
+        Self::invalid(with_hint(message, error.hint()))
+    }
+}
+
+fn with_hint(message: String, hint: Option<String>) -> String {
+    match hint {
+        Some(hint) => format!("{message}\nhint: {hint}"),
+        None => message,
+    }
+}
+
+/// Shortens a text of a client for an error.
+pub(crate) fn shortened(text: &str) -> String {
+    const MAX_CHARS: usize = 120;
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}

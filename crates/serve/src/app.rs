@@ -1,0 +1,241 @@
+//! What the routes share, and the path of a request to the engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use danlu_generate::{LogitsProcessor, ReplyRequest, StopRules};
+use danlu_model::Message;
+use serde_json::{Map, Value};
+
+use crate::api_error::{ApiError, shortened};
+use crate::engine_thread::EngineHandle;
+use crate::generation_hex::parse_generation;
+use crate::json_fields::Fields;
+use crate::logits_rules::LogitsRules;
+use crate::metrics::{Gauges, Metrics};
+use crate::registry::{Lease, Registry};
+use crate::reply::Reply;
+use crate::sampling_fields::SamplingFields;
+use crate::security::Security;
+
+/// State of the server.
+pub(crate) struct App {
+    pub registry: Arc<Registry>,
+    pub engine: EngineHandle,
+    pub metrics: Arc<Metrics>,
+    pub security: Security,
+    /// Most tokens of a prompt and its reply.
+    pub context: usize,
+    pub vocab_size: usize,
+    /// Most bytes of a request body.
+    pub max_body_bytes: usize,
+    /// Most requests that are read, checked and answered at once.
+    pub max_requests: usize,
+    pub requests: AtomicUsize,
+    /// Seconds since 1970 of the start.
+    pub started: u64,
+    pub is_draining: AtomicBool,
+}
+
+impl App {
+    /// Returns the name under which the base is listed.
+    pub fn base_name(&self) -> &str {
+        &self.registry.options().base_names[0]
+    }
+
+    /// Returns the number of parameters of the base.
+    pub fn parameters(&self) -> u64 {
+        self.registry.loader().base.decoder().config().num_parameters()
+    }
+
+    /// Returns the size of the base's files.
+    pub fn base_bytes(&self) -> u64 {
+        self.registry.loader().base.files().weights().total_bytes()
+    }
+
+    /// Returns the name of the base's family, such as `llama`.
+    pub fn family(&self) -> String {
+        self.registry.loader().base.decoder().config().model_type.clone()
+    }
+
+    /// Returns the type of the base's weights in Ollama's words.
+    pub fn quantization_level(&self) -> String {
+        let base = &self.registry.loader().base;
+        let stored = base.files().stored_quantization().ok().flatten();
+        match base.quantization().or(stored) {
+            Some(quantization) => quantization.quant_type.to_string().to_uppercase(),
+            None => "F16".to_owned(),
+        }
+    }
+
+    /// Returns a lease on the model of a request, and the name that the answer repeats.
+    pub async fn lease(&self, map: &Map<String, Value>) -> Result<(String, Lease), ApiError> {
+        let fields = Fields::new(map);
+        let Some(model) = fields.text("model")? else {
+            return Err(fields.wrong("model", "the name of a model"));
+        };
+        let lease = match fields.get("adapter") {
+            None => self.registry.lease(model).await?,
+            Some(Value::String(alias)) => self.registry.lease(alias).await?,
+            Some(adapter) => {
+                let id = adapter.get("generation").and_then(Value::as_str).and_then(parse_generation);
+                let Some(id) = id else {
+                    return Err(fields.wrong("adapter", "an alias, or `{\"generation\": id}`"));
+                };
+                self.registry.lease_generation(&id).ok_or_else(|| {
+                    let message = format!("cannot use generation `{id}`: it is not in memory");
+                    ApiError::not_found(message).with_param("adapter").with_code("lora_adapter_not_found")
+                })?
+            }
+        };
+        Ok((model.to_owned(), lease))
+    }
+
+    /// Refuses requests while the server ends, or after its engine has.
+    pub fn check_ready(&self) -> Result<(), ApiError> {
+        if self.is_draining.load(Ordering::Relaxed) {
+            return Err(ApiError::unavailable("cannot take requests: the server is shutting down"));
+        }
+        if self.engine.has_ended() {
+            return Err(ApiError::unavailable("cannot take requests: the engine has ended"));
+        }
+        Ok(())
+    }
+
+    /// Submits prompts. Returns their reply once all are admitted.
+    pub async fn submit(
+        &self,
+        prompts: Vec<Vec<u32>>,
+        sampling: &SamplingFields,
+        top_logprobs: Option<usize>,
+        lease: Lease,
+    ) -> Result<Reply, ApiError> {
+        let requests: Result<Vec<_>, _> =
+            prompts.iter().map(|ids| self.request(ids.clone(), sampling, top_logprobs, &lease)).collect();
+        let events = self.engine.submit(requests?).await.inspect_err(|error| {
+            if error.status == axum::http::StatusCode::TOO_MANY_REQUESTS {
+                self.metrics.request_rejected();
+            }
+        })?;
+        Ok(Reply::new(events, lease, Arc::clone(&self.metrics), sampling, &prompts))
+    }
+
+    fn request(
+        &self,
+        ids: Vec<u32>,
+        sampling: &SamplingFields,
+        top_logprobs: Option<usize>,
+        lease: &Lease,
+    ) -> Result<ReplyRequest, ApiError> {
+        let context = self.context;
+        let reply = sampling.max_tokens.unwrap_or(0);
+        if ids.is_empty() {
+            return Err(ApiError::field("prompt", "cannot continue an empty prompt: it has no tokens"));
+        }
+        if ids.len() >= context || ids.len().saturating_add(reply) > context {
+            return Err(ApiError::context_length(ids.len(), reply, context));
+        }
+        let mut stop_ids = match sampling.ignore_eos {
+            true => Default::default(),
+            false => lease.profile.tokenizer().stop_ids().clone(),
+        };
+        stop_ids.extend(&sampling.stop_token_ids);
+        let rules = LogitsRules::new(sampling, &stop_ids);
+        let processors = rules.map(|rules| {
+            let rules = |_| Box::new(rules.clone()) as Box<dyn LogitsProcessor>;
+            (0..sampling.choices).map(rules).collect()
+        });
+        let options = sampling.options(&lease.profile.sampling);
+        options.check()?;
+        Ok(ReplyRequest {
+            rules: StopRules {
+                max_new_tokens: sampling.max_tokens.unwrap_or(context - ids.len()),
+                max_context_tokens: context,
+                stop_ids,
+            },
+            ids,
+            sampling: options,
+            choices: sampling.choices,
+            adapter: lease.generation.as_ref().map(|generation| generation.request_adapter()),
+            top_logprobs,
+            processors: processors.unwrap_or_default(),
+        })
+    }
+
+    /// Renders a chat with the template of its model.
+    pub async fn render(
+        &self,
+        lease: &Lease,
+        messages: Vec<Message>,
+    ) -> Result<(String, Vec<u32>), ApiError> {
+        let profile = Arc::clone(&lease.profile);
+        blocking(move || {
+            let mut messages = messages;
+            if let Some(system) = profile.default_system.as_ref().filter(|_| messages[0].role != "system") {
+                messages.insert(0, Message::new("system", system));
+            }
+            let text = profile.tokenizer().template()?.render(&messages, true)?;
+            let ids = profile.tokenizer().encode(&text)?;
+            Ok((text, ids))
+        })
+        .await
+    }
+
+    /// Returns the values of the metrics that other parts hold.
+    pub fn gauges(&self) -> Gauges {
+        let stats = self.engine.stats();
+        let generations = self.registry.generations();
+        let mut resident: Vec<String> = generations.iter().flat_map(|g| g.aliases.iter().cloned()).collect();
+        resident.sort();
+        Gauges {
+            model: self.base_name().to_owned(),
+            running: stats.running,
+            waiting: stats.waiting,
+            kv_used: stats.kv_tokens,
+            kv_total: stats.max_kv_tokens,
+            prefix_queries: stats.prefix_queries,
+            prefix_hits: stats.prefix_hits,
+            preemptions: stats.preemptions,
+            resident_adapters: resident,
+            waiting_adapters: self.registry.loading(),
+            resident_bytes: self.registry.resident_bytes(),
+            evictions: self.registry.evictions(),
+            leases: generations.iter().map(|generation| generation.active_leases).sum(),
+        }
+    }
+
+    /// Returns the tokens of a text. Adds the tokens that the tokenizer itself puts before a text, unless the
+    /// text has them.
+    pub async fn tokenize(
+        &self,
+        lease: &Lease,
+        text: String,
+        adds_start: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        let profile = Arc::clone(&lease.profile);
+        blocking(move || {
+            let tokenizer = profile.tokenizer();
+            let ids = tokenizer.encode(&text)?;
+            let mut start = if adds_start { tokenizer.starting_ids()? } else { Vec::new() };
+            if ids.starts_with(&start) {
+                return Ok(ids);
+            }
+            start.extend(ids);
+            Ok(start)
+        })
+        .await
+    }
+}
+
+/// Runs slow work without holding up other requests.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal("cannot go on with the request: its thread panicked")))
+}
+
+/// Returns the error for a missing route.
+pub(crate) fn no_route(path: &str) -> ApiError {
+    ApiError::not_found(format!("cannot find `{}`: there is no such route", shortened(path)))
+}

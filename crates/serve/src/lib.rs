@@ -1,0 +1,40 @@
+//! An HTTP server with the API of OpenAI: one base in memory, and any number of adapters on it.
+//!
+//! ```text
+//! HTTP request ─► lease of an adapter ─► template, tokens ─► engine thread ─► text, stop strings ─► JSON or events
+//!                 registry                                   scheduler        reply
+//! ```
+//!
+//! One thread owns the scheduler. Another runs the connections, and a few threads load adapters. A request holds
+//! a lease of its adapter from before it is queued until its last token, so a replaced or evicted adapter never
+//! changes a running reply. See [`Server`].
+
+mod api_error;
+mod app;
+mod engine_thread;
+mod error;
+mod generation_hex;
+mod json_fields;
+mod logits_rules;
+mod metrics;
+mod model_profile;
+mod options;
+mod random_id;
+mod registry;
+mod reply;
+mod routes;
+mod sampling_fields;
+mod security;
+mod server;
+mod stop_text;
+mod stream;
+mod token_bytes;
+mod wire;
+
+pub use error::ServeError;
+pub use options::{ServeOptions, ServedAdapter};
+pub use registry::AdapterSource;
+pub use server::Server;
+
+/// Value of `system_fingerprint`.
+pub(crate) const FINGERPRINT: &str = concat!("danlu-", env!("CARGO_PKG_VERSION"));

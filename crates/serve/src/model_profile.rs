@@ -1,0 +1,189 @@
+//! Tokens, template and defaults of the base or of an adapter.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use danlu_generate::SamplingOptions;
+use danlu_loader::{AdapterFiles, BaseFiles, GenerationConfig, LoadError};
+use danlu_model::sidecar_files::generation_folder;
+use danlu_model::{ModelConfig, TokenFingerprint, Tokenizer};
+use sha2::{Digest, Sha256};
+
+/// Files that decide about tokens and template.
+const TOKEN_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// A tokenizer with its fingerprint. Generations with the same files share it.
+#[derive(Debug)]
+pub(crate) struct SharedTokens {
+    pub tokenizer: Tokenizer,
+    pub fingerprint: TokenFingerprint,
+}
+
+/// How a model reads and answers a conversation.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelProfile {
+    pub tokens: Arc<SharedTokens>,
+    /// System message for conversations without one.
+    pub default_system: Option<String>,
+    /// Sampling of requests that set none.
+    pub sampling: SamplingOptions,
+}
+
+impl ModelProfile {
+    /// Returns the tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokens.tokenizer
+    }
+}
+
+/// The profiles of all adapters on a base. Each tokenizer is parsed once.
+pub(crate) struct ModelProfiles {
+    base: Arc<BaseFiles>,
+    config: ModelConfig,
+    of_base: Arc<ModelProfile>,
+    /// Tokenizers of adapters by the SHA-256 of their files.
+    shared: Mutex<HashMap<[u8; 32], Weak<SharedTokens>>>,
+}
+
+impl ModelProfiles {
+    /// Returns profiles with that of the base alone.
+    ///
+    /// # Errors
+    /// If `generation_config.json` of the base is invalid.
+    pub fn new(
+        base: Arc<BaseFiles>,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        default_system: Option<String>,
+    ) -> Result<Self, LoadError> {
+        let sampling = default_sampling(base.folder())?;
+        let fingerprint = tokenizer.fingerprint();
+        let tokens = Arc::new(SharedTokens { tokenizer, fingerprint });
+        let of_base = Arc::new(ModelProfile { tokens, default_system, sampling });
+        Ok(Self { base, config, of_base, shared: Mutex::default() })
+    }
+
+    /// Returns the profile of the base.
+    pub fn of_base(&self) -> &Arc<ModelProfile> {
+        &self.of_base
+    }
+
+    /// Returns the profile of an adapter.
+    ///
+    /// # Errors
+    /// If a file is invalid, the tokens differ from those of the training, or a token has another id than in
+    /// the base.
+    pub fn of_adapter(&self, files: &AdapterFiles) -> Result<Arc<ModelProfile>, LoadError> {
+        let tokens = self.tokens(files)?;
+        let trained = files.identity().map(|identity| identity.fingerprint());
+        let differences = match trained {
+            Some(trained) => trained.difference(&tokens.fingerprint, ["in training", "now"]),
+            None => Vec::new(),
+        };
+        if !differences.is_empty() {
+            return Err(LoadError::TokenMismatch {
+                summary: format!(
+                    "cannot serve `{}`: it was trained with other tokens or another template",
+                    files.name()
+                ),
+                differences,
+                hint: "serve it on the base of its training, with the tokenizer of its training",
+            });
+        }
+        let default_system = files.identity().and_then(|identity| identity.default_system());
+        let folder = generation_folder(self.base.folder(), Some(files.folder()));
+        Ok(Arc::new(ModelProfile {
+            tokens,
+            default_system: default_system.map(str::to_owned),
+            sampling: default_sampling(folder)?,
+        }))
+    }
+
+    /// Returns the tokens of an adapter: its own if it brings other ones than the base's.
+    fn tokens(&self, files: &AdapterFiles) -> Result<Arc<SharedTokens>, LoadError> {
+        let of_base = &self.of_base.tokens;
+        if !Tokenizer::is_brought_by(files.folder()) {
+            return Ok(Arc::clone(of_base));
+        }
+        let digest = digest_of_files(files.folder());
+        if let Some(shared) = self.lock().get(&digest).and_then(Weak::upgrade) {
+            return Ok(shared);
+        }
+        let tokenizer = self.base.tokenizer(Some(files.folder()))?;
+        tokenizer.limit_ids(&self.config);
+        let fingerprint = tokenizer.fingerprint();
+        let tokens = match fingerprint == of_base.fingerprint
+            && tokenizer.stop_ids() == of_base.tokenizer.stop_ids()
+        {
+            true => Arc::clone(of_base),
+            false => {
+                check_ids(files, &of_base.tokenizer, &tokenizer)?;
+                Arc::new(SharedTokens { tokenizer, fingerprint })
+            }
+        };
+        let mut shared = self.lock();
+        shared.retain(|_, tokens| tokens.strong_count() > 0);
+        shared.insert(digest, Arc::downgrade(&tokens));
+        Ok(tokens)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Weak<SharedTokens>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses a tokenizer in which a token of the base has another id.
+fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<(), LoadError> {
+    let common = base.vocab_size().min(own.vocab_size()) as u32;
+    let Some(id) = (0..common).find(|&id| base.token_str(id) != own.token_str(id)) else { return Ok(()) };
+    let shown = |tokenizer: &Tokenizer| tokenizer.token_str(id).unwrap_or_else(|| "no token".to_owned());
+    Err(LoadError::TokenMismatch {
+        summary: format!("cannot serve `{}`: its tokenizer has other ids than the base's", files.name()),
+        differences: vec![format!(
+            "id {id} is `{}` in the base and `{}` beside the adapter",
+            shown(base),
+            shown(own)
+        )],
+        hint: "serve it on the base of its training",
+    })
+}
+
+/// Returns the SHA-256 of the files that decide about tokens. A missing file counts as such.
+fn digest_of_files(folder: &Path) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for name in TOKEN_FILES {
+        let bytes = fs::read(folder.join(name)).ok();
+        let len = bytes.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64);
+        hasher.update(len.to_le_bytes());
+        hasher.update(bytes.unwrap_or_default());
+    }
+    hasher.finalize().into()
+}
+
+/// Returns the sampling of `generation_config.json`, over the defaults of OpenAI's API.
+fn default_sampling(folder: &Path) -> Result<SamplingOptions, LoadError> {
+    let config = GenerationConfig::read(folder)?;
+    let mut sampling = SamplingOptions::default();
+    // Without `do_sample`, transformers ignores the sampling values of the file.
+    if config.flag("do_sample")? {
+        let temperature = config.number("temperature", |x| x >= 0.0, "0 or more")?;
+        let top_p = config.number("top_p", |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?;
+        let min_p = config.number("min_p", |x| (0.0..=1.0).contains(&x), "between 0 and 1")?;
+        sampling.temperature = temperature.unwrap_or(sampling.temperature);
+        sampling.top_p = top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = min_p.unwrap_or(sampling.min_p);
+        sampling.top_k = config.count("top_k")?.unwrap_or(sampling.top_k);
+    }
+    let penalty = config.number("repetition_penalty", |x| x > 0.0 && x.is_finite(), "above 0")?;
+    sampling.repetition_penalty = penalty.unwrap_or(sampling.repetition_penalty);
+    Ok(sampling)
+}

@@ -1,0 +1,105 @@
+//! One version of an adapter: its tensors, tokens and content digest.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use danlu_adapter::Adapter;
+use danlu_generate::{GenerationId, RequestAdapter};
+use danlu_hub::RepoName;
+use danlu_kernels::{Backend, BackendError};
+use danlu_model::ModelError;
+use sha2::{Digest, Sha256};
+
+use crate::model_profile::ModelProfile;
+
+/// Where an adapter comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdapterSource {
+    /// A local folder.
+    Folder(PathBuf),
+    /// A repository on the Hub.
+    Hub(RepoName),
+}
+
+impl fmt::Display for AdapterSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => write!(f, "{}", path.display()),
+            Self::Hub(name) => name.fmt(f),
+        }
+    }
+}
+
+impl AdapterSource {
+    /// Returns the name that clients may see: a Hub id, never a path.
+    pub(crate) fn public_name(&self) -> Option<String> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Hub(name) => Some(name.to_string()),
+        }
+    }
+}
+
+/// A loaded version of an adapter. Each clone of its `Arc` outside the registry is a lease.
+pub(crate) struct Generation {
+    pub id: GenerationId,
+    pub adapter: Arc<Adapter>,
+    pub profile: Arc<ModelProfile>,
+    /// Largest rank of a module.
+    pub rank: usize,
+    /// Bytes of its tensors in memory.
+    pub bytes: u64,
+}
+
+impl Generation {
+    /// Returns the generation of a loaded adapter.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn new(
+        adapter: Adapter,
+        profile: Arc<ModelProfile>,
+        backend: &dyn Backend,
+    ) -> Result<Self, ModelError> {
+        let id = content_id(&adapter, &profile, backend)?;
+        let rank = adapter.modules().iter().map(|module| module.rank).max().unwrap_or(0);
+        let bytes = (adapter.num_parameters() * size_of::<f32>()) as u64;
+        Ok(Self { id, adapter: Arc::new(adapter), profile, rank, bytes })
+    }
+
+    /// Returns the adapter for a request.
+    pub fn request_adapter(&self) -> RequestAdapter {
+        RequestAdapter { generation: self.id, lora: Arc::clone(&self.adapter) as _ }
+    }
+}
+
+/// Returns the SHA-256 over scalings, tensors and tokens.
+///
+/// Files of another layout with the same contents thus have one id, and share keys and values of prompts. The
+/// base's name and other keys without an effect on replies are left out.
+fn content_id(
+    adapter: &Adapter,
+    profile: &ModelProfile,
+    backend: &dyn Backend,
+) -> Result<GenerationId, BackendError> {
+    let mut hasher = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    for module in adapter.modules() {
+        add(module.path().as_bytes());
+        add(&module.scaling.to_le_bytes());
+        for tensor in module.tensors() {
+            add(&(tensor.shape[0] as u64).to_le_bytes());
+            let mut values = vec![0.0; tensor.len()];
+            backend.read(&mut values, &adapter.params, tensor.offset)?;
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            add(&bytes);
+        }
+    }
+    add(format!("{:?}", profile.tokens.fingerprint).as_bytes());
+    add(format!("{:?} {:?}", profile.default_system, profile.sampling).as_bytes());
+    Ok(GenerationId(hasher.finalize().into()))
+}

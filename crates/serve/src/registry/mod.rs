@@ -1,0 +1,513 @@
+//! The adapters of the server: names, versions and memory.
+//!
+//! An alias points to a generation, which is one version of an adapter by its content. A request takes a lease
+//! (an `Arc` of the generation) before it is queued. A load replaces the pointer of its alias after the new
+//! generation is in memory, so a request gets the old weights or the new ones whole. An evicted generation
+//! keeps its source and is read again at the next request.
+//!
+//! ```text
+//! model ─► base name ─► alias ─► allowed Hub name ─► 404
+//!                         │            │
+//!                         ▼            ▼
+//!                     generation ◄── load (one for all waiters)
+//! ```
+
+mod adapter_loader;
+mod generation;
+mod load_pool;
+mod paths;
+mod residency;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use danlu_data::edit_distance;
+use danlu_generate::GenerationId;
+use danlu_hub::RepoName;
+use danlu_loader::LoadError;
+use tokio::sync::watch::{Receiver, Sender, channel};
+
+pub(crate) use adapter_loader::AdapterLoader;
+pub use generation::AdapterSource;
+pub(crate) use generation::Generation;
+use load_pool::LoadPool;
+pub(crate) use paths::{check_alias, resolve_path};
+pub(crate) use residency::GenerationState;
+use residency::Residency;
+pub(crate) use watch::Watcher;
+
+use crate::api_error::ApiError;
+use crate::model_profile::ModelProfile;
+
+/// How long a failed load is remembered, so that a mistyped name cannot flood the Hub.
+const FAILURE_MEMORY: Duration = Duration::from_secs(5);
+
+/// Most names whose failures are remembered.
+const MAX_FAILURES: usize = 1000;
+
+/// Threads that read adapters from disk, and threads that fetch them from the Hub.
+const DISK_THREADS: usize = 2;
+const HUB_THREADS: usize = 2;
+
+/// Settings of the registry.
+#[derive(Clone, Debug)]
+pub(crate) struct RegistryOptions {
+    /// Names of the base, the first of which the server lists.
+    pub base_names: Vec<String>,
+    /// Patterns of Hub names that a request may load: `org/*` or `org/name`.
+    pub allow_hub: Vec<String>,
+    /// Folders under which `lora_path` may lie.
+    pub adapter_root: Option<PathBuf>,
+    /// Most bytes of adapters in memory.
+    pub max_bytes: u64,
+}
+
+/// What a request runs on: the base, or a generation that stays in memory as long as this value.
+#[derive(Clone)]
+pub(crate) struct Lease {
+    pub generation: Option<Arc<Generation>>,
+    pub profile: Arc<ModelProfile>,
+    /// Alias of the adapter, for metrics. `None` for the base.
+    pub alias: Option<String>,
+}
+
+/// A name of an adapter.
+#[derive(Clone, Debug)]
+pub(crate) struct Alias {
+    pub source: AdapterSource,
+    pub generation: GenerationId,
+    pub pinned: bool,
+    pub created: u64,
+    pub rank: usize,
+    pub bytes: u64,
+}
+
+/// How an alias is set.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadRequest {
+    pub name: String,
+    pub source: AdapterSource,
+    /// Whether an existing alias is replaced.
+    pub replaces: bool,
+    /// The generation that the alias must have now.
+    pub expected: Option<GenerationId>,
+    pub pinned: bool,
+}
+
+/// Why an alias cannot be set.
+#[derive(Debug)]
+pub(crate) enum SetError {
+    IsLoaded,
+    IsBusy,
+    Mismatch { found: Option<GenerationId> },
+    Unknown,
+    TooLarge { bytes: u64, max: u64 },
+    Load(Box<LoadError>),
+    LoaderEnded,
+}
+
+/// Result of a load that several requests wait for.
+type Outcome = Option<Result<Arc<Generation>, ApiError>>;
+
+#[derive(Default)]
+struct State {
+    aliases: BTreeMap<String, Alias>,
+    residency: Residency,
+    /// Loads for requests, by alias or Hub name.
+    loading: HashMap<String, Receiver<Outcome>>,
+    /// Aliases that an administrator is setting.
+    setting: Vec<String>,
+    failures: HashMap<String, (Instant, ApiError)>,
+}
+
+/// All adapters of a server.
+pub(crate) struct Registry {
+    options: RegistryOptions,
+    loader: AdapterLoader,
+    state: Mutex<State>,
+    disk: LoadPool,
+    hub: LoadPool,
+}
+
+impl Registry {
+    /// Returns a registry without adapters.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub fn new(options: RegistryOptions, loader: AdapterLoader) -> std::io::Result<Self> {
+        let mut state = State::default();
+        state.residency.set_max_bytes(options.max_bytes);
+        let (disk, hub) = (LoadPool::start("load", DISK_THREADS)?, LoadPool::start("fetch", HUB_THREADS)?);
+        Ok(Self { options, loader, state: Mutex::new(state), disk, hub })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the settings.
+    pub fn options(&self) -> &RegistryOptions {
+        &self.options
+    }
+
+    /// Returns the loader.
+    pub fn loader(&self) -> &AdapterLoader {
+        &self.loader
+    }
+
+    /// Returns whether `name` is a name of the base.
+    pub fn is_base(&self, name: &str) -> bool {
+        self.options.base_names.iter().any(|base| base == name)
+    }
+
+    /// Returns a lease on the base.
+    pub fn base_lease(&self) -> Lease {
+        Lease { generation: None, profile: Arc::clone(self.loader.profiles.of_base()), alias: None }
+    }
+
+    /// Returns a lease on the model `name`. Loads an adapter that is not in memory.
+    ///
+    /// # Errors
+    /// If there is no such model, or it cannot be loaded.
+    pub async fn lease(self: &Arc<Self>, name: &str) -> Result<Lease, ApiError> {
+        if self.is_base(name) {
+            return Ok(self.base_lease());
+        }
+        let mut outcome = match self.find(name)? {
+            Found::Resident(generation) => return Ok(lease_of(name, generation)),
+            Found::Loading(outcome) => outcome,
+        };
+        let loaded = outcome.wait_for(Option::is_some).await.map_err(|_| loader_ended())?;
+        let generation = loaded.clone().unwrap_or_else(|| Err(loader_ended()))?;
+        Ok(lease_of(name, generation))
+    }
+
+    /// Returns a lease on the generation `id`, if it is in memory.
+    pub fn lease_generation(&self, id: &GenerationId) -> Option<Lease> {
+        let mut state = self.lock();
+        let generation = state.residency.get(id)?;
+        let alias = state.aliases.iter().find(|(_, alias)| alias.generation == *id).map(|(name, _)| name);
+        Some(lease_of(alias.map_or("", String::as_str), generation))
+    }
+
+    /// Finds a model, or starts to load it.
+    fn find(self: &Arc<Self>, name: &str) -> Result<Found, ApiError> {
+        let mut state = self.lock();
+        let (source, is_alias) = match state.aliases.get(name) {
+            Some(alias) => {
+                let id = alias.generation;
+                let source = alias.source.clone();
+                if let Some(generation) = state.residency.get(&id) {
+                    return Ok(Found::Resident(generation));
+                }
+                (source, true)
+            }
+            None => match self.allowed_hub_name(name) {
+                Some(name) => (AdapterSource::Hub(name), false),
+                None => return Err(ApiError::unknown_model(name, &self.nearest(&state, name))),
+            },
+        };
+        if let Some(outcome) = state.loading.get(name) {
+            return Ok(Found::Loading(outcome.clone()));
+        }
+        if let Some((_, error)) = state.failures.get(name).filter(|(at, _)| at.elapsed() < FAILURE_MEMORY) {
+            return Err(error.clone());
+        }
+        let (sender, outcome) = channel(None);
+        state.loading.insert(name.to_owned(), outcome.clone());
+        drop(state);
+        self.start_load(name.to_owned(), source, is_alias, sender);
+        Ok(Found::Loading(outcome))
+    }
+
+    /// Loads for the requests that wait for `name`.
+    fn start_load(
+        self: &Arc<Self>,
+        name: String,
+        source: AdapterSource,
+        is_alias: bool,
+        sender: Sender<Outcome>,
+    ) {
+        let pool = self.pool(&source);
+        let registry = Arc::clone(self);
+        pool.run(move || {
+            let ended = LoadEnd { registry: &registry, name: &name };
+            let result = match registry.loader.load(&source) {
+                Ok(generation) => registry.keep_loaded(&name, source, is_alias, generation),
+                Err(error) => Err(ApiError::from(error)),
+            };
+            if let Err(error) = &result {
+                let mut state = registry.lock();
+                if state.failures.len() >= MAX_FAILURES {
+                    state.failures.retain(|_, (at, _)| at.elapsed() < FAILURE_MEMORY);
+                }
+                if state.failures.len() < MAX_FAILURES {
+                    state.failures.insert(name.clone(), (Instant::now(), error.clone()));
+                }
+            }
+            // The load leaves the list first: a request that comes now finds the generation or the failure.
+            drop(ended);
+            let _ = sender.send(Some(result));
+        });
+    }
+
+    fn pool(&self, source: &AdapterSource) -> &LoadPool {
+        match source {
+            AdapterSource::Folder(_) => &self.disk,
+            AdapterSource::Hub(_) => &self.hub,
+        }
+    }
+
+    /// Stores a generation that requests wait for.
+    fn keep_loaded(
+        &self,
+        name: &str,
+        source: AdapterSource,
+        is_alias: bool,
+        generation: Generation,
+    ) -> Result<Arc<Generation>, ApiError> {
+        let mut state = self.lock();
+        let is_removed = is_alias && state.aliases.get(name).is_none_or(|alias| alias.source != source);
+        if is_removed {
+            // The alias was removed or replaced meanwhile. These requests came before that.
+            return Ok(Arc::new(generation));
+        }
+        let generation = state.insert(generation).map_err(|error| set_error(name, error))?;
+        state.set_alias(name, source, &generation, None);
+        Ok(generation)
+    }
+
+    /// Sets an alias.
+    ///
+    /// # Errors
+    /// If the conditions of the request do not hold, or the adapter cannot be loaded. The alias is unchanged
+    /// then.
+    pub async fn set(self: &Arc<Self>, request: LoadRequest) -> Result<Arc<Generation>, SetError> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let registry = Arc::clone(self);
+        self.pool(&request.source).run(move || {
+            // A client that left gets no answer. The alias is set nevertheless.
+            let _ = sender.send(registry.set_now(request));
+        });
+        receiver.await.map_err(|_| SetError::LoaderEnded)?
+    }
+
+    /// As [`Registry::set`], on this thread.
+    pub fn set_now(&self, request: LoadRequest) -> Result<Arc<Generation>, SetError> {
+        {
+            let mut state = self.lock();
+            state.check(&request)?;
+            if state.setting.contains(&request.name) {
+                return Err(SetError::IsBusy);
+            }
+            state.setting.push(request.name.clone());
+        }
+        let _setting = Setting { registry: self, name: &request.name };
+        let generation =
+            self.loader.load(&request.source).map_err(|error| SetError::Load(Box::new(error)))?;
+        let mut state = self.lock();
+        state.check(&request)?;
+        state.check_pinned(&request, generation.bytes)?;
+        let generation = state.insert(generation)?;
+        state.set_alias(&request.name, request.source.clone(), &generation, Some(request.pinned));
+        state.failures.remove(&request.name);
+        Ok(generation)
+    }
+
+    /// Removes an alias. Requests that run keep their generation.
+    ///
+    /// # Errors
+    /// If there is no such alias, or it has another generation than `expected`.
+    pub fn remove(&self, name: &str, expected: Option<GenerationId>) -> Result<(), SetError> {
+        let mut state = self.lock();
+        let Some(alias) = state.aliases.get(name) else { return Err(SetError::Unknown) };
+        if expected.is_some_and(|expected| expected != alias.generation) {
+            return Err(SetError::Mismatch { found: Some(alias.generation) });
+        }
+        let id = alias.generation;
+        state.aliases.remove(name);
+        state.retire_unnamed(id);
+        Ok(())
+    }
+
+    /// Returns every alias with whether its generation is in memory.
+    pub fn aliases(&self) -> Vec<(String, Alias, bool)> {
+        let state = self.lock();
+        let of = |(name, alias): (&String, &Alias)| {
+            (name.clone(), alias.clone(), state.residency.is_resident(&alias.generation))
+        };
+        state.aliases.iter().map(of).collect()
+    }
+
+    /// Returns one alias with whether its generation is in memory.
+    pub fn alias(&self, name: &str) -> Option<(Alias, bool)> {
+        let state = self.lock();
+        let alias = state.aliases.get(name)?;
+        Some((alias.clone(), state.residency.is_resident(&alias.generation)))
+    }
+
+    /// Returns the generations in memory and those that requests still hold.
+    pub fn generations(&self) -> Vec<GenerationState> {
+        let state = self.lock();
+        let mut generations = state.residency.states();
+        for generation in &mut generations {
+            let named = state.aliases.iter().filter(|(_, alias)| alias.generation == generation.id);
+            generation.aliases = named.map(|(name, _)| name.clone()).collect();
+        }
+        generations
+    }
+
+    /// Returns the bytes of the generations in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.lock().residency.bytes()
+    }
+
+    /// Returns how many generations were evicted.
+    pub fn evictions(&self) -> u64 {
+        self.lock().residency.evictions()
+    }
+
+    /// Returns the names that wait for a load.
+    pub fn loading(&self) -> Vec<String> {
+        self.lock().loading.keys().cloned().collect()
+    }
+
+    /// Returns the repository `name`, if a pattern of `--allow-hub` matches it.
+    pub fn allowed_hub_name(&self, name: &str) -> Option<RepoName> {
+        let name: RepoName = name.parse().ok()?;
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => name.id().starts_with(prefix),
+            None => name.id() == pattern,
+        };
+        self.options.allow_hub.iter().any(matches).then_some(name)
+    }
+
+    /// Returns the names that are most like `name`.
+    fn nearest(&self, state: &State, name: &str) -> Vec<String> {
+        const MAX_SHOWN: usize = 3;
+        let known = self.options.base_names.iter().take(1).chain(state.aliases.keys());
+        let mut names: Vec<(usize, &String)> =
+            known.map(|known| (edit_distance(&name.to_lowercase(), &known.to_lowercase()), known)).collect();
+        names.sort();
+        names.into_iter().take(MAX_SHOWN).map(|(_, name)| name.clone()).collect()
+    }
+}
+
+/// A model that is there, or on its way.
+enum Found {
+    Resident(Arc<Generation>),
+    Loading(Receiver<Outcome>),
+}
+
+fn lease_of(name: &str, generation: Arc<Generation>) -> Lease {
+    let profile = Arc::clone(&generation.profile);
+    Lease { generation: Some(generation), profile, alias: Some(name.to_owned()) }
+}
+
+fn loader_ended() -> ApiError {
+    ApiError::internal("cannot load the adapter: its loader has ended")
+}
+
+/// Returns the error for a request whose adapter finds no room.
+fn set_error(name: &str, error: SetError) -> ApiError {
+    match error {
+        SetError::TooLarge { bytes, max } => ApiError::too_many(
+            "lora_load_busy",
+            format!(
+                "cannot load `{name}`: it needs {bytes} bytes, and adapters in use leave no room within {max}"
+            ),
+            1,
+        ),
+        _ => loader_ended(),
+    }
+}
+
+/// Removes a load from the list, also after a panic.
+struct LoadEnd<'a> {
+    registry: &'a Registry,
+    name: &'a str,
+}
+
+impl Drop for LoadEnd<'_> {
+    fn drop(&mut self) {
+        self.registry.lock().loading.remove(self.name);
+    }
+}
+
+/// Removes an alias from the list of those that are being set, also after a panic.
+struct Setting<'a> {
+    registry: &'a Registry,
+    name: &'a str,
+}
+
+impl Drop for Setting<'_> {
+    fn drop(&mut self) {
+        self.registry.lock().setting.retain(|name| name != self.name);
+    }
+}
+
+impl State {
+    /// Checks the conditions of a request.
+    fn check(&self, request: &LoadRequest) -> Result<(), SetError> {
+        let found = self.aliases.get(&request.name).map(|alias| alias.generation);
+        if request.expected.is_some() && request.expected != found {
+            return Err(SetError::Mismatch { found });
+        }
+        match found {
+            Some(_) if !request.replaces => Err(SetError::IsLoaded),
+            _ => Ok(()),
+        }
+    }
+
+    /// Limits pinned adapters to half of the memory, so that others can still be loaded.
+    fn check_pinned(&self, request: &LoadRequest, bytes: u64) -> Result<(), SetError> {
+        if !request.pinned {
+            return Ok(());
+        }
+        let others = self.aliases.iter().filter(|(name, alias)| alias.pinned && **name != request.name);
+        let pinned: u64 = others.map(|(_, alias)| alias.bytes).sum();
+        let max = self.residency.max_bytes() / 2;
+        if pinned + bytes > max { Err(SetError::TooLarge { bytes: pinned + bytes, max }) } else { Ok(()) }
+    }
+
+    /// Stores a generation, and evicts others if it needs the room.
+    fn insert(&mut self, generation: Generation) -> Result<Arc<Generation>, SetError> {
+        let pinned: Vec<GenerationId> =
+            self.aliases.values().filter(|alias| alias.pinned).map(|alias| alias.generation).collect();
+        self.residency.insert(generation, &pinned)
+    }
+
+    fn set_alias(
+        &mut self,
+        name: &str,
+        source: AdapterSource,
+        generation: &Arc<Generation>,
+        pinned: Option<bool>,
+    ) {
+        let before = self.aliases.get(name).map(|alias| (alias.generation, alias.pinned, alias.created));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let is_same = before.is_some_and(|(id, ..)| id == generation.id);
+        let alias = Alias {
+            source,
+            generation: generation.id,
+            pinned: pinned.or(before.map(|(_, pinned, _)| pinned)).unwrap_or(false),
+            created: before.filter(|_| is_same).map_or(now, |(.., created)| created),
+            rank: generation.rank,
+            bytes: generation.bytes,
+        };
+        self.aliases.insert(name.to_owned(), alias);
+        if let Some((id, ..)) = before.filter(|_| !is_same) {
+            self.retire_unnamed(id);
+        }
+    }
+
+    /// Retires a generation to which no alias points.
+    fn retire_unnamed(&mut self, id: GenerationId) {
+        if !self.aliases.values().any(|alias| alias.generation == id) {
+            self.residency.retire(&id);
+        }
+    }
+}

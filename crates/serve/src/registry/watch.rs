@@ -1,0 +1,90 @@
+//! Follows the output folders of training runs, and serves each new checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use danlu_adapter::{CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint};
+
+use super::{AdapterSource, LoadRequest, Registry};
+
+/// Time between two looks at a folder.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What was last served or tried: its folder, and when its weights were written.
+type Version = (PathBuf, SystemTime);
+
+/// A thread that looks at folders until it is dropped.
+pub(crate) struct Watcher {
+    has_ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Watches each folder for the alias beside it.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub fn start(registry: Arc<Registry>, watches: Vec<(String, PathBuf)>) -> std::io::Result<Self> {
+        let has_ended = Arc::new(AtomicBool::new(false));
+        if watches.is_empty() {
+            return Ok(Self { has_ended, thread: None });
+        }
+        let over = Arc::clone(&has_ended);
+        let mut tried = vec![None; watches.len()];
+        let watch = move || {
+            while !over.load(Ordering::Relaxed) {
+                for ((name, folder), tried) in watches.iter().zip(&mut tried) {
+                    look(&registry, name, folder, tried);
+                }
+                thread::park_timeout(INTERVAL);
+            }
+        };
+        let thread = thread::Builder::new().name("watch".to_owned()).spawn(watch)?;
+        Ok(Self { has_ended, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A panic of the thread has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves the newest version in `folder`, unless it was tried before. After a failure, the last one stays.
+fn look(registry: &Registry, name: &str, folder: &Path, tried: &mut Option<Version>) {
+    let Some(version) = newest(folder) else { return };
+    if tried.as_ref() == Some(&version) {
+        return;
+    }
+    let request = LoadRequest {
+        name: name.to_owned(),
+        source: AdapterSource::Folder(version.0.clone()),
+        replaces: true,
+        expected: None,
+        // A trainer deletes old checkpoints, so an evicted one could not be read again.
+        pinned: true,
+    };
+    match registry.set_now(request) {
+        Ok(generation) => tracing::info!(name, id = %generation.id, "new checkpoint served"),
+        Err(error) => tracing::warn!(name, ?error, "cannot serve the newest checkpoint; the last one stays"),
+    }
+    *tried = Some(version);
+}
+
+/// Returns the finished adapter of a run, or its newest checkpoint.
+fn newest(folder: &Path) -> Option<Version> {
+    let source = match folder.join(CONFIG_FILE).is_file() {
+        true => folder.to_owned(),
+        false => latest_checkpoint(folder).ok().flatten()?,
+    };
+    let written = std::fs::metadata(source.join(WEIGHTS_FILE)).and_then(|file| file.modified()).ok()?;
+    Some((source, written))
+}

@@ -1,0 +1,226 @@
+//! A reply as it grows: events of the engine in, pieces of text out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use danlu_generate::{EventKind, StopReason, TokenLogprobs};
+use danlu_model::DecodeState;
+
+use crate::api_error::ApiError;
+use crate::engine_thread::{ChoiceEvent, EventReceiver};
+use crate::metrics::{EndReason, Metrics};
+use crate::registry::Lease;
+use crate::sampling_fields::SamplingFields;
+use crate::stop_text::StopText;
+
+/// Why a choice ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finish {
+    /// `stop` or `length`.
+    pub reason: &'static str,
+    /// The stop string or the listed stop token that ended it, as vLLM's `stop_reason`.
+    pub matched: Option<StopMatch>,
+}
+
+/// What a choice stopped at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StopMatch {
+    Text(String),
+    Token(u32),
+}
+
+/// New text of one choice.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub choice: usize,
+    pub text: String,
+    /// Tokens since the last piece, if the client asked for probabilities.
+    pub logprobs: Vec<(u32, TokenLogprobs)>,
+    pub finish: Option<Finish>,
+}
+
+/// Token counts of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub cached_tokens: usize,
+}
+
+struct Choice {
+    decoder: DecodeState,
+    stop: StopText,
+    logprobs: Vec<(u32, TokenLogprobs)>,
+    is_over: bool,
+    last_token: Option<Instant>,
+}
+
+/// The choices of one HTTP request.
+pub(crate) struct Reply {
+    events: EventReceiver,
+    lease: Lease,
+    metrics: Arc<Metrics>,
+    choices: Vec<Choice>,
+    /// Choices per prompt.
+    choices_per_prompt: usize,
+    stop_token_ids: Vec<u32>,
+    usage: Usage,
+    started: Instant,
+    first_token: Option<Instant>,
+    is_queued: bool,
+}
+
+impl Reply {
+    pub fn new(
+        events: EventReceiver,
+        lease: Lease,
+        metrics: Arc<Metrics>,
+        sampling: &SamplingFields,
+        prompts: &[Vec<u32>],
+    ) -> Self {
+        let choice = || Choice {
+            decoder: DecodeState::new(sampling.skips_special),
+            stop: StopText::new(sampling.stops.clone(), sampling.includes_stop),
+            logprobs: Vec::new(),
+            is_over: false,
+            last_token: None,
+        };
+        Self {
+            events,
+            lease,
+            metrics,
+            choices: (0..prompts.len() * sampling.choices).map(|_| choice()).collect(),
+            choices_per_prompt: sampling.choices,
+            stop_token_ids: sampling.stop_token_ids.clone(),
+            usage: Usage { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Usage::default() },
+            started: Instant::now(),
+            first_token: None,
+            is_queued: true,
+        }
+    }
+
+    /// Returns the number of choices.
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub fn first_token(&self) -> Option<Instant> {
+        self.first_token
+    }
+
+    /// Returns the next piece, or `None` once every choice has ended.
+    ///
+    /// # Errors
+    /// If the model failed.
+    pub async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
+        while self.choices.iter().any(|choice| !choice.is_over) {
+            let Some(event) = self.events.next().await else {
+                return Err(ApiError::internal("cannot go on with the reply: the engine failed"));
+            };
+            if let Some(piece) = self.take(event)? {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, event: ChoiceEvent) -> Result<Option<Piece>, ApiError> {
+        let index = event.choice;
+        let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.is_over) else {
+            return Ok(None);
+        };
+        let tokenizer = self.lease.profile.tokenizer();
+        let (text, finish) = match event.kind {
+            EventKind::Started { cached_tokens } => {
+                // Choices of one prompt share its keys and values.
+                if index.is_multiple_of(self.choices_per_prompt) {
+                    self.usage.cached_tokens += cached_tokens;
+                }
+                if std::mem::take(&mut self.is_queued) {
+                    self.metrics.queue_time.add(self.started.elapsed());
+                }
+                return Ok(None);
+            }
+            EventKind::Token { id, logprobs } => {
+                choice.logprobs.extend(logprobs.map(|logprobs| (id, logprobs)));
+                let text = choice.decoder.push(tokenizer, id).unwrap_or_default();
+                let text = choice.stop.push(&text);
+                self.usage.completion_tokens += 1;
+                self.time_token(index);
+                let stopped = self.choices[index].stop.stopped().map(str::to_owned);
+                let finish =
+                    stopped.map(|stop| Finish { reason: "stop", matched: Some(StopMatch::Text(stop)) });
+                (text, finish)
+            }
+            EventKind::Finished(reason) => {
+                let rest = choice.decoder.finish(tokenizer).unwrap_or_default();
+                let mut text = choice.stop.push(&rest);
+                let stopped = choice.stop.stopped().map(str::to_owned);
+                text.push_str(&choice.stop.finish());
+                if matches!(reason, StopReason::EndToken(_)) {
+                    self.usage.completion_tokens += 1;
+                }
+                (text, Some(finish(reason, stopped, &self.stop_token_ids)))
+            }
+            EventKind::Failed(error) => {
+                self.choices[index].is_over = true;
+                self.metrics.choice_ended(EndReason::Error);
+                return Err(error.into());
+            }
+        };
+        let choice = &mut self.choices[index];
+        if let Some(finish) = &finish {
+            choice.is_over = true;
+            let is_length = finish.reason == "length";
+            self.metrics.choice_ended(if is_length { EndReason::Length } else { EndReason::Stop });
+        }
+        if text.is_empty() && finish.is_none() {
+            return Ok(None);
+        }
+        let logprobs = std::mem::take(&mut choice.logprobs);
+        Ok(Some(Piece { choice: index, text, logprobs, finish }))
+    }
+
+    /// Records the time of a token.
+    fn time_token(&mut self, index: usize) {
+        let now = Instant::now();
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+            self.metrics.first_token.add(now - self.started);
+        }
+        if let Some(last) = self.choices[index].last_token.replace(now) {
+            self.metrics.next_token.add(now - last);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let open = self.choices.iter().filter(|choice| !choice.is_over).count();
+        (0..open).for_each(|_| self.metrics.choice_ended(EndReason::Abort));
+        self.metrics.whole_request.add(self.started.elapsed());
+        let Usage { prompt_tokens, completion_tokens, .. } = self.usage;
+        self.metrics.request_ended(self.lease.alias.as_deref(), prompt_tokens, completion_tokens);
+    }
+}
+
+fn finish(reason: StopReason, stopped: Option<String>, listed: &[u32]) -> Finish {
+    match (stopped, reason) {
+        (Some(stop), _) => Finish { reason: "stop", matched: Some(StopMatch::Text(stop)) },
+        (None, StopReason::EndToken(id)) => {
+            let matched = listed.contains(&id).then_some(StopMatch::Token(id));
+            Finish { reason: "stop", matched }
+        }
+        (None, StopReason::MaxNewTokens | StopReason::ContextFull | StopReason::Caller) => {
+            Finish { reason: "length", matched: None }
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! `/v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+
+use super::{RequestBody, json, object};
+use crate::api_error::ApiError;
+use crate::app::App;
+use crate::stream;
+use crate::wire::chat::{ChatAnswer, ChatRequest};
+
+pub(crate) async fn create(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
+    app.check_ready()?;
+    let map = object(&app, body)?;
+    let request = ChatRequest::read(&map, app.vocab_size)?;
+    let (model, lease) = app.lease(&map).await?;
+    let answer = ChatAnswer::new(&model, lease.clone(), &request);
+    let (_, ids) = app.render(&lease, request.messages).await?;
+    let reply = app.submit(vec![ids], &request.sampling, request.top_logprobs, lease).await?;
+    match request.streams {
+        true => Ok(stream::respond(reply, answer, "text/event-stream; charset=utf-8")),
+        false => Ok(json(&answer.whole(reply).await?)),
+    }
+}

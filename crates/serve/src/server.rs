@@ -1,0 +1,242 @@
+//! The server: it binds, loads, starts its threads, and ends them.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use axum::serve::ListenerExt as _;
+use danlu_generate::{Scheduler, SchedulerOptions};
+use danlu_loader::{LoadedBase, ModelTokens};
+use tokio::sync::oneshot;
+
+use crate::app::App;
+use crate::engine_thread::EngineHandle;
+use crate::metrics::Metrics;
+use crate::model_profile::ModelProfiles;
+use crate::registry::{
+    AdapterLoader, LoadRequest, Registry, RegistryOptions, SetError, Watcher, check_alias,
+};
+use crate::routes;
+use crate::security::Security;
+use crate::wire::now;
+use crate::{ServeError, ServeOptions};
+
+/// Threads that render templates and encode text. More would only take time from the engine.
+const BLOCKING_THREADS: usize = 4;
+
+/// Time for open connections to end after the last reply.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// Time between two looks at the requests that run, while the server ends.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A running server. Dropping it stops it at once.
+pub struct Server {
+    address: SocketAddr,
+    app: Arc<App>,
+    stop: Option<oneshot::Sender<()>>,
+    http: Option<JoinHandle<()>>,
+    _watcher: Watcher,
+}
+
+impl Server {
+    /// Starts a server of `base`, whose own tokens are `tokens`. Returns once it takes requests.
+    ///
+    /// # Errors
+    /// If the address cannot be bound or has no key, a name is unusable, or an adapter cannot be loaded.
+    pub fn start(
+        base: Arc<LoadedBase>,
+        tokens: ModelTokens,
+        options: ServeOptions,
+    ) -> Result<Self, ServeError> {
+        check_names(&options)?;
+        let listener = bind(&options)?;
+        let io = |source| ServeError::Bind { address: options.host.clone(), source };
+        let address = listener.local_addr().map_err(io)?;
+        let app = Arc::new(make_app(base, tokens, &options, address)?);
+        for adapter in &options.adapters {
+            load_first(&app, &adapter.name, &adapter.source)?;
+        }
+        let watcher = Watcher::start(Arc::clone(&app.registry), options.watches.clone());
+        let watcher = watcher.map_err(ServeError::Thread)?;
+        listener.set_nonblocking(true).map_err(io)?;
+        let (stop, stopped) = oneshot::channel();
+        let router = routes::router(&app);
+        let run = move || serve(listener, router, stopped);
+        let http = thread::Builder::new().name("http".to_owned()).spawn(run).map_err(ServeError::Thread)?;
+        Ok(Self { address, app, stop: Some(stop), http: Some(http), _watcher: watcher })
+    }
+
+    /// Returns the address that it is bound to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the names of the adapters it has.
+    pub fn adapters(&self) -> Vec<String> {
+        self.app.registry.aliases().into_iter().map(|(name, ..)| name).collect()
+    }
+
+    /// Returns whether it still takes requests. A failed engine ends that.
+    pub fn is_alive(&self) -> bool {
+        self.app.check_ready().is_ok() && self.http.as_ref().is_some_and(|http| !http.is_finished())
+    }
+
+    /// Refuses new requests, waits up to `timeout` for those that run, and ends. Returns how many were cut off.
+    pub fn drain(self, timeout: Duration) -> usize {
+        self.app.is_draining.store(true, Ordering::Relaxed);
+        let started = Instant::now();
+        while self.app.engine.in_flight() > 0 && started.elapsed() < timeout {
+            thread::sleep(DRAIN_INTERVAL);
+        }
+        self.app.engine.in_flight()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.app.is_draining.store(true, Ordering::Relaxed);
+        drop(self.stop.take());
+        if let Some(http) = self.http.take() {
+            // A panic of the thread has been printed.
+            let _ = http.join();
+        }
+    }
+}
+
+/// Checks the names of base and adapters.
+fn check_names(options: &ServeOptions) -> Result<(), ServeError> {
+    let watched = options.watches.iter().map(|(name, _)| name);
+    let mut names: Vec<&String> = options.base_names.iter().collect();
+    for name in options.adapters.iter().map(|adapter| &adapter.name).chain(watched) {
+        check_alias(name).map_err(|message| ServeError::Name { message })?;
+        if names.contains(&name) {
+            let message = format!("cannot serve `{name}`: the base or another adapter has that name");
+            return Err(ServeError::Name { message });
+        }
+        names.push(name);
+    }
+    Ok(())
+}
+
+/// Binds the first address of the host.
+fn bind(options: &ServeOptions) -> Result<TcpListener, ServeError> {
+    let host = options.host.clone();
+    let addresses = (host.as_str(), options.port).to_socket_addrs();
+    let addresses: Vec<SocketAddr> =
+        addresses.map_err(|source| ServeError::Host { host: host.clone(), source })?.collect();
+    let is_open = addresses.iter().any(|address| !address.ip().is_loopback());
+    if is_open && options.api_key.is_none() && !options.is_insecure {
+        return Err(ServeError::NoKey { host });
+    }
+    TcpListener::bind(&addresses[..])
+        .map_err(|source| ServeError::Bind { address: format!("{host}:{}", options.port), source })
+}
+
+fn make_app(
+    base: Arc<LoadedBase>,
+    tokens: ModelTokens,
+    options: &ServeOptions,
+    address: SocketAddr,
+) -> Result<App, ServeError> {
+    let decoder = Arc::clone(base.decoder());
+    let config = decoder.config().clone();
+    let scheduler = Scheduler::new(
+        decoder,
+        SchedulerOptions {
+            max_running: options.max_running,
+            // `EngineHandle` limits the requests before they reach the scheduler.
+            max_queued: usize::MAX,
+            max_kv_tokens: options.max_kv_tokens,
+            prefill_tokens: options.prefill_tokens,
+            prefix_cache: options.prefix_cache,
+        },
+    );
+    let context = options.context.min(scheduler.max_context_tokens());
+    let max_in_flight = options.max_running.saturating_add(options.max_queued);
+    let engine = EngineHandle::start(scheduler, max_in_flight).map_err(ServeError::Thread)?;
+    let ModelTokens { tokenizer, default_system } = tokens;
+    let profiles = ModelProfiles::new(Arc::clone(base.files()), config.clone(), tokenizer, default_system)?;
+    let metrics = Arc::new(Metrics::default());
+    let loader = AdapterLoader { base, profiles, metrics: Arc::clone(&metrics) };
+    let registry_options = RegistryOptions {
+        base_names: options.base_names.clone(),
+        allow_hub: options.allow_hub.clone(),
+        adapter_root: options.adapter_root.clone(),
+        max_bytes: options.max_adapter_bytes,
+    };
+    let registry = Registry::new(registry_options, loader).map_err(ServeError::Thread)?;
+    let (api_key, admin_key) = (options.api_key.as_deref(), options.admin_key.as_deref());
+    Ok(App {
+        registry: Arc::new(registry),
+        engine,
+        metrics,
+        security: Security::new(api_key, admin_key, options.allows_updates, &options.host, address.ip()),
+        context,
+        vocab_size: config.vocab_size,
+        max_body_bytes: options.max_body_bytes,
+        max_requests: max_in_flight.saturating_mul(2).saturating_add(MIN_REQUESTS),
+        requests: Default::default(),
+        started: now(),
+        is_draining: AtomicBool::new(false),
+    })
+}
+
+/// Requests that may be read and checked at once, even if the queue is small.
+const MIN_REQUESTS: usize = 64;
+
+/// Loads an adapter before the server takes requests.
+fn load_first(app: &App, name: &str, source: &crate::AdapterSource) -> Result<(), ServeError> {
+    let request = LoadRequest {
+        name: name.to_owned(),
+        source: source.clone(),
+        replaces: false,
+        expected: None,
+        pinned: false,
+    };
+    match app.registry.set_now(request) {
+        Ok(_) => Ok(()),
+        Err(SetError::Load(source)) => Err(ServeError::Adapter { name: name.to_owned(), source }),
+        Err(SetError::TooLarge { bytes, max }) => {
+            Err(ServeError::AdapterMemory { name: name.to_owned(), bytes, max })
+        }
+        Err(other) => Err(ServeError::Name { message: format!("cannot serve `{name}`: {other:?}") }),
+    }
+}
+
+/// Runs the connections until `stopped` resolves.
+fn serve(listener: TcpListener, router: axum::Router, stopped: oneshot::Receiver<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("request")
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "cannot start the HTTP runtime"),
+    };
+    let served = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let listener = listener.tap_io(|stream| {
+            // Without this option, the system delays small events to fill packets.
+            let _ = stream.set_nodelay(true);
+        });
+        let (closing, closed) = oneshot::channel::<()>();
+        let serving = axum::serve(listener, router).with_graceful_shutdown(async {
+            // The sender is dropped to stop.
+            let _ = stopped.await;
+            drop(closing);
+        });
+        tokio::select! {
+            served = async { serving.await } => served,
+            () = async { let _ = closed.await; tokio::time::sleep(CLOSE_TIME).await } => Ok(()),
+        }
+    });
+    if let Err(error) = served {
+        tracing::error!(%error, "cannot go on serving");
+    }
+    runtime.shutdown_timeout(CLOSE_TIME);
+}

@@ -1,0 +1,50 @@
+//! The bytes of single tokens.
+
+use danlu_model::Tokenizer;
+
+/// Returns the bytes of a token's text. A token may hold part of a character only.
+///
+/// Byte-level vocabularies spell each byte as one printable character (source: `bytes_to_unicode` of GPT-2).
+/// SentencePiece spells a space as `▁` and a single byte as `<0x0A>`.
+pub(crate) fn token_bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
+    let Some(spelling) = tokenizer.token_str(id) else { return Vec::new() };
+    // Special tokens are spelled as they are.
+    if tokenizer.special_in(&spelling) == Some(&spelling) {
+        return spelling.into_bytes();
+    }
+    let is_byte_level = tokenizer.token_id("Ġ").is_some();
+    if is_byte_level && let Some(bytes) = spelling.chars().map(byte_of).collect() {
+        return bytes;
+    }
+    let hex = spelling.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    if let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        return vec![byte];
+    }
+    spelling.replace('▁', " ").into_bytes()
+}
+
+/// Returns the byte that a byte-level vocabulary spells as `c`.
+fn byte_of(c: char) -> Option<u8> {
+    let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let code = c as u32;
+    match u8::try_from(code) {
+        Ok(byte) => is_printable(byte).then_some(byte),
+        // The other bytes are numbered from 256, in order.
+        Err(_) => (0..=u8::MAX).filter(|&byte| !is_printable(byte)).nth(code as usize - 256),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_level_characters_are_their_bytes() {
+        // From `bytes_to_unicode()` of transformers 5.17.
+        for (c, byte) in [('!', b'!'), ('Ġ', b' '), ('Ċ', b'\n'), ('ä', 0xe4), ('Ń', 0xad), ('ł', 0xa0)]
+        {
+            assert_eq!(byte_of(c), Some(byte), "{c}");
+        }
+        assert_eq!(byte_of('中'), None);
+    }
+}

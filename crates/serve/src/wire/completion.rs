@@ -1,0 +1,242 @@
+//! Completions in OpenAI's older form.
+
+use serde_json::{Map, Value, json};
+
+use super::chat::stop_reason;
+use super::{StreamOptions, logprobs, now, timings, usage};
+use crate::api_error::ApiError;
+use crate::json_fields::{Fields, token_id};
+use crate::random_id::random_id;
+use crate::registry::Lease;
+use crate::reply::{Finish, Piece, Reply};
+use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
+use crate::stream::{StreamWriter, sse};
+
+/// Length of a reply if the client names none. OpenAI's default.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Most prompts of a request.
+const MAX_PROMPTS: usize = 128;
+
+/// Most alternatives of a token.
+const MAX_LOGPROBS: i64 = 5;
+
+const FIELDS: &[&str] = &[
+    "adapter",
+    "best_of",
+    "echo",
+    "logprobs",
+    "model",
+    "prompt",
+    "response_format",
+    "stream",
+    "stream_options",
+];
+
+/// A prompt, as text or as tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// A completion that a client asks for.
+pub(crate) struct CompletionRequest {
+    pub prompts: Vec<Prompt>,
+    pub sampling: SamplingFields,
+    pub logprobs: Option<usize>,
+    pub echoes: bool,
+    pub streams: bool,
+    pub stream_options: StreamOptions,
+}
+
+impl CompletionRequest {
+    pub fn read(map: &Map<String, Value>, vocab_size: usize) -> Result<Self, ApiError> {
+        let fields = Fields::new(map);
+        fields.check_names(&[FIELDS, SAMPLING_FIELDS, NEUTRAL_FIELDS])?;
+        let mut sampling = SamplingFields::read(map, vocab_size)?;
+        sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        if let Some(best_of) = fields.count("best_of", 1)?
+            && best_of != sampling.choices
+        {
+            let n = sampling.choices;
+            let message =
+                format!("cannot honour `best_of`: it is {best_of}, and only `n`, which is {n}, is supported");
+            return Err(ApiError::field("best_of", message));
+        }
+        if fields.object("response_format")?.is_some_and(|format| format.get("type") != Some(&json!("text")))
+        {
+            return Err(fields.wrong("response_format", "the format `text`, the only supported one"));
+        }
+        let logprobs = fields.whole("logprobs", 0, MAX_LOGPROBS)?.map(|n| n as usize);
+        let echoes = fields.flag("echo")?;
+        if echoes && logprobs.is_some() {
+            let message =
+                "cannot honour `echo` together with `logprobs`: probabilities of the prompt are not computed";
+            return Err(ApiError::field("echo", message));
+        }
+        Ok(Self {
+            prompts: read_prompts(&fields, vocab_size)?,
+            sampling,
+            logprobs,
+            echoes,
+            streams: fields.flag("stream")?,
+            stream_options: StreamOptions::read(&fields)?,
+        })
+    }
+}
+
+fn read_prompts(fields: &Fields<'_>, vocab_size: usize) -> Result<Vec<Prompt>, ApiError> {
+    let expected = format!(
+        "a string, a list of token ids below {vocab_size}, or a list of up to {MAX_PROMPTS} of either"
+    );
+    let wrong = || fields.wrong("prompt", &expected);
+    let ids = |items: &[Value]| items.iter().map(|id| token_id(id, vocab_size)).collect::<Option<Vec<u32>>>();
+    let prompts: Option<Vec<Prompt>> = match fields.get("prompt") {
+        Some(Value::String(text)) => Some(vec![Prompt::Text(text.clone())]),
+        Some(Value::Array(items)) if items.first().is_some_and(Value::is_number) => {
+            ids(items).map(|ids| vec![Prompt::Ids(ids)])
+        }
+        Some(Value::Array(items)) if (1..=MAX_PROMPTS).contains(&items.len()) => {
+            let prompt = |item: &Value| match item {
+                Value::String(text) => Some(Prompt::Text(text.clone())),
+                Value::Array(items) => ids(items).map(Prompt::Ids),
+                _ => None,
+            };
+            items.iter().map(prompt).collect()
+        }
+        _ => None,
+    };
+    prompts.ok_or_else(wrong)
+}
+
+/// Writes the answer to a completion, whole or in chunks.
+pub(crate) struct CompletionAnswer {
+    id: String,
+    created: u64,
+    model: String,
+    lease: Lease,
+    /// Text of each prompt, if the client wants it before the reply.
+    echoes: Option<Vec<String>>,
+    choices_per_prompt: usize,
+    wants_logprobs: bool,
+    stream_options: StreamOptions,
+    /// Characters of each choice so far.
+    offsets: Vec<usize>,
+}
+
+impl CompletionAnswer {
+    /// `model` is the name that the client sent; `texts` are the prompts.
+    pub fn new(model: &str, lease: Lease, request: &CompletionRequest, texts: Vec<String>) -> Self {
+        Self {
+            id: random_id("cmpl-"),
+            created: now(),
+            model: model.to_owned(),
+            lease,
+            offsets: vec![0; texts.len() * request.sampling.choices],
+            echoes: request.echoes.then_some(texts),
+            choices_per_prompt: request.sampling.choices,
+            wants_logprobs: request.logprobs.is_some(),
+            stream_options: request.stream_options,
+        }
+    }
+
+    fn head(&self) -> Map<String, Value> {
+        let mut head = Map::new();
+        head.insert("id".to_owned(), self.id.as_str().into());
+        head.insert("object".to_owned(), "text_completion".into());
+        head.insert("created".to_owned(), self.created.into());
+        head.insert("model".to_owned(), self.model.as_str().into());
+        head.insert("system_fingerprint".to_owned(), crate::FINGERPRINT.into());
+        if let Some(generation) = &self.lease.generation {
+            head.insert("adapter_generation".to_owned(), generation.id.to_string().into());
+        }
+        head
+    }
+
+    fn echo(&self, choice: usize) -> &str {
+        self.echoes.as_ref().map_or("", |texts| texts[choice / self.choices_per_prompt].as_str())
+    }
+
+    fn choice(&mut self, piece: &Piece) -> Value {
+        let logprobs = match self.wants_logprobs {
+            true => {
+                let tokenizer = self.lease.profile.tokenizer();
+                logprobs::of_completion(tokenizer, &piece.logprobs, &mut self.offsets[piece.choice])
+            }
+            false => Value::Null,
+        };
+        json!({
+            "index": piece.choice,
+            "text": piece.text,
+            "logprobs": logprobs,
+            "finish_reason": piece.finish.as_ref().map(|finish| finish.reason),
+            "stop_reason": stop_reason(piece.finish.as_ref()),
+        })
+    }
+
+    /// Waits for the end of the reply, and returns the answer.
+    pub async fn whole(mut self, mut reply: Reply) -> Result<Value, ApiError> {
+        let empty =
+            |choice| Piece { choice, text: self.echo(choice).to_owned(), logprobs: Vec::new(), finish: None };
+        let mut wholes: Vec<Piece> = (0..reply.choices()).map(empty).collect();
+        while let Some(mut piece) = reply.next().await? {
+            let whole = &mut wholes[piece.choice];
+            whole.text.push_str(&piece.text);
+            whole.logprobs.append(&mut piece.logprobs);
+            whole.finish = piece.finish;
+        }
+        let choices: Vec<Value> = wholes.iter().map(|piece| self.choice(piece)).collect();
+        let mut answer = self.head();
+        answer.insert("choices".to_owned(), choices.into());
+        answer.insert("usage".to_owned(), usage(reply.usage()));
+        answer.insert("timings".to_owned(), timings(&reply));
+        Ok(Value::Object(answer))
+    }
+
+    fn chunk(&self, choices: Value, usage: Option<Value>) -> String {
+        let mut chunk = self.head();
+        chunk.insert("choices".to_owned(), choices);
+        if self.stream_options.includes_usage {
+            chunk.insert("usage".to_owned(), usage.unwrap_or(Value::Null));
+        }
+        sse(&Value::Object(chunk))
+    }
+}
+
+impl StreamWriter for CompletionAnswer {
+    fn start(&mut self, reply: &Reply) -> String {
+        if self.echoes.is_none() {
+            return String::new();
+        }
+        let echo = |this: &mut Self, choice| {
+            let text = this.echo(choice).to_owned();
+            let piece = Piece { choice, text, logprobs: Vec::new(), finish: None::<Finish> };
+            let choice = this.choice(&piece);
+            this.chunk(json!([choice]), None)
+        };
+        (0..reply.choices()).map(|choice| echo(self, choice)).collect()
+    }
+
+    fn piece(&mut self, piece: &Piece, reply: &Reply) -> String {
+        let so_far = self.stream_options.is_continuous.then(|| usage(reply.usage()));
+        let choice = self.choice(piece);
+        self.chunk(json!([choice]), so_far)
+    }
+
+    fn end(&mut self, reply: &Reply) -> String {
+        let mut out = String::new();
+        if self.stream_options.includes_usage {
+            out += &self.chunk(json!([]), Some(usage(reply.usage())));
+        }
+        out + "data: [DONE]\n\n"
+    }
+
+    fn error(&mut self, error: &ApiError) -> String {
+        sse(&error.body())
+    }
+
+    fn ping(&self) -> Option<&'static str> {
+        Some(": ping\n\n")
+    }
+}
