@@ -214,6 +214,12 @@ impl From<danlu_loader::LoadError> for Diagnostic {
     }
 }
 
+impl From<danlu_serve::ServeError> for Diagnostic {
+    fn from(error: danlu_serve::ServeError) -> Self {
+        Self::from_error(&error, error.hint()).with_details(error.details().to_vec())
+    }
+}
+
 /// Library errors keep their message and their hint.
 macro_rules! from_library {
     ($($error:ty),* $(,)?) => {$(

@@ -20,6 +20,73 @@ const TEXTS: &[(&str, &str)] = &[
         "Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist",
         "按一块空闲的、显存为此大小的 GPU 来预测，如 15GiB；不需要真有这块 GPU",
     ),
+    ("Network", "网络"),
+    ("Adapters", "适配器服务"),
+    ("Load", "负载"),
+    (
+        "Serve a base and its adapters over HTTP, with the API of OpenAI",
+        "通过 HTTP 提供基座与适配器的服务，接口与 OpenAI 相同",
+    ),
+    (
+        "Base or merged model, or an adapter to serve on its base: a folder or a Hub name",
+        "基座或合并后的模型，或在其基座上提供服务的适配器：文件夹或 Hub 名称",
+    ),
+    ("Address or name to listen on", "监听的地址或主机名"),
+    ("Port to listen on; 0 takes a free one", "监听的端口；0 表示任选一个空闲端口"),
+    ("Key that clients must send [default: DANLU_API_KEY]", "客户端必须发送的密钥 [默认：DANLU_API_KEY]"),
+    (
+        "Key that clients must send to load and unload adapters [default: DANLU_ADMIN_KEY]",
+        "客户端加载、卸载适配器时必须发送的密钥 [默认：DANLU_ADMIN_KEY]",
+    ),
+    ("Listen without a key on an address that other machines reach", "在其他机器可达的地址上监听而不设密钥"),
+    ("Seconds for running replies after a signal to end", "收到结束信号后，留给进行中回复的秒数"),
+    (
+        "Name of the model for clients [default: its folder or Hub name]",
+        "客户端看到的模型名 [默认：文件夹名或 Hub 名称]",
+    ),
+    (
+        "Adapter under the name that clients send as `model`; may be repeated",
+        "适配器，名字即客户端的 `model`；可重复",
+    ),
+    (
+        "Output folder of a running training; its newest checkpoint is served under the name",
+        "正在训练的输出文件夹；以此名字提供其最新检查点",
+    ),
+    (
+        "Adapters on the Hub that a request may load by their name, such as 'you/*'",
+        "请求可按名字加载的 Hub 适配器，如 'you/*'",
+    ),
+    ("Folder from which the admin key may load adapters by path", "管理密钥可按路径加载适配器的文件夹"),
+    ("Allow loading and unloading adapters without an admin key", "允许不用管理密钥加载、卸载适配器"),
+    (
+        "Memory of adapters; the least recently used are read again when needed [default: a tenth of what is available]",
+        "适配器的内存；最久未用的让出，需要时重新读取 [默认：可用内存的十分之一]",
+    ),
+    (
+        "Longest prompt and reply together, in tokens [default: the model's limit, at most 8192]",
+        "提示与回复合计的最大词元数 [默认：模型上限，至多 8192]",
+    ),
+    ("Most replies at the same time", "同时生成的回复数上限"),
+    (
+        "Most requests that wait; others get status 429 [default: 8 times --max-num-seqs]",
+        "排队请求数上限；超出的得到状态 429 [默认：--max-num-seqs 的 8 倍]",
+    ),
+    (
+        "Most prompt tokens in a step, while others get a token each",
+        "一步中读入的提示词元上限，其他回复各得一个词元",
+    ),
+    (
+        "Memory for keys and values of prompts and replies [default: enough for all replies, at most a quarter of what is available]",
+        "提示与回复的键和值的内存 [默认：够所有回复用，至多可用内存的四分之一]",
+    ),
+    (
+        "Read each prompt from its start, also if another had the same beginning",
+        "每个提示都从头读入，即使与别的提示开头相同",
+    ),
+    (
+        "Continue although the base's chat template differs from the model's training",
+        "即使基座的对话模板与训练时不同，也继续",
+    ),
     ("Files", "文件"),
     ("Data", "数据"),
     ("Training", "训练"),

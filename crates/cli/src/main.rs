@@ -40,7 +40,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use args::compute::available_cores;
 use commands::{
     bench, card, chat, compare, completions, config, data, demo, doctor, explain, hub, merge, plan, quantize,
-    train,
+    serve, train,
 };
 use diagnostic::Result;
 use lang::Lang;
@@ -100,6 +100,9 @@ enum Command {
     /// Chat with a base, an adapter or a merged model
     #[command(after_help = chat::EXAMPLES, allow_negative_numbers = true)]
     Chat(chat::ChatArgs),
+    /// Serve a base and its adapters over HTTP, with the API of OpenAI
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<serve::ServeArgs>),
     /// Merge an adapter into its base, and measure the result
     #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
@@ -238,6 +241,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         }
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
+        Command::Serve(args) => serve::run(args, printer),
         Command::Merge(args) => merge::run(args, printer),
         Command::Card(args) => card::run(args, printer),
         Command::Quantize(args) => quantize::run(args, printer),

@@ -15,4 +15,5 @@ pub mod merge;
 pub mod plan;
 pub mod quantization_progress;
 pub mod quantize;
+pub mod serve;
 pub mod train;

@@ -1,0 +1,77 @@
+//! Memory of a server, before it loads its base.
+
+use danlu_model::ModelConfig;
+use danlu_train::memory::display;
+
+use super::args::ServeArgs;
+use crate::diagnostic::{Diagnostic, Result};
+
+/// Default limit of a conversation, in tokens.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// Least memory of adapters by default.
+const MIN_ADAPTER_BYTES: u64 = 64 << 20;
+
+/// Limits of a server that follow from the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServeLimits {
+    /// Most tokens of a prompt and its reply.
+    pub context: usize,
+    /// Most tokens whose keys and values are in memory.
+    pub kv_tokens: usize,
+    /// Bytes of those.
+    pub kv_bytes: u64,
+    /// Most bytes of adapters.
+    pub adapter_bytes: u64,
+}
+
+impl ServeLimits {
+    /// Chooses the limits for `config` in `available` bytes, where the flags leave them open.
+    ///
+    /// # Errors
+    /// If a flag exceeds the model's context or the memory.
+    pub fn choose(args: &ServeArgs, config: &ModelConfig, available: Option<u64>) -> Result<Self> {
+        let most = config.max_position_embeddings;
+        if let Some(len) = args.max_model_len {
+            crate::args::compute::check_context(len, most, "`--max-model-len`")?;
+        }
+        let context = args.max_model_len.unwrap_or(DEFAULT_CONTEXT).min(most);
+        let available = available.unwrap_or(u64::MAX);
+        let adapter_bytes = args.adapter_memory.unwrap_or((available / 10).max(MIN_ADAPTER_BYTES));
+        let per_token =
+            (2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>())
+                as u64;
+        let wanted = (context as u64).saturating_mul(args.max_num_seqs as u64).saturating_mul(per_token);
+        let kv_bytes = args.kv_cache_memory.unwrap_or(wanted.min(available / 4));
+        let kv_tokens = (kv_bytes / per_token) as usize;
+        let limits = Self { context, kv_tokens, kv_bytes, adapter_bytes };
+        limits.check(per_token, available)
+    }
+
+    fn check(self, per_token: u64, available: u64) -> Result<Self> {
+        let Self { context, kv_tokens, kv_bytes, adapter_bytes } = self;
+        if kv_tokens < context {
+            let text = format!(
+                "cannot serve a context of {context} tokens: its keys and values need {}, and {} are planned for them",
+                display(context as u64 * per_token),
+                display(kv_bytes)
+            );
+            let hint =
+                format!("use `--max-model-len {}`, or more with `--kv-cache-memory`", kv_tokens.max(1));
+            return Err(Diagnostic::input(text).with_hint(hint));
+        }
+        let needed = kv_bytes.saturating_add(adapter_bytes);
+        if needed > available {
+            let text = format!(
+                "cannot serve: keys and values ({}) and adapters ({}) need {}, and {} are available",
+                display(kv_bytes),
+                display(adapter_bytes),
+                display(needed),
+                display(available)
+            );
+            let hint = "lower `--kv-cache-memory`, `--adapter-memory` or `--max-num-seqs`";
+            return Err(Diagnostic::input(text).with_hint(hint));
+        }
+        Ok(self)
+    }
+}
