@@ -58,6 +58,21 @@ impl LoadedBase {
     pub fn quantization(&self) -> Option<Quantization> {
         self.quantization
     }
+
+    /// Loads the tensors of an adapter, and prepares them for this base.
+    ///
+    /// # Errors
+    /// If a file of the adapter is invalid, the adapter was made for a base of another shape, or it replaces
+    /// tensors of the base, which other adapters share.
+    pub fn load_adapter(&self, files: &AdapterFiles) -> Result<Adapter, LoadError> {
+        let decoder = self.decoder();
+        let mut adapter = files.load(decoder.config(), self.files().folder(), &**decoder.backend())?;
+        adapter.prepare(decoder, self.threads)?;
+        if adapter.changes_base() {
+            return Err(LoadError::ChangesBase { adapter: files.folder().to_owned() });
+        }
+        Ok(adapter)
+    }
 }
 
 impl Loader<'_> {
@@ -173,15 +188,10 @@ impl LoadedAdapter {
         check: TokenCheck,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, LoadError> {
-        let decoder = base.decoder();
-        let mut adapter = files.load(decoder.config(), base.files().folder(), &**decoder.backend())?;
-        adapter.prepare(decoder, base.threads)?;
-        if adapter.changes_base() {
-            return Err(LoadError::ChangesBase { adapter: files.folder().to_owned() });
-        }
+        let adapter = base.load_adapter(files)?;
         notices.extend(Notice::of_adapter(&files.name(), &adapter));
         let tokens = ModelTokens::of_adapter(files, base.files(), check, notices)?;
-        tokens.tokenizer.limit_ids(decoder.config());
+        tokens.tokenizer.limit_ids(base.decoder().config());
         Ok(Self { adapter, tokens })
     }
 }

@@ -588,4 +588,32 @@ pub const HINTS: &[(&str, &str)] = &[
         "把 `{}` 设为 {} 的镜像，或用内置的数据集：danlu data get palace",
     ),
     ("shorten the prompt", "缩短提示"),
+    (
+        "use `--host 127.0.0.1`, or `--host 0.0.0.0` with `--api-key`",
+        "用 `--host 127.0.0.1`，或 `--host 0.0.0.0` 加 `--api-key`",
+    ),
+    ("set `--api-key` or DANLU_API_KEY", "设置 `--api-key` 或 DANLU_API_KEY"),
+    ("`--insecure` serves everybody who reaches the address", "`--insecure` 向所有能访问该地址的人提供服务"),
+    (
+        "stop the program on that port, or choose another with `--port`",
+        "停掉占用该端口的程序，或用 `--port` 换一个",
+    ),
+    ("choose a port above 1023 with `--port`", "用 `--port` 选 1023 以上的端口"),
+    ("choose an address of this machine with `--host`", "用 `--host` 选本机的地址"),
+    ("choose another name", "换一个名字"),
+    ("raise `--adapter-memory`", "增大 `--adapter-memory`"),
+    ("raise the limit on threads, such as `ulimit -u`", "放宽线程数限制，如 `ulimit -u`"),
+    (
+        "serve it on the base of its training, with the tokenizer of its training",
+        "在训练所用的基座上、用训练时的分词器提供服务",
+    ),
+    ("serve it on the base of its training", "在训练所用的基座上提供服务"),
+    (
+        "use `--max-model-len {}`, or more with `--kv-cache-memory`",
+        "用 `--max-model-len {}`，或增大 `--kv-cache-memory`",
+    ),
+    (
+        "lower `--kv-cache-memory`, `--adapter-memory` or `--max-num-seqs`",
+        "减小 `--kv-cache-memory`、`--adapter-memory` 或 `--max-num-seqs`",
+    ),
 ];

@@ -487,4 +487,41 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ),
     ("cannot choose a token after {} tokens: {}", "无法在 {} 个词元之后选择下一个：{}"),
     ("cannot write the embedded base: there is no home folder", "无法写出内置基座：没有用户主文件夹"),
+    ("cannot find the address of `{}`: {}", "找不到 `{}` 的地址：{}"),
+    (
+        "cannot serve on `{}`: other machines reach this address, and no key is set",
+        "无法在 `{}` 上提供服务：其他机器可以访问该地址，而没有设置密钥",
+    ),
+    ("cannot bind `{}`: {}", "无法监听 `{}`：{}"),
+    (
+        "cannot serve `{}`: it needs {} bytes, and adapters may have {}",
+        "无法提供 `{}`：需要 {} 字节，适配器至多 {}",
+    ),
+    (
+        "cannot serve `{}`: the base or another adapter has that name",
+        "无法提供 `{}`：基座或另一适配器已用此名",
+    ),
+    (
+        "cannot serve `{}`: its tokenizer has other ids than the base's",
+        "无法提供 `{}`：其分词器的编号与基座不同",
+    ),
+    (
+        "cannot serve `{}`: it was trained with other tokens or another template",
+        "无法提供 `{}`：训练时用的分词器或模板不同",
+    ),
+    ("cannot serve `{}`: {}", "无法提供 `{}`：{}"),
+    ("cannot use `{}` as the name of an adapter: {}", "不能用 `{}` 作为适配器的名字：{}"),
+    ("cannot start a thread: {}", "无法启动线程：{}"),
+    (
+        "cannot serve a context of {} tokens: its keys and values need {}, and {} are planned for them",
+        "无法提供 {} 词元的上下文：键和值需要 {}，计划给它们 {}",
+    ),
+    (
+        "cannot serve: keys and values ({}) and adapters ({}) need {}, and {} are available",
+        "无法提供服务：键和值（{}）与适配器（{}）需要 {}，可用 {}",
+    ),
+    (
+        "cannot go on serving: the engine or the HTTP thread has ended",
+        "无法继续提供服务：引擎或 HTTP 线程已结束",
+    ),
 ];

@@ -62,10 +62,9 @@ impl AdapterLoader {
         for notice in &notices {
             tracing::warn!(?notice, "adapter and base differ");
         }
-        let backend = &**decoder.backend();
-        let adapter = files.load(decoder.config(), base.folder(), backend)?;
+        let adapter = self.base.load_adapter(&files)?;
         let profile = self.profiles.of_adapter(&files)?;
-        Ok(Generation::new(adapter, profile, backend)?)
+        Ok(Generation::new(adapter, profile, &**decoder.backend())?)
     }
 }
 

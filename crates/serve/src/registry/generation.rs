@@ -92,7 +92,7 @@ fn content_id(
         add(module.path().as_bytes());
         add(&module.scaling.to_le_bytes());
         for tensor in module.tensors() {
-            add(&(tensor.shape[0] as u64).to_le_bytes());
+            add(format!("{:?}", tensor.shape).as_bytes());
             let mut values = vec![0.0; tensor.len()];
             backend.read(&mut values, &adapter.params, tensor.offset)?;
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
