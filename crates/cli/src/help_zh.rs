@@ -5,8 +5,8 @@ use clap::Command;
 /// Headings, commands and flags, by their English text.
 const TEXTS: &[(&str, &str)] = &[
     (
-        "Type of matrix products: f32 or bf16 [default: bf16 on a GPU, the type with the higher measured peak on a processor]",
-        "矩阵乘法的类型：f32 或 bf16 [默认：GPU 上 bf16，CPU 上取实测峰值更高的]",
+        "Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]",
+        "矩阵乘法的类型：auto（取较快的）、bf16 或 f32 [默认：auto]",
     ),
     (
         "Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr",
@@ -267,14 +267,6 @@ const TEXTS: &[(&str, &str)] = &[
     ("Random tokens of each prompt; reading them is not measured", "每个提示的随机词元数；读入不计时"),
     ("New tokens of each sequence, by greedy decoding", "每个序列生成的词元数（贪心解码）"),
     ("Number of sequences decoded at once", "同时解码的序列数"),
-    (
-        "Type of matrix products: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]",
-        "矩阵乘法的类型：f32 或 bf16 [默认：有 AVX512-BF16 时 bf16，否则 f32]",
-    ),
-    (
-        "Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]",
-        "矩阵乘法的类型：f32 或 bf16 [默认：GPU 上 bf16，否则 f32]",
-    ),
     (
         "Measured runs [default: 10 for train, 5 for prefill, 3 for decode and merge]",
         "计时的次数 [默认：train 10，prefill 5，decode 与 merge 3]",

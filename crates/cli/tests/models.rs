@@ -144,6 +144,8 @@ fn doctor_follows_the_environment_and_the_flags() {
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.out.contains("scalar (chosen by DANLU_ISA)"), "{}", ran.out);
     assert!(ran.out.contains("cpu scalar, 1 thread, f32"), "{}", ran.out);
+    let auto = "--dtype auto     f32 (the default: bf16 is not faster here)\n";
+    assert!(ran.out.contains(auto), "{}", ran.out);
     let without_gpu = "NVIDIA GPU       none: cannot open `libcuda.so.1`: this machine has no NVIDIA driver";
     assert!(ran.out.contains(without_gpu) || ran.out.contains("CUDA driver "), "{}", ran.out);
     let zh = Ran::of(scene.command(&["doctor"]).env("LANG", "zh_CN.UTF-8").output().unwrap());

@@ -19,7 +19,8 @@ fn limited(scene: &Scene, kib: u64, line: &str) -> Ran {
     // bash counts blocks of 1024 bytes on every system.
     command.args(["-c", &format!("ulimit -f {kib} && exec \"$@\""), "bash"]);
     command.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
-    command.current_dir(scene.path(".")).env("LANG", "C").env_remove("DANLU_ISA").env_remove("LC_ALL");
+    command.current_dir(scene.path(".")).env("LANG", "C").env_remove("LC_ALL");
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     Ran::of(command.output().unwrap())
 }
 

@@ -26,6 +26,16 @@ const BLOCK: usize = 4096 / size_of::<u64>();
 const LEAST_RUNS: usize = 5;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
+/// Rounds of one run of [`flops`]: some milliseconds.
+const ROUNDS: usize = 2_000_000;
+/// Runs of [`quick_flops`], and rounds of each: a tenth of a millisecond.
+const QUICK_RUNS: usize = 20;
+const QUICK_ROUNDS: usize = 32_000;
+
+/// How much higher the peak of bf16 must be. The ratio of the peaks is 1/2, 2 or more, so that noise of the
+/// measurement does not change the choice.
+const MIN_ADVANTAGE: f64 = 1.2;
+
 /// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`. Operands have
 /// type `dtype`, sums are f32. A multiply-add counts as two operations.
 ///
@@ -34,25 +44,42 @@ const LONG_ENOUGH: Duration = Duration::from_millis(300);
 pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     let (run, flops) = kernel(isa, dtype)?;
     // SAFETY: `kernel` returns only functions for instruction sets of this machine.
-    let seconds = fastest(threads, LONG_ENOUGH, |_| unsafe { run() });
-    Some(threads.max(1) as f64 * flops / seconds)
+    let seconds = fastest(threads, LONG_ENOUGH, |_| unsafe { run(ROUNDS) });
+    Some((threads.max(1) * ROUNDS) as f64 * flops / seconds)
 }
 
-/// Returns the type with the higher peak on one thread of `isa`, bf16 or f32. The measurement takes about 0.1
-/// s. An instruction set that converts bf16 to f32 first is not measured.
+/// Returns the type whose matrix multiplications have the higher peak on one thread of `isa`, bf16 or f32.
 ///
-/// The flag of an instruction does not decide: some processors execute the bf16 dot product at half the rate
-/// of f32 multiply-adds.
+/// A flag of the processor does not decide: some processors execute the bf16 dot product at half the rate of
+/// f32 multiply-adds. The measurement takes a few milliseconds. An instruction set that converts bf16 to f32
+/// needs none.
 pub fn fastest_dtype(isa: Isa) -> DType {
-    let rate = |dtype| {
-        let (run, flops) = kernel(isa, dtype)?;
-        // SAFETY: as in `flops`.
-        Some(flops / fastest(1, Duration::ZERO, |_| unsafe { run() }))
-    };
-    match isa.multiplies_bf16().then(|| (rate(DType::Bf16), rate(DType::F32))) {
-        Some((Some(bf16), Some(f32))) if bf16 > f32 => DType::Bf16,
+    if !isa.multiplies_bf16() {
+        return DType::F32;
+    }
+    let [bf16, f32] = quick_flops(isa, [DType::Bf16, DType::F32]);
+    match (bf16, f32) {
+        (Some(bf16), Some(f32)) if bf16 > MIN_ADVANTAGE * f32 => DType::Bf16,
         _ => DType::F32,
     }
+}
+
+/// Measures the FLOP/s of one thread for several types within a few milliseconds, as [`flops`].
+///
+/// The types take turns, so that other load on the machine slows all of them.
+pub fn quick_flops<const N: usize>(isa: Isa, dtypes: [DType; N]) -> [Option<f64>; N] {
+    let kernels = dtypes.map(|dtype| kernel(isa, dtype));
+    let mut best = [f64::INFINITY; N];
+    for _ in 0..QUICK_RUNS {
+        for (best, kernel) in best.iter_mut().zip(kernels) {
+            let Some((run, _)) = kernel else { continue };
+            let begin = Instant::now();
+            // SAFETY: `kernel` returns only functions for instruction sets of this machine.
+            unsafe { run(QUICK_ROUNDS) };
+            *best = best.min(begin.elapsed().as_secs_f64());
+        }
+    }
+    std::array::from_fn(|i| kernels[i].map(|(_, flops)| QUICK_ROUNDS as f64 * flops / best[i]))
 }
 
 /// Measures the bytes per second that `threads` threads read from memory, each from its own part of one large
@@ -108,8 +135,8 @@ fn fastest(threads: usize, long_enough: Duration, work: impl Fn(usize) + Sync) -
     })
 }
 
-/// A function that multiplies and adds, and its number of FLOP.
-type Kernel = (unsafe fn(), f64);
+/// A function that multiplies and adds for a number of rounds, and the FLOP of a round.
+type Kernel = (unsafe fn(usize), f64);
 
 fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     if !isa.is_supported() {
@@ -159,19 +186,16 @@ mod x86 {
 
     use super::BLOCK;
 
-    /// Rounds of one run: some milliseconds.
-    const ROUNDS: usize = 2_000_000;
-
     macro_rules! multiply_add {
         ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
-            /// FLOP of one run of the function below.
-            pub const $count: f64 = ($sums * $flops * ROUNDS) as f64;
+            /// FLOP of one round of the function below.
+            pub const $count: f64 = ($sums * $flops) as f64;
 
             /// Runs independent multiply-adds in registers, and nothing else.
             #[target_feature(enable = $features)]
-            pub fn $name() {
+            pub fn $name(rounds: usize) {
                 let (mut sums, one) = ([$zero; $sums], black_box($one));
-                for _ in 0..ROUNDS {
+                for _ in 0..rounds {
                     for sum in &mut sums {
                         *sum = $step(*sum, one);
                     }
@@ -199,11 +223,14 @@ mod x86 {
         |s, o| _mm512_dpbf16_ps(s, o, o)
     );
 
-    /// FLOP of one run of [`amx`].
-    pub const AMX: f64 = (6 * 16 * 16 * 64 * (ROUNDS / 16)) as f64;
+    /// Rounds of [`amx`] in one pass of its loop. A round of tiles is longer than one of vectors.
+    const AMX_ROUNDS: usize = 16;
+
+    /// FLOP of one round of [`amx`].
+    pub const AMX: f64 = (6 * 16 * 16 * 64 / AMX_ROUNDS) as f64;
 
     /// Runs independent multiply-adds in tile registers, and nothing else.
-    pub fn amx() {
+    pub fn amx(rounds: usize) {
         let mut shapes = [0u8; 64];
         shapes[0] = 1;
         for i in 0..8 {
@@ -224,7 +251,7 @@ mod x86 {
                 "jnz 2b",
                 "tilerelease",
                 shapes = in(reg) shapes.as_ptr(),
-                rounds = inout(reg) ROUNDS / 16 => _,
+                rounds = inout(reg) rounds / AMX_ROUNDS => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, readonly),

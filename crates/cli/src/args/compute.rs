@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_kernels::cuda::{self, Cuda, CudaError, CudaOptions};
-use danlu_kernels::{Backend, BackendOptions, Cpu, CpuOptions, DType, Isa};
+use danlu_kernels::{Backend, BackendOptions, Cpu, CpuOptions, DType, Isa, peak};
+use danlu_train::Precision;
 
 use crate::diagnostic::{Diagnostic, Result};
+use crate::printer::Printer;
 
 /// The environment variable that chooses an instruction set.
 pub const ISA_VARIABLE: &str = "DANLU_ISA";
@@ -76,6 +78,76 @@ impl DeviceChoice {
     }
 }
 
+/// The value of `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DTypeChoice {
+    /// The faster type of the device.
+    Auto,
+    Fixed(Precision),
+}
+
+impl FromStr for DTypeChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            _ => Precision::from_str(name)
+                .map(Self::Fixed)
+                .map_err(|_| "expected auto, bf16 or f32".to_owned()),
+        }
+    }
+}
+
+/// The type of matrix multiplications, and why it was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolvedDType {
+    pub precision: Precision,
+    pub reason: DTypeReason,
+}
+
+/// Why a type was chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DTypeReason {
+    /// The user named it, or the run began with it.
+    #[default]
+    Asked,
+    /// A GPU computes.
+    Gpu,
+    /// It has the higher measured peak on this processor.
+    Measured,
+}
+
+impl ResolvedDType {
+    /// Returns the type of the back end.
+    pub fn dtype(self) -> DType {
+        self.precision.into()
+    }
+
+    /// Prints the back end and the reason, if the type was measured.
+    pub fn announce(self, backend: &dyn Backend, printer: &Printer) {
+        if self.reason == DTypeReason::Measured {
+            let (name, note) = (printer.backend(&backend.name()), self.reason.note(self.precision, printer));
+            printer.status_bilingual(&format!("计算：{name}{note}"), &format!("computed by {name}{note}"));
+        }
+    }
+}
+
+impl DTypeReason {
+    /// Returns what to print behind the type, with a leading blank. Only a measured choice has a reason.
+    pub fn note(self, precision: Precision, printer: &Printer) -> &'static str {
+        match (self, precision) {
+            (Self::Asked | Self::Gpu, _) => "",
+            (Self::Measured, Precision::Bf16) => {
+                printer.pick("（默认：在本机比 f32 快）", " (the default: faster than f32 here)")
+            }
+            (Self::Measured, Precision::F32) => {
+                printer.pick("（默认：在本机 bf16 不更快）", " (the default: bf16 is not faster here)")
+            }
+        }
+    }
+}
+
 /// The diagnostic of a GPU that cannot be used.
 pub fn unusable(error: &CudaError) -> Diagnostic {
     Diagnostic::input(error.to_string()).with_hint(error.hint())
@@ -111,13 +183,23 @@ impl ComputeArgs {
         self.device.unwrap_or_default().gpu()
     }
 
-    /// Returns the requested type, or the device's default: bf16 on a GPU, f32 on the CPU.
+    /// Resolves `--dtype`. `auto`, also the default, is bf16 on a GPU, and on a CPU the type with the higher
+    /// measured peak.
     ///
     /// # Errors
-    /// As [`DeviceChoice::gpu`].
-    pub fn dtype(&self, asked: Option<DType>) -> Result<DType> {
-        let of_device = || Ok(if self.gpu()?.is_some() { DType::Bf16 } else { DType::F32 });
-        asked.map_or_else(of_device, Ok)
+    /// As [`ComputeArgs::backend`].
+    pub fn dtype(&self, choice: Option<DTypeChoice>) -> Result<ResolvedDType> {
+        if let Some(DTypeChoice::Fixed(precision)) = choice {
+            return Ok(ResolvedDType { precision, reason: DTypeReason::Asked });
+        }
+        if self.planned_gpu()?.is_some() {
+            return Ok(ResolvedDType { precision: Precision::Bf16, reason: DTypeReason::Gpu });
+        }
+        let precision = match peak::fastest_dtype(isa_from_env()?.unwrap_or_else(Isa::detect)) {
+            DType::Bf16 => Precision::Bf16,
+            _ => Precision::F32,
+        };
+        Ok(ResolvedDType { precision, reason: DTypeReason::Measured })
     }
 
     /// Returns the number of threads: as many as asked for, but no more than the cores.
@@ -163,15 +245,6 @@ impl ComputeArgs {
 /// limit it.
 pub fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Parses the type of matrix multiplications.
-pub fn products(name: &str) -> Result<DType, String> {
-    match name {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::Bf16),
-        _ => Err("expected f32 or bf16".to_owned()),
-    }
 }
 
 /// Reads the instruction set from `DANLU_ISA`.

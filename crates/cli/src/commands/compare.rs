@@ -2,19 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
 use danlu_data::EncodeOptions;
 use danlu_hub::FetchScope;
-use danlu_kernels::DType;
 use danlu_loader::{FolderKind, LoadedModel, ModelDirs, ModelFiles, ModelRef, choose_quantization};
 use danlu_model::{Workspace, files};
 use serde_json::json;
 
 use crate::args::QuantArgs;
 use crate::args::compute::check_context;
-use crate::args::compute::{ComputeArgs, products};
+use crate::args::compute::{ComputeArgs, DTypeChoice};
 use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
@@ -71,9 +71,9 @@ pub struct CompareArgs {
     /// Continue although the tokenizer or template of a base differs from that of its adapter
     #[arg(long)]
     pub allow_template_mismatch: bool,
-    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
-    #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
-    pub dtype: Option<DType>,
+    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
+    pub dtype: Option<DTypeChoice>,
     #[command(flatten)]
     pub quant: QuantArgs,
     /// Print the result as one JSON object
@@ -103,7 +103,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             data
         }
     };
-    let models = load_both(args, files, &loader)?;
+    let models = load_both(args, files, &loader, printer)?;
     let names = distinct_names(&models);
     let held_out = read_common(args, &data, &models, printer)?;
     let measured = |i: usize| {
@@ -167,8 +167,11 @@ fn load_both(
     args: &CompareArgs,
     files: [ModelFiles; 2],
     loader: &ModelLoader<'_>,
+    printer: &Printer,
 ) -> Result<[LoadedModel; 2]> {
-    let backend = args.compute.backend(args.compute.dtype(args.dtype)?)?;
+    let dtype = args.compute.dtype(args.dtype)?;
+    let backend = args.compute.backend(dtype.dtype())?;
+    dtype.announce(&*backend, printer);
     let (choice, threads) = (args.quant.choice()?, args.compute.threads());
     let [left, right] = files;
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));

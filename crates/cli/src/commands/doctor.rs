@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use danlu_kernels::cuda::{CudaError, LibraryFile, Survey, survey};
-use danlu_kernels::{DType, Isa};
+use danlu_kernels::{DType, Isa, peak};
 use danlu_model::files;
 
 use crate::args::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
@@ -56,6 +56,12 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     let of =
         if zh { format!("{threads}（共 {cores} 核）") } else { format!("{threads} of {cores} cores") };
     row(("线程", "threads"), of);
+    for (name, value) in peaks(printer) {
+        row(name, value);
+    }
+    let auto = args.compute.dtype(None)?;
+    let note = auto.reason.note(auto.precision, printer);
+    row(("--dtype auto", "--dtype auto"), format!("{}{note}", auto.precision));
     for (dtype, name) in [(DType::F32, "--dtype f32"), (DType::Bf16, "--dtype bf16")] {
         row((name, name), printer.backend(&args.compute.backend(dtype)?.name()));
     }
@@ -88,6 +94,20 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
         },
     );
     Ok(())
+}
+
+/// Returns the measured peaks of each instruction set: a name in both languages, and a value.
+fn peaks(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
+    let names = std::iter::once(("单线程峰值", "peak of a thread")).chain(std::iter::repeat(("", "")));
+    let peaks = Isa::supported().filter_map(|isa| {
+        let [bf16, f32] = peak::quick_flops(isa, [DType::Bf16, DType::F32]);
+        let gigaflops = |peak: f64| format!("{:.0} GFLOP/s", peak / 1e9);
+        let bf16 = bf16.filter(|_| isa.multiplies_bf16()).map(|peak| format!("bf16 {}", gigaflops(peak)));
+        let f32 = format!("f32 {}", gigaflops(f32?));
+        let types: Vec<_> = bf16.into_iter().chain([f32]).collect();
+        Some(format!("{isa}: {}", types.join(printer.pick("，", ", "))))
+    });
+    names.zip(peaks).collect()
 }
 
 /// Returns driver, devices and cuBLASLt: a name in both languages, and a value.

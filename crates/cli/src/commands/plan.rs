@@ -11,6 +11,7 @@ use danlu_train::{MemoryPlan, TrainSettings};
 
 use crate::args::adapter::memory_limit;
 use crate::args::chat_template::with_chat_template;
+use crate::args::compute::DTypeReason;
 use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
 use crate::commands::train::{self, GpuMemory, REPLIES, RunConfig, RunLimits, TrainArgs, prepare};
@@ -93,7 +94,9 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
         print_json(&forecast, printer);
     } else {
         let name = files.base_shown();
-        print_table(&Planned { name, config: &config, settings, stored, forecast: &forecast }, printer);
+        let reason = run.limits.dtype_reason;
+        let planned = Planned { name, config: &config, settings, reason, stored, forecast: &forecast };
+        print_table(&planned, printer);
     }
     Ok(())
 }
@@ -103,6 +106,8 @@ struct Planned<'a> {
     name: String,
     config: &'a ModelConfig,
     settings: &'a TrainSettings,
+    /// Why the settings have their `dtype`.
+    reason: DTypeReason,
     /// The base's stored quantization.
     stored: Option<Quantization>,
     forecast: &'a Forecast,
@@ -182,9 +187,9 @@ fn print_table(planned: &Planned<'_>, printer: &Printer) {
 
 /// Prints the model, and its largest forward pass.
 fn print_heading(planned: &Planned<'_>, printer: &Printer) {
-    let Planned { name, config, settings, stored, forecast } = planned;
+    let Planned { name, config, settings, reason, stored, forecast } = planned;
     let n = terminal_text::thousands;
-    let mut computes = settings.dtype.to_string();
+    let mut computes = format!("{}{}", settings.dtype, reason.note(settings.dtype, printer));
     match (settings.quantization(), *stored) {
         (Some(asked), _) => computes += &format!(" · {}", asked.quant_type),
         (None, Some(stored)) => computes += &format!(" · {}", stored_code(stored, printer)),

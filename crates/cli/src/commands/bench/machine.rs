@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_kernels::cuda::Cuda;
-use danlu_kernels::{Backend, DType, Isa, peak};
+use danlu_kernels::{Backend, Isa, peak};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
@@ -13,7 +13,7 @@ use super::model::BenchModel;
 use super::output::{self, BenchOutput};
 use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
-use crate::args::compute::isa_from_env;
+use crate::args::compute::{DTypeChoice, DTypeReason, ResolvedDType, isa_from_env};
 use crate::diagnostic::Result;
 use crate::interrupt;
 use crate::printer::Printer;
@@ -26,10 +26,9 @@ const H200_BYTES: f64 = 4.3e12;
 /// Device and precision flags.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// Type of matrix products: f32 or bf16 [default: bf16 on
-    /// a GPU, the type with the higher measured peak on a processor]
-    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
-    pub dtype: Option<Precision>,
+    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
+    pub dtype: Option<DTypeChoice>,
     #[command(flatten)]
     pub quant: QuantArgs,
     #[command(flatten)]
@@ -45,8 +44,8 @@ pub struct Machine {
     pub precision: Precision,
     pub threads: usize,
     isa: Isa,
-    /// Whether the precision is the default.
-    is_default: bool,
+    /// Why this precision.
+    reason: DTypeReason,
     /// Quantization of the model's projections.
     pub quantization: Option<Quantization>,
 }
@@ -58,21 +57,15 @@ impl MachineArgs {
     /// If the device or `DANLU_ISA` cannot be used.
     pub fn machine(&self) -> Result<Machine> {
         let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
-        let precision = match self.dtype {
-            Some(precision) => precision,
-            None if self.compute.gpu()?.is_some() || peak::fastest_dtype(isa) == DType::Bf16 => {
-                Precision::Bf16
-            }
-            None => Precision::F32,
-        };
+        let ResolvedDType { precision, reason } = self.compute.dtype(self.dtype)?;
         let cuda = self.compute.cuda(precision.into())?;
         let backend = match &cuda {
             Some(cuda) => Arc::clone(cuda) as Arc<dyn Backend>,
             None => self.compute.backend(precision.into())?,
         };
-        let (threads, is_default) = (self.compute.threads(), self.dtype.is_none());
+        let threads = self.compute.threads();
         let quantization = self.quant.quantization()?.flatten();
-        Ok(Machine { backend, cuda, precision, threads, isa, is_default, quantization })
+        Ok(Machine { backend, cuda, precision, threads, isa, reason, quantization })
     }
 }
 
@@ -104,16 +97,7 @@ impl Machine {
 
     /// Reports the machine.
     pub fn describe(&self, figures: &mut BenchOutput<'_>, printer: &Printer) {
-        let why = match (self.is_default, self.precision) {
-            (false, _) => String::new(),
-            _ if self.cuda.is_some() => String::new(),
-            (true, Precision::Bf16) => {
-                printer.pick("（默认：在本机比 f32 快）", " (the default: faster than f32 here)").to_owned()
-            }
-            (true, Precision::F32) => printer
-                .pick("（默认：在本机 bf16 不更快）", " (the default: bf16 is not faster here)")
-                .to_owned(),
-        };
+        let why = self.reason.note(self.precision, printer);
         figures.row(("计算", "computed by"), &format!("{}{why}", printer.backend(&self.backend.name())));
         if let Some(Quantization { quant_type, block_size, double_quant }) = self.quantization {
             let scales = match double_quant {

@@ -5,11 +5,11 @@ mod command;
 use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Args;
 use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
-use danlu_kernels::DType;
 use danlu_loader::{LoadOptions, LoadedModel, QuantChoice, choose_quantization};
 use danlu_model::ModelConfig;
 use danlu_train::memory;
@@ -18,7 +18,7 @@ use rustyline::error::ReadlineError;
 use crate::args::QuantArgs;
 use crate::args::chat_template::with_chat_template;
 use crate::args::compute::check_context;
-use crate::args::compute::{ComputeArgs, products};
+use crate::args::compute::{ComputeArgs, DTypeChoice};
 use crate::args::sampling::SamplingArgs;
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
@@ -70,9 +70,9 @@ pub struct ChatArgs {
     /// Longest conversation, in tokens; older turns are dropped [default: the model's limit, at most 8192]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Reply")]
     pub context: Option<usize>,
-    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
-    #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
-    pub dtype: Option<DType>,
+    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
+    pub dtype: Option<DTypeChoice>,
     #[command(flatten)]
     pub quant: QuantArgs,
     #[command(flatten)]
@@ -89,7 +89,12 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         return Err(diagnostic.with_hint("pass a text, or omit `--prompt` for a chat"));
     }
     let started = Instant::now();
-    let backend = args.compute.backend(args.compute.dtype(args.dtype)?)?;
+    let dtype = args.compute.dtype(args.dtype)?;
+    let backend = args.compute.backend(dtype.dtype())?;
+    let is_at_terminal = args.prompt.is_none() && io::stdin().is_terminal();
+    if is_at_terminal || printer.verbose {
+        dtype.announce(&*backend, printer);
+    }
     let loader = ModelLoader::new(printer);
     let files = loader.open(&args.path, args.base.as_deref())?;
     let choice = args.quant.choice()?;
@@ -126,7 +131,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
 
     match &args.prompt {
         Some(prompt) => say(&mut session, prompt, printer),
-        None if io::stdin().is_terminal() => talk(session, &loaded, printer),
+        None if is_at_terminal => talk(session, &loaded, printer),
         None => piped(session, printer),
     }
 }

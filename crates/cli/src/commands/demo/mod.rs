@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use danlu_train::{LrSchedulerType, TrainSettings};
 
+use crate::args::compute::ResolvedDType;
 use crate::args::{ComputeArgs, SamplingArgs};
 use crate::commands::train::RunOutcome;
 use crate::commands::{chat, data, merge, train};
@@ -105,7 +106,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     danlu_model::files::ensure_output_dir(&folders.root, |_| false)?;
     embedded_base::write_base(&folders.base)?;
     danlu_model::files::write_atomic(&folders.data, data.text.as_bytes())?;
-    let run = training(args, &folders);
+    let run = training(args, &folders)?;
     printer.status(&story::opening(printer.lang, &folders.root, data));
 
     step(printer, Step::Data);
@@ -181,7 +182,8 @@ fn output(asked: Option<&Path>) -> Result<PathBuf> {
 
 /// Returns the settings of the run. A base this small needs a higher learning rate and more epochs;
 /// everything else is the default of `danlu train`.
-fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
+fn training(args: &DemoArgs, folders: &Folders) -> Result<train::RunConfig> {
+    let ResolvedDType { precision: dtype, reason: dtype_reason } = args.compute.dtype(None)?;
     let settings = TrainSettings {
         learning_rate: 1e-3,
         num_train_epochs: 2.0,
@@ -190,6 +192,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
         eval_steps: Some(43),
         save_steps: 0,
         seed: SEED,
+        dtype,
         ..TrainSettings::default()
     };
     let files = train::RunFiles {
@@ -198,8 +201,9 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
         output: folders.adapter.clone(),
         ..train::RunFiles::default()
     };
-    let limits = train::RunLimits { compute: args.compute.clone(), ..train::RunLimits::default() };
-    train::RunConfig { files, settings, limits, card: train::CardOptions::default() }
+    let compute = args.compute.clone();
+    let limits = train::RunLimits { compute, dtype_reason, ..train::RunLimits::default() };
+    Ok(train::RunConfig { files, settings, limits, card: train::CardOptions::default() })
 }
 
 fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {

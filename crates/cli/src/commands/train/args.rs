@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use danlu_train::{LrSchedulerType, Precision, TrainSettings};
+use danlu_train::{LrSchedulerType, TrainSettings};
 
 use super::run_log::ReportTo;
 use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
 use crate::args::adapter::{AdapterArgs, memory_limit, set};
+use crate::args::compute::DTypeChoice;
 use crate::args::data::ReadArgs;
 use crate::args::{CardArgs, NotesArgs};
 
@@ -160,9 +161,9 @@ pub struct SettingsArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub quant: QuantArgs,
-    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
-    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Training")]
-    pub dtype: Option<Precision>,
+    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Training")]
+    pub dtype: Option<DTypeChoice>,
 
     /// Steps between two log lines [default: 10]
     #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
@@ -179,7 +180,7 @@ pub struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Returns the settings, with defaults for missing flags.
+    /// Returns the settings, with defaults for missing flags. The machine decides `dtype`.
     pub fn settings(&self) -> TrainSettings {
         let mut s = TrainSettings::default();
         set(&mut s.max_length, &self.max_length);
@@ -201,7 +202,6 @@ impl SettingsArgs {
         set(&mut s.adam_beta2, &self.adam_beta2);
         set(&mut s.adam_epsilon, &self.adam_epsilon);
         set(&mut s.seed, &self.seed);
-        set(&mut s.dtype, &self.dtype);
         self.quant.apply(&mut s);
         set(&mut s.logging_steps, &self.logging_steps);
         set(&mut s.save_steps, &self.save_steps);
@@ -253,11 +253,10 @@ mod tests {
             let help = arg.get_help().unwrap().to_string();
             let Some((_, shown)) = help.split_once("[default: ") else { continue };
             let shown = shown.trim_end_matches(']');
-            // The help shows both defaults. The settings contain the default without a GPU.
-            let on_cpu = shown.strip_prefix("bf16 on a GPU, ").and_then(|cpu| cpu.strip_suffix(" elsewhere"));
-            let shown = on_cpu.unwrap_or(shown);
-            if name == "val_size" {
-                assert_eq!(shown, "0.02 from 50 records on");
+            // The command decides both.
+            let of_command = [("val_size", "0.02 from 50 records on"), ("dtype", "auto")];
+            if let Some((_, default)) = of_command.iter().find(|(of, _)| *of == name) {
+                assert_eq!(shown, *default);
                 continue;
             }
             match value.as_f64() {

@@ -237,7 +237,8 @@ fn train(
     let fingerprint = base.sha256.clone().unwrap_or_default();
     let mut trainer = Trainer::new(decoder.into(), adapter, examples, settings, fingerprint)?;
     forecast.reserve(&mut trainer);
-    print::print_plan(&files, &trainer, &config, stored, &summary, printer);
+    let reason = run.limits.dtype_reason;
+    print::print_plan(&files, &trainer, &config, (stored, reason), &summary, printer);
     forecast.print(printer);
     output::check_space(&files.output, &trainer, tokens.largest_file(), printer)?;
     output::start(run, &mut trainer, folder.checkpoint.as_deref(), printer)?;

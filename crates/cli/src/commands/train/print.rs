@@ -9,6 +9,7 @@ use danlu_train::Trainer;
 use super::forecast;
 use super::progress::draw_loss;
 use super::run_config::RunFiles;
+use crate::args::compute::DTypeReason;
 use crate::commands::quantization_progress::stored_code;
 use crate::evaluation::held_out_file;
 use crate::printer::Printer;
@@ -19,7 +20,7 @@ pub fn print_plan(
     files: &RunFiles,
     trainer: &Trainer,
     config: &ModelConfig,
-    stored: Option<Quantization>,
+    (stored, reason): (Option<Quantization>, DTypeReason),
     data: &DataSummary,
     printer: &Printer,
 ) {
@@ -35,7 +36,12 @@ pub fn print_plan(
     row(
         "基座",
         "base",
-        format!("{} · {}", files.base_shown(), printer.backend(&trainer.decoder().backend().name())),
+        format!(
+            "{} · {}{}",
+            files.base_shown(),
+            printer.backend(&trainer.decoder().backend().name()),
+            reason.note(s.dtype, printer)
+        ),
     );
     print_data(files, data, s.max_length, printer);
     let (batch, accumulation, steps) =

@@ -8,13 +8,13 @@ use danlu_data::{Columns, ReadOptions, Roles};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 use danlu_loader::{relative_path, with_full_commit};
 use danlu_model::{ModelConfig, Tokenizer};
-use danlu_train::{Precision, TrainSettings};
+use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
 use super::prepare::DEFAULT_VAL_SIZE;
 use super::run_log::ReportTo;
 use crate::args::ComputeArgs;
-use crate::args::compute::check_context;
+use crate::args::compute::{DTypeChoice, DTypeReason, ResolvedDType, check_context};
 use crate::args::{CardArgs, NotesArgs};
 use crate::clap_error::usage;
 use crate::config_file::ConfigFile;
@@ -64,6 +64,8 @@ pub struct RunFiles {
 #[derive(Clone, Debug, Default)]
 pub struct RunLimits {
     pub compute: ComputeArgs,
+    /// Why the run has its `dtype`.
+    pub dtype_reason: DTypeReason,
     /// Memory limit in bytes.
     pub memory: Option<u64>,
     /// The memory of the GPU.
@@ -156,21 +158,27 @@ impl RunConfig {
             None => None,
             Some(path) => {
                 let command = TrainArgs::augment_args(Command::new("train"));
-                let config =
-                    ConfigFile::read(&path, &command)?.without(|flag| was_on_command_line(matches, flag));
+                // A resumed run keeps the type that it began with.
+                let keeps_dtype = resume.is_some() && args.settings.dtype == Some(DTypeChoice::Auto);
+                let is_replaced =
+                    |flag: &str| was_on_command_line(matches, flag) && !(keeps_dtype && flag == "dtype");
+                let config = ConfigFile::read(&path, &command)?.without(is_replaced);
                 check_one_length(&config)?;
                 let file = command.no_binary_name(true).try_get_matches_from(config.args());
                 let file = file.map_err(|error| usage(&error))?;
                 args = TrainArgs::from_arg_matches(&file).map_err(|error| usage(&error))?;
+                let dtype = args.settings.dtype;
                 args.update_from_arg_matches(matches).map_err(|error| usage(&error))?;
+                if keeps_dtype {
+                    args.settings.dtype = dtype;
+                }
                 Some(config)
             }
         };
 
         let mut settings = args.settings.settings();
-        if args.settings.dtype.is_none() && args.compute.planned_gpu()?.is_some() {
-            settings.dtype = Precision::Bf16;
-        }
+        let ResolvedDType { precision, reason: dtype_reason } = args.compute.dtype(args.settings.dtype)?;
+        settings.dtype = precision;
         let splits_by_default = args.settings.val_size.is_none();
         if splits_by_default {
             settings.val_size = DEFAULT_VAL_SIZE;
@@ -193,7 +201,8 @@ impl RunConfig {
             resume: resume.or(args.resume),
             config,
         };
-        let limits = RunLimits { compute: args.compute, memory: args.memory_limit, ..RunLimits::default() };
+        let (compute, memory) = (args.compute, args.memory_limit);
+        let limits = RunLimits { compute, dtype_reason, memory, ..RunLimits::default() };
         let card = CardOptions { args: args.card, given: card_given, notes: args.notes };
         Ok(Self { files, settings, limits, card })
     }
@@ -445,6 +454,8 @@ fn was_on_command_line(matches: &ArgMatches, flag: &str) -> bool {
 mod tests {
     use std::fs;
 
+    use danlu_train::Precision;
+
     use super::*;
     use crate::args::adapter::memory_limit;
 
@@ -461,7 +472,10 @@ mod tests {
     fn without_flags_the_defaults_hold() {
         let run = resolve(&PATHS).unwrap();
         let val_size = DEFAULT_VAL_SIZE;
-        assert_eq!(run.settings, TrainSettings { val_size, ..TrainSettings::default() });
+        // The machine decides the type.
+        let dtype = run.settings.dtype;
+        assert_eq!(run.settings, TrainSettings { val_size, dtype, ..TrainSettings::default() });
+        assert_ne!(run.limits.dtype_reason, DTypeReason::Asked);
         assert_eq!(run.files.val_size(&run.settings), None);
         assert!(!run.files.skip_bad && run.files.resume.is_none() && run.files.config.is_none());
     }
@@ -532,6 +546,25 @@ mod tests {
         assert_eq!(format!("{:?}", again.card.args), format!("{:?}", run.card.args));
         // The card in the output folder stores the notes and later edits by hand.
         assert_eq!((again.card.notes.notes, run.card.notes.notes), (None, Some("n.md".into())));
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_its_type() {
+        let folder = folder();
+        let out = folder.path().join("out");
+        fs::create_dir(&out).unwrap();
+        let output = out.to_str().unwrap();
+        for (name, precision) in [("bf16", Precision::Bf16), ("f32", Precision::F32)] {
+            let text = format!("base = \"b\"\ndata = \"d\"\ndtype = \"{name}\"\n");
+            fs::write(out.join(RUN_FILE), text).unwrap();
+            for flags in [&[][..], &["--dtype", "auto"]] {
+                let run = resolve(&[&["--output", output, "--resume"], flags].concat()).unwrap();
+                let found = (run.settings.dtype, run.limits.dtype_reason);
+                assert_eq!(found, (precision, DTypeReason::Asked), "{flags:?}");
+            }
+            let run = resolve(&["--output", output, "--resume", "--dtype", "f32"]).unwrap();
+            assert_eq!(run.settings.dtype, Precision::F32);
+        }
     }
 
     #[test]
