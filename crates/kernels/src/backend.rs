@@ -323,6 +323,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// 2017, equation 1; Ainslie et al., 2023 (GQA).
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>);
 
+    /// As [`attention_forward`](Backend::attention_forward), for generated tokens: one query per segment. The
+    /// result of a segment depends neither on the other segments nor on its position among the keys. It may
+    /// differ from `attention_forward` in the order of its sums.
+    fn attention_decode(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        self.attention_forward(out, lse, operands);
+    }
+
     /// Backward of [`attention_forward`](Backend::attention_forward). Overwrites the gradients on the rows of
     /// the segments, which must not overlap.
     fn attention_backward(

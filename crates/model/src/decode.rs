@@ -7,7 +7,7 @@
 //! | rows | order of summation |
 //! |---|---|
 //! | prompt tokens ([`Decoder::prefill`]) | that of many rows, also for the short last piece of a prompt |
-//! | generated tokens ([`Decoder::decode`]) | that of few rows; many sequences run in several passes |
+//! | generated tokens ([`Decoder::decode`]) | that of few rows, and [`Backend::attention_decode`]; many sequences run in several passes |
 //! | rows whose logits are returned, after the last attention | that of few rows |
 //!
 //! A reply therefore has the same bits alone, in a batch, and after any interruption.
@@ -20,6 +20,13 @@ use danlu_kernels::Segment;
 
 use crate::forward_pass::ForwardPass;
 use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
+
+/// The kind of the rows of a pass, which decides the order of sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RowKind {
+    Prompt,
+    Generated,
+}
 
 /// Tokens that a pass appends to one slot.
 #[derive(Clone, Copy)]
@@ -63,7 +70,7 @@ impl Decoder {
         inputs: &[SlotInput<'_>],
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
-        self.append_in_passes(work, cache, inputs, self.backend.row_invariant_from())
+        self.append_in_passes(work, cache, inputs, RowKind::Prompt)
     }
 
     /// As [`Decoder::prefill`], for generated tokens.
@@ -81,7 +88,7 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
         assert!(inputs.iter().all(|input| input.ids.len() == 1), "one generated token a slot");
-        self.append_in_passes(work, cache, inputs, 1)
+        self.append_in_passes(work, cache, inputs, RowKind::Generated)
     }
 
     /// Appends checked inputs in passes of at most [`Self::max_slots`] slots. Returns the requested logits.
@@ -90,11 +97,11 @@ impl Decoder {
         work: &mut Workspace,
         cache: &mut KvCache,
         inputs: &[SlotInput<'_>],
-        min_rows: usize,
+        kind: RowKind,
     ) -> Result<Vec<f32>, ModelError> {
         let mut logits = Vec::new();
         for inputs in inputs.chunks(self.max_slots()) {
-            self.append(work, cache, inputs, min_rows, &mut logits)?;
+            self.append(work, cache, inputs, kind, &mut logits)?;
         }
         Ok(logits)
     }
@@ -120,14 +127,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// Runs one pass over at most [`Decoder::max_slots`] slots. Matrix multiplications before the attention
-    /// output have at least `min_rows` rows.
+    /// Runs one pass over at most [`Decoder::max_slots`] slots.
     fn append(
         &self,
         work: &mut Workspace,
         cache: &mut KvCache,
         inputs: &[SlotInput<'_>],
-        min_rows: usize,
+        kind: RowKind,
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
         let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
@@ -143,7 +149,11 @@ impl Decoder {
             }
         }
         let pass = ForwardPass::new(&positions, &segments, lora_rows(inputs));
-        let mut pass = pass.with_min_rows(min_rows).with_head(&last);
+        let pass = match kind {
+            RowKind::Prompt => pass.with_min_rows(self.backend.row_invariant_from()),
+            RowKind::Generated => pass.of_generated_tokens(),
+        };
+        let mut pass = pass.with_head(&last);
         let newest = |s: &Segment| s.kv_start + s.kv_len - s.q_len..s.kv_start + s.kv_len;
         let cache_rows: Vec<u32> = segments.iter().flat_map(newest).map(|row| row as u32).collect();
         work.reserve(&self.config, &*self.backend, pass.rows.computed, 1, last.len());

@@ -463,7 +463,11 @@ impl Decoder {
         let scores = config.attention_scores(layer);
         let segments = &pass.indices.segments;
         let operands = AttentionOperands { q: act.q.get(), k, v, segments, dims, scores };
-        be.attention_forward(act.attn.get_mut(), act.lse.get_mut(), operands);
+        let (out, lse) = (act.attn.get_mut(), act.lse.get_mut());
+        match pass.is_generated {
+            true => be.attention_decode(out, lse, operands),
+            false => be.attention_forward(out, lse, operands),
+        }
     }
 
     pub(crate) fn attention_dims(&self) -> AttentionDims {

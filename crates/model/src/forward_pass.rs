@@ -30,6 +30,8 @@ pub(crate) struct ForwardPass<'a> {
     pub keys: Option<&'a [u32]>,
     /// Rows computed after the last attention. `None` for all rows.
     pub head: Option<HeadRows<'a>>,
+    /// Whether each segment has one generated token as its only query.
+    pub is_generated: bool,
     /// The indices in the back end's memory. [`ForwardPass::upload`] fills them.
     pub indices: PassIndices,
 }
@@ -61,6 +63,7 @@ impl<'a> ForwardPass<'a> {
             segments,
             keys: None,
             head: None,
+            is_generated: false,
             indices: PassIndices::default(),
         }
     }
@@ -89,6 +92,11 @@ impl<'a> ForwardPass<'a> {
     pub fn with_min_rows(mut self, min: usize) -> Self {
         self.rows.computed = self.rows.n.max(min);
         self
+    }
+
+    /// Marks the rows as generated tokens, one in each segment.
+    pub fn of_generated_tokens(self) -> Self {
+        Self { is_generated: true, ..self }
     }
 
     /// Uploads the indices of the pass, its `ids` and its `targets` into the memory of `indices`.

@@ -1,9 +1,12 @@
-//! Causal grouped-query attention over segments: the reference here, the tiled version in `tiled`.
+//! Causal grouped-query attention over segments: the reference here, the tiled version in `tiled`, and that of
+//! generated tokens in `decode`.
 
+mod decode;
 #[cfg(test)]
 mod tests;
 mod tiled;
 
+pub(crate) use decode::{DecodeAttention, shared_len, task_len};
 #[cfg(test)]
 pub(crate) use tiled::scratch_bytes;
 pub(crate) use tiled::{

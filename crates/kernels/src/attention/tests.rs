@@ -258,3 +258,85 @@ fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
         }
     }
 }
+
+/// Sequences of one query, in all lengths around a run. They lie apart, in another order than their queries.
+const GENERATED: [Segment; 6] = [
+    Segment { q_start: 0, q_len: 1, kv_start: 1411, kv_len: 1 },
+    Segment { q_start: 1, q_len: 1, kv_start: 0, kv_len: 255 },
+    Segment { q_start: 3, q_len: 1, kv_start: 300, kv_len: 256 },
+    Segment { q_start: 4, q_len: 1, kv_start: 560, kv_len: 257 },
+    Segment { q_start: 5, q_len: 1, kv_start: 820, kv_len: 590 },
+    Segment { q_start: 6, q_len: 1, kv_start: 256, kv_len: 17 },
+];
+
+/// Returns `out` and `lse` of [`Backend::attention_decode`].
+fn decode(
+    backend: &dyn Backend,
+    [q, k, v]: [&Buffer; 3],
+    segments: &[Segment],
+    (dims, scores): (AttentionDims, AttentionScores),
+) -> [Vec<f32>; 2] {
+    let (mut out, mut lse) = (Buffer::host(q.len()), Buffer::host(q.len() / dims.head_dim));
+    let segments = &Segments::host(segments.to_vec());
+    backend.attention_decode(&mut out, &mut lse, AttentionOperands { q, k, v, segments, dims, scores });
+    [out, lse].map(|buffer| buffer.host_slice().to_vec())
+}
+
+/// Returns the operands of [`decode`] as buffers.
+fn generated(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usize)) -> [Buffer; 3] {
+    let q = random(stream, 7 * heads * head_dim).iter().map(|q| 3.0 * q).collect();
+    let keys = 1412 * kv_heads * head_dim;
+    [q, random(stream, keys), random(stream, keys)].map(Buffer::from_vec)
+}
+
+#[test]
+fn generated_tokens_match_the_reference() {
+    let mut stream = Stream::new(32);
+    for (shape @ (heads, kv_heads, head_dim), scores) in
+        SHAPES.into_iter().flat_map(|shape| SCORES.map(|scores| (shape, scores)))
+    {
+        let operands = &generated(&mut stream, shape).each_ref().map(|b| b.host_slice().to_vec());
+        let buffers = operands.each_ref().map(|data| Buffer::from_vec(data.clone()));
+        let dims = AttentionDims { heads, kv_heads, head_dim };
+        let [q, k, v] = operands;
+        let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; q.len() / head_dim]);
+        forward(&mut out, &mut lse, AttentionInputs { q, k, v, segments: &GENERATED, dims, scores });
+        for (isa, dtype) in Isa::supported().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
+            let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype });
+            let found = decode(&cpu, buffers.each_ref(), &GENERATED, (dims, scores));
+            // Under bf16, queries and keys have relative errors of 2^-9. Scores are at most 3 · HS, and
+            // values at most 1.
+            let is_rounded = dtype == DType::Bf16 && isa.multiplies_bf16();
+            let tolerance = if is_rounded { 0.05 } else { 5e-6 };
+            assert_close(&found[0], &out, tolerance);
+            assert_close(&found[1], &lse, tolerance);
+        }
+    }
+}
+
+#[test]
+fn a_generated_token_sees_neither_its_neighbours_nor_its_place() {
+    let mut stream = Stream::new(33);
+    for shape @ (heads, kv_heads, head_dim) in SHAPES {
+        let dims = (AttentionDims { heads, kv_heads, head_dim }, SCORES[0]);
+        let [q, k, v] = &generated(&mut stream, shape);
+        for (isa, dtype) in Isa::supported().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
+            let cpu = |threads| Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
+            let [out, lse] = decode(&cpu(3), [q, k, v], &GENERATED, dims);
+            for segment in GENERATED {
+                // Moved to the beginning.
+                let moved = |buffer: &Buffer, row: usize, start: usize, rows: usize| {
+                    Buffer::from_vec(buffer.host_slice()[start * row..][..rows * row].to_vec())
+                };
+                let q = moved(q, heads * head_dim, segment.q_start, 1);
+                let [k, v] =
+                    [k, v].map(|kv| moved(kv, kv_heads * head_dim, segment.kv_start, segment.kv_len));
+                let alone = Segment { q_start: 0, kv_start: 0, ..segment };
+                let found = decode(&cpu(1), [&q, &k, &v], &[alone], dims);
+                let row = segment.q_start * heads;
+                assert_eq!(found[0], out[row * head_dim..][..heads * head_dim], "{isa} {dtype:?}");
+                assert_eq!(found[1], lse[row..][..heads], "{isa} {dtype:?}");
+            }
+        }
+    }
+}

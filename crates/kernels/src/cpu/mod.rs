@@ -15,8 +15,8 @@ use std::sync::Mutex;
 use self::disjoint_slice::DisjointSlice;
 use self::head_loss::HeadLoss;
 use self::lora::LowRank;
-use self::pool::{Pool, SendPtr, lock};
-use crate::attention::AttentionInputs;
+use self::pool::{Pool, Scratch, SendPtr, lock};
+use crate::attention::{AttentionInputs, DecodeAttention};
 use crate::gemm::{Gemm, Product, SkinnyGemm, View};
 use crate::lora::LoraParams;
 use crate::rope::RopeTable;
@@ -70,6 +70,8 @@ pub struct Cpu {
     skinny_gemm: SkinnyGemm,
     low_rank: LowRank,
     attention: attention::OperandFormat,
+    /// What the tasks of [`Backend::attention_decode`] share.
+    decode_attention: Mutex<Scratch>,
     head_loss: HeadLoss,
     rope: Mutex<RopeTable>,
 }
@@ -90,6 +92,7 @@ impl Cpu {
             skinny_gemm: SkinnyGemm::new(isa, bf16),
             low_rank: LowRank::new(isa, threads),
             attention: attention::OperandFormat::new(isa, bf16),
+            decode_attention: Mutex::default(),
             head_loss: HeadLoss::new(isa, bf16, threads),
             rope: Mutex::default(),
             pool,
@@ -112,7 +115,7 @@ impl Cpu {
         crate::ScratchBytes {
             products: self.gemm.allocated_bytes() + self.skinny_gemm.allocated_bytes(),
             low_rank: self.low_rank.allocated_bytes(),
-            attention: 0,
+            attention: lock(&self.decode_attention).allocated_bytes(),
             head: self.head_loss.allocated_bytes(),
             rope: lock(&self.rope).allocated_bytes(),
         }
@@ -398,6 +401,22 @@ impl Backend for Cpu {
             // segment write different heads or queries.
             unsafe { attention::forward_task(self.attention, out.at(0), lse.at(0), inputs, &tasks[index]) };
         });
+    }
+
+    fn attention_decode(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        let inputs = AttentionInputs::of(&operands);
+        let AttentionInputs { segments, dims, scores, .. } = inputs;
+        let (out, lse) = (out.host_slice_mut(), lse.host_slice_mut());
+        let rows = check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
+        assert!(out.len() >= rows * dims.heads * dims.head_dim && lse.len() >= rows * dims.heads);
+        let (out, lse) = (SendPtr(out.as_mut_ptr()), SendPtr(lse.as_mut_ptr()));
+        let decode = DecodeAttention::new(self.attention, inputs);
+        let mut shared = lock(&self.decode_attention);
+        let shared = shared.at_least(attention::shared_len(segments, dims, scores.window));
+        let shared = SendPtr(shared.as_mut_ptr());
+        // SAFETY: the outputs have the rows of every segment, and segments share no row. `shared` has the
+        // length that the tasks need, and the pool runs each task once.
+        self.pool.run(decode.tasks(), |task, _| unsafe { decode.run(task, shared, out.at(0), lse.at(0)) });
     }
 
     fn attention_backward(

@@ -72,7 +72,10 @@ impl TraceTarget for CudaTarget {
             TracedOp::Rope { n, frequencies } => {
                 grow(ScratchPool::Rope, allocated_bytes(8 * (n * frequencies) as u64));
             }
-            TracedOp::Linear { .. } | TracedOp::Lora { .. } | TracedOp::Attention { .. } => {}
+            TracedOp::Linear { .. }
+            | TracedOp::Lora { .. }
+            | TracedOp::Attention { .. }
+            | TracedOp::DecodeAttention { .. } => {}
         }
     }
 }

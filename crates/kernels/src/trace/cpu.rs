@@ -91,7 +91,14 @@ impl TraceTarget for CpuTarget {
             }
             TracedOp::Attention { segments, dims, backward } => {
                 let words = self.attention(segments, dims, backward);
-                grow(ScratchPool::Attention, self.of_threads(words));
+                grow(ScratchPool::Attention(0), self.of_threads(words));
+            }
+            TracedOp::DecodeAttention { segments, dims, window } => {
+                let format = attention::OperandFormat::new(self.isa, self.bf16);
+                let words = attention::task_len(format, dims);
+                grow(ScratchPool::Attention(0), self.of_threads(words));
+                let shared = attention::shared_len(segments, dims, window);
+                grow(ScratchPool::Attention(1), Scratch::bytes(shared));
             }
             TracedOp::Head { n, v, c, gradient } => {
                 let head = HeadLoss::new(self.isa, self.bf16, 0);

@@ -47,8 +47,8 @@ pub enum ScratchPool {
     Products(usize),
     /// Buffers of multiplications by `A` and `B`, numbered up to 7.
     LowRank(usize),
-    /// The attention buffers of all threads.
-    Attention,
+    /// The attention buffers of all threads, and the memory that they share.
+    Attention(usize),
     /// The memory that all threads share, and the memory of each.
     Head(usize),
     /// Angles of the rotary embedding.
@@ -66,7 +66,7 @@ struct Account {
     flops: u64,
     products: [u64; 3],
     low_rank: [u64; 7],
-    attention: u64,
+    attention: [u64; 2],
     head: [u64; 2],
     rope: u64,
 }
@@ -76,7 +76,7 @@ impl Account {
         ScratchBytes {
             products: self.products.iter().sum(),
             low_rank: self.low_rank.iter().sum(),
-            attention: self.attention,
+            attention: self.attention.iter().sum(),
             head: self.head.iter().sum(),
             rope: self.rope,
         }
@@ -102,7 +102,7 @@ impl Ledger {
         let bytes_of_pool = match pool {
             ScratchPool::Products(i) => &mut account.products[i],
             ScratchPool::LowRank(i) => &mut account.low_rank[i],
-            ScratchPool::Attention => &mut account.attention,
+            ScratchPool::Attention(i) => &mut account.attention[i],
             ScratchPool::Head(i) => &mut account.head[i],
             ScratchPool::Rope => &mut account.rope,
         };

@@ -81,6 +81,15 @@ pub enum TracedOp<'a> {
         /// Whether this is the backward pass.
         backward: bool,
     },
+    /// Attention of generated tokens.
+    DecodeAttention {
+        /// The keys that each query sees.
+        segments: &'a [Segment],
+        /// Head layout.
+        dims: AttentionDims,
+        /// Number of keys that a query sees.
+        window: Option<usize>,
+    },
     /// The loss head.
     Head {
         /// Rows with a label.
@@ -150,14 +159,13 @@ impl Trace {
         self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
-    /// Records the working memory of attention, and `products` dot products for each query and visible key.
+    /// Records the work of attention over the visible keys of each query.
     fn attention(
         &self,
         segments: &[Segment],
         (dims, window): (AttentionDims, Option<usize>),
         backward: bool,
     ) {
-        self.scratch(TracedOp::Attention { segments, dims, backward });
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             let all = q * past + q * (q + 1) / 2;
@@ -168,6 +176,18 @@ impl Trace {
         };
         let (pairs, products) = (segments.iter().map(seen).sum::<u64>(), if backward { 5 } else { 2 });
         self.ledger.add_flops(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
+    }
+}
+
+/// Panics if a buffer of attention is too short.
+fn check_attention([out, lse]: [&Buffer; 2], operands: AttentionOperands<'_>) {
+    let AttentionOperands { q, k, v, segments, dims, .. } = operands;
+    for s in segments.values() {
+        check(out, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
+        check(q, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
+        check(lse, (s.q_start + s.q_len) * dims.heads);
+        check(k, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+        check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
     }
 }
 
@@ -386,15 +406,17 @@ impl Backend for Trace {
     }
 
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
-        let AttentionOperands { q, k, v, segments, dims, scores } = operands;
-        for s in segments.values() {
-            check(out, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
-            check(q, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
-            check(lse, (s.q_start + s.q_len) * dims.heads);
-            check(k, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
-            check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
-        }
-        self.attention(segments.values(), (dims, scores.window), false);
+        check_attention([out, lse], operands);
+        let (segments, dims) = (operands.segments.values(), operands.dims);
+        self.scratch(TracedOp::Attention { segments, dims, backward: false });
+        self.attention(segments, (dims, operands.scores.window), false);
+    }
+
+    fn attention_decode(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        check_attention([out, lse], operands);
+        let (segments, dims, window) = (operands.segments.values(), operands.dims, operands.scores.window);
+        self.scratch(TracedOp::DecodeAttention { segments, dims, window });
+        self.attention(segments, (dims, window), false);
     }
 
     fn attention_backward(
@@ -410,7 +432,9 @@ impl Backend for Trace {
             check(grads.dk, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
             check(grads.dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        self.attention(segments.values(), (dims, scores.window), true);
+        let segments = segments.values();
+        self.scratch(TracedOp::Attention { segments, dims, backward: true });
+        self.attention(segments, (dims, scores.window), true);
     }
 
     fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize) {

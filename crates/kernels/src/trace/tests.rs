@@ -73,6 +73,10 @@ fn attend(backend: &dyn Backend, q: &Buffer, n: usize) {
         scores: AttentionScores::of_head_dim(dims.head_dim),
     };
     backend.attention_forward(&mut out, &mut lse, operands);
+    let newest = &Segments::host(vec![Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: n }]);
+    let operands = AttentionOperands { segments: newest, ..operands };
+    backend.attention_decode(&mut out, &mut lse, operands);
+    let operands = AttentionOperands { segments, ..operands };
     let (mut dq, mut dk, mut dv) = (alloc(n * 120), alloc(n * 40), alloc(n * 40));
     let grads = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     backend.attention_backward(grads, q, AttentionSaved { out: &out, lse: &lse }, operands);
@@ -101,7 +105,8 @@ fn working_memory_is_what_the_cpu_holds() {
                 scope.spawn(run).join().unwrap()
             });
             exercise(&trace, &Trace::matrix);
-            let expected = ScratchBytes { attention, ..cpu.scratch_bytes() };
+            let shared = cpu.scratch_bytes();
+            let expected = ScratchBytes { attention: attention + shared.attention, ..shared };
             assert_eq!(trace.footprint().scratch, expected, "{isa} {dtype:?}");
         }
     }

@@ -34,6 +34,7 @@ pub(crate) use forward::{forward_len, forward_task};
 pub(crate) use operand_format::OperandFormat;
 #[cfg(test)]
 pub(crate) use scratch::scratch_bytes;
+pub(super) use scratch::{total, with_buffers};
 pub(crate) use task::{backward_tasks, forward_tasks};
 
 use crate::math::tanh;
@@ -46,7 +47,7 @@ const QUERIES: usize = 48;
 
 /// Caps every score of whole vectors: `cap · tanh(score / cap)`.
 #[inline(always)]
-fn cap_lanes<L: Lanes>(scores: &mut [f32], cap: f32) {
+pub(super) fn cap_lanes<L: Lanes>(scores: &mut [f32], cap: f32) {
     for at in (0..scores.len()).step_by(L::COUNT) {
         let t = tanh(L::read(scores, at).mul(L::splat(1.0 / cap)));
         t.mul(L::splat(cap)).write(scores, at);

@@ -2,7 +2,7 @@
 
 use super::KEYS;
 use crate::Isa;
-use crate::gemm::{Kernels, PackJob, Prefetch, SmallProduct, View};
+use crate::gemm::{DotJob, Kernels, PackJob, Prefetch, SmallProduct, View};
 
 /// The words of packed operands: one f32, or a pair of bf16 that are adjacent along the sum. Sums are f32.
 #[derive(Clone, Copy)]
@@ -49,6 +49,32 @@ impl OperandFormat {
     /// If this machine does not support `isa`.
     pub fn new(isa: Isa, bf16: bool) -> Self {
         Self { isa, kernels: Kernels::select(isa, bf16) }
+    }
+
+    /// Returns the instruction set.
+    pub(in crate::attention) fn isa(self) -> Isa {
+        self.isa
+    }
+
+    /// Returns the words of one packed row of `n` elements, whole vectors.
+    pub(in crate::attention) fn row_words(self, n: usize) -> usize {
+        self.of(n).next_multiple_of(self.kernels.lanes)
+    }
+
+    /// Converts a row to words along it.
+    pub(in crate::attention) fn pack_row(self, out: &mut [f32], row: &[f32]) {
+        assert!(out.len() >= self.row_words(row.len()));
+        // SAFETY: `new` checked the instruction set, and `out` has room for all words.
+        unsafe { (self.kernels.pack_row)(out.as_mut_ptr(), row, self.are_pairs()) };
+    }
+
+    /// Multiplies packed rows by rows in place.
+    ///
+    /// # Safety
+    /// Every pointer of the job must be valid for its shape.
+    pub(in crate::attention) unsafe fn dots(self, job: &DotJob<'_>) {
+        // SAFETY: `new` checked the instruction set; the caller guarantees the pointers.
+        unsafe { (self.kernels.dots)(job) }
     }
 
     /// Returns whether words are bf16 pairs.

@@ -15,12 +15,15 @@ fn apart(len: usize) -> usize {
 }
 
 /// Returns the number of elements in buffers of these lengths.
-pub(super) fn total<const N: usize>(lens: [usize; N]) -> usize {
+pub(in crate::attention) fn total<const N: usize>(lens: [usize; N]) -> usize {
     lens.map(apart).iter().sum()
 }
 
 /// Runs `task` on buffers of these lengths. They contain leftovers of earlier tasks.
-pub(super) fn with_buffers<const N: usize>(lens: [usize; N], task: impl FnOnce([&mut [f32]; N])) {
+pub(in crate::attention) fn with_buffers<const N: usize>(
+    lens: [usize; N],
+    task: impl FnOnce([&mut [f32]; N]),
+) {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut rest = scratch.at_least(total(lens));
         task(lens.map(|len| {
