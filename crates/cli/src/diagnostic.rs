@@ -208,39 +208,11 @@ fn without_os_code(message: &str) -> String {
     after.strip_prefix(')').map_or_else(|| message.to_owned(), |after| format!("{before}{after}"))
 }
 
-impl From<danlu_loader::LoadError> for Diagnostic {
-    fn from(error: danlu_loader::LoadError) -> Self {
-        Self::from_error(&error, error.hint()).with_details(error.details().to_vec())
+impl From<FileError> for Diagnostic {
+    fn from(error: FileError) -> Self {
+        Self::from_error(&error, error.hint())
     }
 }
-
-impl From<danlu_serve::ServeError> for Diagnostic {
-    fn from(error: danlu_serve::ServeError) -> Self {
-        Self::from_error(&error, error.hint()).with_details(error.details().to_vec())
-    }
-}
-
-/// Library errors keep their message and their hint.
-macro_rules! from_library {
-    ($($error:ty),* $(,)?) => {$(
-        impl From<$error> for Diagnostic {
-            fn from(error: $error) -> Self {
-                Self::from_error(&error, error.hint())
-            }
-        }
-    )*};
-}
-
-from_library!(
-    danlu_model::FileError,
-    danlu_model::ModelError,
-    danlu_adapter::AdapterError,
-    danlu_data::DataError,
-    danlu_generate::GenerateError,
-    danlu_hub::HubError,
-    danlu_train::TrainError,
-    danlu_report::ReportError,
-);
 
 #[cfg(test)]
 mod tests {

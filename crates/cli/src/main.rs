@@ -18,6 +18,7 @@ mod greeting;
 mod help_zh;
 mod interrupt;
 mod lang;
+mod library_errors;
 mod log;
 mod memory;
 mod message_zh;
