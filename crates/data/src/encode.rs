@@ -3,7 +3,10 @@
 //! A conversation is rendered and tokenized as a whole, so training and chat produce the same ids. The mask
 //! of a token follows from the rendered bytes that it covers.
 
-use std::{borrow::Cow, ops::Range};
+use std::{
+    borrow::Cow,
+    ops::{ControlFlow, Range},
+};
 
 use danlu_model::{ChatTemplate, LabeledSequence, Message, ModelError, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -90,6 +93,7 @@ pub fn encode(
             ModelError::Refused { message } => {
                 format!("a conversation that the model's chat template refuses ({message})")
             }
+            ModelError::Tokenizer { message, .. } => format!("a text that danlu cannot encode ({message})"),
             other => format!("a conversation that the model's chat template cannot render ({other})"),
         };
         Box::new(Mismatch::new(RecordFault::Template, found, "one that it renders").at(record.source.clone()))
@@ -110,14 +114,14 @@ fn conversation(
     if !options.add_eos_token && template.added_end().is_some() {
         template = Cow::Owned(template.without_added_end());
     }
-    let count = |messages: &[Message]| -> Result<usize, ModelError> {
-        Ok(tokenizer.encode(&template.render(messages, false)?)?.len())
+    let count = |messages: &[Message], limit: usize| -> Result<usize, ModelError> {
+        tokenizer.count(&template.render(messages, false)?, limit)
     };
-    let tokens = count(&chat.messages)?;
+    let tokens = count(&chat.messages, usize::MAX)?;
     if tokens <= options.max_length {
         return masked(chat, tokenizer, &template, options, Truncation::None);
     }
-    let fits = |messages: &[Message]| Ok(count(messages)? <= options.max_length);
+    let fits = |messages: &[Message]| Ok(count(messages, options.max_length)? <= options.max_length);
     match truncate(chat, &fits)? {
         Fit::Shorter(chat) => masked(&chat, tokenizer, &template, options, Truncation::Shortened { tokens }),
         Fit::Never => Ok(dropped(template.render(&chat.messages, false)?, tokens)),
@@ -201,17 +205,30 @@ fn document(
     tokenizer: &Tokenizer,
     &EncodeOptions { max_length, add_eos_token, .. }: &EncodeOptions,
 ) -> Result<EncodedRecord, ModelError> {
-    let (mut ids, mut offsets): (Vec<u32>, Vec<_>) = tokenizer.encode_with_offsets(text)?.into_iter().unzip();
     let starts = tokenizer.starting_ids()?;
+    // A long text is encoded in pieces, of which only the start is stored.
+    let room = max_length.max(starts.len());
+    let (mut ids, mut offsets, mut tokens) = (Vec::new(), Vec::new(), 0);
+    tokenizer.visit_tokens(text, &mut |piece| {
+        tokens += piece.len();
+        for (id, range) in &piece[..piece.len().min(room - ids.len())] {
+            ids.push(*id);
+            offsets.push(range.clone());
+        }
+        ControlFlow::Continue(())
+    })?;
     if !ids.starts_with(&starts) {
+        tokens += starts.len();
         offsets.splice(..0, starts.iter().map(|_| 0..0));
         ids.splice(..0, starts);
     }
     if let Some(eos) = tokenizer.eos_id().filter(|_| add_eos_token && !ends_a_turn(text, tokenizer)) {
-        ids.push(eos);
-        offsets.push(text.len()..text.len());
+        tokens += 1;
+        if ids.len() + 1 == tokens {
+            ids.push(eos);
+            offsets.push(text.len()..text.len());
+        }
     }
-    let tokens = ids.len();
     if max_length < 2 && tokens > max_length {
         return Ok(dropped(text.to_owned(), tokens));
     }

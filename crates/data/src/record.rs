@@ -14,16 +14,6 @@ pub struct Record {
     pub source: RecordSource,
 }
 
-impl Record {
-    /// Returns the bytes of the record's texts.
-    pub fn text_bytes(&self) -> usize {
-        match &self.content {
-            RecordContent::Text(text) => text.len(),
-            RecordContent::Chat(chat) => chat.messages.iter().map(|message| message.content.len()).sum(),
-        }
-    }
-}
-
 /// The content of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordContent {

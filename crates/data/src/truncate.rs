@@ -4,6 +4,9 @@ use danlu_model::{Message, ModelError};
 
 use crate::record::{Conversation, TurnLoss};
 
+/// Bytes of the first end of a question that is tried.
+const SHORTEST_END: usize = 1 << 12;
+
 /// Result of [`truncate`].
 #[derive(Debug, PartialEq)]
 pub(crate) enum Fit {
@@ -48,18 +51,42 @@ pub(crate) fn truncate(
     let Some(question) = (0..chat.messages.len()).rev().find(is_question) else {
         return Ok(Fit::Never);
     };
-    let cuts: Vec<usize> = chat.messages[question].content.char_indices().map(|(at, _)| at).skip(1).collect();
-    let cut_at = |index: usize| {
+    let mut chat = chat;
+    let text = std::mem::take(&mut chat.messages[question].content);
+    let cut_at = |at: usize| {
         let mut chat = chat.clone();
-        chat.messages[question].content.drain(..cuts[index]);
+        text[at..].clone_into(&mut chat.messages[question].content);
         chat
     };
+    let longest = longest_end(&text, &|at| fits(&cut_at(at).messages))?;
     // White space is not a question, so no cut leaves only white space.
-    let shorter = first_that_fits(cuts.len(), &|index| fits(&cut_at(index).messages))?;
-    Ok(match shorter.map(cut_at) {
+    Ok(match longest.map(cut_at) {
         Some(chat) if !chat.messages[question].content.trim().is_empty() => Fit::Shorter(chat),
         _ => Fit::Never,
     })
+}
+
+/// Returns the start of the longest proper end of `text` that fits, at least one character long.
+///
+/// The ends are tried from short to long, so the work follows the length of the result.
+fn longest_end(
+    text: &str,
+    fits: &dyn Fn(usize) -> Result<bool, ModelError>,
+) -> Result<Option<usize>, ModelError> {
+    let first = text.ceil_char_boundary(1);
+    let mut end = text.len();
+    for length in (SHORTEST_END.ilog2()..usize::BITS).map(|bits| 1usize << bits) {
+        let start = text.ceil_char_boundary(text.len().saturating_sub(length)).max(first);
+        if start >= end || !fits(start)? {
+            // The longest end that fits begins between `start` and `end`.
+            let cuts: Vec<usize> =
+                text[start.min(end)..end].char_indices().map(|(at, _)| start + at).collect();
+            let found = first_that_fits(cuts.len(), &|index| fits(cuts[index]))?;
+            return Ok(found.map(|index| cuts[index]).or((end < text.len()).then_some(end)));
+        }
+        end = start;
+    }
+    Ok((end < text.len()).then_some(end))
 }
 
 /// Finds the smallest index below `len` that fits by binary search, assuming that lengths shrink as the index
@@ -141,6 +168,18 @@ mod tests {
         let alone = chat(&[("assistant", "abc")], 0);
         assert_eq!(to(&alone, 5), Fit::Shorter(alone.clone()));
         assert_eq!(to(&alone, 4), Fit::Never);
+    }
+
+    #[test]
+    fn a_long_question_is_cut_where_a_character_more_is_too_much() {
+        for (text, len) in [("a", 30_000), ("嬛", 9_000), ("é", 2_048)] {
+            let long = chat(&[("user", &text.repeat(len)), ("assistant", "b")], 0);
+            for kept in [1, 2, 1365, 1366, 2047, 4096, 8000].into_iter().filter(|kept| *kept < len) {
+                let cut = chat(&[("user", &text.repeat(kept)), ("assistant", "b")], 0);
+                assert_eq!(to(&long, kept + 5), Fit::Shorter(cut));
+            }
+            assert_eq!(to(&long, 5), Fit::Never);
+        }
     }
 
     proptest! {

@@ -228,3 +228,35 @@ fn no_eos_token_is_added_if_the_option_says_so() {
         [with, without].map(|options| encode(&record, &tokenizer, &options).unwrap().sequence.ids);
     assert_eq!((with.last(), with[..with.len() - 1].to_vec()), (Some(&eos), without));
 }
+
+/// More text than the tokenizer encodes at once.
+fn novel() -> String {
+    (0..9000).map(|n| format!("第{n}回：甄嬛道：“臣妾做不到啊。” She said so {n} times.\n")).collect()
+}
+
+#[test]
+fn a_long_document_keeps_its_start_and_is_counted_whole() {
+    let (tokenizer, text) = (bundled(), novel());
+    let document = record(&serde_json::json!({"text": text}));
+    let whole = encoded(&document, &tokenizer, usize::MAX);
+    assert_eq!(whole.truncation, Truncation::None);
+    assert_eq!(whole.offsets.last().unwrap().end, text.len());
+    let short = encoded(&document, &tokenizer, 200);
+    assert_eq!(short.truncation, Truncation::Shortened { tokens: whole.sequence.ids.len() });
+    assert_eq!(short.sequence.ids, whole.sequence.ids[..200]);
+    assert_eq!(short.offsets, whole.offsets[..200]);
+}
+
+#[test]
+fn a_long_question_keeps_its_end() {
+    let (tokenizer, text) = (bundled(), novel());
+    let question = record(&serde_json::json!({"instruction": text, "input": "", "output": "是。"}));
+    let short = encoded(&question, &tokenizer, 300);
+    let Truncation::Shortened { tokens } = short.truncation else { panic!("{:?}", short.truncation) };
+    assert!(tokens > 100_000 && (295..=300).contains(&short.sequence.ids.len()), "{tokens}");
+    assert_eq!(learnt(&short, &tokenizer), "是。<|eot_id|>");
+    let end = &text[text.ceil_char_boundary(text.len() - 300)..];
+    assert!(short.text.contains(end.trim_end()), "{}", short.text);
+    let answer = record(&serde_json::json!({"instruction": "问", "input": "", "output": text}));
+    assert!(matches!(encoded(&answer, &tokenizer, 300).truncation, Truncation::Dropped { .. }));
+}

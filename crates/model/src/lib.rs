@@ -32,6 +32,7 @@ mod config;
 mod config_json;
 mod decode;
 mod decoder;
+mod encode_windows;
 mod error;
 pub mod files;
 mod forward_pass;

@@ -1,7 +1,7 @@
 //! Tokenizer of a model folder: encoding, decoding, named tokens and end tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokenizers::ModelWrapper;
 
 use crate::added_tokens::TokenFiles;
 use crate::chat_template::ChatTemplate;
+use crate::encode_windows::{TextToken, WindowFault, WindowOptions, encode_windows};
 use crate::guarded_thread::{self, NoResult, WorkLimits};
 use crate::json::{self, Fields};
 use crate::token_fingerprint::TokenFingerprint;
@@ -48,6 +49,8 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     /// Whether encoding needs a limit of time.
     is_slow: bool,
+    /// How a long text is divided.
+    windows: WindowOptions,
     /// The reason why an encoding was abandoned. Nothing is encoded again.
     abandoned: OnceLock<NoResult>,
     ignored_dropout: Option<f32>,
@@ -139,6 +142,7 @@ impl Tokenizer {
         let by_name = named.get("eos_token").map(|token| token.as_str());
         stop_ids.extend(by_name.into_iter().chain(end_of_turn).filter_map(|token| inner.token_to_id(token)));
         Ok(Self {
+            windows: WindowOptions::new(!is_joined_within_words(&inner)),
             inner: Arc::new(inner),
             is_slow: file.has_slow_pattern(),
             abandoned: OnceLock::new(),
@@ -157,9 +161,75 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let mut ids = Vec::new();
+        self.visit_ids(text, &mut |piece| {
+            ids.extend_from_slice(piece);
+            ControlFlow::Continue(())
+        })?;
+        Ok(ids)
+    }
+
+    /// Returns the number of tokens of `text`, or a number above `limit` once it is exceeded.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn count(&self, text: &str, limit: usize) -> Result<usize, ModelError> {
+        let mut count = 0;
+        self.visit_ids(text, &mut |piece| {
+            count += piece.len();
+            if count > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(count)
+    }
+
+    /// Passes the ids of `text` to `visit`, piece by piece for a long text.
+    fn visit_ids(
+        &self,
+        text: &str,
+        visit: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<(), ModelError> {
+        if text.len() > self.windows.bytes {
+            return self.visit_tokens(text, &mut |tokens| {
+                visit(&tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+            });
+        }
         let encoding = self.guarded(text, |inner, text| inner.encode_fast(text, false))?;
         self.check_rows(encoding.get_ids())?;
-        Ok(encoding.get_ids().to_vec())
+        // Nothing follows, so the answer of `visit` has no effect.
+        let _ = visit(encoding.get_ids());
+        Ok(())
+    }
+
+    /// Passes the ids of `text` with their byte ranges to `visit`, piece by piece for a long text. `visit` may break.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn visit_tokens(
+        &self,
+        text: &str,
+        visit: &mut dyn FnMut(&[(u32, Range<usize>)]) -> ControlFlow<()>,
+    ) -> Result<(), ModelError> {
+        let encode = |window: &str| {
+            let encoding = self.guarded(window, |inner, text| inner.encode(text, false))?;
+            self.check_rows(encoding.get_ids())?;
+            let words = encoding.get_word_ids().iter();
+            let tokens = encoding.get_ids().iter().zip(encoding.get_offsets()).zip(words);
+            let token = |((&id, &(start, end)), &word)| TextToken { id, range: start..end, word };
+            Ok(tokens.map(token).collect())
+        };
+        let mut pairs = |tokens: &[TextToken]| {
+            visit(&tokens.iter().map(|token| (token.id, token.range.clone())).collect::<Vec<_>>())
+        };
+        encode_windows(text, self.windows, &encode, &mut pairs).map_err(|fault| match fault {
+            WindowFault::Encode(error) => error,
+            WindowFault::Indivisible(at) => {
+                let (all, most) = (text.len(), self.windows.max_bytes);
+                let message = format!(
+                    "cannot encode a text of {all} bytes: {most} bytes from byte {at} on cannot be divided"
+                );
+                ModelError::Tokenizer { path: self.path.clone(), message }
+            }
+        })
     }
 
     /// Encodes `text`. A panic of the library becomes an error; a tokenizer with slow patterns has a time limit.
@@ -233,10 +303,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, ModelError> {
-        let encoding = self.guarded(text, |inner, text| inner.encode(text, false))?;
-        self.check_rows(encoding.get_ids())?;
-        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
-        Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+        let mut tokens = Vec::new();
+        self.visit_tokens(text, &mut |piece| {
+            tokens.extend_from_slice(piece);
+            ControlFlow::Continue(())
+        })?;
+        Ok(tokens)
     }
 
     /// Returns a special token in `text`, which [`Tokenizer::encode`] would not encode as plain text.
@@ -434,6 +506,14 @@ fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
         Ok::<_, tokenizers::Error>(inner)
     });
     loaded.map_err(|reason| format!("cannot read it: {reason}"))?.map_err(|e| e.to_string())
+}
+
+/// Whether two neighbouring tokens of a word decide alone that no merge crosses their border. Markers at the ends of a
+/// word would depend on the word's place.
+fn is_joined_within_words(inner: &tokenizers::Tokenizer) -> bool {
+    let ModelWrapper::BPE(model) = inner.get_model() else { return false };
+    let markers = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
+    markers.into_iter().flatten().all(String::is_empty)
 }
 
 /// Returns tokens that may end a turn: special tokens, and ordinary tokens with the same form, such as an

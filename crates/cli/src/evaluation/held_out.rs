@@ -7,7 +7,6 @@ use danlu_data::{Dataset, EncodeOptions, ReadOptions, Record, encode};
 use danlu_model::{LabeledSequence, Tokenizer};
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::memory;
 use crate::model_loader::hub_name;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -76,7 +75,6 @@ pub fn read_held_out(
     limit: usize,
 ) -> Result<HeldOut> {
     let dataset = read(file, reading)?;
-    memory::check_longest(&dataset.records)?;
     let bad = dataset.bad.len();
     let total = dataset.records.len();
     let count = if limit == 0 { total } else { limit.min(total) };

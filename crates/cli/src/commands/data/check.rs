@@ -10,7 +10,6 @@ use serde_json::json;
 use super::{DEFAULT_MAX_LENGTH, DataArgs, place, warnings};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
-use crate::memory;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -46,7 +45,6 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
         .iter()
         .map(|file| read(file, &args.data.reading.options()))
         .collect::<Result<Vec<Dataset>>>()?;
-    datasets.iter().try_for_each(|dataset| memory::check_longest(&dataset.records))?;
     let tokenizer = args.data.tokenizer(printer)?;
     if datasets.iter().any(|dataset| dataset.format != Format::Text) {
         // A missing template is a fault of the base, not of the records.

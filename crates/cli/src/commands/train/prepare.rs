@@ -15,7 +15,6 @@ use crate::commands::data::{check, warnings};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::evaluation::replies::{self, Question};
-use crate::memory;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -83,7 +82,6 @@ pub fn prepare(
     let mut found = Vec::new();
     for file in data {
         let dataset = read(file, reading)?;
-        memory::check_longest(&dataset.records)?;
         found.extend(warnings_about(&dataset, printer));
         summary.files.push(DataFile {
             name: dataset.fingerprint.name,
