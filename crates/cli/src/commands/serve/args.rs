@@ -1,15 +1,15 @@
 //! The flags of `danlu serve`, and the values that they stand for.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use danlu_adapter::parse_byte_size;
 use danlu_hub::RepoName;
-use danlu_kernels::DType;
 use danlu_loader::ModelRef;
 use danlu_serve::{AdapterSource, ServedAdapter};
 
-use crate::args::compute::{ComputeArgs, products};
+use crate::args::compute::{ComputeArgs, DTypeChoice};
 use crate::args::{QuantArgs, Secret};
 use crate::clap_error::at_least_one;
 use crate::model_loader::hub_name;
@@ -87,9 +87,9 @@ pub struct ServeArgs {
     /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
-    /// Type of matrix products: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
-    #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
-    pub dtype: Option<DType>,
+    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
+    pub dtype: Option<DTypeChoice>,
     #[command(flatten)]
     pub quant: QuantArgs,
     #[command(flatten)]

@@ -41,7 +41,9 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// # Errors
 /// If the model or an adapter cannot be loaded, or the address cannot be bound.
 pub fn run(args: &ServeArgs, printer: &Printer) -> Result<()> {
-    let backend = args.compute.backend(args.compute.dtype(args.dtype)?)?;
+    let dtype = args.compute.dtype(args.dtype)?;
+    let backend = args.compute.backend(dtype.dtype())?;
+    dtype.announce(&*backend, printer);
     let loader = ModelLoader::new(printer);
     let files = loader.open(&args.path, args.base.as_deref())?;
     let limits = ServeLimits::choose(args, files.base().config(), free_memory(&*backend))?;
