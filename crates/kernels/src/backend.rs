@@ -256,18 +256,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         residual: Option<&Buffer>,
         n: usize,
     ) {
-        assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
-        for (i, (out, w)) in out.iter_mut().zip(group.weights).enumerate() {
-            self.linear_forward(out, inp, w, n);
-            for segment in group.lora {
-                if let Some(pair) = segment.pairs[i] {
-                    self.lora_forward(out, mid[i], inp, pair, segment.rows.clone());
-                }
-            }
-            if let Some(residual) = residual {
-                self.add(out, residual, n * w.rows());
-            }
-        }
+        project_singly(self, out, mid, inp, group, residual, n);
     }
 
     /// Backward of [`project`](Backend::project). The optional `dinp` receives `Σ dout[i] W[i]` and the
@@ -371,4 +360,28 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Writes the sum of squares of the first `len` elements to `out[at]`, in f64.
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
+}
+
+/// [`Backend::project`] by single operations.
+pub(crate) fn project_singly<B: Backend + ?Sized>(
+    backend: &B,
+    out: &mut [&mut Buffer],
+    mid: &mut [&mut Buffer],
+    inp: &Buffer,
+    group: ProjectGroup<'_>,
+    residual: Option<&Buffer>,
+    n: usize,
+) {
+    assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
+    for (i, (out, w)) in out.iter_mut().zip(group.weights).enumerate() {
+        backend.linear_forward(out, inp, w, n);
+        for segment in group.lora {
+            if let Some(pair) = segment.pairs[i] {
+                backend.lora_forward(out, mid[i], inp, pair, segment.rows.clone());
+            }
+        }
+        if let Some(residual) = residual {
+            backend.add(out, residual, n * w.rows());
+        }
+    }
 }

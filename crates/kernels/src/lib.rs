@@ -44,6 +44,7 @@ pub mod lora;
 pub mod math;
 mod matrix;
 mod operands;
+mod packed_lora;
 pub mod peak;
 mod reference;
 pub mod rmsnorm;
@@ -74,5 +75,6 @@ pub use operands::{
     GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment,
     ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Segment, Store,
 };
+pub use packed_lora::PackedLora;
 pub use reference::Reference;
 pub use trace::{Footprint, ScratchBytes, ScratchPool, Trace, TraceTarget, TracedOp};

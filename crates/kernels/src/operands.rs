@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Buffer, GateActivation, Indices, Matrix, Segments};
+use crate::{Buffer, GateActivation, Indices, Matrix, PackedLora, Segments};
 
 /// A contiguous range of tokens that attends only to itself.
 ///
@@ -155,6 +155,8 @@ pub struct LoraSegment<'a> {
     pub rows: Range<usize>,
     /// The adapter's `A, B` for each weight of the group, or `None` for a weight that the adapter leaves out.
     pub pairs: Vec<Option<LoraPair<'a>>>,
+    /// The same matrices packed for decoding, where they are. A back end may ignore them.
+    pub packed: Vec<Option<&'a PackedLora>>,
 }
 
 /// Weights that multiply one input, and their low-rank pairs `A, B`.

@@ -706,7 +706,8 @@ pub(crate) fn lora_segments<'a>(
             Some(LoraPair { lora: source.pair(layer, projection)?, dropout })
         };
         let pairs: Vec<_> = group.iter().map(pair).collect();
-        pairs.iter().any(Option::is_some).then(|| LoraSegment { rows: rows.clone(), pairs })
+        let packed = group.iter().map(|&projection| source.packed(layer, projection)).collect();
+        pairs.iter().any(Option::is_some).then(|| LoraSegment { rows: rows.clone(), pairs, packed })
     };
     rows.lora.iter().filter_map(segment).collect()
 }

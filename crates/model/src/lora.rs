@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use danlu_kernels::{Buffer, Dropout, LoraRef, rng};
+use danlu_kernels::{Buffer, Dropout, LoraRef, PackedLora, rng};
 
 use crate::Projection;
 
@@ -16,6 +16,12 @@ pub trait LoraSource: Send + Sync {
     fn output_factors(&self, _layer: usize, _projection: Projection) -> Option<(&Buffer, usize)> {
         None
     }
+
+    /// Returns the matrices of [`LoraSource::pair`] packed for decoding, if they are. See
+    /// [`PackedAdapter`](crate::PackedAdapter).
+    fn packed(&self, _layer: usize, _projection: Projection) -> Option<&PackedLora> {
+        None
+    }
 }
 
 impl<T: LoraSource + ?Sized> LoraSource for &T {
@@ -25,6 +31,10 @@ impl<T: LoraSource + ?Sized> LoraSource for &T {
 
     fn output_factors(&self, layer: usize, projection: Projection) -> Option<(&Buffer, usize)> {
         (**self).output_factors(layer, projection)
+    }
+
+    fn packed(&self, layer: usize, projection: Projection) -> Option<&PackedLora> {
+        (**self).packed(layer, projection)
     }
 }
 

@@ -14,17 +14,18 @@ use std::sync::Mutex;
 
 use self::disjoint_slice::DisjointSlice;
 use self::head_loss::HeadLoss;
-use self::lora::LowRank;
+use self::lora::{LowRank, decode_pairs, is_packed};
 use self::pool::{Pool, Scratch, SendPtr, lock};
 use crate::attention::{AttentionInputs, DecodeAttention};
+use crate::backend::project_singly;
 use crate::gemm::{Gemm, Product, SkinnyGemm, View};
 use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
     DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, Isa,
-    LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Segment, Store, adamw, attention, rmsnorm, rope,
-    row_ops,
+    LoraGrads, LoraPair, Matrix, ProjectGroup, RmsnormSaved, Scalars, Segment, Store, adamw, attention,
+    rmsnorm, rope, row_ops,
 };
 
 /// Options of a [`Cpu`].
@@ -304,7 +305,7 @@ impl Backend for Cpu {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         let (out, inp) = (out.host_slice_mut(), inp.host_slice());
         if n <= SkinnyGemm::MAX_ROWS {
-            return self.skinny_gemm.forward(&self.pool, out, inp, w, n);
+            return self.skinny_gemm.forward(&self.pool, out, inp, (w, n), |_, _| {});
         }
         let (d_out, d_in) = (w.rows(), w.cols());
         let product = Product {
@@ -362,6 +363,38 @@ impl Backend for Cpu {
         let dparams = pair.lora.grads(grads.dparams.host_slice_mut());
         let inputs = (dout.host_slice(), inp.host_slice(), mid.host_slice());
         self.low_rank.backward(&self.pool, dinp, dparams, inputs, LoraParams::of(&pair), rows);
+    }
+
+    fn project(
+        &self,
+        out: &mut [&mut Buffer],
+        mid: &mut [&mut Buffer],
+        inp: &Buffer,
+        group: ProjectGroup<'_>,
+        residual: Option<&Buffer>,
+        n: usize,
+    ) {
+        if !is_packed(group.lora, n) {
+            return project_singly(self, out, mid, inp, group, residual, n);
+        }
+        assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
+        let (inp, residual) = (inp.host_slice(), residual.map(Buffer::host_slice));
+        let pairs = decode_pairs(mid, inp, &group, n);
+        self.low_rank.shrink(&self.pool, inp, &pairs);
+        for (i, (out, &w)) in out.iter_mut().zip(group.weights).enumerate() {
+            let d_out = w.rows();
+            let residual = residual.map(|residual| &residual[..n * d_out]);
+            self.skinny_gemm.forward(&self.pool, out.host_slice_mut(), inp, (w, n), |out, cols| {
+                // SAFETY: `out` has `n` rows, and only this task accesses these columns.
+                unsafe { self.low_rank.expand(out, &pairs, i, cols.clone()) };
+                for row in (0..n).filter(|_| residual.is_some()) {
+                    let cells = row * d_out + cols.start..row * d_out + cols.end;
+                    // SAFETY: as above.
+                    let out = unsafe { std::slice::from_raw_parts_mut(out.at(cells.start), cells.len()) };
+                    residual.into_iter().for_each(|residual| row_ops::add(out, &residual[cells.clone()]));
+                }
+            });
+        }
     }
 
     fn rope_forward(

@@ -5,7 +5,9 @@ use super::*;
 use crate::AttentionScores;
 use crate::finite_difference::random;
 use crate::rng::Stream;
-use crate::{Bytes, Dropout, GateActivation, LoraRef, Reference, Segments, from_f32};
+use crate::{
+    Bytes, Dropout, GateActivation, LoraRef, LoraSegment, PackedLora, Reference, Segments, from_f32,
+};
 
 const THREADS: [usize; 3] = [1, 2, 3];
 
@@ -122,6 +124,105 @@ fn lora_matches_reference() {
                         backend.lora_backward(grads, &dout, &inp, &mid, pair, rows.clone());
                         vec![vec(out), vec(mid), vec(dinp), vec(dparams)]
                     });
+                }
+            }
+        }
+    }
+}
+
+/// An adapter of a test: its rows, its rank for each weight, or `None` for a weight that it leaves out.
+type TestAdapter<'a> = (std::ops::Range<usize>, &'a [Option<usize>]);
+
+/// Computes a group of weights of `d_out` each, packed or not. `exact` values are bf16.
+fn project(
+    backend: &dyn Backend,
+    adapters: &[TestAdapter<'_>],
+    n: usize,
+    packs: bool,
+    exact: bool,
+) -> Vec<Vec<f32>> {
+    let (mut stream, d_in, d_out) = (Stream::new(8), 70, [45, 64, 1]);
+    let values = |stream: &mut Stream, len| -> Vec<f32> {
+        let round = |v: f32| if exact { crate::bf16_to_f32(crate::f32_to_bf16(v)) } else { v };
+        random(stream, len).into_iter().map(round).collect()
+    };
+    let count = adapters.first().map_or(1, |(_, ranks)| ranks.len());
+    let weights = d_out[..count].iter().map(|&d_out| weight(&mut stream, DType::Bf16, d_out, d_in));
+    let weights: Vec<Matrix> = weights.collect();
+    let params: Vec<Vec<Buffer>> = adapters
+        .iter()
+        .map(|(_, ranks)| {
+            let len = |(&rank, d_out): (&Option<usize>, usize)| rank.unwrap_or(0) * (d_in + d_out);
+            let lens: Vec<usize> = ranks.iter().zip(d_out).map(len).collect();
+            lens.into_iter().map(|len| Buffer::from_vec(values(&mut stream, len))).collect()
+        })
+        .collect();
+    let segments: Vec<(LoraSegment<'_>, Vec<Option<PackedLora>>)> = adapters
+        .iter()
+        .zip(&params)
+        .map(|((rows, ranks), params)| {
+            let pair = |i: usize| {
+                let (rank, params) = (ranks[i]?, &params[i]);
+                let lora =
+                    LoraRef { params, a: 0, b: rank * d_in, rank, d_in, d_out: d_out[i], scaling: 0.7 };
+                Some(LoraPair { lora, dropout: None })
+            };
+            let pairs: Vec<Option<LoraPair<'_>>> = (0..ranks.len()).map(pair).collect();
+            let packed =
+                pairs.iter().map(|pair| pair.filter(|_| packs).map(|pair| PackedLora::pack(&pair.lora)));
+            let packed = packed.collect();
+            (LoraSegment { rows: rows.clone(), pairs, packed: Vec::new() }, packed)
+        })
+        .collect();
+    let lora: Vec<LoraSegment<'_>> = segments
+        .iter()
+        .map(|(segment, packed)| LoraSegment {
+            packed: packed.iter().map(Option::as_ref).collect(),
+            ..segment.clone()
+        })
+        .collect();
+    let inp = buffer(&mut stream, n * d_in);
+    let residual = (count == 1).then(|| buffer(&mut stream, n * d_out[0]));
+    let mut out: Vec<Buffer> = (0..count).map(|i| zeros(backend, n * d_out[i])).collect();
+    let mut mid: Vec<Buffer> = (0..count).map(|_| zeros(backend, n * 64)).collect();
+    let group = ProjectGroup { weights: &weights.iter().collect::<Vec<_>>(), lora: &lora };
+    let (mut outs, mut mids): (Vec<_>, Vec<_>) = (out.iter_mut().collect(), mid.iter_mut().collect());
+    backend.project(&mut outs, &mut mids, &inp, group, residual.as_ref(), n);
+    out.into_iter().map(vec).collect()
+}
+
+#[test]
+fn packed_pairs_of_many_adapters_have_the_bits_of_single_operations() {
+    let all = [Some(8), Some(3), Some(64)];
+    let (some, none) = ([None, Some(17), None], [None; 3]);
+    let cases: [(usize, &[TestAdapter<'_>]); 7] = [
+        (1, &[(0..1, &all)]),
+        (
+            8,
+            &[
+                (0..1, &all),
+                (1..4, &some),
+                (4..5, &none),
+                (5..6, &[Some(1), Some(64), Some(2)]),
+                (7..8, &all),
+            ],
+        ),
+        (8, &[(0..8, &all)]),
+        (5, &[(2..5, &[Some(16)])]),
+        (8, &[(0..4, &[Some(64)]), (4..8, &[Some(5)])]),
+        (3, &[]),
+        (12, &[(0..6, &all), (6..12, &some)]),
+    ];
+    for (n, adapters) in cases {
+        for exact in [true, false] {
+            for dtype in [DType::F32, DType::Bf16] {
+                let tolerance = if dtype == DType::F32 { 10.0 * F32 } else { BF16 };
+                compare(dtype, tolerance, |backend| project(backend, adapters, n, true, exact));
+                for isa in Isa::supported() {
+                    let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype });
+                    let [packed, single] =
+                        [true, false].map(|packs| project(&cpu, adapters, n, packs, exact));
+                    assert_eq!(packed, single, "{isa} {dtype:?} {n} rows");
                 }
             }
         }

@@ -33,6 +33,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod dots;
+mod expand;
 mod four_bit;
 mod micro_kernel;
 mod pack;
@@ -49,6 +50,7 @@ use crate::Isa;
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 
 pub(crate) use dots::{DotJob, DotRows};
+pub(crate) use expand::ExpandJob;
 pub(crate) use pack::{PackJob, View};
 pub(crate) use partition::part;
 pub(crate) use prefetch::Prefetch;
@@ -90,6 +92,8 @@ pub(crate) struct Kernels {
     pub pack_by_columns: unsafe fn(*mut f32, &[f32], usize),
     pub tiles: unsafe fn(&TileJob),
     pub dots: unsafe fn(&DotJob<'_>),
+    /// Adds low-rank updates. Words must be f32.
+    pub expand: unsafe fn(&ExpandJob),
     /// Multiplies small operands in place.
     pub small_product: unsafe fn(&SmallProduct),
 }
@@ -136,6 +140,11 @@ macro_rules! kernel_table {
                 unsafe { super::dots::dots::<$lanes>(job) }
             }
             $(#[$feature])?
+            unsafe fn expand(job: &super::ExpandJob) {
+                // SAFETY: as above.
+                unsafe { super::expand::expand::<$lanes>(job) }
+            }
+            $(#[$feature])?
             unsafe fn small_product(job: &super::SmallProduct) {
                 // SAFETY: as above.
                 unsafe { super::small_product::small_product::<$lanes>(job) }
@@ -154,6 +163,7 @@ macro_rules! kernel_table {
                 pack_by_columns,
                 tiles,
                 dots,
+                expand,
                 small_product,
             }
         };

@@ -58,11 +58,19 @@ impl SkinnyGemm {
         d_in.div_ceil(self.kernels.pair).next_multiple_of(self.kernels.lanes)
     }
 
-    /// `out (N, OUT) = inp (N, IN) Wᵀ`.
+    /// `out (N, OUT) = inp (N, IN) Wᵀ`. A task that has computed a range of columns passes it to `then`, with
+    /// the first element of `out`, and no other task accesses these columns.
     ///
     /// # Panics
     /// If a slice is shorter than its shape.
-    pub fn forward(&self, pool: &Pool, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
+    pub fn forward(
+        &self,
+        pool: &Pool,
+        out: &mut [f32],
+        inp: &[f32],
+        (w, n): (&Matrix, usize),
+        then: impl Fn(SendPtr, Range<usize>) + Sync,
+    ) {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
         let Kernels { pack_row, interleave, dots, chunk, .. } = *self.kernels;
@@ -115,6 +123,7 @@ impl SkinnyGemm {
             // SAFETY: the shapes were checked above and a `Matrix` has all its rows. Tasks write disjoint
             // columns of `out`.
             unsafe { dots(&job) };
+            then(out, row..end);
         });
     }
 }

@@ -134,7 +134,7 @@ fn few_rows_match_f64_for_every_tail_and_type() {
                     let stored = w.to_vec();
                     let results = pools.each_ref().map(|pool| {
                         let mut out = vec![f32::NAN; n * d_out];
-                        few.forward(pool, &mut out, &inp, &w, n);
+                        few.forward(pool, &mut out, &inp, (&w, n), |_, _| {});
                         out
                     });
                     assert_eq!(results[0], results[1], "{isa}");

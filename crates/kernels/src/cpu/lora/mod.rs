@@ -5,10 +5,12 @@
 //! The size of a block of rows depends only on the number of rows, so the order of sums over rows is fixed.
 
 mod backward;
+mod decode;
 mod forward;
 
 use std::sync::Mutex;
 
+pub(crate) use self::decode::{decode_pairs, is_packed};
 use super::dropout::WORD;
 #[cfg(test)]
 use super::pool::lock;

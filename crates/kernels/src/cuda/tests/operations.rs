@@ -306,7 +306,8 @@ impl Group {
                 let lora = LoraRef { params, a, b, rank, d_in, d_out, scaling: 1.5 };
                 pairs.push(Some(LoraPair { lora, dropout: if i == 1 { self.dropout } else { None } }));
             }
-            segments.push(LoraSegment { rows: rows.clone(), pairs });
+            let packed = vec![None; pairs.len()];
+            segments.push(LoraSegment { rows: rows.clone(), pairs, packed });
         }
         segments
     }

@@ -1,0 +1,206 @@
+//! The low-rank pairs of many adapters for a few rows, as one operation beside the multiplication by the
+//! weights of a group.
+//!
+//! ```text
+//! one region:                    mid = inp Aᵀ for every pair of the group
+//! each task of each base weight: out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
+//! ```
+//!
+//! The cost is the bytes of the distinct adapters, each read once. Ranks may differ, and none is padded. Rows
+//! without an adapter have no pair. The bits are those of [`LowRank::forward`].
+
+use std::ops::Range;
+
+use super::LowRank;
+use crate::cpu::pool::{Pool, SendPtr};
+use crate::gemm::{DotJob, DotRows, ExpandJob, Kernels, SkinnyGemm};
+use crate::lora::LoraDims;
+use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
+
+/// Fewest bytes of `A` in a task, so that distribution costs little.
+const TASK_BYTES: usize = 32 << 10;
+
+/// One adapter's pair for one weight of a group.
+pub(crate) struct DecodePair<'a> {
+    /// Index of the weight.
+    weight: usize,
+    rows: Range<usize>,
+    packed: &'a PackedLora,
+    a: *const u8,
+    /// `(rows, R)`.
+    mid: SendPtr,
+}
+
+// SAFETY: `a` points to `A`, which outlives the pair and which tasks only read.
+unsafe impl Sync for DecodePair<'_> {}
+
+/// Returns whether [`decode_pairs`] takes every pair of a group for `n` rows.
+pub(crate) fn is_packed(lora: &[LoraSegment<'_>], n: usize) -> bool {
+    let is_packed = |segment: &LoraSegment<'_>| {
+        let mut pairs = segment.pairs.iter().zip(&segment.packed);
+        pairs.all(|(pair, packed)| pair.is_none_or(|pair| pair.dropout.is_none() && packed.is_some()))
+    };
+    n <= SkinnyGemm::MAX_ROWS && lora.iter().all(is_packed)
+}
+
+/// Returns the pairs of a group. Each has its own part of `mid`.
+///
+/// # Panics
+/// If a pair differs from its weight, or a buffer is too short.
+pub(crate) fn decode_pairs<'a>(
+    mid: &mut [&mut Buffer],
+    inp: &[f32],
+    group: &ProjectGroup<'a>,
+    n: usize,
+) -> Vec<DecodePair<'a>> {
+    let mut found = Vec::new();
+    for (weight, (w, mid)) in group.weights.iter().zip(mid).enumerate() {
+        let ranks = group.lora.iter().filter_map(|segment| segment.pairs[weight].map(|pair| pair.lora.rank));
+        let Some(stride) = ranks.max() else { continue };
+        let mid = mid.host_slice_mut();
+        assert!(mid.len() >= n * stride && inp.len() >= n * w.cols());
+        let mid = SendPtr(mid.as_mut_ptr());
+        for segment in group.lora {
+            let (Some(pair), Some(packed)) = (&segment.pairs[weight], segment.packed[weight]) else {
+                continue;
+            };
+            let (lora, rows) = (&pair.lora, segment.rows.clone());
+            assert_eq!(LoraDims::of(lora), packed.dims, "a pair beside another packed pair");
+            assert!(lora.d_in == w.cols() && lora.d_out == w.rows() && rows.end <= n);
+            // `stride` is the largest rank, so the parts of different segments are disjoint.
+            let mid = SendPtr(mid.at(rows.start * stride));
+            found.push(DecodePair { weight, rows, packed, a: packed.a_of(lora), mid });
+        }
+    }
+    found
+}
+
+/// Some ranks of the pair with this index.
+type Piece = (usize, Range<usize>);
+
+/// Divides the ranks of all pairs into tasks of similar size, each with at least [`TASK_BYTES`] of `A` if there
+/// is as much.
+fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
+    let (mut tasks, mut task, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (index, pair) in pairs.iter().enumerate() {
+        let LoraDims { rank, d_in, .. } = pair.packed.dims;
+        let row_bytes = (d_in * pair.packed.dtype.size()).max(1);
+        let mut first = 0;
+        while first < rank {
+            // Whole groups of four ranks, which one dot product reads together.
+            let wanted = (TASK_BYTES - bytes).div_ceil(row_bytes).next_multiple_of(4);
+            let end = rank.min(first + wanted);
+            task.push((index, first..end));
+            bytes += (end - first) * row_bytes;
+            first = end;
+            if bytes >= TASK_BYTES {
+                tasks.push(std::mem::take(&mut task));
+                bytes = 0;
+            }
+        }
+    }
+    tasks.extend((!task.is_empty()).then_some(task));
+    tasks
+}
+
+impl LowRank {
+    /// `mid = inp Aᵀ` for every pair.
+    pub fn shrink(&self, pool: &Pool, inp: &[f32], pairs: &[DecodePair<'_>]) {
+        let Kernels { dots, .. } = *self.kernels;
+        let tasks = tasks(pairs);
+        pool.run(tasks.len(), |task, _| {
+            for (index, ranks) in &tasks[task] {
+                let DecodePair { rows, packed, a, mid, .. } = &pairs[*index];
+                let LoraDims { rank, d_in, .. } = packed.dims;
+                let stride = d_in * packed.dtype.size();
+                let job = DotJob {
+                    out: mid.at(ranks.start),
+                    out_stride: rank,
+                    n: rows.len(),
+                    inp: inp[rows.start * d_in..].as_ptr(),
+                    inp_stride: d_in,
+                    mask: None,
+                    w_rows: ranks.len(),
+                    w: DotRows::Dense {
+                        dtype: packed.dtype,
+                        first: a.wrapping_add(ranks.start * stride),
+                        stride,
+                    },
+                    k: d_in,
+                    alpha: 1.0,
+                    accumulate: false,
+                    round: false,
+                };
+                // SAFETY: `decode_pairs` checked the lengths. Tasks write disjoint ranks of disjoint parts of
+                // `mid`.
+                unsafe { dots(&job) };
+            }
+        });
+    }
+
+    /// `out[rows, cols] += scaling · mid B[cols]ᵀ` for every pair of one weight. `out` is the first element of
+    /// the first row of an output with `d_out` columns.
+    ///
+    /// # Safety
+    /// `out` has all rows of the pairs, and no other task accesses the columns `cols`.
+    pub unsafe fn expand(&self, out: SendPtr, pairs: &[DecodePair<'_>], weight: usize, cols: Range<usize>) {
+        for DecodePair { rows, packed, mid, .. } in pairs.iter().filter(|pair| pair.weight == weight) {
+            let LoraDims { rank, d_out, scaling, .. } = packed.dims;
+            assert!(cols.end <= d_out);
+            let job = ExpandJob {
+                out: out.at(rows.start * d_out + cols.start),
+                out_stride: d_out,
+                rows: rows.len(),
+                mid: mid.at(0),
+                panels: packed.panels(),
+                dtype: packed.dtype,
+                rank,
+                cols: (cols.start, cols.len()),
+                alpha: scaling,
+            };
+            // SAFETY: the caller guarantees the output. `shrink` has written `mid`, and a packed pair has
+            // panels for all of its outputs.
+            unsafe { (self.kernels.expand)(&job) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoraRef;
+
+    #[test]
+    fn tasks_have_every_rank_once_and_enough_bytes() {
+        for (ranks, d_in) in [(vec![8; 8], 768), (vec![1, 64, 3, 16], 2048), (vec![2], 5), (vec![], 9)] {
+            let packed: Vec<PackedLora> = ranks
+                .iter()
+                .map(|&rank| {
+                    let params = Buffer::host(rank * (d_in + 7));
+                    let lora =
+                        LoraRef { params: &params, a: 0, b: rank * d_in, rank, d_in, d_out: 7, scaling: 1.0 };
+                    PackedLora::pack(&lora)
+                })
+                .collect();
+            let pair = |packed| DecodePair {
+                weight: 0,
+                rows: 0..1,
+                packed,
+                a: std::ptr::null(),
+                mid: SendPtr(std::ptr::null_mut()),
+            };
+            let pairs: Vec<DecodePair<'_>> = packed.iter().map(pair).collect();
+            let tasks = tasks(&pairs);
+            let bytes =
+                |task: &Vec<Piece>| task.iter().map(|(_, ranks)| ranks.len() * d_in * 2).sum::<usize>();
+            assert!(tasks.iter().rev().skip(1).all(|task| bytes(task) >= TASK_BYTES), "{ranks:?}");
+            let found: Vec<Piece> = tasks.into_iter().flatten().collect();
+            let mut next = vec![0; ranks.len()];
+            for (index, piece) in found {
+                assert_eq!(piece.start, next[index]);
+                next[index] = piece.end;
+            }
+            assert_eq!(next, ranks);
+        }
+    }
+}
