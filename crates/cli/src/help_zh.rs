@@ -268,6 +268,14 @@ const TEXTS: &[(&str, &str)] = &[
     ("New tokens of each sequence, by greedy decoding", "每个序列生成的词元数（贪心解码）"),
     ("Number of sequences decoded at once", "同时解码的序列数"),
     (
+        "Also measure with N random adapters, sequence by sequence in turn, in alternation with the base alone",
+        "另用 N 个随机适配器（各序列轮流）测量，与只用基座交替进行",
+    ),
+    (
+        "Rank of the adapters; a list such as 8,16,64 gives them different ranks",
+        "适配器的秩；写成 8,16,64 则各不相同",
+    ),
+    (
         "Measured runs [default: 10 for train, 5 for prefill, 3 for decode and merge]",
         "计时的次数 [默认：train 10，prefill 5，decode 与 merge 3]",
     ),

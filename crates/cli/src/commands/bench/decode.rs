@@ -1,15 +1,18 @@
 //! `danlu bench decode`: decodes one or several sequences.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use danlu_model::{Decoder, ModelConfig, SlotId, SlotInput, Workspace};
+use danlu_adapter::{Adapter, LoraConfig, TargetModules};
+use danlu_kernels::{DType, bf16_to_f32, f32_to_bf16};
+use danlu_model::{Decoder, LoraSource, ModelConfig, PackedAdapter, SlotId, SlotInput, Workspace};
 
 use super::flops::{self, Span};
 use super::machine::{MachineArgs, describe_memory};
 use super::model::ModelArgs;
 use super::output::{BenchOutput, rate};
-use super::{RunArgs, random_ids};
+use super::{RunArgs, Runs, median, random_ids};
 use crate::args::compute::check_context;
 use crate::diagnostic::Result;
 use crate::memory::{self, MemoryWatch};
@@ -29,6 +32,12 @@ pub struct DecodeArgs {
     /// Number of sequences decoded at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
     sequences: u16,
+    /// Also measure with N random adapters, sequence by sequence in turn, in alternation with the base alone
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024), help_heading = "Job")]
+    adapters: u16,
+    /// Rank of the adapters; a list such as 8,16,64 gives them different ranks
+    #[arg(long, value_name = "R", default_value = "8", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
+    lora_r: Vec<u16>,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -81,10 +90,10 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let decoder = machine.decoder(&config, &weights)?;
     let mut work = Workspace::new();
     let runs = args.run.runs(3, 1);
-    let times = runs.measure(printer, |i| decode(&decoder, &mut work, job, i))?;
+    let adapters = args.adapters(&decoder, machine.precision.into())?;
+    let (times, ratio) = measure(&decoder, &mut work, job, (runs, &adapters), printer)?;
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
-    let times: Vec<f64> = times.concat();
     let time: f64 = times.iter().sum();
     let per_second = (times.len() * sequences) as f64 / time;
     let text = match sequences {
@@ -97,6 +106,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.result(("词元/秒", "tokens/s"), &text);
     figures.measured("tokens_per_second", per_second);
     figures.measured("tokens_per_second_per_sequence", per_second / sequences as f64);
+    args.describe_adapters(ratio, &adapters, &mut figures, printer);
     let bytes = bytes_of_run(&config, weight_bytes - table, job) * times.len() as f64 / new as f64;
     let bandwidth = before.max(machine.read_bandwidth(printer));
     machine.compare_bytes(bytes / time, bandwidth, &mut figures, printer);
@@ -116,8 +126,90 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Reads prompts and continues them. Returns the seconds of each new token.
-fn decode(decoder: &Decoder, work: &mut Workspace, job: Job, run: u64) -> Result<Vec<f64>> {
+/// Decodes with the base alone and with adapters, in alternation. Returns the seconds of each token of the base
+/// alone, and the rate with adapters as a multiple of it: the median over the runs.
+fn measure(
+    decoder: &Decoder,
+    work: &mut Workspace,
+    job: Job,
+    (runs, adapters): (Runs, &[PackedAdapter]),
+    printer: &Printer,
+) -> Result<(Vec<f64>, f64)> {
+    let seconds = |times: &[f64]| times.iter().sum::<f64>();
+    let runs = runs.measure(printer, |i| {
+        let mut run = |adapters| decode(decoder, work, (job, adapters), i);
+        if adapters.is_empty() {
+            return Ok((run(&[])?, f64::NAN));
+        }
+        // A machine that slows down in the middle favours neither.
+        let (base, adapted) = match i % 2 {
+            0 => (run(&[])?, run(adapters)?),
+            _ => {
+                let adapted = run(adapters)?;
+                (run(&[])?, adapted)
+            }
+        };
+        let ratio = seconds(&base) / seconds(&adapted);
+        Ok((base, ratio))
+    })?;
+    let (times, ratios): (Vec<Vec<f64>>, Vec<f64>) = runs.into_iter().unzip();
+    Ok((times.concat(), median(ratios)))
+}
+
+impl DecodeArgs {
+    /// Returns random adapters of every projection, packed as a server packs them. Their values have the type
+    /// of the matrix multiplications.
+    fn adapters(&self, decoder: &Decoder, dtype: DType) -> Result<Vec<PackedAdapter>> {
+        let (config, backend) = (decoder.config(), &**decoder.backend());
+        let adapter = |i: u16| {
+            let rank = self.lora_r[usize::from(i) % self.lora_r.len()];
+            let lora = LoraConfig {
+                target_modules: TargetModules::AllLinear,
+                ..LoraConfig::new(rank.into(), rank.into())
+            };
+            let mut adapter = Adapter::init(lora, config, i.into(), backend)?;
+            if dtype == DType::Bf16 {
+                let mut values = adapter.to_vec(backend).map_err(danlu_model::ModelError::from)?;
+                values.iter_mut().for_each(|value| *value = bf16_to_f32(f32_to_bf16(*value)));
+                backend.write(&mut adapter.params, 0, &values);
+            }
+            Ok(PackedAdapter::new(Arc::new(adapter), config, backend))
+        };
+        (0..self.adapters).map(adapter).collect()
+    }
+
+    /// Reports the rate with adapters, if there are any.
+    fn describe_adapters(
+        &self,
+        ratio: f64,
+        adapters: &[PackedAdapter],
+        figures: &mut BenchOutput<'_>,
+        printer: &Printer,
+    ) {
+        if adapters.is_empty() {
+            return;
+        }
+        let ranks: Vec<String> = self.lora_r.iter().map(u16::to_string).collect();
+        let (count, ranks) = (adapters.len(), ranks.join(", "));
+        let text = printer.pick(
+            format!("{count} 个，秩 {ranks}：是只用基座的 {ratio:.3} 倍"),
+            format!("{count} of rank {ranks}: {ratio:.3} x the rate of the base alone"),
+        );
+        figures.result(("适配器", "adapters"), &text);
+        figures.set("adapters", count);
+        figures.set("lora_r", self.lora_r.clone());
+        figures.set("adapter_bytes", adapters.iter().map(PackedAdapter::packed_bytes).sum::<u64>());
+        figures.measured("adapter_rate", ratio);
+    }
+}
+
+/// Reads prompts and continues them, each with the next adapter in turn. Returns the seconds of each new token.
+fn decode(
+    decoder: &Decoder,
+    work: &mut Workspace,
+    (job, adapters): (Job, &[PackedAdapter]),
+    run: u64,
+) -> Result<Vec<f64>> {
     let Job { sequences, prompt, new } = job;
     let vocab_size = decoder.config().vocab_size;
     let mut cache = decoder.new_cache();
@@ -125,16 +217,16 @@ fn decode(decoder: &Decoder, work: &mut Workspace, job: Job, run: u64) -> Result
     let slots: Vec<SlotId> = (0..sequences).map(|_| cache.add(prompt + new)).collect();
     let which = |s: usize| run * sequences as u64 + s as u64;
     let prompts: Vec<_> = (0..sequences).map(|s| random_ids(prompt, vocab_size, which(s))).collect();
-    let inputs: Vec<_> =
-        slots.iter().zip(&prompts).map(|(&slot, ids)| SlotInput::new(slot, ids, None)).collect();
+    let lora = |s: usize| adapters.get(s % adapters.len().max(1)).map(|adapter| adapter as &dyn LoraSource);
+    let prompts = prompts.iter().enumerate();
+    let inputs: Vec<_> = prompts.map(|(s, ids)| SlotInput::new(slots[s], ids, lora(s))).collect();
     let mut logits = decoder.prefill(work, &mut cache, &inputs)?;
     let mut times = Vec::with_capacity(new);
     for _ in 0..new {
         let start = Instant::now();
         let next: Vec<u32> = logits.chunks(vocab_size).map(likeliest).collect();
-        let ids = next.chunks(1);
-        let inputs: Vec<_> =
-            slots.iter().zip(ids).map(|(&slot, ids)| SlotInput::new(slot, ids, None)).collect();
+        let ids = next.chunks(1).enumerate();
+        let inputs: Vec<_> = ids.map(|(s, ids)| SlotInput::new(slots[s], ids, lora(s))).collect();
         logits = decoder.decode(work, &mut cache, &inputs)?;
         times.push(start.elapsed().as_secs_f64());
     }
