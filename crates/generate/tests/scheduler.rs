@@ -8,7 +8,41 @@ use danlu_generate::{
     AddError, EventKind, GenerateError, LogitsProcessor, ReplyRequest, RequestAdapter, RequestId,
     SamplingOptions, Scheduler, SchedulerOptions, StopReason,
 };
-use support::{BASE, adapter, alone, finish, request};
+use support::{BASE, adapter, alone, request};
+
+/// Tokens and end of one choice.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Reply {
+    ids: Vec<u32>,
+    cached_tokens: usize,
+    stop: Option<StopReason>,
+}
+
+/// Runs until no request is left, and returns the replies in the order of their first event.
+fn finish(scheduler: &mut Scheduler) -> Vec<((RequestId, usize), Reply)> {
+    let mut replies: Vec<((RequestId, usize), Reply)> = Vec::new();
+    while !scheduler.is_idle() {
+        for event in scheduler.step().unwrap() {
+            let key = (event.request, event.choice);
+            let index = replies.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+                replies.push((key, Reply::default()));
+                replies.len() - 1
+            });
+            let reply = &mut replies[index].1;
+            assert_eq!(reply.stop, None, "no event follows the end");
+            match event.kind {
+                EventKind::Started { cached_tokens } => reply.cached_tokens = cached_tokens,
+                EventKind::Token { id, .. } => reply.ids.push(id),
+                EventKind::Finished(stop) => reply.stop = Some(stop),
+                EventKind::Failed(error) => panic!("{error}"),
+            }
+        }
+        let stats = scheduler.stats();
+        assert!(stats.kv_tokens + stats.prefix_tokens <= stats.max_kv_tokens, "{stats:?}");
+    }
+    assert_eq!(scheduler.stats().kv_tokens, 0, "no slot is leaked");
+    replies
+}
 
 /// Prompts with common and with different beginnings, from 2 to about 90 tokens.
 fn prompt(i: usize) -> Vec<u32> {

@@ -4,8 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use danlu_generate::{
-    Engine, EventKind, GenerationId, ReplyRequest, RequestAdapter, RequestId, Sampler, SamplingOptions,
-    Scheduler, Sequence, StopReason, StopRules,
+    Engine, GenerationId, ReplyRequest, RequestAdapter, Sampler, SamplingOptions, Sequence, StopRules,
 };
 use danlu_kernels::rng::Stream;
 use danlu_kernels::{Buffer, Cpu, CpuOptions, DType, Element, LoraRef};
@@ -84,38 +83,4 @@ pub fn alone(request: &ReplyRequest, choice: usize) -> Vec<u32> {
         engine.step().unwrap().into_iter().for_each(|output| assert!(output.step.is_ok()));
     }
     engine.close(slot).unwrap().new_ids().to_vec()
-}
-
-/// Tokens and end of one choice.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reply {
-    pub ids: Vec<u32>,
-    pub cached_tokens: usize,
-    pub stop: Option<StopReason>,
-}
-
-/// Runs until no request is left, and returns the replies in the order of their first event.
-pub fn finish(scheduler: &mut Scheduler) -> Vec<((RequestId, usize), Reply)> {
-    let mut replies: Vec<((RequestId, usize), Reply)> = Vec::new();
-    while !scheduler.is_idle() {
-        for event in scheduler.step().unwrap() {
-            let key = (event.request, event.choice);
-            let index = replies.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
-                replies.push((key, Reply::default()));
-                replies.len() - 1
-            });
-            let reply = &mut replies[index].1;
-            assert_eq!(reply.stop, None, "no event follows the end");
-            match event.kind {
-                EventKind::Started { cached_tokens } => reply.cached_tokens = cached_tokens,
-                EventKind::Token { id, .. } => reply.ids.push(id),
-                EventKind::Finished(stop) => reply.stop = Some(stop),
-                EventKind::Failed(error) => panic!("{error}"),
-            }
-        }
-        let stats = scheduler.stats();
-        assert!(stats.kv_tokens + stats.prefix_tokens <= stats.max_kv_tokens, "{stats:?}");
-    }
-    assert_eq!(scheduler.stats().kv_tokens, 0, "no slot is leaked");
-    replies
 }
