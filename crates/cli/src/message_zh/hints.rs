@@ -120,6 +120,8 @@ pub const HINTS: &[(&str, &str)] = &[
         "shorten the message or the system prompt, or raise `--context`",
         "缩短消息或系统提示词，或加大 `--context`",
     ),
+    ("send the request again later", "稍后再发送请求"),
+    ("shorten the prompt", "缩短提示"),
     (
         "use an earlier checkpoint: the weights overflowed in training or merging",
         "改用更早的检查点：权重在训练或合并时溢出了",

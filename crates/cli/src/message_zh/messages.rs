@@ -171,6 +171,15 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "cannot choose a token after {} tokens: no logit is a number",
         "无法在 {} 个词元之后选择下一个：没有一个 logit 是数",
     ),
+    ("cannot choose a token after {} tokens: {}", "无法在 {} 个词元之后选择下一个：{}"),
+    (
+        "cannot add the request: {} requests are waiting, the limit is {}",
+        "无法加入请求：已有 {} 个请求在等待，上限是 {}",
+    ),
+    (
+        "cannot add the request: its prompt has {} tokens, the context has room for {}",
+        "无法加入请求：提示有 {} 个词元，上下文只能放 {} 个",
+    ),
     (
         "cannot parse `{}` as a model name, expected `org/name` or `org/name@revision`",
         "`{}` 不是模型名，应为 `org/name` 或 `org/name@revision`",
