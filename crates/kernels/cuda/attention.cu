@@ -14,10 +14,29 @@ struct Segment {
 
 #define LOG2_E 1.4426950408889634f
 
+// Masks and cap of the scores. A query sees the `window` newest keys up to its own; 2^30 means all of them. A
+// `softcap` of 0 means none.
+struct Scores {
+    float scale;
+    int window;
+    float softcap;
+};
+
 __device__ __forceinline__ float exp2_fast(float x) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
+}
+
+// Returns the capped score of a product.
+__device__ __forceinline__ float score_of(float product, const Scores& scores) {
+    return scores.softcap * tanh_of<bf16>(product * scores.scale / scores.softcap);
+}
+
+// Derivative of the cap, from a score.
+__device__ __forceinline__ float cap_slope(float score, const Scores& scores) {
+    float t = score / scores.softcap;
+    return 1.0f - t * t;
 }
 
 // Copies `ROWS` rows of a head to shared memory. Rows from `valid` on become zeros.
@@ -132,7 +151,7 @@ __device__ __forceinline__ void store_rows(
 template <typename T, int HS, int MT, int BN>
 __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restrict__ lse, const T* __restrict__ q,
     const T* __restrict__ k, const T* __restrict__ v, const Segment* __restrict__ segments,
-    const uint2* __restrict__ tiles, int kv_heads, i64 ld_out, i64 ld_q, i64 ld_kv, float scale) {
+    const uint2* __restrict__ tiles, int kv_heads, i64 ld_out, i64 ld_q, i64 ld_kv, Scores how) {
     constexpr int BM = 64 * MT, NT = BN / 8;
     extern __shared__ __align__(16) u8 memory[];
     T* q_tile = reinterpret_cast<T*>(memory);
@@ -147,6 +166,7 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
     k += segment.kv_start * ld_kv + kv_head * HS;
     v += segment.kv_start * ld_kv + kv_head * HS;
     int keys = min((int)segment.kv_len, offset + first + BM), j = ceil_div(keys, BN) - 1;
+    int lowest = max(0, offset + first + 1 - how.window) / BN;
     load_tile<T, HS, BM>(q_tile, q, ld_q, rows);
     load_tile<T, HS, BN>(k_tile, k + j * BN * ld_kv, ld_kv, segment.kv_len - j * BN);
     copy_commit();
@@ -161,15 +181,23 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[m][n][i] = 0;
     }
-    float factor = scale * LOG2_E;
-    for (; j >= 0; --j) {
+    float scale = how.softcap != 0 ? 1 : how.scale, factor = scale * LOG2_E;
+    for (; j >= lowest; --j) {
         copy_wait<0>();
         __syncthreads();
         load_tile<T, HS, BN>(v_tile, v + j * BN * ld_kv, ld_kv, segment.kv_len - j * BN);
         copy_commit();
         float s[MT][NT][4];
         scores<T, HS, MT, NT>(s, own_q, k_tile);
-        if ((j + 1) * BN - 1 > offset + first) {
+        if (how.softcap != 0) {
+#pragma unroll
+            for (int m = 0; m < MT; ++m)
+#pragma unroll
+                for (int n = 0; n < NT; ++n)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) s[m][n][i] = score_of(s[m][n][i], how);
+        }
+        if ((j + 1) * BN - 1 > offset + first || j * BN + how.window < offset + first + BM) {
 #pragma unroll
             for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -178,12 +206,13 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
                     for (int i = 0; i < 4; ++i) {
                         int key = j * BN + n * 8 + lane % 4 * 2 + i % 2;
                         int query = first + warp_row + m * 16 + lane / 4 + i / 2 * 8;
-                        if (key > offset + query) s[m][n][i] = NEGATIVE_INFINITY;
+                        bool is_hidden = key > offset + query || key + how.window <= offset + query;
+                        if (is_hidden) s[m][n][i] = NEGATIVE_INFINITY;
                     }
         }
         copy_wait<0>();
         __syncthreads();
-        if (j > 0) {
+        if (j > lowest) {
             load_tile<T, HS, BN>(k_tile, k + (j - 1) * BN * ld_kv, ld_kv, BN);
             copy_commit();
         }
@@ -269,8 +298,15 @@ struct Backward {
     const uint2* __restrict__ tiles;
     int heads, kv_heads;
     i64 ld_dout, ld_q, ld_kv;
-    float scale;
+    Scores how;
 };
+
+// Returns the softmax weight of a capped score, and the derivative of the cap. `lse` is in base 2.
+__device__ __forceinline__ float weight_of(float& slope, float product, float lse, const Scores& how) {
+    float score = score_of(product, how);
+    slope = cap_slope(score, how);
+    return exp2_fast(score * LOG2_E - lse);
+}
 
 // dK and dV of 64 keys of one key head. Score rows are keys; columns are queries of every query head in the
 // group.
@@ -291,7 +327,9 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
     load_tile<T, HS, BK>(k_tile, b.k + key_row * b.ld_kv + kv_head * HS, b.ld_kv, keys);
     load_tile<T, HS, BK>(v_tile, b.v + key_row * b.ld_kv + kv_head * HS, b.ld_kv, keys);
     copy_commit();
-    int first_tile = max(0, first - offset) / BQ, q_tiles = ceil_div(segment.q_len, BQ) - first_tile;
+    // The last key of the tile is visible to queries before `end`.
+    int end = min((int)segment.q_len, first + BK - 1 + b.how.window - offset);
+    int first_tile = max(0, first - offset) / BQ, q_tiles = ceil_div(max(0, end), BQ) - first_tile;
     auto load = [&](int it) {
         int head = kv_head * group + it / q_tiles, query = (first_tile + it % q_tiles) * BQ;
         int valid = segment.q_len - query;
@@ -313,7 +351,7 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
     for (int n = 0; n < HO / 8; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) dk_acc[0][n][i] = dv_acc[0][n][i] = 0;
-    float factor = b.scale * LOG2_E;
+    float factor = b.how.scale * LOG2_E;
     int steps = q_tiles > 0 ? group * q_tiles : 0;
     if (STAGES > 1 && steps > 0) load(0);
     for (int it = 0; it < steps; ++it) {
@@ -329,24 +367,21 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
         const float* rows = moving_rows + it % STAGES * 2 * BQ;
         float p[1][NT][4], d[1][NT][4];
         scores<T, HS, 1, NT>(p, k_tile + warp_row * (HS + 8), q_tile);
+        scores<T, HS, 1, NT>(d, v_tile + warp_row * (HS + 8), d_tile);
         int query = (first_tile + it % q_tiles) * BQ;
-        bool is_cut = first + BK - 1 > offset + query;
+        bool is_cut = first + BK - 1 > offset + query || first + b.how.window < offset + query + BQ;
 #pragma unroll
         for (int n = 0; n < NT; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                int column = n * 8 + lane % 4 * 2 + i % 2;
-                float x = exp2_fast(p[0][n][i] * factor - rows[column]);
-                bool is_hidden = is_cut && first + warp_row + lane / 4 + i / 2 * 8 > offset + query + column;
+                int column = n * 8 + lane % 4 * 2 + i % 2, key = first + warp_row + lane / 4 + i / 2 * 8;
+                bool is_hidden = is_cut && (key > offset + query + column || key + b.how.window <= offset + query + column);
+                float slope = 1, x = b.how.softcap != 0 ? weight_of(slope, p[0][n][i], rows[column], b.how)
+                                                        : exp2_fast(p[0][n][i] * factor - rows[column]);
                 p[0][n][i] = is_hidden ? 0 : x;
+                d[0][n][i] = p[0][n][i] * (d[0][n][i] - rows[BQ + column]) * slope;
             }
         weighted<T, HS, HO, 1, NT>(dv_acc, p, d_tile, columns);
-        scores<T, HS, 1, NT>(d, v_tile + warp_row * (HS + 8), d_tile);
-#pragma unroll
-        for (int n = 0; n < NT; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                d[0][n][i] = p[0][n][i] * (d[0][n][i] - rows[BQ + n * 8 + lane % 4 * 2 + i % 2]);
         weighted<T, HS, HO, 1, NT>(dk_acc, d, q_tile, columns);
     }
     copy_wait<0>();
@@ -354,7 +389,7 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
     T* own_k = k_tile + warp_row * (HS + 8);
     T* own_v = v_tile + warp_row * (HS + 8);
     __syncthreads();
-    store_rows<T, HS, HO>(dk + to, ld_dkv, keys - warp_row, own_k, dk_acc[0], b.scale, b.scale);
+    store_rows<T, HS, HO>(dk + to, ld_dkv, keys - warp_row, own_k, dk_acc[0], b.how.scale, b.how.scale);
     store_rows<T, HS, HO>(dv + to, ld_dkv, keys - warp_row, own_v, dv_acc[0], 1, 1);
 }
 
@@ -397,10 +432,11 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[m][n][i] = 0;
     }
-    float factor = b.scale * LOG2_E;
+    float factor = b.how.scale * LOG2_E;
     int steps = ceil_div(min((int)segment.kv_len, offset + first + BM), BN);
-    if (STAGES > 1) load(0);
-    for (int j = 0; j < steps; ++j) {
+    int lowest = max(0, offset + first + 1 - b.how.window) / BN;
+    if (STAGES > 1) load(lowest);
+    for (int j = lowest; j < steps; ++j) {
         if (STAGES == 1) {
             __syncthreads();
             load(j);
@@ -413,17 +449,19 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
         float p[MT][NT][4], d[MT][NT][4];
         scores<T, HS, MT, NT>(p, q_tile + warp_row * (HS + 8), k_tile);
         scores<T, HS, MT, NT>(d, d_tile + warp_row * (HS + 8), v_tile);
-        bool is_cut = (j + 1) * BN - 1 > offset + first;
+        bool is_cut = (j + 1) * BN - 1 > offset + first || j * BN + b.how.window < offset + first + BM;
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
             for (int n = 0; n < NT; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    float x = exp2_fast(p[m][n][i] * factor - lse[m][i / 2]);
                     int key = j * BN + n * 8 + lane % 4 * 2 + i % 2;
-                    bool is_hidden = is_cut && key > offset + first + warp_row + m * 16 + lane / 4 + i / 2 * 8;
-                    d[m][n][i] = is_hidden ? 0 : x * (d[m][n][i] - delta[m][i / 2]);
+                    int query = offset + first + warp_row + m * 16 + lane / 4 + i / 2 * 8;
+                    bool is_hidden = is_cut && (key > query || key + b.how.window <= query);
+                    float slope = 1, x = b.how.softcap != 0 ? weight_of(slope, p[m][n][i], lse[m][i / 2], b.how)
+                                                            : exp2_fast(p[m][n][i] * factor - lse[m][i / 2]);
+                    d[m][n][i] = is_hidden ? 0 : x * (d[m][n][i] - delta[m][i / 2]) * slope;
                 }
         weighted<T, HS, HS, MT, NT>(acc, d, k_tile, 0);
     }
@@ -432,7 +470,7 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
         int row = warp_row + m * 16;
         T* to = dq + (query_row + row) * ld_dq + head * HS;
         T* own = q_tile + row * (HS + 8);
-        store_rows<T, HS, HS>(to, ld_dq, rows - row, own, acc[m], b.scale, b.scale);
+        store_rows<T, HS, HS>(to, ld_dq, rows - row, own, acc[m], b.how.scale, b.how.scale);
     }
 }
 
@@ -440,9 +478,9 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
 #define FORWARD_KERNEL(T, HS, MT, BN)                                                                          \
     extern "C" __global__ void __launch_bounds__(128) attention_forward_hs##HS##_##T(T* out, float* lse,       \
         const T* q, const T* k, const T* v, const Segment* segments, const uint2* tiles, int kv_heads,         \
-        i64 ld_out, i64 ld_q, i64 ld_kv, float scale) {                                                        \
-        forward_body<T, HS, MT, BN>(                                                                           \
-            out, lse, q, k, v, segments, tiles, kv_heads, ld_out, ld_q, ld_kv, scale);                         \
+        i64 ld_out, i64 ld_q, i64 ld_kv, float scale, int window, float softcap) {                             \
+        forward_body<T, HS, MT, BN>(out, lse, q, k, v, segments, tiles, kv_heads, ld_out, ld_q, ld_kv,         \
+            {scale, window, softcap});                                                                         \
     }
 
 // dK, dV: grid kv_heads x tiles of 64 keys x HS / HO; shared bytes (128 + 2 STAGES BQ) * (HS + 8) * 2 + 8 STAGES BQ.
@@ -450,9 +488,9 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     extern "C" __global__ void __launch_bounds__(128) attention_backward_kv_hs##HS##_##T(T* dk, T* dv,         \
         const T* dout, const T* q, const T* k, const T* v, const float* lse, const float* delta,               \
         const Segment* segments, const uint2* tiles, int heads, int kv_heads, i64 ld_dkv, i64 ld_dout,         \
-        i64 ld_q, i64 ld_kv, float scale) {                                                                    \
+        i64 ld_q, i64 ld_kv, float scale, int window, float softcap) {                                         \
         Backward<T> b = {dout, q, k, v, lse, delta, segments, tiles, heads, kv_heads, ld_dout, ld_q, ld_kv,    \
-            scale};                                                                                            \
+            {scale, window, softcap}};                                                                         \
         backward_kv_body<T, HS, HO, BQ, STAGES>(dk, dv, ld_dkv, b);                                            \
     }
 
@@ -461,9 +499,9 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##NAME##_##T(T* dq, const T* dout,  \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \
         const uint2* tiles, int heads, int kv_heads, i64 ld_dq, i64 ld_dout, i64 ld_q, i64 ld_kv,              \
-        float scale) {                                                                                         \
+        float scale, int window, float softcap) {                                                              \
         Backward<T> b = {dout, q, k, v, lse, delta, segments, tiles, heads, kv_heads, ld_dout, ld_q, ld_kv,    \
-            scale};                                                                                            \
+            {scale, window, softcap}};                                                                         \
         backward_q_body<T, HS, MT, BN, STAGES>(dq, ld_dq, b);                                                  \
     }
 

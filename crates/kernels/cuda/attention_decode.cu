@@ -1,42 +1,70 @@
 // Attention with one query per segment. Several blocks share the keys of a segment.
 //
-// A block reads 256 keys of one key head for up to 4 query heads. A second kernel merges the blocks in order.
+// A block reads 64 keys of one key head for up to 4 query heads. A second kernel merges the blocks in order.
+// A segment whose visible keys lie in one block needs no second kernel.
 #include "prelude.cuh"
 
 struct Segment {
     u32 q_start, q_len, kv_start, kv_len;
 };
 
-#define SPLIT 256
+#define SPLIT 64
 #define HEADS 4
 // Keys, and later values, loaded ahead by each lane.
 #define AHEAD 4
 #define BLOCK 128
 
+// The blocks of keys that a query sees: its `window` newest keys.
+struct Blocks {
+    int lowest_key, first, end;
+
+    __device__ __forceinline__ Blocks(const Segment& segment, int window)
+        : lowest_key(max(0, (int)segment.kv_len - window)), first(lowest_key / SPLIT),
+          end(ceil_div(segment.kv_len, SPLIT)) {}
+};
+
+template <typename T>
+struct Decode {
+    T* out;
+    float* lse;
+    float* partial;
+    const T* q;
+    const T* k;
+    const T* v;
+    const Segment* segments;
+    int heads, kv_heads, hs;
+    i64 ld_out, ld_q, ld_kv;
+    int splits;
+    float scale;
+    int window;
+    float softcap;
+};
+
 // A lane holds 8 elements of a key, so `LANES` lanes share a key and a block reads BLOCK / LANES keys at a
 // time.
 template <typename T, int LANES>
-__device__ __forceinline__ void decode_body(float* __restrict__ partial, const T* __restrict__ q,
-    const T* __restrict__ k, const T* __restrict__ v, const Segment* __restrict__ segments, int heads, int kv_heads,
-    int hs, i64 ld_q, i64 ld_kv, int splits, float scale) {
+__device__ __forceinline__ void decode_body(const Decode<T>& d) {
     constexpr int KEYS = BLOCK / LANES;
     __shared__ float score[HEADS][SPLIT];
     __shared__ float sums[KEYS][LANES * 8 + 1];
-    int group = heads / kv_heads, parts = ceil_div(group, HEADS), kv_head = blockIdx.x / parts;
+    __shared__ float maxima[HEADS], totals[HEADS];
+    int group = d.heads / d.kv_heads, parts = ceil_div(group, HEADS), kv_head = blockIdx.x / parts, hs = d.hs;
     int first_head = kv_head * group + blockIdx.x % parts * HEADS;
     int count = min(HEADS, (kv_head + 1) * group - first_head);
-    Segment segment = segments[blockIdx.z];
+    Segment segment = d.segments[blockIdx.z];
+    Blocks blocks(segment, d.window);
+    if (blockIdx.y < blocks.first || blockIdx.y >= blocks.end) return;
     int start = blockIdx.y * SPLIT, keys = min(SPLIT, (int)segment.kv_len - start);
-    if (keys <= 0) return;
+    int hidden = blocks.lowest_key - start;
     int part = threadIdx.x % LANES, own = threadIdx.x / LANES;
     bool has_part = part * 8 < hs;
-    i64 at = (segment.kv_start + start) * ld_kv + kv_head * hs + part * 8;
+    i64 at = (segment.kv_start + start) * d.ld_kv + kv_head * hs + part * 8;
     float query[HEADS][8];
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) query[h][i] = 0;
-        if (h < count && has_part) load8(query[h], q + segment.q_start * ld_q + (first_head + h) * hs + part * 8);
+        if (h < count && has_part) load8(query[h], d.q + segment.q_start * d.ld_q + (first_head + h) * hs + part * 8);
     }
     // All lanes of a warp take part in each sum, so all of them loop to the last key.
 #pragma unroll 1
@@ -47,7 +75,7 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
             int key = first + a * KEYS + own;
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[a][i] = 0;
-            if (key < keys && has_part) load8(x[a], k + at + key * ld_kv);
+            if (key < keys && has_part) load8(x[a], d.k + at + key * d.ld_kv);
         }
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a) {
@@ -59,12 +87,13 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
                 for (int i = 0; i < 8; ++i) sum = fmaf(query[h][i], x[a][i], sum);
 #pragma unroll
                 for (int lane = LANES / 2; lane > 0; lane /= 2) sum += __shfl_xor_sync(FULL_MASK, sum, lane);
-                if (part == 0) score[h][key] = sum * scale;
+                sum *= d.scale;
+                if (d.softcap != 0) sum = d.softcap * tanh_of<T>(sum / d.softcap);
+                if (part == 0) score[h][key] = key < hidden ? NEGATIVE_INFINITY : sum;
             }
         }
     }
     __syncthreads();
-    float* to = partial + ((i64)blockIdx.z * heads + first_head) * splits * (hs + 2) + blockIdx.y * (hs + 2);
     for (int h = threadIdx.x / WARP; h < count; h += BLOCK / WARP) {
         int lane = threadIdx.x % WARP;
         float max = NEGATIVE_INFINITY, sum = 0;
@@ -76,8 +105,8 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
         }
         sum = warp_sum(sum);
         if (lane == 0) {
-            to[(i64)h * splits * (hs + 2)] = max;
-            to[(i64)h * splits * (hs + 2) + 1] = sum;
+            maxima[h] = max;
+            totals[h] = sum;
         }
     }
     __syncthreads();
@@ -92,7 +121,7 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
             int key = first + a * KEYS;
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[a][i] = 0;
-            if (key < keys && has_part) load8(x[a], v + at + key * ld_kv);
+            if (key < keys && has_part) load8(x[a], d.v + at + key * d.ld_kv);
         }
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a)
@@ -103,6 +132,8 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
                 for (int i = 0; i < 8; ++i) acc[h][i] = fmaf(p, x[a][i], acc[h][i]);
             }
     }
+    bool is_only = blocks.end - blocks.first == 1;
+    float* to = d.partial + ((i64)blockIdx.z * d.heads + first_head) * d.splits * (hs + 2) + blockIdx.y * (hs + 2);
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
         if (h >= count) break;
@@ -110,11 +141,22 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
 #pragma unroll
         for (int i = 0; i < 8; ++i) sums[own][part * 8 + i] = acc[h][i];
         __syncthreads();
-        for (int d = threadIdx.x; d < hs; d += BLOCK) {
-            float sum = sums[0][d];
+        float* split = to + (i64)h * d.splits * (hs + 2);
+        for (int c = threadIdx.x; c < hs; c += BLOCK) {
+            float sum = sums[0][c];
 #pragma unroll
-            for (int i = 1; i < KEYS; ++i) sum += sums[i][d];
-            to[(i64)h * splits * (hs + 2) + 2 + d] = sum;
+            for (int i = 1; i < KEYS; ++i) sum += sums[i][c];
+            if (is_only)
+                d.out[segment.q_start * d.ld_out + (first_head + h) * hs + c] = from_float<T>(sum / totals[h]);
+            else
+                split[2 + c] = sum;
+        }
+        if (threadIdx.x != 0) continue;
+        if (is_only) {
+            d.lse[segment.q_start * (i64)d.heads + first_head + h] = maxima[h] + logf(totals[h]);
+        } else {
+            split[0] = maxima[h];
+            split[1] = totals[h];
         }
     }
 }
@@ -122,32 +164,59 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
 // `partial` holds segments * heads * splits * (hs + 2) floats. `hs` is a multiple of 8 up to 256, rows are 16-byte
 // aligned. Grid: kv_heads * ceil(group / 4) x splits x segments; block 128.
 #define DECODE_KERNEL(T)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(BLOCK) attention_decode_##T(float* partial, const T* q,       \
-        const T* k, const T* v, const Segment* segments, int heads, int kv_heads, int hs, i64 ld_q, i64 ld_kv, \
-        int splits, float scale) {                                                                             \
+    extern "C" __global__ void __launch_bounds__(BLOCK) attention_decode_##T(T* out, float* lse,               \
+        float* partial, const T* q, const T* k, const T* v, const Segment* segments, int heads, int kv_heads,  \
+        int hs, i64 ld_out, i64 ld_q, i64 ld_kv, int splits, float scale, int window, float softcap) {         \
+        Decode<T> d = {out, lse, partial, q, k, v, segments, heads, kv_heads, hs, ld_out, ld_q, ld_kv, splits, \
+            scale, window, softcap};                                                                           \
         if (hs <= 128)                                                                                         \
-            decode_body<T, 16>(partial, q, k, v, segments, heads, kv_heads, hs, ld_q, ld_kv, splits, scale);   \
+            decode_body<T, 16>(d);                                                                             \
         else                                                                                                   \
-            decode_body<T, 32>(partial, q, k, v, segments, heads, kv_heads, hs, ld_q, ld_kv, splits, scale);   \
+            decode_body<T, 32>(d);                                                                             \
     }
 FOR_TYPES(DECODE_KERNEL)
 
-// Merges the splits of one head of one segment. Grid: heads x segments; block: 32 to 256 threads.
+// Merges the splits of one head of one segment, 128 at a time. Grid: heads x segments; block 128.
+template <typename T>
+__device__ __forceinline__ void join_body(T* __restrict__ out, float* __restrict__ lse, const float* __restrict__ partial,
+    const Segment& segment, int hs, i64 ld_out, int splits, const Blocks& blocks) {
+    __shared__ float factors[BLOCK], shared[32];
+    int heads = gridDim.x, stride = hs + 2;
+    partial += ((i64)blockIdx.y * heads + blockIdx.x) * splits * stride;
+    float max = NEGATIVE_INFINITY;
+    for (int s = blocks.first + threadIdx.x; s < blocks.end; s += BLOCK) max = fmaxf(max, partial[(i64)s * stride]);
+    max = block_max(max, shared);
+    float total = 0, acc[2] = {0, 0};
+    for (int first = blocks.first; first < blocks.end; first += BLOCK) {
+        int s = first + threadIdx.x, count = min(BLOCK, blocks.end - first);
+        float factor = s < blocks.end ? expf(partial[(i64)s * stride] - max) : 0;
+        total += s < blocks.end ? factor * partial[(i64)s * stride + 1] : 0;
+        __syncthreads();
+        factors[threadIdx.x] = factor;
+        __syncthreads();
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            int c = threadIdx.x + h * BLOCK;
+            if (c >= hs) continue;
+            const float* from = partial + (i64)first * stride + 2 + c;
+#pragma unroll 8
+            for (int i = 0; i < count; ++i) acc[h] = fmaf(factors[i], from[(i64)i * stride], acc[h]);
+        }
+    }
+    total = block_sum(total, shared);
+    if (threadIdx.x == 0) lse[segment.q_start * (i64)heads + blockIdx.x] = max + logf(total);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        int c = threadIdx.x + h * BLOCK;
+        if (c < hs) out[segment.q_start * ld_out + blockIdx.x * hs + c] = from_float<T>(acc[h] / total);
+    }
+}
+
 #define JOIN_KERNEL(T)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) attention_decode_join_##T(T* out, float* lse,            \
-        const float* partial, const Segment* segments, int hs, i64 ld_out, int splits) {                       \
+    extern "C" __global__ void __launch_bounds__(BLOCK) attention_decode_join_##T(T* out, float* lse,          \
+        const float* partial, const Segment* segments, int hs, i64 ld_out, int splits, int window) {           \
         Segment segment = segments[blockIdx.y];                                                                \
-        int heads = gridDim.x, parts = ceil_div(segment.kv_len, SPLIT);                                        \
-        partial += ((i64)blockIdx.y * heads + blockIdx.x) * splits * (hs + 2);                                 \
-        float max = NEGATIVE_INFINITY, sum = 0;                                                                \
-        for (int s = 0; s < parts; ++s) max = fmaxf(max, partial[s * (hs + 2)]);                               \
-        for (int s = 0; s < parts; ++s) sum += partial[s * (hs + 2) + 1] * expf(partial[s * (hs + 2)] - max);  \
-        if (threadIdx.x == 0) lse[segment.q_start * (i64)heads + blockIdx.x] = max + logf(sum);                \
-        for (int d = threadIdx.x; d < hs; d += blockDim.x) {                                                   \
-            float x = 0;                                                                                       \
-            for (int s = 0; s < parts; ++s)                                                                    \
-                x += partial[s * (hs + 2) + 2 + d] * expf(partial[s * (hs + 2)] - max);                        \
-            out[segment.q_start * ld_out + blockIdx.x * hs + d] = from_float<T>(x / sum);                      \
-        }                                                                                                      \
+        Blocks blocks(segment, window);                                                                        \
+        if (blocks.end - blocks.first > 1) join_body(out, lse, partial, segment, hs, ld_out, splits, blocks);  \
     }
 FOR_TYPES(JOIN_KERNEL)

@@ -12,6 +12,25 @@ struct Segment {
 // Keys whose scores are reduced across the lanes at a time.
 #define TOGETHER 4
 
+// Masks and cap of the scores. A query sees the `window` newest keys up to its own; 2^30 means all of them. A
+// `softcap` of 0 means none.
+struct Scores {
+    float scale;
+    int window;
+    float softcap;
+};
+
+template <typename T>
+__device__ __forceinline__ float score_of(float product, const Scores& how) {
+    float x = product * how.scale;
+    return how.softcap != 0 ? how.softcap * tanh_of<T>(x / how.softcap) : x;
+}
+
+// Derivative of the cap, from a score.
+__device__ __forceinline__ float cap_slope(float score, const Scores& how) {
+    return how.softcap != 0 ? 1.0f - score / how.softcap * (score / how.softcap) : 1.0f;
+}
+
 template <typename T, int E>
 __device__ __forceinline__ void load_row(float (&x)[E], const T* row, int hs, bool is_valid) {
 #pragma unroll
@@ -47,24 +66,25 @@ struct Forward {
     const T* v;
     int heads, kv_heads, hs;
     i64 ld_out, ld_q, ld_kv;
-    float scale;
+    Scores how;
 };
 
 template <typename T, int E>
 __device__ __forceinline__ void forward_query(const Forward<T>& f, const Segment& s, int i, int head) {
     int kv_head = head / (f.heads / f.kv_heads), visible = s.kv_len - s.q_len + i + 1;
+    int first = max(0, visible - f.how.window);
     const T* k = f.k + s.kv_start * f.ld_kv + kv_head * f.hs;
     const T* v = f.v + s.kv_start * f.ld_kv + kv_head * f.hs;
     float q[E], x[E], acc[E], max = NEGATIVE_INFINITY, sum = 0;
     load_row<T, E>(q, f.q + (s.q_start + i) * f.ld_q + head * f.hs, f.hs, true);
 #pragma unroll
     for (int e = 0; e < E; ++e) acc[e] = 0;
-    for (int j = 0; j < visible; j += TOGETHER) {
+    for (int j = first; j < visible; j += TOGETHER) {
         float score[TOGETHER], top = max;
 #pragma unroll
         for (int u = 0; u < TOGETHER; ++u) {
             load_row<T, E>(x, k + (j + u) * f.ld_kv, f.hs, j + u < visible);
-            score[u] = warp_sum(dot(q, x)) * f.scale;
+            score[u] = score_of<T>(warp_sum(dot(q, x)), f.how);
             if (j + u >= visible) score[u] = NEGATIVE_INFINITY;
             top = fmaxf(top, score[u]);
         }
@@ -100,8 +120,9 @@ __device__ __forceinline__ void forward_query(const Forward<T>& f, const Segment
 #define FORWARD_KERNEL(T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(128) attention_forward_##T(T* out, float* lse, const T* q,    \
         const T* k, const T* v, const Segment* segments, const uint2* tiles, int kv_heads, int hs, i64 ld_out, \
-        i64 ld_q, i64 ld_kv, float scale) {                                                                    \
-        Forward<T> f = {out, lse, q, k, v, (int)gridDim.x, kv_heads, hs, ld_out, ld_q, ld_kv, scale};          \
+        i64 ld_q, i64 ld_kv, float scale, int window, float softcap) {                                         \
+        Forward<T> f = {out, lse, q, k, v, (int)gridDim.x, kv_heads, hs, ld_out, ld_q, ld_kv,                  \
+            {scale, window, softcap}};                                                                         \
         uint2 tile = tiles[blockIdx.y];                                                                        \
         Segment s = segments[tile.x];                                                                          \
         int end = min((int)s.q_len, (int)(tile.y + 1) * TILE);                                                 \
@@ -120,7 +141,7 @@ struct Backward {
     const float* delta;
     int heads, kv_heads, hs;
     i64 ld_dout, ld_q, ld_kv;
-    float scale;
+    Scores how;
 };
 
 template <typename T, int E>
@@ -134,16 +155,16 @@ __device__ __forceinline__ void backward_query(T* dq, i64 ld_dq, const Backward<
 #pragma unroll
     for (int e = 0; e < E; ++e) acc[e] = 0;
 #pragma unroll 2
-    for (int j = 0; j < visible; ++j) {
+    for (int j = max(0, visible - b.how.window); j < visible; ++j) {
         i64 at = (s.kv_start + j) * b.ld_kv + kv_head * b.hs;
         load_row<T, E>(key, b.k + at, b.hs, true);
         load_row<T, E>(value, b.v + at, b.hs, true);
-        float p = expf(warp_sum(dot(q, key)) * b.scale - lse);
-        float ds = p * (warp_sum(dot(dy, value)) - delta);
+        float score = score_of<T>(warp_sum(dot(q, key)), b.how), p = expf(score - lse);
+        float ds = p * (warp_sum(dot(dy, value)) - delta) * cap_slope(score, b.how);
 #pragma unroll
         for (int e = 0; e < E; ++e) acc[e] = fmaf(ds, key[e], acc[e]);
     }
-    store_row<T, E>(dq + row * ld_dq + head * b.hs, acc, b.hs, b.scale);
+    store_row<T, E>(dq + row * ld_dq + head * b.hs, acc, b.hs, b.how.scale);
 }
 
 // Grid: heads x tiles of 16 queries; block 128.
@@ -151,8 +172,9 @@ __device__ __forceinline__ void backward_query(T* dq, i64 ld_dq, const Backward<
     extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##T(T* dq, const T* dout,           \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \
         const uint2* tiles, int heads, int kv_heads, int hs, i64 ld_dq, i64 ld_dout, i64 ld_q, i64 ld_kv,      \
-        float scale) {                                                                                         \
-        Backward<T> b = {dout, q, k, v, lse, delta, heads, kv_heads, hs, ld_dout, ld_q, ld_kv, scale};         \
+        float scale, int window, float softcap) {                                                              \
+        Backward<T> b = {dout, q, k, v, lse, delta, heads, kv_heads, hs, ld_dout, ld_q, ld_kv,                 \
+            {scale, window, softcap}};                                                                         \
         uint2 tile = tiles[blockIdx.y];                                                                        \
         Segment s = segments[tile.x];                                                                          \
         int end = min((int)s.q_len, (int)(tile.y + 1) * TILE);                                                 \
@@ -163,7 +185,8 @@ FOR_TYPES(BACKWARD_Q_KERNEL)
 
 template <typename T, int E>
 __device__ __forceinline__ void backward_key(T* dk, T* dv, i64 ld_dkv, const Backward<T>& b, const Segment& s, int j, int kv_head) {
-    int group = b.heads / b.kv_heads, first = max(0, j - (int)(s.kv_len - s.q_len));
+    int group = b.heads / b.kv_heads, before = s.kv_len - s.q_len;
+    int first = max(0, j - before), end = min((int)s.q_len, j + b.how.window - before);
     i64 at = (s.kv_start + j) * b.ld_kv + kv_head * b.hs;
     float key[E], value[E], q[E], dy[E], dk_acc[E], dv_acc[E];
     load_row<T, E>(key, b.k + at, b.hs, true);
@@ -172,12 +195,12 @@ __device__ __forceinline__ void backward_key(T* dk, T* dv, i64 ld_dkv, const Bac
     for (int e = 0; e < E; ++e) dk_acc[e] = dv_acc[e] = 0;
     for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
 #pragma unroll 2
-        for (int i = first; i < s.q_len; ++i) {
+        for (int i = first; i < end; ++i) {
             i64 row = s.q_start + i;
             load_row<T, E>(q, b.q + row * b.ld_q + head * b.hs, b.hs, true);
             load_row<T, E>(dy, b.dout + row * b.ld_dout + head * b.hs, b.hs, true);
-            float p = expf(warp_sum(dot(q, key)) * b.scale - b.lse[row * b.heads + head]);
-            float ds = p * (warp_sum(dot(dy, value)) - b.delta[row * b.heads + head]);
+            float score = score_of<T>(warp_sum(dot(q, key)), b.how), p = expf(score - b.lse[row * b.heads + head]);
+            float ds = p * (warp_sum(dot(dy, value)) - b.delta[row * b.heads + head]) * cap_slope(score, b.how);
 #pragma unroll
             for (int e = 0; e < E; ++e) {
                 dk_acc[e] = fmaf(ds, q[e], dk_acc[e]);
@@ -186,7 +209,7 @@ __device__ __forceinline__ void backward_key(T* dk, T* dv, i64 ld_dkv, const Bac
         }
     }
     i64 to = (s.kv_start + j) * ld_dkv + kv_head * b.hs;
-    store_row<T, E>(dk + to, dk_acc, b.hs, b.scale);
+    store_row<T, E>(dk + to, dk_acc, b.hs, b.how.scale);
     store_row<T, E>(dv + to, dv_acc, b.hs, 1);
 }
 
@@ -195,8 +218,9 @@ __device__ __forceinline__ void backward_key(T* dk, T* dv, i64 ld_dkv, const Bac
     extern "C" __global__ void __launch_bounds__(128) attention_backward_kv_##T(T* dk, T* dv, const T* dout,   \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \
         const uint2* tiles, int heads, int kv_heads, int hs, i64 ld_dkv, i64 ld_dout, i64 ld_q, i64 ld_kv,     \
-        float scale) {                                                                                         \
-        Backward<T> b = {dout, q, k, v, lse, delta, heads, kv_heads, hs, ld_dout, ld_q, ld_kv, scale};         \
+        float scale, int window, float softcap) {                                                              \
+        Backward<T> b = {dout, q, k, v, lse, delta, heads, kv_heads, hs, ld_dout, ld_q, ld_kv,                 \
+            {scale, window, softcap}};                                                                         \
         uint2 tile = tiles[blockIdx.y];                                                                        \
         Segment s = segments[tile.x];                                                                          \
         int end = min((int)s.kv_len, (int)(tile.y + 1) * TILE);                                                \

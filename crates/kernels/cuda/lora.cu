@@ -365,8 +365,15 @@ __device__ __forceinline__ void load_mids(T (*mids)[16 * MT][24], const UpStep* 
     copy_commit();
 }
 
-// A block computes 256 columns of 16 MT rows at a time and loads the next rows meanwhile.
-template <typename T, int MT>
+// Eight neighbours of an output in their memory layout.
+template <typename O>
+struct Eight {
+    Vec<O> part[8 / Vec<O>::LEN];
+};
+
+// A block computes 256 columns of 16 MT rows at a time and loads the next rows meanwhile. `O` is the type of
+// the outputs.
+template <typename T, typename O, int MT>
 __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
     __shared__ __align__(16) T mids[2][HELD_STEPS][16 * MT][24];
     const UpOut& out = group.out[blockIdx.z];
@@ -377,15 +384,18 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
 #pragma unroll
     for (int s = 0; s < HELD_STEPS; ++s)
         if (s < out.steps) load_step<T>(held[s], steps[s], first, out.cols);
-    auto load_out = [&](Vec<T>(&y)[2 * MT], int rows) {
+    auto load_out = [&](Eight<O>(&y)[2 * MT], int rows) {
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
             int row = rows + i * 8 + g;
-            if (row < n && col < out.cols) y[i] = load16((const T*)out.out + row * out.ld + col);
+            if (row >= n || col >= out.cols) continue;
+#pragma unroll
+            for (int j = 0; j < 8; j += Vec<O>::LEN)
+                y[i].part[j / Vec<O>::LEN] = load16((const O*)out.out + row * out.ld + col + j);
         }
     };
     int rows = blockIdx.y * 16 * MT, step_rows = gridDim.y * 16 * MT, stage = 0;
-    Vec<T> y[2 * MT], next[2 * MT];
+    Eight<O> y[2 * MT], next[2 * MT];
     load_mids<T, MT>(mids[0], steps, out.steps, rows, n);
     load_out(y, rows);
     for (; rows < n; rows += step_rows, stage ^= 1) {
@@ -414,10 +424,13 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
             for (int h = 0; h < 2; ++h) {
                 int row = rows + 16 * m + 8 * h + g;
                 if (row >= n || col >= out.cols) continue;
-                Vec<T>& to = y[2 * m + h];
 #pragma unroll
-                for (int j = 0; j < 8; ++j) to.v[j] = from_float<T>(to_float(to.v[j]) + sum[h][j]);
-                store16((T*)out.out + row * out.ld + col, to);
+                for (int j = 0; j < 8; j += Vec<O>::LEN) {
+                    Vec<O>& to = y[2 * m + h].part[j / Vec<O>::LEN];
+#pragma unroll
+                    for (int i = 0; i < Vec<O>::LEN; ++i) to.v[i] = from_float<O>(to_float(to.v[i]) + sum[h][j + i]);
+                    store16((O*)out.out + row * out.ld + col + j, to);
+                }
             }
         }
 #pragma unroll
@@ -426,39 +439,52 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
 }
 
 // Grid: ceil(cols / 256) x up to ceil(n / 16) x outputs; `lora_up_wide`: up to ceil(n / 32). Both give the same bits.
-#define UP_KERNEL(T)                                                                                           \
+#define UP_KERNEL(NAME, T, O, BLOCKS)                                                                          \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
-        lora_up_##T(const __grid_constant__ UpGroup group, int n) {                                            \
-        lora_up_body<T, 1>(group, n);                                                                          \
+        lora_up_##NAME(const __grid_constant__ UpGroup group, int n) {                                         \
+        lora_up_body<T, O, 1>(group, n);                                                                       \
     }                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256, 2)                                                       \
-        lora_up_wide_##T(const __grid_constant__ UpGroup group, int n) {                                       \
-        lora_up_body<T, 2>(group, n);                                                                          \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS)                                                  \
+        lora_up_wide_##NAME(const __grid_constant__ UpGroup group, int n) {                                    \
+        lora_up_body<T, O, 2>(group, n);                                                                       \
     }
-FOR_MATRIX_TYPE(UP_KERNEL)
+#if __CUDA_ARCH__ >= 800
+UP_KERNEL(bf16, bf16, bf16, 2)
+#else
+UP_KERNEL(f16, f16, f16, 2)
+// Writes the residual stream, which is f32 if activations are f16.
+UP_KERNEL(to_f32_f16, f16, float, 1)
+#endif
 
 // Grid: ceil(cols / 256) x n x outputs (n at most 65535).
-#define UP_PLAIN_KERNEL(T)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256)                                                          \
-        lora_up_plain_##T(const __grid_constant__ UpGroup group, int n) {                                      \
-        const UpOut& out = group.out[blockIdx.z];                                                              \
-        int col = blockIdx.x * 256 + threadIdx.x;                                                              \
-        i64 row = blockIdx.y;                                                                                  \
-        if (col >= out.cols) return;                                                                           \
-        T* to = (T*)out.out + row * out.ld + col;                                                              \
-        float sum = 0, all = 0;                                                                                \
-        for (int s = out.first_step; s < out.first_step + out.steps; ++s) {                                    \
-            const UpStep& step = group.step[s];                                                                \
-            const float* w = step.w.data + col * step.w.column_stride;                                         \
-            for (int r = 0; r < step.ranks; ++r)                                                               \
-                sum = fmaf(to_float(((const T*)step.mid)[row * step.ld_mid + r]), w[r * step.w.rank_stride], sum); \
-            if (!step.is_last) continue;                                                                       \
-            if (step.drop.probability == 0 || is_kept(step.drop, row, col)) all += sum * step.scale;           \
-            sum = 0;                                                                                           \
-        }                                                                                                      \
-        *to = from_float<T>(to_float(*to) + all);                                                              \
+template <typename T, typename O>
+__device__ __forceinline__ void lora_up_plain_body(const UpGroup& group) {
+    const UpOut& out = group.out[blockIdx.z];
+    int col = blockIdx.x * 256 + threadIdx.x;
+    i64 row = blockIdx.y;
+    if (col >= out.cols) return;
+    O* to = (O*)out.out + row * out.ld + col;
+    float sum = 0, all = 0;
+    for (int s = out.first_step; s < out.first_step + out.steps; ++s) {
+        const UpStep& step = group.step[s];
+        const float* w = step.w.data + col * step.w.column_stride;
+        const T* mid = (const T*)step.mid + row * step.ld_mid;
+        for (int r = 0; r < step.ranks; ++r) sum = fmaf(to_float(mid[r]), w[r * step.w.rank_stride], sum);
+        if (!step.is_last) continue;
+        if (step.drop.probability == 0 || is_kept(step.drop, row, col)) all += sum * step.scale;
+        sum = 0;
     }
-FOR_TYPES(UP_PLAIN_KERNEL)
+    *to = from_float<O>(to_float(*to) + all);
+}
+
+#define UP_PLAIN_KERNEL(NAME, T, O)                                                                            \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        lora_up_plain_##NAME(const __grid_constant__ UpGroup group, int n) {                                   \
+        lora_up_plain_body<T, O>(group);                                                                       \
+    }
+#define SAME_UP_PLAIN_KERNEL(T) UP_PLAIN_KERNEL(T, T, T)
+FOR_TYPES(SAME_UP_PLAIN_KERNEL)
+UP_PLAIN_KERNEL(to_f32_f16, f16, float)
 
 // ---- grad: grad (rank, column) += scale * the sum over rows of drop(x)[row, column] * y[row, rank].
 

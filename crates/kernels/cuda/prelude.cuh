@@ -92,6 +92,29 @@ __device__ __forceinline__ u32 pack2<f16>(float low, float high) {
 }
 #endif
 
+// ---- Functions whose speed depends on the activation type. Those of f32 are accurate to the last places.
+
+template <typename T>
+__device__ __forceinline__ float tanh_of(float x) {
+    return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x));
+}
+
+template <>
+__device__ __forceinline__ float tanh_of<float>(float x) {
+    return tanhf(x);
+}
+
+// Returns the largest finite f16 in place of a larger value. NaN stays NaN.
+template <typename T>
+__device__ __forceinline__ float saturate(float x) {
+    return x;
+}
+
+template <>
+__device__ __forceinline__ float saturate<f16>(float x) {
+    return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+}
+
 // ---- Vectors of 16 bytes.
 
 template <typename T>

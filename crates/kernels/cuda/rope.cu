@@ -13,8 +13,7 @@ extern "C" __global__ void __launch_bounds__(256)
     sines[at] = (float)sine;
 }
 
-// Rotates the pairs (i, i + half) of each head of `x` in place. `sign` -1 inverts the rotation, for
-// gradients. Grid: n x ceil(heads * ceil(half / LEN) / 256).
+// Rotates the pairs (i, i + half) of each head of `x` in place. `sign` -1 inverts the rotation, for gradients.
 template <typename T>
 __device__ __forceinline__ void rope_body(
     T* x, const float* __restrict__ cosines, const float* __restrict__ sines, int heads, int half, i64 ld, float sign) {
@@ -45,9 +44,11 @@ __device__ __forceinline__ void rope_body(
     }
 }
 
+// Queries and keys in one launch. Grid: n x ceil(most heads * ceil(half / LEN) / 256) x 2.
 #define ROPE_KERNEL(T)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                          \
-        rope_##T(T* x, const float* cosines, const float* sines, int heads, int half, i64 ld, float sign) {    \
-        rope_body(x, cosines, sines, heads, half, ld, sign);                                                   \
+    extern "C" __global__ void __launch_bounds__(256) rope_##T(T* q, T* k, const float* cosines,               \
+        const float* sines, int heads, int kv_heads, int half, i64 ld_q, i64 ld_k, float sign) {               \
+        bool is_key = blockIdx.z == 1;                                                                         \
+        rope_body(is_key ? k : q, cosines, sines, is_key ? kv_heads : heads, half, is_key ? ld_k : ld_q, sign);\
     }
 FOR_TYPES(ROPE_KERNEL)

@@ -1,4 +1,4 @@
-// Row operations: add, gather and its backward, scatter.
+// Row operations: add, scale, conversion, gather and its backward, scatter.
 #include "prelude.cuh"
 
 #define ADD_KERNEL(T)                                                                                          \
@@ -16,6 +16,17 @@
     }
 FOR_TYPES(ADD_KERNEL)
 
+// The residual stream is f32 if activations are f16: dst += src, and out = inp rounded.
+extern "C" __global__ void __launch_bounds__(256) add_to_f32_f16(float* dst, const f16* src, i64 len) {
+    i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
+    if (at < len) dst[at] += to_float(src[at]);
+}
+
+extern "C" __global__ void __launch_bounds__(256) round_f16(f16* out, const float* inp, i64 len) {
+    i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
+    if (at < len) out[at] = from_float<f16>(inp[at]);
+}
+
 // out[i] += bias, rows of `cols`. Grid: n.
 #define ADD_BIAS_KERNEL(T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
@@ -25,6 +36,16 @@ FOR_TYPES(ADD_KERNEL)
             row[at] = from_float<T>(to_float(row[at]) + bias[at]);                                             \
     }
 FOR_TYPES(ADD_BIAS_KERNEL)
+
+// out[i] *= factors, rows of `cols`. Grid: n.
+#define SCALE_COLUMNS_KERNEL(T)                                                                                \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        scale_columns_##T(T* out, const float* factors, int cols, i64 ld) {                                    \
+        T* row = out + blockIdx.x * ld;                                                                        \
+        for (int at = threadIdx.x; at < cols; at += 256)                                                       \
+            row[at] = from_float<T>(to_float(row[at]) * factors[at]);                                          \
+    }
+FOR_TYPES(SCALE_COLUMNS_KERNEL)
 
 // One block copies one row.
 template <typename T>

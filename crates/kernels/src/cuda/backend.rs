@@ -9,9 +9,10 @@ use super::device::{Allocation, Device, DeviceInfo, DevicePtr};
 use super::driver::Driver;
 use super::error::CudaError;
 use super::memory::{self, indices_ptr, ptr, ptr_of, scalars_ptr};
+use super::ops::few_rows::{self, FewRowsOut};
+use super::ops::gated::GateUp;
 use super::ops::rmsnorm::{NormShape, NormTypes};
 use super::ops::rope::Turn;
-use super::ops::swiglu::GateUp;
 use super::ops::{self, Rows};
 use super::product::Products;
 use super::weight::{self, Weight};
@@ -47,6 +48,8 @@ pub struct Cuda {
     decoded: Mutex<Option<Allocation>>,
     /// Logits of at most [`HEAD_ROWS`] rows.
     logits: Mutex<Option<Allocation>>,
+    /// Rows of the residual stream, rounded to f16.
+    rounded: Mutex<Option<Allocation>>,
     rope: Mutex<RopeTable>,
 }
 
@@ -64,6 +67,7 @@ impl Cuda {
             dtype: options.dtype,
             decoded: Mutex::default(),
             logits: Mutex::default(),
+            rounded: Mutex::default(),
             rope: Mutex::default(),
         })
     }
@@ -117,7 +121,24 @@ impl Cuda {
         }
     }
 
-    fn product(&self, to: &mut Buffer, from: &Buffer, w: &Matrix, product: Product<'_>) {
+    /// Returns rows in the activation type. Rows of an f32 residual stream are rounded into a shared scratch,
+    /// which the next call reuses.
+    fn activations(&self, buffer: &Buffer, n: usize, width: usize) -> Rows {
+        let from = ptr_of(buffer, n * width);
+        if buffer.dtype() == self.dtype {
+            return Rows::dense(from, width);
+        }
+        let len = n * width;
+        let to = self.grow(&self.rounded, len * self.dtype.size()).unwrap_or_else(|error| {
+            self.device.record(Err(error));
+            DevicePtr::NULL
+        });
+        ops::rows::round(&self.device, to, from, len);
+        Rows::dense(to, width)
+    }
+
+    /// Runs a product whose input rows have the activation type.
+    fn product(&self, to: &mut Buffer, from: Rows, w: &Matrix, product: Product<'_>) {
         let Product { direction, add, rows } = product;
         let shape = ProductShape {
             direction,
@@ -128,8 +149,8 @@ impl Cuda {
             adds: !matches!(add, Add::Nothing),
             exact: to.dtype() != self.dtype,
         };
-        let (width, depth) = shape.width_and_depth();
-        let (to, from) = (ptr_of(to, rows * width), ptr_of(from, rows * depth));
+        let (width, _) = shape.width_and_depth();
+        let (to, from) = (ptr_of(to, rows * width), from.at);
         let add = match add {
             Add::Buffer(buffer) => ptr_of(buffer, rows * width),
             Add::Nothing | Add::Itself => to,
@@ -156,21 +177,55 @@ impl Cuda {
         ops::four_bit_fused::product(&self.device, self.dtype, out, from, &weight.parts, shape)
     }
 
-    /// Multiplies a few rows with kernels that read each weight once. Returns false if no kernel fits the
-    /// shape.
-    fn multiply_few_rows(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) -> bool {
-        let (shape, out_type) = ((n, w.rows(), w.cols()), out.dtype());
-        let (out, inp) = (rows_of(out, n, w.rows()), rows_of(inp, n, w.cols()));
-        match weight::placed(w) {
-            Weight::Dense(memory) => {
-                let weight = memory.address();
-                ops::gemv::forward(&self.device, self.dtype, (out, out_type), inp, weight, shape)
-            }
-            Weight::FourBit(_) if out_type != self.dtype => false,
-            Weight::FourBit(weight) => {
-                ops::four_bit::rows(&self.device, self.dtype, out, inp, &weight.parts, shape)
+    /// Multiplies a few rows by the weights of a group in one launch that reads each weight once, and adds the
+    /// residual. Returns false if no kernel fits the shapes.
+    fn multiply_few_rows(
+        &self,
+        out: &mut [&mut Buffer],
+        inp: Rows,
+        weights: &[&Matrix],
+        residual: Option<&Buffer>,
+        n: usize,
+    ) -> bool {
+        if n > few_rows::MAX_ROWS {
+            return false;
+        }
+        let (out_type, shape) = (out[0].dtype(), (n, weights[0].cols()));
+        let outs: Vec<FewRowsOut> = out
+            .iter()
+            .zip(weights)
+            .map(|(out, w)| {
+                let add = residual.map(|residual| rows_of(residual, n, w.rows()));
+                FewRowsOut { out: rows_of(out, n, w.rows()), add, outputs: w.rows() }
+            })
+            .collect();
+        let (mut dense, mut four_bit) = (Vec::new(), Vec::new());
+        for w in weights {
+            match weight::placed(w) {
+                Weight::Dense(memory) => dense.push(memory.address()),
+                Weight::FourBit(weight) => four_bit.push(&weight.parts),
             }
         }
+        let outs = (&outs[..], out_type);
+        match (dense.len(), four_bit.len()) {
+            (_, 0) => ops::gemv::forward(&self.device, self.dtype, outs, inp, &dense, shape),
+            (0, _) => ops::four_bit::rows(&self.device, self.dtype, outs, inp, &four_bit, shape),
+            _ => false,
+        }
+    }
+
+    /// Computes `out = inp Wᵀ (+ residual)` for one weight.
+    fn project_one(&self, out: &mut Buffer, inp: Rows, w: &Matrix, residual: Option<&Buffer>, n: usize) {
+        if !self.multiply_few_rows(&mut [&mut *out], inp, &[w], residual, n) {
+            let add = residual.map_or(Add::Nothing, Add::Buffer);
+            self.product(out, inp, w, Product { direction: Direction::Forward, add, rows: n });
+        }
+    }
+
+    /// Computes `dinp = dout W`, or adds it.
+    fn backward_product(&self, dinp: &mut Buffer, store: Store, dout: Rows, w: &Matrix, n: usize) {
+        let add = if store.accumulates() { Add::Itself } else { Add::Nothing };
+        self.product(dinp, dout, w, Product { direction: Direction::Backward, add, rows: n });
     }
 
     /// Grows the scratch to at least `bytes` bytes.
@@ -243,10 +298,9 @@ impl Cuda {
             ops::rope::fill_table(&self.device, angles, key.inv_freq, key.positions);
             table.key = Some(key);
         }
-        for (x, heads) in [(q, dims.heads), (k, dims.kv_heads)] {
-            let x = rows_of(x, n, heads * dims.head_dim);
-            ops::rope::rope(&self.device, self.dtype, x, angles, heads, turn);
-        }
+        let heads = [dims.heads, dims.kv_heads];
+        let rows = [rows_of(q, n, heads[0] * dims.head_dim), rows_of(k, n, heads[1] * dims.head_dim)];
+        ops::rope::rope(&self.device, self.dtype, rows, angles, heads, turn);
     }
 
     /// Computes the losses, and optionally the gradients, of at most [`HEAD_ROWS`] rows.
@@ -258,7 +312,6 @@ impl Cuda {
         grads: Option<&mut HeadGrads<'_>>,
     ) {
         let HeadOperands { inp, head, targets, softcap } = operands;
-        assert!(softcap.is_none(), "{MISSING_KERNEL}");
         let (v, c, n, size) = (head.rows(), head.cols(), rows.len(), self.dtype.size());
         let logits = match self.grow(&self.logits, n * v * size) {
             Ok(logits) => logits,
@@ -282,6 +335,7 @@ impl Cuda {
             losses: losses.plus(4 * rows.start),
             targets: indices_ptr(targets).plus(4 * rows.start),
             dloss,
+            softcap,
         };
         ops::head_loss::head_loss(&self.device, self.dtype, operands, n, v);
         if let Some(grads) = grads {
@@ -292,9 +346,11 @@ impl Cuda {
     }
 }
 
-/// Type of the elements that a back end with activations in `dtype` allocates.
+/// Type of the elements that a back end with activations in `dtype` allocates. The residual stream and its
+/// gradient exceed the range of f16, so they are f32 there.
 pub(super) fn stored_dtype(dtype: DType, element: Element) -> DType {
     match element {
+        Element::Residual if dtype == DType::F16 => DType::F32,
         Element::Activation | Element::Residual => dtype,
         Element::Exact => DType::F32,
     }
@@ -335,20 +391,25 @@ struct Product<'a> {
     rows: usize,
 }
 
-/// Row length that the flat operands of SwiGLU are split into.
-const SWIGLU_COLUMNS: usize = 4096;
+/// Row length that the flat operands of a gated activation are split into.
+const GATED_COLUMNS: usize = 4096;
 
 /// Splits `len` elements into rows. Returns `(rows, columns)` and the length of the tail.
-fn swiglu_shape(len: usize) -> ((usize, usize), usize) {
-    match len / SWIGLU_COLUMNS {
+fn gated_shape(len: usize) -> ((usize, usize), usize) {
+    match len / GATED_COLUMNS {
         0 => ((1, len), 0),
-        rows => ((rows, SWIGLU_COLUMNS), len % SWIGLU_COLUMNS),
+        rows => ((rows, GATED_COLUMNS), len % GATED_COLUMNS),
     }
 }
 
 /// The first `n` rows of `width` elements. Panics if the buffer is shorter.
 fn rows_of(buffer: &Buffer, n: usize, width: usize) -> Rows {
     Rows::dense(ptr_of(buffer, n * width), width)
+}
+
+/// The rows `range` of `rows`, which have the type `dtype`.
+fn range_of(rows: Rows, range: &Range<usize>, dtype: DType) -> Rows {
+    Rows { at: rows.at.plus(range.start * rows.stride * dtype.size()), ..rows }
 }
 
 /// The rows `rows` of `width` elements. Panics if the buffer is shorter.
@@ -379,17 +440,16 @@ fn forward_pair(
 fn backward_pair(
     pair: &LoraPair<'_>,
     mid: &Buffer,
-    dout: &Buffer,
+    dout: Rows,
     rows: &Range<usize>,
 ) -> ops::lora::BackwardPair {
-    let LoraRef { rank, d_out, .. } = pair.lora;
-    let (mid, dout) = (row_range(mid, rows, rank), row_range(dout, rows, d_out));
-    ops::lora::BackwardPair { pair: lora_pair(pair), mid, dout }
+    let mid_rows = row_range(mid, rows, pair.lora.rank);
+    let dout = range_of(dout, rows, mid.dtype());
+    ops::lora::BackwardPair { pair: lora_pair(pair), mid: mid_rows, dout }
 }
 
 fn attention_operands<'a>(operands: AttentionOperands<'a>) -> ops::attention::Operands<'a> {
     let AttentionOperands { q, k, v, segments, dims, scores } = operands;
-    assert!(scores.window.is_none() && scores.softcap.is_none(), "{MISSING_KERNEL}");
     let (width, kv_width) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
     ops::attention::Operands {
         q: Rows::dense(ptr(q), width),
@@ -397,12 +457,9 @@ fn attention_operands<'a>(operands: AttentionOperands<'a>) -> ops::attention::Op
         v: Rows::dense(ptr(v), kv_width),
         segments: memory::segments_on_device(segments),
         dims,
-        scale: scores.scale,
+        scores,
     }
 }
-
-/// A decoder that needs a missing kernel is not built: see [`Backend::supports`].
-const MISSING_KERNEL: &str = "the Cuda back end has no kernel for this operation";
 
 impl fmt::Debug for Cuda {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -415,15 +472,8 @@ impl Backend for Cuda {
         self.versions()
     }
 
-    fn supports(&self, operation: FamilyOperation) -> bool {
-        match operation {
-            FamilyOperation::Bias | FamilyOperation::ResidualNorm => true,
-            FamilyOperation::Geglu
-            | FamilyOperation::AttentionWindow
-            | FamilyOperation::AttentionSoftcap
-            | FamilyOperation::HeadSoftcap
-            | FamilyOperation::ColumnScale => false,
-        }
+    fn supports(&self, _operation: FamilyOperation) -> bool {
+        true
     }
 
     fn row_invariant_from(&self) -> usize {
@@ -514,18 +564,19 @@ impl Backend for Cuda {
     }
 
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
-        if self.multiply_few_rows(out, inp, w, n) {
-            return;
-        }
-        self.product(out, inp, w, Product { direction: Direction::Forward, add: Add::Nothing, rows: n });
+        let inp = self.activations(inp, n, w.cols());
+        self.project_one(out, inp, w, None, n);
     }
 
     fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize) {
-        let add = if store.accumulates() { Add::Itself } else { Add::Nothing };
-        self.product(dinp, dout, w, Product { direction: Direction::Backward, add, rows: n });
+        let dout = self.activations(dout, n, w.rows());
+        self.backward_product(dinp, store, dout, w, n);
     }
 
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
+        if dst.dtype() != src.dtype() {
+            return ops::rows::add_to_f32(&self.device, ptr_of(dst, len), ptr_of(src, len), len);
+        }
         ops::rows::add(&self.device, dst.dtype(), ptr_of(dst, len), ptr_of(src, len), len);
     }
 
@@ -570,13 +621,16 @@ impl Backend for Cuda {
 
     fn scale_columns(
         &self,
-        _out: &mut Buffer,
-        _factors: &Buffer,
-        _offset: usize,
-        _rows: Range<usize>,
-        _cols: usize,
+        out: &mut Buffer,
+        factors: &Buffer,
+        offset: usize,
+        rows: Range<usize>,
+        cols: usize,
     ) {
-        panic!("{MISSING_KERNEL}");
+        let factors = ptr_of(factors, offset + cols).plus(4 * offset);
+        let shape = (rows.len(), cols);
+        let dtype = out.dtype();
+        ops::rows::scale_columns(&self.device, dtype, row_range(out, &rows, cols), factors, shape);
     }
 
     fn rmsnorm_forward(
@@ -618,9 +672,10 @@ impl Backend for Cuda {
         pair: LoraPair<'_>,
         rows: Range<usize>,
     ) {
-        let inp = row_range(inp, &rows, pair.lora.d_in);
+        let types = (self.dtype, out.dtype());
+        let inp = self.activations(inp, rows.end, pair.lora.d_in);
         let pairs = [forward_pair(&pair, mid, out, &rows)];
-        ops::lora::forward(&self.device, self.dtype, inp, rows.len(), &pairs);
+        ops::lora::forward(&self.device, types, range_of(inp, &rows, self.dtype), rows.len(), &pairs);
     }
 
     fn lora_backward(
@@ -633,12 +688,15 @@ impl Backend for Cuda {
         rows: Range<usize>,
     ) {
         let lora = pair.lora;
+        assert!([dout, inp].iter().any(|x| x.dtype() == self.dtype), "one scratch for rounded rows");
+        let (dout, inp) =
+            (self.activations(dout, rows.end, lora.d_out), self.activations(inp, rows.end, lora.d_in));
         let grads = ops::lora::Grads {
             dinp: grads.dinp.map(|dinp| row_range(dinp, &rows, lora.d_in)),
             dparams: ptr_of(grads.dparams, lora.params.len()),
         };
-        let inp = row_range(inp, &rows, lora.d_in);
         let pairs = [backward_pair(&pair, mid, dout, &rows)];
+        let inp = range_of(inp, &rows, self.dtype);
         ops::lora::backward(&self.device, self.dtype, grads, inp, rows.len(), &pairs);
     }
 
@@ -652,19 +710,13 @@ impl Backend for Cuda {
         n: usize,
     ) {
         assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
-        for (out, w) in out.iter_mut().zip(group.weights) {
-            let Some(residual) = residual else {
-                self.linear_forward(out, inp, w, n);
-                continue;
-            };
-            // The kernels for few rows have no addend. A separate addition is still faster.
-            if self.multiply_few_rows(out, inp, w, n) {
-                self.add(out, residual, n * w.rows());
-                continue;
+        let inp = self.activations(inp, n, group.weights[0].cols());
+        if !self.multiply_few_rows(out, inp, group.weights, residual, n) {
+            for (out, w) in out.iter_mut().zip(group.weights) {
+                self.project_one(out, inp, w, residual, n);
             }
-            let add = Add::Buffer(residual);
-            self.product(out, inp, w, Product { direction: Direction::Forward, add, rows: n });
         }
+        let types = (self.dtype, out[0].dtype());
         for segment in group.lora {
             let (rows, mut pairs) = (&segment.rows, Vec::new());
             for (i, pair) in segment.pairs.iter().enumerate() {
@@ -672,8 +724,8 @@ impl Backend for Cuda {
                 pairs.push(forward_pair(pair, mid[i], out[i], rows));
             }
             if !pairs.is_empty() && !rows.is_empty() {
-                let inp = row_range(inp, rows, group.weights[0].cols());
-                ops::lora::forward(&self.device, self.dtype, inp, rows.len(), &pairs);
+                let inp = range_of(inp, rows, self.dtype);
+                ops::lora::forward(&self.device, types, inp, rows.len(), &pairs);
             }
         }
     }
@@ -687,13 +739,22 @@ impl Backend for Cuda {
         n: usize,
     ) {
         let ProjectGrads { mut dinp, mut store, dparams } = grads;
+        let cols = group.weights[0].cols();
+        let is_rounded = |buffer: &&Buffer| buffer.dtype() != self.dtype;
+        let rounded = dout.iter().copied().chain([saved.inp]).filter(is_rounded).count();
+        assert!(rounded <= 1, "one scratch for rounded rows");
+        let dout: Vec<Rows> =
+            dout.iter().zip(group.weights).map(|(dout, w)| self.activations(dout, n, w.rows())).collect();
         if let Some(dinp) = dinp.as_deref_mut() {
-            for (dout, w) in dout.iter().zip(group.weights) {
-                self.linear_backward(dinp, store, dout, w, n);
+            for (&dout, w) in dout.iter().zip(group.weights) {
+                self.backward_product(dinp, store, dout, w, n);
                 store = Store::Accumulate;
             }
         }
-        let cols = group.weights[0].cols();
+        if group.lora.is_empty() {
+            return;
+        }
+        let inp = self.activations(saved.inp, n, cols);
         for segment in group.lora {
             let (rows, mut pairs) = (&segment.rows, Vec::new());
             for (i, pair) in segment.pairs.iter().enumerate() {
@@ -703,7 +764,7 @@ impl Backend for Cuda {
             if !pairs.is_empty() && !rows.is_empty() {
                 let dinp = dinp.as_deref().map(|dinp| row_range(dinp, rows, cols));
                 let grads = ops::lora::Grads { dinp, dparams: ptr(dparams) };
-                let inp = row_range(saved.inp, rows, cols);
+                let inp = range_of(inp, rows, self.dtype);
                 ops::lora::backward(&self.device, self.dtype, grads, inp, rows.len(), &pairs);
             }
         }
@@ -764,33 +825,32 @@ impl Backend for Cuda {
 
     fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize) {
         let GatedOperands { gate, up, activation } = operands;
-        assert_eq!(activation, GateActivation::Silu, "{MISSING_KERNEL}");
-        let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride: len.min(SWIGLU_COLUMNS) };
-        let (shape, tail) = swiglu_shape(len);
-        let out = Rows::dense(ptr_of(out, len), inp.stride);
-        ops::swiglu::forward(&self.device, self.dtype, out, inp, shape);
+        let (device, dtype, stride) = (&self.device, self.dtype, len.min(GATED_COLUMNS));
+        let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride };
+        let (shape, tail) = gated_shape(len);
+        let out = Rows::dense(ptr_of(out, len), stride);
+        ops::gated::forward(device, dtype, activation, out, inp, shape);
         if tail > 0 {
-            let at = (len - tail) * self.dtype.size();
+            let at = (len - tail) * dtype.size();
             let inp = GateUp { gate: inp.gate.plus(at), up: inp.up.plus(at), stride: tail };
             let out = Rows::dense(out.at.plus(at), tail);
-            ops::swiglu::forward(&self.device, self.dtype, out, inp, (1, tail));
+            ops::gated::forward(device, dtype, activation, out, inp, (1, tail));
         }
     }
 
     fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize) {
         let GatedOperands { gate, up, activation } = operands;
-        assert_eq!(activation, GateActivation::Silu, "{MISSING_KERNEL}");
-        let stride = len.min(SWIGLU_COLUMNS);
+        let (device, dtype, stride) = (&self.device, self.dtype, len.min(GATED_COLUMNS));
         let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride };
         let dinp = GateUp { gate: ptr_of(grads.dgate, len), up: ptr_of(grads.dup, len), stride };
-        let (dout, (shape, tail)) = (ptr_of(dout, len), swiglu_shape(len));
-        ops::swiglu::backward(&self.device, self.dtype, dinp, Rows::dense(dout, stride), inp, shape);
+        let (dout, (shape, tail)) = (ptr_of(dout, len), gated_shape(len));
+        ops::gated::backward(device, dtype, activation, dinp, (Rows::dense(dout, stride), inp), shape);
         if tail > 0 {
-            let at = (len - tail) * self.dtype.size();
+            let at = (len - tail) * dtype.size();
             let after =
                 |pair: GateUp| GateUp { gate: pair.gate.plus(at), up: pair.up.plus(at), stride: tail };
             let dout = Rows::dense(dout.plus(at), tail);
-            ops::swiglu::backward(&self.device, self.dtype, after(dinp), dout, after(inp), (1, tail));
+            ops::gated::backward(device, dtype, activation, after(dinp), (dout, after(inp)), (1, tail));
         }
     }
 

@@ -19,7 +19,7 @@ pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
 
 /// A device address.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct DevicePtr(pub u64);
 
 impl DevicePtr {

@@ -68,7 +68,7 @@ impl TraceTarget for CpuTarget {
                 let words = SkinnyGemm::new(self.isa, self.bf16).scratch(n, d_in);
                 grow(ScratchPool::Products(2), Scratch::bytes(words));
             }
-            TracedOp::Linear { n, d_out, d_in, backward } => {
+            TracedOp::Linear { n, d_out, d_in, backward, .. } => {
                 let (cols, k) = if backward { (d_in, d_out) } else { (d_out, d_in) };
                 let gemm = Gemm::new(self.isa, self.bf16, self.threads);
                 let [a, b] = gemm.scratch(self.threads, n, cols, k);

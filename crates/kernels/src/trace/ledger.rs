@@ -43,7 +43,7 @@ impl ScratchBytes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
     /// Packed `A`, packed `B` of each thread, packed rows of a multiplication with few rows. A device uses
-    /// its own numbers, up to 3.
+    /// its own numbers, up to 4.
     Products(usize),
     /// Buffers of multiplications by `A` and `B`, numbered up to 7.
     LowRank(usize),
@@ -64,7 +64,7 @@ struct Account {
     live: u64,
     peak: u64,
     flops: u64,
-    products: [u64; 3],
+    products: [u64; 4],
     low_rank: [u64; 7],
     attention: [u64; 2],
     head: [u64; 2],

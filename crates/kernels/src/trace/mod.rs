@@ -60,6 +60,8 @@ pub enum TracedOp<'a> {
         d_in: usize,
         /// Whether this is the gradient of the input.
         backward: bool,
+        /// Type of the rows.
+        dtype: DType,
     },
     /// A multiplication by `A` and `B`.
     Lora {
@@ -154,8 +156,8 @@ impl Trace {
     }
 
     /// Records the working memory and the operations of a multiplication by a frozen weight.
-    fn product(&self, n: usize, w: &Matrix, backward: bool) {
-        self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward });
+    fn product(&self, n: usize, w: &Matrix, backward: bool, dtype: DType) {
+        self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward, dtype });
         self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
@@ -330,13 +332,13 @@ impl Backend for Trace {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         check(out, n * w.rows());
         check(inp, n * w.cols());
-        self.product(n, w, false);
+        self.product(n, w, false, inp.dtype());
     }
 
     fn linear_backward(&self, dinp: &mut Buffer, _store: Store, dout: &Buffer, w: &Matrix, n: usize) {
         check(dinp, n * w.cols());
         check(dout, n * w.rows());
-        self.product(n, w, true);
+        self.product(n, w, true, dout.dtype());
     }
 
     fn lora_forward(

@@ -3,7 +3,7 @@
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 use crate::cuda::launch::KernelLaunch;
-use crate::{AttentionDims, DType, Segment};
+use crate::{AttentionDims, AttentionScores, DType, Segment};
 
 /// Threads of a block.
 const BLOCK: u32 = 128;
@@ -115,8 +115,20 @@ pub struct Operands<'a> {
     pub v: Rows,
     pub segments: SegmentsOnDevice<'a>,
     pub dims: AttentionDims,
-    /// Factor of the products `q · k`.
-    pub scale: f32,
+    pub scores: AttentionScores,
+}
+
+/// A window that hides no key.
+const NO_WINDOW: usize = 1 << 30;
+
+/// Returns the window as the kernels read it.
+fn window(scores: AttentionScores) -> usize {
+    scores.window.map_or(NO_WINDOW, |window| window.min(NO_WINDOW))
+}
+
+/// Adds scale, window and cap of the scores.
+fn score_parameters(launch: KernelLaunch<'_>, scores: AttentionScores) -> KernelLaunch<'_> {
+    launch.float(scores.scale).int(window(scores)).float(scores.softcap.unwrap_or(0.0))
 }
 
 /// Tile sizes and kernel names for one head size.
@@ -236,17 +248,12 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operand
         .ptr(segments.segments)
         .ptr(tiles)
         .int(dims.kv_heads);
-    geometry
-        .head_parameter(launch)
-        .long(out.stride)
-        .long(q.stride)
-        .long(k.stride)
-        .float(operands.scale)
-        .run();
+    let launch = geometry.head_parameter(launch).long(out.stride).long(q.stride).long(k.stride);
+    score_parameters(launch, operands.scores).run();
 }
 
 /// Keys per block of the decode kernel.
-const DECODE_KEYS: usize = 256;
+const DECODE_KEYS: usize = 64;
 const DECODE_HEADS: usize = 4;
 /// Elements of a head per lane of the decode kernel.
 const DECODE_LANE: usize = 8;
@@ -256,27 +263,29 @@ const MAX_DECODE_HEAD: usize = 256;
 ///
 /// Returns false if the shape does not fit the kernel.
 fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands: Operands<'_>) -> bool {
-    let Operands { q, k, v, segments, dims, .. } = operands;
+    let Operands { q, k, v, segments, dims, scores } = operands;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
+    let Tiles { is_decoding, longest_kv, segments: count, .. } = *segments.tiles;
     let is_aligned = [q, k, v].iter().all(|rows| rows.is_aligned(dtype));
     let fits = head_dim.is_multiple_of(DECODE_LANE) && head_dim <= MAX_DECODE_HEAD;
-    let splits = segments.tiles.longest_kv.div_ceil(DECODE_KEYS);
-    let bytes = 4 * segments.tiles.segments * heads * splits * (head_dim + 2);
-    // A single split is as fast in the general kernel, without the second launch.
-    if !segments.tiles.is_decoding || splits < 2 || !is_aligned || !fits || bytes as u64 > WORKSPACE_BYTES {
+    let splits = longest_kv.div_ceil(DECODE_KEYS);
+    let bytes = 4 * count * heads * splits * (head_dim + 2);
+    if !is_decoding || !is_aligned || !fits || bytes as u64 > WORKSPACE_BYTES {
         return false;
     }
     let partial = device.workspace(bytes);
     let parts = kv_heads * (heads / kv_heads).div_ceil(DECODE_HEADS);
-    let launch =
-        device.kernel("attention_decode", dtype).grid(parts, splits, segments.tiles.segments).block(BLOCK);
-    let launch = launch.ptr(partial).ptr(q.at).ptr(k.at).ptr(v.at).ptr(segments.segments);
-    let launch = launch.int(heads).int(kv_heads).int(head_dim).long(q.stride).long(k.stride);
-    launch.int(splits).float(operands.scale).run();
-    let join = device.kernel("attention_decode_join", dtype).grid(heads, segments.tiles.segments, 1);
-    let join =
-        join.block((head_dim.next_multiple_of(32) as u32).min(THREADS)).ptr(out.at).ptr(lse).ptr(partial);
-    join.ptr(segments.segments).int(head_dim).long(out.stride).int(splits).run();
+    let launch = device.kernel("attention_decode", dtype).grid(parts, splits, count).block(BLOCK);
+    let launch = launch.ptr(out.at).ptr(lse).ptr(partial).ptr(q.at).ptr(k.at).ptr(v.at);
+    let launch = launch.ptr(segments.segments).int(heads).int(kv_heads).int(head_dim);
+    let launch = launch.long(out.stride).long(q.stride).long(k.stride).int(splits);
+    score_parameters(launch, scores).run();
+    // The first kernel finishes segments whose keys lie in one block.
+    if splits > 1 {
+        let join = device.kernel("attention_decode_join", dtype).grid(heads, count, 1).block(BLOCK);
+        let join = join.ptr(out.at).ptr(lse).ptr(partial).ptr(segments.segments).int(head_dim);
+        join.long(out.stride).int(splits).int(window(scores)).run();
+    }
     true
 }
 
@@ -345,7 +354,7 @@ fn backward_kv(
         .ptr(grads.dv.at);
     let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
     let launch = launch.long(grads.dk.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
-    launch.float(operands.scale).run();
+    score_parameters(launch, operands.scores).run();
 }
 
 fn backward_q(
@@ -371,7 +380,7 @@ fn backward_q(
     let launch = launch.grid(dims.heads, count, 1).ptr(grads.dq.at);
     let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
     let launch = launch.long(grads.dq.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
-    launch.float(operands.scale).run();
+    score_parameters(launch, operands.scores).run();
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Launches of `four_bit.cu`.
 
+use super::few_rows::{self, FewRowsOut, Group};
 use super::{Rows, THREADS};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
@@ -11,10 +12,12 @@ const DECODE_ROWS: usize = 4;
 const ENCODE_BLOCKS: usize = 8;
 /// Scales per block of the sum kernel.
 const SUM_BLOCK: usize = 16_384;
+/// Outputs per tile of [`rows`].
+const ROWS_OUTPUTS: usize = 16;
 
 /// Addresses of a 4-bit weight's parts. Same layout as `FourBit` in the kernels.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FourBitParts {
     pub codes: DevicePtr,
     /// 16 f32 values.
@@ -103,30 +106,32 @@ pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, c
     nest.ptr(out.codes).ptr(out.absmax).ptr(scales).ptr(table).ptr(out.offset).int(count).run();
 }
 
-/// Most rows of [`rows`].
-pub const MAX_ROWS: usize = 8;
-/// Outputs per tile.
-const ROWS_OUTPUTS: usize = 16;
-const ROWS_BLOCKS: usize = 4096;
+/// Thread blocks of [`rows`] per multiprocessor. Each fills its table of value pairs once per weight.
+const ROWS_BLOCKS: usize = 3;
 
-/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`] rows without decoding the weight to memory.
+/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and [`MAX_PARTS`](few_rows::MAX_PARTS) weights, without decoding the weights
+/// to memory.
 ///
-/// `shape` is `(n, outputs, cols)`. Returns false if no kernel fits the shape.
+/// `shape` is `(n, cols)`, and `out_type` the type of outputs and addends. Returns false if no kernel fits.
 pub fn rows(
     device: &Device,
     dtype: DType,
-    out: Rows,
+    (outs, out_type): (&[FewRowsOut], DType),
     inp: Rows,
-    weight: &FourBitParts,
-    (n, outputs, cols): (usize, usize, usize),
+    weights: &[&FourBitParts],
+    (n, cols): (usize, usize),
 ) -> bool {
-    let fits = weight.block_shift == 6 && cols.is_multiple_of(64) && n <= MAX_ROWS && inp.is_aligned(dtype);
-    if !fits || !device.has("four_bit_rows", dtype) {
+    let name = if out_type == dtype { "four_bit_rows" } else { "four_bit_rows_to_f32" };
+    let fits = weights.iter().all(|weight| weight.block_shift == 6)
+        && cols.is_multiple_of(64)
+        && inp.is_aligned(dtype)
+        && few_rows::fits(n, outs);
+    if !fits || !device.has(name, dtype) {
         return false;
     }
-    let blocks = outputs.div_ceil(ROWS_OUTPUTS).min(ROWS_BLOCKS);
-    let launch = device.kernel("four_bit_rows", dtype).grid(blocks, 1, 1).block(THREADS);
-    let launch = launch.ptr(out.at).ptr(inp.at).structure(weight).int(n).int(outputs).int(cols);
-    launch.long(out.stride).long(inp.stride).run();
+    let group = Group::new(outs, weights.iter().map(|&&weight| weight), ROWS_OUTPUTS);
+    let blocks = group.tiles().min(ROWS_BLOCKS * device.info.multiprocessors as usize);
+    let launch = device.kernel(name, dtype).grid(blocks, 1, 1).block(THREADS);
+    launch.structure(&group).ptr(inp.at).int(n).int(cols).long(inp.stride).run();
     true
 }

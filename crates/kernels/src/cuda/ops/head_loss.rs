@@ -15,11 +15,14 @@ pub struct Operands {
     pub targets: DevicePtr,
     /// One f32 per row, or null for losses only.
     pub dloss: DevicePtr,
+    /// Limit of the logits.
+    pub softcap: Option<f32>,
 }
 
 /// Computes the losses of `n` rows, and optionally the gradient in place of the logits.
 pub fn head_loss(device: &Device, dtype: DType, operands: Operands, n: usize, v: usize) {
-    let Operands { logits, losses, targets, dloss } = operands;
+    let Operands { logits, losses, targets, dloss, softcap } = operands;
     let launch = device.kernel("head_loss", dtype).grid(n, 1, 1).block(HEAD_THREADS);
-    launch.ptr(logits).ptr(losses).ptr(targets).ptr(dloss).int(v).long(v).run();
+    let launch = launch.ptr(logits).ptr(losses).ptr(targets).ptr(dloss).int(v).long(v);
+    launch.float(softcap.unwrap_or(0.0)).run();
 }

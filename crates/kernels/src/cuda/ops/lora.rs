@@ -298,8 +298,10 @@ fn grad(device: &Device, dtype: DType, n: usize, jobs: &[Job], (partial, room): 
     }
 }
 
-/// Computes `matrix += Σ drop(scale · thin factor)`, in launches of at most [`MAX_STEPS`] steps.
-fn up(device: &Device, dtype: DType, n: usize, jobs: &[Job]) {
+/// Computes `matrix += Σ drop(scale · thin factor)`, in launches of at most [`MAX_STEPS`] steps. The matrices
+/// have the type `types.out`.
+fn up(device: &Device, types: UpTypes, n: usize, jobs: &[Job]) {
+    let UpTypes { dtype, .. } = types;
     let is_wide = is_wide(device, dtype, jobs);
     let empty =
         || (UpGroup { steps: [UpStep::default(); MAX_STEPS], outs: [UpOut::default(); MAX_OUTS] }, 0, 0, 0);
@@ -310,7 +312,7 @@ fn up(device: &Device, dtype: DType, n: usize, jobs: &[Job]) {
             for steps in steps.chunks(MAX_STEPS) {
                 let continues = outs > 0 && group.outs[outs - 1].out == job.matrix.at.0;
                 if count + steps.len() > MAX_STEPS || !continues && outs == MAX_OUTS {
-                    launch_up(device, dtype, n, (&group, outs, max_cols), is_wide);
+                    launch_up(device, types, n, (&group, outs, max_cols), is_wide);
                     (group, outs, count, max_cols) = empty();
                 }
                 if outs == 0 || group.outs[outs - 1].out != job.matrix.at.0 {
@@ -328,7 +330,7 @@ fn up(device: &Device, dtype: DType, n: usize, jobs: &[Job]) {
             }
         }
     }
-    launch_up(device, dtype, n, (&group, outs, max_cols), is_wide);
+    launch_up(device, types, n, (&group, outs, max_cols), is_wide);
 }
 
 fn up_steps(part: &Part, dtype: DType) -> impl Iterator<Item = UpStep> {
@@ -343,19 +345,34 @@ fn up_steps(part: &Part, dtype: DType) -> impl Iterator<Item = UpStep> {
     })
 }
 
+/// Types of activations and of the matrices that [`up`] adds to.
+#[derive(Clone, Copy, Debug)]
+struct UpTypes {
+    dtype: DType,
+    out: DType,
+}
+
+impl UpTypes {
+    /// Chooses the kernel for outputs of the activation type, or the one for f32.
+    fn name(self, [same, to_f32]: [&'static str; 2]) -> &'static str {
+        if self.out == self.dtype { same } else { to_f32 }
+    }
+}
+
 fn launch_up(
     device: &Device,
-    dtype: DType,
+    types: UpTypes,
     n: usize,
     (group, outs, cols): (&UpGroup, usize, usize),
     is_wide: bool,
 ) {
     let columns = cols.div_ceil(UP_COLUMNS);
-    let launch = match (is_wide, n > UP_FEW_ROWS) {
-        (false, _) => device.kernel("lora_up_plain", dtype).grid(columns, n, outs),
-        (true, false) => device.kernel("lora_up", dtype).grid(columns, n.div_ceil(16), outs),
-        (true, true) => device.kernel("lora_up_wide", dtype).grid(columns, n.div_ceil(UP_BLOCK_ROWS), outs),
+    let (names, rows) = match (is_wide, n > UP_FEW_ROWS) {
+        (false, _) => (["lora_up_plain", "lora_up_plain_to_f32"], n),
+        (true, false) => (["lora_up", "lora_up_to_f32"], n.div_ceil(16)),
+        (true, true) => (["lora_up_wide", "lora_up_wide_to_f32"], n.div_ceil(UP_BLOCK_ROWS)),
     };
+    let launch = device.kernel(types.name(names), types.dtype).grid(columns, rows, outs);
     launch.block(THREADS).structure(group).int(n).run();
 }
 
@@ -368,8 +385,15 @@ pub struct ForwardPair {
     pub out: Rows,
 }
 
-/// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` for each pair. All pairs read `inp`, `n` rows.
-pub fn forward(device: &Device, dtype: DType, inp: Rows, n: usize, pairs: &[ForwardPair]) {
+/// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` for each pair. All pairs read `inp`, `n` rows. `out_type` is
+/// `dtype` or f32.
+pub fn forward(
+    device: &Device,
+    (dtype, out_type): (DType, DType),
+    inp: Rows,
+    n: usize,
+    pairs: &[ForwardPair],
+) {
     let Some(first) = pairs.first() else { return };
     let mids = pairs.iter().map(|ForwardPair { pair, mid, .. }| Part {
         factor: Factor::of_a(pair.a, pair),
@@ -392,7 +416,7 @@ pub fn forward(device: &Device, dtype: DType, inp: Rows, n: usize, pairs: &[Forw
             scale: pair.scaling,
         }],
     });
-    up(device, dtype, n, &outs.collect::<Vec<_>>());
+    up(device, UpTypes { dtype, out: out_type }, n, &outs.collect::<Vec<_>>());
 }
 
 /// A low-rank pair and its activations in the backward pass.
@@ -461,6 +485,6 @@ pub fn backward(device: &Device, dtype: DType, grads: Grads, inp: Rows, n: usize
     grad(device, dtype, n, &jobs, (partial, WORKSPACE_BYTES as usize - used));
     if let Some(dinp) = grads.dinp {
         let parts = with_dmids(&|pair| Factor::of_a(pair.a, pair));
-        up(device, dtype, n, &[Job { matrix: dinp, cols: d_in, parts }]);
+        up(device, UpTypes { dtype, out: dtype }, n, &[Job { matrix: dinp, cols: d_in, parts }]);
     }
 }

@@ -4,15 +4,16 @@
 
 pub(super) mod adamw;
 pub(super) mod attention;
+pub(super) mod few_rows;
 pub(super) mod four_bit;
 pub(super) mod four_bit_fused;
+pub(super) mod gated;
 pub(super) mod gemv;
 pub(super) mod head_loss;
 pub(super) mod lora;
 pub(super) mod rmsnorm;
 pub(super) mod rope;
 pub(super) mod rows;
-pub(super) mod swiglu;
 
 use super::device::DevicePtr;
 use crate::DType;

@@ -28,11 +28,12 @@ pub fn fill_table(device: &Device, table: Table, inv_freq: DevicePtr, positions:
     launch.ptr(cosines).ptr(sines).ptr(inv_freq).ptr(positions).int(n).int(half).run();
 }
 
-/// Rotates the `heads` heads of each row of `x` in place.
-pub fn rope(device: &Device, dtype: DType, x: Rows, table: Table, heads: usize, turn: Turn) {
+/// Rotates the heads of each row of `q` and `k` in place. `heads` counts the heads of both.
+pub fn rope(device: &Device, dtype: DType, [q, k]: [Rows; 2], table: Table, heads: [usize; 2], turn: Turn) {
     let Table { cosines, sines, n, half } = table;
-    let parts = heads * half.div_ceil(vector_len(dtype));
+    let parts = heads[0].max(heads[1]) * half.div_ceil(vector_len(dtype));
     let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    let launch = device.kernel("rope", dtype).grid(n, parts.div_ceil(THREADS as usize), 1).block(THREADS);
-    launch.ptr(x.at).ptr(cosines).ptr(sines).int(heads).int(half).long(x.stride).float(sign).run();
+    let launch = device.kernel("rope", dtype).grid(n, parts.div_ceil(THREADS as usize), 2).block(THREADS);
+    let launch = launch.ptr(q.at).ptr(k.at).ptr(cosines).ptr(sines).int(heads[0]).int(heads[1]).int(half);
+    launch.long(q.stride).long(k.stride).float(sign).run();
 }

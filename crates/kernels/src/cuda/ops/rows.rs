@@ -13,6 +13,30 @@ pub fn add(device: &Device, dtype: DType, dst: DevicePtr, src: DevicePtr, len: u
     device.kernel("add", dtype).grid(blocks, 1, 1).block(THREADS).ptr(dst).ptr(src).long(len).run();
 }
 
+/// Computes `dst += src` for f32 `dst` and f16 `src`.
+pub fn add_to_f32(device: &Device, dst: DevicePtr, src: DevicePtr, len: usize) {
+    let launch = device.kernel("add_to_f32", DType::F16).grid(len.div_ceil(THREADS as usize), 1, 1);
+    launch.block(THREADS).ptr(dst).ptr(src).long(len).run();
+}
+
+/// Rounds f32 to f16.
+pub fn round(device: &Device, out: DevicePtr, inp: DevicePtr, len: usize) {
+    let launch = device.kernel("round", DType::F16).grid(len.div_ceil(THREADS as usize), 1, 1);
+    launch.block(THREADS).ptr(out).ptr(inp).long(len).run();
+}
+
+/// Computes `out[i] *= factors` for `n` rows of `cols` columns. `factors` is f32.
+pub fn scale_columns(
+    device: &Device,
+    dtype: DType,
+    out: Rows,
+    factors: DevicePtr,
+    (n, cols): (usize, usize),
+) {
+    let launch = device.kernel("scale_columns", dtype).grid(n, 1, 1).block(THREADS);
+    launch.ptr(out.at).ptr(factors).int(cols).long(out.stride).run();
+}
+
 /// Computes `out[i] += bias` for `n` rows of `cols` columns. `bias` is f32.
 pub fn add_bias(device: &Device, dtype: DType, out: Rows, bias: DevicePtr, (n, cols): (usize, usize)) {
     let launch = device.kernel("add_bias", dtype).grid(n, 1, 1).block(THREADS);

@@ -9,7 +9,20 @@ fn segment(q_start: usize, q_len: usize, kv_start: usize, kv_len: usize) -> Segm
     Segment { q_start, q_len, kv_start, kv_len }
 }
 
-fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: AttentionDims, stream: &mut Stream) {
+/// Llama's scores; a window within a tile and a cap; a window over several tiles.
+const SCORES: [AttentionScores; 3] = [
+    AttentionScores { scale: 0.3, window: None, softcap: None },
+    AttentionScores { scale: 0.7, window: Some(5), softcap: Some(1.5) },
+    AttentionScores { scale: 0.2, window: Some(90), softcap: None },
+];
+
+fn check(
+    device: &Arc<Device>,
+    dtype: DType,
+    segments: &[Segment],
+    (dims, scores): (AttentionDims, AttentionScores),
+    stream: &mut Stream,
+) {
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     let n = segments.iter().map(|s| s.q_start + s.q_len).max().unwrap();
     let m = segments.iter().map(|s| s.kv_start + s.kv_len).max().unwrap();
@@ -17,14 +30,7 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
     let [q, dout] = [0; 2].map(|_| rounded(stream, dtype, n * wide));
     let [k, v] = [0; 2].map(|_| rounded(stream, dtype, m * narrow));
     let (mut out, mut lse) = (vec![0.0; n * wide], vec![0.0; n * heads]);
-    let inputs = AttentionInputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        segments,
-        dims,
-        scores: AttentionScores::of_head_dim(dims.head_dim),
-    };
+    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments, dims, scores };
     attention::forward(&mut out, &mut lse, inputs);
     let numbers: Vec<u32> =
         segments.iter().flat_map(|s| [s.q_start, s.q_len, s.kv_start, s.kv_len]).map(|x| x as u32).collect();
@@ -40,11 +46,10 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
         (|x: &Values| Rows::dense(x.ptr(), wide), |x: &Values| Rows::dense(x.ptr(), narrow));
     let on_device = SegmentsOnDevice { segments: table.address(), words: list.address(), tiles: &tiles };
     let (q_rows, k_rows, v_rows) = (wide_rows(&q_), narrow_rows(&k_), narrow_rows(&v_));
-    let operands =
-        Operands { q: q_rows, k: k_rows, v: v_rows, segments: on_device, dims, scale: inputs.scores.scale };
+    let operands = Operands { q: q_rows, k: k_rows, v: v_rows, segments: on_device, dims, scores };
     device_attention::forward(device, dtype, wide_rows(&out_), lse_.ptr(), operands);
-    assert_near(&out_.read(), &out, dtype, &format!("out {dims:?} {segments:?}"));
-    assert_near(&lse_.read(), &lse, DType::F32, &format!("lse {dims:?} {segments:?}"));
+    assert_near(&out_.read(), &out, dtype, &format!("out {dims:?} {scores:?} {segments:?}"));
+    assert_near(&lse_.read(), &lse, DType::F32, &format!("lse {dims:?} {scores:?} {segments:?}"));
 
     let (mut dq, mut dk, mut dv) = (vec![0.0; n * wide], vec![0.0; m * narrow], vec![0.0; m * narrow]);
     let (found, lse) = (out_.read(), lse_.read());
@@ -57,9 +62,9 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
     };
     let found = run();
     for (found, (expected, what)) in found.iter().zip([(dq, "dq"), (dk, "dk"), (dv, "dv")]) {
-        assert_near(found, &expected, dtype, &format!("{what} {dims:?} {segments:?}"));
+        assert_near(found, &expected, dtype, &format!("{what} {dims:?} {scores:?} {segments:?}"));
     }
-    assert!(run() == found, "{dims:?} {segments:?} in {dtype:?} gives other bits a second time");
+    assert!(run() == found, "{dims:?} {scores:?} {segments:?} in {dtype:?} gives other bits a second time");
 }
 
 #[test]
@@ -69,8 +74,11 @@ fn attention_matches_the_reference_for_every_head_size() {
     let packed = [segment(0, 1, 0, 1), segment(1, 66, 1, 66), segment(67, 130, 67, 130)];
     let cached = [segment(0, 5, 0, 77), segment(5, 70, 77, 200)];
     for (dtype, head_dim) in DTYPES.into_iter().flat_map(|d| [6, 32, 64, 96, 128, 256].map(|h| (d, h))) {
-        for segments in [&packed[..], &cached] {
-            check(&device, dtype, segments, AttentionDims { heads: 4, kv_heads: 2, head_dim }, &mut stream);
+        for (segments, scores) in
+            SCORES.into_iter().flat_map(|scores| [(&packed[..], scores), (&cached, scores)])
+        {
+            let dims = AttentionDims { heads: 4, kv_heads: 2, head_dim };
+            check(&device, dtype, segments, (dims, scores), &mut stream);
         }
     }
 }
@@ -80,9 +88,20 @@ fn one_query_a_segment_reads_its_cache() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(60);
     let segments = [segment(0, 1, 0, 1), segment(1, 1, 1, 255), segment(2, 1, 256, 700)];
+    let alone = [segment(0, 1, 0, 50)];
+    let long = [segment(0, 1, 0, 9000)];
     for (dtype, head_dim) in DTYPES.into_iter().flat_map(|d| [6, 64, 80, 128, 256].map(|h| (d, h))) {
-        for (heads, kv_heads) in [(2, 2), (10, 2)] {
-            check(&device, dtype, &segments, AttentionDims { heads, kv_heads, head_dim }, &mut stream);
+        for ((heads, kv_heads), scores) in
+            SCORES.into_iter().flat_map(|scores| [((2, 2), scores), ((10, 2), scores)])
+        {
+            let dims = AttentionDims { heads, kv_heads, head_dim };
+            check(&device, dtype, &segments, (dims, scores), &mut stream);
+            check(&device, dtype, &alone, (dims, scores), &mut stream);
         }
+    }
+    // More parts than the second kernel merges at a time.
+    let dims = AttentionDims { heads: 1, kv_heads: 1, head_dim: 64 };
+    for dtype in DTYPES {
+        check(&device, dtype, &long, (dims, SCORES[0]), &mut stream);
     }
 }

@@ -1,8 +1,8 @@
 use super::*;
+use crate::cuda::ops::gated::{self as device_gated, GateUp};
 use crate::cuda::ops::rmsnorm::{self as device_norm, NormShape, NormTypes, Saved};
 use crate::cuda::ops::rope::{self as device_rope, Turn};
-use crate::cuda::ops::swiglu::{self as device_swiglu, GateUp};
-use crate::{rmsnorm, rope, swiglu};
+use crate::{geglu, rmsnorm, rope, swiglu};
 
 #[test]
 fn rmsnorm_matches_the_reference() {
@@ -41,25 +41,49 @@ fn rmsnorm_matches_the_reference() {
 }
 
 #[test]
-fn swiglu_matches_the_reference_in_place() {
+fn gated_activations_match_the_reference_in_place() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(54);
     for (dtype, cols) in DTYPES.into_iter().flat_map(|dtype| [13, 176, 4104].map(|cols| (dtype, cols))) {
-        let n = 3;
-        let mut draw = || rounded(&mut stream, dtype, n * cols);
-        let (gate, up, dout) = (draw(), draw(), draw());
-        let (mut out, mut dgate, mut dup) = (vec![0.0; n * cols], vec![0.0; n * cols], vec![0.0; n * cols]);
-        swiglu::forward(&mut out, &gate, &up);
-        swiglu::backward(&mut dgate, &mut dup, &dout, &gate, &up);
-        let [g, u, dy] = [&gate, &up, &dout].map(|values| Values::new(&device, dtype, values));
-        let (y, inp) =
-            (Values::poisoned(&device, dtype, n * cols), GateUp { gate: g.ptr(), up: u.ptr(), stride: cols });
-        device_swiglu::forward(&device, dtype, Rows::dense(y.ptr(), cols), inp, (n, cols));
-        assert_near(&y.read(), &out, dtype, "swiglu");
-        device_swiglu::backward(&device, dtype, inp, Rows::dense(dy.ptr(), cols), inp, (n, cols));
-        assert_near(&g.read(), &dgate, dtype, "dgate");
-        assert_near(&u.read(), &dup, dtype, "dup");
+        for activation in [GateActivation::Silu, GateActivation::GeluTanh] {
+            let n = 3;
+            let mut draw = |factor: f32| {
+                let values = rounded(&mut stream, dtype, n * cols);
+                values.into_iter().map(|x| x * factor).collect::<Vec<_>>()
+            };
+            let (gate, up, dout) = (draw(8.0), draw(1.0), draw(1.0));
+            let (mut out, mut dgate, mut dup) =
+                (vec![0.0; n * cols], vec![0.0; n * cols], vec![0.0; n * cols]);
+            match activation {
+                GateActivation::Silu => {
+                    swiglu::forward(&mut out, &gate, &up);
+                    swiglu::backward(&mut dgate, &mut dup, &dout, &gate, &up);
+                }
+                GateActivation::GeluTanh => {
+                    geglu::forward(&mut out, &gate, &up);
+                    geglu::backward(&mut dgate, &mut dup, &dout, &gate, &up);
+                }
+            }
+            let [g, u, dy] = [&gate, &up, &dout].map(|values| Values::new(&device, dtype, values));
+            let y = Values::poisoned(&device, dtype, n * cols);
+            let inp = GateUp { gate: g.ptr(), up: u.ptr(), stride: cols };
+            let (out_rows, dy) = (Rows::dense(y.ptr(), cols), (Rows::dense(dy.ptr(), cols), inp));
+            device_gated::forward(&device, dtype, activation, out_rows, inp, (n, cols));
+            assert_near(&y.read(), &out, dtype, &format!("{activation:?}"));
+            device_gated::backward(&device, dtype, activation, inp, dy, (n, cols));
+            assert_near(&g.read(), &dgate, dtype, &format!("{activation:?} dgate"));
+            assert_near(&u.read(), &dup, dtype, &format!("{activation:?} dup"));
+        }
     }
+}
+
+#[test]
+fn a_gated_f16_product_stays_finite() {
+    let Some(device) = device() else { return };
+    let [g, u, y] = [300.0, 400.0, f32::NAN].map(|x| Values::new(&device, DType::F16, &[x, -x]));
+    let inp = GateUp { gate: g.ptr(), up: u.ptr(), stride: 2 };
+    device_gated::forward(&device, DType::F16, GateActivation::Silu, Rows::dense(y.ptr(), 2), inp, (1, 2));
+    assert_eq!(y.read(), [65_504.0, 0.0]);
 }
 
 #[test]
@@ -79,9 +103,18 @@ fn rope_turns_and_turns_back() {
         device_rope::fill_table(&device, table, frequencies.ptr(), words(&device, &positions).address());
         let found = Values::new(&device, dtype, &x);
         let rows = Rows::dense(found.ptr(), heads * head);
-        device_rope::rope(&device, dtype, rows, table, heads, Turn::Forward);
+        // The keys are the first two heads of the same rows.
+        let keys = Values::new(&device, dtype, &x);
+        let both = [rows, Rows::dense(keys.ptr(), heads * head)];
+        device_rope::rope(&device, dtype, both, table, [heads, 2], Turn::Forward);
         assert_near(&found.read(), &expected, dtype, "rope");
-        device_rope::rope(&device, dtype, rows, table, heads, Turn::Backward);
+        for ((found, turned), start) in
+            keys.read().chunks(heads * head).zip(expected.chunks(heads * head)).zip(x.chunks(heads * head))
+        {
+            assert_near(&found[..2 * head], &turned[..2 * head], dtype, "rope of keys");
+            assert_eq!(found[2 * head..], start[2 * head..]);
+        }
+        device_rope::rope(&device, dtype, both, table, [heads, 2], Turn::Backward);
         assert_near(&found.read(), &x, dtype, "rope back");
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::cuda::ops::few_rows::FewRowsOut;
 use crate::cuda::ops::four_bit::{self as device_four_bit, FourBitParts};
 use crate::cuda::weight::{Weight, encode, place};
 use crate::four_bit::{FourBitCode, dynamic_u8, encode_blocks, nest};
@@ -92,40 +93,65 @@ fn four_bits_are_encoded_and_decoded_to_the_bit() {
     }
 }
 
+/// A random 4-bit weight with plain scales, on the device and on the host.
+fn random_weight(
+    device: &Arc<Device>,
+    stream: &mut Stream,
+    (outputs, cols): (usize, usize),
+) -> (Vec<Allocation>, FourBitParts, crate::Matrix) {
+    let blocks = outputs * cols / 64;
+    let codes: Vec<u8> = (0..outputs * cols / 2).map(|_| stream.next_bits() as u8).collect();
+    let scales = rounded(stream, DType::F32, blocks);
+    let table = FourBitCode::Nf4.table();
+    let memory = [&codes, &floats(table), &floats(&scales)].map(|bytes| upload(device, bytes));
+    let [codes_, table_, absmax] = memory.each_ref().map(Allocation::address);
+    let parts =
+        FourBitParts { codes: codes_, table: table_, absmax, block_shift: 6, ..FourBitParts::default() };
+    let scales = Scales::Plain(Bytes::from_f32(&scales));
+    let host = FourBit::new(Bytes::from_vec(codes), scales, *table, 64, DType::Bf16, outputs * cols);
+    (memory.into(), parts, crate::Matrix::four_bit(Arc::new(host), outputs, cols))
+}
+
 #[test]
 fn few_rows_are_multiplied_with_four_bits() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(62);
-    for (n, outputs, cols) in [(1, 40, 64), (3, 64, 576), (8, 136, 1024)] {
-        let blocks = outputs * cols / 64;
-        let codes: Vec<u8> = (0..outputs * cols / 2).map(|_| stream.next_bits() as u8).collect();
-        let scales = rounded(&mut stream, DType::F32, blocks);
-        let inp = rounded(&mut stream, DType::F32, n * cols);
-        let table = FourBitCode::Nf4.table();
-        let [codes_, table_, absmax] =
-            [&codes, &floats(table), &floats(&scales)].map(|bytes| upload(&device, bytes));
-        let parts = FourBitParts {
-            codes: codes_.address(),
-            table: table_.address(),
-            scale_codes: DevicePtr::NULL,
-            scale_table: DevicePtr::NULL,
-            absmax: absmax.address(),
-            offset: 0.0,
-            block_shift: 6,
-            scale_shift: 0,
-            unused: 0,
-        };
-        let scales = Scales::Plain(Bytes::from_f32(&scales));
-        let host = FourBit::new(Bytes::from_vec(codes), scales, *table, 64, DType::Bf16, outputs * cols);
-        let weight = crate::Matrix::four_bit(Arc::new(host), outputs, cols);
-        for dtype in [DType::Bf16, DType::F16] {
-            let x = Values::new(&device, dtype, &inp);
-            let mut expected = vec![0.0; n * outputs];
-            crate::linear::forward(&mut expected, &x.read(), &weight, n);
-            let out = Values::poisoned(&device, dtype, n * outputs);
-            let (to, from) = (Rows::dense(out.ptr(), outputs), Rows::dense(x.ptr(), cols));
-            assert!(device_four_bit::rows(&device, dtype, to, from, &parts, (n, outputs, cols)));
-            assert_near(&out.read(), &expected, dtype, &format!("{n} rows of {outputs}x{cols}"));
+    let cases = [(1, &[40][..], 64), (3, &[64, 16, 70], 576), (8, &[136, 8], 1024), (2, &[9000, 24], 192)];
+    let types = [(DType::Bf16, DType::Bf16), (DType::F16, DType::F16), (DType::F16, DType::F32)];
+    for ((n, outputs, cols), (dtype, out_type)) in
+        cases.into_iter().flat_map(|case| types.map(|types| (case, types)))
+    {
+        let weights: Vec<_> =
+            outputs.iter().map(|&outputs| random_weight(&device, &mut stream, (outputs, cols))).collect();
+        let x = Values::new(&device, dtype, &rounded(&mut stream, DType::F32, n * cols));
+        let results: Vec<_> = outputs
+            .iter()
+            .map(|&outputs| {
+                let added = rounded(&mut stream, out_type, n * outputs);
+                (
+                    Values::poisoned(&device, out_type, n * outputs),
+                    Values::new(&device, out_type, &added),
+                    added,
+                )
+            })
+            .collect();
+        let outs: Vec<FewRowsOut> = (results.iter().zip(outputs).enumerate())
+            .map(|(i, ((out, added, _), &outputs))| FewRowsOut {
+                out: Rows::dense(out.ptr(), outputs),
+                add: (i % 2 == 0).then_some(Rows::dense(added.ptr(), outputs)),
+                outputs,
+            })
+            .collect();
+        let parts: Vec<&FourBitParts> = weights.iter().map(|(_, parts, _)| parts).collect();
+        let from = Rows::dense(x.ptr(), cols);
+        assert!(device_four_bit::rows(&device, dtype, (&outs, out_type), from, &parts, (n, cols)));
+        for (i, ((_, _, weight), (out, _, added))) in weights.iter().zip(&results).enumerate() {
+            let mut expected = vec![0.0; n * outputs[i]];
+            crate::linear::forward(&mut expected, &x.read(), weight, n);
+            if i % 2 == 0 {
+                expected.iter_mut().zip(added).for_each(|(e, a)| *e += a);
+            }
+            assert_near(&out.read(), &expected, dtype, &format!("{n} rows of {outputs:?} x {cols}"));
         }
     }
 }

@@ -120,6 +120,14 @@ fn rows_move_as_in_the_reference() {
         both.cuda.add(&mut out.device, &inp.device, n * cols);
         both.reference.add(&mut out.host, &inp.host, n * cols);
         both.check(&out, n * cols, "add");
+        let mut stream = both.values(n * cols, Element::Residual);
+        both.cuda.add(&mut stream.device, &out.device, n * cols);
+        both.reference.add(&mut stream.host, &out.host, n * cols);
+        both.check(&stream, n * cols, "add to the residual stream");
+        let factors = both.values(cols + 3, EXACT);
+        both.cuda.scale_columns(&mut out.device, &factors.device, 3, n / 2..n, cols);
+        both.reference.scale_columns(&mut out.host, &factors.host, 3, n / 2..n, cols);
+        both.check(&out, n * cols, "scale_columns");
         both.cuda.copy_rows(&mut out.device, n - 1, &inp.device, 0, 1, cols);
         both.reference.copy_rows(&mut out.host, n - 1, &inp.host, 0, 1, cols);
         both.check(&out, n * cols, "copy_rows");
@@ -174,25 +182,26 @@ fn norms_equal_the_reference() {
 }
 
 #[test]
-fn swiglu_and_rope_equal_the_reference() {
+fn gated_activations_and_rope_equal_the_reference() {
     each(44, |both| {
         let len = 1 + both.below(20_000);
         let (gate, up, dout) =
             (both.values(len, ACTIVATION), both.values(len, ACTIVATION), both.values(len, ACTIVATION));
         let mut out = both.poisoned(len, ACTIVATION);
-        let activation = GateActivation::Silu;
-        let on_device = GatedOperands { gate: &gate.device, up: &up.device, activation };
-        let on_host = GatedOperands { gate: &gate.host, up: &up.host, activation };
-        both.cuda.gated_forward(&mut out.device, on_device, len);
-        both.reference.gated_forward(&mut out.host, on_host, len);
-        both.check(&out, len, "gated_forward");
-        let (mut dgate, mut dup) = (both.poisoned(len, ACTIVATION), both.poisoned(len, ACTIVATION));
-        let grads = GatedGrads { dgate: &mut dgate.device, dup: &mut dup.device };
-        both.cuda.gated_backward(grads, &dout.device, on_device, len);
-        let grads = GatedGrads { dgate: &mut dgate.host, dup: &mut dup.host };
-        both.reference.gated_backward(grads, &dout.host, on_host, len);
-        both.check(&dgate, len, "gated_backward gate");
-        both.check(&dup, len, "gated_backward up");
+        for activation in [GateActivation::Silu, GateActivation::GeluTanh] {
+            let on_device = GatedOperands { gate: &gate.device, up: &up.device, activation };
+            let on_host = GatedOperands { gate: &gate.host, up: &up.host, activation };
+            both.cuda.gated_forward(&mut out.device, on_device, len);
+            both.reference.gated_forward(&mut out.host, on_host, len);
+            both.check(&out, len, "gated_forward");
+            let (mut dgate, mut dup) = (both.poisoned(len, ACTIVATION), both.poisoned(len, ACTIVATION));
+            let grads = GatedGrads { dgate: &mut dgate.device, dup: &mut dup.device };
+            both.cuda.gated_backward(grads, &dout.device, on_device, len);
+            let grads = GatedGrads { dgate: &mut dgate.host, dup: &mut dup.host };
+            both.reference.gated_backward(grads, &dout.host, on_host, len);
+            both.check(&dgate, len, "gated_backward gate");
+            both.check(&dup, len, "gated_backward up");
+        }
 
         let (n, head_dim) = (1 + both.below(50), [8, 64, 96, 128][both.below(4)]);
         let dims = AttentionDims { heads: 6, kv_heads: 2, head_dim };
@@ -234,16 +243,15 @@ fn attention_equals_the_reference() {
                 both.values(q_len, ACTIVATION),
             );
             let (mut out, mut lse) = (both.poisoned(q_len, ACTIVATION), both.poisoned(n * 4, EXACT));
+            let scores = AttentionScores {
+                window: (both.below(3) > 0).then_some(1 + both.below(100)),
+                softcap: (both.below(2) == 0).then_some(0.8),
+                ..AttentionScores::of_head_dim(dims.head_dim)
+            };
             let operands =
                 [(&q.device, &k.device, &v.device, &on_device), (&q.host, &k.host, &v.host, &on_host)];
-            let [device, host] = operands.map(|(q, k, v, segments)| AttentionOperands {
-                q,
-                k,
-                v,
-                segments,
-                dims,
-                scores: AttentionScores::of_head_dim(dims.head_dim),
-            });
+            let [device, host] =
+                operands.map(|(q, k, v, segments)| AttentionOperands { q, k, v, segments, dims, scores });
             both.cuda.attention_forward(&mut out.device, &mut lse.device, device);
             both.reference.attention_forward(&mut out.host, &mut lse.host, host);
             both.check(&out, q_len, &format!("attention_forward of {head_dim}"));
@@ -279,7 +287,8 @@ struct Group {
 
 impl Group {
     fn random(both: &mut Both) -> Self {
-        let n = 2 + both.below(150);
+        let most = [7, 150][both.below(2)];
+        let n = 2 + both.below(most);
         let cut = 1 + both.below(n - 1);
         Self {
             n,
@@ -325,8 +334,10 @@ fn projections_equal_the_reference() {
             .collect();
         let placed = both.cuda.place(&weights).unwrap();
         let (params, inp) = (both.values(group.params(), EXACT), both.values(n * d_in, ACTIVATION));
-        let residual = (group.outs.len() == 1).then(|| both.values(n * group.outs[0], ACTIVATION));
-        let mut outs: Vec<Twin> = group.outs.iter().map(|out| both.poisoned(n * out, ACTIVATION)).collect();
+        // A single weight writes the residual stream, as `o` and `down` do.
+        let element = if group.outs.len() == 1 { Element::Residual } else { ACTIVATION };
+        let residual = (group.outs.len() == 1).then(|| both.values(n * group.outs[0], element));
+        let mut outs: Vec<Twin> = group.outs.iter().map(|out| both.poisoned(n * out, element)).collect();
         let mut mids: Vec<Twin> = group.outs.iter().map(|_| both.poisoned(n * rank, ACTIVATION)).collect();
 
         let (on_device, on_host): (Vec<&Matrix>, Vec<&Matrix>) =
@@ -345,7 +356,7 @@ fn projections_equal_the_reference() {
             both.check(mid, n * rank, "project mid");
         }
 
-        let douts: Vec<Twin> = group.outs.iter().map(|out| both.values(n * out, ACTIVATION)).collect();
+        let douts: Vec<Twin> = group.outs.iter().map(|out| both.values(n * out, element)).collect();
         let (mut dinp, mut dparams) =
             (both.poisoned(n * d_in, ACTIVATION), both.values(group.params(), EXACT));
         let dout: Vec<&Buffer> = douts.iter().map(|twin| &twin.device).collect();
@@ -436,12 +447,12 @@ fn the_loss_head_equals_the_reference() {
         let targets: Vec<u32> = (0..n).map(|_| both.below(v) as u32).collect();
         let [on_device, on_host] = both.indices(&targets);
         let dloss = both.values(n, EXACT);
+        let softcap = (both.below(2) == 0).then_some(3.0);
         let (mut losses, mut dinp) = (both.poisoned(n + 3, EXACT), both.poisoned(n * c, ACTIVATION));
-        let operands =
-            HeadOperands { inp: &inp.device, head: &placed[0], targets: &on_device, softcap: None };
+        let operands = HeadOperands { inp: &inp.device, head: &placed[0], targets: &on_device, softcap };
         let grads = HeadGrads { dinp: &mut dinp.device, dloss: &dloss.device };
         both.cuda.head_loss(&mut losses.device, 3, operands, Some(grads));
-        let operands = HeadOperands { inp: &inp.host, head: &head, targets: &on_host, softcap: None };
+        let operands = HeadOperands { inp: &inp.host, head: &head, targets: &on_host, softcap };
         let grads = HeadGrads { dinp: &mut dinp.host, dloss: &dloss.host };
         both.reference.head_loss(&mut losses.host, 3, operands, Some(grads));
         let found = &both.read(&losses.device, n + 3)[3..];

@@ -9,25 +9,31 @@ use crate::{AdamW, Buffer, Dropout, LoraRef, adamw, head_loss, lora};
 fn head_loss_matches_the_reference() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(56);
-    for (dtype, v) in DTYPES.into_iter().flat_map(|dtype| [50, 4097, 8192].map(|v| (dtype, v))) {
+    let shapes = [(50, None), (4097, Some(0.7)), (8192, None), (4096, Some(2.0))];
+    for (dtype, (v, softcap)) in DTYPES.into_iter().flat_map(|dtype| shapes.map(|shape| (dtype, shape))) {
         let n = 5;
         let logits = rounded(&mut stream, dtype, n * v);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
         let dloss = rounded(&mut stream, DType::F32, n);
         let (mut losses, mut gradient) = (Vec::new(), Vec::new());
         for (i, row) in logits.chunks(v).enumerate() {
-            let mut row: Vec<f64> = row.iter().map(|&x| x as f64).collect();
-            losses.push(head_loss::softmax_loss(&mut row, targets[i], dloss[i]));
-            gradient.extend(row.iter().map(|&x| x as f32));
+            let cap = softcap.map_or(f64::INFINITY, f64::from);
+            let tanh = |&x: &f32| (x as f64 / cap).tanh();
+            let mut capped: Vec<f64> =
+                row.iter().map(|x| if softcap.is_some() { cap * tanh(x) } else { *x as f64 }).collect();
+            losses.push(head_loss::softmax_loss(&mut capped, targets[i], dloss[i]));
+            gradient.extend(row.iter().zip(&capped).map(|(x, d)| (d * (1.0 - tanh(x) * tanh(x))) as f32));
         }
         let (x, slopes) = (Values::new(&device, dtype, &logits), Values::new(&device, DType::F32, &dloss));
         let targets = words(&device, &targets);
         for dloss in [DevicePtr::NULL, slopes.ptr()] {
             let found = Values::poisoned(&device, DType::F32, n);
             let targets = targets.address();
-            let operands = Operands { logits: x.ptr(), losses: found.ptr(), targets, dloss };
+            let operands = Operands { logits: x.ptr(), losses: found.ptr(), targets, dloss, softcap };
             device_head::head_loss(&device, dtype, operands, n, v);
-            assert_near(&found.read(), &losses, DType::F32, "losses");
+            // Caps in 16-bit types use the fast exponential.
+            let exact = if softcap.is_some() { dtype } else { DType::F32 };
+            assert_near(&found.read(), &losses, exact, "losses");
             let expected = if dloss == DevicePtr::NULL { &logits } else { &gradient };
             assert_near(&x.read(), expected, dtype, "logits");
         }
@@ -108,7 +114,7 @@ fn check_lora(device: &Arc<Device>, dtype: DType, shape: LoraShape, stream: &mut
         backward.push(BackwardPair { pair, mid: rows(&h, rank), dout: rows(&dy, d_out) });
         held.push((y, h, dy, out, mid));
     }
-    device_lora::forward(device, dtype, Rows::dense(x.ptr(), d_in), n, &forward);
+    device_lora::forward(device, (dtype, dtype), Rows::dense(x.ptr(), d_in), n, &forward);
     for (y, h, _, out, mid) in &held {
         assert_near(&h.read(), mid, dtype, &format!("mid {shape:?}"));
         assert_near(&y.read(), out, dtype, &format!("out {shape:?}"));

@@ -1,9 +1,17 @@
-//! Launches of `swiglu.cu`.
+//! Launches of `gated.cu`.
 
 use super::{Rows, THREADS, vector_len};
-use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 use crate::cuda::launch::KernelLaunch;
+use crate::{DType, GateActivation};
+
+/// Chooses the kernel of an activation.
+fn name(activation: GateActivation, [silu, gelu]: [&'static str; 2]) -> &'static str {
+    match activation {
+        GateActivation::Silu => silu,
+        GateActivation::GeluTanh => gelu,
+    }
+}
 
 /// Two matrices of the same shape and stride.
 #[derive(Clone, Copy, Debug)]
@@ -24,9 +32,17 @@ fn launch<'a>(
     device.kernel(name, dtype).grid(n, blocks, 1).block(THREADS)
 }
 
-/// Computes `out = silu(gate) · up` for `n` rows of `cols` columns.
-pub fn forward(device: &Device, dtype: DType, out: Rows, inp: GateUp, (n, cols): (usize, usize)) {
-    let launch = launch(device, "swiglu_forward", dtype, n, cols).ptr(out.at).ptr(inp.gate).ptr(inp.up);
+/// Computes `out = activation(gate) · up` for `n` rows of `cols` columns.
+pub fn forward(
+    device: &Device,
+    dtype: DType,
+    activation: GateActivation,
+    out: Rows,
+    inp: GateUp,
+    (n, cols): (usize, usize),
+) {
+    let name = name(activation, ["swiglu_forward", "geglu_forward"]);
+    let launch = launch(device, name, dtype, n, cols).ptr(out.at).ptr(inp.gate).ptr(inp.up);
     launch.int(cols).long(out.stride).long(inp.stride).run();
 }
 
@@ -34,12 +50,13 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, inp: GateUp, (n, cols):
 pub fn backward(
     device: &Device,
     dtype: DType,
+    activation: GateActivation,
     dinp: GateUp,
-    dout: Rows,
-    inp: GateUp,
+    (dout, inp): (Rows, GateUp),
     (n, cols): (usize, usize),
 ) {
-    let launch = launch(device, "swiglu_backward", dtype, n, cols);
+    let name = name(activation, ["swiglu_backward", "geglu_backward"]);
+    let launch = launch(device, name, dtype, n, cols);
     let launch = launch.ptr(dinp.gate).ptr(dinp.up).ptr(dout.at).ptr(inp.gate).ptr(inp.up);
     launch.int(cols).long(dinp.stride).long(dout.stride).long(inp.stride).run();
 }
