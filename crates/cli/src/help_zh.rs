@@ -5,8 +5,8 @@ use clap::Command;
 /// Headings, commands and flags, by their English text.
 const TEXTS: &[(&str, &str)] = &[
     (
-        "Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]",
-        "矩阵乘法的类型：auto（取较快的）、bf16 或 f32 [默认：auto]",
+        "Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]",
+        "矩阵乘法的类型：auto（取较快的）、bf16、f32，GPU 上也可 f16 [默认：auto]",
     ),
     (
         "Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr",

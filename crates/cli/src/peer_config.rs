@@ -348,7 +348,7 @@ impl Context<'_> {
             ("quantization_bit" | "load_in_8bit", _) if on => {
                 differs("danlu has 4 bits (--quant nf4) or 16 bits: 16 bits are used")
             }
-            ("fp16", _) if on => differs("danlu has no fp16: the default of --dtype is used"),
+            ("fp16", _) if on => differs("fp16 is for GPUs without bf16, where it is the default of --dtype"),
             ("optimizer" | "optim", Some(name)) if name.starts_with("adam") || name.contains("_adamw") => {
                 ignored("danlu uses AdamW in f32")
             }

@@ -82,10 +82,7 @@ const TABLE: &[(&[&str], PeerFlag)] = &[
     (&["cpu", "no-cuda", "use-cpu"], Switch("--device=cpu")),
     (&["gpu", "cuda"], Switch("--device=cuda")),
     (&["no-shuffle", "disable-shuffling"], Switch("--shuffle-dataset=false")),
-    (
-        &["fp16"],
-        Advice("danlu has no fp16 training, which needs loss scaling: use `--dtype bf16` or `--dtype f32`"),
-    ),
+    (&["fp16"], Advice("use `--dtype f16`, which needs a GPU, or `--dtype bf16`")),
     (&["tf32"], Advice("danlu has no tf32: use `--dtype bf16` or `--dtype f32`")),
     (
         &["load-in-8bit", "use-8bit"],

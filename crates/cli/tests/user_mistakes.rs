@@ -50,7 +50,7 @@ fn a_bad_value_in_the_file_is_underlined() {
     let scene = Scene::new();
     scene.write("run.toml", "dtype = \"fp8\"\n");
     let expected = "\
-error: invalid value `fp8` for `--dtype <TYPE>`: expected auto, bf16 or f32
+error: invalid value `fp8` for `--dtype <TYPE>`: expected auto, bf16, f16 or f32
     ╭─[run.toml:1:9]
   1 │ dtype = \"fp8\"
     ·         ─────

@@ -66,6 +66,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// batch. Batches with fewer rows may use another order of summation, which is the same for all of them.
     fn row_invariant_from(&self) -> usize;
 
+    /// Returns whether gradients leave the range of the activation type unless the loss is scaled.
+    fn needs_loss_scale(&self) -> bool {
+        false
+    }
+
     /// Returns whether the back end implements an operation. A decoder that needs a missing one is not built.
     fn supports(&self, operation: FamilyOperation) -> bool;
 

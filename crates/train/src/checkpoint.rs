@@ -32,6 +32,7 @@ use crate::atomic_folder;
 use crate::checksums;
 use crate::data_order::DataPosition;
 use crate::error::Difference;
+use crate::loss_scale::LossScale;
 use crate::optimizer::OPTIMIZER_FILE;
 use crate::{ExamplesFingerprint, StepMetrics, TrainError, TrainSettings, Trainer, TrainerState};
 
@@ -70,6 +71,9 @@ struct RunState {
     data: ExamplesFingerprint,
     base_sha256: String,
     backend: String,
+    /// Scale of the loss after the checkpoint's step, in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScale>,
 }
 
 /// The result of [`Trainer::resume`].
@@ -144,6 +148,9 @@ impl Trainer {
         let TrainerState { logging_steps, save_steps, eval_steps, .. } = self.state;
         self.state = TrainerState { logging_steps, save_steps, eval_steps, ..state };
         self.history = history;
+        if let (Some(scale), Some(saved)) = (&mut self.loss_scale, saved.loss_scale) {
+            *scale = saved;
+        }
 
         let now = backend.name();
         let changed = without_threads(&saved.backend) != without_threads(&now);
@@ -164,6 +171,7 @@ impl Trainer {
             data: self.data.clone(),
             base_sha256: self.base.clone(),
             backend: self.decoder.backend().name(),
+            loss_scale: self.loss_scale,
         }
     }
 
@@ -197,6 +205,10 @@ impl Trainer {
             if found != expected {
                 return Err(TrainError::damaged(&path, format!("`{name}` is {found}, expected {expected}")));
             }
+        }
+        if let Some(scale) = saved.loss_scale.filter(|scale| !scale.is_valid()) {
+            let reason = format!("`loss_scale` is {}, expected a power of two", scale.factor());
+            return Err(TrainError::damaged(&path, reason));
         }
         if saved.global_step > saved.total_steps {
             let reason = format!("`global_step` is {} of {}", saved.global_step, saved.total_steps);

@@ -47,6 +47,7 @@ mod error;
 mod fingerprint;
 mod finite_weights;
 mod fused_batch;
+mod loss_scale;
 mod optimizer;
 mod plan;
 mod schedule;

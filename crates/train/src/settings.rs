@@ -161,6 +161,8 @@ pub enum Precision {
     F32,
     /// Operands are rounded to bf16. Sums are in f32.
     Bf16,
+    /// Operands are rounded to f16, on a GPU. Sums and the residual stream are in f32, and the loss is scaled.
+    F16,
 }
 
 impl From<Precision> for DType {
@@ -168,13 +170,28 @@ impl From<Precision> for DType {
         match precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
+            Precision::F16 => Self::F16,
+        }
+    }
+}
+
+impl From<DType> for Precision {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::Bf16 => Self::Bf16,
+            DType::F16 => Self::F16,
         }
     }
 }
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::F32 { "f32" } else { "bf16" })
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
     }
 }
 
@@ -185,7 +202,8 @@ impl FromStr for Precision {
         match name {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("`{name}` is no precision; there are f32, bf16")),
+            "f16" => Ok(Self::F16),
+            _ => Err(format!("`{name}` is no precision; there are f32, bf16, f16")),
         }
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data_order::DataOrder;
 use crate::fused_batch::{FusedBatch, PassGrouping};
+use crate::loss_scale::LossScale;
 use crate::optimizer::{Optimizer, adamw, clip_factor};
 use crate::{ExamplesFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
@@ -95,6 +96,8 @@ pub struct Trainer {
     losses: Option<Buffer>,
     /// The sum of squares of the gradient or of the parameters.
     squares: Scalars,
+    /// `None` if the back end needs no scale.
+    pub(crate) loss_scale: Option<LossScale>,
     work: Workspace,
     grouping: PassGrouping,
 }
@@ -144,6 +147,7 @@ impl Trainer {
             grads: backend.alloc(parameters, Element::Exact),
             losses: None,
             squares: backend.alloc_scalars(1),
+            loss_scale: backend.needs_loss_scale().then(LossScale::default),
             schedule: settings.schedule(total),
             data: ExamplesFingerprint::of(&examples),
             history: Vec::new(),
@@ -180,7 +184,7 @@ impl Trainer {
         let passes = FusedBatch::of_step(&micros, self.grouping);
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
-        let (loss, grad_norm) = self.gradients(step, &passes)?;
+        let (loss, grad_norm) = self.scaled_gradients(step, &passes)?;
         // The second moment stores squares in f32. Once infinite, it would stay infinite.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
@@ -212,8 +216,27 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Runs forward and backward of a step. Returns the mean loss and the gradient norm.
+    /// As [`Self::gradients`]. If a scaled gradient overflows, halves the scale and computes the step again.
+    fn scaled_gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
+        loop {
+            let (loss, norm) = self.gradients(step, passes)?;
+            let overflows = loss.is_finite() && !norm.is_finite();
+            if !overflows || !self.loss_scale.as_mut().is_some_and(LossScale::halve) {
+                return Ok((loss, norm));
+            }
+            tracing::debug!(step, scale = self.scale(), "a gradient overflowed");
+        }
+    }
+
+    /// The factor of the loss, and of the gradient until the update.
+    fn scale(&self) -> f64 {
+        self.loss_scale.map_or(1.0, LossScale::factor)
+    }
+
+    /// Runs forward and backward of a step. Returns the mean loss and the norm of the gradient without the
+    /// scale of the loss.
     fn gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
+        let scale = self.scale();
         let backend = self.decoder.backend().clone();
         let parameters = self.adapter.num_parameters();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
@@ -222,7 +245,7 @@ impl Trainer {
             self.losses = None;
         }
         let losses = self.losses.get_or_insert_with(|| backend.alloc(trained, Element::Exact));
-        let (dloss, mut first) = (1.0 / trained as f32, 0);
+        let (dloss, mut first) = (scale as f32 / trained as f32, 0);
         for FusedBatch { batch, micros, part, rows } in passes {
             let lora = |(micro, rows): (usize, &Range<usize>)| LoraRows {
                 rows: rows.clone(),
@@ -246,7 +269,7 @@ impl Trainer {
             sum += of_pass.iter().map(|&loss| f64::from(loss)).sum::<f64>();
             rest = after;
         }
-        Ok((sum / trained as f64, squares[0].sqrt()))
+        Ok((sum / trained as f64, squares[0].sqrt() / scale))
     }
 
     /// The L2 norm of the adapter.
@@ -261,7 +284,8 @@ impl Trainer {
     /// Updates the parameters and returns the learning rate.
     fn update(&mut self, step: u64, grad_norm: f64) -> f64 {
         let learning_rate = self.schedule.at(step);
-        let update = adamw(&self.settings, learning_rate, step, grad_norm);
+        let mut update = adamw(&self.settings, learning_rate, step, grad_norm);
+        update.grad_scale /= self.scale() as f32;
         self.optimizer.update(&**self.decoder.backend(), &mut self.adapter.params, &self.grads, update);
         learning_rate
     }
@@ -398,6 +422,9 @@ impl Trainer {
     fn account(&mut self, report: StepMetrics) {
         let StepMetrics { step, epoch, grad_norm, learning_rate, .. } = report;
         self.history.push(report);
+        if let Some(scale) = &mut self.loss_scale {
+            scale.count_step();
+        }
         let state = &mut self.state;
         (state.global_step, state.epoch) = (step, epoch);
         state.num_input_tokens_seen += report.tokens;

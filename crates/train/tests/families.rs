@@ -156,9 +156,11 @@ fn loss_and_gradients(folder: &Path, backend: &Arc<dyn Backend>) {
     let expected = f64::from(golden.floats("loss")[0]);
     assert!(relative(loss, expected) < 1e-5, "{what}: {loss}, expected {expected}");
     let golden = Golden::read(&folder.join("lora_gradients.safetensors"));
+    let mut all = vec![0.0; adapter.num_parameters()];
+    backend.read(&mut all, &grads, 0).unwrap();
     for tensor in adapter.tensors() {
         let expected = golden.floats(&tensor.name);
-        let found = &grads.host_slice()[tensor.offset..][..tensor.len()];
+        let found = &all[tensor.offset..][..tensor.len()];
         let largest = expected.iter().fold(0.0f32, |largest, e| largest.max(e.abs()));
         let worst = found.iter().zip(&expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max) / largest;
         assert!(worst < 1e-4, "{what}: {}: {worst:e}", tensor.name);
@@ -174,44 +176,75 @@ fn example((i, row): (usize, &Value)) -> Example {
 #[test]
 fn ten_losses_equal_peft() {
     for folder in families() {
-        let what = folder.display();
-        let training = json(&folder.join("training.json"));
-        let rows = training["steps"].as_array().unwrap().iter().flat_map(|step| {
-            step["micro_batches"].as_array().unwrap().iter().flat_map(|batch| batch.as_array().unwrap())
-        });
-        let examples: Vec<Example> = rows.enumerate().map(example).collect();
         let decoder = decoder(&folder.join("model"), 2);
-        let start = adapter(&folder, "adapter_initial", &decoder);
-        let hyper = &training["hyper_parameters"];
-        let count = |name: &str| usize::try_from(hyper[name].as_u64().unwrap()).unwrap();
-        let settings = TrainSettings {
-            per_device_train_batch_size: count("micro_batch"),
-            gradient_accumulation_steps: count("accum"),
-            ..common::recipe(hyper)
-        };
-        let mut trainer = Trainer::new(decoder.clone(), start, examples, settings, String::new()).unwrap();
-        for step in training["steps"].as_array().unwrap() {
-            let report = trainer.step().unwrap();
-            let [loss, norm] = ["loss", "gradient_norm_before_clip"].map(|name| step[name].as_f64().unwrap());
-            assert_eq!(report.trained_tokens, step["label_tokens"].as_u64().unwrap(), "{what}");
-            assert!(relative(report.loss, loss) < 1e-5, "{what}: {} against {loss}", report.loss);
-            assert!(relative(report.grad_norm, norm) < 3e-5, "{what}: {} against {norm}", report.grad_norm);
-        }
-        let target =
-            adapter(&folder, "adapter_after_10_steps", &decoder).to_vec(&**decoder.backend()).unwrap();
-        let start = adapter(&folder, "adapter_initial", &decoder).to_vec(&**decoder.backend()).unwrap();
-        let found = trainer.adapter().to_vec(&**decoder.backend()).unwrap();
-        for tensor in trainer.adapter().tensors() {
-            let at = tensor.offset..tensor.offset + tensor.len();
-            let distance = |a: &[f32], b: &[f32]| {
-                let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
-                squares.sum::<f64>().sqrt()
-            };
-            let apart = distance(&found[at.clone()], &target[at.clone()]);
-            let share = apart / distance(&start[at.clone()], &target[at]);
-            assert!(share < 1e-2, "{what}: {}: {share:e}", tensor.name);
+        ten_losses(&folder, decoder, Tolerance { loss: 1e-5, grad_norm: 3e-5, tensor: 1e-2 });
+    }
+}
+
+#[test]
+fn ten_losses_on_a_gpu_equal_peft() {
+    for (dtype, tolerance) in [
+        (DType::F32, Tolerance { loss: 1e-4, grad_norm: 1e-4, tensor: 2e-2 }),
+        (DType::Bf16, Tolerance { loss: 1e-2, grad_norm: 5e-2, tensor: 0.5 }),
+        (DType::F16, Tolerance { loss: 2e-3, grad_norm: 1e-2, tensor: 0.3 }),
+    ] {
+        let Some(backend) = common::cuda(dtype) else { return };
+        for folder in families() {
+            let decoder = Decoder::load(&folder.join("model"), backend.clone()).unwrap();
+            ten_losses(&folder, Arc::new(decoder), tolerance);
         }
     }
+}
+
+/// Largest relative differences of the ten steps. `tensor` is a share of the distance that the ten steps move
+/// a tensor.
+#[derive(Clone, Copy, Debug)]
+struct Tolerance {
+    loss: f64,
+    grad_norm: f64,
+    tensor: f64,
+}
+
+fn ten_losses(folder: &Path, decoder: Arc<Decoder>, tolerance: Tolerance) {
+    let what = format!("{}: {}", folder.display(), decoder.backend().name());
+    let training = json(&folder.join("training.json"));
+    let rows = training["steps"].as_array().unwrap().iter().flat_map(|step| {
+        step["micro_batches"].as_array().unwrap().iter().flat_map(|batch| batch.as_array().unwrap())
+    });
+    let examples: Vec<Example> = rows.enumerate().map(example).collect();
+    let start = adapter(folder, "adapter_initial", &decoder);
+    let hyper = &training["hyper_parameters"];
+    let count = |name: &str| usize::try_from(hyper[name].as_u64().unwrap()).unwrap();
+    let settings = TrainSettings {
+        per_device_train_batch_size: count("micro_batch"),
+        gradient_accumulation_steps: count("accum"),
+        ..common::recipe(hyper)
+    };
+    let mut trainer = Trainer::new(decoder.clone(), start, examples, settings, String::new()).unwrap();
+    let (mut worst_loss, mut worst_norm, mut worst_tensor) = (0.0f64, 0.0f64, 0.0f64);
+    for step in training["steps"].as_array().unwrap() {
+        let report = trainer.step().unwrap();
+        let [loss, norm] = ["loss", "gradient_norm_before_clip"].map(|name| step[name].as_f64().unwrap());
+        assert_eq!(report.trained_tokens, step["label_tokens"].as_u64().unwrap(), "{what}");
+        worst_loss = worst_loss.max(relative(report.loss, loss));
+        worst_norm = worst_norm.max(relative(report.grad_norm, norm));
+    }
+    let target = adapter(folder, "adapter_after_10_steps", &decoder).to_vec(&**decoder.backend()).unwrap();
+    let start = adapter(folder, "adapter_initial", &decoder).to_vec(&**decoder.backend()).unwrap();
+    let found = trainer.adapter().to_vec(&**decoder.backend()).unwrap();
+    for tensor in trainer.adapter().tensors() {
+        let at = tensor.offset..tensor.offset + tensor.len();
+        let distance = |a: &[f32], b: &[f32]| {
+            let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        let apart = distance(&found[at.clone()], &target[at.clone()]);
+        worst_tensor = worst_tensor.max(apart / distance(&start[at.clone()], &target[at]));
+    }
+    let found = format!("{what}: loss {worst_loss:.1e}, norm {worst_norm:.1e}, tensor {worst_tensor:.1e}");
+    println!("{found}");
+    let fits = worst_loss < tolerance.loss && worst_norm < tolerance.grad_norm;
+    assert!(fits && worst_tensor < tolerance.tensor, "{found}, allowed {tolerance:?}");
 }
 
 #[test]

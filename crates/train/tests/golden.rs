@@ -112,6 +112,15 @@ fn ten_steps_on_a_gpu_in_bf16_stay_near_peft() {
     ten_steps(&expected, Arc::new(Decoder::load(&expected.base, backend).unwrap()), tolerance);
 }
 
+/// f16 has 11 bits. The loss is scaled, so small gradients keep theirs.
+#[test]
+fn ten_steps_on_a_gpu_in_f16_stay_near_peft() {
+    let Some(backend) = common::cuda(DType::F16) else { return };
+    let tolerance = Tolerance { loss: 2e-3, grad_norm: 5e-3, tensor: 5e-2, beyond: 1.0, element: 1.0 };
+    let expected = Expected::embedded();
+    ten_steps(&expected, Arc::new(Decoder::load(&expected.base, backend).unwrap()), tolerance);
+}
+
 fn ten_steps(expected: &Expected, decoder: Arc<Decoder>, tolerance: Tolerance) {
     let hyper = expected.value(["/hyper_parameters", "/train/hyper_parameters"]);
     let adapter = expected.adapter("adapter_initial", &decoder);

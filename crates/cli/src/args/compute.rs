@@ -94,7 +94,7 @@ impl FromStr for DTypeChoice {
             "auto" => Ok(Self::Auto),
             _ => Precision::from_str(name)
                 .map(Self::Fixed)
-                .map_err(|_| "expected auto, bf16 or f32".to_owned()),
+                .map_err(|_| "expected auto, bf16, f16 or f32".to_owned()),
         }
     }
 }
@@ -137,7 +137,7 @@ impl DTypeReason {
     /// Returns what to print behind the type, with a leading blank. Only a measured choice has a reason.
     pub fn note(self, precision: Precision, printer: &Printer) -> &'static str {
         match (self, precision) {
-            (Self::Asked | Self::Gpu, _) => "",
+            (Self::Asked | Self::Gpu, _) | (_, Precision::F16) => "",
             (Self::Measured, Precision::Bf16) => {
                 printer.pick("（默认：在本机比 f32 快）", " (the default: faster than f32 here)")
             }
@@ -146,6 +146,11 @@ impl DTypeReason {
             }
         }
     }
+}
+
+/// Returns the default type of a GPU. A GPU that does not exist is assumed to have bf16.
+fn gpu_dtype(index: usize) -> DType {
+    cuda::capability(index).map_or(DType::Bf16, cuda::default_dtype)
 }
 
 /// The diagnostic of a GPU that cannot be used.
@@ -183,7 +188,7 @@ impl ComputeArgs {
         self.device.unwrap_or_default().gpu()
     }
 
-    /// Resolves `--dtype`. `auto`, also the default, is bf16 on a GPU, and on a CPU the type with the higher
+    /// Resolves `--dtype`. `auto`, also the default, is bf16 on a GPU, f16 if it has no bf16, and on a CPU the type with the higher
     /// measured peak.
     ///
     /// # Errors
@@ -192,8 +197,8 @@ impl ComputeArgs {
         if let Some(DTypeChoice::Fixed(precision)) = choice {
             return Ok(ResolvedDType { precision, reason: DTypeReason::Asked });
         }
-        if self.planned_gpu()?.is_some() {
-            return Ok(ResolvedDType { precision: Precision::Bf16, reason: DTypeReason::Gpu });
+        if let Some(index) = self.planned_gpu()? {
+            return Ok(ResolvedDType { precision: gpu_dtype(index).into(), reason: DTypeReason::Gpu });
         }
         let precision = match peak::fastest_dtype(isa_from_env()?.unwrap_or_else(Isa::detect)) {
             DType::Bf16 => Precision::Bf16,
@@ -237,6 +242,10 @@ impl ComputeArgs {
     /// # Errors
     /// As [`ComputeArgs::backend`].
     pub fn options(&self, dtype: DType) -> Result<CpuOptions> {
+        if dtype == DType::F16 {
+            let hint = "use `--dtype bf16` or `--dtype f32`, or choose a GPU with `--device cuda`";
+            return Err(Diagnostic::input("cannot compute in f16 on the CPU").with_hint(hint));
+        }
         Ok(CpuOptions { threads: Some(self.threads()), isa: isa_from_env()?, dtype })
     }
 }

@@ -71,7 +71,7 @@ pub struct CompareArgs {
     /// Continue although the tokenizer or template of a base differs from that of its adapter
     #[arg(long)]
     pub allow_template_mismatch: bool,
-    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
     pub dtype: Option<DTypeChoice>,
     #[command(flatten)]

@@ -30,6 +30,14 @@ pub(super) const HEAD_ROWS: usize = 512;
 /// Most bytes of embedding rows that are gathered on the host at a time.
 const EMBEDDING_BYTES: usize = 4 << 20;
 
+/// Lowest major compute capability with bf16.
+const BF16_CAPABILITY: u32 = 8;
+
+/// Returns the default type of a device: bf16, or f16 if it has no bf16.
+pub fn default_dtype(capability: (u32, u32)) -> DType {
+    if capability.0 < BF16_CAPABILITY { DType::F16 } else { DType::Bf16 }
+}
+
 /// Options of a [`Cuda`] back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaOptions {
@@ -60,6 +68,10 @@ impl Cuda {
     /// If the driver or the device is missing, its kernels cannot be loaded, or its memory is exhausted.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(Driver::open()?, options.device)?;
+        let DeviceInfo { name, capability, .. } = &device.info;
+        if options.dtype == DType::Bf16 && capability.0 < BF16_CAPABILITY {
+            return Err(CudaError::NoBf16 { name: name.clone(), capability: *capability });
+        }
         let products = Products::open(&device)?;
         Ok(Self {
             device,
@@ -470,6 +482,10 @@ impl fmt::Debug for Cuda {
 impl Backend for Cuda {
     fn name(&self) -> String {
         self.versions()
+    }
+
+    fn needs_loss_scale(&self) -> bool {
+        self.dtype == DType::F16
     }
 
     fn supports(&self, _operation: FamilyOperation) -> bool {

@@ -29,6 +29,13 @@ pub enum CudaError {
         /// Driver version, such as 13000 for CUDA 13.0.
         driver: u32,
     },
+    /// The device does not compute in bf16.
+    NoBf16 {
+        /// Name of the device.
+        name: String,
+        /// Compute capability.
+        capability: (u32, u32),
+    },
     /// The device has too little free memory.
     OutOfMemory {
         /// Requested bytes.
@@ -57,6 +64,7 @@ impl CudaError {
             Self::MissingFunction { .. } => "update NVIDIA's driver or the library named above",
             Self::NoDevice { .. } => "run `nvidia-smi -L` to list the devices, or run with `--device cpu`",
             Self::NoKernels { .. } => "update NVIDIA's driver, or run with `--device cpu`",
+            Self::NoBf16 { .. } => "use `--dtype f16`",
             Self::OutOfMemory { .. } => "lower `--memory-limit`, or end other programs that use the device",
             Self::Call { .. } => "run `nvidia-smi` to see whether the device still answers",
         }
@@ -80,6 +88,12 @@ impl fmt::Display for CudaError {
                 driver / 1000,
                 driver % 1000 / 10
             ),
+            Self::NoBf16 { name, capability: (major, minor) } => {
+                write!(
+                    f,
+                    "cannot compute in bf16 on `{name}`: compute capability {major}.{minor} has no bf16"
+                )
+            }
             Self::OutOfMemory { wanted, free, total } => write!(
                 f,
                 "cannot allocate {:.2} GiB on the device: {:.2} of {:.2} GiB are free",

@@ -22,10 +22,10 @@ mod target;
 mod tests;
 mod weight;
 
-pub use backend::{Cuda, CudaOptions};
+pub use backend::{Cuda, CudaOptions, default_dtype};
 pub use device::DeviceInfo;
 pub use error::CudaError;
 pub use library::PATH_VARIABLE;
-pub use survey::{LibraryFile, Survey, device_count, free_memory, survey};
+pub use survey::{LibraryFile, Survey, capability, device_count, free_memory, survey};
 pub(crate) use target::CudaTarget;
 pub use target::{placed_bytes, usable_bytes, usable_bytes_of};

@@ -44,6 +44,16 @@ pub fn device_count() -> Result<usize, CudaError> {
     }
 }
 
+/// Returns the compute capability of a device, such as `(9, 0)`.
+///
+/// # Errors
+/// If the driver or the device is missing or fails.
+pub fn capability(index: usize) -> Result<(u32, u32), CudaError> {
+    let devices = device::list(&Driver::open()?)?;
+    let count = devices.len();
+    devices.get(index).map(|info| info.capability).ok_or(CudaError::NoDevice { index, count })
+}
+
 /// Returns the free bytes of a device with an open context.
 ///
 /// # Errors

@@ -33,11 +33,12 @@ pub fn decoder(folder: &Path, threads: usize) -> Arc<Decoder> {
     Arc::new(Decoder::load(folder, Arc::new(Cpu::new(options))).unwrap())
 }
 
-/// Every back end in f32: the plain loops, then each instruction set of this machine.
+/// Every back end in f32: the plain loops, each instruction set of this machine, and the first GPU.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
     backends.extend(Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>));
+    backends.extend(cuda(DType::F32));
     backends
 }
 

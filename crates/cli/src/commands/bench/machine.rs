@@ -26,7 +26,7 @@ const H200_BYTES: f64 = 4.3e12;
 /// Device and precision flags.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
     pub dtype: Option<DTypeChoice>,
     #[command(flatten)]

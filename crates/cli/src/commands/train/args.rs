@@ -161,7 +161,7 @@ pub struct SettingsArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub quant: QuantArgs,
-    /// Type of matrix multiplications: auto (the faster), bf16 or f32 [default: auto]
+    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Training")]
     pub dtype: Option<DTypeChoice>,
 

@@ -1,0 +1,96 @@
+//! Dynamic loss scaling for back ends whose activations are f16.
+//!
+//! The loss is multiplied by the scale before the backward pass, and the gradient is divided by it in the
+//! update. Small gradients of activations then stay above the smallest f16. If a gradient overflows, the scale
+//! is halved and the step is computed again, so no step is skipped. Source: Micikevicius et al., 2018, section
+//! 3.2.
+
+use serde::{Deserialize, Serialize};
+
+/// Scale of the first step.
+const INITIAL: f64 = 65_536.0;
+/// Largest scale.
+const MAX_SCALE: f64 = 16_777_216.0;
+/// Smallest scale. A gradient that overflows without a scale is an error.
+const MIN_SCALE: f64 = 1.0;
+/// Steps without an overflow after which the scale doubles.
+const GROWTH_STEPS: u32 = 2000;
+
+/// The scale, a power of two, and the steps since it last changed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LossScale {
+    factor: f64,
+    good_steps: u32,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self { factor: INITIAL, good_steps: 0 }
+    }
+}
+
+impl LossScale {
+    /// The factor of the loss.
+    pub fn factor(self) -> f64 {
+        self.factor
+    }
+
+    /// Whether the values can come from this program.
+    pub fn is_valid(self) -> bool {
+        let is_power = self.factor.is_finite() && self.factor.log2().fract() == 0.0;
+        is_power && (MIN_SCALE..=MAX_SCALE).contains(&self.factor) && self.good_steps < GROWTH_STEPS
+    }
+
+    /// Halves the scale after an overflow. Returns false if it is the smallest already.
+    pub fn halve(&mut self) -> bool {
+        if self.factor <= MIN_SCALE {
+            return false;
+        }
+        *self = Self { factor: self.factor / 2.0, good_steps: 0 };
+        true
+    }
+
+    /// Counts a step without an overflow.
+    pub fn count_step(&mut self) {
+        self.good_steps += 1;
+        if self.good_steps == GROWTH_STEPS {
+            *self = Self { factor: (2.0 * self.factor).min(MAX_SCALE), good_steps: 0 };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scale_halves_on_overflow_and_doubles_after_good_steps() {
+        let mut scale = LossScale::default();
+        assert!(scale.halve());
+        assert_eq!(scale.factor(), INITIAL / 2.0);
+        for _ in 0..GROWTH_STEPS - 1 {
+            scale.count_step();
+        }
+        assert_eq!(scale.factor(), INITIAL / 2.0);
+        scale.count_step();
+        assert_eq!(scale, LossScale::default());
+        assert!(scale.is_valid());
+    }
+
+    #[test]
+    fn the_scale_stays_within_its_bounds() {
+        let mut scale = LossScale::default();
+        while scale.halve() {
+            assert!(scale.is_valid());
+        }
+        assert_eq!(scale.factor(), MIN_SCALE);
+        for _ in 0..40 * GROWTH_STEPS {
+            scale.count_step();
+        }
+        assert_eq!(scale.factor(), MAX_SCALE);
+        for factor in [0.5, 3.0, f64::NAN, f64::INFINITY, -2.0, 2.0 * MAX_SCALE] {
+            assert!(!LossScale { factor, good_steps: 0 }.is_valid(), "{factor}");
+        }
+    }
+}
