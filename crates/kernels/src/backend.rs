@@ -6,8 +6,8 @@ use std::ops::Range;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer,
     DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
-    LoraGrads, LoraPair, Matrix, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment,
-    Segments, Store,
+    LoraGrads, LoraPair, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars,
+    Segment, Segments, Store,
 };
 
 /// An operation, or a variant of one, that only some model families need.
@@ -143,6 +143,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
         dst.set(values);
     }
+
+    /// Allocates the working memory of training passes up to this size. Later passes then allocate none, which
+    /// matters on a device that other programs use.
+    fn reserve(&self, _largest: PassSize) {}
 
     /// Sets the first `len` elements to zero.
     fn zero(&self, dst: &mut Buffer, len: usize);

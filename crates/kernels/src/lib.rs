@@ -72,7 +72,7 @@ pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Bytes, Matrix, MatrixStorage};
 pub use operands::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Dropout,
-    GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment,
+    GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment, PassSize,
     ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Segment, Store,
 };
 pub use packed_lora::PackedLora;

@@ -221,6 +221,21 @@ pub struct HeadOperands<'a> {
     pub softcap: Option<f32>,
 }
 
+/// Size of the largest training pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassSize {
+    /// Token rows.
+    pub rows: usize,
+    /// Rows that carry a label.
+    pub labels: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Rows of the loss head's weight.
+    pub vocab_size: usize,
+}
+
 /// Gradients of the loss head.
 #[derive(Debug)]
 pub struct HeadGrads<'a> {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use danlu_kernels::{
     AttentionDims, AttentionOperands, Backend, Buffer, Element, GatedOperands, HeadOperands, Indices,
-    LoraPair, LoraSegment, Matrix, ProjectGroup, Trace,
+    LoraPair, LoraSegment, Matrix, PassSize, ProjectGroup, Trace,
 };
 
 #[cfg(doc)]
@@ -272,11 +272,25 @@ impl Decoder {
     /// Allocates every training buffer for batches of up to `rows` rows, `labels` of them with a label.
     /// `keys` is the largest number of tokens of a batch with shared prefixes.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
-        let least = self.backend.row_invariant_from();
-        let (rows, labels) = (rows.max(least), labels.max(least));
+        let [rows, labels] = self.computed_rows([rows, labels]);
         work.reserve_prefix_kv(&self.config, &*self.backend, keys);
         work.reserve(&self.config, &*self.backend, rows, self.layers.len(), labels);
         work.reserve_gradients(&self.config, &*self.backend, rows, labels);
+    }
+
+    /// Allocates the remaining memory of training passes of that size: the low-rank intermediates of `lora`
+    /// and the working memory of the back end. Passes then allocate nothing.
+    pub fn reserve_pass(&self, work: &mut Workspace, lora: &dyn LoraSource, rows: usize, labels: usize) {
+        let [rows, labels] = self.computed_rows([rows, labels]);
+        let rank = |layer, projection| lora.pair(layer, projection).map_or(0, |pair| pair.rank);
+        work.reserve_mids(&*self.backend, (rows, labels), &rank);
+        let ModelConfig { hidden_size, head_dim, vocab_size, .. } = self.config;
+        self.backend.reserve(PassSize { rows, labels, hidden_size, head_dim, vocab_size });
+    }
+
+    /// Raises row counts to the number of rows that the back end computes at least.
+    fn computed_rows(&self, rows: [usize; 2]) -> [usize; 2] {
+        rows.map(|rows| rows.max(self.backend.row_invariant_from()))
     }
 
     /// Returns the loss of every trained token in nats, in the batch's order.

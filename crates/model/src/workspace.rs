@@ -6,7 +6,7 @@ use danlu_kernels::{Backend, Buffer, Element};
 
 use crate::activations::LayerActivations;
 use crate::forward_pass::PassIndices;
-use crate::{ActivationPolicy, ModelConfig};
+use crate::{ActivationPolicy, ModelConfig, Projection};
 
 /// Grow-only activations and scratch. One workspace serves one pass at a time.
 ///
@@ -178,6 +178,29 @@ impl Workspace {
         self.head_inp.reserve(backend, head_rows, c, Element::Residual);
         self.head_norm.reserve(backend, head_rows, c, Element::Activation);
         self.head_rstd.reserve(backend, head_rows, 1, Element::Exact);
+    }
+
+    /// Reserves the low-rank intermediates of every layer. `rank` returns the rank of a projection, 0 without
+    /// an adapter. Rows are those of [`Workspace::reserve`].
+    pub(crate) fn reserve_mids(
+        &mut self,
+        backend: &dyn Backend,
+        (n, head_rows): (usize, usize),
+        rank: &dyn Fn(usize, Projection) -> usize,
+    ) {
+        let layers = self.layers.len();
+        for layer in 0..layers {
+            let mut act = self.take_layer(layer);
+            for projection in Projection::ALL {
+                let is_behind =
+                    layer > 0 && layer + 1 == layers && !Projection::GROUPS[0].contains(&projection);
+                let rows = if is_behind { head_rows } else { n };
+                let mid = &mut act.mid[projection.index()];
+                mid.reserve(backend, rows, rank(layer, projection), Element::Activation);
+            }
+            self.put_layer(layer, act);
+        }
+        self.shared_holds = None;
     }
 
     /// Reserves `keys` copied keys and their gradients, if there are any.

@@ -312,6 +312,20 @@ impl Trainer {
         self.grouping = grouping;
         self.work = Workspace::with_policies(policies);
         self.decoder.reserve(&mut self.work, rows, labels, keys);
+        self.decoder.reserve_pass(&mut self.work, &self.adapter, rows, labels);
+        self.losses = Some(self.decoder.backend().alloc(self.most_trained_tokens(), Element::Exact));
+    }
+
+    /// An upper bound of the trained tokens of a step.
+    fn most_trained_tokens(&self) -> usize {
+        let mut tokens: Vec<usize> =
+            self.examples.iter().map(|example| example.sequence.trained_tokens()).collect();
+        tokens.sort_unstable_by_key(|&tokens| std::cmp::Reverse(tokens));
+        let records = self
+            .settings
+            .per_device_train_batch_size
+            .saturating_mul(self.settings.gradient_accumulation_steps);
+        tokens.iter().take(records).sum()
     }
 
     /// Frees the buffers of the steps. The next step allocates them again.

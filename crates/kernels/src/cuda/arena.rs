@@ -45,15 +45,23 @@ impl Arena {
     fn take(
         &mut self,
         bytes: u64,
-        get: impl FnOnce(u64) -> Result<u64, CudaError>,
+        mut get: impl FnMut(u64) -> Result<u64, CudaError>,
     ) -> Result<u64, CudaError> {
         let bytes = allocated_bytes(bytes);
         let fits = |(&address, &length): (&u64, &u64)| (length >= bytes).then_some((length, address));
         let (length, address) = match self.free.iter().filter_map(fits).min() {
             Some(best) => best,
             None => {
-                let length = if bytes < CHUNK / 2 { CHUNK } else { bytes.next_multiple_of(PAGE) };
-                let address = get(length)?;
+                let least = bytes.next_multiple_of(PAGE);
+                let mut length = if bytes < CHUNK / 2 { CHUNK } else { least };
+                // A device that is nearly full may have room for the request and not for a chunk.
+                let address = match get(length) {
+                    Err(CudaError::OutOfMemory { .. }) if length > least => {
+                        length = least;
+                        get(least)?
+                    }
+                    address => address?,
+                };
                 self.chunks.insert(address, length);
                 (length, address)
             }
@@ -152,5 +160,15 @@ mod tests {
         let error = CudaError::OutOfMemory { wanted: 1, free: 0, total: 2 };
         assert_eq!(arena.take(1, |_| Err(error.clone())), Err(error));
         assert_eq!(arena.in_use(), (0, 0));
+    }
+
+    #[test]
+    fn a_small_request_fits_a_device_without_room_for_a_chunk() {
+        let mut arena = Arena::default();
+        let full = |length| match length {
+            PAGE => Ok(PAGE),
+            wanted => Err(CudaError::OutOfMemory { wanted, free: PAGE, total: 2 * PAGE }),
+        };
+        assert_eq!(arena.take(1, full), Ok(PAGE));
     }
 }

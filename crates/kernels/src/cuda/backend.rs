@@ -20,8 +20,8 @@ use crate::cpu::pool::lock;
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, GateActivation, GatedGrads, GatedOperands,
-    HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, ProjectGrads, ProjectGroup,
+    DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, GatedGrads, GatedOperands, HeadGrads,
+    HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, PassSize, ProjectGrads, ProjectGroup,
     ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
@@ -281,6 +281,17 @@ impl Cuda {
         Ok(Some(encoded))
     }
 
+    /// Grows the table of angles to `n` rows of `half` angles. Returns its address.
+    fn reserve_rope(&self, table: &mut RopeTable, n: usize, half: usize) -> DevicePtr {
+        let bytes = (8 * n * half) as u64;
+        if table.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
+            *table = RopeTable::default();
+            let memory = self.device.allocate(bytes);
+            table.memory = memory.map_err(|error| self.device.record(Err(error))).ok();
+        }
+        table.memory.as_ref().map_or(DevicePtr::NULL, Allocation::address)
+    }
+
     /// Rotates the heads of `q` and `k`. All layers of a pass share one table of angles.
     fn rope(
         &self,
@@ -298,14 +309,8 @@ impl Cuda {
             uploads: self.device.uploads(),
             n,
         };
-        let bytes = 4 * n * half;
-        if table.memory.as_ref().is_none_or(|memory| memory.bytes() < 2 * bytes as u64) {
-            *table = RopeTable::default();
-            let memory = self.device.allocate(2 * bytes as u64);
-            table.memory = memory.map_err(|error| self.device.record(Err(error))).ok();
-        }
-        let base = table.memory.as_ref().map_or(DevicePtr::NULL, Allocation::address);
-        let angles = ops::rope::Table { cosines: base, sines: base.plus(bytes), n, half };
+        let base = self.reserve_rope(&mut table, n, half);
+        let angles = ops::rope::Table { cosines: base, sines: base.plus(4 * n * half), n, half };
         if table.key != Some(key) {
             ops::rope::fill_table(&self.device, angles, key.inv_freq, key.positions);
             table.key = Some(key);
@@ -548,6 +553,19 @@ impl Backend for Cuda {
 
     fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
         memory::upload_segments(&self.device, dst, values);
+    }
+
+    fn reserve(&self, largest: PassSize) {
+        let PassSize { rows, labels, hidden_size, head_dim, vocab_size } = largest;
+        let size = self.dtype.size();
+        let mut sizes = vec![(&self.logits, labels.min(HEAD_ROWS) * vocab_size * size)];
+        if stored_dtype(self.dtype, Element::Residual) != self.dtype {
+            sizes.push((&self.rounded, rows * hidden_size * size));
+        }
+        for (scratch, bytes) in sizes {
+            self.device.record(self.grow(scratch, bytes).map(|_| ()));
+        }
+        self.reserve_rope(&mut lock(&self.rope), rows, head_dim / 2);
     }
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
