@@ -31,6 +31,8 @@ ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100"
 # Drivers reject PTX newer than themselves, so an old NVRTC writes the PTX for devices without a cubin.
 PTX_NVRTC = "12.1.105"
 PTX_ARCHITECTURE = "compute_80"
+# A newer device runs this PTX in place of the sm_75 cubins, which it rejects.
+TEST_PTX_ARCHITECTURE = "compute_75"
 
 OPTIONS = ["--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"]
 
@@ -167,19 +169,27 @@ def main():
     parser.add_argument("files", nargs="*", help="compile only these files; write nothing")
     parser.add_argument("--arch", action="append", help="compile only for this architecture; write nothing")
     parser.add_argument("--nvrtc", type=Path, help="the libnvrtc.so that compiles cubins")
+    parser.add_argument("--ptx", type=Path, metavar="FOLDER", help="write PTX for compute capability 7.5 to this folder, for tests on newer devices")
     parser.add_argument("--check", action="store_true", help="compare with the committed files")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
 
     sources = sorted(HERE.glob("*.cu"))
     chosen = [source for source in sources if not arguments.files or source.name in {Path(f).name for f in arguments.files}]
-    partial = bool(arguments.files or arguments.arch)
+    partial = bool(arguments.files or arguments.arch or arguments.ptx)
     cubin = arguments.nvrtc or library(CUBIN_NVRTC)
     ptx = None if partial else library(PTX_NVRTC)
     if cubin is None or not (partial or ptx):
         # Without a registry the kernels cannot be checked. That is no failure of the kernels.
         print("skipped: nvidia-cuda-nvrtc-cu12 cannot be installed here, so no kernel was compiled")
         sys.exit(0 if arguments.check else 1)
+
+    if arguments.ptx:
+        arguments.ptx.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            for stem, _, image, _ in pool.map(compile_one, [(source, TEST_PTX_ARCHITECTURE, cubin) for source in chosen]):
+                (arguments.ptx / f"{stem}.ptx").write_bytes(image)
+        return
 
     # `sm_90a` differs from `sm_90` only in files that use its own instructions.
     special = lambda source: b"__CUDA_ARCH_FEAT_SM90_ALL" in source.read_bytes()

@@ -67,16 +67,20 @@ impl Cuda {
     /// # Errors
     /// If the driver or the device is missing, its kernels cannot be loaded, or its memory is exhausted.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
-        let device = Device::open(Driver::open()?, options.device)?;
+        Self::on_device(Device::open(Driver::open()?, options.device)?, options.dtype)
+    }
+
+    /// A back end on an open device.
+    pub(super) fn on_device(device: Arc<Device>, dtype: DType) -> Result<Self, CudaError> {
         let DeviceInfo { name, capability, .. } = &device.info;
-        if options.dtype == DType::Bf16 && capability.0 < BF16_CAPABILITY {
+        if dtype == DType::Bf16 && capability.0 < BF16_CAPABILITY {
             return Err(CudaError::NoBf16 { name: name.clone(), capability: *capability });
         }
         let products = Products::open(&device)?;
         Ok(Self {
             device,
             products,
-            dtype: options.dtype,
+            dtype,
             decoded: Mutex::default(),
             logits: Mutex::default(),
             rounded: Mutex::default(),

@@ -85,7 +85,8 @@ pub(super) fn list(driver: &Driver) -> Result<Vec<DeviceInfo>, CudaError> {
     (0..driver.device_count()?).map(|index| describe(driver, index)).collect()
 }
 
-fn describe(driver: &Driver, index: usize) -> Result<DeviceInfo, CudaError> {
+/// Reads the properties of a device.
+pub(super) fn describe(driver: &Driver, index: usize) -> Result<DeviceInfo, CudaError> {
     let device = driver.device(index)?;
     let read = |which| driver.attribute(device, which);
     Ok(DeviceInfo {
@@ -115,11 +116,21 @@ impl Device {
         if index >= count {
             return Err(CudaError::NoDevice { index, count });
         }
-        let (info, handle) = (describe(&driver, index)?, driver.device(index)?);
+        let info = describe(&driver, index)?;
+        let images = image::for_device(info.capability, info.driver)?;
+        Self::with_kernels(driver, info, &images)
+    }
+
+    /// Opens the device of `info` with the kernels in `images`.
+    pub fn with_kernels(
+        driver: Driver,
+        info: DeviceInfo,
+        images: &[Vec<u8>],
+    ) -> Result<Arc<Self>, CudaError> {
+        let handle = driver.device(info.index)?;
         let context = driver.retain_context(handle)?;
         driver.set_context(context)?;
         let stream = driver.create_stream()?;
-        let images = image::for_device(info.capability, info.driver)?;
         let load = |image: &Vec<u8>| driver.load_module(image);
         let refused = |_| CudaError::NoKernels { capability: info.capability, driver: info.driver };
         let modules = images.iter().map(load).collect::<Result<_, _>>().map_err(refused)?;

@@ -2,13 +2,13 @@ use super::*;
 use crate::cuda::ops::gated::{self as device_gated, GateUp};
 use crate::cuda::ops::rmsnorm::{self as device_norm, NormShape, NormTypes, Saved};
 use crate::cuda::ops::rope::{self as device_rope, Turn};
-use crate::{geglu, rmsnorm, rope, swiglu};
+use crate::{GateActivation, geglu, rmsnorm, rope, swiglu};
 
 #[test]
 fn rmsnorm_matches_the_reference() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(53);
-    let pairs = DTYPES.map(|dtype| (dtype, dtype)).into_iter().chain([(DType::F32, DType::F16)]);
+    let pairs = dtypes(&device).map(|dtype| (dtype, dtype)).chain([(DType::F32, DType::F16)]);
     for ((stream_type, dtype), c) in pairs.flat_map(|pair| [24, 257, 4096, 14_336].map(|c| (pair, c))) {
         let (n, types) = (3, NormTypes { stream: stream_type, activation: dtype });
         let shape = NormShape { n, c };
@@ -44,7 +44,7 @@ fn rmsnorm_matches_the_reference() {
 fn gated_activations_match_the_reference_in_place() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(54);
-    for (dtype, cols) in DTYPES.into_iter().flat_map(|dtype| [13, 176, 4104].map(|cols| (dtype, cols))) {
+    for (dtype, cols) in dtypes(&device).flat_map(|dtype| [13, 176, 4104].map(|cols| (dtype, cols))) {
         for activation in [GateActivation::Silu, GateActivation::GeluTanh] {
             let n = 3;
             let mut draw = |factor: f32| {
@@ -90,7 +90,7 @@ fn a_gated_f16_product_stays_finite() {
 fn rope_turns_and_turns_back() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(55);
-    for (dtype, head) in DTYPES.into_iter().flat_map(|dtype| [6, 32, 96, 128].map(|head| (dtype, head))) {
+    for (dtype, head) in dtypes(&device).flat_map(|dtype| [6, 32, 96, 128].map(|head| (dtype, head))) {
         let (n, heads, half) = (5, 3, head / 2);
         let x = rounded(&mut stream, dtype, n * heads * head);
         let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();

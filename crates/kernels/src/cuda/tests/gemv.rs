@@ -8,7 +8,7 @@ fn few_rows_are_multiplied_with_dense_weights() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(63);
     for (n, outputs, cols) in [(1, &[40][..], 64), (3, &[65, 16, 33], 584), (8, &[136, 24], 1024)] {
-        for (dtype, out_type) in DTYPES.into_iter().flat_map(|dtype| [(dtype, dtype), (dtype, DType::F32)]) {
+        for (dtype, out_type) in dtypes(&device).flat_map(|dtype| [(dtype, dtype), (dtype, DType::F32)]) {
             let inp = rounded(&mut stream, dtype, n * cols);
             let x = Values::new(&device, dtype, &inp);
             let cases: Vec<_> = outputs

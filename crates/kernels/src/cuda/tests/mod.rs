@@ -11,11 +11,13 @@ mod product;
 mod rows;
 mod training;
 
-use std::env;
 use std::sync::Arc;
+use std::{env, fs};
 
-use super::device::{Allocation, Device, DevicePtr};
+use super::default_dtype;
+use super::device::{Allocation, Device, DeviceInfo, DevicePtr, describe};
 use super::driver::Driver;
+use super::error::CudaError;
 use super::ops::Rows;
 use crate::rng::Stream;
 use crate::{DType, from_f32, to_f32};
@@ -23,11 +25,26 @@ use crate::{DType, from_f32, to_f32};
 /// If set, a missing GPU fails the tests.
 const REQUIRE: &str = "DANLU_REQUIRE_GPU";
 
+/// A folder of PTX for compute capability 7.5. If set, the tests run it instead of the device's own kernels.
+const PTX_FOLDER: &str = "DANLU_TEST_PTX";
+/// Shared memory per block at compute capability 7.5.
+const SHARED_BYTES_75: u32 = 64 << 10;
+
+/// Opens the first device, as one of capability 7.5 if [`PTX_FOLDER`] is set.
+fn open_first() -> Result<Arc<Device>, CudaError> {
+    let driver = Driver::open()?;
+    let Some(folder) = env::var_os(PTX_FOLDER) else { return Device::open(driver, 0) };
+    let info = DeviceInfo { capability: (7, 5), shared: SHARED_BYTES_75, ..describe(&driver, 0)? };
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let images: Vec<Vec<u8>> = files.map(|path| fs::read(path).unwrap()).collect();
+    Device::with_kernels(driver, info, &images)
+}
+
 /// Opens the first device. Returns `None` without a GPU.
 ///
 /// Each test has its own device, because operations of concurrent tests would share one workspace.
 fn device() -> Option<Arc<Device>> {
-    match Driver::open().and_then(|driver| Device::open(driver, 0)) {
+    match open_first() {
         Ok(device) => Some(device),
         Err(error) => {
             assert!(env::var_os(REQUIRE).is_none(), "{error}");
@@ -37,8 +54,14 @@ fn device() -> Option<Arc<Device>> {
     }
 }
 
-/// Every activation type.
+/// Every type of stored values.
 const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+
+/// The activation types of a device.
+fn dtypes(device: &Device) -> impl Iterator<Item = DType> {
+    let has_bf16 = default_dtype(device.info.capability) == DType::Bf16;
+    DTYPES.into_iter().filter(move |&dtype| has_bf16 || dtype != DType::Bf16)
+}
 
 /// Largest accepted relative error: the rounding of inputs and outputs.
 fn tolerance(dtype: DType) -> f64 {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::cuda::weight::{self, Weight};
-use crate::cuda::{Cuda, CudaOptions, ops};
+use crate::cuda::{Cuda, ops};
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Backend,
     Buffer, Bytes, Dropout, Element, FourBit, GateActivation, GatedGrads, GatedOperands, HeadGrads,
@@ -28,8 +28,7 @@ struct Twin {
 
 impl Both {
     fn open(dtype: DType, seed: u64) -> Option<Self> {
-        device()?;
-        let cuda = Cuda::open(CudaOptions { device: 0, dtype }).unwrap();
+        let cuda = Cuda::on_device(device()?, dtype).unwrap();
         Some(Self { cuda, reference: Reference::new(), dtype, stream: Stream::new(seed) })
     }
 
@@ -83,7 +82,8 @@ impl Both {
 }
 
 fn each(seed: u64, test: impl Fn(&mut Both)) {
-    for dtype in DTYPES {
+    let Some(device) = device() else { return };
+    for dtype in dtypes(&device) {
         let Some(mut both) = Both::open(dtype, seed) else { return };
         for _ in 0..3 {
             test(&mut both);
@@ -401,7 +401,7 @@ fn four_bit(stream: &mut Stream, (d_out, d_in): (usize, usize), nests: bool) -> 
 #[test]
 fn four_bit_weights_decode_to_the_hosts_bits() {
     let (Some(device), mut stream) = (device(), Stream::new(51)) else { return };
-    for dtype in DTYPES {
+    for dtype in dtypes(&device) {
         for (d_out, d_in) in [(3, 64), (64, 4096), (17, 320), (5, 37), (2, 1000)] {
             for nests in [false, true] {
                 let matrix = four_bit(&mut stream, (d_out, d_in), nests);

@@ -6,7 +6,7 @@ use crate::row_ops;
 fn rows_are_gathered_summed_back_and_scattered() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(51);
-    for (dtype, cols) in DTYPES.into_iter().flat_map(|dtype| [24, 257, 4096].map(|cols| (dtype, cols))) {
+    for (dtype, cols) in dtypes(&device).flat_map(|dtype| [24, 257, 4096].map(|cols| (dtype, cols))) {
         let (n, count) = (9, 300);
         let inp = rounded(&mut stream, dtype, n * cols);
         let list: Vec<u32> = (0..count).map(|_| stream.next_below(n as u64 - 1) as u32).collect();
@@ -44,7 +44,7 @@ fn rows_are_gathered_summed_back_and_scattered() {
 fn a_bias_is_added_to_each_row() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(52);
-    for (dtype, cols) in DTYPES.into_iter().flat_map(|dtype| [24, 257, 4096].map(|cols| (dtype, cols))) {
+    for (dtype, cols) in dtypes(&device).flat_map(|dtype| [24, 257, 4096].map(|cols| (dtype, cols))) {
         let (n, bias) = (7, rounded(&mut stream, DType::F32, cols));
         let mut expected = rounded(&mut stream, dtype, n * cols);
         let out = Values::new(&device, dtype, &expected);

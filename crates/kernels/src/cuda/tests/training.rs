@@ -10,7 +10,7 @@ fn head_loss_matches_the_reference() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(56);
     let shapes = [(50, None), (4097, Some(0.7)), (8192, None), (4096, Some(2.0))];
-    for (dtype, (v, softcap)) in DTYPES.into_iter().flat_map(|dtype| shapes.map(|shape| (dtype, shape))) {
+    for (dtype, (v, softcap)) in dtypes(&device).flat_map(|dtype| shapes.map(|shape| (dtype, shape))) {
         let n = 5;
         let logits = rounded(&mut stream, dtype, n * v);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
@@ -129,7 +129,7 @@ fn check_lora(device: &Arc<Device>, dtype: DType, shape: LoraShape, stream: &mut
 fn lora_matches_the_reference() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(58);
-    for dtype in DTYPES {
+    for dtype in dtypes(&device) {
         for (n, d_in, d_out, rank, probability) in [
             (3, 24, [16, 8], 2, 0.3),
             (37, 264, [136, 40], 8, 0.1),
