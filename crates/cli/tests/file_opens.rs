@@ -82,6 +82,24 @@ fn chat_opens_each_file_of_a_model_once() {
     }
 }
 
+#[test]
+fn train_and_compare_open_each_file_of_the_base_once() {
+    let scene = Scene::new();
+    let counter = OpenCounter::watch(&[scene.path("base")]);
+    scene.ok("train --base base --data data.json --output out --max-steps 2 --save-steps 1 --lora-r 2 --val-size 2");
+    let opens = counter.opens();
+    for file in ["base/config.json", "base/model.safetensors"] {
+        assert_eq!(opens.get(file), Some(&1), "{file} in {opens:?}");
+    }
+
+    let counter = OpenCounter::watch(&[scene.path("base"), scene.path("out")]);
+    scene.ok("compare out --replies 1 --max-new-tokens 2");
+    let opens = counter.opens();
+    for file in ["base/config.json", "base/model.safetensors", "out/adapter_config.json", "out/danlu.json"] {
+        assert_eq!(opens.get(file), Some(&1), "{file} in {opens:?}");
+    }
+}
+
 /// Checks that the counter detects repeated opens.
 #[test]
 fn two_opens_in_a_row_are_counted_as_two() {

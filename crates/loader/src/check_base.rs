@@ -9,7 +9,7 @@ use std::path::Path;
 use danlu_adapter::{BaseIdentity, TrainingIdentity};
 use danlu_hub::parse_snapshot_path;
 use danlu_kernels::FourBitCode;
-use danlu_model::{ModelConfig, ModelError, Quantization, Weights, base_fingerprint};
+use danlu_model::Quantization;
 
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 
@@ -70,18 +70,6 @@ fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
     adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
 }
 
-/// Returns the quantization of the weight files in `folder`. Without weights, `config` decides.
-///
-/// # Errors
-/// If a weight file is invalid.
-pub fn stored_quantization(folder: &Path, config: &ModelConfig) -> Result<Option<Quantization>, LoadError> {
-    match Weights::open(folder) {
-        Ok(weights) => Ok(weights.stored_quantization()?),
-        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => Ok(config.quantization),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Identifies the base in `folder`. `named` is its name in the command or the adapter. A snapshot in the
 /// Hub's cache has its repository and commit in its path.
 pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
@@ -133,7 +121,7 @@ pub fn check_base(
             _ => return Ok(None),
         }
     }
-    let found_sha256 = base_fingerprint(base.folder())?;
+    let found_sha256 = base.fingerprint()?;
     if found_sha256 == *trained_sha256 {
         return Ok(None);
     }

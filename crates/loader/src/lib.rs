@@ -32,8 +32,7 @@ mod resolve;
 mod resolve_base;
 
 pub use check_base::{
-    CheckDepth, check_base, identify_base, stored_quantization, trained_on_unquantized_base,
-    training_quantization,
+    CheckDepth, check_base, identify_base, trained_on_unquantized_base, training_quantization,
 };
 pub use error::LoadError;
 pub use folder_kind::FolderKind;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, TrainingIdentity};
 use danlu_kernels::Backend;
-use danlu_model::{ConfigJson, ModelConfig, Quantization, Tokenizer, Weights, base_sample_of};
+use danlu_model::{
+    ConfigJson, ModelConfig, Quantization, Tokenizer, Weights, base_fingerprint_of, base_sample_of,
+};
 
 use crate::model_dirs::AdapterDir;
 use crate::{LoadError, ModelDirs, folder_name};
@@ -70,6 +72,14 @@ impl BaseFiles {
     /// If the quantization state of a weight is invalid.
     pub fn stored_quantization(&self) -> Result<Option<Quantization>, LoadError> {
         Ok(self.weights.stored_quantization()?)
+    }
+
+    /// Returns the fingerprint of configuration and weights: see [`danlu_model::base_fingerprint`].
+    ///
+    /// # Errors
+    /// If the folder cannot be listed, or a file cannot be read.
+    pub fn fingerprint(&self) -> Result<String, LoadError> {
+        Ok(base_fingerprint_of(self.config_json.bytes(), &self.weights)?)
     }
 
     /// Returns a quick fingerprint of configuration and weights, from a few pages of each file.

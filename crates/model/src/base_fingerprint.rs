@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -28,7 +29,7 @@ const SAMPLE_PAGES: u64 = 64;
 /// # Errors
 /// If the folder cannot be read.
 pub fn base_fingerprint(folder: &Path) -> Result<String, FileError> {
-    of_base(folder, &Depth { whole: WHOLE, head: HEAD, pages: PAGES })
+    of_base(folder, &FINGERPRINT)
 }
 
 /// Returns a quick fingerprint: a few pages of each file. It detects another base, but not every changed
@@ -37,31 +38,73 @@ pub fn base_fingerprint(folder: &Path) -> Result<String, FileError> {
 /// # Errors
 /// If the folder cannot be read.
 pub fn base_sample(folder: &Path) -> Result<String, FileError> {
-    of_base(folder, &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES })
+    of_base(folder, &SAMPLE)
 }
 
-/// As [`base_sample`], from the bytes of `config.json` and the mapped weights.
+/// As [`base_fingerprint`], from the bytes of `config.json` and the open weights.
 ///
 /// # Errors
-/// If the folder cannot be listed, or has another safetensors file that cannot be read.
+/// If the folder cannot be listed, or a safetensors file cannot be read.
+pub fn base_fingerprint_of(config_json: &[u8], weights: &Weights) -> Result<String, FileError> {
+    of_open_base(config_json, weights, &FINGERPRINT)
+}
+
+/// As [`base_sample`], from the bytes of `config.json` and the open weights.
+///
+/// # Errors
+/// As [`base_fingerprint_of`].
 pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, FileError> {
-    let depth = &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES };
-    let mut hash = Sha256::new();
-    let in_memory = "reading memory does not fail";
-    sample(&mut hash, &mut Cursor::new(config_json), depth).expect(in_memory);
-    for path in weight_files_in(weights.folder())? {
-        match weights.file_bytes(&path) {
-            Some(bytes) => sample(&mut hash, &mut Cursor::new(bytes), depth).expect(in_memory),
-            None => sample_file(&mut hash, &path, depth)?,
-        }
-    }
-    Ok(hex::encode(hash.finalize()))
+    of_open_base(config_json, weights, &SAMPLE)
 }
 
 struct Depth {
     whole: u64,
     head: u64,
     pages: u64,
+}
+
+const FINGERPRINT: Depth = Depth { whole: WHOLE, head: HEAD, pages: PAGES };
+const SAMPLE: Depth = Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES };
+
+fn of_open_base(config_json: &[u8], weights: &Weights, depth: &Depth) -> Result<String, FileError> {
+    let mut hash = Sha256::new();
+    sample(&mut hash, &mut Cursor::new(config_json), depth).expect("reading memory does not fail");
+    for path in weight_files_in(weights.folder())? {
+        match weights.open_file_at(&path) {
+            Some(file) => {
+                let mut file = FileCursor { file, at: 0 };
+                sample(&mut hash, &mut file, depth).map_err(|e| FileError::new("read", &path, e))?;
+            }
+            None => sample_file(&mut hash, &path, depth)?,
+        }
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// A position in an open file. Several threads may read one file, so the file's own position stays as it is.
+struct FileCursor<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FileCursor<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(out, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for FileCursor<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
 }
 
 fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
@@ -164,11 +207,14 @@ mod tests {
         assert_ne!(sample(&large), sample(&small));
         let trained: Vec<u8> = large.iter().enumerate().map(|(i, _)| u8::from(i > 100_000)).collect();
         assert_ne!(sample(&large), sample(&trained));
-        // Mapped files give the same fingerprint.
+        // Open files give the same fingerprint, each time.
         let base = Path::new("../cli/assets/base-8m");
         let config = fs::read(base.join("config.json")).unwrap();
-        let of_open = base_sample_of(&config, &Weights::open(base).unwrap()).unwrap();
-        assert_eq!(of_open, base_sample(base).unwrap());
+        let weights = Weights::open(base).unwrap();
+        for _ in 0..2 {
+            assert_eq!(base_sample_of(&config, &weights).unwrap(), base_sample(base).unwrap());
+            assert_eq!(base_fingerprint_of(&config, &weights).unwrap(), base_fingerprint(base).unwrap());
+        }
         let error = base_fingerprint(&folder.path().join("absent")).unwrap_err();
         assert!(error.to_string().contains("absent"), "{error}");
     }

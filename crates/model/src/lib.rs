@@ -72,7 +72,9 @@ mod workspace;
 
 pub use activations::ActivationPolicy;
 pub use backward::StepBuffers;
-pub use base_fingerprint::{base_fingerprint, base_sample, base_sample_of, sha256_of_file};
+pub use base_fingerprint::{
+    base_fingerprint, base_fingerprint_of, base_sample, base_sample_of, sha256_of_file,
+};
 pub use batch::{Batch, LabeledSequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{

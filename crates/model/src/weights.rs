@@ -1,6 +1,7 @@
 //! A folder's safetensors, memory-mapped: its tensors and their bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -75,6 +76,8 @@ pub struct Weights {
 struct MappedFile {
     _registration: Registration,
     map: Mmap,
+    /// For reads that should not add pages to the memory of the process.
+    file: File,
 }
 
 impl AsRef<[u8]> for MappedFile {
@@ -301,10 +304,19 @@ impl Weights {
         &self.files
     }
 
-    /// Returns the bytes of the file at `path`, if it is one of [`Weights::files`].
-    pub(crate) fn file_bytes(&self, path: &Path) -> Option<&[u8]> {
+    /// Returns the open file at `path`, if it is one of [`Weights::files`] and mapped.
+    pub(crate) fn open_file_at(&self, path: &Path) -> Option<&File> {
         let file = self.files.iter().position(|file| file == path)?;
-        Some(self.owners[file].bytes())
+        match &self.owners[file] {
+            Owner::Map(mapped) => Some(&mapped.file),
+            Owner::Memory(_) => None,
+        }
+    }
+
+    /// Returns the bytes of address space that the mapped files occupy.
+    pub fn mapped_bytes(&self) -> u64 {
+        let mapped = self.owners.iter().filter(|owner| matches!(owner, Owner::Map(_)));
+        mapped.map(|owner| owner.bytes().len() as u64).sum()
     }
 
     /// Returns every tensor, by file and offset.
@@ -350,6 +362,11 @@ impl Weights {
     /// Releases the mapped memory of a tensor. The system reads it again from the file on the next use.
     pub fn release(&self, info: &TensorInfo) {
         self.release_part(info, 0..info.range.len());
+    }
+
+    /// Releases the mapped memory of all tensors: see [`Weights::release`].
+    pub fn release_all(&self) {
+        self.tensors.iter().for_each(|info| self.release(info));
     }
 
     /// As [`Weights::release`], for a range of the tensor's bytes.
@@ -583,7 +600,7 @@ fn map(path: &Path) -> Result<Owner, ModelError> {
     // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
     // while they are in use, as every reader of mapped checkpoints does.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
-    Ok(Owner::Map(Arc::new(MappedFile { _registration: Registration::new(&map, path), map })))
+    Ok(Owner::Map(Arc::new(MappedFile { _registration: Registration::new(&map, path), map, file })))
 }
 
 /// Returns the tensors of a safetensors file in the order of their bytes.

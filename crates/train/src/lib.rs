@@ -64,7 +64,8 @@ pub use finite_weights::check_finite_weights;
 pub use fused_batch::PassGrouping;
 pub use plan::{
     BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, PlannedScratch, RecordSize, ReplySize,
-    SuggestedLimits, WeightBytes, device_weight_bytes, device_weight_bytes_of, weight_bytes, weight_bytes_of,
+    SuggestedLimits, WeightBytes, check_weights, device_weight_bytes, device_weight_bytes_of, open_weights,
+    weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};

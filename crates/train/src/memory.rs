@@ -24,13 +24,17 @@ pub fn machine() -> Option<(u64, u64)> {
     Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
 }
 
-/// Memory that a process can still allocate: the minimum over the machine, the control groups and the address
-/// space.
+/// Memory that a process can still allocate: the minimum of [`free`] and [`address_space`].
 pub fn available() -> Option<u64> {
+    free().into_iter().chain(address_space()).min()
+}
+
+/// Free memory: the minimum over the machine and the control groups.
+pub fn free() -> Option<u64> {
     let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = groups.lines().filter_map(|line| group_room(Path::new("/sys/fs/cgroup"), line)).min();
-    [group, address_space()].into_iter().flatten().chain([machine]).min()
+    let groups = groups.lines().filter_map(|line| group_room(Path::new("/sys/fs/cgroup"), line));
+    groups.chain([machine]).min()
 }
 
 /// Address space that is left under a limit such as `ulimit -v`. Mapped files count. `None` without a limit.

@@ -4,10 +4,9 @@ use clap::Args;
 use danlu_adapter::TrainingIdentity;
 use danlu_adapter::targets;
 use danlu_hub::FetchScope;
-use danlu_loader::stored_quantization;
-use danlu_model::{ModelConfig, Quantization, Tokenizer};
+use danlu_model::{ModelConfig, Quantization, Tokenizer, Weights};
 use danlu_train::memory::display;
-use danlu_train::{MemoryPlan, TrainSettings};
+use danlu_train::{MemoryPlan, TrainSettings, open_weights};
 
 use crate::args::adapter::memory_limit;
 use crate::args::chat_template::with_chat_template;
@@ -47,8 +46,14 @@ pub struct PlanArgs {
 pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Printer) -> Result<()> {
     run.files.print_translation(printer);
     let files = &run.files.resolve_base(FetchScope::ConfigOnly, &ModelLoader::new(printer))?;
-    let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&files.base)?;
+    let weights = open_weights(&files.base)?;
+    let stored = match &weights {
+        Some(weights) => weights.stored_quantization()?,
+        None => config.quantization,
+    };
+    weights.iter().for_each(Weights::release_all);
+    let mut baseline = MemoryBaseline::new();
     train::check_length(&run.settings, &config, files.config.as_ref())?;
     targets::resolve(&train::lora_config(files, &run.settings), &config)?;
     let tokenizer = match files.data.is_empty() && !files.base.join("tokenizer.json").exists() {
@@ -70,7 +75,8 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
     }
     let gpu_memory = device_memory.map_or(GpuMemory::FreeOrUnlimited, GpuMemory::Total);
     let limits = &RunLimits { gpu_memory, ..run.limits.clone() };
-    let subject = forecast::Subject { base: &files.base, config: &config, settings, limits };
+    let weights = weights.as_ref();
+    let subject = forecast::Subject { weights, config: &config, settings, limits };
     let forecast = match tokenizer.as_ref().filter(|_| !files.data.is_empty()) {
         Some(tokenizer) => {
             let (data, reading, skip_bad) = (&files.data, &files.reading, files.skip_bad);
@@ -89,7 +95,6 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
         }
         None => Forecast::of(&subject, None, &baseline)?,
     };
-    let stored = stored_quantization(&files.base, &config)?;
     if json {
         print_json(&forecast, printer);
     } else {

@@ -10,6 +10,7 @@ pub use self::choose_strategy::{BaselineMemory, MemoryPlan, PlanInput, PlannedSc
 pub use self::dry_run::ReplySize;
 pub use self::memory_strategy::LayerPolicies;
 pub use self::weights::{
-    WeightBytes, device_weight_bytes, device_weight_bytes_of, weight_bytes, weight_bytes_of,
+    WeightBytes, check_weights, device_weight_bytes, device_weight_bytes_of, open_weights, weight_bytes,
+    weight_bytes_of,
 };
 pub use self::worst_steps::RecordSize;

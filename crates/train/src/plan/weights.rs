@@ -22,6 +22,8 @@ pub struct WeightBytes {
     pub resident: u64,
     /// Temporary memory of the quantization.
     pub loading: u64,
+    /// Address space of weight files that are mapped already.
+    pub open: u64,
 }
 
 impl WeightBytes {
@@ -45,8 +47,10 @@ pub fn weight_bytes(
     quantization: Option<(Quantization, usize)>,
     ids: Option<&mut dyn Iterator<Item = u32>>,
 ) -> Result<WeightBytes, TrainError> {
-    let weights = open(folder, config, quantization.is_some())?;
-    Ok(weight_bytes_of(weights.as_ref(), config, quantization, ids))
+    let weights = open_weights(folder)?;
+    check_weights(weights.as_ref(), config, quantization.is_some())?;
+    // The mapping ends here.
+    Ok(WeightBytes { open: 0, ..weight_bytes_of(weights.as_ref(), config, quantization, ids) })
 }
 
 /// Same as [`weight_bytes`], for weights that are open, or for a configuration without weights.
@@ -81,7 +85,8 @@ pub fn weight_bytes_of(
         Some(ids) if !config.tie_word_embeddings => table - touched(table, rows, ids),
         _ => 0,
     };
-    WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest }
+    let open = weights.map_or(0, Weights::mapped_bytes);
+    WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest, open }
 }
 
 /// Device memory of the weights in `folder` for a run that computes in `dtype`.
@@ -96,7 +101,8 @@ pub fn device_weight_bytes(
     quantization: Option<Quantization>,
     dtype: DType,
 ) -> Result<WeightBytes, TrainError> {
-    let weights = open(folder, config, quantization.is_some())?;
+    let weights = open_weights(folder)?;
+    check_weights(weights.as_ref(), config, quantization.is_some())?;
     Ok(device_weight_bytes_of(weights.as_ref(), config, quantization, dtype))
 }
 
@@ -119,18 +125,32 @@ pub fn device_weight_bytes_of(
 }
 
 /// Opens the weights in `folder`. Returns `None` if it holds none.
-fn open(folder: &Path, config: &ModelConfig, quantizes: bool) -> Result<Option<Weights>, TrainError> {
-    let weights = match Weights::open(folder) {
-        Ok(weights) => weights,
-        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    // A configuration of enormous sizes is rejected here, before a dry run of it.
+///
+/// # Errors
+/// If a file is invalid.
+pub fn open_weights(folder: &Path) -> Result<Option<Weights>, TrainError> {
+    match Weights::open(folder) {
+        Ok(weights) => Ok(Some(weights)),
+        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Checks the tensors of `weights`, before a dry run of a configuration of enormous sizes.
+///
+/// # Errors
+/// If a tensor is missing or has another shape, or `quantizes` is set for weights in 4 bits.
+pub fn check_weights(
+    weights: Option<&Weights>,
+    config: &ModelConfig,
+    quantizes: bool,
+) -> Result<(), TrainError> {
+    let Some(weights) = weights else { return Ok(()) };
     weights.check_complete(config)?;
     if quantizes {
         weights.refuse_four_bit()?;
     }
-    Ok(Some(weights))
+    Ok(())
 }
 
 /// Returns the bytes of a table of `rows` rows that are mapped when the rows `ids` are read.

@@ -169,10 +169,10 @@ impl BenchModel {
             Self::Folder(folder) => return Ok(weight_bytes(folder, config, quantization, None)?),
             Self::Shape(_, keep) => keep,
         };
-        let WeightBytes { mapped, resident, loading } = weight_bytes_of(None, config, quantization, None);
+        let bytes = weight_bytes_of(None, config, quantization, None);
         Ok(match keep {
-            Some(_) => WeightBytes { mapped, resident, loading },
-            None => WeightBytes { mapped: 0, resident: mapped + resident, loading },
+            Some(_) => bytes,
+            None => WeightBytes { mapped: 0, resident: bytes.total(), ..bytes },
         })
     }
 

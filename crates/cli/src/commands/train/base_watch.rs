@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use danlu_loader::BaseFiles;
 use danlu_model::base_sample;
 
 use crate::diagnostic::{Diagnostic, Result};
@@ -14,19 +16,19 @@ type FileState = (u64, Option<SystemTime>);
 
 /// The files of a base as they were before the first step.
 pub struct BaseWatch {
-    folder: PathBuf,
+    base: Arc<BaseFiles>,
     files: Vec<(PathBuf, FileState)>,
     /// Sampled hash of the files.
     sample: String,
 }
 
 impl BaseWatch {
-    /// Records the files in `folder`.
+    /// Records the files of `base`.
     ///
     /// # Errors
-    /// If the folder cannot be read.
-    pub fn new(folder: &Path) -> Result<Self> {
-        let sample = base_sample(folder)?;
+    /// If its folder cannot be read.
+    pub fn new(base: Arc<BaseFiles>) -> Result<Self> {
+        let (folder, sample) = (base.folder(), base.sample()?);
         let entries = fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()));
         let entries = entries.map_err(|error| danlu_model::FileError::new("read", folder, error))?;
         let is_read = |path: &PathBuf| {
@@ -34,7 +36,7 @@ impl BaseWatch {
         };
         let mut files: Vec<_> = entries.filter(is_read).map(|path| (path.clone(), state(&path))).collect();
         files.sort();
-        Ok(Self { folder: folder.to_owned(), files, sample })
+        Ok(Self { base, files, sample })
     }
 
     /// Compares the files with those before the first step: their sizes, their times and a sampled hash.
@@ -53,11 +55,15 @@ impl BaseWatch {
                 now.0
             ),
             (None, first) => {
-                let now = base_sample(&self.folder)?;
+                // A file with another time may be another file than the one that is open.
+                let now = match first {
+                    Some(_) => base_sample(self.base.folder())?,
+                    None => self.base.sample()?,
+                };
                 if now == self.sample {
                     return Ok(());
                 }
-                let path = first.map_or(self.folder.as_path(), |(path, ..)| path.as_path());
+                let path = first.map_or(self.base.folder(), |(path, ..)| path.as_path());
                 format!(
                     "cannot go on with `{}`: its content changed during the run; the sampled hash was {:.12} and is {now:.12}",
                     path.display(),

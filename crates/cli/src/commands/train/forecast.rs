@@ -1,16 +1,14 @@
 //! Predicted memory of a run: current use is measured, the rest is planned.
 
-use std::path::Path;
-
 use danlu_adapter::TrainingIdentity;
 use danlu_kernels::cuda::{self, CudaOptions};
 use danlu_kernels::{Backend, BackendOptions};
-use danlu_model::{ModelConfig, Tokenizer};
+use danlu_model::{ModelConfig, Tokenizer, Weights};
 use danlu_report::MemoryUse;
 use danlu_train::memory::{self, display};
 use danlu_train::{
     BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, SuggestedLimits, TrainError,
-    TrainSettings, Trainer, WeightBytes, device_weight_bytes, weight_bytes,
+    TrainSettings, Trainer, WeightBytes, check_weights, device_weight_bytes_of, weight_bytes_of,
 };
 
 use super::REPLY_TOKENS;
@@ -97,7 +95,8 @@ pub struct Forecast {
 /// The planned run.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
-    pub base: &'a Path,
+    /// The base's weights, if they exist yet.
+    pub weights: Option<&'a Weights>,
     pub config: &'a ModelConfig,
     pub settings: &'a TrainSettings,
     /// Limits on the machine.
@@ -136,10 +135,11 @@ impl Forecast {
             return Self::on_gpu(input, limit, usable_memory(device, gpu_memory)?, flags);
         }
         let here = memory::resident().unwrap_or(0);
-        let available = memory::available().map(|free| free + here);
+        // No limit of the user can exceed the address space of the process. Weights that are mapped already are
+        // part of the plan.
+        let space = memory::address_space().map(|free| free + here + input.weights.open);
+        let available = memory::free().map(|free| free + here).into_iter().chain(space).min();
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
-        // No limit of the user can exceed the address space of the process.
-        let space = memory::address_space().map(|free| free + here);
         let Some(room) = limit.or(available).into_iter().chain(space).min() else {
             return settled(MemoryPlan::new(input, None)?, false);
         };
@@ -344,7 +344,7 @@ fn input<'a>(
     data: Option<(&'a Prepared, &Tokenizer, &[Question])>,
     baseline: &MemoryBaseline,
 ) -> Result<PlanInput<'a>> {
-    let Subject { base, config, settings, limits } = *subject;
+    let Subject { weights, config, settings, limits } = *subject;
     let backend = limits.compute.backend_options(settings.dtype.into())?;
     let quantization = settings.quantization().map(|q| (q, limits.compute.threads()));
     let mut input = PlanInput {
@@ -362,17 +362,18 @@ fn input<'a>(
         BackendOptions::Cuda(CudaOptions { dtype, .. }) => Some(dtype),
         BackendOptions::Cpu(_) => None,
     };
-    let weights = |ids: Option<&mut dyn Iterator<Item = u32>>| match on_gpu {
-        Some(dtype) => device_weight_bytes(base, config, quantization.map(|(q, _)| q), dtype),
-        None => weight_bytes(base, config, quantization, ids),
+    check_weights(weights, config, quantization.is_some())?;
+    let weight_bytes = |ids: Option<&mut dyn Iterator<Item = u32>>| match on_gpu {
+        Some(dtype) => device_weight_bytes_of(weights, config, quantization.map(|(q, _)| q), dtype),
+        None => weight_bytes_of(weights, config, quantization, ids),
     };
     let Some((data, tokenizer, questions)) = data else {
-        input.weights = weights(None)?;
+        input.weights = weight_bytes(None);
         return Ok(input);
     };
     let sequences = || data.examples.iter().chain(&data.held_out).map(|example| &example.sequence);
     let mut ids = sequences().flat_map(|sequence| sequence.ids.iter().copied());
-    input.weights = weights(Some(&mut ids))?;
+    input.weights = weight_bytes(Some(&mut ids));
     input.records = data.examples.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     input.held_out = data.held_out.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     let tokens = |question: &Question| {

@@ -16,13 +16,12 @@ mod tensorboard;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TrainingIdentity, targets};
 use danlu_hub::FetchScope;
 use danlu_loader::{BaseFiles, Notice, identify_base};
-use danlu_model::{
-    ChatTemplate, LabeledSequence, ModelConfig, Quantization, Tokenizer, base_fingerprint, base_sample,
-};
+use danlu_model::{ChatTemplate, LabeledSequence, Quantization, Tokenizer};
 use danlu_report::card::{Card, write_notes};
 use danlu_report::{DataSummary, Finding, RunSummary, Verdict};
 use danlu_train::{TrainSettings, Trainer};
@@ -116,7 +115,7 @@ struct Inputs {
     files: RunFiles,
     /// With the template's date set.
     settings: TrainSettings,
-    config: ModelConfig,
+    base: Arc<BaseFiles>,
     tokenizer: Tokenizer,
     /// The base's stored quantization.
     stored: Option<Quantization>,
@@ -129,8 +128,13 @@ struct Inputs {
 fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Result<Inputs> {
     let loader = ModelLoader::new(printer);
     let files = files.resolve_base(FetchScope::Full, &loader)?;
+    let base = Arc::new(loader.run(|_, _| BaseFiles::open(&files.base))?);
+    // Whatever form the base has, its 4 bits can be recreated from the original.
+    let stored = loader.run(|_, _| base.stored_quantization())?;
+    let unquantized = base.weights().unquantized_modules(base.config());
+    // The plan counts these pages with the weights.
+    base.weights().release_all();
     let mut baseline = MemoryBaseline::new();
-    let base = loader.run(|_, _| BaseFiles::open(&files.base))?;
     let tokenizer = loader.run(|_, notices| {
         let tokenizer = base.tokenizer(None)?;
         notices.extend(Notice::ignored_dropout(&tokenizer));
@@ -139,23 +143,19 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let tokenizer = with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?;
     let template = files.chat_template.is_some().then(|| tokenizer.template().map(ChatTemplate::source));
     let template = template.transpose()?.map(str::to_owned);
-    let config = base.config().clone();
-    tokenizer.limit_ids(&config);
+    let config = base.config();
+    tokenizer.limit_ids(config);
     let settings = pin_template_date(settings, &tokenizer);
-    // Whatever form the base has, its 4 bits can be recreated from the original.
-    let stored = loader.run(|_, _| base.stored_quantization())?;
     let quantization = settings.quantization().or(stored);
     let tokens = TrainingIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
         .with_template(template)
-        .over(quantization, base.weights().unquantized_modules(&config));
-    // A mapping that is open during planning would count twice against the address space.
-    drop(base);
+        .over(quantization, unquantized);
     baseline.tokenizer(&tokens);
-    check_length(&settings, &config, files.config.as_ref())?;
+    check_length(&settings, config, files.config.as_ref())?;
     let lora = lora_config(&files, &settings);
-    targets::resolve(&lora, &config)
+    targets::resolve(&lora, config)
         .map_err(|error| run_config::point_into_config(files.config.as_ref(), error))?;
-    Ok(Inputs { files, settings, config, tokenizer, stored, tokens, lora, baseline })
+    Ok(Inputs { files, settings, base, tokenizer, stored, tokens, lora, baseline })
 }
 
 /// The data of a run, and its memory plan.
@@ -175,8 +175,9 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
     inputs.settings.validate()?;
     let questions = data.questions(REPLIES);
     inputs.baseline.data();
-    let Inputs { files, settings, tokenizer, .. } = &*inputs;
-    let subject = forecast::Subject { base: &files.base, config: &inputs.config, settings, limits };
+    let Inputs { settings, tokenizer, .. } = &*inputs;
+    let weights = Some(inputs.base.weights());
+    let subject = forecast::Subject { weights, config: inputs.base.config(), settings, limits };
     let forecast = Forecast::of(&subject, Some((&data, tokenizer, &questions)), &inputs.baseline)?;
     Ok(Planned { data, questions, forecast })
 }
@@ -221,24 +222,24 @@ fn train(
     run: &RunConfig,
     printer: &Printer,
 ) -> Result<Option<Trained>> {
-    let Inputs { files, settings, config, tokenizer, stored, tokens, lora, .. } = inputs;
+    let Inputs { files, settings, base: base_files, tokenizer, stored, tokens, lora, .. } = inputs;
+    let config = base_files.config();
     let Planned { data, questions, forecast } = planned;
     let backend = run.limits.compute.backend(settings.dtype.into())?;
-    let adapter = Adapter::init(lora, &config, settings.seed, &*backend)?;
+    let adapter = Adapter::init(lora, config, settings.seed, &*backend)?;
     let (quantization, threads) = (settings.quantization(), run.limits.compute.threads());
-    let decoder = ModelLoader::new(printer).run(|loader, _| {
-        loader.load_decoder(&BaseFiles::open(&files.base)?, quantization, threads, backend)
-    })?;
+    let decoder = ModelLoader::new(printer)
+        .run(|loader, _| loader.load_decoder(&base_files, quantization, threads, backend))?;
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
-    let base = trained_base(&files, &run.card)?;
-    let watch = BaseWatch::new(&files.base)?;
+    let base = trained_base(&files, &base_files, &run.card)?;
+    let watch = BaseWatch::new(Arc::clone(&base_files))?;
     let tokens = tokens.trained_on(base.clone(), stored);
     let fingerprint = base.sha256.clone().unwrap_or_default();
     let mut trainer = Trainer::new(decoder.into(), adapter, examples, settings, fingerprint)?;
     forecast.reserve(&mut trainer);
     let reason = run.limits.dtype_reason;
-    print::print_plan(&files, &trainer, &config, (stored, reason), &summary, printer);
+    print::print_plan(&files, &trainer, config, (stored, reason), &summary, printer);
     forecast.print(printer);
     output::check_space(&files.output, &trainer, tokens.largest_file(), printer)?;
     output::start(run, &mut trainer, folder.checkpoint.as_deref(), printer)?;
@@ -266,10 +267,10 @@ fn train(
 ///
 /// Its name on the Hub comes from the first of these that has one: `--base-id`, the run's `danlu.json`, the
 /// settings.
-fn trained_base(files: &RunFiles, card: &CardOptions) -> Result<BaseIdentity> {
+fn trained_base(files: &RunFiles, base: &BaseFiles, card: &CardOptions) -> Result<BaseIdentity> {
     let base = BaseIdentity {
-        sha256: Some(base_fingerprint(&files.base)?),
-        sample: Some(base_sample(&files.base)?),
+        sha256: Some(base.fingerprint()?),
+        sample: Some(base.sample()?),
         ..identify_base(&files.base_as_named(), Path::new(&files.base))
     };
     let recorded = TrainingIdentity::read(&files.output)?;
