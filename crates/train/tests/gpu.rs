@@ -10,7 +10,10 @@ use danlu_kernels::DType;
 use danlu_model::{ActivationPolicy, Decoder};
 use danlu_train::{PassGrouping, TrainSettings, Trainer};
 
-/// A trainer whose micro-batches run in parts of at most 48 tokens, and whose layers recompute.
+/// Tokens of the longest micro-batch: three records of `max_length`.
+const MAX_ROWS: usize = 3 * 128;
+
+/// A trainer whose micro-batches run in parts of about 48 tokens, and whose layers recompute.
 fn trainer_in_parts(decoder: &Arc<Decoder>, settings: &TrainSettings) -> Trainer {
     let config = settings.lora_config("base-8m");
     let adapter = Adapter::init(config, decoder.config(), settings.seed, &**decoder.backend()).unwrap();
@@ -18,7 +21,7 @@ fn trainer_in_parts(decoder: &Arc<Decoder>, settings: &TrainSettings) -> Trainer
     let mut trainer =
         Trainer::new(decoder.clone(), adapter, examples, settings.clone(), String::new()).unwrap();
     let policies = vec![ActivationPolicy::Recompute; decoder.config().num_hidden_layers];
-    trainer.reserve(policies, PassGrouping { fuse: false, max_rows: Some(48) }, (48, 48, 0));
+    trainer.reserve(policies, PassGrouping { fuse: false, max_rows: Some(48) }, (MAX_ROWS, MAX_ROWS, 0));
     trainer
 }
 
