@@ -16,7 +16,7 @@ use crate::encode_windows::{TextToken, WindowFault, WindowOptions, encode_window
 use crate::guarded_thread::{self, NoResult, WorkLimits};
 use crate::json::{self, Fields};
 use crate::token_fingerprint::TokenFingerprint;
-use crate::tokenizer_file::TokenizerFile;
+use crate::tokenizer_file::{MAX_TOKEN_BYTES, TokenizerFile};
 use crate::{ConfigJson, ModelConfig, ModelError, files, sentencepiece, sidecar_files};
 
 /// The largest published tokenizers have some 35 MB.
@@ -118,7 +118,13 @@ impl Tokenizer {
         file.check().map_err(error)?;
         let mut inner = load(bytes).map_err(error)?;
         let present = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
-        inner.add_tokens(files.additions(&present)).map_err(|e| error(e.to_string()))?;
+        let additions = files.additions(&present);
+        if let Some(token) = additions.iter().find(|token| token.content.len() > MAX_TOKEN_BYTES) {
+            let bytes = token.content.len();
+            let message = format!("it adds a token of {bytes} bytes, expected at most {MAX_TOKEN_BYTES}");
+            return Err(ModelError::Tokenizer { path: config_path, message });
+        }
+        inner.add_tokens(additions).map_err(|e| error(e.to_string()))?;
         let specials: Vec<String> = inner
             .get_added_tokens_decoder()
             .into_values()

@@ -12,7 +12,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 /// Longest token of a vocabulary in bytes. The library's trie nests by one level a byte.
-const MAX_TOKEN_BYTES: usize = 4096;
+pub(crate) const MAX_TOKEN_BYTES: usize = 4096;
 
 /// Largest id of a token. The library counts through all ids when it writes a vocabulary.
 const MAX_TOKEN_ID: u64 = 1 << 24;
@@ -41,7 +41,14 @@ pub(crate) struct TokenizerFile {
     pre_tokenizer: Value,
     #[serde(default)]
     decoder: Value,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
     model: Model,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    content: Token,
 }
 
 #[derive(Deserialize)]
@@ -97,6 +104,12 @@ impl TokenizerFile {
         if *longest_token > MAX_TOKEN_BYTES {
             return Err(format!(
                 "`model.vocab` has a token of {longest_token} bytes, expected at most {MAX_TOKEN_BYTES}"
+            ));
+        }
+        if let Some(added) = self.added_tokens.iter().find(|added| added.content.0 > MAX_TOKEN_BYTES) {
+            let bytes = added.content.0;
+            return Err(format!(
+                "`added_tokens` has a token of {bytes} bytes, expected at most {MAX_TOKEN_BYTES}"
             ));
         }
         if *largest_id > MAX_TOKEN_ID {
@@ -400,7 +413,11 @@ mod tests {
         let long = "a".repeat(5000);
         assert!(model("continuing_subword_prefix", json!(long)).unwrap_err().contains("has 5000 bytes"));
         assert!(model("vocab", json!([[long, 0.0]])).unwrap_err().contains("a token of 5000 bytes"));
-        assert!(model("vocab", json!({ long: 3 })).unwrap_err().contains("a token of 5000 bytes"));
+        assert!(model("vocab", json!({ long.as_str(): 3 })).unwrap_err().contains("a token of 5000 bytes"));
+        let mut file = json!({ "model": { "type": "BPE", "vocab": {}, "merges": [] } });
+        file["added_tokens"] = json!([{ "content": "<s>" }, { "content": long }]);
+        let fault = TokenizerFile::parse(file.to_string().as_bytes()).unwrap().check().unwrap_err();
+        assert!(fault.starts_with("`added_tokens` has a token of 5000 bytes"), "{fault}");
         assert!(model("max_input_chars_per_word", json!(u64::MAX)).is_err());
         assert!(model("vocab", json!({ "a": u32::MAX })).unwrap_err().contains("has the id 4294967295"));
     }

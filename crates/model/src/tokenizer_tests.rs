@@ -272,6 +272,14 @@ fn tokens_of_the_files_beside_are_added_as_transformers_adds_them() {
 }
 
 #[test]
+fn a_long_added_token_is_refused() {
+    let folder =
+        folder_with(&[("tokenizer_config.json", &format!(r#"{{"pad_token": "<{}>"}}"#, "x".repeat(5000)))]);
+    let fault = Tokenizer::read(folder.path()).unwrap_err().to_string();
+    assert!(fault.contains("tokenizer_config.json") && fault.contains("a token of 5002 bytes"), "{fault}");
+}
+
+#[test]
 fn a_tokenizer_in_other_files_is_named() {
     let folder = folder_with(&[("tokenizer.json", "")]);
     fs::write(folder.path().join("vocab.json"), "{}").unwrap();

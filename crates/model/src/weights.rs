@@ -26,6 +26,8 @@ const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// Bytes of a tensor that are copied at a time.
 const COPY_BYTES: usize = 8 << 20;
+/// Most tensors of a file. Models of 384 experts have 140,000 in all their files.
+const MAX_TENSORS: usize = 1 << 17;
 /// An index has one short line per tensor.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
@@ -643,6 +645,10 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     };
     let entries: HashMap<String, Extent> = serde_json::from_slice(header)
         .map_err(|e| ModelError::Header { path: path.to_owned(), message: e.to_string() })?;
+    if entries.len() > MAX_TENSORS {
+        let message = format!("it has {} tensors, expected at most {MAX_TENSORS}", entries.len());
+        return Err(ModelError::Header { path: path.to_owned(), message });
+    }
     let end = entries.values().filter_map(|e| e.data_offsets).map(|[_, end]| end).max().unwrap_or(0);
     let expected = end.saturating_add(8 + length);
     if expected != found {

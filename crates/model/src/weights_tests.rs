@@ -76,6 +76,15 @@ fn a_file_cut_short_anywhere_is_refused() {
 }
 
 #[test]
+fn a_header_of_very_many_tensors_is_refused() {
+    let tensors: Vec<String> = (0..140_000)
+        .map(|n| format!(r#""{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#))
+        .collect();
+    let fault = read(with_header(&format!("{{{}}}", tensors.join(",")), &[])).unwrap_err().to_string();
+    assert!(fault.contains("it has 140000 tensors, expected at most 131072"), "{fault}");
+}
+
+#[test]
 fn headers_that_lie_are_refused() {
     for header in [
         // Overlapping, with a gap, of another size than the shape, backwards, and with offsets that
