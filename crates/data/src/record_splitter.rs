@@ -14,8 +14,8 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// Maximum size of a record in bytes. A conversation of a million tokens takes about 4 MiB.
-pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
+/// Maximum size of a record in bytes. A conversation of a million tokens takes about 4 MiB, the longest novels 90 MiB.
+pub(crate) const MAX_RECORD_BYTES: usize = 128 << 20;
 
 /// The bytes of one record.
 #[derive(Debug, PartialEq)]
@@ -318,8 +318,12 @@ fn unclosed(at: Position, next: &NextRecord) -> Flaw {
 }
 
 fn oversized(at: Position) -> Flaw {
-    let found = format!("a record of more than {} MiB", MAX_RECORD_BYTES >> 20);
-    Flaw { at, found, expected: "a smaller one".into(), is_record: true, fatal: false }
+    Flaw { at, found: too_long(), expected: "a smaller one".into(), is_record: true, fatal: false }
+}
+
+/// Describes a record of more than [`MAX_RECORD_BYTES`].
+pub(crate) fn too_long() -> String {
+    format!("a record of more than {} MiB", MAX_RECORD_BYTES >> 20)
 }
 
 fn describe(byte: Option<u8>) -> String {

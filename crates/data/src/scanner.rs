@@ -79,7 +79,7 @@ impl<R: BufRead> Scanner<R> {
 
     /// Rewinds to `at`, on the same line. `bytes` are the bytes from `at` to the current position.
     pub fn push_back(&mut self, bytes: &[u8], at: Position) {
-        // Up to 64 MiB may be pending and a file can force many rewinds, so this branch copies no bytes.
+        // Up to 128 MiB may be pending and a file can force many rewinds, so this branch copies no bytes.
         match self.next.checked_sub(bytes.len()) {
             Some(next) => self.next = next,
             None => {

@@ -187,16 +187,19 @@ fn deep_nesting_ends_the_file_and_not_the_stack() {
 fn an_endless_record_is_not_kept_in_memory() {
     let long = vec![b'x'; MAX_RECORD_BYTES + 1];
     let lines = split(&[b"{}\n", long.as_slice(), b"\n{}"].concat());
-    assert_eq!(lines, ["1:1 {}", "2:1 found a record of more than 64 MiB, expected a smaller one", "3:1 {}"]);
+    assert_eq!(
+        lines,
+        ["1:1 {}", "2:1 found a record of more than 128 MiB, expected a smaller one", "3:1 {}"]
+    );
     let array = split(&[b"[\"", long.as_slice(), b"\",\n{}]"].concat());
-    assert_eq!(array, ["1:2 found a record of more than 64 MiB, expected a smaller one", "2:1 {}"]);
+    assert_eq!(array, ["1:2 found a record of more than 128 MiB, expected a smaller one", "2:1 {}"]);
     let swallowed = split(&[b"[\n{\"a\": [1,\n{\"a\": 2},\n\"", long.as_slice(), b"\"]"].concat());
     assert_eq!(
         swallowed,
         [
             "2:1 found no end of this record before the next one, on line 3, expected `]}`",
             "3:1 {\"a\": 2}",
-            "4:1 found a record of more than 64 MiB, expected a smaller one"
+            "4:1 found a record of more than 128 MiB, expected a smaller one"
         ]
     );
 }

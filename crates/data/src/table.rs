@@ -1,6 +1,6 @@
 //! Reads CSV and TSV. The header's names are the record's keys.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::Value;
@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     fields::{self, Object},
     record::{Mismatch, RecordFault},
+    record_splitter::{MAX_RECORD_BYTES, too_long},
 };
 
 /// Longest header in bytes.
@@ -67,9 +68,29 @@ fn without_return(row: ByteRecord) -> ByteRecord {
     shorter
 }
 
+/// A reader that fails where a row is too long, such as a cell whose `"` is never closed.
+struct RowLimit<R> {
+    inner: R,
+    /// Bytes that the current row may still read.
+    left: usize,
+}
+
+impl<R: Read> Read for RowLimit<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        match self.left.checked_sub(count) {
+            Some(left) => self.left = left,
+            None => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has {}", too_long())));
+            }
+        }
+        Ok(count)
+    }
+}
+
 /// Iterates over the rows of a table.
 pub(crate) struct Table<R> {
-    rows: csv::Reader<R>,
+    rows: csv::Reader<RowLimit<R>>,
     /// Column names in order.
     names: Vec<String>,
 }
@@ -86,7 +107,7 @@ pub(crate) struct Row {
 impl<R: Read> Table<R> {
     /// Reads the header. In names that are not UTF-8, the replacement character stands for invalid bytes.
     pub fn new(input: R, delimiter: u8) -> Result<Self, csv::Error> {
-        let mut rows = reader(input, delimiter);
+        let mut rows = reader(RowLimit { inner: input, left: MAX_RECORD_BYTES }, delimiter);
         let mut header = ByteRecord::new();
         rows.read_byte_record(&mut header)?;
         let name = |bytes: &[u8]| {
@@ -101,6 +122,7 @@ impl<R: Read> Table<R> {
     pub fn next_row(&mut self) -> Result<Option<Row>, csv::Error> {
         let mut row = ByteRecord::new();
         loop {
+            self.rows.get_mut().left = MAX_RECORD_BYTES;
             if !self.rows.read_byte_record(&mut row)? {
                 return Ok(None);
             }
@@ -158,6 +180,14 @@ mod tests {
         ] {
             assert_eq!(delimiter(text), None, "{}", String::from_utf8_lossy(text));
         }
+    }
+
+    #[test]
+    fn a_cell_that_never_ends_is_refused() {
+        let endless = b"q,a\nb,\"".chain(io::repeat(b'x'));
+        let mut table = Table::new(endless, b',').unwrap();
+        let fault = table.next_row().err().unwrap().to_string();
+        assert_eq!(fault, "it has a record of more than 128 MiB");
     }
 
     #[test]
