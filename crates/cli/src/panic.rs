@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use crate::terminal_text;
+
 /// Replaces Rust's panic message, and exits for a panic in any thread.
 pub fn install() {
     std::panic::set_hook(Box::new(|info| {
@@ -13,6 +15,8 @@ pub fn install() {
         let text =
             text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned());
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        // The message may quote a file.
+        let text = terminal_text::printable(&text);
         // Files are complete before they get their name, so exiting here loses none.
         let _ = writeln!(
             std::io::stderr(),

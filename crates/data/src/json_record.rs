@@ -11,6 +11,9 @@ use crate::{
     scanner::Position,
 };
 
+/// Most values of a record. A conversation of 4096 messages has some 20,000.
+const MAX_VALUES: usize = 1 << 18;
+
 pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>> {
     let bad = |at: Option<Position>, fault, found: String, expected: &str| {
         let mut source = source.clone();
@@ -24,6 +27,11 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
         let found = format!("the byte 0x{:02x}", piece.bytes[error.valid_up_to()]);
         bad(Some(at), RecordFault::Charset, found, "UTF-8")
     })?;
+    let values = count_values(&piece.bytes);
+    if values > MAX_VALUES {
+        let found = format!("{values} values in one record");
+        return Err(bad(None, RecordFault::Json, found, &format!("at most {MAX_VALUES}")));
+    }
     match parse(text) {
         Ok(Value::Object(object)) => Ok(unwrapped(object)),
         Ok(Value::Array(list)) if is_conversation(&list) => Ok(conversation(list)),
@@ -47,6 +55,16 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
     }
 }
 
+/// Counts the items of all lists and objects by their commas. Each takes some 200 bytes of memory once parsed.
+fn count_values(bytes: &[u8]) -> usize {
+    let mut nesting = JsonNesting::default();
+    let is_comma = |byte: &&u8| {
+        nesting.take(**byte);
+        **byte == b',' && !nesting.in_string()
+    };
+    1 + bytes.iter().filter(is_comma).count()
+}
+
 /// Parses JSON. Python's `NaN`, `Infinity` and `-Infinity` become null.
 fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(text).or_else(|error| match without_nan(text) {
@@ -61,7 +79,10 @@ fn without_nan(text: &str) -> Option<String> {
     let (mut nesting, mut copied, mut skip_to) = (JsonNesting::default(), 0, 0);
     for (at, byte) in text.bytes().enumerate() {
         if !nesting.in_string() && at >= skip_to {
-            let word = ["NaN", "-Infinity", "Infinity"].into_iter().find(|word| text[at..].starts_with(word));
+            // A damaged record has other characters outside strings, so `at` may lie inside one.
+            let rest = &text.as_bytes()[at..];
+            let words = ["NaN", "-Infinity", "Infinity"];
+            let word = words.into_iter().find(|word| rest.starts_with(word.as_bytes()));
             if let Some(word) = word {
                 replaced.push_str(&text[copied..at]);
                 replaced.push_str("null");

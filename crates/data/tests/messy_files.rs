@@ -187,3 +187,20 @@ fn masked_turns_carry_no_loss() {
             && !with_prompt.contains("wrong")
     );
 }
+
+#[test]
+fn characters_outside_texts_are_a_fault_of_the_record() {
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    for bad in ["{\"a\": 甄嬛}", "{甄: 1}", "Lɯ\u{e}", "[NaN, 娘]", "{\"a\": \u{1f375}NaN}"] {
+        let seen = shown(&format!("{good}\n{bad}\n{good}\n"));
+        assert_eq!(seen.len(), 3, "{bad}: {seen:?}");
+        assert!(seen[2].starts_with("data:2:"), "{bad}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_record_of_very_many_values_is_refused_before_it_is_parsed() {
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    let seen = shown(&format!("{good}\n{{\"a\": [{}1]}}\n", "1,".repeat(300_000)));
+    assert!(seen[1].contains("300001 values in one record, expected at most 262144"), "{seen:?}");
+}

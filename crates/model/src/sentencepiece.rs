@@ -12,6 +12,12 @@ use serde_json::{Value, json};
 /// Longest piece in characters that is split into merges. Pieces in use have at most 16.
 const MAX_PIECE_CHARS: usize = 256;
 
+/// Most pieces of a model. The largest vocabulary in use has 262,144.
+const MAX_PIECES: usize = 1 << 19;
+
+/// Most bytes of all merges together for one byte of the pieces. A piece of `n` bytes has at most `n - 1` merges.
+const MAX_MERGE_GROWTH: usize = 32;
+
 /// Kinds of pieces.
 const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
@@ -131,6 +137,9 @@ impl Model {
         }
         match model.pieces.len() as u64 {
             0 => Err("it has no pieces: it is no SentencePiece model".to_owned()),
+            count if count > MAX_PIECES as u64 => {
+                Err(format!("it has {count} pieces, expected at most {MAX_PIECES}"))
+            }
             count if model.unk_id >= count => {
                 Err(format!("its unknown token has the id {}, of {count} pieces", model.unk_id))
             }
@@ -215,6 +224,7 @@ impl Model {
             .filter(|(_, piece)| piece.kind == NORMAL)
             .map(|(id, piece)| (piece.text.as_str(), id))
             .collect();
+        let mut room = MAX_MERGE_GROWTH * self.pieces.iter().map(|piece| piece.text.len()).sum::<usize>();
         let mut ranked = Vec::new();
         for (id, piece) in self.pieces.iter().enumerate().filter(|(_, piece)| piece.kind == NORMAL) {
             let chars = piece.text.chars().count();
@@ -225,6 +235,11 @@ impl Model {
                 let (left, right) = piece.text.split_at(at);
                 if let (Some(&left_id), Some(&right_id)) = (normal.get(left), normal.get(right)) {
                     ranked.push((piece.score, id, left_id, right_id));
+                    room = room.checked_sub(piece.text.len()).ok_or_else(|| {
+                        format!(
+                            "its merges have more than {MAX_MERGE_GROWTH} bytes for each byte of its pieces"
+                        )
+                    })?;
                 }
             }
         }
@@ -388,6 +403,11 @@ mod tests {
             assert!(fault.contains(expected), "{fault}");
         }
         assert!(tokenizer_json(&model(3), settings).unwrap_err().contains("kind 3"));
+        let runs: Vec<Vec<u8>> = (1..100).map(|n| piece(&"a".repeat(n), 0.0, 1)).collect();
+        let mut fields: Vec<(u8, &[u8])> = runs.iter().map(|piece| (1, &piece[..])).collect();
+        fields.push((2, &[3 << 3, 2]));
+        let fault = tokenizer_json(&message(&fields), settings).unwrap_err();
+        assert!(fault.contains("more than 32 bytes for each byte of its pieces"), "{fault}");
         let sound = model(1);
         for end in 0..sound.len() {
             drop(tokenizer_json(&sound[..end], settings));
