@@ -15,7 +15,7 @@ mod config_file;
 mod diagnostic;
 #[path = "../../crates/cli/src/lang.rs"]
 mod lang;
-#[path = "../../crates/cli/src/message_zh.rs"]
+#[path = "../../crates/cli/src/message_zh/mod.rs"]
 mod message_zh;
 #[path = "../../crates/cli/src/peer_config.rs"]
 mod peer_config;
@@ -46,7 +46,16 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("
 /// Flags of `danlu train`, with parsers of each kind.
 static TRAIN: LazyLock<Command> = LazyLock::new(|| {
     let flag = |name: &'static str| Arg::new(name).long(name);
-    let texts = ["base", "output", "resume", "lr-scheduler-type", "default-system", "chat-template", "dtype", "quant"];
+    let texts = [
+        "base",
+        "output",
+        "resume",
+        "lr-scheduler-type",
+        "default-system",
+        "chat-template",
+        "dtype",
+        "quant",
+    ];
     let counts = [
         "max-length",
         "per-device-train-batch-size",

@@ -22,7 +22,8 @@ impl Read for Trickle<'_> {
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, rows)) = data.split_first() else { return };
-    let headers = ["instruction,output\n", "instruction\tinput\toutput\r\n", "\u{feff}prompt;completion\n", "text\n"];
+    let headers =
+        ["instruction,output\n", "instruction\tinput\toutput\r\n", "\u{feff}prompt;completion\n", "text\n"];
     let header = headers[usize::from(kind % 4)];
     let file = [header.as_bytes(), rows].concat();
     let name = Path::new("table.csv");

@@ -18,8 +18,8 @@ fuzz_target!(|data: &[u8]| {
     fs::write(&path, data).expect("a writable disk");
     let Ok(Some(_)) = TrainingIdentity::read(FOLDER.path()) else { return };
     let base = BaseIdentity::of_snapshot("org/name", "main");
-    let bytes =
-        TrainingIdentity::json_with_base(FOLDER.path(), &base).expect("an accepted file is an object");
+    // Other keys may hold half characters, which the file cannot be written with again.
+    let Ok(bytes) = TrainingIdentity::json_with_base(FOLDER.path(), &base) else { return };
     fs::write(&path, bytes).expect("a writable disk");
     let identity = TrainingIdentity::read(FOLDER.path()).expect("a written file is readable");
     assert_eq!(identity.expect("the file exists").base(), Some(&base));
