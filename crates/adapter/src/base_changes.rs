@@ -104,10 +104,8 @@ impl BaseChanges {
         shapes.entry(HEAD.to_owned()).or_default();
         let (mut names, mut unbound) = (BTreeMap::<String, Parts<'_>>::new(), Vec::new());
         for &info in rest {
-            let known = BaseTensorName::parse(&info.name).filter(|BaseTensorName { tensor, part }| {
-                let is_whole = matches!(part, Part::Plain | Part::Base | Part::Saved);
-                shapes.contains_key(tensor) && (is_whole || tensor == EMBEDDING || tensor == HEAD)
-            });
+            let known = BaseTensorName::parse(&info.name)
+                .filter(|name| shapes.contains_key(&name.tensor) && name.changes_base());
             let taken = known.map(|name| names.entry(name.tensor).or_default().insert(name.part, info));
             // A second tensor for one purpose would have no effect.
             if !matches!(taken, Some(None)) {

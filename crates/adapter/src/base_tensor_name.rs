@@ -1,5 +1,7 @@
 //! PEFT's names for tensors that change the base itself.
 
+use crate::base_changes::{EMBEDDING, HEAD};
+
 /// What a tensor is to the tensor of the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
@@ -32,6 +34,12 @@ const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_mode
 const MODULES: [&str; 3] = ["embed_tokens", "layers", "norm"];
 
 impl BaseTensorName {
+    /// Whether the tensor can change its base: it is whole, or belongs to a table.
+    pub fn changes_base(&self) -> bool {
+        matches!(self.part, Part::Plain | Part::Base | Part::Saved)
+            || [EMBEDDING, HEAD].contains(&self.tensor.as_str())
+    }
+
     /// Takes a name apart. Returns `None` for names of another kind.
     pub fn parse(name: &str) -> Option<Self> {
         let segments: Vec<&str> = name.split('.').collect();

@@ -50,7 +50,7 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
         }
         match BaseTensorName::parse(&info.name) {
             // Loading compares the shape with that of the base.
-            Some(name) if info.dtype().is_some() => changed.push(name.tensor),
+            Some(name) if info.dtype().is_some() && name.changes_base() => changed.push(name.tensor),
             _ => unbound.push(info.name.clone()),
         }
     }

@@ -46,12 +46,13 @@ impl Adapter {
         let AdapterTensors { path, weights: found, mut notes } = AdapterTensors::read(folder)?;
         let read = || {
             // Shapes are checked first, so that no allocation is larger than the file.
-            let Matched { bound, missing, rest } = match_pairs(&resolved.modules, &found)?;
+            let Matched { bound, missing, rest } = match_pairs(&resolved.modules, &found);
             let changes = BaseChanges::bind(&rest, &found, &config, model, &resolved.tables);
             let changes = changes.map_err(|error| error.and_missing(&missing))?;
             if !missing.is_empty() {
                 return Err(AdapterError::Binding { unbound: Vec::new(), missing });
             }
+            let bound = check_pairs(bound)?;
             let mut adapter = Self::zeroed(config, resolved.modules, model, backend, Some(folder));
             adapter.fill(&found, bound, backend)?;
             notes.extend(resolved.notes);
@@ -137,7 +138,7 @@ enum SavedTensor<'a> {
 
 /// The tensors of a file, beside those of the modules.
 struct Matched<'a> {
-    bound: Vec<(Tensor, &'a TensorInfo, DType)>,
+    bound: Vec<(Tensor, &'a TensorInfo)>,
     /// Names that the file lacks.
     missing: Vec<String>,
     /// Tensors of no pair, by name.
@@ -145,7 +146,7 @@ struct Matched<'a> {
 }
 
 /// Matches the tensors of the modules with those of the file.
-fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Result<Matched<'a>, AdapterError> {
+fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Matched<'a> {
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut rest = Vec::new();
     for info in found.tensors() {
@@ -162,6 +163,13 @@ fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Result<Matched<'a>
     }
     rest.extend(by_name.into_values());
     rest.sort_by(|x, y| x.name.cmp(&y.name));
+    Matched { bound, missing, rest }
+}
+
+/// Checks type and shape of the tensors of pairs.
+fn check_pairs<'a>(
+    bound: Vec<(Tensor, &'a TensorInfo)>,
+) -> Result<Vec<(Tensor, &'a TensorInfo, DType)>, AdapterError> {
     let check = |(tensor, info): (Tensor, &'a TensorInfo)| {
         let name = tensor.name.clone();
         let Some(dtype) = info.dtype() else {
@@ -176,8 +184,7 @@ fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Result<Matched<'a>
         }
         Ok((tensor, info, dtype))
     };
-    let bound = bound.into_iter().map(check).collect::<Result<_, _>>()?;
-    Ok(Matched { bound, missing, rest })
+    bound.into_iter().map(check).collect()
 }
 
 /// Returns the error for a folder without an adapter file that danlu reads. It names the file that is there instead.

@@ -6,10 +6,11 @@ use danlu_model::torch_file::{self, RawTensor};
 use danlu_model::{TensorInfo, Weights, files};
 use serde_json::{Map, Value, json};
 
-use crate::AdapterError;
+use crate::config::CONFIG_FILE;
 use crate::files::{WEIGHTS_FILE, no_weights};
 use crate::mlx::{self, MLX_WEIGHTS_FILE};
 use crate::tensor_names;
+use crate::{Adapter, AdapterError, LoraConfig};
 
 /// Name of the tensors' file that PEFT wrote until 0.6: a pickle.
 const PICKLE_FILE: &str = "adapter_model.bin";
@@ -115,6 +116,28 @@ impl AdapterTensors {
             .collect();
         let weights = Weights::from_bytes(&path, safetensors_bytes(&tensors))?;
         Ok(Self { path, weights, notes: vec![note] })
+    }
+}
+
+impl Adapter {
+    /// Writes the adapter in `folder` to `out` as PEFT writes it, if another program saved it in its own form: as a
+    /// pickle, or as mlx-lm does. Returns the file in that form, or `None` if the adapter has PEFT's form already.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, or is damaged.
+    pub fn convert(folder: &Path, out: &Path) -> Result<Option<PathBuf>, AdapterError> {
+        let forms = [PICKLE_FILE, MLX_WEIGHTS_FILE].map(|name| folder.join(name));
+        let other = forms.into_iter().find(|path| path.is_file());
+        let Some(path) = other.filter(|_| !folder.join(WEIGHTS_FILE).exists()) else { return Ok(None) };
+        let config = LoraConfig::read(folder)?;
+        let AdapterTensors { weights, .. } = AdapterTensors::read(folder)?;
+        let mut tensors: Vec<RawTensor> =
+            weights.tensors().iter().map(|info| copy_of(&weights, info)).collect();
+        // PEFT sorts by name.
+        tensors.sort_by(|x, y| x.name.cmp(&y.name));
+        files::write_atomic(&out.join(WEIGHTS_FILE), &safetensors_bytes(&tensors))?;
+        files::write_atomic(&out.join(CONFIG_FILE), config.to_json().as_bytes())?;
+        Ok(Some(path))
     }
 }
 

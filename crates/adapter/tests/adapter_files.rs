@@ -419,3 +419,25 @@ fn an_adapter_of_mlx_lm_is_read() {
     fs::write(folder.path().join("adapter_config.json"), full).unwrap();
     assert!(load(folder.path()).unwrap_err().to_string().contains("`fine_tune_type` is \"full\""));
 }
+
+#[test]
+fn an_adapter_of_mlx_converts_to_pefts_files() {
+    let shared = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/cases"));
+    let out = tempfile::tempdir().unwrap();
+    for case in ["t2-06", "t2-07"] {
+        let Ok(entries) = fs::read_dir(shared.join(case)) else { return };
+        let folders = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        let folder = folders.into_iter().find(|path| path.join("adapter_config.json").is_file()).unwrap();
+        let out = out.path().join(case);
+        fs::create_dir(&out).unwrap();
+        assert!(Adapter::convert(&folder, &out).unwrap().is_some(), "{case}");
+        Adapter::check(&out).unwrap();
+        let model = ModelConfig::read(&shared.join("base-tiny")).unwrap();
+        let load = |folder: &Path| Adapter::load(folder, &model, &backend()).unwrap();
+        let (original, converted) = (load(&folder), load(&out));
+        assert_eq!(converted.modules(), original.modules());
+        assert_eq!(converted.to_vec(&backend()).unwrap(), original.to_vec(&backend()).unwrap());
+        assert_eq!(converted.notes(), []);
+        assert!(Adapter::convert(&out, &out).unwrap().is_none());
+    }
+}

@@ -18,6 +18,9 @@ use crate::terminal_text;
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     danlu_data::read(file, options).map_err(|error| {
         let diagnostic = Diagnostic::from(error);
+        if let Some(hint) = path_hint(file) {
+            return diagnostic.with_hint(hint);
+        }
         match file.extension().is_none() && hub_name(file).is_some() {
             true => diagnostic.and_hint(format!(
                 "download data sets of the Hub first: \
@@ -27,6 +30,24 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
             false => diagnostic,
         }
     })
+}
+
+/// Hint for a path that the shell or another tool would have replaced by files.
+fn path_hint(file: &Path) -> Option<String> {
+    let text = file.to_str().filter(|_| !file.exists())?;
+    match text {
+        _ if text.starts_with("http:/") || text.starts_with("https:/") => {
+            Some("download it first, for example with `curl -LO URL`, and name the file".to_owned())
+        }
+        _ if text.starts_with("~/") => Some(format!("write the folder in full: `$HOME{}`", &text[1..])),
+        _ if text.contains(['*', '?', '[']) => {
+            Some("let the shell list the files: remove the quotes".to_owned())
+        }
+        _ if text.split(',').count() > 1 && text.split(',').all(|part| Path::new(part).exists()) => {
+            Some(format!("name the files one by one: {}", text.replace(',', " ")))
+        }
+        _ => None,
+    }
 }
 
 /// Records for evaluation, and their tokens.

@@ -618,4 +618,10 @@ pub const HINTS: &[(&str, &str)] = &[
         "lower `--kv-cache-memory`, `--adapter-memory` or `--max-num-seqs`",
         "减小 `--kv-cache-memory`、`--adapter-memory` 或 `--max-num-seqs`",
     ),
+        "download it first, for example with `curl -LO URL`, and name the file",
+        "请先下载，例如用 `curl -LO URL`，再给出文件名",
+    ),
+    ("write the folder in full: {}", "请写完整的文件夹：{}"),
+    ("let the shell list the files: remove the quotes", "请去掉引号，让 shell 列出文件"),
+    ("name the files one by one: {}", "请逐个给出文件：{}"),
 ];

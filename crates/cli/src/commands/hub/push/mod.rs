@@ -6,10 +6,12 @@ mod preview;
 mod remote_card;
 mod rewritten_files;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use danlu_adapter::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
 use danlu_hub::{
     Hub, HubError, PushOptions, PushStage, Pushed, RepoDiff, RepoName, SkipReason, SkippedFile, Transfer,
     UploadOptions, UploadSet,
@@ -24,6 +26,7 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::model_loader::hub_name;
 use crate::printer::Printer;
+use crate::temp_dirs::TrackedTempDir;
 use crate::terminal_text;
 use remote_card::RemoteCard;
 use rewritten_files::{ReadmeSource, RewrittenFiles};
@@ -80,6 +83,39 @@ pub struct PushArgs {
 /// If the folder holds no model that can be loaded, no token has write access, or the Hub cannot be reached.
 /// Nothing is published then.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
+    let converted = as_peft(&args.folder, printer)?;
+    if let Some(converted) = &converted {
+        let args = PushArgs { folder: converted.path().to_owned(), ..args.clone() };
+        return push_folder(&args, printer);
+    }
+    push_folder(args, printer)
+}
+
+/// Writes an adapter of another form to a temporary folder as PEFT would, with the other files of its folder.
+fn as_peft(folder: &Path, printer: &Printer) -> Result<Option<TrackedTempDir>> {
+    if !folder.join(CONFIG_FILE).is_file() {
+        return Ok(None);
+    }
+    let made = TrackedTempDir::new_in(&std::env::temp_dir())?;
+    let Some(original) = Adapter::convert(folder, made.path())? else { return Ok(None) };
+    let failed = |path: &Path, error| Diagnostic::io("copy", path, error);
+    for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
+        let path = entry.map_err(|error| failed(folder, error))?.path();
+        let Some(name) = path.file_name().filter(|_| path.is_file() && path != original) else { continue };
+        let copy = made.path().join(name);
+        if !copy.exists() {
+            fs::copy(&path, &copy).map_err(|error| failed(&path, error))?;
+        }
+    }
+    let name = original.file_name().unwrap_or_default().to_string_lossy();
+    printer.status_bilingual(
+        &format!("把 `{name}` 转成 PEFT 的 `{WEIGHTS_FILE}` 上传"),
+        &format!("uploading `{name}` as PEFT's `{WEIGHTS_FILE}`"),
+    );
+    Ok(Some(made))
+}
+
+fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
     let name = match (&args.revision, args.name.named_revision()) {
         (Some(_), Some(named)) => {
