@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef, rng};
-use danlu_model::{LoraSource, ModelConfig, Projection, Weights};
+use danlu_model::{LoraSource, ModelConfig, OutputFactors, Projection, Weights};
 
 use crate::base_changes::{BaseChanges, BaseScope};
 use crate::dora::DoraFactors;
@@ -105,6 +105,8 @@ pub struct Adapter {
     pub(crate) changes: Option<BaseChanges>,
     /// Factors of DoRA on a base, by module: see [`Adapter::prepare`].
     pub(crate) factors: Option<DoraFactors>,
+    /// Whether the magnitudes of DoRA still have to be set to the norms of the base.
+    pub(crate) needs_magnitudes: bool,
 }
 
 impl Adapter {
@@ -122,13 +124,6 @@ impl Adapter {
         seed: u64,
         backend: &dyn Backend,
     ) -> Result<Self, AdapterError> {
-        if config.use_dora {
-            return Err(AdapterError::Unsupported {
-                key: "use_dora".to_owned(),
-                found: "true".to_owned(),
-                advice: "train without it: danlu runs and merges DoRA adapters, and trains none".to_owned(),
-            });
-        }
         let modules = targets::resolve(&config, model)?;
         let mut adapter = Self::zeroed(config, modules, model, backend, None);
         let mut values = Vec::new();
@@ -140,6 +135,7 @@ impl Adapter {
             values.extend(elements.map(|i| (2.0 * rng::uniform(key, i) - 1.0) * bound));
             backend.write(&mut adapter.params, module.a, &values);
         }
+        adapter.needs_magnitudes = adapter.config.use_dora;
         Ok(adapter)
     }
 
@@ -156,7 +152,17 @@ impl Adapter {
         }
         let params = backend.alloc(modules.last().map_or(0, end), Element::Exact);
         let source = source.map(Path::to_owned);
-        Self { config, params, modules, by_place, source, notes: Vec::new(), changes: None, factors: None }
+        Self {
+            config,
+            params,
+            modules,
+            by_place,
+            source,
+            notes: Vec::new(),
+            changes: None,
+            factors: None,
+            needs_magnitudes: false,
+        }
     }
 
     /// Returns the adapted projections by layer, then in the order of [`Projection`].
@@ -238,11 +244,12 @@ impl LoraSource for Adapter {
         Some(LoraRef { params: &self.params, a, b, rank, d_in, d_out, scaling })
     }
 
-    fn output_factors(&self, layer: usize, projection: Projection) -> Option<(&Buffer, usize)> {
+    fn output_factors(&self, layer: usize, projection: Projection) -> Option<OutputFactors<'_>> {
         let index = (*self.by_place.get(place(layer, projection))?)? as usize;
-        self.modules[index].magnitude?;
+        let magnitude = self.modules[index].magnitude?;
         let factors = self.factors.as_ref().expect("an adapter is prepared for its base before it runs");
-        Some((&factors.values, factors.offsets[index]))
+        let DoraFactors { values, inverse_norms, offsets } = factors;
+        Some(OutputFactors { values, inverse_norms, offset: offsets[index], magnitude })
     }
 }
 

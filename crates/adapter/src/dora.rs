@@ -9,7 +9,7 @@
 
 use std::thread;
 
-use danlu_kernels::{Buffer, Element, FamilyOperation, Matrix};
+use danlu_kernels::{Buffer, Element, FamilyOperation, Matrix, MatrixStorage};
 use danlu_model::{Decoder, ModelError};
 
 use crate::merge_rows::{Delta, add_delta};
@@ -22,18 +22,25 @@ const BLOCK_ELEMENTS: usize = 1 << 17;
 #[derive(Debug)]
 pub(crate) struct DoraFactors {
     pub values: Buffer,
+    pub inverse_norms: Buffer,
     /// Index of each module's first factor.
     pub offsets: Vec<usize>,
 }
 
 /// Returns the factor of a row of `W + scaling · B A`.
 pub(crate) fn factor(magnitude: f32, row: &[f32]) -> f32 {
-    let norm = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
-    (f64::from(magnitude) / norm) as f32
+    (f64::from(magnitude) / norm(row)) as f32
+}
+
+fn norm(row: &[f32]) -> f64 {
+    row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt()
 }
 
 impl Adapter {
     /// Computes the factors of a DoRA adapter on its base, by `threads` threads. Other adapters need no preparation.
+    ///
+    /// Training prepares an adapter for every step, because the norms change with the pairs. The first preparation of an
+    /// untrained adapter sets its magnitudes to the norms, so that it has no effect.
     ///
     /// # Errors
     /// If the back end cannot scale outputs, or a factor is not finite.
@@ -47,43 +54,83 @@ impl Adapter {
             let operation = FamilyOperation::ColumnScale;
             return Err(ModelError::MissingOperation { family, backend, operation }.into());
         }
-        let params = self.to_vec(backend)?;
-        let modules = self.modules();
-        let threads = threads.clamp(1, modules.len().max(1));
-        let of_module =
-            |module: &Module| of_module(module, &params, decoder.projection(module.layer, module.projection));
-        let parts: Vec<Vec<Vec<f32>>> = thread::scope(|scope| {
-            let part = |part: usize| {
-                let of_module = &of_module;
-                scope.spawn(move || modules.iter().skip(part).step_by(threads).map(of_module).collect())
-            };
-            let running: Vec<_> = (0..threads).map(part).collect();
-            running.into_iter().map(|part| part.join().expect("no factor panics")).collect()
-        });
-        let (mut values, mut offsets) = (Vec::new(), Vec::new());
-        for (i, module) in modules.iter().enumerate() {
-            let factors = &parts[i % threads][i / threads];
-            if let Some(element) = factors.iter().position(|factor| !factor.is_finite()) {
-                let name = format!("{}.{}", module.path(), crate::adapter::MAGNITUDE);
-                return Err(AdapterError::NotFinite { name, value: factors[element], element });
-            }
-            offsets.push(values.len());
-            values.extend_from_slice(factors);
+        let mut offsets = Vec::with_capacity(self.modules().len());
+        let mut outputs = 0;
+        for module in self.modules() {
+            offsets.push(outputs);
+            outputs += module.d_out;
         }
-        let mut buffer = backend.alloc(values.len(), Element::Exact);
-        backend.write(&mut buffer, 0, &values);
-        self.factors = Some(DoraFactors { values: buffer, offsets });
+        let reserve = || backend.alloc(outputs, Element::Exact);
+        let (mut values, mut inverse_norms) = match self.factors.take() {
+            Some(factors) => (factors.values, factors.inverse_norms),
+            None => (reserve(), reserve()),
+        };
+        let is_traced = self.modules().first().is_some_and(|module| {
+            matches!(decoder.projection(module.layer, module.projection).storage(), MatrixStorage::Opaque(_))
+        });
+        if !is_traced {
+            self.write_factors(decoder, threads, [&mut values, &mut inverse_norms])?;
+        }
+        self.factors = Some(DoraFactors { values, inverse_norms, offsets });
+        Ok(())
+    }
+
+    fn write_factors(
+        &mut self,
+        decoder: &Decoder,
+        threads: usize,
+        [values, inverse_norms]: [&mut Buffer; 2],
+    ) -> Result<(), AdapterError> {
+        let backend = &**decoder.backend();
+        let mut params = self.to_vec(backend)?;
+        let norms = norms(self.modules(), &params, decoder, threads);
+        if self.needs_magnitudes {
+            for (module, norms) in self.modules().iter().zip(&norms) {
+                let at = module.magnitude.expect("every module of a DoRA adapter has magnitudes");
+                params[at..][..norms.len()].copy_from_slice(norms);
+            }
+            backend.write(&mut self.params, 0, &params);
+            self.needs_magnitudes = false;
+        }
+        let (mut factors, mut inverse) = (Vec::new(), Vec::new());
+        for (module, norms) in self.modules().iter().zip(&norms) {
+            let at = module.magnitude.expect("every module of a DoRA adapter has magnitudes");
+            let of_module = params[at..][..norms.len()].iter().zip(norms);
+            factors.extend(of_module.map(|(m, norm)| (f64::from(*m) / f64::from(*norm)) as f32));
+            inverse.extend(norms.iter().map(|norm| 1.0 / norm));
+            let start = factors.len() - norms.len();
+            if let Some(element) = factors[start..].iter().position(|factor| !factor.is_finite()) {
+                let name = format!("{}.{}", module.path(), crate::adapter::MAGNITUDE);
+                return Err(AdapterError::NotFinite { name, value: factors[start + element], element });
+            }
+        }
+        backend.write(values, 0, &factors);
+        backend.write(inverse_norms, 0, &inverse);
         Ok(())
     }
 }
 
-/// The factors of one module, over the weight of its projection.
+/// Returns the norms of the rows of `W + scaling · B A` of each module.
+fn norms(modules: &[Module], params: &[f32], decoder: &Decoder, threads: usize) -> Vec<Vec<f32>> {
+    let threads = threads.clamp(1, modules.len().max(1));
+    let of = |module: &Module| of_module(module, params, decoder.projection(module.layer, module.projection));
+    let mut parts: Vec<_> = thread::scope(|scope| {
+        let part = |part: usize| {
+            let of = &of;
+            scope.spawn(move || modules.iter().skip(part).step_by(threads).map(of).collect::<Vec<_>>())
+        };
+        let running: Vec<_> = (0..threads).map(part).collect();
+        running.into_iter().map(|part| part.join().expect("no norm panics").into_iter()).collect()
+    });
+    (0..modules.len()).map(|i| parts[i % threads].next().expect("a part has each of its modules")).collect()
+}
+
+/// The norms of one module, over the weight of its projection.
 fn of_module(module: &Module, params: &[f32], weight: &Matrix) -> Vec<f32> {
-    let &Module { rank, d_in, d_out, scaling, a, b, magnitude, .. } = module;
-    let magnitude = magnitude.expect("every module of a DoRA adapter has magnitudes");
+    let &Module { rank, d_in, d_out, scaling, a, b, .. } = module;
     let (a, b) = (&params[a..][..rank * d_in], &params[b..][..d_out * rank]);
     let step = (BLOCK_ELEMENTS / d_in).max(1);
-    let mut factors = Vec::with_capacity(d_out);
+    let mut norms = Vec::with_capacity(d_out);
     let mut values = vec![0.0; step.min(d_out) * d_in];
     for start in (0..d_out).step_by(step) {
         let rows = start..d_out.min(start + step);
@@ -91,8 +138,7 @@ fn of_module(module: &Module, params: &[f32], weight: &Matrix) -> Vec<f32> {
         weight.rows_to_f32(rows.clone(), values);
         let b = &b[start * rank..][..rows.len() * rank];
         add_delta(values, Delta { a, b, rank, scaling, magnitude: None }, d_in);
-        let magnitudes = &params[magnitude + start..][..rows.len()];
-        factors.extend(magnitudes.iter().zip(values.chunks_exact(d_in)).map(|(m, row)| factor(*m, row)));
+        norms.extend(values.chunks_exact(d_in).map(|row| norm(row) as f32));
     }
-    factors
+    norms
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use common::{backend, config, read_model, write_model};
 use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_adapter::{Adapter, AdapterError, LoraConfig};
-use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Reference, rng};
-use danlu_model::{Batch, Decoder, LabeledSequence, Workspace};
+use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Element, Reference, rng};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, Workspace};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -130,7 +130,80 @@ fn a_missing_or_unused_magnitude_is_named() {
     for error in [load(folder.path()).unwrap_err(), Adapter::check(folder.path()).unwrap_err()] {
         assert!(error.to_string().contains("q_proj.lora_magnitude_vector"), "{error}");
     }
-    let lora = LoraConfig { use_dora: true, ..LoraConfig::new(4, 8.0) };
-    let error = Adapter::init(lora, &config(), 1, &backend()).unwrap_err();
-    assert_eq!(error.to_string(), "`use_dora` is true, which is not supported");
+}
+
+/// Returns an untrained DoRA adapter, and the decoder of its base.
+fn untrained(base: &Path) -> (Adapter, Decoder) {
+    let decoder = Decoder::load(base, Arc::new(Reference::new())).unwrap();
+    let lora =
+        LoraConfig { use_dora: true, target_modules: TARGETS.parse().unwrap(), ..LoraConfig::new(2, 4.0) };
+    let mut adapter = Adapter::init(lora, decoder.config(), 1, &**decoder.backend()).unwrap();
+    adapter.prepare(&decoder, 2).unwrap();
+    (adapter, decoder)
+}
+
+fn sequence() -> LabeledSequence {
+    let ids: Vec<u32> = (0..10).map(|i| i * 7 % 100).collect();
+    LabeledSequence { trained: (0..10).map(|i| i > 5).collect(), ids }
+}
+
+#[test]
+fn an_untrained_adapter_has_no_effect() {
+    let base = tempfile::tempdir().unwrap();
+    write_model(base.path(), 1);
+    let (adapter, decoder) = untrained(base.path());
+    let (sequence, mut work) = (sequence(), Workspace::new());
+    let batch = Batch::new([&sequence]);
+    let with = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
+    let without = decoder.logits(&mut work, &batch, None).unwrap();
+    assert!(with.iter().zip(&without).all(|(x, y)| (x - y).abs() < 1e-5));
+}
+
+/// The norms count as constants, as in PEFT: Liu et al., 2024, section 4.3.
+#[test]
+fn gradients_match_finite_differences_with_constant_norms() {
+    let base = tempfile::tempdir().unwrap();
+    write_model(base.path(), 1);
+    let (mut adapter, decoder) = untrained(base.path());
+    let backend = decoder.backend().clone();
+    let mut params = adapter.to_vec(&*backend).unwrap();
+    for module in adapter.modules() {
+        let pairs = module.a..module.magnitude.unwrap();
+        params[pairs].iter_mut().enumerate().for_each(|(i, p)| *p += 0.2 * (rng::uniform(3, i as u64) - 0.5));
+    }
+    backend.write(&mut adapter.params, 0, &params);
+    adapter.prepare(&decoder, 1).unwrap();
+    let (sequence, mut work) = (sequence(), Workspace::new());
+    let batch = Batch::new([&sequence]);
+    let mut grads = backend.alloc(params.len(), Element::Exact);
+    let lora = [LoraRows::all(&adapter, batch.rows())];
+    decoder.losses_and_gradients(&mut work, &batch, &lora, 1.0, &mut grads).unwrap();
+    let mut found = vec![0.0; params.len()];
+    backend.read(&mut found, &grads, 0).unwrap();
+    let mut loss_at = |adapter: &mut Adapter, index: usize, value: f32, prepare: bool| -> f32 {
+        backend.write(&mut adapter.params, index, &[value]);
+        if prepare {
+            adapter.prepare(&decoder, 1).unwrap();
+        }
+        let losses = decoder.losses(&mut work, &batch, Some(&*adapter)).unwrap();
+        losses.iter().sum()
+    };
+    for module in adapter.modules().to_vec() {
+        let magnitude = module.magnitude.unwrap();
+        for (index, is_magnitude) in [(module.a + 5, false), (module.b + 3, false), (magnitude + 2, true)] {
+            let (value, step) = (params[index], 2e-2);
+            let up = loss_at(&mut adapter, index, value + step, is_magnitude);
+            let down = loss_at(&mut adapter, index, value - step, is_magnitude);
+            loss_at(&mut adapter, index, value, is_magnitude);
+            let expected = (up - down) / (2.0 * step);
+            // Losses are sums in f32, and the step is finite.
+            let tolerance = 2e-3 + 0.03 * expected.abs();
+            assert!(
+                (found[index] - expected).abs() < tolerance,
+                "{}: {} {expected}",
+                module.path(),
+                found[index]
+            );
+        }
+    }
 }

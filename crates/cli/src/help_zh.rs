@@ -192,6 +192,10 @@ const TEXTS: &[(&str, &str)] = &[
         "Projections with an adapter: all-linear, names separated by commas, or a regular expression [default: all-linear]",
         "加适配器的投影：all-linear、逗号分隔的名字，或正则表达式 [默认：all-linear]",
     ),
+    (
+        "Train a magnitude for each output as well (DoRA); the dropout is then 0",
+        "同时训练每个输出的幅度（DoRA）；此时 dropout 为 0",
+    ),
     ("Scale by alpha / sqrt(rank) instead (rsLoRA)", "改按 alpha / sqrt(秩) 缩放（rsLoRA）"),
     (
         "Languages of the model card (README.md): zh, en or both [default: the language of the terminal]",

@@ -314,7 +314,7 @@ impl Context<'_> {
             "finetuning_type" | "fine_tune_type" => &["lora"],
             "adapter" => &["lora", "qlora"],
             "rl" => &[],
-            "use_dora" | "peft_use_dora" | "pissa_init" if text == "true" => &[],
+            "pissa_init" if text == "true" => &[],
             _ => return Ok(()),
         };
         if allowed.contains(&text.as_str()) {
@@ -373,6 +373,7 @@ impl Context<'_> {
             ),
             ("adapter_path", Some(folder)) if self.tool == Tool::MlxLm => taken("output", folder),
             ("mask_prompt", _) => taken("train-on-prompt", (!on).to_string()),
+            ("use_dora" | "peft_use_dora", _) => taken("use-dora", on.to_string()),
             ("num_layers" | "lora_layers", Some("-1")) => ignored("all layers, as by default"),
             ("num_layers" | "lora_layers", _) => differs(
                 "all layers get an adapter; choose layers by a regular expression in --target-modules",

@@ -109,10 +109,7 @@ const TABLE: &[(&[&str], PeerFlag)] = &[
         &["optim", "optimizer"],
         Advice("danlu has no choice of optimizers: omit it, training uses AdamW in f32"),
     ),
-    (
-        &["use-dora", "dora"],
-        Advice("danlu runs and merges DoRA adapters, and trains none: use `--use-rslora`"),
-    ),
+    (&["dora"], Same(&["use-dora"])),
     (
         &["modules-to-save", "additional-target"],
         Advice("danlu has no fully trained modules, only LoRA matrices: omit it"),

@@ -66,9 +66,9 @@ fn flags_of_other_tools_are_taken_or_answered() {
         assert!(run.contains(line), "{line}: {run}");
     }
     scene.refuses(
-        "train --use_dora true",
-        "error: unknown flag `--use-dora`\n\n\
-         hint: danlu runs and merges DoRA adapters, and trains none: use `--use-rslora`\n",
+        "train --gradient_checkpointing true",
+        "error: unknown flag `--gradient-checkpointing`\n\n\
+         hint: danlu has no switch for it: layers recompute as much as the memory needs; set `--memory-limit 8GiB`\n",
     );
     // A wrong guess is worse than none.
     let ran = scene.run("train --zzzz 1");

@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer,
-    DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
-    LoraGrads, LoraPair, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars,
-    Segment, Segments, Store,
+    ColumnProducts, DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands,
+    Indices, LoraGrads, LoraPair, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved,
+    Scalars, Segment, Segments, Store,
 };
 
 /// An operation, or a variant of one, that only some model families need.
@@ -25,7 +25,7 @@ pub enum FamilyOperation {
     HeadSoftcap,
     /// A norm that reads and writes the residual stream.
     ResidualNorm,
-    /// [`Backend::scale_columns`], which DoRA needs.
+    /// [`Backend::scale_columns`] and [`Backend::column_products`], which DoRA needs.
     ColumnScale,
 }
 
@@ -69,6 +69,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns whether gradients leave the range of the activation type unless the loss is scaled.
     fn needs_loss_scale(&self) -> bool {
         false
+    }
+
+    /// Returns whether operations compute values. A trace only counts them.
+    fn computes(&self) -> bool {
+        true
     }
 
     /// Returns whether the back end implements an operation. A decoder that needs a missing one is not built.
@@ -190,6 +195,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
         offset: usize,
         rows: Range<usize>,
         cols: usize,
+    );
+
+    /// Gradient of the magnitudes that [`scale_columns`](Backend::scale_columns) multiplies by `scale`:
+    /// `dparams[at + o] += scale[offset + o] · Σ dout[i, o] · out[i, o]` over `rows`.
+    fn column_products(
+        &self,
+        dparams: &mut Buffer,
+        at: usize,
+        operands: ColumnProducts<'_>,
+        rows: Range<usize>,
     );
 
     /// `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for backward. `out`,

@@ -71,9 +71,9 @@ pub use indices::{Indices, Segments, Uploaded};
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Bytes, Matrix, MatrixStorage};
 pub use operands::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Dropout,
-    GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment, PassSize,
-    ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Segment, Store,
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, ColumnProducts,
+    Dropout, GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment,
+    PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Segment, Store,
 };
 pub use packed_lora::PackedLora;
 pub use reference::Reference;

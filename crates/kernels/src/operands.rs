@@ -279,3 +279,18 @@ pub struct AdamW {
     /// Factor of every gradient before its use, for clipping.
     pub grad_scale: f32,
 }
+
+/// Operands of [`Backend::column_products`](crate::Backend::column_products).
+#[derive(Clone, Copy, Debug)]
+pub struct ColumnProducts<'a> {
+    /// Gradient of the scaled output, `(N, OUT)`.
+    pub dout: &'a Buffer,
+    /// The output before it was scaled, `(N, OUT)`.
+    pub out: &'a Buffer,
+    /// Factors of the sums.
+    pub scale: &'a Buffer,
+    /// Index of the first factor in `scale`.
+    pub offset: usize,
+    /// `OUT`.
+    pub cols: usize,
+}

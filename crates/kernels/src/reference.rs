@@ -6,9 +6,9 @@ use crate::attention::AttentionInputs;
 use crate::lora::LoraParams;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, LoraGrads,
-    LoraPair, Matrix, RmsnormSaved, Scalars, Store, adamw, attention, head_loss, linear, lora, rmsnorm, rope,
-    row_ops,
+    ColumnProducts, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
+    LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Store, adamw, attention, head_loss, linear, lora,
+    rmsnorm, rope, row_ops,
 };
 
 /// A back end of plain loops. It is slow; the other back ends are tested against it.
@@ -101,6 +101,19 @@ impl Backend for Reference {
     ) {
         let factors = &factors.host_slice()[offset..][..cols];
         row_ops::scale_columns(&mut out.host_slice_mut()[rows.start * cols..rows.end * cols], factors);
+    }
+
+    fn column_products(
+        &self,
+        dparams: &mut Buffer,
+        at: usize,
+        ColumnProducts { dout, out, scale, offset, cols }: ColumnProducts<'_>,
+        rows: Range<usize>,
+    ) {
+        let of = |buffer: &'_ Buffer| buffer.host_slice()[rows.start * cols..rows.end * cols].to_vec();
+        let scale = &scale.host_slice()[offset..][..cols];
+        let sums = &mut dparams.host_slice_mut()[at..][..cols];
+        row_ops::column_products(sums, (&of(dout), &of(out)), scale, 0..cols, cols);
     }
 
     fn rmsnorm_forward(

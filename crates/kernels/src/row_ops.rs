@@ -1,5 +1,7 @@
 //! Moving rows: embedding, gather and its backward, copy, add.
 
+use std::ops::Range;
+
 use crate::Matrix;
 
 /// `out[i] = scale · table[ids[i]]`, converted to f32.
@@ -43,6 +45,30 @@ pub fn scale_columns(out: &mut [f32], factors: &[f32]) {
     assert!(out.len().is_multiple_of(factors.len()), "{} elements in rows of {}", out.len(), factors.len());
     for row in out.chunks_exact_mut(factors.len()) {
         row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+    }
+}
+
+/// `sums[o] += scale[o] · Σ dout[i, o] · out[i, o]` for the columns `columns` of rows of `cols` elements. `sums` and
+/// `scale` hold these columns alone.
+///
+/// # Panics
+/// If a slice is too short.
+pub fn column_products(
+    sums: &mut [f32],
+    (dout, out): (&[f32], &[f32]),
+    scale: &[f32],
+    columns: Range<usize>,
+    cols: usize,
+) {
+    let mut totals = vec![0.0f64; columns.len()];
+    for (dout, out) in dout.chunks_exact(cols).zip(out.chunks_exact(cols)) {
+        for (total, (d, o)) in totals.iter_mut().zip(dout[columns.clone()].iter().zip(&out[columns.clone()]))
+        {
+            *total += f64::from(*d) * f64::from(*o);
+        }
+    }
+    for (sum, (total, scale)) in sums.iter_mut().zip(totals.iter().zip(scale)) {
+        *sum += (f64::from(*scale) * total) as f32;
     }
 }
 

@@ -1,18 +1,21 @@
 //! Backward pass of the decoder. It runs the operations of each block in reverse, down to the lowest
 //! adapted layer.
 
+use std::array;
 use std::mem;
+use std::ops::Range;
 
 use danlu_kernels::{
-    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, Buffer, Element, GatedGrads,
-    GatedOperands, HeadGrads, Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
+    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, Buffer, ColumnProducts,
+    Element, GatedGrads, GatedOperands, HeadGrads, Indices, ProjectGrads, ProjectGroup, ProjectSaved,
+    RmsnormSaved, Store,
 };
 
 use crate::activations::{LayerActivations, Mids};
-use crate::decoder::{Decoder, lora_segments};
+use crate::decoder::{Decoder, factor_segments, lora_segments};
 use crate::forward_pass::{ForwardPass, PassRows};
-use crate::lora::LoraRows;
-use crate::workspace::{Gradients, GrowBuffer, Workspace};
+use crate::lora::{LoraRows, OutputFactors};
+use crate::workspace::{FactorScratch, Gradients, GrowBuffer, Workspace};
 use crate::{Batch, ModelError, Projection};
 
 /// Outputs of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
@@ -159,16 +162,17 @@ impl Decoder {
         let (weights, c) = (&self.layers[layer], self.config.hidden_size);
         let dout = norm_after_backward(be, d, weights.after_mlp.as_ref(), (&act.mlp_proj, &act.mlp_rstd), n);
         let mut dact = mem::take(&mut d.act);
+        let mut scratch = mem::take(&mut d.factors);
         let down = (&[DownProj], [dout.of(d)], &act.act);
-        self.project_backward(layer, Some(&mut dact), grads, down, mid, rows);
-        d.act = dact;
+        self.project_backward(layer, (Some(&mut dact), &mut scratch), grads, down, mid, rows);
+        (d.act, d.factors) = (dact, scratch);
         let (dgate, dup, len) = (d.gate.get_mut(), d.up.get_mut(), n * self.config.intermediate_size);
         let (dact, gate, up) = (d.act.get(), act.gate.get(), act.up.get());
         let activation = self.config.architecture.activation;
         be.gated_backward(GatedGrads { dgate, dup }, dact, GatedOperands { gate, up, activation }, len);
         let inp = weights.before_mlp.as_ref().map_or(&act.res, |_| &act.norm2);
         let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], inp);
-        self.project_backward(layer, Some(&mut d.norm), grads, gate_up, mid, rows);
+        self.project_backward(layer, (Some(&mut d.norm), &mut d.factors), grads, gate_up, mid, rows);
         match &weights.before_mlp {
             Some(weight) => {
                 let saved = RmsnormSaved { inp: act.res.get(), rstd: act.rstd2.get(), weight };
@@ -179,9 +183,10 @@ impl Decoder {
         let saved = (&act.attn_proj, &act.attn_rstd);
         let dout = norm_after_backward(be, d, weights.after_attention.as_ref(), saved, n);
         let mut dattn = mem::take(&mut d.attn);
+        let mut scratch = mem::take(&mut d.factors);
         let o = (&[OProj], [dout.of(d)], attn);
-        self.project_backward(layer, Some(&mut dattn), grads, o, mid, rows);
-        d.attn = dattn;
+        self.project_backward(layer, (Some(&mut dattn), &mut scratch), grads, o, mid, rows);
+        (d.attn, d.factors) = (dattn, scratch);
     }
 
     /// Backward pass of the first half of a block. On entry, `d.attn` holds the gradient of the attention
@@ -235,7 +240,8 @@ impl Decoder {
         };
         let inp = weights.before_attention.as_ref().map_or(&act.inp, |_| &act.norm1);
         let qkv = (&[QProj, KProj, VProj], dout, inp);
-        self.project_backward(layer, wanted.then_some(&mut d.norm), grads, qkv, &act.mid, &pass.rows);
+        let dinp = (wanted.then_some(&mut d.norm), &mut d.factors);
+        self.project_backward(layer, dinp, grads, qkv, &act.mid, &pass.rows);
         if !wanted {
             return;
         }
@@ -253,7 +259,7 @@ impl Decoder {
     fn project_backward<const N: usize>(
         &self,
         layer: usize,
-        dinp: Option<&mut GrowBuffer>,
+        (dinp, scratch): (Option<&mut GrowBuffer>, &mut FactorScratch),
         dparams: &mut Buffer,
         (group, dout, inp): (&[Projection; N], [&GrowBuffer; N], &GrowBuffer),
         mid: &Mids,
@@ -262,10 +268,49 @@ impl Decoder {
         let lora = lora_segments(layer, group, rows);
         let weights = group.map(|projection| self.layers[layer].projection(projection));
         let mid = group.map(|projection| mid[projection.index()].get());
+        let factors = factor_segments(layer, group, rows);
+        let operands = ProjectGroup { weights: &weights, lora: &lora };
+        let mut dout = dout.map(GrowBuffer::get);
+        if !factors.is_empty() {
+            self.factors_backward(scratch, dparams, (dout, inp), operands, &factors, rows);
+            dout = array::from_fn(|i| scratch.dout[i].get());
+        }
         let grads = ProjectGrads { dinp: dinp.map(GrowBuffer::get_mut), store: Store::Overwrite, dparams };
         let saved = ProjectSaved { inp: inp.get(), mid: &mid };
-        let group = ProjectGroup { weights: &weights, lora: &lora };
-        self.backend.project_backward(grads, &dout.map(GrowBuffer::get), saved, group, rows.n);
+        self.backend.project_backward(grads, &dout, saved, operands, rows.n);
+    }
+
+    /// Backward of the factors of DoRA: adds the gradients of the magnitudes, and writes the gradients of the outputs
+    /// before they were scaled to `scratch.dout`. Those outputs are computed again.
+    fn factors_backward<const N: usize>(
+        &self,
+        scratch: &mut FactorScratch,
+        dparams: &mut Buffer,
+        (dout, inp): ([&Buffer; N], &GrowBuffer),
+        operands: ProjectGroup<'_>,
+        factors: &[(usize, Range<usize>, OutputFactors<'_>)],
+        rows: &PassRows<'_>,
+    ) {
+        let (be, n) = (&*self.backend, rows.n.max(rows.computed));
+        for (i, dout) in dout.iter().enumerate() {
+            let cols = operands.weights[i].rows();
+            let ranks =
+                operands.lora.iter().filter_map(|segment| segment.pairs[i].map(|pair| pair.lora.rank));
+            scratch.out[i].reserve(be, n, cols, Element::Activation);
+            scratch.mid[i].reserve(be, n, ranks.max().unwrap_or(0), Element::Activation);
+            scratch.dout[i].reserve(be, n, cols, Element::Activation);
+            be.copy_rows(scratch.dout[i].get_mut(), 0, dout, 0, rows.n, cols);
+        }
+        let mut out: Vec<&mut Buffer> = scratch.out[..N].iter_mut().map(GrowBuffer::get_mut).collect();
+        let mut mid: Vec<&mut Buffer> = scratch.mid[..N].iter_mut().map(GrowBuffer::get_mut).collect();
+        be.project(&mut out, &mut mid, inp.get(), operands, None, rows.computed);
+        for (i, rows, factors) in factors {
+            let &OutputFactors { values, inverse_norms, offset, magnitude } = factors;
+            let (out, cols) = (scratch.out[*i].get(), operands.weights[*i].rows());
+            let products = ColumnProducts { dout: dout[*i], out, scale: inverse_norms, offset, cols };
+            be.column_products(dparams, magnitude, products, rows.clone());
+            be.scale_columns(scratch.dout[*i].get_mut(), values, offset, rows.clone(), cols);
+        }
     }
 }
 

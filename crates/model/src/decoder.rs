@@ -30,7 +30,7 @@ use danlu_kernels::{
 use crate::Architecture;
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::forward_pass::{ForwardPass, PassRows};
-use crate::lora::{LoraRows, LoraSource};
+use crate::lora::{LoraRows, LoraSource, OutputFactors};
 use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
 use crate::{
     ActivationPolicy, Batch, KvCache, LayerRope, ModelConfig, ModelError, Projection, Quantization,
@@ -638,20 +638,12 @@ impl Decoder {
         let operands = ProjectGroup { weights: &weights, lora: &lora };
         let residual = residual.map(GrowBuffer::get);
         let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
-        let factors: Vec<_> = rows
-            .lora
-            .iter()
-            .flat_map(|lora| {
-                let of =
-                    |(i, &projection)| Some((i, &lora.rows, lora.source.output_factors(layer, projection)?));
-                group.iter().enumerate().filter_map(of)
-            })
-            .collect();
+        let factors = factor_segments(layer, group, rows);
         // Factors apply before the residual is added.
         let fused = residual.filter(|_| factors.is_empty());
         be.project(&mut out, &mut mid, inp.get(), operands, fused, rows.computed);
-        for (i, rows, (factors, offset)) in &factors {
-            be.scale_columns(out[*i], factors, *offset, (*rows).clone(), weights[*i].rows());
+        for (i, rows, factors) in &factors {
+            be.scale_columns(out[*i], factors.values, factors.offset, rows.clone(), weights[*i].rows());
         }
         if let Some(residual) = residual.filter(|_| !factors.is_empty()) {
             be.add(out[0], residual, rows.n * weights[0].rows());
@@ -701,6 +693,22 @@ impl Decoder {
             None => Ok(()),
         }
     }
+}
+
+/// Returns the factors of each adapter of `rows` for the projections of a group: the index of the projection, the rows,
+/// and the factors.
+pub(crate) fn factor_segments<'a>(
+    layer: usize,
+    group: &[Projection],
+    rows: &'a PassRows<'_>,
+) -> Vec<(usize, Range<usize>, OutputFactors<'a>)> {
+    let of_adapter = |lora: &'a LoraRows<'_>| {
+        let of = move |(i, &projection): (usize, &Projection)| {
+            Some((i, lora.rows.clone(), lora.source.output_factors(layer, projection)?))
+        };
+        group.iter().enumerate().filter_map(of).collect::<Vec<_>>()
+    };
+    rows.lora.iter().flat_map(of_adapter).collect()
 }
 
 fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {

@@ -6,14 +6,28 @@ use danlu_kernels::{Buffer, Dropout, LoraRef, PackedLora, rng};
 
 use crate::Projection;
 
+/// Factors of the outputs of one projection: magnitude divided by norm. The norm counts as a constant in the backward
+/// pass.
+#[derive(Clone, Copy, Debug)]
+pub struct OutputFactors<'a> {
+    /// The factors of all modules.
+    pub values: &'a Buffer,
+    /// The inverse norms of all modules.
+    pub inverse_norms: &'a Buffer,
+    /// Index of the first output in both buffers.
+    pub offset: usize,
+    /// Index of the first magnitude in the adapter's parameters.
+    pub magnitude: usize,
+}
+
 /// A source of low-rank matrices for projections, such as an adapter.
 pub trait LoraSource: Send + Sync {
     /// Returns the matrices `A` and `B` for `projection` of `layer`, if it is adapted.
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
 
-    /// Returns the factors of the outputs of `projection` of `layer` if the adapter is DoRA: a buffer, and the index of
-    /// the first factor. They apply to the sum of base and low-rank update, without bias.
-    fn output_factors(&self, _layer: usize, _projection: Projection) -> Option<(&Buffer, usize)> {
+    /// Returns the factors of the outputs of `projection` of `layer` if the adapter is DoRA. They apply to the sum of
+    /// base and low-rank update, without bias.
+    fn output_factors(&self, _layer: usize, _projection: Projection) -> Option<OutputFactors<'_>> {
         None
     }
 
@@ -29,7 +43,7 @@ impl<T: LoraSource + ?Sized> LoraSource for &T {
         (**self).pair(layer, projection)
     }
 
-    fn output_factors(&self, layer: usize, projection: Projection) -> Option<(&Buffer, usize)> {
+    fn output_factors(&self, layer: usize, projection: Projection) -> Option<OutputFactors<'_>> {
         (**self).output_factors(layer, projection)
     }
 

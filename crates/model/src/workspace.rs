@@ -69,6 +69,17 @@ pub(crate) struct Gradients {
     pub gate: GrowBuffer,
     pub up: GrowBuffer,
     pub act: GrowBuffer,
+    pub factors: FactorScratch,
+}
+
+/// Buffers for the backward pass of DoRA, for up to three projections of one input.
+#[derive(Debug, Default)]
+pub(crate) struct FactorScratch {
+    /// Outputs before they are scaled, and their low-rank intermediate values.
+    pub out: [GrowBuffer; 3],
+    pub mid: [GrowBuffer; 3],
+    /// Gradients of these outputs.
+    pub dout: [GrowBuffer; 3],
 }
 
 /// A grow-only buffer.

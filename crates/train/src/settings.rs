@@ -42,6 +42,8 @@ pub struct TrainSettings {
     pub target_modules: TargetModules,
     /// Divide alpha by the square root of the rank.
     pub use_rslora: bool,
+    /// Whether each output of a projection has a trained magnitude (DoRA). Requires a dropout of 0.
+    pub use_dora: bool,
 
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -115,6 +117,7 @@ impl Default for TrainSettings {
             lora_dropout: 0.1,
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
+            use_dora: false,
             learning_rate: 1e-4,
             lr_scheduler_type: LrSchedulerType::Linear,
             warmup_ratio: 0.0,
@@ -259,6 +262,8 @@ impl TrainSettings {
         check(self.lora_r >= 1, "lora_r", self.lora_r, "at least 1")?;
         positive("lora_alpha", self.lora_alpha)?;
         share("lora_dropout", self.lora_dropout)?;
+        let is_dropless = !self.use_dora || self.lora_dropout == 0.0;
+        check(is_dropless, "lora_dropout", self.lora_dropout, "0 with `use_dora`")?;
         positive("learning_rate", self.learning_rate)?;
         let ratio = (0.0..=1.0).contains(&self.warmup_ratio);
         check(ratio, "warmup_ratio", self.warmup_ratio, "between 0 and 1")?;
@@ -359,6 +364,7 @@ impl TrainSettings {
         LoraConfig {
             lora_dropout: self.lora_dropout,
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
             target_modules: self.target_modules.clone(),
             base_model_name_or_path: Some(base_name.to_owned()),
             ..LoraConfig::new(self.lora_r, self.lora_alpha)

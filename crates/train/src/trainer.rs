@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use danlu_adapter::Adapter;
@@ -238,6 +239,7 @@ impl Trainer {
     fn gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         let scale = self.scale();
         let backend = self.decoder.backend().clone();
+        self.adapter.prepare(&self.decoder, available_threads())?;
         let parameters = self.adapter.num_parameters();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         backend.zero(&mut self.grads, parameters);
@@ -346,6 +348,7 @@ impl Trainer {
     /// If no token carries a loss, or a token id is outside the vocabulary.
     pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalMetrics, TrainError> {
         let start = Instant::now();
+        self.adapter.prepare(&self.decoder, available_threads())?;
         let (mut sum, mut tokens) = (0.0, 0);
         for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {
             let batch = Batch::new(group);
@@ -453,6 +456,10 @@ impl Trainer {
             state.log_history.push(LogEntry::Train { epoch, grad_norm, learning_rate, loss, step });
         }
     }
+}
+
+fn available_threads() -> usize {
+    thread::available_parallelism().map_or(1, Into::into)
 }
 
 fn dropout(settings: &TrainSettings, step: u64, micro: usize, part: usize) -> Option<DropoutPlan> {

@@ -25,6 +25,9 @@ pub struct AdapterArgs {
     /// Scale by alpha / sqrt(rank) instead (rsLoRA)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
     pub use_rslora: Option<bool>,
+    /// Train a magnitude for each output as well (DoRA); the dropout is then 0
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
+    pub use_dora: Option<bool>,
 }
 
 impl AdapterArgs {
@@ -35,6 +38,10 @@ impl AdapterArgs {
         set(&mut settings.lora_dropout, &self.lora_dropout);
         set(&mut settings.target_modules, &self.target_modules);
         set(&mut settings.use_rslora, &self.use_rslora);
+        set(&mut settings.use_dora, &self.use_dora);
+        if settings.use_dora && self.lora_dropout.is_none() {
+            settings.lora_dropout = 0.0;
+        }
     }
 }
 

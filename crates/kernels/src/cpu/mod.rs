@@ -23,9 +23,9 @@ use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, Isa,
-    LoraGrads, LoraPair, Matrix, ProjectGroup, RmsnormSaved, Scalars, Segment, Store, adamw, attention,
-    rmsnorm, rope, row_ops,
+    ColumnProducts, DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands,
+    Indices, Isa, LoraGrads, LoraPair, Matrix, ProjectGroup, RmsnormSaved, Scalars, Segment, Store, adamw,
+    attention, rmsnorm, rope, row_ops,
 };
 
 /// Options of a [`Cpu`].
@@ -255,6 +255,25 @@ impl Backend for Cpu {
         self.pool.over_rows(rows.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             row_ops::scale_columns(unsafe { out.range(flat(&range, cols)) }, factors);
+        });
+    }
+
+    fn column_products(
+        &self,
+        dparams: &mut Buffer,
+        at: usize,
+        ColumnProducts { dout, out, scale, offset, cols }: ColumnProducts<'_>,
+        rows: Range<usize>,
+    ) {
+        let elements = rows.start * cols..rows.end * cols;
+        let operands = (&dout.host_slice()[elements.clone()], &out.host_slice()[elements]);
+        let scale = &scale.host_slice()[offset..][..cols];
+        let sums = DisjointSlice::new(&mut dparams.host_slice_mut()[at..][..cols]);
+        // Each thread sums its own columns, so the number of threads changes no bit.
+        self.pool.over_rows(cols, rows.len(), |columns| {
+            // SAFETY: the ranges of one region are disjoint.
+            let sums = unsafe { sums.range(columns.clone()) };
+            row_ops::column_products(sums, operands, &scale[columns.clone()], columns, cols);
         });
     }
 

@@ -20,9 +20,9 @@ use crate::cpu::pool::lock;
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, GatedGrads, GatedOperands, HeadGrads,
-    HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, PassSize, ProjectGrads, ProjectGroup,
-    ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
+    ColumnProducts, DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, GatedGrads, GatedOperands,
+    HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, PassSize, ProjectGrads,
+    ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
 /// Most rows whose logits the loss head computes at a time.
@@ -669,6 +669,16 @@ impl Backend for Cuda {
         let shape = (rows.len(), cols);
         let dtype = out.dtype();
         ops::rows::scale_columns(&self.device, dtype, row_range(out, &rows, cols), factors, shape);
+    }
+
+    fn column_products(
+        &self,
+        _dparams: &mut Buffer,
+        _at: usize,
+        _operands: ColumnProducts<'_>,
+        _rows: Range<usize>,
+    ) {
+        panic!("{MISSING_KERNEL}");
     }
 
     fn rmsnorm_forward(

@@ -15,8 +15,8 @@ pub use self::ledger::{Footprint, ScratchBytes, ScratchPool};
 use crate::lora::LoraDims;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    CpuOptions, DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
-    LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Segment, Store,
+    ColumnProducts, CpuOptions, DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads,
+    HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Segment, Store,
 };
 
 /// The back end whose memory a [`Trace`] records.
@@ -207,6 +207,10 @@ impl Backend for Trace {
         self.target.row_invariant_from()
     }
 
+    fn computes(&self) -> bool {
+        false
+    }
+
     fn supports(&self, operation: FamilyOperation) -> bool {
         self.target.supports(operation)
     }
@@ -295,6 +299,20 @@ impl Backend for Trace {
         check(out, rows.end * cols);
         check(factors, offset + cols);
         self.ledger.add_flops((rows.len() * cols) as u64);
+    }
+
+    fn column_products(
+        &self,
+        dparams: &mut Buffer,
+        at: usize,
+        ColumnProducts { dout, out, scale, offset, cols }: ColumnProducts<'_>,
+        rows: Range<usize>,
+    ) {
+        check(dparams, at + cols);
+        check(scale, offset + cols);
+        check(dout, rows.end * cols);
+        check(out, rows.end * cols);
+        self.ledger.add_flops(2 * (rows.len() * cols) as u64);
     }
 
     fn rmsnorm_forward(
