@@ -618,6 +618,7 @@ pub const HINTS: &[(&str, &str)] = &[
         "lower `--kv-cache-memory`, `--adapter-memory` or `--max-num-seqs`",
         "减小 `--kv-cache-memory`、`--adapter-memory` 或 `--max-num-seqs`",
     ),
+    (
         "download it first, for example with `curl -LO URL`, and name the file",
         "请先下载，例如用 `curl -LO URL`，再给出文件名",
     ),
