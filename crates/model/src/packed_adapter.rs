@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use danlu_kernels::{Backend, Buffer, LoraRef, PackedLora};
+use danlu_kernels::{Backend, LoraRef, PackedLora};
 
-use crate::{LoraSource, ModelConfig, Projection};
+use crate::{LoraSource, ModelConfig, OutputFactors, Projection};
 
 /// An adapter with a packed copy of its matrices. Replies do not change by a bit. A step with many adapters
 /// takes less time, see [`PackedLora`].
@@ -40,7 +40,7 @@ impl LoraSource for PackedAdapter {
         self.source.pair(layer, projection)
     }
 
-    fn output_factors(&self, layer: usize, projection: Projection) -> Option<(&Buffer, usize)> {
+    fn output_factors(&self, layer: usize, projection: Projection) -> Option<OutputFactors<'_>> {
         self.source.output_factors(layer, projection)
     }
 
