@@ -49,7 +49,13 @@ impl Adapter {
             return Ok(());
         }
         let backend = &**decoder.backend();
-        if !backend.supports(FamilyOperation::ColumnScale) {
+        let is_on_device = backend.computes()
+            && self.modules().first().is_some_and(|module| {
+                let weight = decoder.projection(module.layer, module.projection);
+                matches!(weight.storage(), MatrixStorage::Opaque(_))
+            });
+        // The norms are computed from weights in host memory.
+        if is_on_device || !backend.supports(FamilyOperation::ColumnScale) {
             let (family, backend) = ("dora".to_owned(), backend.name());
             let operation = FamilyOperation::ColumnScale;
             return Err(ModelError::MissingOperation { family, backend, operation }.into());
@@ -65,10 +71,8 @@ impl Adapter {
             Some(factors) => (factors.values, factors.inverse_norms),
             None => (reserve(), reserve()),
         };
-        let is_traced = self.modules().first().is_some_and(|module| {
-            matches!(decoder.projection(module.layer, module.projection).storage(), MatrixStorage::Opaque(_))
-        });
-        if !is_traced {
+        // A trace has no weights, and needs the buffers only.
+        if backend.computes() {
             self.write_factors(decoder, threads, [&mut values, &mut inverse_norms])?;
         }
         self.factors = Some(DoraFactors { values, inverse_norms, offsets });

@@ -533,4 +533,5 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "cannot go on serving: the engine or the HTTP thread has ended",
         "无法继续提供服务：引擎或 HTTP 线程已结束",
     ),
+    ("cannot compute in f16 on the CPU", "CPU 上不能用 f16 计算"),
 ];
