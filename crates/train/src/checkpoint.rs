@@ -227,6 +227,28 @@ pub fn latest_whole_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainEr
     Ok(newest_first.find(|path| check_whole(path).is_ok()))
 }
 
+/// The course of a run up to its newest intact checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunHistory {
+    /// Measurements of each step.
+    pub steps: Vec<StepMetrics>,
+    /// Step and held-out loss of each evaluation.
+    pub evaluations: Vec<(u64, f64)>,
+}
+
+impl RunHistory {
+    /// Reads the history from the output folder of a run. Returns `None` without an intact checkpoint.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or does not match its checkpoint.
+    pub fn read(output: &Path) -> Result<Option<Self>, TrainError> {
+        let Some(checkpoint) = latest_whole_checkpoint(output)? else { return Ok(None) };
+        let state: TrainerState = read_json(&checkpoint.join(TRAINER_STATE_FILE))?;
+        let steps = read_history(&checkpoint.join(HISTORY_FILE), state.global_step)?;
+        Ok(Some(Self { steps, evaluations: state.evaluations() }))
+    }
+}
+
 /// Checks the format of a checkpoint and the checksums of its files.
 fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     let listed = checksums::are_in(checkpoint);

@@ -56,7 +56,7 @@ mod trainer;
 mod trainer_state;
 
 pub use atomic_folder::sweep_leftovers;
-pub use checkpoint::{Resumed, latest_whole_checkpoint};
+pub use checkpoint::{Resumed, RunHistory, latest_whole_checkpoint};
 pub use data_order::DataPosition;
 pub use error::{Difference, TrainError};
 pub use fingerprint::ExamplesFingerprint;

@@ -1,5 +1,6 @@
 //! A line chart as inline SVG: axes, faint and solid lines, points, and data for tooltips.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use serde_json::json;
@@ -42,9 +43,9 @@ impl Style {
 /// One quantity over the steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub style: Style,
-    /// A colour of the page: `a`, `b` or `c`.
+    /// A colour of the page: `a` to `f`.
     pub colour: char,
     pub points: Vec<(f64, f64)>,
 }
@@ -94,7 +95,7 @@ impl Chart {
         );
         let mut left = MARGIN_LEFT;
         for s in &series {
-            let (class, colour, end, name) = (s.style.class(), s.colour, left + 22.0, escape(s.name));
+            let (class, colour, end, name) = (s.style.class(), s.colour, left + 22.0, escape(&s.name));
             let (line, text) = (-KEY / 2.0 + 4.0, left + 28.0);
             let _ = write!(
                 svg,
@@ -168,7 +169,7 @@ fn draw(svg: &mut String, series: &Series, x: &Axis, y: &Axis) {
     let colour = series.colour;
     let _ = write!(svg, r#"<path class="{class} {colour}" d="{path}"/>"#);
     if series.style == Style::Points || series.points.len() == 1 {
-        let name = escape(series.name);
+        let name = escape(&series.name);
         for &(px, py) in &series.points {
             let (cx, cy, value) = (x.place(px), y.place(py), number(py));
             let _ = write!(
@@ -280,7 +281,7 @@ mod tests {
     use super::*;
 
     fn chart(points: Vec<(f64, f64)>) -> String {
-        let series = Series { name: "loss", style: Style::Line, colour: 'a', points };
+        let series = Series { name: "loss".into(), style: Style::Line, colour: 'a', points };
         Chart {
             label: "l",
             x_label: "s",
@@ -316,7 +317,12 @@ mod tests {
 
     #[test]
     fn a_file_stands_alone_and_asks_for_nothing() {
-        let series = |name, style| Series { name, style, colour: 'a', points: vec![(1.0, 2.0), (2.0, 1.0)] };
+        let series = |name: &'static str, style| Series {
+            name: name.into(),
+            style,
+            colour: 'a',
+            points: vec![(1.0, 2.0), (2.0, 1.0)],
+        };
         let chart = Chart {
             label: "a <b>",
             x_label: "步",

@@ -53,6 +53,16 @@ pub(crate) struct Labels {
     pub settings: &'static str,
     pub not_set: &'static str,
     pub made_by: &'static str,
+    pub left: &'static str,
+    pub comparison: &'static str,
+    pub results: &'static str,
+    pub best_held_out: &'static str,
+    pub last_held_out: &'static str,
+    pub time: &'static str,
+    pub held_out_note: &'static str,
+    pub smoothed_note: &'static str,
+    pub differences: &'static str,
+    pub no_differences: &'static str,
 }
 
 static EN: Labels = Labels {
@@ -98,6 +108,16 @@ static EN: Labels = Labels {
     settings: "Settings",
     not_set: "not set",
     made_by: "Made by",
+    left: "time left",
+    comparison: "Comparison of runs",
+    results: "Results",
+    best_held_out: "Lowest held-out loss",
+    last_held_out: "Last held-out loss",
+    time: "Time",
+    held_out_note: "Lower is better. A curve that turns upwards has learned its training records by heart.",
+    smoothed_note: "Smoothed over several steps. A low training loss alone does not make a good model.",
+    differences: "What differs",
+    no_differences: "All settings are equal.",
 };
 
 static ZH: Labels = Labels {
@@ -142,4 +162,14 @@ static ZH: Labels = Labels {
     settings: "设置",
     not_set: "未设置",
     made_by: "生成工具：",
+    left: "还剩",
+    comparison: "训练对比",
+    results: "结果",
+    best_held_out: "最低的留出集损失",
+    last_held_out: "最后的留出集损失",
+    time: "用时",
+    held_out_note: "越低越好。曲线掉头向上，说明模型在死记训练数据。",
+    smoothed_note: "取了若干步的平均。只是训练损失低，不代表模型好。",
+    differences: "不同的设置",
+    no_differences: "设置完全相同。",
 };

@@ -1,6 +1,7 @@
 //! `report.html`: the run as one self-contained page, which loads nothing.
 
 mod chart;
+mod comparison;
 mod labels;
 
 use std::fmt::Write as _;
@@ -15,11 +16,14 @@ use chart::{Chart, Series, Style};
 use labels::Labels;
 
 pub(crate) use chart::number;
+pub use comparison::{ComparedRun, compare};
+
+/// Seconds between two reloads of the page of a running training.
+const REFRESH_SECONDS: u64 = 5;
 
 /// Returns the complete page, including style, script and charts. Names, replies and settings are escaped.
 pub fn render(run: &RunSummary, language: Language) -> String {
     let l = language.labels();
-    let (title, name) = (l.title, escape(&run.adapter_name));
     let body = [
         header(run, l),
         tiles(run, l),
@@ -29,29 +33,77 @@ pub fn render(run: &RunSummary, language: Language) -> String {
         data(run, l),
         settings(run, l),
     ];
+    let made = format!("{} · {}", run.version, run.backend);
+    document(l, &title(run, l), &body.concat(), &made, None)
+}
+
+/// Returns the page of a run that has taken some of its `total` steps. A browser reloads it.
+pub fn render_running(run: &RunSummary, total: u64, language: Language) -> String {
+    let l = language.labels();
+    let body = [
+        header(run, l),
+        progress(run, total, l),
+        tiles(run, l),
+        charts(run, l),
+        data(run, l),
+        settings(run, l),
+    ];
+    let made = format!("{} · {}", run.version, run.backend);
+    document(l, &title(run, l), &body.concat(), &made, Some(REFRESH_SECONDS))
+}
+
+/// Returns a page for a run that has no report yet. A browser reloads it.
+pub fn waiting(name: &str, text: &str, language: Language) -> String {
+    let l = language.labels();
+    let (name, text) = (escape(name), escape(text));
+    let body = format!("<header><p>{}</p><h1>{name}</h1></header>\n<p class=\"note\">{text}</p>\n", l.title);
+    let title = format!("{name} · {}", l.title);
+    document(l, &title, &body, env!("CARGO_PKG_VERSION"), Some(REFRESH_SECONDS))
+}
+
+fn title(run: &RunSummary, l: &Labels) -> String {
+    format!("{} · {}", escape(&run.adapter_name), l.title)
+}
+
+/// Returns the page around `body`. `title` is escaped already, `made` is not.
+fn document(l: &Labels, title: &str, body: &str, made: &str, refresh: Option<u64>) -> String {
     let (style, script) = (include_str!("page.css"), include_str!("page.js"));
-    let (lang, body, made_by) = (l.html_lang, body.concat(), l.made_by);
-    let (version, backend) = (escape(&run.version), escape(&run.backend));
+    let (lang, made_by, made) = (l.html_lang, l.made_by, escape(made));
+    let refresh = refresh
+        .map_or_else(String::new, |seconds| format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">\n"));
     format!(
         r#"<!doctype html>
 <html lang="{lang}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{name} · {title}</title>
+{refresh}<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{title}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <main>
-{body}<footer>{made_by} danlu {version} · {backend}</footer>
+{body}<footer>{made_by} danlu {made}</footer>
 </main>
 <script>
 {script}</script>
 </body>
 </html>
 "#
+    )
+}
+
+/// The bar of a running training.
+fn progress(run: &RunSummary, total: u64, l: &Labels) -> String {
+    let done = run.steps.last().map_or(0, |step| step.step);
+    let percent = 100.0 * done as f64 / total.max(1) as f64;
+    let per_step = run.seconds() / run.steps.len().max(1) as f64;
+    let left = duration(per_step * total.saturating_sub(done) as f64);
+    let (done, total, of, time) = (thousands(done), thousands(total), l.steps, l.left);
+    format!(
+        "<section class=\"progress\"><div><i style=\"width:{percent:.1}%\"></i></div>\
+         <p class=\"note\">{done} / {total} {of} · {time} {left}</p></section>\n"
     )
 }
 
@@ -131,9 +183,9 @@ fn losses(run: &RunSummary, l: &'static Labels) -> Chart {
     let loss = over(run, |s| s.loss);
     let held_out = run.evaluations.iter().map(|&(step, loss)| (step as f64, loss)).collect();
     let series = vec![
-        Series { name: l.raw, style: Style::Faint, colour: 'a', points: loss.clone() },
-        Series { name: l.smoothed, style: Style::Line, colour: 'a', points: smoothed(&loss) },
-        Series { name: l.held_out, style: Style::Points, colour: 'b', points: held_out },
+        Series { name: l.raw.into(), style: Style::Faint, colour: 'a', points: loss.clone() },
+        Series { name: l.smoothed.into(), style: Style::Line, colour: 'a', points: smoothed(&loss) },
+        Series { name: l.held_out.into(), style: Style::Points, colour: 'b', points: held_out },
     ];
     Chart { label: l.loss, x_label: l.step, width: 940.0, height: 340.0, from_zero: false, series }
 }
@@ -147,13 +199,13 @@ fn charts(run: &RunSummary, l: &'static Labels) -> String {
         width: 460.0,
         height: 230.0,
         from_zero: true,
-        series: vec![Series { name: label, style, colour, points }],
+        series: vec![Series { name: label.into(), style, colour, points }],
     };
     let mut speed =
         narrow(l.tokens_per_second, Style::Faint, 'c', over(|s| s.tokens as f64 / s.seconds.max(1e-9)));
     let line = smoothed(&speed.series[0].points);
-    speed.series[0].name = l.raw;
-    speed.series.push(Series { name: l.smoothed, style: Style::Line, colour: 'c', points: line });
+    speed.series[0].name = l.raw.into();
+    speed.series.push(Series { name: l.smoothed.into(), style: Style::Line, colour: 'c', points: line });
     let rate = narrow(l.learning_rate, Style::Line, 'b', over(|s| s.learning_rate));
     let (loss, rate, speed) =
         (figure(&wide, l.loss_note, true), figure(&rate, "", false), figure(&speed, "", false));
@@ -173,7 +225,7 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
     if key {
         let item = |s: &Series| {
             let class = s.style.class();
-            format!("<li><i class=\"{class} {}\"></i>{}</li>", s.colour, s.name)
+            format!("<li><i class=\"{class} {}\"></i>{}</li>", s.colour, escape(&s.name))
         };
         let items: String = chart.series.iter().filter(|s| !s.points.is_empty()).map(item).collect();
         let _ = write!(head, "<ul class=\"key\">{items}</ul>");
