@@ -293,7 +293,7 @@ fn toml_value(text: &str) -> toml::Value {
 /// The long flags that a file may set.
 fn flags(command: &Command) -> impl Iterator<Item = &str> {
     let own = command.get_arguments().filter_map(|arg| arg.get_long());
-    own.filter(|flag| !["config", "help", "json", "resume-or-start", "version"].contains(flag))
+    own.filter(|flag| !["config", "help", "json", "open", "resume-or-start", "version"].contains(flag))
 }
 
 /// Converts a value to arguments. `Err` names the kind of a value that no flag accepts.

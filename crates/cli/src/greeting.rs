@@ -12,7 +12,7 @@ const COMMANDS: [(&str, &str, &str); 3] = [
         "用内置的小模型走完全程，约一分钟",
         "train a first adapter on a built-in model, in about a minute",
     ),
-    ("danlu data get", "写出一份练手用的数据", "write a data set for a first training"),
+    ("danlu new", "回答五个问题，训练自己的角色", "answer five questions, and train your own character"),
     ("danlu explain", "微调术语，每个一屏讲清楚", "learn the terms of fine-tuning, one screen each"),
 ];
 

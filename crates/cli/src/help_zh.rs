@@ -113,12 +113,12 @@ const TEXTS: &[(&str, &str)] = &[
         "Train, compare, merge and chat with an adapter on the embedded base, in about a minute",
         "用内置基座走完训练、比较、合并、对话的全过程，约一分钟",
     ),
-    ("Check, preview or convert training data", "检查、预览或转换训练数据"),
+    ("Check, preview, convert or get training data", "检查、预览、转换或获取训练数据"),
     ("Translate a configuration file of another tool", "翻译其他工具的配置文件"),
     ("Fine-tune a LoRA adapter on your data", "用你的数据训练 LoRA 适配器"),
     (
-        "Predict the memory of a training run before anything is loaded; takes the flags of train",
-        "预测训练所需的内存，不加载权重；参数与 train 相同",
+        "Predict memory and time of a training run before anything is loaded; takes the flags of train",
+        "预测训练所需的内存和时间，不加载权重；参数与 train 相同",
     ),
     (
         "Compare base and adapter, or two models, on held-out data",
@@ -361,6 +361,48 @@ const TEXTS: &[(&str, &str)] = &[
     (
         "Output file [default: the data set's own name, in this folder]",
         "输出文件 [默认：当前文件夹里，与数据集同名]",
+    ),
+    (
+        "Plan for a known shape instead of a base: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b",
+        "按已知的形状预测，不需要基座：base-8m、base-28m、llama-125m、llama-3.2-1b 或 llama-3-8b",
+    ),
+    (
+        "Answer five questions, get a run with its forecast, and start it",
+        "回答五个问题，得到一份带预测的训练方案，并开始训练",
+    ),
+    ("Answers", "回答"),
+    ("Language of the data: zh or en [default: asked]", "数据的语言：zh 或 en [默认：询问]"),
+    (
+        "Base model: demo, a folder or a Hub name [default: asked]",
+        "基座模型：demo、文件夹或 Hub 上的名字 [默认：询问]",
+    ),
+    (
+        "Training data: a file, or a data set of `danlu data get` [default: asked]",
+        "训练数据：文件，或 `danlu data get` 的数据集 [默认：询问]",
+    ),
+    (
+        "One sentence that says who the model is; it becomes the system message [default: asked]",
+        "一句话说明模型是谁，作为系统消息 [默认：询问]",
+    ),
+    (
+        "Time and memory that the run may take, such as '30m 4GiB' [default: asked]",
+        "训练最多用多少时间和内存，如 '30m 4GiB' [默认：询问]",
+    ),
+    (
+        "Configuration file to write [default: run.toml, or the next free run-N.toml]",
+        "要写的配置文件 [默认：run.toml，或下一个空闲的 run-N.toml]",
+    ),
+    (
+        "Show the report of a run in a browser, live, or compare several runs on one page",
+        "在浏览器里看训练报告（训练时自动刷新），或在一页里对比几次训练",
+    ),
+    ("Output folders of runs; several are compared on one page", "训练的输出文件夹；给出多个则在一页里对比"),
+    ("Write the page to a file instead of serving it", "把页面写到文件，而不是在本机提供"),
+    ("Port on 127.0.0.1; 0 for any free one", "127.0.0.1 上的端口；0 表示任选一个空闲的"),
+    ("Open the page in a browser", "在浏览器里打开页面"),
+    (
+        "Open report.html in a browser during the run; the page reloads itself",
+        "训练时在浏览器里打开 report.html；页面会自动刷新",
     ),
     ("Data files", "数据文件"),
     ("Data file", "数据文件"),

@@ -5,6 +5,7 @@
 
 mod allocator;
 mod args;
+mod browser;
 mod bus_error;
 mod chart;
 mod clap_error;
@@ -40,8 +41,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use args::compute::available_cores;
 use commands::{
-    bench, card, chat, compare, completions, config, data, demo, doctor, explain, hub, merge, plan, quantize,
-    serve, train,
+    bench, card, chat, compare, completions, config, data, demo, doctor, explain, hub, merge, new, plan,
+    quantize, report, serve, train,
 };
 use diagnostic::Result;
 use lang::Lang;
@@ -83,7 +84,10 @@ enum Command {
     /// Train, compare, merge and chat with an adapter on the embedded base, in about a minute
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
-    /// Check, preview or convert training data
+    /// Answer five questions, get a run with its forecast, and start it
+    #[command(after_help = new::EXAMPLES)]
+    New(new::NewArgs),
+    /// Check, preview, convert or get training data
     #[command(subcommand, after_help = data::EXAMPLES)]
     Data(data::DataCommand),
     /// Translate a configuration file of another tool
@@ -92,9 +96,12 @@ enum Command {
     /// Fine-tune a LoRA adapter on your data
     #[command(after_help = train::EXAMPLES, allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
-    /// Predict the memory of a training run before anything is loaded; takes the flags of train
+    /// Predict memory and time of a training run before anything is loaded; takes the flags of train
     #[command(after_help = plan::EXAMPLES, allow_negative_numbers = true)]
     Plan(Box<plan::PlanArgs>),
+    /// Show the report of a run in a browser, live, or compare several runs on one page
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::ReportArgs),
     /// Compare base and adapter, or two models, on held-out data
     #[command(after_help = compare::EXAMPLES, allow_negative_numbers = true)]
     Compare(compare::CompareArgs),
@@ -229,6 +236,7 @@ fn report(diagnostic: &diagnostic::Diagnostic, printer: &Printer) -> ExitCode {
 fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Result<()> {
     match command {
         Command::Demo(args) => demo::run(args, printer),
+        Command::New(args) => new::run(args, printer),
         Command::Data(command) => data::run(command, printer),
         Command::Config(command) => config::run(command, printer),
         Command::Train(_) => {
@@ -238,8 +246,9 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         }
         Command::Plan(args) => {
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
-            plan::run(&train::RunConfig::resolve_plan(own)?, args.device_memory, args.train.json, printer)
+            plan::run(args, own, printer)
         }
+        Command::Report(args) => report::run(args, printer),
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
         Command::Serve(args) => serve::run(args, printer),

@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::process::Stdio;
 
 use common::{Ran, Scene};
 
@@ -11,7 +12,7 @@ use common::{Ran, Scene};
 fn danlu_alone_greets_and_names_three_commands() {
     let scene = Scene::new();
     let english = scene.ok("");
-    for command in ["danlu demo", "danlu data get", "danlu explain"] {
+    for command in ["danlu demo", "danlu new", "danlu explain"] {
         assert!(english.out.contains(command), "{}", english.out);
     }
     assert_eq!(english.err, "");
@@ -95,4 +96,72 @@ fn a_local_folder_named_demo_is_not_the_embedded_base() {
     let refused = scene.run("data check data.json --base demo");
     assert_eq!(refused.code, 1, "{}", refused.out);
     assert!(!scene.path("cache").exists());
+}
+
+/// Runs `danlu new` with lines on stdin.
+fn answer(scene: &Scene, line: &str, answers: &str) -> Ran {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let mut child = scene
+        .command(&args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(answers.as_bytes()).unwrap();
+    Ran::of(child.wait_with_output().unwrap())
+}
+
+#[test]
+fn five_answers_give_a_run_with_a_comment_on_every_key() {
+    let scene = Scene::new();
+    let ran = answer(&scene, "new", "zh\n1\ndata.json\n你是沈令仪。\n30m 2GiB\nn\n");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for question in ["[1/5]", "[2/5]", "[3/5]", "[4/5]", "[5/5]"] {
+        assert!(ran.err.contains(question), "{}", ran.err);
+    }
+    for row in ["base       demo, 7,999,744 parameters", "memory", "disk", "time       about "] {
+        assert!(ran.out.contains(row), "{row}: {}", ran.out);
+    }
+    assert!(ran.err.ends_with("To start: danlu train --config run.toml\n"), "{}", ran.err);
+    let text = String::from_utf8(scene.read("run.toml")).unwrap();
+    let blocks: Vec<&str> = text.trim_end().split("\n\n").skip(1).collect();
+    assert!(blocks.len() > 10, "{text}");
+    for block in blocks {
+        let lines: Vec<&str> = block.lines().collect();
+        assert!(lines.len() == 2 && lines[0].starts_with("# ") && lines[1].contains(" = "), "{block}");
+    }
+    assert!(text.contains("default_system = \"你是沈令仪。\"\n"), "{text}");
+    assert!(text.contains("memory_limit = \"2147483648B\"\n"), "{text}");
+    scene.ok("train --config run.toml --max-steps 1");
+    assert!(scene.path("out/data/adapter_model.safetensors").is_file());
+    // The next file and the next output folder take other names.
+    let again = answer(&scene, "new --lang zh --data data.json", "zh\ndemo\n\n\nn\n");
+    assert_eq!(again.code, 0, "{}", again.err);
+    let text = String::from_utf8(scene.read("run-2.toml")).unwrap();
+    assert!(text.contains("output = \"out/data-2\"") && text.contains("# 学习率："), "{text}");
+}
+
+#[test]
+fn yes_answers_with_the_defaults_and_trains() {
+    let scene = Scene::new();
+    let ran = scene.ok("new --yes --base demo --data data.json --limits 1s");
+    assert!(ran.err.contains("the time allows"), "{}", ran.err);
+    assert!(scene.path("out/data/report.html").is_file());
+}
+
+#[test]
+fn an_invalid_answer_is_named_and_nothing_is_written() {
+    let scene = Scene::new();
+    for (answers, says) in [
+        ("fr\n", "cannot use the language `fr`: expected zh or en"),
+        ("en\nnowhere\n", "cannot use the base `nowhere`: there is no such folder"),
+        ("en\n1\nmine.csv\n", "cannot use the data `mine.csv`: there is no such file"),
+        ("en\n1\npalace\n\nsoon\n", "cannot use the limit `soon`: expected a time or a size"),
+    ] {
+        let ran = answer(&scene, "new", answers);
+        assert_eq!(ran.code, 1, "{answers}");
+        assert!(ran.err.contains(says), "{answers}: {}", ran.err);
+    }
+    assert!(!scene.path("run.toml").exists() && !scene.path("palace.json").exists());
 }

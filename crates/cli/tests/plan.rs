@@ -165,7 +165,7 @@ fn a_plan_needs_no_more_than_a_configuration() {
     }
     scene.refuses(
         "plan",
-        "error: `--base` is missing: the model to plan for\n\nhint: danlu plan --base DIR [--data FILE]\n",
+        "error: `--base` is missing: the model to plan for\n\nhint: danlu plan --base DIR [--data FILE], or --shape NAME\n",
     );
 }
 
@@ -197,4 +197,19 @@ fn a_gpu_that_is_not_there_is_planned_by_its_memory() {
     assert_eq!((bytes(&gpu, "tokenizer"), bytes(&gpu, "program")), (0, 0));
     let text = scene.ok("plan --base base --device cuda --device-memory 15GiB").out;
     assert!(text.contains("on the GPU") && !text.contains("tokenizer "), "{text}");
+}
+
+#[test]
+fn a_plan_names_the_time_and_a_shape_needs_no_folder() {
+    let scene = Scene::new();
+    let planned = plan(&scene, "--max-steps 30");
+    let number = |name: &str| planned["time"][name].as_f64().unwrap();
+    assert_eq!(number("steps"), 30.0);
+    assert!(number("flop_per_second") > 1e8, "{planned}");
+    assert!((number("seconds") - 30.0 * number("seconds_per_step")).abs() < 1e-6);
+    assert!(scene.ok("plan --base base --data data.json").out.contains("\ntime "));
+    let shape = scene.ok("plan --shape base-28m --max-length 64").out;
+    assert!(shape.starts_with("base-28m · ") && shape.contains(" a step "), "{shape}");
+    let refused = scene.run("plan --shape base-28m --base base");
+    assert_eq!(refused.code, 1, "{}", refused.out);
 }

@@ -1,10 +1,12 @@
-//! `danlu plan`: predicts the memory of a run, and the activations its layers store.
+//! `danlu plan`: predicts the memory and the time of a run, and the activations its layers store.
 
-use clap::Args;
+use std::str::FromStr;
+
+use clap::{ArgMatches, Args};
 use danlu_adapter::TrainingIdentity;
 use danlu_adapter::targets;
 use danlu_hub::FetchScope;
-use danlu_model::{ModelConfig, Quantization, Tokenizer, Weights};
+use danlu_model::{ModelConfig, Preset, Quantization, Tokenizer, Weights, files};
 use danlu_train::memory::display;
 use danlu_train::{MemoryPlan, TrainSettings, open_weights};
 
@@ -13,8 +15,10 @@ use crate::args::chat_template::with_chat_template;
 use crate::args::compute::DTypeReason;
 use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
-use crate::commands::train::{self, GpuMemory, REPLIES, RunConfig, RunLimits, TrainArgs, prepare};
-use crate::diagnostic::Result;
+use crate::commands::train::prepare::{self, Prepared};
+use crate::commands::train::time_forecast::TimeForecast;
+use crate::commands::train::{self, GpuMemory, REPLIES, RunConfig, RunFiles, RunLimits, TrainArgs};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -25,25 +29,67 @@ Examples:
   danlu plan --base danlu-demo/base-8m --data danlu-demo/palace.json
   danlu plan --base models/Llama-3.2-1B --max-length 2048 --memory-limit 8GiB
   danlu plan --base models/8B --quant nf4 --device cuda --device-memory 15GiB
+  danlu plan --shape llama-3-8b --quant nf4 --max-length 512
   danlu plan --config out/palace/run.toml --json
 
-Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json.";
+Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json. \
+The time is measured with one layer of random weights, on the processor.";
 
 /// The flags of `danlu plan`: those of `danlu train`, with --output optional. `--json` prints the plan in bytes.
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
     #[command(flatten)]
     pub train: TrainArgs,
+    /// Plan for a known shape instead of a base: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
+    #[arg(long, value_name = "NAME", value_parser = Preset::from_str, conflicts_with_all = ["base", "data"], help_heading = "Files")]
+    pub shape: Option<Preset>,
     /// Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist
     #[arg(long, value_name = "SIZE", value_parser = memory_limit, requires = "device", help_heading = "Machine")]
     pub device_memory: Option<u64>,
+}
+
+/// A run as predicted.
+pub struct Prediction {
+    /// The base to show.
+    pub name: String,
+    pub config: ModelConfig,
+    pub settings: TrainSettings,
+    /// Why the settings have their `dtype`.
+    pub reason: DTypeReason,
+    /// The base's stored quantization.
+    pub stored: Option<Quantization>,
+    pub forecast: Forecast,
+    /// The predicted time, if it can be measured.
+    pub time: Option<TimeForecast>,
 }
 
 /// Prints the plan.
 ///
 /// # Errors
 /// If an input is invalid, or the run does not fit.
-pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Printer) -> Result<()> {
+pub fn run(args: &PlanArgs, matches: &ArgMatches, printer: &Printer) -> Result<()> {
+    let prediction = match args.shape {
+        None => predict(&RunConfig::resolve_plan(matches, None)?, args.device_memory, printer)?,
+        Some(shape) => {
+            let folder = tempfile::tempdir()
+                .map_err(|error| Diagnostic::io("write to", &std::env::temp_dir(), error))?;
+            files::write_atomic(&folder.path().join("config.json"), &shape.config().to_json())?;
+            let run = RunConfig::resolve_plan(matches, Some(folder.path()))?;
+            Prediction { name: shape.to_string(), ..predict(&run, args.device_memory, printer)? }
+        }
+    };
+    match args.train.json {
+        true => print_json(&prediction, printer),
+        false => print_table(&prediction, printer),
+    }
+    Ok(())
+}
+
+/// Predicts memory and time of a run.
+///
+/// # Errors
+/// If an input is invalid, or the run does not fit.
+pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -> Result<Prediction> {
     run.files.print_translation(printer);
     let files = &run.files.resolve_base(FetchScope::ConfigOnly, &ModelLoader::new(printer))?;
     let config = ModelConfig::read(&files.base)?;
@@ -64,7 +110,7 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
         }
     };
     // The token identity is built before the baseline is measured, since `danlu train` holds one in memory.
-    let settings = &match &tokenizer {
+    let settings = match &tokenizer {
         Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
         None => run.settings.clone(),
     };
@@ -76,59 +122,49 @@ pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Pr
     let gpu_memory = device_memory.map_or(GpuMemory::FreeOrUnlimited, GpuMemory::Total);
     let limits = &RunLimits { gpu_memory, ..run.limits.clone() };
     let weights = weights.as_ref();
-    let subject = forecast::Subject { weights, config: &config, settings, limits };
-    let forecast = match tokenizer.as_ref().filter(|_| !files.data.is_empty()) {
+    let subject = forecast::Subject { weights, config: &config, settings: &settings, limits };
+    let (forecast, time) = match tokenizer.as_ref().filter(|_| !files.data.is_empty()) {
         Some(tokenizer) => {
-            let (data, reading, skip_bad) = (&files.data, &files.reading, files.skip_bad);
-            let data = prepare::prepare(
-                data,
-                reading,
-                skip_bad,
-                tokenizer,
-                settings,
-                files.val_size(settings),
-                printer,
-            )?;
+            let data = prepare_data(files, tokenizer, &settings, printer)?;
             let questions = data.questions(REPLIES);
             baseline.data();
-            Forecast::of(&subject, Some((&data, tokenizer, &questions)), &baseline)?
+            let forecast = Forecast::of(&subject, Some((&data, tokenizer, &questions)), &baseline)?;
+            let time = TimeForecast::measure(&subject, Some(&data), &forecast.plan, printer)?;
+            (forecast, time)
         }
-        None => Forecast::of(&subject, None, &baseline)?,
+        None => {
+            let forecast = Forecast::of(&subject, None, &baseline)?;
+            let time = TimeForecast::measure(&subject, None, &forecast.plan, printer)?;
+            (forecast, time)
+        }
     };
-    if json {
-        print_json(&forecast, printer);
-    } else {
-        let name = files.base_shown();
-        let reason = run.limits.dtype_reason;
-        let planned = Planned { name, config: &config, settings, reason, stored, forecast: &forecast };
-        print_table(&planned, printer);
-    }
-    Ok(())
+    let reason = run.limits.dtype_reason;
+    Ok(Prediction { name: files.base_shown(), config, settings, reason, stored, forecast, time })
 }
 
-/// A plan with its inputs.
-struct Planned<'a> {
-    name: String,
-    config: &'a ModelConfig,
-    settings: &'a TrainSettings,
-    /// Why the settings have their `dtype`.
-    reason: DTypeReason,
-    /// The base's stored quantization.
-    stored: Option<Quantization>,
-    forecast: &'a Forecast,
+fn prepare_data(
+    files: &RunFiles,
+    tokenizer: &Tokenizer,
+    settings: &TrainSettings,
+    printer: &Printer,
+) -> Result<Prepared> {
+    let (data, reading, skip_bad) = (&files.data, &files.reading, files.skip_bad);
+    prepare::prepare(data, reading, skip_bad, tokenizer, settings, files.val_size(settings), printer)
 }
 
-fn print_json(forecast: &Forecast, printer: &Printer) {
+fn print_json(prediction: &Prediction, printer: &Printer) {
+    let forecast = &prediction.forecast;
     let mut value = serde_json::to_value(&forecast.plan).expect("a struct of numbers");
     value["memory_limit"] = forecast.limit.into();
     value["available"] = forecast.available.into();
     value["weights_stay_in_memory"] = (!forecast.weights_evictable).into();
+    value["time"] = prediction.time.map(TimeForecast::to_json).into();
     printer.data(&serde_json::to_string_pretty(&value).expect("a struct of numbers"));
 }
 
-fn print_table(planned: &Planned<'_>, printer: &Printer) {
+fn print_table(planned: &Prediction, printer: &Printer) {
     print_heading(planned, printer);
-    let (settings, forecast) = (planned.settings, planned.forecast);
+    let (settings, forecast) = (&planned.settings, &planned.forecast);
     let plan = &forecast.plan;
     let row = |name: (&str, &str), value: String, note: String| {
         let name = terminal_text::pad(printer.pick(name.0, name.1), 13);
@@ -188,11 +224,15 @@ fn print_table(planned: &Planned<'_>, printer: &Printer) {
     let work = printer
         .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP per step"));
     printer.data(&printer.paint_data(Style::Dim, &work));
+    if let Some(time) = planned.time {
+        let (time, note) = time.describe(printer);
+        row(("时间", "time"), time, note);
+    }
 }
 
 /// Prints the model, and its largest forward pass.
-fn print_heading(planned: &Planned<'_>, printer: &Printer) {
-    let Planned { name, config, settings, reason, stored, forecast } = planned;
+fn print_heading(planned: &Prediction, printer: &Printer) {
+    let Prediction { name, config, settings, reason, stored, forecast, .. } = planned;
     let n = terminal_text::thousands;
     let mut computes = format!("{}{}", settings.dtype, reason.note(settings.dtype, printer));
     match (settings.quantization(), *stored) {

@@ -2,6 +2,32 @@
 
 /// English and Chinese of the parts of hints. `; ` separates the parts.
 pub const HINTS: &[(&str, &str)] = &[
+    (
+        "answer with a number, a folder, or a Hub name such as org/name",
+        "请填编号、文件夹，或 org/name 这样的 Hub 名字",
+    ),
+    (
+        "choose another port with `--port`, or 0 for any free one",
+        "用 `--port` 换一个端口，或填 0 任选一个空闲的",
+    ),
+    (
+        "danlu plan --base DIR [--data FILE], or --shape NAME",
+        "danlu plan --base DIR [--data FILE]，或 --shape NAME",
+    ),
+    ("name a file with `--output`", "用 `--output` 指定文件"),
+    ("name an existing file, or {}", "请填已有的文件，或 {}"),
+    ("name the folder that `danlu train --output` wrote", "请填 `danlu train --output` 写出的文件夹"),
+    ("remove one of them", "删掉其中一个"),
+    ("restore the file, or leave the folder out", "恢复这个文件，或不要列出这个文件夹"),
+    ("wait for the first checkpoint, or leave the folder out", "等第一个检查点写出，或不要列出这个文件夹"),
+    ("write a time such as 30m or 2h, and a size such as 4GiB", "时间写成 30m 或 2h，大小写成 4GiB"),
+    ("the settings are {}", "可以设置的有 {}"),
+    ("write a name and a value, such as /set temperature 0.5", "写名字和值，如 /set temperature 0.5"),
+    (
+        "chat with an adapter, or run `danlu compare` on two models",
+        "请与适配器对话，或用 `danlu compare` 比较两个模型",
+    ),
+    ("write one prompt per line", "每行写一个问题"),
     ("check the path for a typing mistake", "检查路径是否写错"),
     ("check the path", "检查路径"),
     ("did you mean `{}`?", "是不是 `{}`？"),

@@ -2,7 +2,7 @@
 
 mod batch_shape;
 mod decode;
-mod flops;
+pub mod flops;
 mod machine;
 mod merge;
 mod model;
@@ -134,7 +134,7 @@ fn tokens(text: &str) -> Result<usize, String> {
 }
 
 /// Returns random token ids; `which` is the number of the sequence.
-fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
+pub fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
     const TOKENS_STREAM: u64 = 0x746f_6b65_6e73;
     let mut stream = Stream::new(rng::key(&[TOKENS_STREAM, which]));
     (0..count).map(|_| stream.next_below(vocab_size as u64) as u32).collect()

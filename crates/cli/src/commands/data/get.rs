@@ -96,6 +96,30 @@ impl FromStr for NamedData {
 }
 
 impl NamedData {
+    /// Returns all data sets.
+    pub fn all() -> &'static [Self] {
+        &DATA_SETS
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Describes the data set in the language of the printer.
+    pub fn about(&self, printer: &Printer) -> &'static str {
+        printer.pick(self.zh, self.en)
+    }
+
+    /// Writes the file, unless it exists with the same content. Returns its size.
+    ///
+    /// # Errors
+    /// If the file exists with another content, or cannot be downloaded or written.
+    pub fn write(&self, path: &Path) -> Result<u64> {
+        let content = self.content()?;
+        write_new(path, &content)?;
+        Ok(content.len() as u64)
+    }
+
     /// Returns the content of the file.
     fn content(&self) -> Result<Vec<u8>> {
         match self.source {
@@ -122,15 +146,14 @@ pub fn run(args: &GetArgs, printer: &Printer) -> Result<()> {
     let Some(data) = args.name else {
         for data in DATA_SETS {
             let name = printer.paint_data(Style::Cyan, &terminal_text::pad(data.name, 10));
-            printer.data(&format!("{name}{}", printer.pick(data.zh, data.en)));
+            printer.data(&format!("{name}{}", data.about(printer)));
         }
         return Ok(());
     };
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.json", data.name)));
-    let content = data.content()?;
-    write_new(&output, &content)?;
+    let bytes = data.write(&output)?;
     printer.data(&output.display().to_string());
-    let (next, size) = (terminal_text::shell_path(&output), terminal_text::bytes(content.len() as u64));
+    let (next, size) = (terminal_text::shell_path(&output), terminal_text::bytes(bytes));
     printer.status(&printer.pick(
         format!("{size}。接下来：danlu data check {next}"),
         format!("{size}. Next: danlu data check {next}"),

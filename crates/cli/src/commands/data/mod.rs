@@ -2,7 +2,7 @@
 
 pub mod check;
 mod convert;
-mod get;
+pub mod get;
 pub mod preview;
 pub mod warnings;
 

@@ -166,9 +166,9 @@ pub fn commands(lang: Lang, root: &Path, data: EmbeddedData) -> Vec<(&'static st
 /// Names the step after the demo: a base that understands language.
 pub fn larger_base(lang: Lang) -> &'static str {
     lang.pick(
-        "\n这个小基座只会模仿口气，听不懂问题。想要像样的回答，换一个大些的基座，用自己的数据：danlu train --help",
+        "\n这个小基座只会模仿口气，听不懂问题。想要像样的回答，换一个大些的基座，用自己的数据：danlu new",
         "\nThis small base imitates a tone and understands no question. For sensible answers, take a larger base and \
-         your own data: danlu train --help",
+         your own data: danlu new",
     )
 }
 

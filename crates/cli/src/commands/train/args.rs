@@ -77,6 +77,9 @@ pub struct TrainArgs {
     /// Further log of the run: tensorboard writes event files to the output folder [default: none]
     #[arg(long, value_name = "NAME", value_parser = ReportTo::from_str, help_heading = "Log and checkpoints")]
     pub report_to: Option<ReportTo>,
+    /// Open report.html in a browser during the run; the page reloads itself
+    #[arg(long, help_heading = "Output")]
+    pub open: bool,
     /// Print JSON to stdout: one line per event of a run
     #[arg(long, help_heading = "Output")]
     pub json: bool,

@@ -4,7 +4,8 @@ mod args;
 mod base_watch;
 mod card;
 pub mod forecast;
-mod output;
+mod live_report;
+pub mod output;
 pub mod prepare;
 mod print;
 mod progress;
@@ -13,6 +14,7 @@ mod run_log;
 mod steps;
 mod summary;
 mod tensorboard;
+pub mod time_forecast;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,7 @@ use crate::printer::Printer;
 pub use args::{EXAMPLES, TrainArgs};
 use base_watch::BaseWatch;
 use forecast::{Forecast, MemoryBaseline};
+use live_report::LiveReport;
 use prepare::Prepared;
 pub use progress::draw_loss;
 pub use run_config::{
@@ -256,7 +259,8 @@ fn train(
             )
             .to_owned(),
     ))?;
-    if !steps::take_steps(&files, &mut trainer, &held_out, &tokens, &watch, printer)? {
+    let mut live = LiveReport::new(&files, &summary, &base, printer);
+    if !steps::take_steps(&files, &mut trainer, &held_out, &tokens, &watch, &mut live, printer)? {
         return Ok(None);
     }
     trainer.release();
@@ -297,8 +301,14 @@ fn publish(
     let mut memory = forecast.measured(&**trainer.decoder().backend());
     memory.peak = memory.peak.max(recorded.map(|(peak, _)| peak));
     let output = &run.files.output;
-    let summary =
-        summary::summarize(RunFacts { output, trainer: &trainer, data, replies, memory, base: &base });
+    let summary = summary::summarize(RunFacts {
+        output,
+        trainer: &trainer,
+        data,
+        replies,
+        memory: Some(memory),
+        base: &base,
+    });
     output::finish(run, &trainer, &tokens, &summary, base, earlier, printer)?;
     Ok(summary)
 }

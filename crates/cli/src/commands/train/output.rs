@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use danlu_adapter::{BaseIdentity, LoraConfig, RUN_FILE, TrainingIdentity, latest_checkpoint};
 use danlu_model::files;
 use danlu_report::card::Card;
-use danlu_report::{Language, RunSummary, page};
+use danlu_report::{RunSummary, page};
 use danlu_train::{TrainError, Trainer, latest_whole_checkpoint, sweep_leftovers};
 
 use super::card;
 use super::run_config::{RunConfig, RunFiles};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::terminal_text;
+
+/// Name of the report in the output folder.
+pub const REPORT_FILE: &str = "report.html";
 
 /// Prepares the folder. Returns the checkpoint to resume from, if any, and a lock against a second run.
 ///
@@ -206,10 +208,6 @@ pub fn finish(
     earlier: Option<&Card>,
     printer: &Printer,
 ) -> Result<()> {
-    let language = match printer.lang {
-        Lang::Zh => Language::Zh,
-        Lang::En => Language::En,
-    };
     let write = || -> Result<()> {
         tokens.write(&run.files.output)?;
         card::write_for_run(
@@ -222,8 +220,8 @@ pub fn finish(
             printer,
         )?;
         files::write_atomic(
-            &run.files.output.join("report.html"),
-            page::render(summary, language).as_bytes(),
+            &run.files.output.join(REPORT_FILE),
+            page::render(summary, printer.lang.of_page()).as_bytes(),
         )?;
         Ok(trainer.save_adapter(&run.files.output)?)
     };

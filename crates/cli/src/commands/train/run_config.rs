@@ -54,6 +54,8 @@ pub struct RunFiles {
     pub splits_by_default: bool,
     pub output: PathBuf,
     pub report_to: ReportTo,
+    /// Whether to open the report in a browser during the run.
+    pub opens_report: bool,
     /// Whether to resume, and from which checkpoint if one is named.
     pub resume: Option<Option<PathBuf>>,
     /// The configuration file, for diagnostics.
@@ -122,15 +124,18 @@ impl RunConfig {
         Ok(run)
     }
 
-    /// As [`RunConfig::resolve`], for `danlu plan`: data and output may be missing.
+    /// As [`RunConfig::resolve`], for `danlu plan`: data and output may be missing. A `base` replaces the flag.
     ///
     /// # Errors
     /// As [`RunConfig::resolve`].
-    pub fn resolve_plan(matches: &ArgMatches) -> Result<Self> {
-        let run = Self::merge_sources(matches)?;
+    pub fn resolve_plan(matches: &ArgMatches, base: Option<&Path>) -> Result<Self> {
+        let mut run = Self::merge_sources(matches)?;
+        if let Some(base) = base {
+            run.files.base = base.to_owned();
+        }
         if run.files.base.as_os_str().is_empty() {
             let diagnostic = Diagnostic::input("`--base` is missing: the model to plan for");
-            return Err(diagnostic.with_hint("danlu plan --base DIR [--data FILE]"));
+            return Err(diagnostic.with_hint("danlu plan --base DIR [--data FILE], or --shape NAME"));
         }
         Ok(run)
     }
@@ -198,6 +203,7 @@ impl RunConfig {
             splits_by_default,
             output: args.output.unwrap_or_default(),
             report_to: args.report_to.unwrap_or_default(),
+            opens_report: args.open,
             resume: resume.or(args.resume),
             config,
         };

@@ -5,6 +5,7 @@ use danlu_model::LabeledSequence;
 use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
 
 use super::base_watch::BaseWatch;
+use super::live_report::LiveReport;
 use super::output;
 use super::progress::StepProgress;
 use super::run_config::RunFiles;
@@ -22,6 +23,7 @@ pub fn take_steps(
     held_out: &[LabeledSequence],
     tokens: &TrainingIdentity,
     watch: &BaseWatch,
+    live: &mut LiveReport<'_>,
     printer: &Printer,
 ) -> Result<bool> {
     let mut progress = StepProgress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);
@@ -37,6 +39,7 @@ pub fn take_steps(
         })?;
         let mean = progress.step(&step);
         log.step(&step, mean)?;
+        live.update(trainer);
         if trainer.evaluation_due() || trainer.is_finished() {
             evaluate(trainer, held_out, &mut log, printer)?;
         }

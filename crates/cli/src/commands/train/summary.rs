@@ -50,8 +50,8 @@ pub struct RunFacts<'a> {
     /// Counts of the data.
     pub data: DataSummary,
     pub replies: Vec<Reply>,
-    /// Planned and measured memory.
-    pub memory: MemoryUse,
+    /// Planned and measured memory, after the run.
+    pub memory: Option<MemoryUse>,
     pub base: &'a BaseIdentity,
 }
 
@@ -70,7 +70,7 @@ pub fn summarize(facts: RunFacts<'_>) -> RunSummary {
         evaluations: trainer.state().evaluations(),
         replies,
         backend: trainer.decoder().backend().name(),
-        memory: Some(memory),
+        memory,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
