@@ -26,7 +26,13 @@ kernels *args:
 
 # Runs the tests that need an NVIDIA GPU, and fails without one.
 test-gpu *args:
-    DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda {{args}}
+    DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda {{args}} -- --test-threads=1
+    DANLU_REQUIRE_GPU=1 cargo test -p danlu-train --test gpu --test golden --test families --test embedded {{args}} -- --test-threads=1
+
+# Runs the kernels of compute capability 7.5 on a newer GPU, which compiles their PTX.
+test-gpu-75:
+    python3 crates/kernels/cuda/build.py --ptx target/cuda/ptx75
+    DANLU_TEST_PTX=$PWD/target/cuda/ptx75 DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda::tests -- --test-threads=1
 
 fmt:
     cargo fmt --all
