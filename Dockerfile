@@ -2,6 +2,7 @@
 #
 #   docker build -t danlu .
 #   docker run --rm -it -v "$PWD:/work" danlu demo
+#   docker run --rm -p 8000:8000 -v "$PWD/my-model:/model" danlu     # serves /model
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
@@ -24,4 +25,4 @@ RUN useradd --create-home --uid 10001 danlu && install -d -o danlu /work
 USER danlu
 WORKDIR /work
 ENTRYPOINT ["danlu"]
-CMD ["--help"]
+CMD ["serve", "/model", "--host", "0.0.0.0"]
