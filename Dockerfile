@@ -2,7 +2,7 @@
 #
 #   docker build -t danlu .
 #   docker run --rm -it -v "$PWD:/work" danlu demo
-#   docker run --rm -p 8000:8000 -v "$PWD/my-model:/model" danlu     # serves /model
+#   docker run --rm -p 8000:8000 -e DANLU_API_KEY=... -v "$PWD/my-model:/model" danlu     # serves /model
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
