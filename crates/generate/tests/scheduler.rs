@@ -48,7 +48,7 @@ fn finish(scheduler: &mut Scheduler) -> Vec<((RequestId, usize), Reply)> {
 fn prompt(i: usize) -> Vec<u32> {
     let system = "你是一位说书人，用古白话回答，句子要短，不要解释。".repeat(2);
     let text = ["今晚月色真美，", "话说天下大势，", "The palace was", "你好", "皇上"][i % 5];
-    let text = if i % 3 == 0 { format!("{system}{text}") } else { text.repeat(1 + i / 5) };
+    let text = if i.is_multiple_of(3) { format!("{system}{text}") } else { text.repeat(1 + i / 5) };
     BASE.1.encode(&text).unwrap()
 }
 

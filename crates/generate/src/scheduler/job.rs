@@ -23,7 +23,7 @@ pub(super) struct Job {
 /// Where the sequence of a job is.
 pub(super) enum JobPlace {
     /// It has no keys and values.
-    Detached(Sequence),
+    Detached(Box<Sequence>),
     /// In a slot of the engine.
     Slot(SlotId),
 }
@@ -36,7 +36,7 @@ impl Job {
         adapter: Option<RequestAdapter>,
         sequence: Sequence,
     ) -> Self {
-        let place = JobPlace::Detached(sequence);
+        let place = JobPlace::Detached(Box::new(sequence));
         Self { request, choice, adapter, place, is_started: false, preemptions: 0, siblings: Vec::new() }
     }
 
@@ -61,7 +61,7 @@ impl Job {
     /// Drops the keys and values of the job. They are computed again when it runs.
     pub fn detach(&mut self, memory: &mut KvMemory) {
         if let JobPlace::Slot(slot) = self.place {
-            self.place = JobPlace::Detached(memory.close(slot));
+            self.place = JobPlace::Detached(Box::new(memory.close(slot)));
             self.preemptions += 1;
         }
     }

@@ -255,7 +255,7 @@ impl Scheduler {
             unreachable!("the place was checked above")
         };
         let prompt_len = sequence.prompt_len();
-        let cached_tokens = match self.memory.engine.start(slot, sequence) {
+        let cached_tokens = match self.memory.engine.start(slot, *sequence) {
             Ok(cached) => cached,
             Err(_) => unreachable!("the ids were checked when the request was added"),
         };
