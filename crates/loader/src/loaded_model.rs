@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::Backend;
-use danlu_model::{Decoder, LoraSource, Quantization, QuantizeProgress, Tokenizer};
+use danlu_model::{Decoder, LoraSource, PackedAdapter, Quantization, QuantizeProgress, Tokenizer};
 
 use crate::{
     AdapterFiles, BaseFiles, LoadError, Loader, ModelFiles, ModelTokens, Notice, Progress, TokenCheck,
@@ -200,7 +200,7 @@ impl LoadedAdapter {
 pub struct LoadedModel {
     files: ModelFiles,
     base: Arc<LoadedBase>,
-    adapter: Option<Adapter>,
+    adapter: Option<PackedAdapter>,
     tokens: ModelTokens,
 }
 
@@ -236,14 +236,17 @@ impl LoadedModel {
     fn assemble(
         files: ModelFiles,
         base: Arc<LoadedBase>,
-        mut adapter: Option<Adapter>,
+        adapter: Option<Adapter>,
         check: TokenCheck,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, LoadError> {
-        if let Some(adapter) = &mut adapter {
-            adapter.prepare(base.decoder(), base.threads)?;
-            notices.extend(Notice::of_adapter(&files.name(), adapter));
-        }
+        let pack = |mut adapter: Adapter| -> Result<PackedAdapter, LoadError> {
+            let decoder = base.decoder();
+            adapter.prepare(decoder, base.threads)?;
+            notices.extend(Notice::of_adapter(&files.name(), &adapter));
+            Ok(PackedAdapter::new(Arc::new(adapter), decoder.config(), &**decoder.backend()))
+        };
+        let adapter = adapter.map(pack).transpose()?;
         let tokens = ModelTokens::read(&files, check, notices)?;
         tokens.tokenizer.limit_ids(base.decoder().config());
         Ok(Self { files, base, adapter, tokens })
