@@ -64,7 +64,7 @@ impl AdapterLoader {
         }
         let adapter = self.base.load_adapter(&files)?;
         let profile = self.profiles.of_adapter(&files)?;
-        Ok(Generation::new(adapter, profile, &**decoder.backend())?)
+        Ok(Generation::new(adapter, profile, decoder)?)
     }
 }
 

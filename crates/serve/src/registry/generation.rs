@@ -8,7 +8,7 @@ use danlu_adapter::Adapter;
 use danlu_generate::{GenerationId, RequestAdapter};
 use danlu_hub::RepoName;
 use danlu_kernels::{Backend, BackendError};
-use danlu_model::ModelError;
+use danlu_model::{Decoder, ModelError, PackedAdapter};
 use sha2::{Digest, Sha256};
 
 use crate::model_profile::ModelProfile;
@@ -44,11 +44,11 @@ impl AdapterSource {
 /// A loaded version of an adapter. Each clone of its `Arc` outside the registry is a lease.
 pub(crate) struct Generation {
     pub id: GenerationId,
-    pub adapter: Arc<Adapter>,
+    pub lora: Arc<PackedAdapter>,
     pub profile: Arc<ModelProfile>,
     /// Largest rank of a module.
     pub rank: usize,
-    /// Bytes of its tensors in memory.
+    /// Bytes of its tensors in memory, with those packed for decoding.
     pub bytes: u64,
 }
 
@@ -57,20 +57,19 @@ impl Generation {
     ///
     /// # Errors
     /// If the device failed.
-    pub fn new(
-        adapter: Adapter,
-        profile: Arc<ModelProfile>,
-        backend: &dyn Backend,
-    ) -> Result<Self, ModelError> {
+    pub fn new(adapter: Adapter, profile: Arc<ModelProfile>, decoder: &Decoder) -> Result<Self, ModelError> {
+        let backend = &**decoder.backend();
         let id = content_id(&adapter, &profile, backend)?;
         let rank = adapter.modules().iter().map(|module| module.rank).max().unwrap_or(0);
-        let bytes = (adapter.num_parameters() * size_of::<f32>()) as u64;
-        Ok(Self { id, adapter: Arc::new(adapter), profile, rank, bytes })
+        let parameter_bytes = (adapter.num_parameters() * size_of::<f32>()) as u64;
+        let lora = PackedAdapter::new(Arc::new(adapter), decoder.config(), backend);
+        let bytes = parameter_bytes + lora.packed_bytes();
+        Ok(Self { id, lora: Arc::new(lora), profile, rank, bytes })
     }
 
     /// Returns the adapter for a request.
     pub fn request_adapter(&self) -> RequestAdapter {
-        RequestAdapter { generation: self.id, lora: Arc::clone(&self.adapter) as _ }
+        RequestAdapter { generation: self.id, lora: Arc::clone(&self.lora) as _ }
     }
 }
 
