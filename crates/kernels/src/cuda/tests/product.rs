@@ -37,7 +37,7 @@ fn check(device: &Arc<Device>, products: &Products, shape: ProductShape, stream:
 
 fn check_all(products: &Products, device: &Arc<Device>) {
     let mut stream = Stream::new(31);
-    for dtype in dtypes(&device) {
+    for dtype in dtypes(device) {
         for (rows, outputs, inputs) in
             [(1, 8, 8), (3, 40, 264), (130, 136, 72), (200, 257, 129), (64, 768, 96), (640, 264, 136)]
         {
