@@ -155,7 +155,7 @@ impl BaseChanges {
     pub fn describe(&self, model: &ModelConfig) -> (Vec<String>, Option<[usize; 2]>) {
         let tables = [(EMBEDDING, &self.embedding), (HEAD, &self.head)];
         let tables =
-            tables.into_iter().filter(|(name, change)| !change.is_none() && !(self.tied && *name == HEAD));
+            tables.into_iter().filter(|(name, change)| !(change.is_none() || self.tied && *name == HEAD));
         let names =
             tables.map(|(name, _)| name.to_owned()).chain(self.others.iter().map(|(name, _)| name.clone()));
         let sizes = [model.vocab_size, self.vocab_size];

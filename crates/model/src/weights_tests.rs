@@ -233,9 +233,9 @@ fn an_index_cannot_point_outside_its_folder_or_to_missing_tensors() {
 
 #[test]
 fn a_folder_without_safetensors_lists_other_weights() {
-    let folder = folder_with(&[("pytorch_model.bin", b""), ("config.json", b"{}")]);
+    let folder = folder_with(&[("tf_model.h5", b""), ("config.json", b"{}")]);
     let error = Weights::open(folder.path()).unwrap_err();
-    assert!(error.to_string().ends_with(", only `pytorch_model.bin`"), "{error}");
+    assert!(error.to_string().ends_with(", only `tf_model.h5`"), "{error}");
     assert!(error.hint().unwrap().contains("save_pretrained"), "{error}");
     let error = Weights::open(folder_with(&[]).path()).unwrap_err();
     assert!(matches!(error, ModelError::NoWeights { other: None, .. }), "{error}");
