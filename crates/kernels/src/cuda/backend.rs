@@ -153,7 +153,7 @@ impl Cuda {
         Rows::dense(to, width)
     }
 
-    /// Runs a product whose input rows have the activation type.
+    /// Runs a matrix multiplication whose input rows have the activation type.
     fn product(&self, to: &mut Buffer, from: Rows, w: &Matrix, product: Product<'_>) {
         let Product { direction, add, rows } = product;
         let shape = ProductShape {

@@ -109,10 +109,10 @@ pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, c
 /// Thread blocks of [`rows`] per multiprocessor. Each fills its table of value pairs once per weight.
 const ROWS_BLOCKS: usize = 3;
 
-/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and [`MAX_PARTS`](few_rows::MAX_PARTS) weights, without decoding the weights
-/// to memory.
+/// Computes `out = inp Wᵀ` for a few rows and weights, without decoding the weights to memory.
 ///
-/// `shape` is `(n, cols)`, and `out_type` the type of outputs and addends. Returns false if no kernel fits.
+/// `shape` is `(n, cols)`, and `out_type` the type of outputs and addends. Returns false if no kernel fits, see
+/// [`few_rows::fits`].
 pub fn rows(
     device: &Device,
     dtype: DType,
