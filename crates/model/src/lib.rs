@@ -104,6 +104,6 @@ pub use shard_writer::{ShardWriter, TensorSpec};
 pub use shell_word::shell_word;
 pub use staged_folder::{FolderState, INDEX_FILE, SINGLE_FILE, StagedFolder, shard_index, shard_name};
 pub use token_fingerprint::TokenFingerprint;
-pub use tokenizer::{DecodeState, DecodeStream, Tokenizer};
+pub use tokenizer::{DecodeState, DecodeStream, TokenSpan, Tokenizer};
 pub use weights::{TensorInfo, Weights};
 pub use workspace::Workspace;

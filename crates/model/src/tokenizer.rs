@@ -62,6 +62,9 @@ pub struct Tokenizer {
     template: Option<ChatTemplate>,
 }
 
+/// A token id and its byte range in the text.
+pub type TokenSpan = (u32, Range<usize>);
+
 impl Tokenizer {
     /// Reads `tokenizer.json` of a folder, or `tokenizer.model` where there is none. Reads, if present,
     /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `chat_template.jinja`,
@@ -213,7 +216,7 @@ impl Tokenizer {
     pub fn visit_tokens(
         &self,
         text: &str,
-        visit: &mut dyn FnMut(&[(u32, Range<usize>)]) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(&[TokenSpan]) -> ControlFlow<()>,
     ) -> Result<(), ModelError> {
         let encode = |window: &str| {
             let encoding = self.guarded(window, |inner, text| inner.encode(text, false))?;
