@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use danlu_hub::{FetchScope, Hub, HubError, HubSettings, RepoName};
+use danlu_hub::{FetchScope, Hub, HubSettings, RepoName};
 use danlu_loader::{
     AdapterFiles, CheckDepth, FolderKind, HubSource, LoadError, LoadedBase, Loader, check_base,
 };
@@ -70,7 +70,7 @@ impl AdapterLoader {
 
 /// Returns the folder of a repository in the cache, fetched if the cache lacks it.
 fn fetch(name: &RepoName) -> Result<(PathBuf, &'static str), LoadError> {
-    let hub = Hub::new(HubSettings::from_env().map_err(HubError::from)?);
+    let hub = Hub::new(HubSettings::from_env()?);
     if let Some(folder) = hub.cached_folder(name, FetchScope::Full)? {
         return Ok((folder, "disk"));
     }
