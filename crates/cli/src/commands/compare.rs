@@ -171,7 +171,9 @@ fn load_both(
 ) -> Result<[LoadedModel; 2]> {
     let dtype = args.compute.dtype(args.dtype)?;
     let backend = args.compute.backend(dtype.dtype())?;
-    dtype.announce(&*backend, printer);
+    if printer.verbose {
+        dtype.announce(&*backend, printer);
+    }
     let (choice, threads) = (args.quant.choice()?, args.compute.threads());
     let [left, right] = files;
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));

@@ -12,7 +12,6 @@ use danlu_train::{MemoryPlan, TrainSettings, open_weights};
 
 use crate::args::adapter::memory_limit;
 use crate::args::chat_template::with_chat_template;
-use crate::args::compute::DTypeReason;
 use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
 use crate::commands::train::prepare::{self, Prepared};
@@ -54,8 +53,6 @@ pub struct Prediction {
     pub name: String,
     pub config: ModelConfig,
     pub settings: TrainSettings,
-    /// Why the settings have their `dtype`.
-    pub reason: DTypeReason,
     /// The base's stored quantization.
     pub stored: Option<Quantization>,
     pub forecast: Forecast,
@@ -138,8 +135,7 @@ pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -
             (forecast, time)
         }
     };
-    let reason = run.limits.dtype_reason;
-    Ok(Prediction { name: files.base_shown(), config, settings, reason, stored, forecast, time })
+    Ok(Prediction { name: files.base_shown(), config, settings, stored, forecast, time })
 }
 
 fn prepare_data(
@@ -232,9 +228,9 @@ fn print_table(planned: &Prediction, printer: &Printer) {
 
 /// Prints the model, and its largest forward pass.
 fn print_heading(planned: &Prediction, printer: &Printer) {
-    let Prediction { name, config, settings, reason, stored, forecast, .. } = planned;
+    let Prediction { name, config, settings, stored, forecast, .. } = planned;
     let n = terminal_text::thousands;
-    let mut computes = format!("{}{}", settings.dtype, reason.note(settings.dtype, printer));
+    let mut computes = settings.dtype.to_string();
     match (settings.quantization(), *stored) {
         (Some(asked), _) => computes += &format!(" · {}", asked.quant_type),
         (None, Some(stored)) => computes += &format!(" · {}", stored_code(stored, printer)),
