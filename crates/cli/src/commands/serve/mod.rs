@@ -75,7 +75,7 @@ pub fn run(args: &ServeArgs, printer: &Printer) -> Result<()> {
 /// Returns the free memory of the device that holds keys, values and adapters.
 fn free_memory(backend: &dyn Backend) -> Option<u64> {
     match backend.device_memory() {
-        Some(memory) => Some(memory.free as u64),
+        Some(memory) => Some(memory.free),
         None => available(),
     }
 }
