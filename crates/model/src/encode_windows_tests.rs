@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::*;
+use crate::TokenSpan;
 
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m/tokenizer.json");
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/tokenizers");
@@ -36,7 +37,7 @@ fn in_windows(
     inner: &Tokenizer,
     text: &str,
     bytes: usize,
-) -> Result<(Vec<(u32, Range<usize>)>, usize), WindowFault<String>> {
+) -> Result<(Vec<TokenSpan>, usize), WindowFault<String>> {
     let longest = std::cell::Cell::new(0);
     let encode = |window: &str| {
         longest.set(longest.get().max(window.len()));
@@ -56,7 +57,7 @@ fn check(inner: &Tokenizer, name: &str, text: &str, bytes: usize) {
     let (found, _) = in_windows(inner, text, bytes).unwrap();
     if found != whole {
         let at = found.iter().zip(&whole).position(|(a, b)| a != b).unwrap_or(found.len().min(whole.len()));
-        let near = |list: &[(u32, Range<usize>)]| format!("{:?}", list.get(at..list.len().min(at + 4)));
+        let near = |list: &[TokenSpan]| format!("{:?}", list.get(at..list.len().min(at + 4)));
         panic!("{name}, windows of {bytes}: token {at} is {}, expected {}", near(&found), near(&whole));
     }
 }
