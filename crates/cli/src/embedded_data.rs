@@ -10,7 +10,7 @@ pub struct EmbeddedData {
     pub text: &'static str,
 }
 
-/// A consort of an invented dynasty, in Chinese.
+/// Chat data in Chinese, in the voice of a consort of an invented dynasty.
 pub const PALACE: EmbeddedData =
     EmbeddedData { name: "palace", file: "palace.json", text: include_str!("../assets/palace.json") };
 

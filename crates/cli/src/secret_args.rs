@@ -7,7 +7,8 @@ use crate::diagnostic::{Diagnostic, Result};
 /// Flags with free text that stays on this machine.
 const PROMPTS: [&str; 3] = ["-p", "--prompt", "--system"];
 
-/// Checks the arguments after the program's name. `danlu login` refuses every argument by itself.
+/// Checks the arguments after the program's name. `danlu login` is not checked here, because it accepts no
+/// arguments.
 ///
 /// # Errors
 /// If an argument contains a token or a private key. The error does not repeat it.

@@ -19,7 +19,7 @@ pub enum Style {
     Green,
     /// Commands to type; the first series of a chart.
     Cyan,
-    /// Warnings, the second series of a chart.
+    /// For warnings, and for the second series of a chart.
     Yellow,
     /// Errors.
     Red,

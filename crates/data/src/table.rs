@@ -68,7 +68,7 @@ fn without_return(row: ByteRecord) -> ByteRecord {
     shorter
 }
 
-/// A reader that fails where a row is too long, such as a cell whose `"` is never closed.
+/// A reader that fails if a row is too long, for example because the `"` of a cell is never closed.
 struct RowLimit<R> {
     inner: R,
     /// Bytes that the current row may still read.

@@ -25,8 +25,8 @@ pub fn sigmoid_f64(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Returns `e^self` with a relative error of 1e-6 from -87.3 to 88.3. Below that range it is 0, above it
-/// infinity, and a NaN stays a NaN.
+/// Returns `e^self` with a relative error of 1e-6 from -87.3 to 88.3. Smaller inputs give 0, larger inputs
+/// give infinity, and NaN gives NaN.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2` (Cody and Waite's two-part constant), then a Taylor polynomial of
 /// degree 7, whose remainder at the ends is 5e-9.

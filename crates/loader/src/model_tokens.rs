@@ -82,8 +82,8 @@ impl ModelTokens {
         Ok(Self { tokenizer: own.unwrap_or(of_base), default_system })
     }
 
-    /// Chooses the tokens for an adapter of another program, which has no fingerprint. The files next to the
-    /// adapter belong to its training.
+    /// Chooses the tokenizer for an adapter that another program wrote. Such an adapter has no fingerprint.
+    /// If there are tokenizer files next to it, it was trained with them.
     fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
         let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
         let differences =

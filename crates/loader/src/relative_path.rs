@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Resolves the path `name` from a file in `folder`: relative to the working directory, then to `folder`.
-/// Returns the first path that `is_it` accepts.
+/// Resolves `name`, a path that a file in `folder` contains. Tries the working directory first, then
+/// `folder`. Returns the first path that `is_it` accepts.
 pub fn find_beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     [name.to_owned(), resolved(folder).join(name)].into_iter().find(|path| is_it(path))
 }

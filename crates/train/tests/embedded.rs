@@ -161,7 +161,7 @@ fn merged_projections_have_the_figures_of_pefts_merge() {
     assert!(worst_element < 2e-7, "an element differs by {worst_element:e} of its tensor's largest");
 }
 
-/// Within 1e-5 relative: f32 sums in another order, as for the losses of ten steps.
+/// The relative error is below 1e-5, because f32 sums are added in another order.
 #[test]
 fn the_loss_of_the_base_equals_transformers() {
     let training = json(&expected("training.json"));

@@ -179,7 +179,7 @@ fn load_both(
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));
     let mut quantizations = [choose(&left)?, choose(&right)?];
     let is_shared = Arc::ptr_eq(left.base(), right.base());
-    // The base is loaded in the form that its adapter was trained on.
+    // Each adapter gets the base in the form of its training, 4-bit or 16-bit.
     if is_shared {
         match (left.adapter(), right.adapter()) {
             (None, Some(_)) => quantizations[0] = quantizations[1],

@@ -40,7 +40,8 @@ impl Job {
         Self { request, choice, adapter, place, is_started: false, preemptions: 0, siblings: Vec::new() }
     }
 
-    /// Returns the flow of the job: its adapter's generation, or `None` for the base alone.
+    /// Returns the key for fair scheduling: the version of the job's adapter, or `None` if it runs on the
+    /// base alone.
     pub fn flow(&self) -> Option<GenerationId> {
         self.adapter.as_ref().map(|adapter| adapter.generation)
     }

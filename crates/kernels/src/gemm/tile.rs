@@ -120,7 +120,7 @@ struct Tile {
     c: *mut f32,
     /// Number of columns, at most [`MicroKernel::NR`].
     cols: usize,
-    /// The mask from its first row on.
+    /// The part of the mask that starts at the first row of the tile.
     mask: RowMask,
     /// The vector of a mask row that begins at its first column.
     vector: usize,

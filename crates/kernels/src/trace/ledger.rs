@@ -42,8 +42,8 @@ impl ScratchBytes {
 /// One grow-only buffer of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
-    /// Packed `A`, packed `B` of each thread, packed rows of a multiplication with few rows. A device uses
-    /// its own numbers, up to 4.
+    /// Packing buffers of a matrix multiplication. On the CPU, 0 is `A`, 1 is the `B` of each thread, and 2
+    /// holds the rows if there are few. A device numbers its buffers separately, up to 4.
     Products(usize),
     /// Buffers of multiplications by `A` and `B`, numbered up to 7.
     LowRank(usize),

@@ -47,7 +47,8 @@ pub enum RopeScaling {
         factor: f64,
         /// Turns in the original context from which a frequency does not change.
         beta_fast: f64,
-        /// A frequency with fewer turns in the original context is divided by `factor`.
+        /// A frequency that makes fewer than `beta_slow` turns in the original context is divided by
+        /// `factor`.
         beta_slow: f64,
         /// Factor of cosine and sine.
         attention_factor: f64,

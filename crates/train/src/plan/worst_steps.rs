@@ -122,7 +122,7 @@ impl<'a> WorstSteps<'a> {
         }
         let mut keys_beyond = 0;
         if total > MAX_PLANNED_STEPS {
-            // A step has at most the micro-batches of one epoch.
+            // A step has no more micro-batches than one epoch.
             let micros = settings.gradient_accumulation_steps.min(order.micro_batches());
             let bound = vec![bound(records, settings); micros];
             // The pass may share a prefix or not.

@@ -15,9 +15,9 @@
 //! ```
 //!
 //! - The number of spans is fixed, so every sum has the same order for any number of threads.
-//! - The sums leave out the target. Its own term of `Σ p W` and the subtracted `W[target]` form one factor
-//!   `1 - p[target]`. That factor is computed in f32 without a subtraction: for an almost certain target,
-//!   bf16 would lose all its digits.
+//! - The sums leave out the target. In the gradient `Σ p W - W[target]`, the target contributes `-(1 -
+//!   p[target]) W[target]`. The factor `1 - p[target]` is computed in f32 without a subtraction, because an
+//!   almost certain target would leave no correct digit in bf16.
 
 mod partition;
 mod vocab_span;
