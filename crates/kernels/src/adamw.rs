@@ -3,7 +3,8 @@
 use crate::AdamW;
 use crate::simd::{Lanes, simd_fn};
 
-/// Takes one AdamW step, as `torch.optim.AdamW`: decoupled decay first, then the bias-corrected update.
+/// Computes one AdamW step, as `torch.optim.AdamW` does: first the decoupled decay, then the bias-corrected
+/// update.
 ///
 /// With `g = grad_scale · grads` and `t = step`: `p *= 1 - lr · weight_decay`, `m = β₁ m + (1 - β₁) g`,
 /// `v = β₂ v + (1 - β₂) g²`, `p -= lr / (1 - β₁ᵗ) · m / (sqrt(v / (1 - β₂ᵗ)) + eps)`.
@@ -29,13 +30,13 @@ pub fn step(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], ste
     }
 }
 
-/// Returns the sum of squares, in f64.
+/// Returns the sum of the squares, computed in f64.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
     x.iter().map(|&x| x as f64 * x as f64).sum()
 }
 
 simd_fn! {
-    /// [`step`] in f32, for any range of the parameters.
+    /// Computes [`step`] in f32, for any range of the parameters.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -46,7 +47,7 @@ simd_fn! {
 fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], step: AdamW) {
     let len = params.len();
     assert_eq!((grads.len(), m.len(), v.len()), (len, len, len));
-    // Computed in f64 and rounded once: 1 - β₂ in f32 has an error of 1e-5.
+    // These factors are computed in f64 and rounded once, because `1 - β₂` in f32 has an error of 1e-5.
     let wide = |x: f32| x as f64;
     let factor = |x: f64| L::splat(x as f32);
     let (beta1, beta2) = (wide(step.beta1), wide(step.beta2));
@@ -71,17 +72,16 @@ fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mu
     }
 }
 
-/// Elements per call of [`sum_of_squares_chunk`]. Longer sums add their chunks in ascending order, so threads
-/// do not change the result.
+/// Number of elements for one call of [`sum_of_squares_chunk`]. Longer sums add their chunks in ascending
+/// order, so the number of threads does not change the result.
 pub const SQUARES_CHUNK: usize = 1 << 14;
 
 simd_fn! {
-    /// [`sum_of_squares`] of one chunk, in f64. The order of additions depends only on the length.
+    /// Computes [`sum_of_squares`] of one chunk, in f64. The order of additions depends only on the length.
     pub fn sum_of_squares_chunk(x: &[f32]) -> f64 = sum_of_squares_lanes
 }
 
-/// `L` only selects the instruction set. The lanes here are f64, because the square of a gradient can
-/// overflow f32.
+/// `L` only selects the instruction set. The sums are f64, because the square of a gradient can overflow f32.
 #[inline(always)]
 fn sum_of_squares_lanes<L: Lanes>(x: &[f32]) -> f64 {
     let mut sums = [0.0f64; 32];
@@ -115,7 +115,7 @@ mod tests {
     fn the_first_step_moves_by_the_learning_rate_against_the_sign() {
         let (mut params, mut m, mut v) = ([1.0, -2.0, 3.0], [0.0; 3], [0.0; 3]);
         step(&mut params, &[4.0, -0.02, 0.0], &mut m, &mut v, STEP);
-        // Decay removes 5 %. From zero moments, the corrected m / sqrt(v) is the gradient's sign.
+        // Decay removes 5 %. With zero moments, the corrected `m / sqrt(v)` is the sign of the gradient.
         assert_close(&params, &[0.95 - 0.1, -1.9 + 0.1, 2.85], 1e-6);
         assert_close(&m, &[0.2, -0.001, 0.0], 1e-6);
         assert_close(&v, &[0.004, 1e-7, 0.0], 1e-6);
@@ -152,7 +152,8 @@ mod tests {
                 step_range(isa, &mut p[..half], &grads[..half], &mut m[..half], &mut v[..half], settings);
                 step_range(isa, &mut p[half..], &grads[half..], &mut m[half..], &mut v[half..], settings);
             }
-            // In early steps, a small bias correction divides the root and magnifies its rounding error.
+            // In early steps, the bias correction divides the square root by a small number. This magnifies
+            // its rounding error.
             assert_close(&found.0, &expected.0, 1e-4);
             assert_close(&found.1, &expected.1, 1e-6);
             assert_close(&found.2, &expected.2, 1e-6);

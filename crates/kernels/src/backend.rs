@@ -1,4 +1,4 @@
-//! The operations of a LoRA step, as one object-safe trait.
+//! The operations of a LoRA step, as one trait that supports trait objects.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,9 +13,10 @@ use crate::{
 /// An operation, or a variant of one, that only some model families need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FamilyOperation {
-    /// [`Backend::add_bias`].
+    /// The operation [`Backend::add_bias`].
     Bias,
-    /// [`Backend::gated_forward`] with [`GeluTanh`](crate::GateActivation::GeluTanh), and its backward.
+    /// The operation [`Backend::gated_forward`] with [`GeluTanh`](crate::GateActivation::GeluTanh), and its
+    /// backward.
     Geglu,
     /// Attention with a window.
     AttentionWindow,
@@ -25,7 +26,7 @@ pub enum FamilyOperation {
     HeadSoftcap,
     /// A norm that reads and writes the residual stream.
     ResidualNorm,
-    /// [`Backend::scale_columns`] and [`Backend::column_products`], which DoRA needs.
+    /// The operations [`Backend::scale_columns`] and [`Backend::column_products`], which DoRA needs.
     ColumnScale,
 }
 
@@ -45,45 +46,49 @@ impl fmt::Display for FamilyOperation {
 
 /// The operations of a LoRA step.
 ///
-/// Outputs come first. `N` is the number of token rows of a packed batch; all matrices are row-major. A
-/// buffer may be longer than its shape, because work buffers are sized once for the largest batch.
-/// "Accumulates" means `+=`; everything else overwrites. No operation forms a gradient of a base weight.
+/// Output arguments come first. `N` is the number of token rows of a packed batch. All matrices are
+/// row-major. A buffer may be longer than its shape, because work buffers are sized once for the largest
+/// batch. "Accumulates" means `+=`. An operation without this word overwrites its output. No operation
+/// computes the gradient of a base weight.
 ///
 /// Results depend neither on the number of threads nor on earlier operations.
 ///
-/// A device may compute asynchronously. After its first failure it skips all operations, and the next
-/// [`read`](Backend::read), [`read_scalars`](Backend::read_scalars) or [`place`](Backend::place) returns the
-/// failure.
+/// A device may compute asynchronously. After the first failure of a device, all operations are skipped. The
+/// next [`read`](Backend::read), [`read_scalars`](Backend::read_scalars) or [`place`](Backend::place) returns
+/// the failure.
 ///
 /// # Panics
-/// Every operation panics if a buffer is too short for its shape or belongs to another back end. Callers are
-/// responsible for shapes, which are checked when files are loaded.
+/// Every operation panics if a buffer is too short for its shape, or if a buffer belongs to another back end.
+/// Callers must pass correct shapes. Shapes are checked when files are loaded.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns a short description, such as `reference` or `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// Returns the number of rows from which a row of a matrix multiplication has the same bits in every
-    /// batch. Batches with fewer rows may use another order of summation, which is the same for all of them.
+    /// Returns the smallest number of rows from which a matrix multiplication is row-invariant: a row then
+    /// has the same bits in every batch. Batches with fewer rows may use another order of summation, which is
+    /// the same for all such batches.
     fn row_invariant_from(&self) -> usize;
 
-    /// Returns whether gradients leave the range of the activation type unless the loss is scaled.
+    /// Returns whether the loss must be scaled. Without scaling, gradients would exceed the range of the
+    /// activation type.
     fn needs_loss_scale(&self) -> bool {
         false
     }
 
-    /// Returns whether operations compute values. A trace only counts them.
+    /// Returns whether operations compute values. A trace only counts bytes and FLOP.
     fn computes(&self) -> bool {
         true
     }
 
-    /// Returns whether the back end implements an operation. A decoder that needs a missing one is not built.
+    /// Returns whether the back end implements an operation. A decoder cannot be built if the back end lacks
+    /// an operation that it needs.
     fn supports(&self, operation: FamilyOperation) -> bool;
 
     /// Allocates a zeroed buffer of `len` elements.
     fn alloc(&self, len: usize, element: Element) -> Buffer;
 
-    /// Allocates zeroed buffers of `rows` rows, one for each width. A back end may lay them out as columns of
-    /// one allocation.
+    /// Allocates zeroed buffers of `rows` rows, one buffer for each width. A back end may place these buffers
+    /// side by side, as columns of one allocation.
     fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
         widths.iter().map(|width| self.alloc(rows * width, element)).collect()
     }
@@ -96,13 +101,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Copies `src` to `dst[offset ..]`.
     fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]);
 
-    /// Copies `src[offset ..][.. dst.len()]` to `dst` once all earlier operations have run.
+    /// Copies `src[offset ..][.. dst.len()]` to `dst` after all earlier operations have run.
     ///
     /// # Errors
     /// If the device failed.
     fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError>;
 
-    /// Copies the first `dst.len()` scalars to `dst` once all earlier operations have run.
+    /// Copies the first `dst.len()` scalars to `dst` after all earlier operations have run.
     ///
     /// # Errors
     /// If the device failed.
@@ -111,21 +116,23 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Moves the weights that multiply one input to the device, in one block if the device benefits. A host
-    /// back end leaves weights in their file. Embedding tables are never placed.
+    /// Copies the weights that multiply one input to the device. The device may store them as one block if
+    /// this is faster. A host back end reads weights from their file instead. Embedding tables are never
+    /// placed.
     ///
     /// # Errors
-    /// If the device failed or has no memory left.
+    /// If the device failed or does not have enough memory.
     fn place(&self, group: &[Matrix]) -> Result<Vec<Matrix>, BackendError> {
         Ok(group.to_vec())
     }
 
-    /// As [`place`](Backend::place), and encodes each matrix in 4 bits in the back end's memory.
+    /// Places weights as [`place`](Backend::place) does, and encodes each matrix in 4 bits in the back end's
+    /// memory.
     ///
-    /// Returns `None` if the back end has no encoder for these matrices, or a value is not finite.
+    /// Returns `None` if the back end has no encoder for these matrices, or if a value is not finite.
     ///
     /// # Errors
-    /// If the device failed or has no memory left.
+    /// If the device failed or does not have enough memory.
     fn place_encoded(
         &self,
         _group: &[Matrix],
@@ -139,24 +146,24 @@ pub trait Backend: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Uploads `values` for use by operations, and reuses the memory of `dst` if it is large enough.
+    /// Uploads `values` for operations to read. Reuses the memory of `dst` if it is large enough.
     fn upload(&self, dst: &mut Indices, values: &[u32]) {
         dst.set(values);
     }
 
-    /// As [`upload`](Backend::upload), for segments.
+    /// Uploads segments, as [`upload`](Backend::upload) does for numbers.
     fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
         dst.set(values);
     }
 
-    /// Allocates the working memory of training passes up to this size. Later passes then allocate none, which
-    /// matters on a device that other programs use.
+    /// Allocates the working memory of training passes up to this size. Later passes allocate no more memory.
+    /// This matters on a device that other programs use.
     fn reserve(&self, _largest: PassSize) {}
 
     /// Sets the first `len` elements to zero.
     fn zero(&self, dst: &mut Buffer, len: usize);
 
-    /// `dst += src` over the first `len` elements.
+    /// Computes `dst += src` over the first `len` elements.
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize);
 
     /// Copies `n` rows of `cols` elements from row `src_row` of `src` to row `dst_row` of `dst`.
@@ -170,24 +177,25 @@ pub trait Backend: Send + Sync + fmt::Debug {
         cols: usize,
     );
 
-    /// `out[i] = inp[rows[i]]`, for rows of `cols` elements.
+    /// Computes `out[i] = inp[rows[i]]`, for rows of `cols` elements.
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
     /// Backward of [`gather_rows`](Backend::gather_rows). `dinp` has `n` rows. `dinp[r]` is the sum of
-    /// `dout[i]` over all `i` with `rows[i] = r`, in ascending order of `i`.
+    /// `dout[i]` over all `i` with `rows[i] = r`. The terms are added in ascending order of `i`.
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
+    /// Computes `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
     fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out[i] = scale · table[ids[i]]`, `out (N, C)`, `table (V, C)` in host memory.
+    /// Computes `out[i] = scale · table[ids[i]]`. Shapes: `out (N, C)`, and `table (V, C)` in host memory.
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);
 
-    /// `out[i] += bias`, `out (N, OUT)`, `bias (OUT)`. The gradient of `out` passes unchanged.
+    /// Computes `out[i] += bias`. Shapes: `out (N, OUT)`, `bias (OUT)`. No backward is needed, because the
+    /// gradient of `out` does not change.
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize);
 
-    /// `out[i, o] *= factors[offset + o]` on `rows` of `out (N, OUT)`, where `cols` is `OUT`. Source: Liu et al., 2024,
-    /// equation 5 (DoRA).
+    /// Computes `out[i, o] *= factors[offset + o]` on the rows `rows` of `out (N, OUT)`. `cols` is `OUT`.
+    /// Source: Liu et al., 2024, equation 5 (DoRA).
     fn scale_columns(
         &self,
         out: &mut Buffer,
@@ -197,8 +205,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         cols: usize,
     );
 
-    /// Gradient of the magnitudes that [`scale_columns`](Backend::scale_columns) multiplies by `scale`:
-    /// `dparams[at + o] += scale[offset + o] · Σ dout[i, o] · out[i, o]` over `rows`.
+    /// Computes the gradient of the magnitudes of DoRA, whose forward is
+    /// [`scale_columns`](Backend::scale_columns): `dparams[at + o] += scale[offset + o] · Σ dout[i, o] ·
+    /// out[i, o]` over `rows`.
     fn column_products(
         &self,
         dparams: &mut Buffer,
@@ -207,8 +216,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for backward. `out`,
-    /// `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.
+    /// Computes `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for the
+    /// backward pass. Shapes: `out` and `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich,
+    /// 2019, equation 4.
     fn rmsnorm_forward(
         &self,
         out: &mut Buffer,
@@ -229,14 +239,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         n: usize,
     );
 
-    /// `out = inp Wᵀ`, `out (N, OUT)`, `inp (N, IN)`, `w (OUT, IN)`.
+    /// Computes `out = inp Wᵀ`. Shapes: `out (N, OUT)`, `inp (N, IN)`, `w (OUT, IN)`.
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize);
 
-    /// Backward of [`linear_forward`](Backend::linear_forward) for a frozen `w`: `dinp = dout W`, or `+=`.
+    /// Backward of [`linear_forward`](Backend::linear_forward) for a frozen `w`: computes `dinp = dout W` or
+    /// `dinp += dout W`.
     fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize);
 
-    /// `out += scaling · (drop(inp) Aᵀ) Bᵀ` on `rows` of `out (N, OUT)` and `inp (N, IN)`. `mid (N, R)`
-    /// receives `drop(inp) Aᵀ` for backward. Without dropout, `drop` is the identity.
+    /// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` on the rows `rows` of `out (N, OUT)` and `inp (N, IN)`.
+    /// `mid (N, R)` receives `drop(inp) Aᵀ` for the backward pass. Without dropout, `drop` is the identity.
     ///
     /// The element index of dropout is `(row - rows.start) * IN + column`. A module's mask therefore does not
     /// depend on the position of its rows in the batch. Source: Hu et al., 2021, section 4.1.
@@ -249,9 +260,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// Backward of [`lora_forward`](Backend::lora_forward). `dparams` and the optional `dinp` accumulate:
-    /// `dmid = scaling · dout B`, `dB += scaling · doutᵀ mid`, `dA += dmidᵀ drop(inp)`,
-    /// `dinp += drop'(dmid A)`.
+    /// Backward of [`lora_forward`](Backend::lora_forward). Computes `dmid = scaling · dout B`, `dB +=
+    /// scaling · doutᵀ mid`, `dA += dmidᵀ drop(inp)` and `dinp += drop'(dmid A)`. `dparams` contains `dA` and
+    /// `dB`. `dinp` is optional.
     fn lora_backward(
         &self,
         grads: LoraGrads<'_>,
@@ -262,15 +273,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// All projections of one input, with their low-rank pairs `A, B` and an optional residual.
+    /// Computes all projections of one input, with their low-rank pairs `A, B` and an optional residual.
     ///
     /// ```text
     /// out[i] = inp W[i]ᵀ + Σ over segments, on their rows: scaling · (drop(inp) Aᵀ) Bᵀ  (+ residual)
     /// ```
     ///
-    /// `out[i] (N, OUT_i)`, `mid[i] (N, R_i)` as [`ProjectSaved::mid`]. A `residual (N, OUT)` requires a
-    /// group of one weight. A back end may fuse all of these. The default calls the single operations in the
-    /// order of the formula.
+    /// Shapes: `out[i] (N, OUT_i)`, and `mid[i] (N, R_i)` as in [`ProjectSaved::mid`]. A `residual (N, OUT)`
+    /// requires a group of one weight. A back end may fuse all of these operations. The default
+    /// implementation calls the single operations in the order of the formula.
     fn project(
         &self,
         out: &mut [&mut Buffer],
@@ -283,9 +294,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         project_singly(self, out, mid, inp, group, residual, n);
     }
 
-    /// Backward of [`project`](Backend::project). The optional `dinp` receives `Σ dout[i] W[i]` and the
-    /// gradients through `A, B`, or adds them. `dparams` accumulates. The gradient of the residual is `dout`
-    /// itself.
+    /// Backward of [`project`](Backend::project). The optional `dinp` is the sum of `Σ dout[i] W[i]` and the
+    /// gradients through `A, B`. It is overwritten or accumulated. `dparams` accumulates. The gradient of the
+    /// residual is `dout`.
     fn project_backward(
         &self,
         grads: ProjectGrads<'_>,
@@ -309,7 +320,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         }
     }
 
-    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place, as Llama's `rotate_half`: the elements `i` and
+    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place, like Llama's `rotate_half`. The elements `i` and
     /// `i + HS/2` of row `n` turn by the angle `positions[n] · inv_freq[i]`. `inv_freq (HS/2)` is in radians
     /// per token. Source: Su et al., 2021, section 3.2.2.
     fn rope_forward(
@@ -321,7 +332,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         dims: AttentionDims,
     );
 
-    /// Backward of [`rope_forward`](Backend::rope_forward): rotates the gradients back, in place.
+    /// Backward of [`rope_forward`](Backend::rope_forward). Rotates the gradients in place, in the opposite
+    /// direction.
     fn rope_backward(
         &self,
         dq: &mut Buffer,
@@ -331,20 +343,21 @@ pub trait Backend: Send + Sync + fmt::Debug {
         dims: AttentionDims,
     );
 
-    /// Causal softmax attention inside each segment, with scores divided by `sqrt(HS)`. `out (N, NH, HS)`;
-    /// `lse (N, NH)` receives the log of each row's softmax denominator for backward. Source: Vaswani et al.,
-    /// 2017, equation 1; Ainslie et al., 2023 (GQA).
+    /// Computes causal softmax attention inside each segment. `operands.scores` defines how scores are
+    /// computed. The shape of `out` is `(N, NH, HS)`. `lse (N, NH)` receives the logarithm of each row's
+    /// softmax denominator for the backward pass. Source: Vaswani et al., 2017, equation 1; Ainslie et al.,
+    /// 2023 (GQA).
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>);
 
-    /// As [`attention_forward`](Backend::attention_forward), for generated tokens: one query per segment. The
-    /// result of a segment depends neither on the other segments nor on its position among the keys. It may
-    /// differ from `attention_forward` in the order of its sums.
+    /// Computes [`attention_forward`](Backend::attention_forward) for generated tokens, with one query per
+    /// segment. The result of a segment does not depend on the other segments, and does not depend on where
+    /// its keys are stored. Sums may have another order than in `attention_forward`.
     fn attention_decode(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
         self.attention_forward(out, lse, operands);
     }
 
     /// Backward of [`attention_forward`](Backend::attention_forward). Overwrites the gradients on the rows of
-    /// the segments, which must not overlap.
+    /// the segments. Segments must not overlap.
     fn attention_backward(
         &self,
         grads: AttentionGrads<'_>,
@@ -353,15 +366,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         operands: AttentionOperands<'_>,
     );
 
-    /// `out = activation(gate) · up` over `len` elements. Source: Shazeer, 2020, section 2.
+    /// Computes `out = activation(gate) · up` over `len` elements. Source: Shazeer, 2020, section 2.
     fn gated_forward(&self, out: &mut Buffer, operands: GatedOperands<'_>, len: usize);
 
     /// Backward of [`gated_forward`](Backend::gated_forward). Overwrites both gradients.
     fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize);
 
-    /// The loss head over rows that carry a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]`
-    /// in nats. With `grads`, also `dinp[i] = dloss[i] · d loss / d inp[i]`. The logits are computed in
-    /// blocks, so the full `(N, V)` never exists.
+    /// Computes the loss of rows that have a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]`
+    /// in nats. With `grads`, also computes `dinp[i] = dloss[i] · d loss / d inp[i]`. The logits are computed
+    /// in blocks, so the full `(N, V)` matrix never exists.
     fn head_loss(
         &self,
         losses: &mut Buffer,
@@ -370,8 +383,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         grads: Option<HeadGrads<'_>>,
     );
 
-    /// One AdamW update of the first `len` parameters, as `torch.optim.AdamW`: decoupled decay first. Source:
-    /// Loshchilov and Hutter, 2019, algorithm 2.
+    /// Computes one AdamW update of the first `len` parameters, as `torch.optim.AdamW` does: the decoupled
+    /// decay comes first. Source: Loshchilov and Hutter, 2019, algorithm 2.
     fn adamw(
         &self,
         params: &mut Buffer,
@@ -386,7 +399,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
 }
 
-/// [`Backend::project`] by single operations.
+/// Computes [`Backend::project`] with single operations.
 pub(crate) fn project_singly<B: Backend + ?Sized>(
     backend: &B,
     out: &mut [&mut Buffer],

@@ -1,24 +1,25 @@
-//! The back ends that a dry run can stand for.
+//! The back ends whose memory a dry run can predict.
 
 use crate::cuda::{CudaOptions, CudaTarget};
 use crate::{CpuOptions, Trace};
 
-/// The options of the back end that runs a job; they decide its data types and working memory.
+/// Options of the back end that runs a job. They determine the data types and the working memory.
 #[derive(Clone, Copy, Debug)]
 pub enum BackendOptions {
-    /// A [`Cpu`](crate::Cpu).
+    /// Options of a [`Cpu`](crate::Cpu).
     Cpu(CpuOptions),
-    /// A [`Cuda`](crate::cuda::Cuda).
+    /// Options of a [`Cuda`](crate::cuda::Cuda).
     Cuda(CudaOptions),
 }
 
 impl BackendOptions {
     /// Returns a [`Trace`] of the back end with these options.
     ///
-    /// `largest_four_bit` is the number of elements of the largest 4-bit weight, 0 without one. A device decodes it.
+    /// `largest_four_bit` is the number of elements of the largest 4-bit weight, or 0 if no weight has 4
+    /// bits. A device decodes such a weight into working memory.
     ///
     /// # Panics
-    /// If the options name an instruction set that this machine does not support.
+    /// If the options contain an instruction set that this machine does not support.
     pub fn trace(self, largest_four_bit: usize) -> Trace {
         match self {
             Self::Cpu(options) => Trace::new(options),

@@ -1,29 +1,29 @@
-//! Memory that a back end owns: host memory, or an opaque handle.
+//! Memory that belongs to a back end. It is host memory or an opaque handle.
 
 use std::any::Any;
 use std::fmt;
 
 use crate::DType;
 
-/// f32 elements in a cache line.
+/// Number of f32 elements in a cache line.
 const LINE: usize = 16;
 
-/// The use of a buffer's elements. A back end chooses their type from it.
+/// The use of a buffer's elements. A back end chooses their data type by this use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// Activations and their gradients, in the back end's compute type.
+    /// Activations and their gradients. They have the back end's compute type.
     Activation,
-    /// The residual stream and its gradient. They are f32 where activations are f16, because they can exceed
-    /// f16's range.
+    /// The residual stream and its gradient. They are f32 if activations are f16, because their values can
+    /// exceed the range of f16.
     Residual,
-    /// Always f32: norm and softmax statistics, losses, logits, parameters, gradients and moments.
+    /// Norm and softmax statistics, losses, logits, parameters, gradients and moments. They are always f32.
     Exact,
 }
 
-/// A buffer of `len` elements owned by one back end, zeroed on allocation.
+/// A buffer of `len` elements that belongs to one back end. It is zeroed on allocation.
 ///
 /// [`Backend::alloc`](crate::Backend::alloc) allocates it. A back end that computes on the host stores f32 in
-/// [`Storage::Host`]. Any other stores its own handle in [`Storage::Opaque`].
+/// [`Storage::Host`]. Any other back end stores its own handle in [`Storage::Opaque`].
 pub struct Buffer {
     storage: Storage,
     len: usize,
@@ -32,20 +32,20 @@ pub struct Buffer {
 
 /// The memory of a [`Buffer`].
 pub enum Storage {
-    /// Host memory, readable by every host back end.
+    /// Host memory, which every host back end can read.
     Host(HostMemory),
-    /// A handle of another back end: device memory, or a trace record.
+    /// A handle of another back end, which refers to device memory or to a record of a trace.
     Opaque(Box<dyn Any + Send + Sync>),
 }
 
-/// Elements aligned to cache lines, because a vector load that straddles two lines costs two accesses.
+/// Elements that are aligned to cache lines. A vector load that crosses two lines would cost two accesses.
 pub struct HostMemory {
     data: Vec<f32>,
     start: usize,
 }
 
 impl HostMemory {
-    /// Allocates `len` zeros. The system commits each page on its first write.
+    /// Allocates `len` zeros. The system allocates each memory page when it is first written.
     fn zeroed(len: usize) -> Self {
         let data = vec![0.0f32; len + LINE - 1];
         let start = data.as_ptr().align_offset(4 * LINE).min(LINE - 1);
@@ -66,7 +66,7 @@ impl Buffer {
         buffer
     }
 
-    /// Wraps a back end's own handle to `len` elements.
+    /// Wraps a back end's own handle for `len` elements.
     pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize, dtype: DType) -> Self {
         Self { storage: Storage::Opaque(handle), len, dtype }
     }
@@ -81,17 +81,17 @@ impl Buffer {
         self.dtype
     }
 
-    /// Returns whether there are no elements.
+    /// Returns whether the number of elements is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns the memory behind this buffer, for the back end that made it.
+    /// Returns the memory of this buffer, for the back end that allocated it.
     pub fn storage(&self) -> &Storage {
         &self.storage
     }
 
-    /// Mutable [`Buffer::storage`].
+    /// Returns the mutable memory of this buffer, for the back end that allocated it.
     pub fn storage_mut(&mut self) -> &mut Storage {
         &mut self.storage
     }
@@ -107,7 +107,10 @@ impl Buffer {
         }
     }
 
-    /// Mutable [`Buffer::host_slice`].
+    /// Returns the mutable elements, for host back ends.
+    ///
+    /// # Panics
+    /// If the buffer is not in host memory.
     pub fn host_slice_mut(&mut self) -> &mut [f32] {
         match &mut self.storage {
             Storage::Host(memory) => &mut memory.data[memory.start..][..self.len],
@@ -116,8 +119,8 @@ impl Buffer {
     }
 }
 
-/// f64 results in the back end's memory, until [`Backend::read_scalars`](crate::Backend::read_scalars) copies
-/// them.
+/// f64 results in the back end's memory. [`Backend::read_scalars`](crate::Backend::read_scalars) copies them
+/// to the host.
 pub struct Scalars {
     values: Vec<f64>,
     handle: Option<Box<dyn Any + Send + Sync>>,
@@ -129,7 +132,7 @@ impl Scalars {
         Self { values: vec![0.0; len], handle: None }
     }
 
-    /// Wraps a back end's own handle to `len` scalars.
+    /// Wraps a back end's own handle for `len` scalars.
     pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize) -> Self {
         Self { handle: Some(handle), ..Self::host(len) }
     }
@@ -139,7 +142,7 @@ impl Scalars {
         &self.values
     }
 
-    /// Mutable [`Scalars::values`].
+    /// Returns the mutable values, for host back ends.
     pub fn values_mut(&mut self) -> &mut [f64] {
         &mut self.values
     }
@@ -166,14 +169,14 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Memory of a device in bytes.
+/// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// Allocated by this process, without the driver's context.
+    /// Bytes that this process has allocated, without the driver's context.
     pub allocated: u64,
-    /// The peak of `allocated`.
+    /// Largest value of `allocated` so far.
     pub peak: u64,
-    /// Free bytes of the device.
+    /// Free bytes on the device.
     pub free: u64,
     /// Total bytes of the device.
     pub total: u64,

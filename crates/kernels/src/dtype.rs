@@ -1,4 +1,4 @@
-//! Types of stored elements, and their conversion to and from f32.
+//! Types of stored elements, and conversions to and from f32.
 
 use crate::Isa;
 use crate::simd::simd_fn;
@@ -8,7 +8,7 @@ use crate::simd::simd_fn;
 pub enum DType {
     /// IEEE 754 binary32.
     F32,
-    /// The upper half of an f32: 8 bits of exponent, 7 of mantissa.
+    /// The upper half of an f32, with 8 bits of exponent and 7 bits of mantissa.
     Bf16,
     /// IEEE 754 binary16.
     F16,
@@ -24,10 +24,10 @@ impl DType {
     }
 }
 
-/// Converts little-endian elements to f32, exactly.
+/// Converts little-endian elements to f32. The conversion is exact.
 ///
 /// # Panics
-/// If `bytes` does not hold exactly `out.len()` elements of `dtype`.
+/// If `bytes` does not contain exactly `out.len()` elements of `dtype`.
 pub fn to_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * dtype.size());
     widen(Isa::detect(), dtype, bytes, out);
@@ -62,10 +62,10 @@ fn widen_body<L>(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Rounds f32 to `dtype`, to nearest, ties to even, little-endian.
+/// Rounds f32 values to `dtype`, to nearest with ties to even. The output is little-endian.
 ///
 /// # Panics
-/// If `out` does not hold exactly `inp.len()` elements of `dtype`.
+/// If `out` does not have space for exactly `inp.len()` elements of `dtype`.
 pub fn from_f32(dtype: DType, inp: &[f32], out: &mut [u8]) {
     assert_eq!(out.len(), inp.len() * dtype.size());
     narrow(Isa::detect(), dtype, inp, out);
@@ -100,13 +100,13 @@ fn narrow_body<L>(dtype: DType, inp: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Converts bf16 bits to f32, exactly.
+/// Converts bf16 bits to f32. The conversion is exact.
 #[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
-/// Rounds f32 to bf16 bits, to nearest, ties to even; a NaN stays a NaN.
+/// Rounds f32 to bf16 bits, to nearest with ties to even. NaN is converted to NaN.
 #[inline(always)]
 pub fn f32_to_bf16(v: f32) -> u16 {
     let bits = v.to_bits();
@@ -114,7 +114,7 @@ pub fn f32_to_bf16(v: f32) -> u16 {
     if v.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
 }
 
-/// Converts f16 bits to f32, exactly.
+/// Converts f16 bits to f32. The conversion is exact.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = ((bits & 0x8000) as u32) << 16;
@@ -122,11 +122,13 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     if magnitude >= 0x7c00 {
         return f32::from_bits(sign | 0x7f80_0000 | (magnitude & 0x3ff) << 13);
     }
-    // The bits form a number 2^112 too small. One exact multiplication then scales it, also for subnormals.
+    // The shifted bits represent a number that is 2^112 times too small. One exact multiplication corrects
+    // this, also for subnormal numbers.
     f32::from_bits(sign | magnitude << 13) * f32::from_bits(0x7780_0000)
 }
 
-/// Rounds f32 to f16 bits, to nearest, ties to even; out of range becomes infinity, a NaN stays a NaN.
+/// Rounds f32 to f16 bits, to nearest with ties to even. A value outside the range becomes infinity. NaN is
+/// converted to NaN.
 #[inline(always)]
 pub fn f32_to_f16(v: f32) -> u16 {
     let bits = v.to_bits();
@@ -139,8 +141,8 @@ pub fn f32_to_f16(v: f32) -> u16 {
         return sign | 0x7c00;
     }
     if abs < 0x3880_0000 {
-        // Subnormal: adding 0.5 aligns f16's last bit with the end of the mantissa, so the addition rounds
-        // there.
+        // The result is subnormal. Adding 0.5 aligns f16's last bit with the end of the mantissa, so the
+        // addition rounds at this bit.
         let shifted = f32::from_bits(abs) + 0.5;
         return sign | (shifted.to_bits() - 0.5f32.to_bits()) as u16;
     }
@@ -159,7 +161,8 @@ mod tests {
             let run = |isa| {
                 let (mut wide, mut back) = (vec![0.0; 1 << 16], vec![0; 2 << 16]);
                 widen(isa, dtype, &halves, &mut wide);
-                // Also between two neighbours, where rounding decides.
+                // The test also converts values between two neighbours, for which rounding decides the
+                // result.
                 let shifted: Vec<f32> = wide.iter().map(|v| f32::from_bits(v.to_bits() ^ 0x1800)).collect();
                 narrow(isa, dtype, &shifted, &mut back);
                 (wide.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), back)

@@ -1,17 +1,18 @@
-//! The error of a failed device.
+//! The error that a failed device returns.
 
 use std::error::Error;
 use std::fmt;
 
-/// An operation that a device could not carry out. Shapes that do not fit panic instead: callers own them.
+/// Reports that a device could not run an operation. Wrong shapes panic instead, because callers are
+/// responsible for shapes.
 ///
-/// A device computes asynchronously. After its first failure it skips all operations, and the next
-/// [`read`](crate::Backend::read) returns that failure. Host back ends never fail.
+/// A device computes asynchronously. After the first failure of a device, all operations are skipped, and the
+/// next [`read`](crate::Backend::read) returns that failure. Host back ends never fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendError {
-    /// The operation, by its name in the trait.
+    /// Name of the operation in the trait.
     pub operation: String,
-    /// The device and its own error message.
+    /// Name of the device, and the error message of the device.
     pub reason: String,
     /// The next step for the user, in the imperative.
     pub hint: String,

@@ -1,18 +1,18 @@
-//! Checks a gradient against central differences of its function.
+//! Compares a gradient with central differences of its function.
 
 use crate::rng::Stream;
 
-/// Returns `len` values uniform in `[-1, 1)`.
+/// Returns `len` values, uniform in `[-1, 1)`.
 pub fn random(stream: &mut Stream, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.next_uniform() * 2.0 - 1.0).collect()
 }
 
-/// Returns `sum(a · b)` in f64: a scalar loss whose gradient with respect to `a` is `b`.
+/// Returns `sum(a · b)` in f64. This is a scalar loss whose gradient with respect to `a` is `b`.
 pub fn inner(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum()
 }
 
-/// Asserts that `gradient` is the gradient of `loss` at `at`, element by element.
+/// Asserts that `gradient` is the gradient of `loss` at the point `at`, element by element.
 pub fn check(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> f64) {
     assert_eq!(at.len(), gradient.len());
     let mut x = at.to_vec();
@@ -24,8 +24,8 @@ pub fn check(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> f64) 
         let below = loss(&x);
         x[i] = at[i];
         let expected = (above - below) / (high as f64 - low as f64);
-        // f32 outputs have errors of about 1e-7 each, divided by a step of 8e-3. The cubic term adds about
-        // 1e-5.
+        // Each f32 output has an error of about 1e-7, which is divided by a step of 8e-3. The cubic term adds
+        // an error of about 1e-5.
         let tolerance = 4e-4 * (1.0 + expected.abs());
         assert!(
             (gradient[i] as f64 - expected).abs() <= tolerance,

@@ -1,13 +1,13 @@
-//! The gated activations of feed-forward blocks: `out = activation(gate) · up`.
+//! Gated activations of feed-forward blocks: `out = activation(gate) · up`.
 
 use crate::{Isa, geglu, swiglu};
 
-/// Activation of the gate in the feed-forward block.
+/// Activation function of the gate in a feed-forward block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateActivation {
-    /// `x / (1 + e^-x)`: see [`swiglu`].
+    /// `x / (1 + e^-x)`. See [`swiglu`].
     Silu,
-    /// The tanh form of gelu: see [`geglu`].
+    /// GELU with the tanh approximation. See [`geglu`].
     GeluTanh,
 }
 
@@ -23,7 +23,7 @@ impl GateActivation {
         }
     }
 
-    /// Backward of [`forward`](Self::forward). Overwrites `dgate` and `dup`.
+    /// Computes the backward of [`forward`](Self::forward). Overwrites `dgate` and `dup`.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -34,7 +34,7 @@ impl GateActivation {
         }
     }
 
-    /// [`forward`](Self::forward) in f32, for any range of elements.
+    /// Computes [`forward`](Self::forward) in f32, for any range of elements.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -45,7 +45,7 @@ impl GateActivation {
         }
     }
 
-    /// [`backward`](Self::backward) in f32, for any range of elements.
+    /// Computes [`backward`](Self::backward) in f32, for any range of elements.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -101,8 +101,8 @@ mod tests {
         }
     }
 
-    /// Compares every instruction set with the reference, for gates of up to `scale`, with a tolerance of
-    /// `close`, and of `close_dgate` for `dgate`.
+    /// Compares every instruction set with the reference. The gates are between `-scale` and `scale`. The
+    /// tolerance is `close_dgate` for `dgate`, and `close` for the other results.
     fn compare_isas(activation: GateActivation, scale: f32, close: f32, close_dgate: f32) {
         let mut stream = Stream::new(22);
         for (isa, len) in Isa::supported().flat_map(|isa| (0..70).map(move |len| (isa, len))) {
@@ -123,9 +123,11 @@ mod tests {
 
     #[test]
     fn every_isa_matches_the_reference_for_every_tail() {
-        // 1 - σ loses its low bits if σ is close to 1, and is multiplied by a gate of 30.
+        // If σ is close to 1, the low bits of `1 - σ` are lost. The result is then multiplied by a gate of up
+        // to 30.
         compare_isas(GateActivation::Silu, 30.0, 1e-6, 5e-6);
-        // 1 - tanh² loses its low bits if tanh is close to 1, and is multiplied by a polynomial of the gate.
+        // If tanh is close to 1, the low bits of `1 - tanh²` are lost. The result is then multiplied by a
+        // polynomial of the gate.
         compare_isas(GateActivation::GeluTanh, 10.0, 3e-6, 3e-5);
     }
 

@@ -5,10 +5,11 @@ use crate::simd::{Lanes, simd_fn};
 
 /// `sqrt(2 / π)`.
 const FACTOR: f64 = 0.797_884_560_802_865_4;
-/// Coefficient of the cube.
+/// Coefficient of `x³`.
 const CUBIC: f64 = 0.044715;
 
-/// `out = gelu(gate) · up`, `gelu(x) = x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³)))`, element by element.
+/// Computes `out = gelu(gate) · up` element by element, with `gelu(x) = x/2 · (1 + tanh(sqrt(2/π) · (x +
+/// 0.044715 x³)))`.
 ///
 /// Source: Hendrycks and Gimpel, 2016, section 2, <https://arxiv.org/abs/1606.08415>.
 ///
@@ -22,7 +23,8 @@ pub fn forward(out: &mut [f32], gate: &[f32], up: &[f32]) {
     }
 }
 
-/// Backward of [`forward`], overwriting: `dup = dout · gelu(gate)`, `dgate = dout · up · gelu'(gate)`.
+/// Computes the backward of [`forward`]: `dup = dout · gelu(gate)` and `dgate = dout · up · gelu'(gate)`.
+/// Overwrites both gradients.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -43,14 +45,14 @@ fn inner(x: f64) -> f64 {
 }
 
 simd_fn! {
-    /// [`forward`] in f32, for any range of elements.
+    /// Computes [`forward`] in f32, for any range of elements.
     ///
     /// # Panics
     /// If the lengths differ.
     pub fn forward_rows(out: &mut [f32], gate: &[f32], up: &[f32]) = forward_lanes
 }
 
-/// `tanh` of the inner polynomial.
+/// Returns `tanh(sqrt(2/π) · (x + 0.044715 x³))`.
 #[inline(always)]
 fn tanh_inner<L: Lanes>(g: L) -> L {
     let cube = g.mul(g).mul(g);
@@ -69,7 +71,7 @@ fn forward_lanes<L: Lanes>(out: &mut [f32], gate: &[f32], up: &[f32]) {
 }
 
 simd_fn! {
-    /// [`backward`] in f32, for any range of elements.
+    /// Computes [`backward`] in f32, for any range of elements.
     ///
     /// # Panics
     /// If the lengths differ.

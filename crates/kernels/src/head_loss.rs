@@ -1,13 +1,14 @@
-//! The vocabulary projection and its cross-entropy. The full logits never exist.
+//! The projection to the vocabulary and its cross-entropy. The full matrix of logits never exists.
 
 use crate::Matrix;
 use crate::math::dot_f64;
 
-/// Rows of logits that exist at once in the reference.
+/// Number of rows of logits that the reference computes at once.
 const CHUNK: usize = 16;
 
-/// `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats. `grads` is an optional `(dinp, dloss)`; it
-/// receives `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) - onehot(targets[i])) W`.
+/// Computes `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats, where `W` is `head`. `grads` is an
+/// optional pair `(dinp, dloss)`. If it is given, `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) -
+/// onehot(targets[i])) W`.
 ///
 /// | operand   | shape    | note                              |
 /// |-----------|----------|-----------------------------------|
@@ -64,14 +65,14 @@ pub fn head_loss(
     }
 }
 
-/// Caps a logit, and returns the derivative of the cap.
+/// Caps a logit and returns the derivative of the cap.
 fn capped(logit: &mut f64, cap: f64) -> f64 {
     let t = (*logit / cap).tanh();
     *logit = cap * t;
     1.0 - t * t
 }
 
-/// Returns the loss of one row; `logits` becomes `dloss · (softmax - onehot)`.
+/// Returns the loss of one row. Overwrites `logits` with `dloss · (softmax - onehot)`.
 pub(crate) fn softmax_loss(logits: &mut [f64], target: u32, dloss: f32) -> f32 {
     let target = target as usize;
     assert!(target < logits.len(), "target {target} in a vocabulary of {}", logits.len());

@@ -1,6 +1,7 @@
-//! Inputs of a pass besides activations: ids, positions, rows, targets, segments.
+//! Inputs of a pass other than activations: ids, positions, rows, targets and segments.
 //!
-//! A pass uploads each of them once. The host's copy always exists; a device stores its own behind a handle.
+//! A pass uploads each list once. The copy in host memory always exists. A device stores its own copy behind
+//! a handle.
 
 use std::any::Any;
 use std::fmt;
@@ -22,18 +23,18 @@ pub type Indices = Uploaded<u32>;
 pub type Segments = Uploaded<Segment>;
 
 impl<T: Copy> Uploaded<T> {
-    /// Makes a list in host memory only, for host back ends.
+    /// Creates a list only in host memory, for host back ends.
     pub fn host(values: Vec<T>) -> Self {
         Self { values, handle: None }
     }
 
-    /// Replaces the host's copy. The memory only grows.
+    /// Replaces the copy in host memory. The allocation only grows.
     pub fn set(&mut self, values: &[T]) {
         self.values.clear();
         self.values.extend_from_slice(values);
     }
 
-    /// Returns the host's copy.
+    /// Returns the copy in host memory.
     pub fn values(&self) -> &[T] {
         &self.values
     }
@@ -43,17 +44,17 @@ impl<T: Copy> Uploaded<T> {
         self.values.len()
     }
 
-    /// Returns whether there are no elements.
+    /// Returns whether the number of elements is 0.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// Returns the copy of the back end that uploaded the list.
+    /// Returns the handle of the back end that uploaded the list.
     pub fn handle(&self) -> Option<&(dyn Any + Send + Sync)> {
         self.handle.as_deref()
     }
 
-    /// Mutable [`Uploaded::handle`].
+    /// Returns the mutable handle of the back end that uploaded the list.
     pub fn handle_mut(&mut self) -> &mut Option<Box<dyn Any + Send + Sync>> {
         &mut self.handle
     }

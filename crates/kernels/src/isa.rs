@@ -1,13 +1,13 @@
-//! The vector instruction sets of the CPU back end.
+//! Vector instruction sets of the CPU back end.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An instruction set with its own kernels, widest first.
+/// An instruction set that has its own kernels. The variants are in order, the widest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// The instructions of [`Avx512Bf16`](Self::Avx512Bf16), and AMX tiles for bf16 matrix multiplications.
-    /// Linux only: a process needs the permission of the kernel to use tiles.
+    /// The instructions of [`Avx512Bf16`](Self::Avx512Bf16), and AMX tiles for matrix multiplications in
+    /// bf16. Supported only on Linux, where a process needs the kernel's permission to use tiles.
     Amx,
     /// AVX-512 F/BW/DQ/VL with the bf16 dot product.
     Avx512Bf16,
@@ -15,25 +15,26 @@ pub enum Isa {
     Avx512,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// Plain Rust, on any machine.
+    /// Rust without intrinsics, for any machine.
     Scalar,
 }
 
 impl Isa {
-    /// Every instruction set, widest first.
+    /// Every instruction set, the widest first.
     pub const ALL: [Self; 5] = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Scalar];
 
-    /// Returns the widest that this machine supports.
+    /// Returns the widest instruction set that this machine supports.
     pub fn detect() -> Self {
         Self::supported().next().unwrap_or(Self::Scalar)
     }
 
-    /// Returns those that this machine supports, widest first. `Scalar` is always the last.
+    /// Returns the instruction sets that this machine supports, the widest first. `Scalar` is always the last
+    /// one.
     pub fn supported() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_supported())
     }
 
-    /// Returns whether this machine supports it.
+    /// Returns whether this machine supports the instruction set.
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -60,12 +61,13 @@ impl Isa {
         }
     }
 
-    /// Returns whether it multiplies bf16 faster than by converting it to f32 first.
+    /// Returns whether the instruction set multiplies bf16 directly, which is faster than converting to f32
+    /// first.
     pub fn multiplies_bf16(self) -> bool {
         matches!(self, Self::Amx | Self::Avx512Bf16)
     }
 
-    /// Returns the name that [`FromStr`] accepts.
+    /// Returns the name of the instruction set, which [`FromStr`] accepts.
     pub fn name(self) -> &'static str {
         match self {
             Self::Amx => "amx",
@@ -77,7 +79,7 @@ impl Isa {
     }
 }
 
-/// Returns whether this process may use AMX tiles. The first call asks the system for the permission.
+/// Returns whether this process may use AMX tiles. The first call requests the permission from the system.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn has_tiles() -> bool {
     use std::arch::{asm, x86_64};
@@ -97,7 +99,7 @@ fn has_tiles() -> bool {
             return false;
         }
         let mut result = ARCH_PRCTL;
-        // SAFETY: the system call takes two numbers and touches no memory. It overwrites rcx and r11.
+        // SAFETY: the system call receives two numbers and accesses no memory. It overwrites rcx and r11.
         unsafe {
             asm!(
                 "syscall",
@@ -124,10 +126,10 @@ impl fmt::Display for Isa {
     }
 }
 
-/// A name that is no [`Isa`].
+/// A name that is not the name of an [`Isa`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownIsa(
-    /// The name.
+    /// The unknown name.
     pub String,
 );
 

@@ -1,10 +1,10 @@
-//! The operations of a LoRA step, forward and backward, and the back ends that run them. This crate handles
-//! slices and sizes only: no files, no configuration, no model names.
+//! The forward and backward operations of a LoRA step, and the back ends that run them. This crate only
+//! handles slices and sizes. It handles no files, no configuration and no model names.
 //!
-//! Shape letters, everywhere: `N` token rows, `C` hidden, `V` vocabulary, `NH` heads, `KH` kv heads, `HS`
-//! head size, `R` rank, `IN` and `OUT` of a projection.
+//! The whole crate uses these letters for shapes: `N` token rows, `C` hidden size, `V` vocabulary size, `NH`
+//! heads, `KH` key and value heads, `HS` head size, `R` rank, `IN` and `OUT` of a projection.
 //!
-//! A model calls a [`Backend`] and does not depend on which one computes:
+//! A model calls a [`Backend`]. The code of the model is the same for every back end:
 //!
 //! ```
 //! use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, Element, Matrix, Reference};

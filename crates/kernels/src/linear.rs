@@ -1,9 +1,9 @@
-//! A frozen projection: multiplication by a base weight, and the gradient of the input.
+//! A frozen projection: the multiplication by a base weight, and the gradient of its input.
 
 use crate::math::dot_f64;
 use crate::{Matrix, Store};
 
-/// `out = inp Wᵀ`.
+/// Computes `out = inp Wᵀ`.
 ///
 /// | operand | shape       |
 /// |---------|-------------|
@@ -25,7 +25,7 @@ pub fn forward(out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
     }
 }
 
-/// Backward of [`forward`] for a frozen `w`: `dinp = dout W`, or `+=`.
+/// Computes the backward of [`forward`] for a frozen `w`: `dinp = dout W` or `dinp += dout W`.
 ///
 /// # Panics
 /// If a slice is too short for `n` rows.

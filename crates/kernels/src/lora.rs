@@ -1,4 +1,4 @@
-//! One adapter's low-rank update of a projection.
+//! The low-rank update of a projection by one adapter.
 
 use std::ops::Range;
 
@@ -8,13 +8,13 @@ use crate::{Dropout, LoraPair, LoraRef, rng};
 /// Shapes and scaling of one module's `A` and `B`, without their elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraDims {
-    /// `R`.
+    /// Rank, `R`.
     pub rank: usize,
-    /// `IN`.
+    /// Input width, `IN`.
     pub d_in: usize,
-    /// `OUT`.
+    /// Output width, `OUT`.
     pub d_out: usize,
-    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scaling: f32,
 }
 
@@ -25,12 +25,12 @@ impl LoraDims {
     }
 }
 
-/// One module's `A` and `B`, with shapes and dropout.
+/// One module's `A` and `B`, with their shapes and the dropout of the input.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraParams<'a> {
-    /// `(R, IN)`.
+    /// Matrix `A`, `(R, IN)`.
     pub a: &'a [f32],
-    /// `(OUT, R)`.
+    /// Matrix `B`, `(OUT, R)`.
     pub b: &'a [f32],
     /// Shapes and scaling.
     pub dims: LoraDims,
@@ -42,7 +42,7 @@ impl<'a> LoraParams<'a> {
     /// Borrows a pair in host memory.
     ///
     /// # Panics
-    /// If the pair reaches past its buffer, or the buffer is not in host memory.
+    /// If the pair extends past the end of its buffer, or if the buffer is not in host memory.
     pub fn of(pair: &LoraPair<'a>) -> Self {
         let (lora, params) = (&pair.lora, pair.lora.params.host_slice());
         let [a, b] = lora.ranges().map(|range| &params[range]);
@@ -62,7 +62,7 @@ impl LoraRef<'_> {
         [self.a..self.a + self.rank * self.d_in, self.b..self.b + self.d_out * self.rank]
     }
 
-    /// Returns the gradients of `A` and `B` in `dparams`, which has the layout of the parameters.
+    /// Returns the gradients of `A` and `B` in `dparams`. `dparams` has the layout of the parameters.
     pub(crate) fn grads<'b>(&self, dparams: &'b mut [f32]) -> [&'b mut [f32]; 2] {
         dparams
             .get_disjoint_mut(self.ranges())
@@ -70,7 +70,8 @@ impl LoraRef<'_> {
     }
 }
 
-/// Applies LoRA dropout to row `row` of a module. Elements that are not dropped are scaled by `1 / (1 - p)`.
+/// Applies LoRA dropout to row `row` of a module. Elements that are not zeroed are multiplied by `1 / (1 -
+/// p)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -83,11 +84,11 @@ pub fn drop_row(out: &mut [f32], inp: &[f32], row: usize, dropout: Option<Dropou
     }
 }
 
-/// Adds one adapter's update to a base projection, on `rows` only: `out += scaling · (drop(inp) Aᵀ) Bᵀ`.
+/// Adds one adapter's update to the rows `rows` of a base projection: `out += scaling · (drop(inp) Aᵀ) Bᵀ`.
 ///
 /// | operand | shape       | note                                          |
 /// |---------|-------------|-----------------------------------------------|
-/// | `out`   | `(N, OUT)`  | already holds the base product                |
+/// | `out`   | `(N, OUT)`  | already contains the base product             |
 /// | `mid`   | `(N, R)`    | receives `drop(inp) Aᵀ` for backward          |
 /// | `inp`   | `(N, IN)`   |                                               |
 /// | `a`     | `(R, IN)`   |                                               |
@@ -114,12 +115,12 @@ pub fn forward(out: &mut [f32], mid: &mut [f32], inp: &[f32], params: LoraParams
     }
 }
 
-/// Backward of [`forward`]. All gradients accumulate, so micro-batches add up. With
-/// `dmid = scaling · dout B`: `db += scaling · doutᵀ mid`, `da += dmidᵀ drop(inp)`, and the optional
-/// `dinp += drop'(dmid A)`.
+/// Computes the backward of [`forward`]. All gradients accumulate, so the gradients of micro-batches are
+/// added up. With `dmid = scaling · dout B`, the gradients are `db += scaling · doutᵀ mid`, `da += dmidᵀ
+/// drop(inp)`, and the optional `dinp += drop'(dmid A)`.
 ///
 /// # Panics
-/// As [`forward`].
+/// In the same cases as [`forward`].
 pub fn backward(
     mut dinp: Option<&mut [f32]>,
     [da, db]: [&mut [f32]; 2],
@@ -132,7 +133,7 @@ pub fn backward(
     let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
     params.check();
     assert_eq!((da.len(), db.len()), (a.len(), b.len()));
-    // Summed in f64 over the rows, then added once.
+    // The rows are added in f64, and the sum is then added once to the gradient.
     let (mut sum_a, mut sum_b) = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
     let (mut x, mut dx, mut dropped) = (vec![0.0; d_in], vec![0.0; d_in], vec![0.0; d_in]);
     let first = rows.start;
@@ -156,7 +157,7 @@ pub fn backward(
             for (j, d) in dx.iter_mut().enumerate() {
                 *d = (0..rank).map(|r| dm[r] * a[r * d_in + j] as f64).sum::<f64>() as f32;
             }
-            // Dropout is a diagonal matrix, so that its transpose is the same function.
+            // Dropout multiplies by a diagonal matrix, so its transpose is the same function.
             drop_row(&mut dropped, &dx, i - first, dropout);
             for (d, g) in dinp[i * d_in..][..d_in].iter_mut().zip(&dropped) {
                 *d += g;

@@ -2,7 +2,7 @@
 
 use crate::simd::{Lanes, simd_fn};
 
-/// Returns `sum(a · b)` in f64. Eight interleaved sums limit the cost of the reference.
+/// Returns `sum(a · b)` in f64. Eight interleaved sums make the reference faster.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -20,20 +20,20 @@ pub fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + tail
 }
 
-/// The logistic function `1 / (1 + e^-x)`, in f64.
+/// Returns the logistic function `1 / (1 + e^-x)`, in f64.
 pub fn sigmoid_f64(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Returns `e^self` with a relative error of 1e-6 from -87.3 to 88.3. Smaller inputs give 0, larger inputs
-/// give infinity, and NaN gives NaN.
+/// Returns `e^x` with a relative error of 1e-6 for `x` from -87.3 to 88.3. A smaller `x` gives 0, a larger
+/// `x` gives infinity, and NaN gives NaN.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2` (Cody and Waite's two-part constant), then a Taylor polynomial of
-/// degree 7, whose remainder at the ends is 5e-9.
+/// The computation splits `x = n ln 2 + r` with `|r| <= ln 2 / 2`, with the two-part constant of Cody and
+/// Waite. `e^r` is a Taylor polynomial of degree 7, whose remainder at the ends is 5e-9.
 #[inline(always)]
 pub fn exp<L: Lanes>(x: L) -> L {
     let (low, high) = (L::splat(-87.3), L::splat(88.3));
-    // This order of operands lets a NaN through.
+    // With this order of operands, NaN stays NaN.
     let clamped = low.max(high.min(x));
     let n = clamped.mul(L::splat(std::f32::consts::LOG2_E)).round();
     let r = n.mul_add(L::splat(-355.0 / 512.0), clamped);
@@ -47,21 +47,21 @@ pub fn exp<L: Lanes>(x: L) -> L {
     high.if_less(x, L::splat(f32::INFINITY), e)
 }
 
-/// The logistic function of every lane.
+/// Returns the logistic function of every lane.
 #[inline(always)]
 pub fn sigmoid<L: Lanes>(x: L) -> L {
     let one = L::splat(1.0);
     one.div(one.add(exp(L::splat(0.0).sub(x))))
 }
 
-/// The hyperbolic tangent of every lane, to an absolute error of 3e-7.
+/// Returns the hyperbolic tangent of every lane, with an absolute error of up to 3e-7.
 #[inline(always)]
 pub fn tanh<L: Lanes>(x: L) -> L {
     let one = L::splat(1.0);
     one.sub(L::splat(2.0).div(exp(x.add(x)).add(one)))
 }
 
-/// Returns `sum(a · b)` over slices of the same length, in four interleaved sums of lanes.
+/// Returns `sum(a · b)` of two slices of the same length. Four vectors of sums are interleaved.
 #[inline(always)]
 pub fn dot_lanes<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
@@ -90,7 +90,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// `out += factor · inp`.
+    /// Computes `out += factor · inp`.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -108,7 +108,8 @@ fn axpy_lanes<L: Lanes>(out: &mut [f32], factor: f32, inp: &[f32]) {
 }
 
 simd_fn! {
-    /// `out = e^out`, with a relative error of 1e-6. Below -87.3 it is 0, above 88.3 infinity.
+    /// Computes `out = e^out` with a relative error of 1e-6. The result is 0 below -87.3, and infinity above
+    /// 88.3.
     pub fn exp_slice(out: &mut [f32]) = exp_slice_lanes
 }
 

@@ -1,4 +1,4 @@
-//! Frozen weights: one row-major copy, usually inside a memory-mapped file.
+//! Frozen weights. There is one row-major copy, usually inside a memory-mapped file.
 
 use std::any::Any;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{DType, FourBit, to_f32};
 
-/// A range of bytes with shared ownership: a memory map, a `Vec`, a static.
+/// A range of bytes with shared ownership. The owner is a memory map, a `Vec` or a static.
 #[derive(Clone)]
 pub struct Bytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
@@ -15,23 +15,23 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// Makes the bytes `range` of `owner`.
+    /// Refers to the bytes `range` of `owner`.
     ///
     /// # Panics
-    /// If `range` reaches past the end of `owner`.
+    /// If `range` extends past the end of `owner`.
     pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
         let len = (*owner).as_ref().len();
         assert!(range.start <= range.end && range.end <= len, "bytes {range:?} of an owner of {len}");
         Self { owner, range }
     }
 
-    /// Makes all the bytes of `data`.
+    /// Refers to all bytes of `data`.
     pub fn from_vec(data: Vec<u8>) -> Self {
         let range = 0..data.len();
         Self { owner: Arc::new(data), range }
     }
 
-    /// Makes the little-endian bytes of `values`.
+    /// Returns the little-endian bytes of `values`.
     pub fn from_f32(values: &[f32]) -> Self {
         Self::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
@@ -48,10 +48,10 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// A frozen weight `(rows, cols)`, row-major.
+/// A frozen weight of shape `(rows, cols)`, row-major.
 ///
-/// For a projection, `rows` is `OUT` and `cols` is `IN`, as in `nn.Linear`. It is immutable, so that threads
-/// and models share it.
+/// For a projection, `rows` is `OUT` and `cols` is `IN`, as in `nn.Linear`. A matrix is immutable, so threads
+/// and models can share it.
 #[derive(Clone)]
 pub struct Matrix {
     storage: MatrixStorage,
@@ -66,7 +66,7 @@ pub enum MatrixStorage {
     Dense(DType, Bytes),
     /// 4-bit codes in blocks.
     FourBit(Arc<FourBit>),
-    /// A handle of another back end, such as device memory.
+    /// A handle of another back end, for example of device memory.
     Opaque(Arc<dyn Any + Send + Sync>),
 }
 
@@ -80,7 +80,7 @@ pub(crate) enum HostMatrix<'a> {
 }
 
 impl Matrix {
-    /// Makes a dense matrix over `data`.
+    /// Creates a dense matrix over `data`.
     ///
     /// # Panics
     /// If `data` is not exactly `rows * cols` elements of `dtype`.
@@ -97,7 +97,7 @@ impl Matrix {
         Self::dense(DType::F32, Bytes::from_f32(data), rows, cols)
     }
 
-    /// Makes a 4-bit matrix.
+    /// Creates a 4-bit matrix.
     ///
     /// # Panics
     /// If `data` is not exactly `rows * cols` elements.
@@ -106,17 +106,17 @@ impl Matrix {
         Self { storage: MatrixStorage::FourBit(data), rows, cols }
     }
 
-    /// Wraps a back end's own handle.
+    /// Wraps the handle of a back end.
     pub fn opaque(handle: Arc<dyn Any + Send + Sync>, rows: usize, cols: usize) -> Self {
         Self { storage: MatrixStorage::Opaque(handle), rows, cols }
     }
 
-    /// Returns the number of rows: `OUT` of a projection, `V` of an embedding table.
+    /// Returns the number of rows. This is `OUT` of a projection, and `V` of an embedding table.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Returns the number of columns: `IN` of a projection, `C` of an embedding table.
+    /// Returns the number of columns. This is `IN` of a projection, and `C` of an embedding table.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -138,10 +138,10 @@ impl Matrix {
         }
     }
 
-    /// Converts `rows` to f32.
+    /// Converts the rows `rows` to f32.
     ///
     /// # Panics
-    /// If the rows do not exist, `out` is too short, or the matrix is not in host memory.
+    /// If the rows do not exist, if `out` is too short, or if the matrix is not in host memory.
     pub fn rows_to_f32(&self, rows: Range<usize>, out: &mut [f32]) {
         let elements = rows.start * self.cols..rows.end * self.cols;
         let out = &mut out[..elements.len()];
@@ -156,12 +156,12 @@ impl Matrix {
     /// Converts row `row` to f32.
     ///
     /// # Panics
-    /// As [`Matrix::rows_to_f32`].
+    /// In the same cases as [`Matrix::rows_to_f32`].
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
         self.rows_to_f32(row..row + 1, out);
     }
 
-    /// Converts the whole matrix to f32, row-major, for references and tests.
+    /// Converts the whole matrix to row-major f32, for references and tests.
     pub fn to_vec(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         self.rows_to_f32(0..self.rows, &mut out);

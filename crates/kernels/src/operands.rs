@@ -1,81 +1,83 @@
-//! The operands of [`Backend`](crate::Backend)'s operations, grouped.
+//! Structs that group the operands of [`Backend`](crate::Backend)'s operations.
 
 use std::ops::Range;
 
 use crate::{Buffer, GateActivation, Indices, Matrix, PackedLora, Segments};
 
-/// A contiguous range of tokens that attends only to itself.
+/// A contiguous range of tokens. The tokens of a segment attend only to keys of this segment.
 ///
-/// Query `i` (of `q_len`) sees keys `0 ..= kv_len - q_len + i` of the segment. In training, both ranges
-/// coincide. In decoding, the keys are a cache and the queries its newest rows.
+/// Query `i` of the segment's `q_len` queries sees the keys `0 ..= kv_len - q_len + i` of the segment. In
+/// training, the segment has as many keys as queries. In decoding, the keys are a cache, and the queries are
+/// its newest rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First row of the segment in `q` and `out`.
     pub q_start: usize,
-    /// Rows of the segment in `q` and `out`, at most `kv_len`.
+    /// Number of rows of the segment in `q` and `out`, at most `kv_len`.
     pub q_len: usize,
     /// First row of the segment in `k` and `v`.
     pub kv_start: usize,
-    /// Rows of the segment in `k` and `v`.
+    /// Number of rows of the segment in `k` and `v`.
     pub kv_len: usize,
 }
 
-/// Head layout of grouped-query attention. `heads` is a multiple of `kv_heads`.
+/// Number and size of heads in grouped-query attention. `heads` is a multiple of `kv_heads`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionDims {
-    /// Query heads, `NH`.
+    /// Number of query heads, `NH`.
     pub heads: usize,
-    /// Key and value heads, `KH`.
+    /// Number of key and value heads, `KH`.
     pub kv_heads: usize,
     /// Head size, `HS`.
     pub head_dim: usize,
 }
 
-/// How attention scores are computed from `q · k`.
+/// Parameters that turn `q · k` into attention scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionScores {
-    /// Factor of every score.
+    /// Factor that multiplies every score.
     pub scale: f32,
-    /// Number of keys that a query sees, with its own. `None`: all earlier keys.
+    /// Maximum number of keys that a query sees, including the key of its own token. With `None`, a query
+    /// sees all earlier keys.
     pub window: Option<usize>,
-    /// Scores become `softcap · tanh(score / softcap)`.
+    /// If given, each score becomes `softcap · tanh(score / softcap)`.
     pub softcap: Option<f32>,
 }
 
 impl AttentionScores {
-    /// Returns Llama's scores: `q · k / sqrt(HS)` over all earlier keys.
+    /// Returns Llama's parameters: the score is `q · k / sqrt(HS)`, and all earlier keys are visible.
     pub fn of_head_dim(head_dim: usize) -> Self {
         Self { scale: (1.0 / (head_dim as f64).sqrt()) as f32, window: None, softcap: None }
     }
 }
 
-/// Inputs of attention, forward and backward.
+/// Inputs of the forward and the backward of attention.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOperands<'a> {
-    /// `(N, NH, HS)`, rotated.
+    /// Rotated queries, `(N, NH, HS)`.
     pub q: &'a Buffer,
-    /// `(M, KH, HS)`, rotated.
+    /// Rotated keys, `(M, KH, HS)`.
     pub k: &'a Buffer,
-    /// `(M, KH, HS)`.
+    /// Values, `(M, KH, HS)`.
     pub v: &'a Buffer,
-    /// The keys that each query row sees.
+    /// The segments, which determine the visible keys of each query row.
     pub segments: &'a Segments,
-    /// Head layout.
+    /// Number and size of heads.
     pub dims: AttentionDims,
     /// Scale, window and cap of the scores.
     pub scores: AttentionScores,
 }
 
-/// Results of attention's forward that its backward reads.
+/// Results of attention's forward that attention's backward reads.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSaved<'a> {
-    /// The output, `(N, NH, HS)`.
+    /// Output of attention, `(N, NH, HS)`.
     pub out: &'a Buffer,
-    /// Log of each row's softmax denominator, `(N, NH)`.
+    /// Logarithm of each row's softmax denominator, `(N, NH)`.
     pub lse: &'a Buffer,
 }
 
-/// Gradients that attention's backward writes, with the shapes of `q`, `k` and `v`.
+/// Gradients that attention's backward writes. They have the shapes of `q`, `k` and `v`.
 #[derive(Debug)]
 pub struct AttentionGrads<'a> {
     /// Gradient of `q`.
@@ -86,46 +88,47 @@ pub struct AttentionGrads<'a> {
     pub dv: &'a mut Buffer,
 }
 
-/// Inputs of RMSNorm's forward that its backward reads.
+/// Values from RMSNorm's forward that RMSNorm's backward reads.
 #[derive(Clone, Copy, Debug)]
 pub struct RmsnormSaved<'a> {
-    /// `(N, C)`.
+    /// Input of the norm, `(N, C)`.
     pub inp: &'a Buffer,
     /// `1 / rms` of each row, `(N)`.
     pub rstd: &'a Buffer,
-    /// `(C)`.
+    /// Weight of the norm, `(C)`.
     pub weight: &'a Buffer,
 }
 
 /// The low-rank matrices `A, B` of one projection, inside a flat parameter buffer.
 ///
-/// `A (R, IN)` starts at `a` and `B (OUT, R)` at `b`, both row-major. Gradients use a second buffer of the
-/// same layout.
+/// `A (R, IN)` starts at offset `a` and `B (OUT, R)` at offset `b`. Both are row-major. Gradients are in a
+/// second buffer with the same layout.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraRef<'a> {
-    /// The flat parameters.
+    /// Buffer of all parameters.
     pub params: &'a Buffer,
     /// Offset of `A` in `params`, in elements.
     pub a: usize,
     /// Offset of `B` in `params`, in elements.
     pub b: usize,
-    /// `R`.
+    /// Rank, `R`.
     pub rank: usize,
-    /// `IN`.
+    /// Input width, `IN`.
     pub d_in: usize,
-    /// `OUT`.
+    /// Output width, `OUT`.
     pub d_out: usize,
-    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scaling: f32,
 }
 
-/// LoRA dropout of one module in one micro-batch. Element `i` of the module's input is kept if
-/// [`rng::keep`](crate::rng::keep)`(key, i, probability)`, and then scaled by `1 / (1 - probability)`.
+/// LoRA dropout of one module in one micro-batch. If [`rng::keep`](crate::rng::keep)`(key, i, probability)`
+/// is true, element `i` of the module's input is multiplied by `1 / (1 - probability)`. Otherwise the element
+/// becomes zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    /// Probability of zeroing an element, in `[0, 1)`.
+    /// Probability that an element is set to zero, in `[0, 1)`.
     pub probability: f32,
-    /// A random key derived from seed, step, micro-batch, layer and module: see
+    /// A random key, computed from seed, step, micro-batch, layer and module. See
     /// [`rng::key`](crate::rng::key).
     pub key: u64,
 }
@@ -133,58 +136,58 @@ pub struct Dropout {
 /// The low-rank matrices `A, B` of one projection, and the dropout of their input.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraPair<'a> {
-    /// `A` and `B`.
+    /// The matrices `A` and `B`.
     pub lora: LoraRef<'a>,
-    /// Dropout of `A`'s input in training. The multiplication by the base weight always uses the full input.
+    /// Dropout of `A`'s input in training. The multiplication by the base weight does not use dropout.
     pub dropout: Option<Dropout>,
 }
 
-/// Gradients that [`lora_backward`](crate::Backend::lora_backward) adds to.
+/// Gradients to which [`lora_backward`](crate::Backend::lora_backward) adds.
 #[derive(Debug)]
 pub struct LoraGrads<'a> {
-    /// Gradient of the input `(N, IN)`, if needed.
+    /// Gradient of the input, `(N, IN)`. `None` if it is not needed.
     pub dinp: Option<&'a mut Buffer>,
-    /// Gradients of the parameters, in the layout of the parameters.
+    /// Gradients of the parameters. They have the layout of the parameters.
     pub dparams: &'a mut Buffer,
 }
 
 /// A range of rows that use one adapter.
 #[derive(Clone, Debug)]
 pub struct LoraSegment<'a> {
-    /// Rows of the pass. Segments are ascending and share no row.
+    /// Rows of the pass. Segments are in ascending order and do not overlap.
     pub rows: Range<usize>,
-    /// The adapter's `A, B` for each weight of the group, or `None` for a weight that the adapter leaves out.
+    /// The adapter's `A, B` for each weight of the group. `None` if the adapter does not change that weight.
     pub pairs: Vec<Option<LoraPair<'a>>>,
-    /// The same matrices packed for decoding, where they are. A back end may ignore them.
+    /// The same matrices, packed for decoding if possible. A back end may ignore them.
     pub packed: Vec<Option<&'a PackedLora>>,
 }
 
 /// Weights that multiply one input, and their low-rank pairs `A, B`.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectGroup<'a> {
-    /// `(OUT_i, IN)` each, placed by one call of [`place`](crate::Backend::place).
+    /// The weights, `(OUT_i, IN)` each. One call of [`place`](crate::Backend::place) placed all of them.
     pub weights: &'a [&'a Matrix],
-    /// One entry per adapter. Empty for the base alone.
+    /// One entry per adapter. Empty if only the base is used.
     pub lora: &'a [LoraSegment<'a>],
 }
 
-/// Inputs of a projection's forward that its backward reads.
+/// Values from a projection's forward that its backward reads.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectSaved<'a> {
-    /// `(N, IN)`.
+    /// Input of the projection, `(N, IN)`.
     pub inp: &'a Buffer,
-    /// `drop(inp) Aᵀ` of each weight, `(N, R_i)`. Empty if no segment adapts the weight.
+    /// `drop(inp) Aᵀ` of each weight, `(N, R_i)`. A buffer is empty if no segment adapts its weight.
     pub mid: &'a [&'a Buffer],
 }
 
 /// Gradients that a projection's backward writes.
 #[derive(Debug)]
 pub struct ProjectGrads<'a> {
-    /// Gradient of the input `(N, IN)`, if needed.
+    /// Gradient of the input, `(N, IN)`. `None` if it is not needed.
     pub dinp: Option<&'a mut Buffer>,
-    /// Whether `dinp` is overwritten or accumulated.
+    /// Whether `dinp` is overwritten or added to.
     pub store: Store,
-    /// Gradients of the adapter's parameters, accumulated.
+    /// Gradients of the adapter's parameters. The backward adds to them.
     pub dparams: &'a mut Buffer,
 }
 
@@ -193,9 +196,9 @@ pub struct ProjectGrads<'a> {
 pub struct GatedOperands<'a> {
     /// Input of the activation.
     pub gate: &'a Buffer,
-    /// Factor of the activated gate.
+    /// Factor that multiplies the activated gate.
     pub up: &'a Buffer,
-    /// Function of the gate.
+    /// Activation function of the gate.
     pub activation: GateActivation,
 }
 
@@ -211,46 +214,46 @@ pub struct GatedGrads<'a> {
 /// Inputs of the loss head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadOperands<'a> {
-    /// Rows that carry a label, `(N, C)`.
+    /// Rows that have a label, `(N, C)`.
     pub inp: &'a Buffer,
-    /// `(V, C)`.
+    /// Weight of the loss head, `(V, C)`.
     pub head: &'a Matrix,
-    /// The labels, `(N)`.
+    /// Labels of the rows, `(N)`.
     pub targets: &'a Indices,
-    /// Logits become `softcap · tanh(logit / softcap)`.
+    /// If given, each logit becomes `softcap · tanh(logit / softcap)`.
     pub softcap: Option<f32>,
 }
 
 /// Size of the largest training pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassSize {
-    /// Token rows.
+    /// Number of token rows.
     pub rows: usize,
-    /// Rows that carry a label.
+    /// Number of rows that have a label.
     pub labels: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Size of a head.
+    /// Head size.
     pub head_dim: usize,
-    /// Rows of the loss head's weight.
+    /// Number of rows of the loss head's weight.
     pub vocab_size: usize,
 }
 
-/// Gradients of the loss head.
+/// Gradients that the loss head reads and writes.
 #[derive(Debug)]
 pub struct HeadGrads<'a> {
-    /// Gradient of the input `(N, C)`, overwritten.
+    /// Gradient of the input, `(N, C)`. It is overwritten.
     pub dinp: &'a mut Buffer,
-    /// Gradient of each row's loss, `(N)`.
+    /// Gradient with respect to each row's loss, `(N)`.
     pub dloss: &'a Buffer,
 }
 
 /// How an operation writes its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// `=`
+    /// Writes with `=`.
     Overwrite,
-    /// `+=`
+    /// Writes with `+=`.
     Accumulate,
 }
 
@@ -266,17 +269,17 @@ impl Store {
 pub struct AdamW {
     /// Learning rate of this step.
     pub learning_rate: f32,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f32,
-    /// Added to the root of the second moment.
+    /// Number that is added to the square root of the second moment.
     pub eps: f32,
-    /// Decoupled weight decay, multiplied by the learning rate.
+    /// Decoupled weight decay. It is multiplied by the learning rate.
     pub weight_decay: f32,
-    /// Number of this step, from 1, for the bias correction.
+    /// Number of this step for the bias correction. The first step is 1.
     pub step: u32,
-    /// Factor of every gradient before its use, for clipping.
+    /// Factor that multiplies every gradient before its use, for clipping.
     pub grad_scale: f32,
 }
 
@@ -287,10 +290,10 @@ pub struct ColumnProducts<'a> {
     pub dout: &'a Buffer,
     /// The output before it was scaled, `(N, OUT)`.
     pub out: &'a Buffer,
-    /// Factors of the sums.
+    /// Factors that multiply the sums.
     pub scale: &'a Buffer,
     /// Index of the first factor in `scale`.
     pub offset: usize,
-    /// `OUT`.
+    /// Number of columns, `OUT`.
     pub cols: usize,
 }

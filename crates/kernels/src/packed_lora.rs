@@ -1,21 +1,23 @@
-//! A low-rank pair in the form that decoding reads.
+//! A low-rank pair, packed for decoding.
 //!
-//! `A (R, IN)` stays as it is: a row is one dot product. `B (OUT, R)` becomes panels of 32 columns of `Bᵀ`, so
-//! that a vector holds outputs and each rank is one multiply-add:
+//! The layout of `A (R, IN)` does not change, because each row of `A` gives one dot product. `B (OUT, R)` is
+//! stored as panels of 32 columns of `Bᵀ`. A vector then contains neighbouring outputs, and each rank needs
+//! one multiply-add:
 //!
 //! ```text
 //! panel 0: [B[0..32, 0], B[0..32, 1], ..., B[0..32, R - 1]], panel 1: [B[32..64, 0], ...]
 //! ```
 //!
-//! Decoding is limited by the bytes that it reads. Elements are bf16 if every value of the pair is one, which
-//! is the case for most published adapters, and f32 otherwise. Packing therefore changes no value.
+//! The speed of decoding is limited by the number of bytes read. Elements are therefore bf16 if bf16 stores
+//! every value of the pair exactly, and f32 otherwise. Most published adapters can be stored in bf16. Packing
+//! never changes a value.
 
 use crate::lora::LoraDims;
 use crate::{Buffer, DType, LoraRef, bf16_to_f32, f32_to_bf16};
 
-/// Outputs of a panel of `Bᵀ`.
+/// Number of outputs in a panel of `Bᵀ`.
 pub(crate) const PANEL_COLS: usize = 32;
-/// Elements behind the last panel, so that a vector load may begin at any of its columns.
+/// Number of elements after the last panel, so that a vector load may begin at any column of this panel.
 const PADDING: usize = 16;
 
 /// `A` and `B` of one projection, packed for decoding. See [`Backend::project`](crate::Backend::project).
@@ -23,7 +25,7 @@ const PADDING: usize = 16;
 pub struct PackedLora {
     pub(crate) dims: LoraDims,
     pub(crate) dtype: DType,
-    /// Two elements per word if they are bf16. Empty if the elements are f32: `A` is read in place.
+    /// `A` with two bf16 elements per word. Empty if the elements are f32, because `A` is then read in place.
     a: Buffer,
     b: Buffer,
 }
@@ -33,7 +35,7 @@ fn fits_bf16(values: &[f32]) -> bool {
     values.iter().all(|&value| bf16_to_f32(f32_to_bf16(value)).to_bits() == value.to_bits())
 }
 
-/// Returns words of two bf16 elements, the first in the lower half.
+/// Returns words of two bf16 elements. The first element is in the lower half.
 fn bf16_words(values: &[f32]) -> Buffer {
     let word = |pair: &[f32]| {
         let upper = pair.get(1).map_or(0, |&value| f32_to_bf16(value) as u32);
@@ -46,7 +48,7 @@ impl PackedLora {
     /// Packs a pair in host memory.
     ///
     /// # Panics
-    /// If the pair reaches past its buffer, or the buffer is not in host memory.
+    /// If the pair extends past the end of its buffer, or if the buffer is not in host memory.
     pub fn pack(lora: &LoraRef<'_>) -> Self {
         let [a, b] = lora.ranges().map(|range| &lora.params.host_slice()[range]);
         let (rank, d_out) = (lora.rank, lora.d_out);
@@ -68,7 +70,7 @@ impl PackedLora {
         4 * (self.a.len() + self.b.len()) as u64
     }
 
-    /// Returns the first byte of `A` of the pair `lora`, from which this was packed.
+    /// Returns a pointer to the first byte of `A`. `lora` is the pair from which this one was packed.
     pub(crate) fn a_of(&self, lora: &LoraRef<'_>) -> *const u8 {
         let [a, _] = lora.ranges();
         match self.dtype {
@@ -77,7 +79,7 @@ impl PackedLora {
         }
     }
 
-    /// Returns the first byte of the panels of `Bᵀ`.
+    /// Returns a pointer to the first byte of the panels of `Bᵀ`.
     pub(crate) fn panels(&self) -> *const u8 {
         self.b.host_slice().as_ptr().cast()
     }
@@ -105,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_panel_holds_a_rank_of_its_columns_after_the_other() {
-        // B is (34, 2), behind A (2, 1): B[o, r] = 0.1 + 2 o + r.
+        // The buffer contains A of shape (2, 1), then B of shape (34, 2) with `B[o, r] = 0.1 + 2 o + r`.
         let values: Vec<f32> = [0.0, 0.0].into_iter().chain((0..68).map(|i| 0.1 + i as f32)).collect();
         let packed = pack(values, 2, 1, 34);
         let b = packed.b.host_slice();

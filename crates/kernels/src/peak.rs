@@ -1,8 +1,9 @@
-//! Measured limits of this machine: multiply-adds in registers, and bytes read from memory.
+//! Measured limits of this machine: the rate of multiply-adds in registers, and the rate of reads from
+//! memory.
 //!
-//! The share of [`flops`] shows how far a matrix multiplication is from the hardware limit. Decoding reads
-//! every weight once per token, so its limit is [`read_bandwidth`]. Each function takes the fastest of
-//! several short runs, because the machine may run other work.
+//! A matrix multiplication can be compared with the hardware limit from [`flops`]. Decoding reads every
+//! weight once per token, so its limit is [`read_bandwidth`]. Each function returns the fastest of several
+//! short runs, because other programs may slow some of the runs.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -11,36 +12,38 @@ use std::time::{Duration, Instant};
 
 use crate::{DType, Isa};
 
-/// Bytes that [`read_bandwidth`] reads: far more than any last-level cache, so that no line is found in one.
+/// Number of bytes that [`read_bandwidth`] reads. They are many more than a last-level cache stores, so every
+/// line is read from memory.
 const READ_BYTES: usize = 512 << 20;
 
 /// Numbers of memory streams that one thread reads alternately. A single stream suits the hardware
-/// prefetcher. Several streams keep more cache lines in flight. The fastest number depends on the machine and
-/// on the number of threads.
+/// prefetcher. With several streams, more cache lines are in flight. Which number is fastest depends on the
+/// machine and on the number of threads.
 const STREAMS: [usize; 3] = [1, 4, 8];
 
-/// Words of a page. Every place is a multiple of it.
+/// Number of words in a page. Every stream begins at a multiple of it.
 const BLOCK: usize = 4096 / size_of::<u64>();
 
-/// Minimum number of runs. The fastest run counts.
+/// Minimum number of runs. Only the fastest run is used.
 const LEAST_RUNS: usize = 5;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
-/// Rounds of one run of [`flops`]: some milliseconds.
+/// Number of rounds in one run of [`flops`]. They take some milliseconds.
 const ROUNDS: usize = 2_000_000;
-/// Runs of [`quick_flops`], and rounds of each: a tenth of a millisecond.
+/// Number of runs of [`quick_flops`], and number of rounds in each run. A run takes a tenth of a millisecond.
 const QUICK_RUNS: usize = 20;
 const QUICK_ROUNDS: usize = 32_000;
 
-/// How much higher the peak of bf16 must be. The ratio of the peaks is 1/2, 2 or more, so that noise of the
-/// measurement does not change the choice.
+/// Minimum ratio of bf16's peak to f32's peak for which bf16 is chosen. Real ratios are 1/2, or at least 2,
+/// so noise of the measurement does not change the choice.
 const MIN_ADVANTAGE: f64 = 1.2;
 
-/// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`. Operands have
-/// type `dtype`, sums are f32. A multiply-add counts as two operations.
+/// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`. The operands
+/// have type `dtype`, and the sums are f32. A multiply-add counts as two operations.
 ///
-/// [`DType::Bf16`] is the bf16 dot product if `isa` has one. Otherwise bf16 is converted first, and the peak
-/// is that of f32. Returns `None` for [`Isa::Scalar`], and for instruction sets that this machine lacks.
+/// For [`DType::Bf16`], the bf16 dot product is measured if `isa` has one. Otherwise bf16 would be converted
+/// first, so the peak of f32 is measured. Returns `None` for [`Isa::Scalar`], and for instruction sets that
+/// this machine does not support.
 pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     let (run, flops) = kernel(isa, dtype)?;
     // SAFETY: `kernel` returns only functions for instruction sets of this machine.
@@ -48,11 +51,11 @@ pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     Some((threads.max(1) * ROUNDS) as f64 * flops / seconds)
 }
 
-/// Returns the type whose matrix multiplications have the higher peak on one thread of `isa`, bf16 or f32.
+/// Returns bf16 or f32, whichever type has the higher peak of matrix multiplications on one thread of `isa`.
 ///
-/// A flag of the processor does not decide: some processors execute the bf16 dot product at half the rate of
-/// f32 multiply-adds. The measurement takes a few milliseconds. An instruction set that converts bf16 to f32
-/// needs none.
+/// The choice cannot rely on a flag of the processor, because some processors execute the bf16 dot product at
+/// half the rate of f32 multiply-adds. The measurement takes a few milliseconds. No measurement is needed if
+/// the instruction set converts bf16 to f32.
 pub fn fastest_dtype(isa: Isa) -> DType {
     if !isa.multiplies_bf16() {
         return DType::F32;
@@ -64,9 +67,9 @@ pub fn fastest_dtype(isa: Isa) -> DType {
     }
 }
 
-/// Measures the FLOP/s of one thread for several types within a few milliseconds, as [`flops`].
+/// Measures the FLOP/s of one thread for several types within a few milliseconds. See [`flops`].
 ///
-/// The types take turns, so that other load on the machine slows all of them.
+/// The runs of the types alternate, so that other load on the machine slows all types.
 pub fn quick_flops<const N: usize>(isa: Isa, dtypes: [DType; N]) -> [Option<f64>; N] {
     let kernels = dtypes.map(|dtype| kernel(isa, dtype));
     let mut best = [f64::INFINITY; N];
@@ -82,11 +85,12 @@ pub fn quick_flops<const N: usize>(isa: Isa, dtypes: [DType; N]) -> [Option<f64>
     std::array::from_fn(|i| kernels[i].map(|(_, flops)| QUICK_ROUNDS as f64 * flops / best[i]))
 }
 
-/// Measures the bytes per second that `threads` threads read from memory, each from its own part of one large
-/// buffer, with the widest loads. Needs half a GiB of memory meanwhile.
+/// Measures the number of bytes per second that `threads` threads read from memory with the widest loads.
+/// Each thread reads its own range of one large buffer. The buffer needs half a GiB of memory.
 pub fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
-    // Written with ones, because untouched zero pages share one physical page, which stays in cache.
+    // The buffer is filled with ones. Pages of zeros that were never written would share one physical page,
+    // and that page would stay in cache.
     let words = vec![1u64; READ_BYTES / size_of::<u64>()];
     let most = STREAMS[STREAMS.len() - 1] * BLOCK;
     let part = words.len() / threads / most * most;
@@ -97,8 +101,8 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     (threads * part * size_of::<u64>()) as f64 / seconds
 }
 
-/// Returns the seconds of the fastest run of `work(thread)` on all threads at once, of [`LEAST_RUNS`] and all that begin
-/// within `long_enough`.
+/// Returns the seconds of the fastest run of `work(thread)` on all threads at once. There are at least
+/// [`LEAST_RUNS`] runs, and further runs begin until `long_enough` has passed.
 fn fastest(threads: usize, long_enough: Duration, work: impl Fn(usize) + Sync) -> f64 {
     let threads = threads.max(1);
     let (gate, work) = (&Barrier::new(threads), &work);
@@ -135,7 +139,7 @@ fn fastest(threads: usize, long_enough: Duration, work: impl Fn(usize) + Sync) -
     })
 }
 
-/// A function that multiplies and adds for a number of rounds, and the FLOP of a round.
+/// A function that multiplies and adds for a given number of rounds, and the FLOP of one round.
 type Kernel = (unsafe fn(usize), f64);
 
 fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
@@ -160,10 +164,10 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     }
 }
 
-/// Reads every word once, from `streams` memory streams alternately.
+/// Reads every word once. Reads `streams` memory streams alternately.
 fn read(isa: Isa, streams: usize, words: &[u64]) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `isa` was detected.
+    // SAFETY: this machine supports `isa`, because `isa` was detected.
     unsafe {
         match (isa, streams) {
             (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, 1) => return x86::read_avx512::<1>(words),
@@ -188,7 +192,7 @@ mod x86 {
 
     macro_rules! multiply_add {
         ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
-            /// FLOP of one round of the function below.
+            /// FLOP of one round of the function that follows.
             pub const $count: f64 = ($sums * $flops) as f64;
 
             /// Runs independent multiply-adds in registers, and nothing else.
@@ -205,7 +209,8 @@ mod x86 {
         };
     }
 
-    // Enough independent sums to hide the latency of one, and few enough for the registers.
+    // There are enough independent sums to hide the latency of one sum, and few enough to fit in the
+    // registers.
     multiply_add!(avx2, AVX2, "avx2,fma", 10 x 16, _mm256_setzero_ps(), _mm256_set1_ps(0.5), |s, o| {
         _mm256_fmadd_ps(o, o, s)
     });
@@ -218,12 +223,13 @@ mod x86 {
         "avx512f,avx512bf16",
         16 x 64,
         _mm512_setzero_ps(),
-        // SAFETY: both types have 64 bytes, and every bit pattern is valid.
+        // SAFETY: both types have 64 bytes, and every bit pattern is valid for both.
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) },
         |s, o| _mm512_dpbf16_ps(s, o, o)
     );
 
-    /// Rounds of [`amx`] in one pass of its loop. A round of tiles is longer than one of vectors.
+    /// Number of rounds of [`amx`] in one pass of its loop. A round of tiles takes longer than a round of
+    /// vectors.
     const AMX_ROUNDS: usize = 16;
 
     /// FLOP of one round of [`amx`].
@@ -236,7 +242,8 @@ mod x86 {
         for i in 0..8 {
             (shapes[16 + 2 * i], shapes[48 + i]) = (64, 16);
         }
-        // SAFETY: `kernel` checked the instruction set. The shapes are valid, and the code touches no other memory.
+        // SAFETY: `kernel` checked the instruction set. The shapes are valid, and the code reads no memory
+        // except `shapes`.
         unsafe {
             asm!(
                 "ldtilecfg [{shapes}]",
@@ -261,7 +268,8 @@ mod x86 {
 
     macro_rules! read {
         ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
-            /// Reads one vector from each of `STREAMS` memory streams, and repeats.
+            /// Reads one vector from each of `STREAMS` memory streams, and repeats this until the end of the
+            /// streams.
             #[target_feature(enable = $features)]
             pub fn $name<const STREAMS: usize>(words: &[u64]) {
                 const STEP: usize = size_of::<$vector>() / size_of::<u64>();
@@ -269,7 +277,7 @@ mod x86 {
                 let mut all = [$zero; STREAMS];
                 for at in (0..stream).step_by(STEP) {
                     for (s, all) in all.iter_mut().enumerate() {
-                        // SAFETY: `at + STEP` is at most `stream`, which is a multiple of `STEP`.
+                        // SAFETY: `at + STEP` is at most `stream`, because `stream` is a multiple of `STEP`.
                         let vector = unsafe { $load(words.as_ptr().add(s * stream + at).cast()) };
                         *all = $or(*all, vector);
                     }

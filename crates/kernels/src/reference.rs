@@ -1,4 +1,4 @@
-//! The oracle: every operation as its formula, on one thread, with sums in f64.
+//! The reference for tests: each operation is computed by its formula, on one thread, with sums in f64.
 
 use std::ops::Range;
 
@@ -11,12 +11,12 @@ use crate::{
     rmsnorm, rope, row_ops,
 };
 
-/// A back end of plain loops. It is slow; the other back ends are tested against it.
+/// A back end of simple loops. It is slow. Tests compare the other back ends with it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
 impl Reference {
-    /// Makes the reference back end.
+    /// Creates the reference back end.
     pub fn new() -> Self {
         Self
     }

@@ -3,7 +3,7 @@
 use crate::math::{dot_f64, dot_lanes};
 use crate::simd::{Lanes, simd_fn};
 
-/// Scales every row to unit root mean square, then by `weight`: `out = weight · inp · rstd`,
+/// Scales every row to a root mean square of 1, then multiplies it by `weight`: `out = weight · inp · rstd`,
 /// `rstd = 1 / sqrt(mean(inp²) + eps)`.
 ///
 /// | operand  | shape    | note                |
@@ -31,7 +31,8 @@ pub fn forward(out: &mut [f32], rstd: &mut [f32], inp: &[f32], weight: &[f32], e
     }
 }
 
-/// Backward of [`forward`]: `dinp += rstd · (weight · dout - x̂ · mean(weight · dout · x̂))`, `x̂ = inp · rstd`.
+/// Computes the backward of [`forward`]: `dinp += rstd · (weight · dout - x̂ · mean(weight · dout · x̂))`
+/// with `x̂ = inp · rstd`.
 ///
 /// # Panics
 /// If a slice is too short for `n` rows.
@@ -50,10 +51,10 @@ pub fn backward(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &[f32], weigh
 }
 
 simd_fn! {
-    /// [`forward`] in f32, for `rstd.len()` rows.
+    /// Computes [`forward`] in f32, for `rstd.len()` rows.
     ///
     /// # Panics
-    /// If `out` or `inp` is not `rstd.len()` rows long.
+    /// If `out` or `inp` does not have exactly `rstd.len()` rows.
     pub fn forward_rows(out: &mut [f32], rstd: &mut [f32], inp: &[f32], weight: &[f32], eps: f32) = forward_lanes
 }
 
@@ -74,10 +75,10 @@ fn forward_lanes<L: Lanes>(out: &mut [f32], rstd: &mut [f32], inp: &[f32], weigh
 }
 
 simd_fn! {
-    /// [`backward`] in f32, for `rstd.len()` rows; accumulates.
+    /// Computes [`backward`] in f32, for `rstd.len()` rows. `dinp` accumulates.
     ///
     /// # Panics
-    /// If `dinp`, `dout` or `inp` is not `rstd.len()` rows long.
+    /// If `dinp`, `dout` or `inp` does not have exactly `rstd.len()` rows.
     pub fn backward_rows(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &[f32], weight: &[f32]) = backward_lanes
 }
 
@@ -90,7 +91,7 @@ fn backward_lanes<L: Lanes>(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &
         let (mut sums, mut at) = ([L::splat(0.0); 2], 0);
         while at < c {
             let weighted = L::read(weight, at).mul(L::read(dy, at));
-            // Two alternating sums, so that an addition does not depend on the previous one.
+            // Two sums are used alternately, so that an addition does not depend on the previous one.
             let sum = &mut sums[at / L::COUNT % 2];
             *sum = weighted.mul_add(L::read(x, at), *sum);
             at += L::COUNT;
@@ -131,7 +132,7 @@ mod tests {
         forward(&mut out, &mut rstd, &inp, &weight, eps, n);
         let mut dinp = vec![1.0; n * c];
         backward(&mut dinp, &dout, &inp, &rstd, &weight, n);
-        // Subtracts the initial ones, because the gradient accumulates.
+        // The initial ones are subtracted, because the gradient accumulates.
         dinp.iter_mut().for_each(|d| *d -= 1.0);
         check(&inp, &dinp, |inp| {
             forward(&mut out, &mut rstd, inp, &weight, eps, n);
@@ -155,7 +156,7 @@ mod tests {
             let (mut dinp, mut expected) = (before.clone(), before);
             backward_rows(isa, &mut dinp, &dout, &inp, &rstd, &weight);
             backward(&mut expected, &dout, &inp, &rstd, &weight, n);
-            // rstd cubed, up to 1000 here, multiplies the rounding error of the sum.
+            // The rounding error of the sum is multiplied by rstd³, which is up to 1000 here.
             assert_close(&dinp, &expected, 5e-5);
         }
     }

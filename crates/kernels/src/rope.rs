@@ -2,7 +2,7 @@
 
 use crate::simd::{Lanes, simd_fn};
 
-/// Rotates `x` in place: the elements `i` and `i + HS/2` of every head of row `n` turn by the angle
+/// Rotates `x` in place. In every head of row `n`, the elements `i` and `i + HS/2` turn by the angle
 /// `positions[n] · inv_freq[i]`.
 ///
 /// | operand     | shape            | note                               |
@@ -11,8 +11,8 @@ use crate::simd::{Lanes, simd_fn};
 /// | `inv_freq`  | `(HS/2)`         | radians per token                  |
 /// | `positions` | `(N)`            | index of the token in its sequence |
 ///
-/// Source: Su et al., 2021, section 3.2.2, <https://arxiv.org/abs/2104.09864>, with the two halves of a head
-/// paired instead of neighbours (`rotate_half`).
+/// Source: Su et al., 2021, section 3.2.2, <https://arxiv.org/abs/2104.09864>. The paper pairs neighbouring
+/// elements. Llama pairs elements of the two halves of a head (`rotate_half`).
 ///
 /// # Panics
 /// If `inv_freq` is not `head_dim / 2` long, or `x` is too short.
@@ -20,10 +20,10 @@ pub fn forward(x: &mut [f32], inv_freq: &[f32], positions: &[u32], heads: usize,
     rotate(x, inv_freq, positions, heads, head_dim, 1.0);
 }
 
-/// Backward of [`forward`]: rotates the gradient back, in place.
+/// Computes the backward of [`forward`]: rotates the gradient in place, in the opposite direction.
 ///
 /// # Panics
-/// As [`forward`].
+/// In the same cases as [`forward`].
 pub fn backward(dx: &mut [f32], inv_freq: &[f32], positions: &[u32], heads: usize, head_dim: usize) {
     rotate(dx, inv_freq, positions, heads, head_dim, -1.0);
 }
@@ -46,13 +46,14 @@ fn rotate(x: &mut [f32], inv_freq: &[f32], positions: &[u32], heads: usize, head
     }
 }
 
-/// Returns the angle, rounded to f32 as in PyTorch. At position 4000 the rounding is 1e-4 radians, and models
-/// are trained with it.
+/// Returns the angle. It is rounded to f32 as in PyTorch, because models are trained with this rounding. At
+/// position 4000 the rounding error is 1e-4 radians.
 fn angle(position: u32, frequency: f32) -> f64 {
     (position as f32 * frequency) as f64
 }
 
-/// Cosine and sine of every rotation of a batch, `(N, HS/2)` each, computed once for all heads and layers.
+/// Cosine and sine of every rotation of a batch, `(N, HS/2)` each. The table is computed once for all heads
+/// and layers.
 #[derive(Clone, Debug, Default)]
 pub struct RopeTable {
     inv_freq: Vec<f32>,
@@ -76,29 +77,30 @@ impl RopeTable {
         Self { inv_freq: inv_freq.to_vec(), positions: positions.to_vec(), cos, sin }
     }
 
-    /// Returns the bytes of a table of `frequencies` for `positions` tokens.
+    /// Returns the bytes of a table of `frequencies` frequencies for `positions` tokens.
     pub fn bytes(frequencies: usize, positions: usize) -> u64 {
         4 * (frequencies + positions + 2 * frequencies * positions) as u64
     }
 
-    /// Bytes allocated now.
+    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub(crate) fn allocated_bytes(&self) -> u64 {
         let floats = self.inv_freq.capacity() + self.cos.capacity() + self.sin.capacity();
         4 * (floats + self.positions.capacity()) as u64
     }
 
-    /// Returns whether the table is for exactly these frequencies and positions.
+    /// Returns whether the table was computed for exactly these frequencies and positions.
     pub fn is_for(&self, inv_freq: &[f32], positions: &[u32]) -> bool {
         self.inv_freq == inv_freq && self.positions == positions
     }
 }
 
 simd_fn! {
-    /// [`forward`] or [`backward`] in f32, on the rows in `x`. They begin at row `first_row` of the batch.
+    /// Computes [`forward`] or [`backward`] in f32 on the rows in `x`. The first of these rows is row
+    /// `first_row` of the batch.
     ///
     /// # Panics
-    /// If `x` is not whole rows of `heads` heads, or the table ends before them.
+    /// If `x` does not contain whole rows of `heads` heads, or if the table has too few rows.
     pub fn rotate_rows(x: &mut [f32], table: &RopeTable, first_row: usize, heads: usize, backward: bool) = rotate_lanes
 }
 

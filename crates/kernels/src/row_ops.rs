@@ -1,10 +1,10 @@
-//! Moving rows: embedding, gather and its backward, copy, add.
+//! Operations on rows: embedding, bias, scaling, gather and its backward, scatter, copy and add.
 
 use std::ops::Range;
 
 use crate::Matrix;
 
-/// `out[i] = scale · table[ids[i]]`, converted to f32.
+/// Computes `out[i] = scale · table[ids[i]]`, converted to f32.
 ///
 /// | operand | shape    |
 /// |---------|----------|
@@ -26,10 +26,10 @@ pub fn embedding_forward(out: &mut [f32], table: &Matrix, ids: &[u32], scale: f3
     }
 }
 
-/// `out[i] += bias` for every row of `out (N, OUT)`.
+/// Computes `out[i] += bias` for every row of `out (N, OUT)`.
 ///
 /// # Panics
-/// If `out` is not whole rows of the length of `bias`.
+/// If `out` does not contain whole rows of the length of `bias`.
 pub fn add_bias(out: &mut [f32], bias: &[f32]) {
     assert!(out.len().is_multiple_of(bias.len()), "{} elements in rows of {}", out.len(), bias.len());
     for row in out.chunks_exact_mut(bias.len()) {
@@ -37,10 +37,10 @@ pub fn add_bias(out: &mut [f32], bias: &[f32]) {
     }
 }
 
-/// `out[i, o] *= factors[o]` for every row of `out (N, OUT)`.
+/// Computes `out[i, o] *= factors[o]` for every row of `out (N, OUT)`.
 ///
 /// # Panics
-/// If `out` is not whole rows of the length of `factors`.
+/// If `out` does not contain whole rows of the length of `factors`.
 pub fn scale_columns(out: &mut [f32], factors: &[f32]) {
     assert!(out.len().is_multiple_of(factors.len()), "{} elements in rows of {}", out.len(), factors.len());
     for row in out.chunks_exact_mut(factors.len()) {
@@ -48,8 +48,8 @@ pub fn scale_columns(out: &mut [f32], factors: &[f32]) {
     }
 }
 
-/// `sums[o] += scale[o] · Σ dout[i, o] · out[i, o]` for the columns `columns` of rows of `cols` elements. `sums` and
-/// `scale` hold these columns alone.
+/// Computes `sums[o] += scale[o] · Σ dout[i, o] · out[i, o]` for the columns `columns` of rows of `cols`
+/// elements. `sums` and `scale` contain only these columns.
 ///
 /// # Panics
 /// If a slice is too short.
@@ -72,31 +72,31 @@ pub fn column_products(
     }
 }
 
-/// `out[i] = inp[rows[i]]`, for rows of `cols` elements.
+/// Computes `out[i] = inp[rows[i]]`, for rows of `cols` elements.
 ///
 /// # Panics
-/// If a row is outside `inp`, or `out` is too short.
+/// If a row is outside `inp`, or if `out` is too short.
 pub fn gather_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         out[i * cols..][..cols].copy_from_slice(&inp[row as usize * cols..][..cols]);
     }
 }
 
-/// `dinp[rows[i]] += dout[i]`, in the order of `rows`. From a zeroed `dinp`, this is the backward of
-/// [`gather_rows`].
+/// Computes `dinp[rows[i]] += dout[i]`, in the order of `rows`. If `dinp` is zero before the call, the result
+/// is the backward of [`gather_rows`].
 ///
 /// # Panics
-/// If a row is outside `dinp`, or `dout` is too short.
+/// If a row is outside `dinp`, or if `dout` is too short.
 pub fn add_rows(dinp: &mut [f32], dout: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         add(&mut dinp[row as usize * cols..][..cols], &dout[i * cols..][..cols]);
     }
 }
 
-/// `out[rows[i]] = inp[i]`, for rows of `cols` elements.
+/// Computes `out[rows[i]] = inp[i]`, for rows of `cols` elements.
 ///
 /// # Panics
-/// If a row is outside `out`, or `inp` is too short.
+/// If a row is outside `out`, or if `inp` is too short.
 pub fn scatter_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         out[row as usize * cols..][..cols].copy_from_slice(&inp[i * cols..][..cols]);
@@ -106,12 +106,12 @@ pub fn scatter_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
 /// Copies `n` rows of `cols` elements from row `src_row` of `src` to row `dst_row` of `dst`.
 ///
 /// # Panics
-/// If either range of rows reaches past its slice.
+/// If a range of rows extends past the end of its slice.
 pub fn copy_rows(dst: &mut [f32], dst_row: usize, src: &[f32], src_row: usize, n: usize, cols: usize) {
     dst[dst_row * cols..][..n * cols].copy_from_slice(&src[src_row * cols..][..n * cols]);
 }
 
-/// `dst += src`.
+/// Computes `dst += src`.
 ///
 /// # Panics
 /// If the lengths differ.

@@ -1,31 +1,33 @@
-//! Online softmax: the softmax of a row that is processed in blocks.
+//! Online softmax: the softmax of a row whose elements are processed in blocks.
 
 use crate::math::{exp, tanh};
 use crate::simd::{Lanes, simd_fn};
 
-/// Running maximum and denominator of one row's softmax over part of the vocabulary, without the target.
+/// Maximum and denominator of one row's softmax over a range of the vocabulary. The target is not included.
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
     /// The largest logit so far.
     max: f32,
-    /// `Σ e^(logit - max)`, a block in f32 and all in f64: 128 000 terms would lose their low bits.
+    /// `Σ e^(logit - max)`. A block is added in f32, and the blocks are added in f64, because a sum of 128
+    /// 000 terms would lose its low bits in f32.
     sum: f64,
-    /// The target's logit, if it is in this part.
+    /// Logit of the target, if the target is in this range of the vocabulary.
     wanted: Option<f32>,
 }
 
 impl Running {
-    /// The state before the first logit. The maximum is finite, because the difference of two infinities is
+    /// State before the first logit. The maximum is finite, because the difference of two infinities would be
     /// NaN.
     pub const START: Self = Self { max: f32::MIN, sum: 0.0, wanted: None };
 }
 
 simd_fn! {
-    /// Adds the logits of tokens `first .. first + n` to the running softmax of each row.
+    /// Adds the logits of the tokens `first .. first + n` to the running softmax of each row.
     ///
-    /// `logits (N, n)` with rows `stride` apart become `e^(logit - max)`, and 0 for the target.
-    /// `mixed (N, C)` contains sums weighted by earlier exponentials. If a row's maximum grows, its row of
-    /// `mixed` is rescaled. `mixed` may be empty.
+    /// The rows of `logits (N, n)` are `stride` elements apart. Each logit becomes `e^(logit - max)`, and the
+    /// target's logit becomes 0. `weighted (N, C)` contains sums that are weighted by earlier exponentials.
+    /// If the maximum of a row grows, its row of `weighted` is rescaled to the new maximum. `weighted` may be
+    /// empty.
     ///
     /// # Panics
     /// If the lengths do not match.
@@ -69,18 +71,18 @@ fn online_softmax_lanes<L: Lanes>(
     }
 }
 
-/// The softmax of one row, combined from the parts of its vocabulary.
+/// The softmax of one row, combined from several ranges of the vocabulary.
 #[derive(Clone, Copy, Debug)]
 pub struct Softmax {
     max: f64,
     wanted: f64,
-    /// `Σ e^(logit - max)` without the target, and with it.
+    /// `Σ e^(logit - max)` without the target, and the same sum with the target.
     others: f64,
     all: f64,
 }
 
 impl Softmax {
-    /// Combines all parts, in order. Every result is NaN if no part contains the target.
+    /// Combines the ranges in order. Every result is NaN if no range contains the target.
     pub fn of(parts: impl Iterator<Item = Running> + Clone) -> Self {
         let wanted = parts.clone().find_map(|part| part.wanted).map_or(f64::NAN, f64::from);
         let max = parts.clone().fold(wanted, |max, part| max.max(part.max as f64));
@@ -88,29 +90,29 @@ impl Softmax {
         Self { max, wanted, others, all: others + (wanted - max).exp() }
     }
 
-    /// Returns `-log` of the target's probability, in nats.
+    /// Returns the negative logarithm of the target's probability, in nats.
     pub fn loss(&self) -> f32 {
         (self.all.ln() + (self.max - self.wanted)) as f32
     }
 
-    /// Returns the factor that turns the exponentials of a part into probabilities.
+    /// Returns the factor that turns the exponentials of a range into probabilities.
     pub fn share(&self, part: &Running) -> f64 {
         (part.max as f64 - self.max).exp() / self.all
     }
 
-    /// Returns 1 minus the target's probability, computed without a subtraction: near 1 it would lose all
-    /// digits.
+    /// Returns 1 minus the target's probability. It is computed without a subtraction, which would lose all
+    /// digits for a probability near 1.
     pub fn missed(&self) -> f64 {
         self.others / self.all
     }
 
-    /// Returns the derivative of the cap at the target's logit, or 1 without a cap.
+    /// Returns the derivative of the cap at the target's logit. Returns 1 if there is no cap.
     pub fn target_slope(&self, cap: Option<f32>) -> f64 {
         cap.map_or(1.0, |cap| 1.0 - (self.wanted / cap as f64).powi(2))
     }
 }
 
-/// Returns the largest element of `row`. A NaN may be ignored here, but then reaches the sum of exponentials.
+/// Returns the largest element of `row`. A NaN may be ignored here, but the sum of exponentials is then NaN.
 #[inline(always)]
 pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
     let (mut max, mut at) = (L::splat(f32::NEG_INFINITY), 0);
@@ -121,7 +123,7 @@ pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
     row[at..].iter().copied().fold(max.largest(), f32::max)
 }
 
-/// Computes `row = e^(row - max)`, and returns the sum.
+/// Computes `row = e^(row - max)`, and returns the sum of the new elements.
 #[inline(always)]
 pub fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     let (max, mut sum, mut at) = (L::splat(max), L::splat(0.0), 0);
@@ -134,11 +136,11 @@ pub fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     if at < row.len() {
         exp(L::read(row, at).sub(max)).write(row, at);
     }
-    // Lanes beyond the end read as 0, not as -infinity, so the tail is summed from the stored values.
+    // Lanes after the end are read as 0, not as -infinity, so the tail is added from the stored values.
     sum.sum() + row[at..].iter().sum::<f32>()
 }
 
-/// `row *= factor`.
+/// Computes `row *= factor`.
 #[inline(always)]
 pub fn scale<L: Lanes>(row: &mut [f32], factor: f32) {
     let (factor, mut at) = (L::splat(factor), 0);
@@ -166,8 +168,8 @@ fn cap_logits_lanes<L: Lanes>(logits: &mut [f32], stride: usize, n: usize, cap: 
     }
 }
 
-/// Multiplies `e^(logit - max)` of every capped logit by the derivative of the cap, `1 - (logit / cap)²`. The logit is
-/// recomputed from its exponential, so that no second block of logits exists.
+/// Multiplies `e^(logit - max)` of every capped logit by the derivative of the cap, `1 - (logit / cap)²`. The
+/// logit is recomputed from the exponential, so that no second block of logits is needed.
 pub fn weigh_by_slope(running: &[Running], exponentials: &mut [f32], stride: usize, n: usize, cap: f32) {
     for (running, row) in running.iter().zip(exponentials.chunks_mut(stride)) {
         for e in row[..n].iter_mut().filter(|e| **e > 0.0) {
@@ -185,13 +187,15 @@ mod tests {
     use crate::head_loss::softmax_loss;
     use crate::rng::Stream;
 
-    /// Returns the softmax of a row processed in blocks, and its probabilities, with 0 for the target.
+    /// Returns the softmax of a row that is processed in blocks, and the probabilities of its tokens. The
+    /// probability of the target is 0 there.
     fn in_blocks(isa: Isa, logits: &[f32], target: u32, block: usize) -> (Softmax, Vec<f32>) {
         let (mut running, mut weights) = ([Running::START], vec![]);
         for (b, piece) in logits.chunks(block).enumerate() {
             let mut piece = piece.to_vec();
             let n = piece.len();
-            // The exponentials so far take the role of the weighted sums.
+            // The earlier exponentials are passed as the weighted sums, so that they are rescaled in the same
+            // way.
             online_softmax(isa, &mut running, &mut weights, &mut piece, n, &[target], b * block, n);
             weights.extend(piece);
         }

@@ -3,7 +3,7 @@
 use crate::math::{sigmoid, sigmoid_f64};
 use crate::simd::{Lanes, simd_fn};
 
-/// `out = silu(gate) · up`, `silu(x) = x / (1 + e^-x)`, element by element.
+/// Computes `out = silu(gate) · up` element by element, with `silu(x) = x / (1 + e^-x)`.
 ///
 /// Source: Shazeer, 2020, equation 6, <https://arxiv.org/abs/2002.05202>.
 ///
@@ -17,8 +17,8 @@ pub fn forward(out: &mut [f32], gate: &[f32], up: &[f32]) {
     }
 }
 
-/// Backward of [`forward`], overwriting: `dup = dout · silu(gate)`, `dgate = dout · up · silu'(gate)`,
-/// `silu'(x) = σ(x) · (1 + x · (1 - σ(x)))`.
+/// Computes the backward of [`forward`]: `dup = dout · silu(gate)` and `dgate = dout · up · silu'(gate)`,
+/// with `silu'(x) = σ(x) · (1 + x · (1 - σ(x)))`. Overwrites both gradients.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -34,7 +34,7 @@ pub fn backward(dgate: &mut [f32], dup: &mut [f32], dout: &[f32], gate: &[f32], 
 }
 
 simd_fn! {
-    /// [`forward`] in f32, for any range of elements.
+    /// Computes [`forward`] in f32, for any range of elements.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -53,7 +53,7 @@ fn forward_lanes<L: Lanes>(out: &mut [f32], gate: &[f32], up: &[f32]) {
 }
 
 simd_fn! {
-    /// [`backward`] in f32, for any range of elements.
+    /// Computes [`backward`] in f32, for any range of elements.
     ///
     /// # Panics
     /// If the lengths differ.

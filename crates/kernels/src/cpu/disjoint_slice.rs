@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::pool::{Pool, SendPtr};
 
-/// Fewest elements that justify waking a thread.
+/// Minimum number of elements for which waking a thread is worthwhile.
 const TASK_ELEMENTS: usize = 16 << 10;
 
 /// A slice that tasks split into disjoint ranges.
@@ -14,7 +14,7 @@ pub(crate) struct DisjointSlice {
 }
 
 impl DisjointSlice {
-    /// Wraps `data`, which must stay borrowed while tasks use it.
+    /// Wraps `data`. The borrow of `data` must last as long as tasks use the slice.
     pub fn new(data: &mut [f32]) -> Self {
         Self { start: SendPtr(data.as_mut_ptr()), len: data.len() }
     }
@@ -35,7 +35,8 @@ impl DisjointSlice {
 }
 
 impl Pool {
-    /// Runs `task` on ranges that cover `0 .. n`, each with about the same number of rows of `cols` elements.
+    /// Splits the rows `0 .. n` into ranges of about the same length, and runs `task` on each range. A row
+    /// has `cols` elements.
     pub fn over_rows(&self, n: usize, cols: usize, task: impl Fn(Range<usize>) + Sync) {
         let least = TASK_ELEMENTS.div_ceil(cols.max(1));
         let tasks = (n / least).clamp(1, 4 * self.threads());

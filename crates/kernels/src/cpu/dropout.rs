@@ -1,12 +1,12 @@
-//! Dropout masks, drawn many elements at a time, one bit per element.
+//! Dropout masks with one bit per element. Many elements are drawn at a time.
 
 use crate::{Dropout, Isa, rng};
 
-/// Elements per word of a mask.
+/// Number of elements whose bits are in one `u32` of a mask.
 pub(crate) const WORD: usize = 32;
 
-/// Sets bit `b` of `bits[w]` if [`rng::keep`] keeps element `first + 32 w + b`. Meanwhile it prefetches the
-/// elements at `elements`, if the processor supports prefetching.
+/// Sets bit `b` of `bits[w]` if [`rng::keep`] returns true for element `first + 32 w + b`. Also prefetches
+/// the elements at `elements` if the processor supports prefetching.
 pub(crate) fn draw(
     isa: Isa,
     bits: &mut [u32],
@@ -14,8 +14,8 @@ pub(crate) fn draw(
     first: u64,
     elements: *const f32,
 ) {
-    // `uniform(..) >= p` on 24 bits equals `bits >= ceil(p · 2^24) · 2^40`, which needs no conversion per
-    // element.
+    // `uniform(..) >= p` compares 24 bits. The comparison `bits >= ceil(p · 2^24) · 2^40` gives the same
+    // result, and needs no conversion for each element.
     let threshold = ((probability as f64 * (1u64 << 24) as f64).ceil() as u64) << 40;
     match isa {
         #[cfg(target_arch = "x86_64")]
@@ -24,7 +24,7 @@ pub(crate) fn draw(
             x86::draw_avx512(bits, key, first, threshold, elements)
         },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
+        // SAFETY: the back end checked that this machine supports `isa`.
         Isa::Avx2 => unsafe { x86::draw_avx2(bits, key, first, threshold, elements) },
         _ => {
             let _ = elements;
@@ -35,7 +35,7 @@ pub(crate) fn draw(
     }
 }
 
-/// Returns the bits of [`WORD`] elements from `first`.
+/// Returns the mask bits of [`WORD`] elements. The first of these elements is `first`.
 #[inline(always)]
 fn draw_word(key: u64, first: u64, threshold: u64) -> u32 {
     (0..WORD).fold(0, |bits, i| {
@@ -51,11 +51,11 @@ mod x86 {
     use super::{WORD, draw_word};
     use crate::rng::{FACTORS, GOLDEN};
 
-    /// Prefetches the two cache lines of a word's elements into L2.
+    /// Prefetches the elements of one mask word into L2. These elements fill two cache lines.
     #[inline(always)]
     fn fetch(elements: *const f32, word: usize) {
         let first = elements.wrapping_add(WORD * word);
-        // SAFETY: a prefetch cannot fault, and every x86-64 processor has it.
+        // SAFETY: a prefetch instruction cannot fault, and every x86-64 processor supports it.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(first.cast());
             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(WORD / 2).cast());
@@ -85,7 +85,7 @@ mod x86 {
             fetch(elements, word);
             let mut bytes = [0u8; WORD / 8];
             for byte in &mut bytes {
-                // The same steps as `rng::upper_bits`.
+                // These are the steps of `rng::upper_bits`.
                 let z = _mm512_xor_si512(counter, _mm512_srli_epi64::<30>(counter));
                 let z = _mm512_mullo_epi64(z, f0);
                 let z = _mm512_xor_si512(z, _mm512_srli_epi64::<27>(z));

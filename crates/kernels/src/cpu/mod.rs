@@ -31,13 +31,13 @@ use crate::{
 /// Options of a [`Cpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Number of threads, including the caller's. `None` uses the system's parallelism.
+    /// Number of threads, including the calling thread. `None` selects the system's available parallelism.
     pub threads: Option<usize>,
-    /// Instruction set. `None` uses the widest that this machine supports.
+    /// Instruction set. `None` selects the widest instruction set that this machine supports.
     pub isa: Option<Isa>,
-    /// [`DType::Bf16`] rounds both operands of a multiplication by a base weight to bf16, and sums in f32. If
-    /// the instruction set multiplies bf16 pairs, attention rounds its operands too. With any other value,
-    /// all arithmetic is f32.
+    /// Type of the operands of matrix multiplications. With [`DType::Bf16`], both operands of a
+    /// multiplication by a base weight are rounded to bf16, and sums are f32. If the instruction set
+    /// multiplies bf16 pairs, attention also rounds its operands. With any other type, all arithmetic is f32.
     pub dtype: DType,
 }
 
@@ -56,13 +56,13 @@ impl CpuOptions {
     }
 }
 
-/// The name of a CPU back end.
+/// Returns the name of a CPU back end with these options.
 pub(crate) fn describe(isa: Isa, threads: usize, bf16: bool) -> String {
     let plural = if threads == 1 { "" } else { "s" };
     format!("cpu {isa}, {threads} thread{plural}, {}", if bf16 { "bf16" } else { "f32" })
 }
 
-/// The CPU back end. Buffers are in host memory. Weights are read from their mapped file.
+/// The CPU back end. Buffers are in host memory. Weights are read directly from their memory-mapped file.
 pub struct Cpu {
     isa: Isa,
     bf16: bool,
@@ -71,17 +71,17 @@ pub struct Cpu {
     skinny_gemm: SkinnyGemm,
     low_rank: LowRank,
     attention: attention::OperandFormat,
-    /// What the tasks of [`Backend::attention_decode`] share.
+    /// Working memory that the tasks of [`Backend::attention_decode`] share.
     decode_attention: Mutex<Scratch>,
     head_loss: HeadLoss,
     rope: Mutex<RopeTable>,
 }
 
 impl Cpu {
-    /// Makes a back end with its own threads.
+    /// Starts a back end with its own threads.
     ///
     /// # Panics
-    /// If this machine does not support `options.isa`, see [`Isa::is_supported`].
+    /// If this machine does not support `options.isa`. See [`Isa::is_supported`].
     pub fn new(options: CpuOptions) -> Self {
         let (isa, threads, bf16) = options.resolve();
         let pool = Pool::new(threads);
@@ -110,7 +110,7 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// Bytes of working memory, except the attention buffers that belong to each thread.
+    /// Returns the bytes of working memory. The attention buffers of the threads are not counted.
     #[cfg(test)]
     pub(crate) fn scratch_bytes(&self) -> crate::ScratchBytes {
         crate::ScratchBytes {
@@ -122,8 +122,8 @@ impl Cpu {
         }
     }
 
-    /// Rotates every head of `xs`, each with its number of heads. All layers of a batch share one table of
-    /// angles.
+    /// Rotates every head of both buffers in `xs`. Each buffer is given with its number of heads. All layers
+    /// of a batch share one table of angles.
     fn rotate(&self, xs: [(&mut Buffer, usize); 2], inv_freq: &Buffer, positions: &Indices, backward: bool) {
         let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
         let mut table = lock(&self.rope);
@@ -135,7 +135,7 @@ impl Cpu {
             let cols = heads * 2 * inv_freq.len();
             let x = DisjointSlice::new(x.host_slice_mut());
             self.pool.over_rows(positions.len(), cols, |range| {
-                // SAFETY: tasks have disjoint ranges.
+                // SAFETY: the ranges of the tasks are disjoint.
                 let rows = unsafe { x.range(flat(&range, cols)) };
                 rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
             });
@@ -182,13 +182,13 @@ impl Backend for Cpu {
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
         let dst = DisjointSlice::new(&mut dst.host_slice_mut()[..len]);
-        // SAFETY: tasks have disjoint ranges.
+        // SAFETY: the ranges of the tasks are disjoint.
         self.pool.over_rows(len, 1, |range| unsafe { dst.range(range) }.fill(0.0));
     }
 
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
         let (dst, src) = (DisjointSlice::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
-        // SAFETY: tasks have disjoint ranges.
+        // SAFETY: the ranges of the tasks are disjoint.
         self.pool.over_rows(len, 1, |range| row_ops::add(unsafe { dst.range(range.clone()) }, &src[range]));
     }
 
@@ -207,7 +207,7 @@ impl Backend for Cpu {
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
         let (out, inp, rows) = (DisjointSlice::new(out.host_slice_mut()), inp.host_slice(), rows.values());
         self.pool.over_rows(rows.len(), cols, |range| {
-            // SAFETY: tasks have disjoint ranges.
+            // SAFETY: the ranges of the tasks are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
             row_ops::gather_rows(out, inp, &rows[range], cols);
         });
@@ -215,8 +215,8 @@ impl Backend for Cpu {
 
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
         self.zero(dinp, n * cols);
-        // One thread, because `rows` may contain a row twice. The copy is small, so that more threads would
-        // gain nothing.
+        // This runs on one thread, because `rows` may contain a row twice. The copy is so small that more
+        // threads would not be faster.
         row_ops::add_rows(dinp.host_slice_mut(), dout.host_slice(), rows.values(), cols);
     }
 
@@ -228,7 +228,7 @@ impl Backend for Cpu {
         let (cols, ids) = (table.cols(), ids.values());
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(ids.len(), cols, |range| {
-            // SAFETY: tasks have disjoint ranges.
+            // SAFETY: the ranges of the tasks are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
             row_ops::embedding_forward(out, table, &ids[range], scale);
         });
@@ -237,7 +237,7 @@ impl Backend for Cpu {
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
         let (out, bias) = (DisjointSlice::new(out.host_slice_mut()), bias.host_slice());
         self.pool.over_rows(n, bias.len(), |range| {
-            // SAFETY: tasks have disjoint ranges.
+            // SAFETY: the ranges of the tasks are disjoint.
             row_ops::add_bias(unsafe { out.range(flat(&range, bias.len())) }, bias);
         });
     }
@@ -253,7 +253,7 @@ impl Backend for Cpu {
         let factors = &factors.host_slice()[offset..][..cols];
         let out = DisjointSlice::new(&mut out.host_slice_mut()[rows.start * cols..rows.end * cols]);
         self.pool.over_rows(rows.len(), cols, |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: the ranges of the tasks are disjoint.
             row_ops::scale_columns(unsafe { out.range(flat(&range, cols)) }, factors);
         });
     }
@@ -269,9 +269,9 @@ impl Backend for Cpu {
         let operands = (&dout.host_slice()[elements.clone()], &out.host_slice()[elements]);
         let scale = &scale.host_slice()[offset..][..cols];
         let sums = DisjointSlice::new(&mut dparams.host_slice_mut()[at..][..cols]);
-        // Each thread sums its own columns, so the number of threads changes no bit.
+        // One task adds up whole columns, so the number of threads does not change the result.
         self.pool.over_rows(cols, rows.len(), |columns| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: the ranges of the tasks are disjoint.
             let sums = unsafe { sums.range(columns.clone()) };
             row_ops::column_products(sums, operands, &scale[columns.clone()], columns, cols);
         });
@@ -292,7 +292,7 @@ impl Backend for Cpu {
             (DisjointSlice::new(out.host_slice_mut()), DisjointSlice::new(rstd.host_slice_mut()));
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
-            // SAFETY: tasks have disjoint ranges.
+            // SAFETY: the ranges of the tasks are disjoint.
             let (out, rstd) = unsafe { (out.range(all.clone()), rstd.range(range)) };
             rmsnorm::forward_rows(self.isa, out, rstd, &inp[all], weight, eps);
         });
@@ -312,7 +312,7 @@ impl Backend for Cpu {
         let dinp = DisjointSlice::new(dinp.host_slice_mut());
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
-            // SAFETY: tasks have disjoint ranges.
+            // SAFETY: the ranges of the tasks are disjoint.
             let dinp = unsafe { dinp.range(all.clone()) };
             if store == Store::Overwrite {
                 dinp.fill(0.0);
@@ -408,7 +408,7 @@ impl Backend for Cpu {
                 unsafe { self.low_rank.expand(out, &pairs, i, cols.clone()) };
                 for row in (0..n).filter(|_| residual.is_some()) {
                     let cells = row * d_out + cols.start..row * d_out + cols.end;
-                    // SAFETY: as above.
+                    // SAFETY: `out` has `n` rows, and only this task accesses these columns.
                     let out = unsafe { std::slice::from_raw_parts_mut(out.at(cells.start), cells.len()) };
                     residual.into_iter().for_each(|residual| row_ops::add(out, &residual[cells.clone()]));
                 }
@@ -449,8 +449,8 @@ impl Backend for Cpu {
         let (out, lse) = (SendPtr(out.as_mut_ptr()), SendPtr(lse.as_mut_ptr()));
         let tasks = attention::forward_tasks(segments, dims);
         self.pool.run(tasks.len(), |index, _| {
-            // SAFETY: the outputs have the rows of every segment, and segments share no row. Tasks of one
-            // segment write different heads or queries.
+            // SAFETY: the outputs contain the rows of every segment, and no two segments share a row. The
+            // tasks of one segment write different heads or queries.
             unsafe { attention::forward_task(self.attention, out.at(0), lse.at(0), inputs, &tasks[index]) };
         });
     }
@@ -466,8 +466,8 @@ impl Backend for Cpu {
         let mut shared = lock(&self.decode_attention);
         let shared = shared.at_least(attention::shared_len(segments, dims, scores.window));
         let shared = SendPtr(shared.as_mut_ptr());
-        // SAFETY: the outputs have the rows of every segment, and segments share no row. `shared` has the
-        // length that the tasks need, and the pool runs each task once.
+        // SAFETY: the outputs contain the rows of every segment, and no two segments share a row. `shared`
+        // has the length that the tasks need, and the pool runs each task once.
         self.pool.run(decode.tasks(), |task, _| unsafe { decode.run(task, shared, out.at(0), lse.at(0)) });
     }
 
@@ -490,8 +490,8 @@ impl Backend for Cpu {
         let tasks = attention::backward_tasks(segments, dims);
         self.pool.run(tasks.len(), |index, _| {
             let grads = grads.map(|grad| grad.at(0));
-            // SAFETY: the outputs have the rows of every segment, and segments share no row. Each kv head of
-            // a segment is one task, together with the query heads that read it.
+            // SAFETY: the outputs contain the rows of every segment, and no two segments share a row. One
+            // task processes one key head of a segment, and all query heads that read this key head.
             unsafe { attention::backward_task(self.attention, grads, dout, out, lse, inputs, &tasks[index]) };
         });
     }
@@ -500,7 +500,7 @@ impl Backend for Cpu {
         let [gate, up] = [operands.gate, operands.up].map(Buffer::host_slice);
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: the ranges of the tasks are disjoint.
             let out = unsafe { out.range(range.clone()) };
             operands.activation.forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
         });
@@ -510,7 +510,7 @@ impl Backend for Cpu {
         let inputs = [dout, operands.gate, operands.up].map(Buffer::host_slice);
         let [dgate, dup] = [grads.dgate, grads.dup].map(|grad| DisjointSlice::new(grad.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: ranges of different tasks are disjoint.
+            // SAFETY: the ranges of the tasks are disjoint.
             let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
             let [dout, gate, up] = inputs.map(|input| &input[range.clone()]);
             operands.activation.backward_rows(self.isa, dgate, dup, dout, gate, up);
@@ -542,7 +542,7 @@ impl Backend for Cpu {
         let (params, grads) = (DisjointSlice::new(params.host_slice_mut()), grads.host_slice());
         let (m, v) = (DisjointSlice::new(m.host_slice_mut()), DisjointSlice::new(v.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: tasks have disjoint ranges.
+            // SAFETY: the ranges of the tasks are disjoint.
             let (params, m, v) =
                 unsafe { (params.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
             adamw::step_range(self.isa, params, &grads[range], m, v, step);
@@ -550,7 +550,8 @@ impl Backend for Cpu {
     }
 
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {
-        // Chunks of a fixed size, summed in order: the result does not depend on the number of threads.
+        // The chunks have a fixed size and their sums are added in order, so the number of threads does not
+        // change the result.
         const CHUNK: usize = 64 << 10;
         let chunks: Vec<&[f32]> = x.host_slice()[..len].chunks(CHUNK).collect();
         let sums: Vec<_> = chunks.iter().map(|_| std::sync::OnceLock::new()).collect();
@@ -561,7 +562,7 @@ impl Backend for Cpu {
     }
 }
 
-/// Returns the end of the last row. Panics if two segments write the same row.
+/// Returns the end of the last row range. Panics if two segments share a row.
 fn check_disjoint(segments: &[Segment], rows: impl Fn(&Segment) -> Range<usize>) -> usize {
     let mut ranges: Vec<_> = segments.iter().map(rows).filter(|r| !r.is_empty()).collect();
     ranges.sort_by_key(|r| r.start);

@@ -1,7 +1,7 @@
-//! A thread pool with a barrier: a parallel region ends when all its tasks have ended.
+//! A thread pool. A parallel region ends when all of its tasks have ended.
 //!
-//! Decoding one token passes over a hundred parallel regions. Waiting threads therefore spin for some
-//! microseconds before they sleep.
+//! Decoding one token runs more than a hundred parallel regions. An idle thread therefore spins for some
+//! microseconds before it sleeps.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -10,46 +10,49 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Spins before a thread sleeps: about 20 microseconds.
+/// Number of spins before a thread sleeps. They take about 20 microseconds.
 const SPINS: u32 = 1000;
 
-/// Locks a mutex, also if an earlier holder panicked. The data stays valid in that case.
+/// Locks a mutex, even if another thread panicked while it held the lock. The data is still valid after such
+/// a panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A pointer that tasks share. Each task must access a disjoint part.
+/// A pointer that tasks share. Two tasks must access different elements.
 #[derive(Clone, Copy)]
 pub(crate) struct SendPtr(pub *mut f32);
 
 // SAFETY: sending the pointer accesses no memory. Code that dereferences it guarantees disjoint access.
 unsafe impl Send for SendPtr {}
-// SAFETY: as above.
+// SAFETY: sharing the pointer accesses no memory. Code that dereferences it guarantees disjoint access.
 unsafe impl Sync for SendPtr {}
 
 impl SendPtr {
-    /// The pointer `offset` elements further.
+    /// Returns a pointer to the element at `offset`.
     pub fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
-/// One cache line: packed panels must not straddle two.
+/// One cache line. It sets the alignment of packed panels, so that a vector load never crosses two cache
+/// lines.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// A grow-only buffer, aligned to cache lines. It contains leftovers of earlier operations.
+/// A grow-only buffer that is aligned to cache lines. Its elements have the values that earlier operations
+/// wrote.
 #[derive(Default)]
 pub(crate) struct Scratch(Vec<Line>);
 
 impl Scratch {
-    /// Returns the bytes of `len` elements.
+    /// Returns the bytes that a buffer of `len` elements allocates.
     pub fn bytes(len: usize) -> u64 {
         len.div_ceil(16) as u64 * size_of::<Line>() as u64
     }
 
-    /// Bytes allocated now.
+    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         (self.0.capacity() * size_of::<Line>()) as u64
@@ -59,8 +62,8 @@ impl Scratch {
     pub fn at_least(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
-            // The old allocation is freed first, and the new one has exactly this size: the memory plan
-            // relies on both.
+            // The old allocation is freed first, and the new allocation has exactly this size. The memory
+            // plan relies on both facts.
             self.0 = Vec::new();
             self.0 = vec![Line([0.0; 16]); lines];
         }
@@ -68,7 +71,7 @@ impl Scratch {
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }
     }
 
-    /// As [`Scratch::at_least`], for u32.
+    /// Returns at least `len` elements as `u32`.
     pub fn words(&mut self, len: usize) -> &mut [u32] {
         let elements = self.at_least(len);
         // SAFETY: both types have four bytes, and every bit pattern is valid for both.
@@ -76,8 +79,8 @@ impl Scratch {
     }
 }
 
-/// A parallel region: `task(index, worker)`. The lifetime is erased, because [`Pool::run`] outlives every
-/// use.
+/// The function of a parallel region, called as `task(index, worker)`. Its lifetime is erased, which is sound
+/// because [`Pool::run`] returns only after the last call.
 type Task = *const (dyn Fn(usize, usize) + Sync);
 
 #[derive(Clone, Copy)]
@@ -86,11 +89,12 @@ struct Job {
     tasks: usize,
 }
 
-// SAFETY: the closure is `Sync`, and `Pool::run` keeps it alive until every worker has finished.
+// SAFETY: the closure is `Sync`, and it is alive until every worker has finished, because `Pool::run` does
+// not return earlier.
 unsafe impl Send for Job {}
 
 struct Shared {
-    /// Incremented for each region. Workers wait until it changes.
+    /// Number that each new region increments. A sleeping worker continues when this number changes.
     epoch: AtomicU32,
     job: Mutex<Option<Job>>,
     next: AtomicUsize,
@@ -98,13 +102,14 @@ struct Shared {
     working: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Mutex of both condition variables: `wake` for workers, `done` for the caller.
+    /// Mutex of both condition variables: workers sleep on `wake`, and the caller sleeps on `done`.
     sleep: Mutex<()>,
     wake: Condvar,
     done: Condvar,
 }
 
-/// A fixed set of threads that divide the tasks of one region at a time. The caller is worker 0.
+/// A fixed set of threads that share the tasks of a region. Only one region runs at a time. The calling
+/// thread is worker 0.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -116,7 +121,7 @@ thread_local! {
 }
 
 impl Pool {
-    /// Starts a pool of `threads` threads, including the caller's.
+    /// Starts a pool of `threads` threads, including the calling thread.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
@@ -133,7 +138,7 @@ impl Pool {
             .map_while(|worker| {
                 let shared = Arc::clone(&shared);
                 let name = format!("kernel-{worker}");
-                // If the system refuses a thread, everything still runs, only slower.
+                // If the system cannot start a thread, the pool works with fewer threads.
                 std::thread::Builder::new().name(name).spawn(move || work(&shared, worker)).ok()
             })
             .collect();
@@ -145,15 +150,16 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `task(index, worker)` for every index below `tasks`, in any order, and returns when all tasks
-    /// have ended. Concurrent tasks have different `worker` numbers. Calls from several threads run
-    /// sequentially.
+    /// Calls `task(index, worker)` for every index below `tasks`, in any order. Returns when all tasks have
+    /// ended. Tasks that run at the same time have different `worker` numbers. Calls of this function from
+    /// several threads run one after another.
     ///
     /// # Panics
     /// If a task panics, or if a task calls this function.
     pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
         assert!(!INSIDE.get(), "a parallel region inside another");
-        // One region at a time, even without other threads, because worker 0 has only one working memory.
+        // Only one region runs at a time, even if the pool has no other threads, because worker 0 has only
+        // one working memory.
         let _turn = lock(&self.caller);
         let _inside = Inside::enter();
         if tasks <= 1 || self.workers.is_empty() {
@@ -162,7 +168,7 @@ impl Pool {
         let shared = &*self.shared;
         let task: &(dyn Fn(usize, usize) + Sync) = &task;
         // SAFETY: only the lifetime changes. `working` reaches 0 before this function returns, and no worker
-        // uses the closure afterwards.
+        // uses the closure after that.
         let task: Task = unsafe { std::mem::transmute(task) };
         let job = Job { task, tasks };
         *lock(&shared.job) = Some(job);
@@ -196,13 +202,14 @@ impl Drop for Pool {
             self.shared.wake.notify_all();
         }
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its tasks and passes them to the caller.
+            // There is no panic to report here, because a worker catches the panics of its tasks and passes
+            // them to the caller.
             let _ = worker.join();
         }
     }
 }
 
-/// Marks this thread as inside a region until dropped.
+/// Marks this thread as running a region until this value is dropped.
 struct Inside;
 
 impl Inside {
@@ -218,7 +225,7 @@ impl Drop for Inside {
     }
 }
 
-/// The loop of a worker: wait for an epoch, run tasks, signal completion.
+/// Runs the loop of a worker: waits for a new epoch, runs tasks, and signals completion.
 fn work(shared: &Shared, worker: usize) {
     INSIDE.set(true);
     let mut seen = 0;
@@ -246,7 +253,7 @@ fn work(shared: &Shared, worker: usize) {
     }
 }
 
-/// Runs tasks until none is left. After a panic, the remaining tasks are skipped.
+/// Runs tasks until all tasks of the region have started. After a panic, the remaining tasks are skipped.
 fn share(shared: &Shared, job: Job, worker: usize) {
     let result = catch_unwind(AssertUnwindSafe(|| {
         loop {
@@ -264,7 +271,7 @@ fn share(shared: &Shared, job: Job, worker: usize) {
     }
 }
 
-/// Spins for a limited time. Returns whether `ready` became true.
+/// Spins for a limited time. Returns whether `ready` returned true.
 fn spin_until(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
         if ready() {

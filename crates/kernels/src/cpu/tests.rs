@@ -1,5 +1,5 @@
-//! The CPU back end against the reference, on every instruction set, in f32 and bf16. One, two and three
-//! threads must give the same bits.
+//! Compares the CPU back end with the reference on every instruction set, in f32 and bf16. Results with one,
+//! two and three threads must have the same bits.
 
 use super::*;
 use crate::AttentionScores;
@@ -25,8 +25,8 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
         }
         for (which, (found, expected)) in results[0].iter().zip(&expected).enumerate() {
             assert_eq!(found.len(), expected.len());
-            // Relative to the typical size of the output: elements near zero have the absolute error of their
-            // sums.
+            // The error is divided by the typical size of the output, because an element near zero has the
+            // same absolute error as a large element.
             let size = (expected.iter().map(|e| e * e).sum::<f32>() / expected.len() as f32).sqrt();
             for (i, (f, e)) in found.iter().zip(expected).enumerate() {
                 let bound = tolerance * (size + e.abs());
@@ -36,9 +36,10 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
     }
 }
 
-/// Tolerance of f32 sums in another order.
+/// Tolerance for f32 sums that are added in another order.
 const F32: f32 = 2e-5;
-/// Tolerance of two operands rounded to 8 bits: 2^-8 each at worst, averaged over a sum.
+/// Tolerance for two operands that are rounded to 8 bits. The relative error of one operand is at most 2^-8,
+/// and the errors average out in a sum.
 const BF16: f32 = 2e-2;
 /// The gradient of a score is a difference of two dot products with rounded operands, so its tolerance is
 /// twice as large.
@@ -60,7 +61,7 @@ fn vec(buffer: Buffer) -> Vec<f32> {
     buffer.host_slice().to_vec()
 }
 
-/// Returns a weight that starts one byte off any alignment, as in a memory-mapped file.
+/// Returns a weight whose bytes begin at an odd address, as they can in a memory-mapped file.
 fn weight(stream: &mut Stream, dtype: DType, rows: usize, cols: usize) -> Matrix {
     let data = random(stream, rows * cols);
     let mut bytes = vec![0u8; 1 + data.len() * dtype.size()];
@@ -130,10 +131,12 @@ fn lora_matches_reference() {
     }
 }
 
-/// An adapter of a test: its rows, its rank for each weight, or `None` for a weight that it leaves out.
+/// An adapter of a test: its rows, and its rank for each weight. The rank is `None` if the adapter does not
+/// change that weight.
 type TestAdapter<'a> = (std::ops::Range<usize>, &'a [Option<usize>]);
 
-/// Computes a group of weights of `d_out` each, packed or not. `exact` values are bf16.
+/// Runs `Backend::project` on a group of weights. If `packs` is true, the adapters are packed for decoding.
+/// If `exact` is true, bf16 stores all their values exactly.
 fn project(
     backend: &dyn Backend,
     adapters: &[TestAdapter<'_>],
@@ -232,8 +235,8 @@ fn packed_pairs_of_many_adapters_have_the_bits_of_single_operations() {
 #[test]
 fn head_loss_matches_reference() {
     let mut stream = Stream::new(3);
-    // One block of the vocabulary, several spans with a tail, more rows than one pass, and several blocks of
-    // columns.
+    // The shapes cover one block of the vocabulary, several spans with a tail, more rows than one pass
+    // processes, and several blocks of columns.
     for (n, c, v) in [
         (1, 16, 40),
         (13, 40, 101),
@@ -245,7 +248,8 @@ fn head_loss_matches_reference() {
     ] {
         let head = weight(&mut stream, DType::Bf16, v, c);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
-        // One set of rows with uncertain targets, and one set of rows that point at their targets.
+        // The targets of the first inputs are uncertain. The rows of the second inputs are twice the weights
+        // of their targets, so these targets are almost certain.
         let mut certain = vec![0.0; n * c];
         for (row, &target) in certain.chunks_exact_mut(c).zip(&targets) {
             head.row_to_f32(target as usize, row);
@@ -256,7 +260,7 @@ fn head_loss_matches_reference() {
             let variants = [(DType::F32, F32, None), (DType::F32, F32, Some(3.0)), (DType::Bf16, BF16, None)];
             for (dtype, tolerance, softcap) in variants {
                 compare(dtype, tolerance, |b| {
-                    // The losses of an earlier pass precede those of this one.
+                    // The first three losses belong to an earlier pass, so this pass must not change them.
                     let [mut losses, mut plain] = [0; 2].map(|_| Buffer::from_vec(vec![7.0; n + 3]));
                     let mut dinp = zeros(b, n * c);
                     let operands = HeadOperands { inp: &inp, head: &head, targets: &targets, softcap };

@@ -1,19 +1,19 @@
-//! A sub-allocator for device memory. The driver allocates in units of 2 MiB, and its free waits for the
-//! device.
+//! A sub-allocator for device memory. It is needed because the driver allocates in units of 2 MiB, and
+//! freeing memory blocks until the device is idle.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::driver::Driver;
 use super::error::CudaError;
 
-/// Alignment of every address. The widest accesses and cuBLASLt need it.
+/// Alignment of every address. The widest memory accesses and cuBLASLt require it.
 const ALIGNMENT: u64 = 256;
-/// Allocation granularity of the driver.
+/// Size of the units in which the driver allocates.
 const PAGE: u64 = 2 << 20;
-/// Requests smaller than this share a chunk of this size.
+/// Size of a chunk that several small requests share.
 const CHUNK: u64 = 32 << 20;
 
-/// Bytes that a request of `bytes` takes.
+/// Returns the number of bytes that a request of `bytes` uses.
 pub(super) fn allocated_bytes(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(ALIGNMENT)
 }
@@ -21,18 +21,18 @@ pub(super) fn allocated_bytes(bytes: u64) -> u64 {
 /// Chunks allocated from the driver, and the free ranges inside them.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
-    /// Base address to length.
+    /// Length of each chunk, by its base address.
     chunks: BTreeMap<u64, u64>,
-    /// Start address to length. Adjacent free ranges of a chunk are always merged.
+    /// Length of each free range, by its start address. Adjacent free ranges of a chunk are always merged.
     free: BTreeMap<u64, u64>,
-    /// Start address to length of every allocated range.
+    /// Length of each allocated range, by its start address.
     taken: HashMap<u64, u64>,
     in_use: u64,
     peak: u64,
 }
 
 impl Arena {
-    /// Returns the allocated bytes and their peak.
+    /// Returns the bytes that are allocated now, and their peak.
     pub fn in_use(&self) -> (u64, u64) {
         (self.in_use, self.peak)
     }
@@ -54,7 +54,8 @@ impl Arena {
             None => {
                 let least = bytes.next_multiple_of(PAGE);
                 let mut length = if bytes < CHUNK / 2 { CHUNK } else { least };
-                // A device that is nearly full may have room for the request and not for a chunk.
+                // A device that is nearly full may have enough memory for the request but not for a whole
+                // chunk.
                 let address = match get(length) {
                     Err(CudaError::OutOfMemory { .. }) if length > least => {
                         length = least;
@@ -84,7 +85,7 @@ impl Arena {
         }
     }
 
-    /// Merges a range with its free neighbours. Returns the chunk if all of it is now free.
+    /// Merges a range with its free neighbours. Returns the chunk if no range of it is allocated any more.
     fn put_back(&mut self, address: u64) -> Option<u64> {
         let mut length = self.taken.remove(&address).expect("only what was handed out comes back");
         self.in_use -= length;

@@ -1,4 +1,4 @@
-//! The [`Backend`] of a device: checks shapes and launches kernels.
+//! The [`Backend`] of a device. It checks shapes and launches kernels.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,15 +25,15 @@ use crate::{
     ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
-/// Most rows whose logits the loss head computes at a time.
+/// Maximum number of rows whose logits the loss head computes at a time.
 pub(super) const HEAD_ROWS: usize = 512;
-/// Most bytes of embedding rows that are gathered on the host at a time.
+/// Maximum number of bytes of embedding rows that the host gathers at a time.
 const EMBEDDING_BYTES: usize = 4 << 20;
 
-/// Lowest major compute capability with bf16.
+/// Lowest major compute capability that supports bf16.
 const BF16_CAPABILITY: u32 = 8;
 
-/// Returns the default type of a device: bf16, or f16 if it has no bf16.
+/// Returns the default type of a device: bf16, or f16 if the device does not support bf16.
 pub fn default_dtype(capability: (u32, u32)) -> DType {
     if capability.0 < BF16_CAPABILITY { DType::F16 } else { DType::Bf16 }
 }
@@ -52,11 +52,11 @@ pub struct Cuda {
     device: Arc<Device>,
     products: Products,
     dtype: DType,
-    /// Receives a decoded 4-bit weight. As large as the largest placed weight.
+    /// Buffer for a decoded 4-bit weight. It is as large as the largest placed weight.
     decoded: Mutex<Option<Allocation>>,
-    /// Logits of at most [`HEAD_ROWS`] rows.
+    /// Buffer for the logits of at most [`HEAD_ROWS`] rows.
     logits: Mutex<Option<Allocation>>,
-    /// Rows of the residual stream, rounded to f16.
+    /// Buffer for rows of the residual stream, rounded to f16.
     rounded: Mutex<Option<Allocation>>,
     rope: Mutex<RopeTable>,
 }
@@ -65,12 +65,13 @@ impl Cuda {
     /// Opens the device, loads its kernels, and opens cuBLASLt if it is installed.
     ///
     /// # Errors
-    /// If the driver or the device is missing, its kernels cannot be loaded, or its memory is exhausted.
+    /// If the driver or the device is missing, if its kernels cannot be loaded, or if its memory is
+    /// exhausted.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
         Self::on_device(Device::open(Driver::open()?, options.device)?, options.dtype)
     }
 
-    /// A back end on an open device.
+    /// Creates a back end on an open device.
     pub(super) fn on_device(device: Arc<Device>, dtype: DType) -> Result<Self, CudaError> {
         let DeviceInfo { name, capability, .. } = &device.info;
         if dtype == DType::Bf16 && capability.0 < BF16_CAPABILITY {
@@ -88,22 +89,22 @@ impl Cuda {
         })
     }
 
-    /// Properties of the device.
+    /// Returns the properties of the device.
     pub fn info(&self) -> &DeviceInfo {
         &self.device.info
     }
 
-    /// Returns the allocated bytes and their peak. The driver's context is not counted.
+    /// Returns the bytes that are allocated now, and their peak. The driver's context is not counted.
     pub fn allocated(&self) -> (u64, u64) {
         self.device.allocated()
     }
 
-    /// Number of launches since the device was opened.
+    /// Returns the number of launches since the device was opened.
     pub fn launches(&self) -> u64 {
         self.device.launches()
     }
 
-    /// Name and version of everything that decides the bits of a result.
+    /// Returns the names and versions of the components that determine the bits of a result.
     fn versions(&self) -> String {
         let DeviceInfo { index, name, driver, .. } = self.info();
         let driver = format!("driver {}.{}", driver / 1000, driver % 1000 / 10);
@@ -123,8 +124,8 @@ impl Cuda {
         }
     }
 
-    /// Returns the weight's address in the activation type. A 4-bit weight is decoded into the shared
-    /// scratch.
+    /// Returns the address of the weight in the activation type. A 4-bit weight is decoded into scratch
+    /// memory that all calls share.
     fn dense_weight(&self, w: &Matrix) -> DevicePtr {
         match weight::placed(w) {
             Weight::Dense(memory) => memory.address(),
@@ -137,8 +138,8 @@ impl Cuda {
         }
     }
 
-    /// Returns rows in the activation type. Rows of an f32 residual stream are rounded into a shared scratch,
-    /// which the next call reuses.
+    /// Returns rows in the activation type. Rows of an f32 residual stream are rounded into scratch memory,
+    /// which the next call overwrites.
     fn activations(&self, buffer: &Buffer, n: usize, width: usize) -> Rows {
         let from = ptr_of(buffer, n * width);
         if buffer.dtype() == self.dtype {
@@ -153,7 +154,7 @@ impl Cuda {
         Rows::dense(to, width)
     }
 
-    /// Runs a matrix multiplication whose input rows have the activation type.
+    /// Runs a matrix multiplication. The input rows must have the activation type.
     fn product(&self, to: &mut Buffer, from: Rows, w: &Matrix, product: Product<'_>) {
         let Product { direction, add, rows } = product;
         let shape = ProductShape {
@@ -177,9 +178,9 @@ impl Cuda {
         }
     }
 
-    /// Multiplies by a 4-bit weight without decoding it to memory.
+    /// Multiplies by a 4-bit weight without writing the decoded weight to memory.
     ///
-    /// Returns false if no kernel fits the shape or decoding is faster.
+    /// Returns false if no kernel supports the shape, or if decoding is faster.
     fn fused_product(&self, shape: ProductShape, [to, from, add]: [DevicePtr; 3], w: &Matrix) -> bool {
         let Weight::FourBit(weight) = weight::placed(w) else { return false };
         let ProductShape { direction, rows: n, outputs, inputs: cols, .. } = shape;
@@ -193,8 +194,8 @@ impl Cuda {
         ops::four_bit_fused::product(&self.device, self.dtype, out, from, &weight.parts, shape)
     }
 
-    /// Multiplies a few rows by the weights of a group in one launch that reads each weight once, and adds the
-    /// residual. Returns false if no kernel fits the shapes.
+    /// Multiplies a few rows by the weights of a group, and adds the residual. One launch reads each weight
+    /// once. Returns false if no kernel supports the shapes.
     fn multiply_few_rows(
         &self,
         out: &mut [&mut Buffer],
@@ -238,13 +239,13 @@ impl Cuda {
         }
     }
 
-    /// Computes `dinp = dout W`, or adds it.
+    /// Computes `dinp = dout W` or `dinp += dout W`.
     fn backward_product(&self, dinp: &mut Buffer, store: Store, dout: Rows, w: &Matrix, n: usize) {
         let add = if store.accumulates() { Add::Itself } else { Add::Nothing };
         self.product(dinp, dout, w, Product { direction: Direction::Backward, add, rows: n });
     }
 
-    /// Grows the scratch to at least `bytes` bytes.
+    /// Grows the scratch memory to at least `bytes` bytes.
     fn grow(&self, scratch: &Mutex<Option<Allocation>>, bytes: usize) -> Result<DevicePtr, CudaError> {
         let mut scratch = lock(scratch);
         if scratch.as_ref().is_none_or(|memory| memory.bytes() < bytes as u64) {
@@ -274,7 +275,7 @@ impl Cuda {
             if stored.size() > self.dtype.size() || !weight::can_encode(len, format) {
                 return Ok(None);
             }
-            // The scratch of later products holds the source meanwhile.
+            // The scratch memory of later products contains the source weight during the encoding.
             let scratch = self.grow(&self.decoded, len * self.dtype.size())?;
             let Some(weight) = weight::encode(&self.device, (stored, bytes), scratch, format)? else {
                 return Ok(None);
@@ -285,7 +286,7 @@ impl Cuda {
         Ok(Some(encoded))
     }
 
-    /// Grows the table of angles to `n` rows of `half` angles. Returns its address.
+    /// Grows the table of angles to `n` rows of `half` angles, and returns the address of the table.
     fn reserve_rope(&self, table: &mut RopeTable, n: usize, half: usize) -> DevicePtr {
         let bytes = (8 * n * half) as u64;
         if table.memory.as_ref().is_none_or(|memory| memory.bytes() < bytes) {
@@ -324,7 +325,7 @@ impl Cuda {
         ops::rope::rope(&self.device, self.dtype, rows, angles, heads, turn);
     }
 
-    /// Computes the losses, and optionally the gradients, of at most [`HEAD_ROWS`] rows.
+    /// Computes the losses of at most [`HEAD_ROWS`] rows, and optionally the gradients.
     fn head_rows(
         &self,
         losses: DevicePtr,
@@ -367,8 +368,8 @@ impl Cuda {
     }
 }
 
-/// Type of the elements that a back end with activations in `dtype` allocates. The residual stream and its
-/// gradient exceed the range of f16, so they are f32 there.
+/// Returns the type that a back end uses for `element` if its activations have type `dtype`. The residual
+/// stream and its gradient can exceed the range of f16. If `dtype` is f16, they are therefore f32.
 pub(super) fn stored_dtype(dtype: DType, element: Element) -> DType {
     match element {
         Element::Residual if dtype == DType::F16 => DType::F32,
@@ -377,16 +378,16 @@ pub(super) fn stored_dtype(dtype: DType, element: Element) -> DType {
     }
 }
 
-/// Cosines and sines of one pass.
+/// Cosines and sines for the positions of one pass.
 #[derive(Default)]
 struct RopeTable {
     memory: Option<Allocation>,
-    /// Inputs that the table was computed from.
+    /// Inputs from which the table was computed.
     key: Option<RopeKey>,
 }
 
-/// Addresses of the inputs, and the number of uploads. A later upload can replace the positions at the same
-/// address.
+/// Addresses of the inputs, and the number of uploads. The number is needed because a later upload can write
+/// other positions to the same address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct RopeKey {
     inv_freq: DevicePtr,
@@ -395,16 +396,16 @@ struct RopeKey {
     n: usize,
 }
 
-/// Operand that a matrix product is added to.
+/// The operand that is added to a matrix product.
 #[derive(Clone, Copy, Debug)]
 enum Add<'a> {
     Nothing,
-    /// The previous contents of the output.
+    /// The values that the output has before the product.
     Itself,
     Buffer(&'a Buffer),
 }
 
-/// Direction, row count and addend of a matrix product.
+/// Direction and number of rows of a matrix product, and the operand that is added to it.
 #[derive(Clone, Copy, Debug)]
 struct Product<'a> {
     direction: Direction,
@@ -412,10 +413,10 @@ struct Product<'a> {
     rows: usize,
 }
 
-/// Row length that the flat operands of a gated activation are split into.
+/// Length of the rows into which the flat operands of a gated activation are split.
 const GATED_COLUMNS: usize = 4096;
 
-/// Splits `len` elements into rows. Returns `(rows, columns)` and the length of the tail.
+/// Splits `len` elements into rows and a tail. Returns `(rows, columns)`, and the length of the tail.
 fn gated_shape(len: usize) -> ((usize, usize), usize) {
     match len / GATED_COLUMNS {
         0 => ((1, len), 0),
@@ -423,17 +424,17 @@ fn gated_shape(len: usize) -> ((usize, usize), usize) {
     }
 }
 
-/// The first `n` rows of `width` elements. Panics if the buffer is shorter.
+/// Returns the first `n` rows of `width` elements. Panics if the buffer is shorter.
 fn rows_of(buffer: &Buffer, n: usize, width: usize) -> Rows {
     Rows::dense(ptr_of(buffer, n * width), width)
 }
 
-/// The rows `range` of `rows`, which have the type `dtype`.
+/// Returns the range `range` of `rows`. The elements have type `dtype`.
 fn range_of(rows: Rows, range: &Range<usize>, dtype: DType) -> Rows {
     Rows { at: rows.at.plus(range.start * rows.stride * dtype.size()), ..rows }
 }
 
-/// The rows `rows` of `width` elements. Panics if the buffer is shorter.
+/// Returns the range `rows` of a buffer whose rows have `width` elements. Panics if the buffer is shorter.
 fn row_range(buffer: &Buffer, rows: &Range<usize>, width: usize) -> Rows {
     let at = ptr_of(buffer, rows.end * width).plus(rows.start * width * buffer.dtype().size());
     Rows::dense(at, width)
@@ -502,8 +503,9 @@ impl Backend for Cuda {
     }
 
     fn row_invariant_from(&self) -> usize {
-        // The library splits K for some shapes with few rows, so equal rows agree only to rounding. Padding
-        // to more rows would cost more than a training step of few tokens.
+        // The library splits K for some shapes with few rows. The same row in two batches may therefore
+        // differ by rounding. Padding to more rows would prevent this, but would cost more than a training
+        // step of a few tokens.
         1
     }
 

@@ -1,7 +1,7 @@
-//! cuBLASLt: its function table and the matrix products it runs.
+//! cuBLASLt: the table of its functions, and the matrix products that run in it.
 //!
-//! Descriptors and algorithms are created once per shape. The algorithm is the heuristic's first answer,
-//! never the fastest of a timing run, so two runs give the same bytes.
+//! Descriptors and algorithms are created once per shape. The algorithm is always the first result of the
+//! library's heuristic. Timing runs do not select it, so two runs of danlu give the same bytes.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -16,24 +16,25 @@ use super::library::OpenLibrary;
 use crate::DType;
 use crate::cpu::pool::lock;
 
-/// Library names of CUDA 13 and CUDA 12. A CUDA 12 driver cannot run the first.
+/// Library names of CUDA 13 and CUDA 12. A driver for CUDA 12 cannot run the library of CUDA 13.
 const NAMES: [&str; 2] = ["libcublasLt.so.13", "libcublasLt.so.12"];
-/// Command that installs the library for a driver of CUDA 12 or later.
+/// Command that installs the library for drivers of CUDA 12 or later.
 pub const INSTALL_COMMAND: &str = "pip install nvidia-cublas-cu12";
 
-/// Bytes of scratch for the library's algorithms.
+/// Bytes of scratch memory for the library's algorithms.
 pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
-/// Fewest rows for which K is never split. A row's result is then independent of the row count.
+/// Minimum number of rows for which K is never split. From this number on, a row's result does not depend on
+/// the number of rows.
 const WHOLE_K_FROM: usize = 512;
 
-/// `CUBLAS_COMPUTE_32F`: f32 sums without TF32.
+/// `CUBLAS_COMPUTE_32F`. Sums are f32, and TF32 is not used.
 const COMPUTE_F32: c_int = 68;
 const TYPE_F32: c_int = 0;
 const DESCRIPTION_TRANSPOSE_A: c_int = 3;
 const PREFERENCE_WORKSPACE: c_int = 1;
 const PREFERENCE_REDUCTION: c_int = 3;
 
-/// `cublasLtMatmulHeuristicResult_t`.
+/// Layout of `cublasLtMatmulHeuristicResult_t`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Heuristic {
@@ -50,7 +51,7 @@ macro_rules! functions {
 
         impl Functions {
             fn load(library: &OpenLibrary) -> Result<Self, CudaError> {
-                // SAFETY: the types are those of `cublasLt.h`.
+                // SAFETY: the function types are copied from `cublasLt.h`.
                 unsafe { Ok(Self { $($field: library.function($name)?,)* }) }
             }
         }
@@ -77,29 +78,30 @@ functions! {
 /// Direction of a matrix product with a weight `(OUT, IN)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Direction {
-    /// `out (N, OUT) = inp (N, IN) Wᵀ`.
+    /// The forward product `out (N, OUT) = inp (N, IN) Wᵀ`.
     Forward,
-    /// `dinp (N, IN) = dout (N, OUT) W`.
+    /// The backward product `dinp (N, IN) = dout (N, OUT) W`.
     Backward,
 }
 
-/// Shape of a matrix product: `to (rows, width) = from (rows, depth) · W'`, plus an optional addend.
+/// Shape of a matrix product `to (rows, width) = from (rows, depth) · W'`. Another matrix may be added to the
+/// product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProductShape {
     pub direction: Direction,
     pub dtype: DType,
     pub rows: usize,
-    /// `OUT` of the weight.
+    /// Output width of the weight, `OUT`.
     pub outputs: usize,
-    /// `IN` of the weight.
+    /// Input width of the weight, `IN`.
     pub inputs: usize,
-    /// Whether a matrix of the shape of `to` is added.
+    /// Whether a matrix with the shape of `to` is added.
     pub adds: bool,
-    /// Whether the result is f32 for every operand type.
+    /// Whether the result is f32 even if the operands have another type.
     pub exact: bool,
 }
 
-/// Addresses of a product's operands. `add` equals `to` to accumulate in place.
+/// Addresses of a product's operands. If `add` equals `to`, the product is added in place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProductOperands {
     pub to: DevicePtr,
@@ -109,7 +111,7 @@ pub(super) struct ProductOperands {
 }
 
 impl ProductShape {
-    /// Columns of the result, and terms of each of its sums.
+    /// Returns the number of columns of the result, and the number of terms in each of its sums.
     pub fn width_and_depth(&self) -> (usize, usize) {
         match self.direction {
             Direction::Forward => (self.outputs, self.inputs),
@@ -118,7 +120,7 @@ impl ProductShape {
     }
 }
 
-/// Descriptors and algorithm of one shape.
+/// Descriptors and algorithm for one shape.
 #[derive(Clone, Copy)]
 struct Plan {
     description: Handle,
@@ -128,7 +130,7 @@ struct Plan {
     heuristic: Heuristic,
 }
 
-/// The opened library and its plans by shape.
+/// The opened library, and its plan for each shape.
 pub(super) struct Blas {
     functions: Functions,
     library: OpenLibrary,
@@ -137,35 +139,35 @@ pub(super) struct Blas {
     plans: Mutex<HashMap<ProductShape, Plan>>,
 }
 
-// SAFETY: any thread may use the handle and the descriptors. A mutex guards the plans.
+// SAFETY: the library accepts the handle and the descriptors on any thread. A mutex guards the plans.
 unsafe impl Send for Blas {}
-// SAFETY: as above.
+// SAFETY: the library accepts the handle and the descriptors on any thread. A mutex guards the plans.
 unsafe impl Sync for Blas {}
 
 impl Blas {
-    /// Opens the library for this driver version. Returns `None` if it is not installed.
+    /// Opens the library for this driver version. Returns `None` if the library is not installed.
     ///
     /// # Errors
-    /// If a function is missing or the library does not start.
+    /// If a function is missing, or if the library does not start.
     pub fn open(driver: u32) -> Result<Option<Self>, CudaError> {
         let names = if driver >= 13000 { &NAMES[..] } else { &NAMES[1..] };
         let Some(library) = OpenLibrary::find(names) else { return Ok(None) };
         let (functions, mut handle) = (Functions::load(&library)?, ptr::null_mut());
-        // SAFETY: the type is that of `cublasLt.h`.
+        // SAFETY: the function type is copied from `cublasLt.h`.
         let version: unsafe extern "C" fn() -> usize = unsafe { library.function("cublasLtGetVersion")? };
-        // SAFETY: the library writes one handle; a context is current.
+        // SAFETY: the library writes one handle to a valid address, and a context is current.
         check("cublasLtCreate", unsafe { (functions.create)(&mut handle) })?;
-        // SAFETY: the function takes nothing.
+        // SAFETY: the function has no parameters.
         let version = unsafe { version() };
         Ok(Some(Self { functions, library, handle, version, plans: Mutex::default() }))
     }
 
-    /// The mapped file.
+    /// Returns the path of the mapped file.
     pub fn path(&self) -> &Path {
         self.library.path()
     }
 
-    /// Library version, such as 130100 for 13.1.
+    /// Returns the version of the library, such as 130100 for 13.1.
     pub fn version(&self) -> usize {
         self.version
     }
@@ -182,7 +184,7 @@ impl Blas {
         let ProductOperands { to, from, weight, add } = operands;
         let (alpha, beta) = (1.0f32, if shape.adds { 1.0f32 } else { 0.0 });
         let Plan { description, heuristic, .. } = plan;
-        // SAFETY: the descriptors match the shape, and so do the caller's buffers.
+        // SAFETY: the descriptors and the caller's buffers have the shape of the product.
         let result = unsafe {
             (self.functions.matmul)(
                 self.handle,
@@ -219,17 +221,17 @@ impl Blas {
         let ProductShape { direction, dtype, rows, outputs, inputs, .. } = shape;
         let (width, depth) = shape.width_and_depth();
         let (calls, mut description) = (&self.functions, ptr::null_mut());
-        // SAFETY: the library writes one handle.
+        // SAFETY: the library writes one handle to a valid address.
         let result = unsafe { (calls.description_create)(&mut description, COMPUTE_F32, TYPE_F32) };
         check("cublasLtMatmulDescCreate", result)?;
         let transpose = c_int::from(direction == Direction::Forward);
-        // SAFETY: the attribute is an int.
+        // SAFETY: the value of this attribute is an int.
         let result = unsafe {
             let value = ptr::from_ref(&transpose).cast();
             (calls.description_set)(description, DESCRIPTION_TRANSPOSE_A, value, size_of::<c_int>())
         };
         check("cublasLtMatmulDescSetAttribute", result)?;
-        // The library is column-major, so a row-major matrix appears transposed.
+        // The library uses column-major matrices, so each row-major matrix is described as its transpose.
         let weight = self.layout(dtype, inputs, outputs)?;
         let result = if shape.exact { DType::F32 } else { dtype };
         let (from, to) = (self.layout(dtype, depth, rows)?, self.layout(result, width, rows)?);
@@ -245,7 +247,7 @@ impl Blas {
             DType::Bf16 => 14,
         };
         let mut layout = ptr::null_mut();
-        // SAFETY: the library writes one handle.
+        // SAFETY: the library writes one handle to a valid address.
         let result = unsafe {
             (self.functions.layout_create)(&mut layout, kind, rows as u64, cols as u64, rows as i64)
         };
@@ -255,17 +257,17 @@ impl Blas {
 
     fn first_heuristic(&self, plan: &Plan, rows: usize) -> Result<Heuristic, CudaError> {
         let (calls, mut preference) = (&self.functions, ptr::null_mut());
-        // SAFETY: the library writes one handle.
+        // SAFETY: the library writes one handle to a valid address.
         check("cublasLtMatmulPreferenceCreate", unsafe { (calls.preference_create)(&mut preference) })?;
         let workspace = WORKSPACE_BYTES;
-        // SAFETY: the attribute is a 64-bit size.
+        // SAFETY: the value of this attribute is a 64-bit size.
         let result = unsafe {
             (calls.preference_set)(preference, PREFERENCE_WORKSPACE, ptr::from_ref(&workspace).cast(), 8)
         };
         check("cublasLtMatmulPreferenceSetAttribute", result)?;
         if rows >= WHOLE_K_FROM {
             let no_reduction = 0u32;
-            // SAFETY: the attribute is a 32-bit mask.
+            // SAFETY: the value of this attribute is a 32-bit mask.
             let result = unsafe {
                 (calls.preference_set)(
                     preference,
@@ -293,7 +295,7 @@ impl Blas {
                 &mut found,
             )
         };
-        // SAFETY: the preference is not used again.
+        // SAFETY: the preference is not used after this.
         unsafe { (calls.preference_destroy)(preference) };
         check("cublasLtMatmulAlgoGetHeuristic", result)?;
         check("cublasLtMatmulAlgoGetHeuristic", if found == 0 { 15 } else { heuristic.state })?;
@@ -303,7 +305,7 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        // SAFETY: nothing uses the library any more.
+        // SAFETY: the library is not used after this.
         unsafe {
             for plan in lock(&self.plans).values() {
                 for layout in [plan.weight, plan.from, plan.to] {

@@ -1,4 +1,4 @@
-//! An open device: context, stream, kernels and memory.
+//! An open device, with its context, stream, kernels and memory.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -14,7 +14,7 @@ use super::staging::Staging;
 use crate::DType;
 use crate::cpu::pool::lock;
 
-/// Bytes of scratch that each operation may use while it runs.
+/// Bytes of scratch memory that each operation may use while it runs.
 pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
 
 /// A device address.
@@ -23,10 +23,10 @@ pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
 pub(super) struct DevicePtr(pub u64);
 
 impl DevicePtr {
-    /// Null, for an absent kernel parameter.
+    /// The null address. It is passed for an absent kernel parameter.
     pub const NULL: Self = Self(0);
 
-    /// The address `bytes` bytes later.
+    /// Returns the address that is `bytes` bytes later.
     pub fn plus(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
@@ -37,26 +37,26 @@ impl DevicePtr {
 pub struct DeviceInfo {
     /// Index of the device.
     pub index: usize,
-    /// Name, such as `NVIDIA H200`.
+    /// Name of the device, such as `NVIDIA H200`.
     pub name: String,
-    /// Compute capability, such as `(9, 0)`.
+    /// Compute capability of the device, such as `(9, 0)`.
     pub capability: (u32, u32),
     /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
     /// Total memory in bytes.
     pub memory: u64,
-    /// Most bytes of shared memory per block.
+    /// Maximum number of bytes of shared memory per block.
     pub shared: u32,
     /// Driver version, such as 13000 for CUDA 13.0.
     pub driver: u32,
 }
 
-/// Loaded kernels by name and element type. `None` means that the device has no such kernel.
+/// Loaded kernels, by name and element type. The value is `None` if the device does not have this kernel.
 type Functions = HashMap<(&'static str, Option<DType>), Option<Handle>>;
 
-/// One open device. Its operations run in launch order.
+/// One open device. Operations on it run in launch order.
 ///
-/// Operations of several launches share the workspace, so only one thread at a time may run operations.
+/// All launches use the same workspace, so only one thread at a time may run operations.
 pub(super) struct Device {
     pub driver: Driver,
     pub info: DeviceInfo,
@@ -67,20 +67,20 @@ pub(super) struct Device {
     functions: Mutex<Functions>,
     arena: Mutex<Arena>,
     staging: Mutex<Staging>,
-    /// The first error. Nothing is launched after it.
+    /// The first error of the device. After an error, no kernel is launched.
     fault: Mutex<Option<CudaError>>,
     workspace: DevicePtr,
     launches: AtomicU64,
     uploads: AtomicU64,
 }
 
-// SAFETY: the driver accepts its handles on any thread, and `activate` binds the context to the calling
-// thread before each use.
+// SAFETY: the driver accepts its handles on any thread. `activate` binds the context to the calling thread
+// before each use.
 unsafe impl Send for Device {}
-// SAFETY: as above. Mutexes guard all mutable state.
+// SAFETY: the driver accepts its handles on any thread. Mutexes guard all mutable state.
 unsafe impl Sync for Device {}
 
-/// Properties of every device of this machine.
+/// Returns the properties of every device in this machine.
 pub(super) fn list(driver: &Driver) -> Result<Vec<DeviceInfo>, CudaError> {
     (0..driver.device_count()?).map(|index| describe(driver, index)).collect()
 }
@@ -100,7 +100,7 @@ pub(super) fn describe(driver: &Driver, index: usize) -> Result<DeviceInfo, Cuda
     })
 }
 
-/// Suffix of kernel names for an activation type.
+/// Returns the suffix of kernel names for an activation type.
 fn suffix(dtype: DType) -> &'static str {
     match dtype {
         DType::Bf16 => "bf16",
@@ -121,7 +121,7 @@ impl Device {
         Self::with_kernels(driver, info, &images)
     }
 
-    /// Opens the device of `info` with the kernels in `images`.
+    /// Opens the device that `info` describes, and loads the kernels in `images`.
     pub fn with_kernels(
         driver: Driver,
         info: DeviceInfo,
@@ -159,17 +159,17 @@ impl Device {
         self.driver.set_context(self.context)
     }
 
-    /// Starts a launch of the kernel `name` for activations of type `dtype`.
+    /// Prepares a launch of the kernel `name` for activations of type `dtype`.
     pub fn kernel(&self, name: &'static str, dtype: DType) -> KernelLaunch<'_> {
         KernelLaunch::new(self, name, Some(dtype))
     }
 
-    /// Starts a launch of the kernel `name`, which has no type suffix.
+    /// Prepares a launch of the kernel `name`, which has no type suffix.
     pub fn exact(&self, name: &'static str) -> KernelLaunch<'_> {
         KernelLaunch::new(self, name, None)
     }
 
-    /// Whether the device has the kernel `name` for `dtype`.
+    /// Returns whether the device has the kernel `name` for `dtype`.
     pub fn has(&self, name: &'static str, dtype: DType) -> bool {
         self.function(name, Some(dtype)).is_some()
     }
@@ -184,7 +184,7 @@ impl Device {
         })
     }
 
-    /// Returns the scratch, which the next call to this method reuses.
+    /// Returns the scratch memory. The next call of this function returns the same memory.
     ///
     /// # Panics
     /// If `bytes` exceeds [`WORKSPACE_BYTES`].
@@ -193,12 +193,13 @@ impl Device {
         self.workspace
     }
 
-    /// Number of launches since the device was opened.
+    /// Returns the number of launches since the device was opened.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
     }
 
-    /// Number of uploads. Data derived from a list is stale after another upload.
+    /// Returns the number of uploads. After another upload, data that was computed from an uploaded list may
+    /// be outdated.
     pub fn uploads(&self) -> u64 {
         self.uploads.load(Ordering::Relaxed)
     }
@@ -207,24 +208,24 @@ impl Device {
         self.launches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Stores an error unless an earlier one is stored.
+    /// Stores the error of `result`, unless an earlier error is already stored.
     pub fn record(&self, result: Result<(), CudaError>) {
         if let Err(error) = result {
             lock(&self.fault).get_or_insert(error);
         }
     }
 
-    /// Whether an error is stored.
+    /// Returns whether an error is stored.
     pub fn has_failed(&self) -> bool {
         lock(&self.fault).is_some()
     }
 
-    /// Returns the first stored error.
+    /// Returns the stored error, if there is one.
     pub fn check(&self) -> Result<(), CudaError> {
         lock(&self.fault).clone().map_or(Ok(()), Err)
     }
 
-    /// Returns the allocated bytes and their peak.
+    /// Returns the bytes that are allocated now, and their peak.
     pub fn allocated(&self) -> (u64, u64) {
         lock(&self.arena).in_use()
     }
@@ -235,19 +236,19 @@ impl Device {
         self.driver.memory_info()
     }
 
-    /// Allocates uninitialised device memory.
+    /// Allocates device memory without initialising it.
     pub fn allocate(self: &Arc<Self>, bytes: u64) -> Result<Allocation, CudaError> {
         self.activate()?;
         let address = lock(&self.arena).allocate(&self.driver, bytes)?;
         Ok(Allocation { device: self.clone(), address: DevicePtr(address), bytes })
     }
 
-    /// Sets `bytes` bytes from `to` on to `value`.
+    /// Sets `bytes` bytes to `value`. The first of these bytes is at `to`.
     pub fn fill(&self, to: DevicePtr, value: u8, bytes: usize) {
         if bytes == 0 || self.has_failed() {
             return;
         }
-        // SAFETY: callers pass ranges of their own allocations.
+        // SAFETY: callers pass ranges inside their own allocations.
         self.record(
             self.activate().and_then(|()| unsafe { self.driver.fill(to.0, value, bytes, self.stream) }),
         );
@@ -258,12 +259,12 @@ impl Device {
         if bytes == 0 || self.has_failed() {
             return;
         }
-        // SAFETY: callers pass disjoint ranges of their own allocations.
+        // SAFETY: callers pass disjoint ranges inside their own allocations.
         let copy = |()| unsafe { self.driver.copy_within(to.0, from.0, bytes, self.stream) };
         self.record(self.activate().and_then(copy));
     }
 
-    /// Copies `bytes` to the device in launch order.
+    /// Copies `bytes` to the device, in launch order.
     pub fn upload(&self, to: DevicePtr, bytes: &[u8]) {
         if self.has_failed() {
             return;
@@ -273,7 +274,7 @@ impl Device {
         self.record(self.activate().and_then(upload));
     }
 
-    /// Copies from the device after all earlier launches.
+    /// Copies from the device after all earlier launches have finished.
     pub fn download(&self, to: &mut [u8], from: DevicePtr) -> Result<(), CudaError> {
         self.check()?;
         let download = |()| lock(&self.staging).download(&self.driver, self.stream, to, from);
@@ -296,7 +297,7 @@ impl Drop for Device {
         self.record(self.driver.synchronize(self.stream));
         lock(&self.staging).release(&self.driver);
         lock(&self.arena).release(&self.driver);
-        // SAFETY: nothing is launched after this.
+        // SAFETY: no kernel is launched after this.
         unsafe { self.driver.destroy_stream(self.stream) };
         self.driver.release_context(self.handle);
     }
@@ -308,8 +309,8 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// Device memory, freed on drop. Earlier launches may still use it then, because later users of the same
-/// memory run after them on the same stream.
+/// Device memory that is freed on drop. Earlier launches may still use the memory after the drop. This is
+/// safe, because later operations that reuse the memory run on the same stream, after those launches.
 #[derive(Debug)]
 pub(super) struct Allocation {
     device: Arc<Device>,

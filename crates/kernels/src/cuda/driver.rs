@@ -7,10 +7,10 @@ use std::ptr;
 use super::error::CudaError;
 use super::library::OpenLibrary;
 
-/// A context, stream, event, module or function of the driver.
+/// Handle of a context, stream, event, module or function of the driver.
 pub(super) type Handle = *mut c_void;
 
-/// `CUdevice_attribute` values.
+/// Values of `CUdevice_attribute`.
 pub(super) mod attribute {
     pub const MULTIPROCESSORS: i32 = 16;
     pub const CAPABILITY_MAJOR: i32 = 75;
@@ -18,7 +18,7 @@ pub(super) mod attribute {
     pub const MAX_SHARED_BYTES: i32 = 97;
 }
 
-/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+/// Value of `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: c_int = 8;
 const SUCCESS: c_int = 0;
 const OUT_OF_MEMORY: c_int = 2;
@@ -26,7 +26,7 @@ const STREAM_NON_BLOCKING: c_uint = 1;
 
 macro_rules! functions {
     ($($field:ident = $name:literal: fn($($arg:ty),*);)*) => {
-        /// The driver's functions. Each returns a `CUresult`.
+        /// Function pointers of the driver. Each function returns a `CUresult`.
         pub(super) struct Driver {
             library: OpenLibrary,
             $($field: unsafe extern "C" fn($($arg),*) -> c_int,)*
@@ -34,7 +34,7 @@ macro_rules! functions {
 
         impl Driver {
             fn load(library: OpenLibrary) -> Result<Self, CudaError> {
-                // SAFETY: the types are those of `cuda.h`.
+                // SAFETY: the function types are copied from `cuda.h`.
                 unsafe { Ok(Self { $($field: library.function($name)?,)* library }) }
             }
         }
@@ -77,7 +77,7 @@ functions! {
     error_string = "cuGetErrorString": fn(c_int, *mut *const c_char);
 }
 
-/// Grid, threads per block, and bytes of dynamic shared memory of a launch.
+/// Shape of a launch: its grid, threads per block, and bytes of dynamic shared memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shape {
     pub grid: [u32; 3],
@@ -85,18 +85,18 @@ pub(super) struct Shape {
     pub shared: u32,
 }
 
-/// Checked calls of the driver. A device pointer is a plain address.
+/// Functions that call the driver and check the result. A device pointer is a plain address.
 impl Driver {
     /// Opens and initialises the driver.
     pub fn open() -> Result<Self, CudaError> {
         let driver =
             Self::load(OpenLibrary::find(&["libcuda.so.1", "libcuda.so"]).ok_or(CudaError::NoDriver)?)?;
-        // SAFETY: `cuInit` takes no pointer.
+        // SAFETY: `cuInit` has no pointer parameter.
         driver.check("cuInit", unsafe { (driver.init)(0) })?;
         Ok(driver)
     }
 
-    /// The mapped file.
+    /// Returns the path of the mapped file.
     pub fn path(&self) -> &Path {
         self.library.path()
     }
@@ -109,7 +109,7 @@ impl Driver {
             let mut text = ptr::null();
             // SAFETY: the driver writes a pointer to a static string, or null.
             unsafe { get(result, &mut text) };
-            // SAFETY: a non-null pointer is a static string.
+            // SAFETY: if the pointer is not null, it points to a static string.
             (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
         };
         let code = text(self.error_name).unwrap_or_else(|| format!("CUresult {result}"));
@@ -117,7 +117,7 @@ impl Driver {
         Err(CudaError::Call { operation: operation.to_owned(), code, message })
     }
 
-    /// Driver version, such as 13000 for CUDA 13.0.
+    /// Returns the version of the driver, such as 13000 for CUDA 13.0.
     pub fn version(&self) -> Result<u32, CudaError> {
         let mut version = 0;
         // SAFETY: the driver writes one int.
@@ -143,7 +143,7 @@ impl Driver {
         let mut name = [0 as c_char; 256];
         // SAFETY: the driver writes at most the given number of bytes, including the final 0.
         self.check("cuDeviceGetName", unsafe { (self.device_name)(name.as_mut_ptr(), 256, device) })?;
-        // SAFETY: the name ends with 0 inside the array.
+        // SAFETY: the array contains the final 0 of the name.
         Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
     }
 
@@ -173,7 +173,8 @@ impl Driver {
     }
 
     pub fn release_context(&self, device: c_int) {
-        // SAFETY: called once for each `retain_context`, after every object of the context is destroyed.
+        // SAFETY: this function is called once for each `retain_context`, after every object of the context
+        // was destroyed.
         unsafe { (self.context_release)(device) };
     }
 
@@ -203,9 +204,9 @@ impl Driver {
     }
 
     /// # Safety
-    /// `address` comes from [`Driver::allocate`], and nothing uses the memory any more.
+    /// `address` must be a result of [`Driver::allocate`], and nothing may use the memory any more.
     pub unsafe fn free(&self, address: u64) {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         unsafe { (self.memory_free)(address) };
     }
 
@@ -218,9 +219,9 @@ impl Driver {
     }
 
     /// # Safety
-    /// `address` comes from [`Driver::allocate_host`], and no copy uses the memory any more.
+    /// `address` must be a result of [`Driver::allocate_host`], and no copy may use the memory any more.
     pub unsafe fn free_host(&self, address: *mut u8) {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         unsafe { (self.host_free)(address.cast()) };
     }
 
@@ -238,9 +239,9 @@ impl Driver {
     }
 
     /// # Safety
-    /// `stream` comes from [`Driver::create_stream`] and is not used again.
+    /// `stream` must be a result of [`Driver::create_stream`], and must not be used again.
     pub unsafe fn destroy_stream(&self, stream: Handle) {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         unsafe { (self.stream_destroy)(stream) };
     }
 
@@ -252,7 +253,7 @@ impl Driver {
     }
 
     pub fn record_event(&self, event: Handle, stream: Handle) -> Result<(), CudaError> {
-        // SAFETY: both exist.
+        // SAFETY: the event and the stream exist.
         self.check("cuEventRecord", unsafe { (self.event_record)(event, stream) })
     }
 
@@ -262,14 +263,14 @@ impl Driver {
     }
 
     /// # Safety
-    /// `event` comes from [`Driver::create_event`] and is not used again.
+    /// `event` must be a result of [`Driver::create_event`], and must not be used again.
     pub unsafe fn destroy_event(&self, event: Handle) {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         unsafe { (self.event_destroy)(event) };
     }
 
     /// # Safety
-    /// `from` and `to` have `bytes` bytes each, and `from` stays valid until the stream has run the copy.
+    /// `from` and `to` must have `bytes` bytes each. `from` must be valid until the stream has run the copy.
     pub unsafe fn copy_to_device(
         &self,
         to: u64,
@@ -277,12 +278,12 @@ impl Driver {
         bytes: usize,
         stream: Handle,
     ) -> Result<(), CudaError> {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         self.check("cuMemcpyHtoDAsync", unsafe { (self.copy_to_device)(to, from.cast(), bytes, stream) })
     }
 
     /// # Safety
-    /// `to` and `from` have `bytes` bytes each, and `to` stays valid until the stream has run the copy.
+    /// `to` and `from` must have `bytes` bytes each. `to` must be valid until the stream has run the copy.
     pub unsafe fn copy_to_host(
         &self,
         to: *mut u8,
@@ -290,12 +291,12 @@ impl Driver {
         bytes: usize,
         stream: Handle,
     ) -> Result<(), CudaError> {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         self.check("cuMemcpyDtoHAsync", unsafe { (self.copy_to_host)(to.cast(), from, bytes, stream) })
     }
 
     /// # Safety
-    /// Both are allocations of at least `bytes` bytes that do not overlap.
+    /// `to` and `from` must have `bytes` bytes each, and must not overlap.
     pub unsafe fn copy_within(
         &self,
         to: u64,
@@ -303,35 +304,36 @@ impl Driver {
         bytes: usize,
         stream: Handle,
     ) -> Result<(), CudaError> {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         self.check("cuMemcpyDtoDAsync", unsafe { (self.copy_within)(to, from, bytes, stream) })
     }
 
     /// # Safety
-    /// `to` is an allocation of at least `bytes` bytes.
+    /// `to` must have at least `bytes` bytes.
     pub unsafe fn fill(&self, to: u64, value: u8, bytes: usize, stream: Handle) -> Result<(), CudaError> {
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         self.check("cuMemsetD8Async", unsafe { (self.fill_bytes)(to, value, bytes, stream) })
     }
 
-    /// Loads a cubin, or PTX text that ends with 0. Modules are never unloaded.
+    /// Loads a cubin, or PTX text whose last byte is 0. Modules are never unloaded.
     pub fn load_module(&self, image: &[u8]) -> Result<Handle, CudaError> {
         let mut module = ptr::null_mut();
-        // SAFETY: the image is a complete cubin, whose header has its length, or text that ends with 0.
+        // SAFETY: the image is either a complete cubin, whose header contains its length, or text whose last
+        // byte is 0.
         let result = unsafe { (self.module_load)(&mut module, image.as_ptr().cast()) };
         self.check("cuModuleLoadData", result)?;
         Ok(module)
     }
 
-    /// Returns the kernel `name` of a module, or `None`.
+    /// Returns the kernel `name` of a module. Returns `None` if the module does not contain it.
     pub fn module_function(&self, module: Handle, name: &CStr) -> Option<Handle> {
         let mut function = ptr::null_mut();
-        // SAFETY: the module is loaded; the driver writes one handle.
+        // SAFETY: the module is loaded, and the driver writes one handle.
         let result = unsafe { (self.module_function)(&mut function, module, name.as_ptr()) };
         (result == SUCCESS).then_some(function)
     }
 
-    /// Allows a kernel `bytes` of dynamic shared memory.
+    /// Allows a kernel to use `bytes` bytes of dynamic shared memory.
     pub fn allow_shared(&self, function: Handle, bytes: u32) -> Result<(), CudaError> {
         // SAFETY: the function belongs to a loaded module.
         let result = unsafe { (self.function_attribute)(function, MAX_DYNAMIC_SHARED, bytes as c_int) };
@@ -339,8 +341,8 @@ impl Driver {
     }
 
     /// # Safety
-    /// Each argument points to a value of its parameter's type. Pointers among the values are valid for the
-    /// kernel's accesses.
+    /// Each argument must point to a value of its parameter's type. Every pointer among these values must be
+    /// valid for the accesses of the kernel.
     pub unsafe fn launch(
         &self,
         function: Handle,
@@ -349,7 +351,7 @@ impl Driver {
         arguments: &mut [*mut c_void],
     ) -> c_int {
         let ([x, y, z], none) = (shape.grid, ptr::null_mut());
-        // SAFETY: as above.
+        // SAFETY: the caller fulfils this function's safety contract.
         unsafe {
             (self.launch)(
                 function,

@@ -1,46 +1,46 @@
-//! Errors of the driver, the libraries and the device.
+//! Errors of the driver, of the libraries and of the device.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// An error while opening or using a device.
+/// An error that occurred while a device was opened or used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CudaError {
     /// The driver's library is not installed.
     NoDriver,
-    /// A library lacks a function.
+    /// A library does not contain a function.
     MissingFunction {
-        /// The opened file.
+        /// Path of the opened library.
         library: PathBuf,
         /// Name of the function.
         name: &'static str,
     },
-    /// The device index is not below the number of devices.
+    /// There is no device with the requested index.
     NoDevice {
         /// The requested index.
         index: usize,
-        /// Number of devices of this machine.
+        /// Number of devices in this machine.
         count: usize,
     },
-    /// The binary has no kernels for this architecture, or the driver rejects them.
+    /// The danlu binary has no kernels for this architecture, or the driver rejects them.
     NoKernels {
-        /// Compute capability.
+        /// Compute capability of the device.
         capability: (u32, u32),
         /// Driver version, such as 13000 for CUDA 13.0.
         driver: u32,
     },
-    /// The device does not compute in bf16.
+    /// The device does not support bf16.
     NoBf16 {
         /// Name of the device.
         name: String,
-        /// Compute capability.
+        /// Compute capability of the device.
         capability: (u32, u32),
     },
     /// The device has too little free memory.
     OutOfMemory {
         /// Requested bytes.
         wanted: u64,
-        /// Free bytes of the device.
+        /// Free bytes on the device.
         free: u64,
         /// Total bytes of the device.
         total: u64,
@@ -57,7 +57,7 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// Returns the next step as an imperative.
+    /// Returns a hint for the user, as an imperative.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::NoDriver => "install NVIDIA's driver, or run with `--device cpu`",

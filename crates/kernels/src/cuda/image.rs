@@ -1,14 +1,15 @@
-//! Reads the kernel images packed by `cuda/build.py`: cubins for each architecture, and PTX for later ones.
+//! Reads the kernel images that `cuda/build.py` packed. There are cubins for several architectures, and PTX
+//! for later architectures.
 
 use crate::cuda::error::CudaError;
 
-/// Every image, each compressed separately.
+/// All images. Each image is compressed separately.
 static PACK: &[u8] = include_bytes!("../../cuda/kernels.pack");
 
 const MAGIC: &[u8; 8] = b"DANLUCU1";
-/// Bytes before the table: magic, source hash, image count.
+/// Number of bytes before the table. They contain a magic number, the source hash, and the number of images.
 const HEAD: usize = 20;
-/// Bytes of a table entry: stem, architecture, offset, packed length, unpacked length.
+/// Number of bytes in a table entry: stem, architecture, offset, packed length and unpacked length.
 const ENTRY: usize = 40;
 
 /// One entry of the table.
@@ -16,7 +17,7 @@ const ENTRY: usize = 40;
 struct Image {
     /// Name of the `.cu` file without its extension.
     stem: &'static str,
-    /// `sm_90` for a cubin, `80` for PTX.
+    /// `sm_90` for a cubin, or `80` for PTX.
     architecture: &'static str,
     packed: &'static [u8],
     bytes: usize,
@@ -41,7 +42,7 @@ fn images() -> impl Iterator<Item = Image> {
     })
 }
 
-/// Compute capabilities with a cubin, in ascending order.
+/// Returns the compute capabilities for which there is a cubin, in ascending order.
 fn capabilities() -> Vec<(u32, u32)> {
     let capability = |image: Image| {
         let number: u32 = image.architecture.strip_prefix("sm_")?.parse().ok()?;
@@ -53,8 +54,8 @@ fn capabilities() -> Vec<(u32, u32)> {
     all
 }
 
-/// Returns the architectures that run on a device, the most specific first. A device without a cubin of its
-/// major version uses PTX.
+/// Returns the architectures whose images run on a device, the most specific first. PTX is used if no cubin
+/// has the major version of the device.
 fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     let cubin = capabilities().into_iter().rev().find(|&(m, n)| m == major && n <= minor);
     let special = format!("sm_{major}{minor}a");
@@ -69,7 +70,7 @@ fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     }
 }
 
-/// Returns the images for a device in lookup order.
+/// Returns the images for a device, in the order in which kernels are looked up.
 pub(super) fn for_device(capability: (u32, u32), driver: u32) -> Result<Vec<Vec<u8>>, CudaError> {
     let mut found = Vec::new();
     for architecture in architectures(capability) {

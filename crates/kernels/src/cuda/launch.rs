@@ -8,20 +8,20 @@ use super::driver::Shape;
 use super::error::CudaError;
 use crate::DType;
 
-/// Most parameters of a kernel.
+/// Maximum number of parameters of a kernel.
 const MAX_PARAMETERS: usize = 32;
-/// Dynamic shared memory that a kernel may use without an attribute.
+/// Dynamic shared memory that a kernel may use unless more is allowed with an attribute.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
-/// An unfinished launch. Parameters are added in the kernel's order.
+/// A launch that is being prepared. Parameters must be added in the kernel's order.
 pub(super) struct KernelLaunch<'a> {
     device: &'a Device,
     name: &'static str,
     dtype: Option<DType>,
     shape: Shape,
-    /// Bits of each parameter, in its lowest bytes.
+    /// Value of each parameter, in the lowest bytes of a number.
     values: [u64; MAX_PARAMETERS],
-    /// Address of each structure parameter; null for scalar parameters.
+    /// Address of each structure parameter. The address is null for a scalar parameter.
     structures: [*const c_void; MAX_PARAMETERS],
     count: usize,
 }
@@ -43,13 +43,13 @@ impl<'a> KernelLaunch<'a> {
     /// Sets the number of blocks along each dimension.
     ///
     /// # Panics
-    /// If a number exceeds 32 bits.
+    /// If a number does not fit in 32 bits.
     pub fn grid(mut self, x: usize, y: usize, z: usize) -> Self {
         self.shape.grid = [x, y, z].map(|n| u32::try_from(n).expect("a grid fits in 32 bits"));
         self
     }
 
-    /// Threads of a block.
+    /// Sets the number of threads in a block.
     pub fn block(mut self, threads: u32) -> Self {
         self.shape.block = threads;
         self
@@ -67,38 +67,38 @@ impl<'a> KernelLaunch<'a> {
         self
     }
 
-    /// Adds a pointer.
+    /// Adds a pointer parameter.
     pub fn ptr(self, address: DevicePtr) -> Self {
         self.value(address.0)
     }
 
-    /// Adds an `int`.
+    /// Adds an `int` parameter.
     ///
     /// # Panics
-    /// If the value does not fit.
+    /// If the value exceeds the range of `int`.
     pub fn int(self, value: usize) -> Self {
         let value = i32::try_from(value).expect("a size fits in an int");
         self.value(value as u32 as u64)
     }
 
-    /// Adds a `long long`.
+    /// Adds a `long long` parameter.
     pub fn long(self, value: usize) -> Self {
         self.value(value as u64)
     }
 
-    /// Adds a `float`.
+    /// Adds a `float` parameter.
     pub fn float(self, value: f32) -> Self {
         self.value(value.to_bits() as u64)
     }
 
-    /// Adds a structure by value. `T` is `repr(C)` with the kernel's layout.
+    /// Adds a structure parameter by value. `T` must be `repr(C)` and must have the kernel's layout.
     pub fn structure<T: Copy>(mut self, value: &'a T) -> Self {
         self.structures[self.count] = ptr::from_ref(value).cast();
         self.count += 1;
         self
     }
 
-    /// Launches the kernel, unless the device has failed or the grid is empty.
+    /// Launches the kernel. Does nothing if the device has failed or if the grid is empty.
     pub fn run(self) {
         if self.shape.grid.contains(&0) || self.device.has_failed() {
             return;
@@ -125,8 +125,8 @@ impl<'a> KernelLaunch<'a> {
                 *argument = structure.cast_mut();
             }
         }
-        // SAFETY: each argument points to a value of its parameter's type, and the operations check the
-        // shapes of buffers.
+        // SAFETY: each argument points to a value of its parameter's type, and each operation has checked the
+        // shapes of its buffers.
         driver.check(self.name, unsafe { driver.launch(function, self.shape, *stream, &mut arguments) })
     }
 }

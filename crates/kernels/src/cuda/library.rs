@@ -1,8 +1,8 @@
 //! Finds and opens NVIDIA's libraries by file path.
 //!
-//! The search order is: the folders of [`PATH_VARIABLE`], pip's folders beside the Python interpreter, the
-//! system's loader, the usual toolkit folders. The loader returns no path, so the path of a library opened by
-//! name is read from `/proc/self/maps`.
+//! The search order is: the folders of [`PATH_VARIABLE`], pip's folders for the Python interpreter, the
+//! system's loader, the usual toolkit folders. The loader opens a library by name and does not return its
+//! path, so the path is read from `/proc/self/maps`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::error::CudaError;
 
-/// Environment variable with the folders to search first, separated by `:`.
+/// Environment variable that contains the folders to search first, separated by `:`.
 pub const PATH_VARIABLE: &str = "DANLU_CUDA_LIBRARY_PATH";
 
 /// Folders of pip packages below `site-packages`, for CUDA 13 and CUDA 12.
@@ -40,7 +40,7 @@ pub(super) struct OpenLibrary {
 }
 
 impl OpenLibrary {
-    /// Opens the first library of `names` found in any folder.
+    /// Opens the first library of `names` that is found in any folder.
     pub fn find(names: &[&str]) -> Option<Self> {
         let first: Vec<PathBuf> = explicit_folders().into_iter().chain(pip_folders()).collect();
         let system = SYSTEM_FOLDERS.map(PathBuf::from);
@@ -54,7 +54,7 @@ impl OpenLibrary {
         })
     }
 
-    /// The mapped file.
+    /// Returns the path of the mapped file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -62,9 +62,10 @@ impl OpenLibrary {
     /// Returns the function `name` as a pointer of type `F`.
     ///
     /// # Safety
-    /// `F` is the function's type.
+    /// `F` must be the type of the function.
     pub unsafe fn function<F: Copy>(&self, name: &'static str) -> Result<F, CudaError> {
-        // SAFETY: the caller guarantees the type. The library stays open as long as its function table.
+        // SAFETY: the caller guarantees the type. The library stays open for as long as its function table
+        // exists.
         let symbol = unsafe { self.library.get::<F>(name.as_bytes()) };
         symbol
             .map(|symbol| *symbol)
@@ -73,13 +74,13 @@ impl OpenLibrary {
 }
 
 fn open(path: PathBuf) -> Option<OpenLibrary> {
-    // SAFETY: the initialisers of NVIDIA's libraries have no requirements on the process.
+    // SAFETY: the code that NVIDIA's libraries run when they are loaded has no requirements on the process.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.ok()?;
     let path = if path.is_absolute() { path } else { mapped(&path).unwrap_or(path) };
     Some(OpenLibrary { library, path })
 }
 
-/// Returns the path of the mapped file with this name.
+/// Returns the path of a mapped file with this name.
 fn mapped(name: &Path) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let stem = name.file_name()?.to_str()?;
@@ -95,7 +96,7 @@ fn explicit_folders() -> Vec<PathBuf> {
     env::var_os(PATH_VARIABLE).map(|paths| env::split_paths(&paths).collect()).unwrap_or_default()
 }
 
-/// Folders of NVIDIA's pip packages, for every Python interpreter found.
+/// Returns the folders of NVIDIA's pip packages, for every Python interpreter found.
 fn pip_folders() -> Vec<PathBuf> {
     site_packages().iter().flat_map(|site| PIP_FOLDERS.map(|folder| site.join(folder))).collect()
 }
@@ -111,7 +112,8 @@ fn site_packages() -> Vec<PathBuf> {
         prefixes
             .extend([&interpreter, &real].iter().filter_map(|file| Some(file.parent()?.parent()?.into())));
     }
-    // pip installs danlu itself into `bin` of an environment, which need not be active.
+    // pip installs danlu into the `bin` folder of a Python environment. This environment may be inactive, so
+    // its folder is added here.
     let own = env::current_exe().ok().and_then(|file| Some(file.parent()?.parent()?.to_owned()));
     prefixes.extend(own);
     prefixes.extend(env::var_os("HOME").map(|home| Path::new(&home).join(".local")));
@@ -151,9 +153,9 @@ mod tests {
         let libc =
             OpenLibrary::find(&["libno_such_library.so.9", "libc.so.6"]).expect("a process has a libc");
         assert!(libc.path().is_absolute() && libc.path().is_file(), "{libc:?}");
-        // SAFETY: `getpid` takes nothing and returns an int.
+        // SAFETY: `getpid` has no parameters and returns an int.
         let getpid = unsafe { libc.function::<unsafe extern "C" fn() -> i32>("getpid") }.unwrap();
-        // SAFETY: `getpid` has no requirements.
+        // SAFETY: `getpid` has no safety requirements.
         assert_eq!(unsafe { getpid() } as u32, std::process::id());
         // SAFETY: the function does not exist, so its type does not matter.
         let missing = unsafe { libc.function::<unsafe extern "C" fn()>("no_such_function") };

@@ -8,10 +8,10 @@ use super::error::CudaError;
 use super::ops::attention::{SegmentsOnDevice, Tiles};
 use crate::{Buffer, DType, Indices, Scalars, Segment, Segments, Storage, from_f32, to_f32};
 
-/// Elements converted on the host at a time.
+/// Number of elements that the host converts at a time.
 const PART: usize = 1 << 18;
 
-/// Memory of a buffer. `None` after an allocation failed; the device then launches nothing.
+/// Memory of a buffer. It is `None` if the allocation failed, and the device then launches no kernels.
 pub(super) struct DeviceBuffer {
     memory: Option<Allocation>,
 }
@@ -82,11 +82,12 @@ struct DeviceList {
     bytes: usize,
 }
 
-/// Uploads `bytes` to the list's memory, which is reallocated only if it is too small.
+/// Uploads `bytes` to the memory of a list. The memory is reallocated only if it is too small.
 fn upload_list(device: &Arc<Device>, handle: &mut Option<Box<dyn Any + Send + Sync>>, bytes: &[u8]) {
     let room = handle.as_ref().and_then(|h| h.downcast_ref::<DeviceList>()).map_or(0, |list| list.bytes);
     if handle.is_none() || room < bytes.len() {
-        // Half as much again, so that longer batches rarely reallocate.
+        // The allocation has 50 % more bytes than needed, so that longer batches rarely need a new
+        // allocation.
         let room = (bytes.len() + bytes.len() / 2).max(256);
         let memory = device.allocate(room as u64).map_err(|error| device.record(Err(error))).ok();
         *handle = Some(Box::new(DeviceList { memory, bytes: room }));
@@ -115,15 +116,15 @@ pub(super) fn indices_ptr(list: &Indices) -> DevicePtr {
     list_ptr(list.handle())
 }
 
-/// Segments in device memory, followed by their attention tiles.
+/// Segments in device memory. Their attention tiles follow in the same allocation.
 struct DeviceSegments {
     list: Option<Box<dyn Any + Send + Sync>>,
     tiles: Tiles,
-    /// Byte offset of the tiles.
+    /// Byte offset at which the tiles begin.
     words: usize,
 }
 
-/// Uploads segments as four `u32` each, and their tiles.
+/// Uploads each segment as four `u32`, and then the attention tiles of all segments.
 pub(super) fn upload_segments(device: &Arc<Device>, dst: &mut Segments, values: &[Segment]) {
     dst.set(values);
     let tiles = Tiles::of(values);
@@ -138,7 +139,7 @@ pub(super) fn upload_segments(device: &Arc<Device>, dst: &mut Segments, values: 
     *dst.handle_mut() = Some(Box::new(DeviceSegments { list, tiles, words: 16 * values.len() }));
 }
 
-/// Returns the uploaded segments for attention.
+/// Returns the device memory of uploaded segments, for attention kernels.
 ///
 /// # Panics
 /// If the segments were not uploaded to a device.

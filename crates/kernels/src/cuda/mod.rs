@@ -1,7 +1,8 @@
 //! The back end for NVIDIA GPUs.
 //!
-//! The binary links no CUDA library. It opens the driver and cuBLASLt at run time and contains its kernels as machine
-//! code for each architecture (`image.rs`). All operations run on one stream in call order.
+//! The binary is not linked with any CUDA library. It opens the driver and cuBLASLt at run time. The binary
+//! contains its kernels as machine code for each architecture (`image.rs`). All operations run on one stream,
+//! in call order.
 
 mod arena;
 mod backend;

@@ -1,26 +1,27 @@
-//! Matrix products with frozen weights: cuBLASLt if it is installed, otherwise the kernels of `gemm.cu`.
+//! Matrix products with frozen weights. They run in cuBLASLt if it is installed, and otherwise in the kernels
+//! of `gemm.cu`.
 
 use super::blas::{Blas, Direction, ProductOperands, ProductShape, WORKSPACE_BYTES};
 use super::device::{Allocation, Device, DevicePtr};
 use super::error::CudaError;
 use crate::DType;
 
-/// Rows and columns of a block of `gemm_*` in 16-bit types.
+/// Number of rows, and number of columns, that a block of `gemm_*` computes in 16-bit types.
 const TILE: usize = 128;
-/// Columns of a block of `gemm_*_large`.
+/// Number of columns that a block of `gemm_*_large` computes.
 const LARGE_TILE: usize = 256;
 const LARGE_FROM: usize = 512;
 const EXACT_TILE: usize = 64;
-/// Depth of a shared-memory tile along K.
+/// Length of a shared-memory tile along K.
 const TILE_K: usize = 32;
 const STAGES: usize = 3;
-/// Elements of padding after each row of a shared-memory tile.
+/// Number of padding elements after each row of a shared-memory tile.
 const PADDING: usize = 8;
 
-/// Runs matrix products. The default uses only the kernels of `gemm.cu`.
+/// Runs matrix products. The default value only uses the kernels of `gemm.cu`.
 #[derive(Default)]
 pub(super) struct Products {
-    /// The library and its scratch.
+    /// The library and its scratch memory.
     library: Option<(Blas, Allocation)>,
 }
 
@@ -28,7 +29,7 @@ impl Products {
     /// Opens cuBLASLt if it is installed.
     ///
     /// # Errors
-    /// If the library does not start or its scratch cannot be allocated.
+    /// If the library does not start, or if its scratch memory cannot be allocated.
     pub fn open(device: &std::sync::Arc<Device>) -> Result<Self, CudaError> {
         device.activate()?;
         let library = match Blas::open(device.info.driver)? {
@@ -38,7 +39,7 @@ impl Products {
         Ok(Self { library })
     }
 
-    /// The library, if it is installed.
+    /// Returns the library if it is installed.
     pub fn library(&self) -> Option<&Blas> {
         self.library.as_ref().map(|(blas, _)| blas)
     }
@@ -84,7 +85,7 @@ fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) 
         .run();
 }
 
-/// A kernel of `gemm.cu` and the size of its blocks.
+/// A kernel of `gemm.cu`, and the size of its blocks.
 struct OwnKernel {
     name: &'static str,
     rows: usize,
@@ -99,7 +100,7 @@ impl OwnKernel {
         if dtype == DType::F32 {
             return Self { name: pick("gemm_nt", "gemm_nn"), rows: EXACT_TILE, columns: EXACT_TILE };
         }
-        // The vector kernels need rows of whole 16-byte vectors.
+        // The vector kernels require rows that consist of whole 16-byte vectors.
         let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
         let aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
         let has_shared = device.info.shared as usize >= shared_bytes(direction, LARGE_TILE);
@@ -116,7 +117,7 @@ impl OwnKernel {
     }
 }
 
-/// Bytes of all shared-memory tiles of a block.
+/// Returns the bytes of all shared-memory tiles of a block.
 fn shared_bytes(direction: Direction, columns: usize) -> usize {
     let weight = match direction {
         Direction::Forward => columns * (TILE_K + PADDING),

@@ -1,4 +1,4 @@
-//! Lists driver, devices and libraries for `danlu doctor`.
+//! Lists the driver, the devices and the libraries for `danlu doctor`.
 
 use std::path::PathBuf;
 
@@ -10,20 +10,20 @@ use super::error::CudaError;
 /// An opened library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LibraryFile {
-    /// The mapped file.
+    /// Path of the mapped file.
     pub path: PathBuf,
     /// Version number of the library, such as 130100 for 13.1.
     pub version: usize,
 }
 
-/// Driver, devices and libraries of this machine.
+/// The driver, the devices and the libraries of this machine.
 #[derive(Clone, Debug)]
 pub struct Survey {
     /// The driver and its version, such as 13000 for CUDA 13.0.
     pub driver: LibraryFile,
-    /// Every device, with its free bytes if it can be opened.
+    /// Every device. The number of free bytes is given if the device can be opened.
     pub devices: Vec<(DeviceInfo, Option<u64>)>,
-    /// cuBLASLt. Without it, danlu's own slower kernels compute matrix products.
+    /// The cuBLASLt library. Without it, danlu's own slower kernels compute matrix products.
     pub cublaslt: Option<LibraryFile>,
 }
 
@@ -32,13 +32,13 @@ impl Survey {
     pub const CUBLASLT_INSTALL: &str = blas::INSTALL_COMMAND;
 }
 
-/// Returns the number of devices of this machine.
+/// Returns the number of devices in this machine.
 ///
 /// # Errors
 /// If the driver is missing or fails.
 pub fn device_count() -> Result<usize, CudaError> {
     match Driver::open() {
-        // The driver reports this on a machine whose device was removed.
+        // The driver returns this error on a machine whose device was removed.
         Err(CudaError::Call { code, .. }) if code == "CUDA_ERROR_NO_DEVICE" => Ok(0),
         driver => driver?.device_count(),
     }
@@ -47,17 +47,17 @@ pub fn device_count() -> Result<usize, CudaError> {
 /// Returns the compute capability of a device, such as `(9, 0)`.
 ///
 /// # Errors
-/// If the driver or the device is missing or fails.
+/// If the driver or the device is missing, or if it fails.
 pub fn capability(index: usize) -> Result<(u32, u32), CudaError> {
     let devices = device::list(&Driver::open()?)?;
     let count = devices.len();
     devices.get(index).map(|info| info.capability).ok_or(CudaError::NoDevice { index, count })
 }
 
-/// Returns the free bytes of a device with an open context.
+/// Returns the free bytes of a device while a context is open.
 ///
 /// # Errors
-/// If the driver or the device is missing or fails.
+/// If the driver or the device is missing, or if it fails.
 pub fn free_memory(index: usize) -> Result<u64, CudaError> {
     let driver = Driver::open()?;
     let count = driver.device_count()?;
@@ -73,7 +73,7 @@ pub fn free_memory(index: usize) -> Result<u64, CudaError> {
     free
 }
 
-/// Lists driver, devices and libraries. Opens and closes a context on each device.
+/// Lists the driver, the devices and the libraries. A context is opened and closed on each device.
 ///
 /// # Errors
 /// If the driver is missing or fails.

@@ -1,4 +1,4 @@
-//! The memory of a [`Cuda`](super::Cuda) back end, for plans without a device.
+//! The memory sizes of a [`Cuda`](super::Cuda) back end. They allow memory plans without a device.
 
 use super::arena::allocated_bytes;
 use super::backend::{HEAD_ROWS, stored_dtype};
@@ -8,30 +8,31 @@ use crate::{DType, Element, FamilyOperation, FourBitFormat};
 
 /// Memory of the driver's context on an H200. A plan does not include it.
 const CONTEXT_BYTES: u64 = 530 << 20;
-/// Memory left for unused ranges of the allocator. A plan does not include it.
+/// Memory for ranges of the allocator that stay unused. A plan does not include it.
 const SPARE_BYTES: u64 = 256 << 20;
 
-/// Bytes that a plan may use of a device with `free` free bytes and an open context.
+/// Returns the bytes that a plan may use on a device with `free` free bytes and an open context.
 pub fn usable_bytes(free: u64) -> u64 {
     free.saturating_sub(SPARE_BYTES)
 }
 
-/// Bytes that a plan may use of an idle device with `total` bytes.
+/// Returns the bytes that a plan may use on an idle device with `total` bytes.
 pub fn usable_bytes_of(total: u64) -> u64 {
     usable_bytes(total.saturating_sub(CONTEXT_BYTES))
 }
 
-/// Device memory of a placed weight of `len` elements: 4-bit in `format`, or dense in `dtype` without one.
+/// Returns the bytes of device memory of a placed weight of `len` elements. The weight has 4 bits if `format`
+/// is given, and otherwise it is dense and has type `dtype`.
 pub fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DType) -> u64 {
     weight::placed_bytes(len, format, dtype)
 }
 
-/// Sizes of the allocations of a [`Cuda`](super::Cuda) back end.
+/// Computes the sizes of the allocations of a [`Cuda`](super::Cuda) back end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CudaTarget {
     /// Type of activations.
     pub dtype: DType,
-    /// Elements of the largest 4-bit weight, 0 without one.
+    /// Number of elements of the largest 4-bit weight, or 0 if no weight has 4 bits.
     pub largest_four_bit: usize,
 }
 
@@ -45,7 +46,8 @@ impl TraceTarget for CudaTarget {
     }
 
     fn supports(&self, _operation: FamilyOperation) -> bool {
-        // Loading a model reports an operation that the back end lacks. A plan sizes it all the same.
+        // If the back end lacks an operation, loading a model returns an error. A plan is computed in spite
+        // of this.
         true
     }
 

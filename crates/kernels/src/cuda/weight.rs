@@ -11,21 +11,21 @@ use crate::{
     DType, FourBit, FourBitCode, FourBitFormat, Matrix, MatrixStorage, NESTED_BLOCK, Scales, dynamic_u8,
 };
 
-/// Elements converted on the host at a time.
+/// Number of elements that the host converts at a time.
 const PART: usize = 1 << 20;
 
 /// A weight in device memory.
 pub(super) enum Weight {
-    /// Row-major elements of the activation type.
+    /// Row-major elements. They have the activation type.
     Dense(Allocation),
     /// 4-bit codes and their scales.
     FourBit(FourBitWeight),
 }
 
-/// A 4-bit weight. One allocation holds all its parts.
+/// A 4-bit weight. One allocation contains its codes, tables and scales.
 pub(super) struct FourBitWeight {
     _memory: Allocation,
-    /// Kernel parameters.
+    /// The addresses that kernels receive as a parameter.
     pub parts: FourBitParts,
 }
 
@@ -65,7 +65,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// Room for one part of a 4-bit weight.
+/// Rounds the size of one array of a 4-bit weight up to its alignment.
 fn room(bytes: usize) -> usize {
     bytes.next_multiple_of(256)
 }
@@ -103,7 +103,8 @@ fn place_four_bit(device: &Arc<Device>, weight: &FourBit) -> Result<FourBitWeigh
     Ok(FourBitWeight { _memory: memory, parts })
 }
 
-/// Bytes of the parts of a weight of `len` elements: codes, table, scale codes, scale table, scales.
+/// Returns the bytes of each array of a 4-bit weight of `len` elements. The order is codes, table, scale
+/// codes, scale table, scales.
 fn part_bytes(len: usize, format: FourBitFormat) -> [usize; 5] {
     let blocks = len.div_ceil(format.block_size);
     let [scale_codes, scale_table, scales] = match format.nested {
@@ -113,7 +114,8 @@ fn part_bytes(len: usize, format: FourBitFormat) -> [usize; 5] {
     [len.div_ceil(2), 4 * 16, scale_codes, scale_table, scales]
 }
 
-/// Device memory of a placed weight of `len` elements: 4-bit in `format`, or dense in `dtype` without one.
+/// Returns the bytes of device memory of a placed weight of `len` elements. The weight has 4 bits if `format`
+/// is given, and otherwise it is dense and has type `dtype`.
 pub(super) fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DType) -> u64 {
     let bytes = match format {
         Some(format) => part_bytes(len, format).map(room).iter().sum(),
@@ -122,9 +124,10 @@ pub(super) fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DTy
     allocated_bytes(bytes as u64)
 }
 
-/// Uploads a dense weight to `scratch` and encodes it there, with the host's bits.
+/// Uploads a dense weight to `scratch` and encodes it on the device. The result has the same bits as on the
+/// host.
 ///
-/// Returns `None` if a value is not finite. `scratch` has room for the stored elements.
+/// Returns `None` if a value is not finite. `scratch` must have space for the stored elements.
 pub(super) fn encode(
     device: &Arc<Device>,
     (stored, bytes): (DType, &[u8]),
@@ -133,7 +136,8 @@ pub(super) fn encode(
 ) -> Result<Option<FourBitWeight>, CudaError> {
     let len = bytes.len() / stored.size();
     let (blocks, sizes) = (len.div_ceil(format.block_size), part_bytes(len, format));
-    // The workspace holds partial sums, the mean, the encoder's tables, and scales that are encoded further.
+    // The workspace contains partial sums, the mean, the encoder's tables, and scales that are then encoded
+    // in 8 bits.
     let mean_at = room(four_bit::mean_scale_bytes(blocks));
     let workspace = device.workspace(WORKSPACE_BYTES as usize);
     let [mean, bounds, order, scales] = [0, 256, 512, 768].map(|at| workspace.plus(mean_at + at));
@@ -178,14 +182,15 @@ pub(super) fn encode(
     Ok(mean.is_finite().then_some(FourBitWeight { _memory: memory, parts }))
 }
 
-/// Whether [`encode`] accepts a weight of `len` elements.
+/// Returns whether [`encode`] accepts a weight of `len` elements.
 pub(super) fn can_encode(len: usize, format: FourBitFormat) -> bool {
     let blocks = len.div_ceil(format.block_size);
     let used = room(four_bit::mean_scale_bytes(blocks)) + 768 + 4 * blocks;
     format.block_size.is_power_of_two() && used as u64 <= WORKSPACE_BYTES
 }
 
-/// Returns the midpoints between neighbouring values of a code, and its codes in value order.
+/// Returns the midpoints between neighbouring values of a 4-bit code, and the codes in the order of their
+/// values.
 fn ladder(code: FourBitCode) -> (Vec<f32>, Vec<u8>) {
     let (table, mut order) = (code.table(), (0..16).collect::<Vec<u8>>());
     order.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
@@ -196,7 +201,7 @@ fn ladder(code: FourBitCode) -> (Vec<f32>, Vec<u8>) {
 /// Returns the device weight of a matrix.
 ///
 /// # Panics
-/// If [`place`] did not create the matrix.
+/// If the matrix was not created by [`place`].
 pub(super) fn placed(matrix: &Matrix) -> &Weight {
     let MatrixStorage::Opaque(handle) = matrix.storage() else {
         panic!("a weight is placed before a product")

@@ -1,4 +1,5 @@
-//! Working memory of [`Cpu`](crate::Cpu), from the same functions that size its buffers.
+//! Working memory of [`Cpu`](crate::Cpu). The sizes are computed by the functions that also size the buffers
+//! of `Cpu`.
 
 use super::{ScratchPool, TraceTarget, TracedOp};
 use crate::cpu::head_loss::HeadLoss;
@@ -26,12 +27,12 @@ impl CpuTarget {
         Self { isa, threads, bf16 }
     }
 
-    /// Returns the bytes of `words` for each thread.
+    /// Returns the bytes of all threads together if each thread has `words` words.
     fn of_threads(&self, words: usize) -> u64 {
         self.threads as u64 * Scratch::bytes(words)
     }
 
-    /// Returns the elements of all threads' attention buffers, each sized for the largest task.
+    /// Returns the number of elements of one thread's attention buffer, which is sized for the largest task.
     fn attention(&self, segments: &[Segment], dims: AttentionDims, backward: bool) -> usize {
         let format = attention::OperandFormat::new(self.isa, self.bf16);
         let lens: Vec<usize> = if backward {

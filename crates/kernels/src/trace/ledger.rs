@@ -1,30 +1,30 @@
-//! The account of a trace: live bytes, working memory and work.
+//! The ledger of a trace: live bytes, working memory and number of operations.
 
 use std::sync::{Arc, Mutex};
 
 use crate::cpu::pool::lock;
 
-/// Bytes and work of all operations on a [`Trace`](super::Trace).
+/// Bytes and FLOP of all operations on a [`Trace`](super::Trace).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Bytes of live buffers.
+    /// Bytes of all live buffers.
     pub live: u64,
-    /// The highest sum of buffers and working memory so far.
+    /// Largest sum of buffers and working memory so far, in bytes.
     pub peak: u64,
-    /// Working memory of the back end, which only grows.
+    /// Working memory of the back end. It only grows.
     pub scratch: ScratchBytes,
-    /// FLOP: multiplications and additions.
+    /// FLOP: the number of multiplications and additions.
     pub flops: u64,
 }
 
-/// Working memory by use, in bytes.
+/// Bytes of working memory for each use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScratchBytes {
-    /// Packed operands of multiplications by base weights.
+    /// Packed operands of multiplications by the base weights.
     pub products: u64,
-    /// Multiplications by `A` and `B`.
+    /// Buffers of multiplications by `A` and `B`.
     pub low_rank: u64,
-    /// Tiles of attention, of every thread.
+    /// Attention tiles of all threads.
     pub attention: u64,
     /// Rows, logits and gradients of the loss head.
     pub head: u64,
@@ -42,20 +42,21 @@ impl ScratchBytes {
 /// One grow-only buffer of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
-    /// Packing buffers of a matrix multiplication. On the CPU, 0 is `A`, 1 is the `B` of each thread, and 2
-    /// holds the rows if there are few. A device numbers its buffers separately, up to 4.
+    /// Packing buffer of a matrix multiplication. On the CPU, number 0 contains `A`, number 1 contains the
+    /// `B` of each thread, and number 2 contains the rows if there are only a few. A device has another
+    /// numbering, up to 4.
     Products(usize),
-    /// Buffers of multiplications by `A` and `B`, numbered up to 7.
+    /// Buffer of multiplications by `A` and `B`. The largest number is 7.
     LowRank(usize),
-    /// The attention buffers of all threads, and the memory that they share.
+    /// Attention buffers of all threads, or the memory that the threads share.
     Attention(usize),
-    /// The memory that all threads share, and the memory of each.
+    /// Memory of the loss head: the memory that all threads share, or the memory of each thread.
     Head(usize),
     /// Angles of the rotary embedding.
     Rope,
 }
 
-/// The account. Every buffer shares it, so that a dropped buffer is subtracted.
+/// The ledger. Every buffer has a handle to it, so that dropping the buffer subtracts its bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger(Arc<Mutex<Account>>);
 
@@ -88,7 +89,7 @@ impl Account {
 }
 
 impl Ledger {
-    /// Adds a buffer, which is live until the handle is dropped.
+    /// Adds the bytes of a buffer. The buffer is live until the returned handle is dropped.
     pub fn alloc(&self, bytes: u64) -> Allocation {
         let mut account = lock(&self.0);
         account.live += bytes;
@@ -96,7 +97,7 @@ impl Ledger {
         Allocation { ledger: self.clone(), bytes }
     }
 
-    /// Records that a pool has at least `bytes` from now on.
+    /// Records that a pool now has at least `bytes`.
     pub fn grow(&self, pool: ScratchPool, bytes: u64) {
         let mut account = lock(&self.0);
         let bytes_of_pool = match pool {
@@ -110,19 +111,19 @@ impl Ledger {
         account.note_peak();
     }
 
-    /// Adds work.
+    /// Adds FLOP.
     pub fn add_flops(&self, flops: u64) {
         let mut account = lock(&self.0);
         account.flops = account.flops.saturating_add(flops);
     }
 
-    /// Returns the current account.
+    /// Returns the current bytes and FLOP.
     pub fn footprint(&self) -> Footprint {
         let account = lock(&self.0);
         Footprint { live: account.live, peak: account.peak, scratch: account.scratch(), flops: account.flops }
     }
 
-    /// Resets everything but the live buffers.
+    /// Resets everything except the live buffers.
     pub fn restart(&self) {
         let mut account = lock(&self.0);
         let live = account.live;
@@ -130,7 +131,7 @@ impl Ledger {
     }
 }
 
-/// The handle of a buffer that has a size, but no elements.
+/// Handle of a buffer that has a size but no elements.
 #[derive(Debug)]
 pub(super) struct Allocation {
     ledger: Ledger,

@@ -1,5 +1,5 @@
-//! A back end that computes nothing. It records the bytes and the work of another back end, while the real
-//! model code runs.
+//! A back end that computes nothing. It runs the real model code and records the bytes and the FLOP that
+//! another back end would need.
 
 mod cpu;
 mod ledger;
@@ -21,101 +21,101 @@ use crate::{
 
 /// The back end whose memory a [`Trace`] records.
 pub trait TraceTarget: fmt::Debug + Send + Sync {
-    /// Returns its name.
+    /// Returns the name of the back end.
     fn name(&self) -> String;
 
-    /// As [`Backend::row_invariant_from`].
+    /// Returns the result of [`Backend::row_invariant_from`] on this back end.
     fn row_invariant_from(&self) -> usize;
 
-    /// As [`Backend::supports`].
+    /// Returns the result of [`Backend::supports`] on this back end.
     fn supports(&self, operation: FamilyOperation) -> bool;
 
     /// Returns the data type that stores `element`.
     fn dtype(&self, element: Element) -> DType;
 
-    /// Returns the bytes per row of buffers that are allocated as one.
+    /// Returns the bytes of one row in buffers that share an allocation.
     fn row_bytes(&self, widths: &[usize], element: Element) -> u64 {
         (widths.iter().sum::<usize>() * self.dtype(element).size()) as u64
     }
 
-    /// Bytes that an allocation of `bytes` takes.
+    /// Returns the bytes that the allocator uses for a request of `bytes`.
     fn allocated_bytes(&self, bytes: u64) -> u64 {
         bytes
     }
 
-    /// Reports the working memory that an operation needs, pool by pool. Pools only grow.
+    /// Calls `grow` with the bytes of each pool that an operation needs. Pools only grow.
     fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64));
 }
 
 /// An operation that uses working memory.
 #[derive(Clone, Copy, Debug)]
 pub enum TracedOp<'a> {
-    /// A multiplication by a frozen weight, `(n, d_in) x (d_in, d_out)` in the forward pass.
+    /// A multiplication by a frozen weight. In the forward pass, its shape is `(n, d_in) x (d_in, d_out)`.
     Linear {
-        /// Rows.
+        /// Number of rows.
         n: usize,
-        /// `OUT`.
+        /// Output width of the weight, `OUT`.
         d_out: usize,
-        /// `IN`.
+        /// Input width of the weight, `IN`.
         d_in: usize,
-        /// Whether this is the gradient of the input.
+        /// Whether the operation computes the gradient of the input.
         backward: bool,
         /// Type of the rows.
         dtype: DType,
     },
     /// A multiplication by `A` and `B`.
     Lora {
-        /// Rows.
+        /// Number of rows.
         rows: usize,
-        /// Its shape.
+        /// Shape of the pair.
         dims: LoraDims,
-        /// Whether dropout applies to its input.
+        /// Whether dropout applies to the input.
         dropout: bool,
         /// Whether this is the backward pass.
         backward: bool,
     },
     /// Attention.
     Attention {
-        /// The keys that each query row sees.
+        /// The segments, which determine the visible keys of each query row.
         segments: &'a [Segment],
-        /// Head layout.
+        /// Number and size of heads.
         dims: AttentionDims,
         /// Whether this is the backward pass.
         backward: bool,
     },
     /// Attention of generated tokens.
     DecodeAttention {
-        /// The keys that each query sees.
+        /// The segments, which determine the visible keys of each query.
         segments: &'a [Segment],
-        /// Head layout.
+        /// Number and size of heads.
         dims: AttentionDims,
-        /// Number of keys that a query sees.
+        /// Maximum number of keys that a query attends to.
         window: Option<usize>,
     },
     /// The loss head.
     Head {
-        /// Rows with a label.
+        /// Number of rows that have a label.
         n: usize,
-        /// `V`.
+        /// Vocabulary size, `V`.
         v: usize,
-        /// `C`.
+        /// Hidden size, `C`.
         c: usize,
         /// Whether the gradient of the input is computed.
         gradient: bool,
     },
     /// The rotary embedding.
     Rope {
-        /// Rows.
+        /// Number of rows.
         n: usize,
-        /// `HS / 2`.
+        /// Number of frequencies, `HS / 2`.
         frequencies: usize,
     },
 }
 
-/// Records the memory and work of another back end. Values read from it are zero.
+/// Records the memory and the FLOP of another back end. Every value that is read from a trace is zero.
 ///
-/// The target sizes its working memory by the same functions. The trace assumes that every thread has met the
-/// largest task.
+/// The other back end sizes its working memory with the same functions. The trace assumes that every thread
+/// has run the largest task.
 #[derive(Debug)]
 pub struct Trace {
     target: Box<dyn TraceTarget>,
@@ -123,25 +123,25 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Makes a trace of a [`Cpu`](crate::Cpu) with these options.
+    /// Creates a trace of a [`Cpu`](crate::Cpu) with these options.
     ///
     /// # Panics
-    /// If this machine does not support `options.isa`, see [`Isa::is_supported`](crate::Isa::is_supported).
+    /// If this machine does not support `options.isa`. See [`Isa::is_supported`](crate::Isa::is_supported).
     pub fn new(options: CpuOptions) -> Self {
         Self::of(Box::new(cpu::CpuTarget::new(options)))
     }
 
-    /// Makes a trace of `target`.
+    /// Creates a trace of `target`.
     pub fn of(target: Box<dyn TraceTarget>) -> Self {
         Self { target, ledger: Ledger::default() }
     }
 
-    /// Returns bytes and work so far.
+    /// Returns the bytes and the FLOP so far.
     pub fn footprint(&self) -> Footprint {
         self.ledger.footprint()
     }
 
-    /// Resets peak, working memory and work. Live buffers stay in the ledger.
+    /// Resets the peak, the working memory and the FLOP. The bytes of live buffers are not reset.
     pub fn restart(&self) {
         self.ledger.restart();
     }
@@ -155,13 +155,13 @@ impl Trace {
         self.target.scratch(op, &mut |pool, bytes| self.ledger.grow(pool, bytes));
     }
 
-    /// Records the working memory and the operations of a multiplication by a frozen weight.
+    /// Records the working memory and the FLOP of a multiplication by a frozen weight.
     fn product(&self, n: usize, w: &Matrix, backward: bool, dtype: DType) {
         self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward, dtype });
         self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
-    /// Records the work of attention over the visible keys of each query.
+    /// Records the FLOP of attention over the visible keys of each query.
     fn attention(
         &self,
         segments: &[Segment],
@@ -172,7 +172,8 @@ impl Trace {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             let all = q * past + q * (q + 1) / 2;
             let Some(window) = window.map(|window| window as u64) else { return all };
-            // The last `beyond` queries see 1, 2, ... keys less, after `before` for the first of them.
+            // The window hides keys from the last `beyond` queries. The first of these queries loses one key
+            // in addition to the `before` keys. Each later query loses one key more than the previous query.
             let (beyond, before) = (q.min((past + q).saturating_sub(window)), past.saturating_sub(window));
             all - beyond * before - beyond * (beyond + 1) / 2
         };
@@ -193,7 +194,7 @@ fn check_attention([out, lse]: [&Buffer; 2], operands: AttentionOperands<'_>) {
     }
 }
 
-/// Panics if a buffer is too short: a plan of a wrong shape is worthless.
+/// Panics if a buffer is too short, because a memory plan for a wrong shape would be useless.
 fn check(buffer: &Buffer, len: usize) {
     assert!(buffer.len() >= len, "a buffer of {} elements where {len} are needed", buffer.len());
 }
@@ -223,7 +224,7 @@ impl Backend for Trace {
 
     fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
         let dtype = self.target.dtype(element);
-        // The first buffer accounts for the allocation that all of them share.
+        // All of these buffers share one allocation, which is counted for the first of them.
         let mut bytes = self.target.allocated_bytes(rows as u64 * self.target.row_bytes(widths, element));
         let buffer = |width: &usize| {
             let allocation = self.ledger.alloc(std::mem::take(&mut bytes));

@@ -28,8 +28,8 @@ fn what_is_read_is_zero() {
     assert_eq!(found, [0.0; 2]);
 }
 
-/// Runs every operation that has working memory, with odd shapes. The largest shape runs last again, because
-/// the rotary embedding stores the angles of the last batch.
+/// Runs every operation that has working memory, with odd shapes. The largest shape runs again at the end,
+/// because the rotary embedding only stores the angles of the most recent batch.
 fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
     let alloc = |len| backend.alloc(len, Element::Activation);
     for (n, rank) in [(3, 2), (300, 8), (70, 3), (37, 5), (300, 8)] {
@@ -51,7 +51,8 @@ fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
         attend(backend, &inp, n);
         head_loss(backend, &inp, Some(&mut dinp), &matrix(vocabulary, d_in), n);
     }
-    // More rows than one pass over the vocabulary takes, without a gradient and with one.
+    // There are more rows than one pass over the vocabulary processes. The loss head runs once with and once
+    // without a gradient.
     let (n, c) = (700, 24);
     let (inp, mut dinp, head) = (alloc(n * c), alloc(n * c), matrix(300, c));
     head_loss(backend, &inp, None, &head, n);
@@ -96,7 +97,8 @@ fn working_memory_is_what_the_cpu_holds() {
         for dtype in [DType::F32, DType::Bf16] {
             let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype };
             let (cpu, trace) = (Cpu::new(options), Trace::new(options));
-            // A thread of its own: attention buffers belong to the thread, and tests share threads.
+            // The operations run on a new thread. Attention buffers belong to a thread, and other tests may
+            // have used this one.
             let attention = std::thread::scope(|scope| {
                 let run = || {
                     exercise(&cpu, &|rows, cols| Matrix::from_f32(&vec![0.5; rows * cols], rows, cols));

@@ -1,5 +1,5 @@
-//! Fused linear layer and cross-entropy. Streams the vocabulary in blocks with an online softmax, like tiled
-//! attention whose keys and values are both the rows of `W`.
+//! Fused linear layer and cross-entropy. The vocabulary is processed in blocks with an online softmax. This
+//! is like tiled attention in which the keys and the values are both the rows of `W`.
 //!
 //! ```text
 //! pack the rows of inp
@@ -14,10 +14,10 @@
 //!   dinp = dloss · (Σ share · sums - (1 - p[target]) W[target])
 //! ```
 //!
-//! - The number of spans is fixed, so every sum has the same order for any number of threads.
-//! - The sums leave out the target. In the gradient `Σ p W - W[target]`, the target contributes `-(1 -
-//!   p[target]) W[target]`. The factor `1 - p[target]` is computed in f32 without a subtraction, because an
-//!   almost certain target would leave no correct digit in bf16.
+//! - The number of spans is fixed, so the order of every sum does not depend on the number of threads.
+//! - The sums do not include the target. In the gradient `Σ p W - W[target]`, the target contributes
+//!   `-(1 - p[target]) W[target]`. The factor `1 - p[target]` is computed in f32 without a subtraction. If
+//!   `p[target]` is almost 1, a subtraction in bf16 would leave no correct digit.
 
 mod partition;
 mod vocab_span;
@@ -33,9 +33,10 @@ use crate::math::axpy;
 use crate::softmax::{Running, Softmax};
 use crate::{Isa, Matrix};
 
-/// Most rows of one pass over the vocabulary.
+/// Maximum number of rows of one pass over the vocabulary.
 const MAX_ROWS: usize = 512;
-/// Most bytes of gradients over all spans of a pass. Wider rows pass in smaller numbers.
+/// Maximum number of bytes for the gradients of all spans in a pass. If rows are wider, a pass has fewer
+/// rows.
 const MAX_GRADIENT_BYTES: usize = 32 << 20;
 
 /// The loss head with its working memory.
@@ -43,27 +44,28 @@ pub(crate) struct HeadLoss {
     isa: Isa,
     kernels: &'static Kernels,
     round: bool,
-    /// Packed rows, and one gradient per span of the vocabulary.
+    /// Packed rows, and the gradient of each span of the vocabulary.
     shared: Mutex<Scratch>,
-    /// Memory of each thread: packed rows of `W`, a block of logits, and its packed exponentials.
+    /// Working memory of each thread: packed rows of `W`, a block of logits, and the packed exponentials of
+    /// these logits.
     own: Vec<Mutex<Scratch>>,
 }
 
-/// Most rows of `c` elements in one pass over the vocabulary.
+/// Returns the maximum number of rows of `c` elements in one pass over the vocabulary.
 fn max_rows(c: usize) -> usize {
     (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, MAX_ROWS)
 }
 
 impl HeadLoss {
-    /// Creates a loss head for `isa`. With `bf16`, matrix multiplications round both operands to bf16 and sum
-    /// in f32.
+    /// Creates a loss head for `isa`. If `bf16` is true, matrix multiplications round both operands to bf16
+    /// and add in f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         let own = (0..threads).map(|_| Mutex::default()).collect();
         Self { isa, kernels: Kernels::select(isa, bf16), round: bf16, shared: Mutex::default(), own }
     }
 
-    /// Returns the words that all threads share for `n` rows, and the words of each thread. Both grow with
-    /// `n`.
+    /// Returns the length of the memory that all threads share for `n` rows, and the length of the memory of
+    /// each thread. Lengths are in 32-bit words and grow with `n`.
     pub fn scratch(&self, threads: usize, n: usize, (v, c): (usize, usize), gradient: bool) -> [usize; 2] {
         if n == 0 {
             return [0; 2];
@@ -71,14 +73,14 @@ impl HeadLoss {
         Partition::new(self.kernels, threads, n.min(max_rows(c)), v, c).words(gradient)
     }
 
-    /// Bytes allocated now.
+    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.shared).allocated_bytes()
             + self.own.iter().map(|own| lock(own).allocated_bytes()).sum::<u64>()
     }
 
-    /// As [`crate::head_loss::head_loss`].
+    /// Computes [`crate::head_loss::head_loss`] in f32 or bf16.
     pub fn loss(
         &self,
         pool: &Pool,
@@ -105,8 +107,8 @@ impl HeadLoss {
         }
     }
 
-    /// Computes [`loss`](Self::loss) for the rows of one pass, in the working memory that
-    /// [`scratch`](Self::scratch) sizes.
+    /// Computes [`loss`](Self::loss) for the rows of one pass. Uses the working memory whose lengths
+    /// [`scratch`](Self::scratch) returns.
     fn pass(
         &self,
         pool: &Pool,
@@ -149,12 +151,12 @@ impl HeadLoss {
             for i in rows {
                 let spans = running.iter().skip(i).step_by(m);
                 let softmax = Softmax::of(spans.clone().copied());
-                // SAFETY: tasks have disjoint ranges.
+                // SAFETY: the ranges of the tasks are disjoint.
                 let loss = unsafe { losses.range(i..i + 1) };
                 loss[0] = softmax.loss();
                 let Some((dinp, dloss)) = &grads else { continue };
                 let dloss = dloss[i] as f64;
-                // SAFETY: as above.
+                // SAFETY: the ranges of the tasks are disjoint.
                 let dinp = unsafe { dinp.range(i * c..(i + 1) * c) };
                 head.row_to_f32(targets[i] as usize, dinp);
                 let onehot = -(dloss * softmax.missed() * softmax.target_slope(softcap)) as f32;
@@ -179,7 +181,7 @@ impl HeadLoss {
                 let dst = packed.at((block * partition.panels + panel) * partition.panel);
                 let job = PackJob::new(dst, lanes, src, rows, partition.k_of(block), self.round);
                 // SAFETY: `select` checked the instruction set and `check` the rows. Every panel of every
-                // block has its own `partition.panel` words.
+                // block has its own range of `partition.panel` words.
                 unsafe { pack_a(&job) };
             }
         });

@@ -1,14 +1,15 @@
-//! Partition of the loss head: the vocabulary in blocks and spans, rows in panels and groups.
+//! Partition of the loss head. The vocabulary is divided into blocks and spans, and the rows into panels and
+//! groups.
 
 use crate::gemm::{Kernels, part};
 
-/// Vocabulary rows of one block of logits. Their weights stay in L2 from the first multiplication to the
-/// second.
+/// Vocabulary rows of one block of logits. Two multiplications read the weights of these rows, and the
+/// weights stay in L2 between them.
 pub(super) const BLOCK: usize = 256;
-/// Spans of the vocabulary, each with its own gradient sums. The number is fixed, so results do not depend on
-/// threads.
+/// Number of spans of the vocabulary. Each span has its own gradient sums. The number is fixed, so results do
+/// not depend on the number of threads.
 pub(super) const SPANS: usize = 8;
-/// Most columns of a block of `W` that are packed at once.
+/// Maximum number of columns of a block of `W` that are packed at once.
 pub(super) const COLS: usize = 256;
 
 /// One pass of `m` rows of `c` elements over a vocabulary of `v`.
@@ -16,23 +17,23 @@ pub(super) struct Partition {
     pub m: usize,
     pub v: usize,
     pub c: usize,
-    /// Blocks of the vocabulary, divided among `spans`.
+    /// Blocks of the vocabulary. They are divided among `spans`.
     pub blocks: usize,
     pub spans: usize,
-    /// Panels of packed rows, divided among `groups`. There are several groups if the spans are too few for
-    /// the threads.
+    /// Panels of packed rows. They are divided among `groups`. There is more than one group if there are
+    /// fewer spans than the threads need.
     pub panels: usize,
     pub groups: usize,
-    /// Most rows of a panel.
+    /// Maximum number of rows in a panel.
     pub panel_rows: usize,
-    /// Blocks of `c`, and the words of one block.
+    /// Number of blocks of `c`, and the number of words in one block.
     pub k_blocks: usize,
     pub steps: usize,
-    /// Elements in a word.
+    /// Number of elements in a word.
     pub pair: usize,
-    /// Words of a panel of packed rows within one block of `c`.
+    /// Number of words in a panel of packed rows within one block of `c`.
     pub panel: usize,
-    /// Words of a vocabulary block, and of a panel of its packed exponentials.
+    /// Number of words in a vocabulary block, and in a panel of its packed exponentials.
     pub exp_steps: usize,
     pub exp_panel: usize,
 }
@@ -62,7 +63,7 @@ impl Partition {
         }
     }
 
-    /// Number of independent tasks: groups of rows times spans.
+    /// Returns the number of independent tasks: the number of groups of rows times the number of spans.
     pub fn tasks(&self) -> usize {
         self.spans * self.groups
     }
@@ -86,12 +87,12 @@ impl Partition {
         (k, (self.steps * self.pair).min(self.c - k))
     }
 
-    /// Words of all packed rows, in whole cache lines.
+    /// Returns the number of words of all packed rows, rounded up to whole cache lines.
     pub fn packed(&self) -> usize {
         (self.k_blocks * self.panels * self.panel).next_multiple_of(16)
     }
 
-    /// Returns the words that all threads share, and the words of each thread.
+    /// Returns the number of words that all threads share, and the number of words of each thread.
     pub fn words(&self, gradient: bool) -> [usize; 2] {
         let [weight, logits, exponentials] = self.own();
         if gradient {
@@ -101,9 +102,10 @@ impl Partition {
         }
     }
 
-    /// Words of a thread's packed rows of `W`, of its logits, and of its packed exponentials.
+    /// Returns the numbers of words for a thread's packed rows of `W`, for its logits, and for its packed
+    /// exponentials.
     pub fn own(&self) -> [usize; 3] {
-        // The first group is the largest.
+        // No group has more panels than the first group.
         let panels = self.panels_of(0).1;
         let logits = panels * self.panel_rows * BLOCK;
         [(BLOCK * self.steps).max(COLS * self.exp_steps), logits, panels * self.exp_panel]

@@ -1,4 +1,4 @@
-//! One span of the vocabulary: computes a block of logits and uses it up before the next.
+//! One span of the vocabulary. The logits of a block are computed and used before the next block.
 
 use super::partition::{BLOCK, COLS, Partition};
 use crate::cpu::pool::SendPtr;
@@ -15,16 +15,16 @@ pub(super) struct SpanPass<'a> {
     pub head: &'a Matrix,
     pub softcap: Option<f32>,
     pub targets: &'a [u32],
-    /// Packed rows: [`Partition::packed`] words.
+    /// Packed rows. Their length is [`Partition::packed`] words.
     pub packed: SendPtr,
-    /// `Σ e^(logit - max) W` over all tokens but the target, `(m, c)` for each span. `None` without
-    /// gradients.
+    /// `Σ e^(logit - max) W` over all tokens except the target. The shape is `(m, c)` for each span. `None`
+    /// if no gradient is computed.
     pub sums: Option<SendPtr>,
 }
 
 impl SpanPass<'_> {
-    /// Computes one group of rows against one span: fills `running` and the span's `sums` of those rows.
-    /// `own` is working memory of the lengths in [`Partition::own`].
+    /// Processes one group of rows in one span: fills `running`, and the span's `sums` for these rows. `own`
+    /// is working memory with the lengths of [`Partition::own`].
     pub fn task(&self, task: usize, own: &mut [f32], running: &mut [Running]) {
         let partition = self.partition;
         let (span, group) = (task / partition.groups, task % partition.groups);
@@ -105,9 +105,9 @@ impl SpanPass<'_> {
                     next
                 },
             };
-            // SAFETY: `select` checked the instruction set and `loss` the weight. `weight` has `steps` words
-            // for each row of the block, `logits` one row for each row of the group, and all panels are
-            // packed.
+            // SAFETY: `select` checked the instruction set, and `loss` checked the weight. `weight` has
+            // `steps` words for each row of the block. `logits` has one row for each row of the group. All
+            // panels are packed.
             unsafe {
                 pack_b(&job);
                 tiles(&multiply);
@@ -115,8 +115,8 @@ impl SpanPass<'_> {
         }
     }
 
-    /// Adds `exponentials W` to `sums`, or overwrites them in a span's first block. `packed` receives the
-    /// exponentials as a packed operand of `(m, n)`.
+    /// Adds `exponentials W` to `sums`. For a span's first block, it overwrites `sums` instead. `packed`
+    /// receives the exponentials as a packed operand of shape `(m, n)`.
     fn accumulate(
         &self,
         sums: SendPtr,
@@ -156,8 +156,8 @@ impl SpanPass<'_> {
                 mask: TileMask::Nothing,
                 prefetch: next.part(piece, pieces),
             };
-            // SAFETY: as in `logits`. `weight` has `exp_steps` words for each of `COLS` columns, and only
-            // this task accesses these rows of `sums`.
+            // SAFETY: `select` checked the instruction set, and `loss` checked the weight. `weight` has
+            // `exp_steps` words for each of `COLS` columns, and only this task accesses these rows of `sums`.
             unsafe {
                 pack_b(&job);
                 tiles(&multiply);

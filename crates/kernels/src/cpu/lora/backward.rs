@@ -1,4 +1,5 @@
-//! `dA`, `dB` and `dinp`: first `dmid` of every row, then sums over rows, one strip of columns at a time.
+//! Computes `dA`, `dB` and `dinp`. First `dmid` is computed for every row. Then each task adds up one strip
+//! of columns over all rows.
 
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
 use crate::lora::{LoraDims, LoraParams};
 
 impl LowRank {
-    /// As [`crate::lora::backward`].
+    /// Computes [`crate::lora::backward`] in f32.
     pub fn backward(
         &self,
         pool: &Pool,
@@ -54,10 +55,10 @@ impl LowRank {
             mid,
             params,
         };
-        // First `dmid` of every row, and the packed panels of the sums below.
+        // The first region computes `dmid` of every row, and packs the panels of the sums below.
         pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
-        // The second half of the tasks computes strips of columns. `dA` and `dinp` share a strip, because
-        // they share its dropout mask. The cheaper `dB` runs last.
+        // The second region computes strips of columns. `dA` and `dinp` share a strip, because both need its
+        // dropout mask. `dB` is cheaper, so its tasks run last.
         let in_tasks = d_in.div_ceil(COLS);
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
@@ -87,8 +88,8 @@ impl LowRank {
         self.pack_panels(tall, rank, View::f32(dmid, rank, 1), m, rank);
     }
 
-    /// Returns the fields common to all multiplications whose packed operand has `R` rows and one step per
-    /// token row.
+    /// Returns the fields that all multiplications by a packed operand with `R` rows have in common. The
+    /// operand has one step per token row.
     fn thin_job(&self, sums: &Sums<'_>) -> TileJob {
         let Kernels { lanes, nr, .. } = *self.kernels;
         TileJob {
@@ -109,7 +110,7 @@ impl LowRank {
         }
     }
 
-    /// `dB += scaling · doutᵀ mid` for the outputs from `col` on.
+    /// Computes `dB += scaling · doutᵀ mid` for a strip of outputs that begins at `col`.
     fn sum_db(&self, sums: &Sums<'_>, col: usize, own: &mut Own, db: SendPtr) {
         let LoraDims { rank, d_out, scaling, .. } = sums.params.dims;
         let cols = (d_out - col).min(COLS);
@@ -125,7 +126,7 @@ impl LowRank {
                 accumulate: first > 0,
                 ..self.thin_job(sums)
             };
-            // SAFETY: all rows are packed, `dout` has them, and `product` is `(rank, COLS)`.
+            // SAFETY: all rows are packed, `dout` contains these rows, and `product` is `(rank, COLS)`.
             unsafe { (self.kernels.tiles)(&job) };
         }
         // SAFETY: only this task accesses rows `col .. col + cols` of `db`.
@@ -137,12 +138,14 @@ impl LowRank {
         }
     }
 
-    /// `dA += dmidᵀ drop(inp)` and the optional `dinp += drop'(dmid A)`, for the inputs from `col` on.
+    /// Computes `dA += dmidᵀ drop(inp)` and the optional `dinp += drop'(dmid A)`, for a strip of inputs that
+    /// begins at `col`.
     fn sum_da(&self, sums: &Sums<'_>, col: usize, own: &mut Own, da: SendPtr, dinp: Option<SendPtr>) {
         let LoraParams { a, dims: LoraDims { rank, d_in, .. }, dropout, .. } = sums.params;
         let cols = (d_in - col).min(COLS);
         let Own { mask, product } = own;
-        // Copied, because rows of `A` that are a power of two apart would evict each other from L1.
+        // The strip is copied, because rows of `A` that are a power of two apart would evict each other from
+        // L1.
         let strip = &mut product.at_least(rank * COLS)[..rank * COLS];
         if dinp.is_some() {
             for (strip, a) in strip.chunks_exact_mut(COLS).zip(a.chunks_exact(d_in)) {
@@ -164,8 +167,8 @@ impl LowRank {
                 mask: mask.map_or(TileMask::Nothing, TileMask::B),
                 ..self.thin_job(sums)
             };
-            // SAFETY: all rows are packed, `inp` has them, and the mask has their bits. Only this task
-            // accesses these columns of `da`.
+            // SAFETY: all rows are packed, `inp` contains these rows, and the mask contains their bits. Only
+            // this task accesses these columns of `da`.
             unsafe { (self.kernels.tiles)(&job) };
 
             let Some(dinp) = dinp else { continue };
@@ -187,7 +190,8 @@ impl LowRank {
         }
     }
 
-    /// Draws the dropout mask of `m` rows from `first` and `cols` columns from `col`.
+    /// Draws the dropout mask of `m` rows and `cols` columns. The first row is `first`, and the first column
+    /// is `col`.
     fn draw_mask(
         &self,
         sums: &Sums<'_>,
@@ -210,14 +214,14 @@ impl LowRank {
 /// Operands that all tasks of a backward pass share.
 struct Sums<'a> {
     first_row: usize,
-    /// Rows, and rows of one block.
+    /// Number of rows, and number of rows in one block.
     n: usize,
     block: usize,
-    /// Words of one block's packed `dmid`.
+    /// Number of words in the packed `dmid` of one block.
     tall_words: usize,
-    /// `(n, R)`.
+    /// Gradient of `mid`, `(n, R)`.
     dmid: SendPtr,
-    /// Packed `midᵀ`, packed `dmidᵀ`, and packed `dmid` block by block.
+    /// Packed `midᵀ`, packed `dmidᵀ`, and `dmid` packed block by block.
     mid_t: SendPtr,
     dmid_t: SendPtr,
     dmid_panels: SendPtr,

@@ -1,4 +1,4 @@
-//! The low-rank pairs of many adapters for a few rows, as one operation beside the multiplication by the
+//! Multiplies a few rows by the low-rank pairs of many adapters, within the multiplication by the base
 //! weights of a group.
 //!
 //! ```text
@@ -6,8 +6,8 @@
 //! each task of each base weight: out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
 //! ```
 //!
-//! The cost is the bytes of the distinct adapters, each read once. Ranks may differ, and none is padded. Rows
-//! without an adapter have no pair. The bits are those of [`LowRank::forward`].
+//! The cost is to read each distinct adapter once. Ranks may differ between adapters, and no rank is padded.
+//! Rows without an adapter have no pair. The result has the same bits as that of [`LowRank::forward`].
 
 use std::ops::Range;
 
@@ -17,24 +17,24 @@ use crate::gemm::{DotJob, DotRows, ExpandJob, Kernels, SkinnyGemm};
 use crate::lora::LoraDims;
 use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
 
-/// Fewest bytes of `A` in a task, so that distribution costs little.
+/// Minimum number of bytes of `A` in a task. Smaller tasks would make the cost of distribution significant.
 const TASK_BYTES: usize = 32 << 10;
 
 /// One adapter's pair for one weight of a group.
 pub(crate) struct DecodePair<'a> {
-    /// Index of the weight.
+    /// Index of the weight in the group.
     weight: usize,
     rows: Range<usize>,
     packed: &'a PackedLora,
     a: *const u8,
-    /// `(rows, R)`.
+    /// The product `inp Aᵀ`, `(rows, R)`.
     mid: SendPtr,
 }
 
-// SAFETY: `a` points to `A`, which outlives the pair and which tasks only read.
+// SAFETY: `a` points to `A`. `A` outlives the pair, and tasks only read it.
 unsafe impl Sync for DecodePair<'_> {}
 
-/// Returns whether [`decode_pairs`] takes every pair of a group for `n` rows.
+/// Returns whether [`decode_pairs`] accepts every pair of a group for `n` rows.
 pub(crate) fn is_packed(lora: &[LoraSegment<'_>], n: usize) -> bool {
     let is_packed = |segment: &LoraSegment<'_>| {
         let mut pairs = segment.pairs.iter().zip(&segment.packed);
@@ -43,10 +43,10 @@ pub(crate) fn is_packed(lora: &[LoraSegment<'_>], n: usize) -> bool {
     n <= SkinnyGemm::MAX_ROWS && lora.iter().all(is_packed)
 }
 
-/// Returns the pairs of a group. Each has its own part of `mid`.
+/// Returns the pairs of a group. Each pair has its own range of `mid`.
 ///
 /// # Panics
-/// If a pair differs from its weight, or a buffer is too short.
+/// If the shape of a pair differs from that of its weight, or if a buffer is too short.
 pub(crate) fn decode_pairs<'a>(
     mid: &mut [&mut Buffer],
     inp: &[f32],
@@ -67,7 +67,7 @@ pub(crate) fn decode_pairs<'a>(
             let (lora, rows) = (&pair.lora, segment.rows.clone());
             assert_eq!(LoraDims::of(lora), packed.dims, "a pair beside another packed pair");
             assert!(lora.d_in == w.cols() && lora.d_out == w.rows() && rows.end <= n);
-            // `stride` is the largest rank, so the parts of different segments are disjoint.
+            // `stride` is the largest rank, so the ranges of different segments are disjoint.
             let mid = SendPtr(mid.at(rows.start * stride));
             found.push(DecodePair { weight, rows, packed, a: packed.a_of(lora), mid });
         }
@@ -75,11 +75,11 @@ pub(crate) fn decode_pairs<'a>(
     found
 }
 
-/// Some ranks of the pair with this index.
+/// Index of a pair, and some of its ranks.
 type Piece = (usize, Range<usize>);
 
-/// Divides the ranks of all pairs into tasks of similar size, each with at least [`TASK_BYTES`] of `A` if there
-/// is as much.
+/// Divides the ranks of all pairs into tasks of similar size. Every task except the last one reads at least
+/// [`TASK_BYTES`] of `A`.
 fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
     let (mut tasks, mut task, mut bytes) = (Vec::new(), Vec::new(), 0);
     for (index, pair) in pairs.iter().enumerate() {
@@ -87,7 +87,7 @@ fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
         let row_bytes = (d_in * pair.packed.dtype.size()).max(1);
         let mut first = 0;
         while first < rank {
-            // Whole groups of four ranks, which one dot product reads together.
+            // Ranks are counted in groups of four, because one dot product reads four ranks together.
             let wanted = (TASK_BYTES - bytes).div_ceil(row_bytes).next_multiple_of(4);
             let end = rank.min(first + wanted);
             task.push((index, first..end));
@@ -104,7 +104,7 @@ fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
 }
 
 impl LowRank {
-    /// `mid = inp Aᵀ` for every pair.
+    /// Computes `mid = inp Aᵀ` for every pair.
     pub fn shrink(&self, pool: &Pool, inp: &[f32], pairs: &[DecodePair<'_>]) {
         let Kernels { dots, .. } = *self.kernels;
         let tasks = tasks(pairs);
@@ -131,18 +131,18 @@ impl LowRank {
                     accumulate: false,
                     round: false,
                 };
-                // SAFETY: `decode_pairs` checked the lengths. Tasks write disjoint ranks of disjoint parts of
-                // `mid`.
+                // SAFETY: `decode_pairs` checked the lengths. The pairs have disjoint ranges of `mid`, and
+                // tasks write disjoint ranks.
                 unsafe { dots(&job) };
             }
         });
     }
 
-    /// `out[rows, cols] += scaling · mid B[cols]ᵀ` for every pair of one weight. `out` is the first element of
-    /// the first row of an output with `d_out` columns.
+    /// Computes `out[rows, cols] += scaling · mid B[cols]ᵀ` for every pair of one weight. `out` points to the
+    /// first element of an output with `d_out` columns.
     ///
     /// # Safety
-    /// `out` has all rows of the pairs, and no other task accesses the columns `cols`.
+    /// `out` contains all rows of the pairs, and no other task accesses the columns `cols`.
     pub unsafe fn expand(&self, out: SendPtr, pairs: &[DecodePair<'_>], weight: usize, cols: Range<usize>) {
         for DecodePair { rows, packed, mid, .. } in pairs.iter().filter(|pair| pair.weight == weight) {
             let LoraDims { rank, d_out, scaling, .. } = packed.dims;
@@ -158,8 +158,8 @@ impl LowRank {
                 cols: (cols.start, cols.len()),
                 alpha: scaling,
             };
-            // SAFETY: the caller guarantees the output. `shrink` has written `mid`, and a packed pair has
-            // panels for all of its outputs.
+            // SAFETY: the caller guarantees access to the output. `shrink` has written `mid`, and a packed
+            // pair contains the panels of all its outputs.
             unsafe { (self.kernels.expand)(&job) };
         }
     }

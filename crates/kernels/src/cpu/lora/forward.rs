@@ -1,4 +1,4 @@
-//! `out += scaling · (drop(inp) Aᵀ) Bᵀ`, one block of rows at a time.
+//! Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ`, one block of rows at a time.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
 use crate::lora::{LoraDims, LoraParams};
 
 impl LowRank {
-    /// As [`crate::lora::forward`].
+    /// Computes [`crate::lora::forward`] in f32.
     pub fn forward(
         &self,
         pool: &Pool,
@@ -76,8 +76,8 @@ impl LowRank {
                 mask: TileMask::Nothing,
                 prefetch: Prefetch::NONE,
             };
-            // SAFETY: the panels were just packed and `Bᵀ` has all of its own. Only this task accesses these
-            // rows of `out`, whose length is checked above.
+            // SAFETY: the panels were just packed, and `Bᵀ` contains all of its panels. Only this task
+            // accesses these rows of `out`, whose length is checked above.
             unsafe { tiles(&job) };
         });
     }

@@ -1,8 +1,9 @@
 //! LoRA's matrix multiplications. One operand has only `R` rows or columns, and only this operand is packed.
-//! The other one is read in place. Dropout masks apply to an operand when it is read, or to a result when it
-//! is added. Masked copies are never stored.
+//! The other operand is read in place. A dropout mask is applied when an operand is read or when a result is
+//! added. Masked copies are never stored.
 //!
-//! The size of a block of rows depends only on the number of rows, so the order of sums over rows is fixed.
+//! The number of rows in a block depends only on the total number of rows, so the order of sums over rows is
+//! fixed.
 
 mod backward;
 mod decode;
@@ -19,14 +20,14 @@ use crate::gemm::{DotJob, DotRows, Kernels, PackJob, RowMask, View};
 use crate::lora::LoraDims;
 use crate::{DType, Dropout, Isa};
 
-/// Columns of a gradient that one task sums over all rows.
+/// Number of columns of a gradient that one task computes. The task adds up all rows.
 const COLS: usize = 128;
-/// Rows that a sum takes at once, in whole blocks: their packed operands stay in L1.
+/// Number of rows that are added at once, in whole blocks. The packed operands of these rows stay in L1.
 const SUM_ROWS: usize = 256;
-/// Rows of activations that are multiplied by `A` while they are in L1.
+/// Number of rows of activations that are multiplied by `A` while the rows are in L1.
 const DOT_ROWS: usize = 4;
 
-/// LoRA's matrix multiplications in f32 on one instruction set, with their working memory.
+/// LoRA's matrix multiplications in f32 with one instruction set, and their working memory.
 pub(crate) struct LowRank {
     isa: Isa,
     kernels: &'static Kernels,
@@ -37,11 +38,11 @@ pub(crate) struct LowRank {
 /// Packed operands that all tasks of one operation read.
 #[derive(Default)]
 struct Shared {
-    /// `Bᵀ (R, OUT)`, with rows padded to whole vectors.
+    /// `Bᵀ (R, OUT)`. Its rows are padded to whole vectors.
     b_t: Scratch,
-    /// `dmid (N, R)`.
+    /// Gradient of `mid`, `(N, R)`.
     dmid: Scratch,
-    /// Packed `midᵀ`, packed `dmidᵀ`, and packed `dmid` block by block.
+    /// Packed `midᵀ`, packed `dmidᵀ`, and `dmid` packed block by block.
     panels: [Scratch; 3],
 }
 
@@ -53,15 +54,15 @@ struct Own {
     product: Scratch,
 }
 
-/// Elements of each buffer of the working memory, in the order of the fields of [`Shared`].
+/// Number of elements of each buffer of the working memory.
 pub(crate) struct Sizes {
-    /// `b_t`, `dmid`, then the panels.
+    /// Lengths of `b_t`, `dmid` and the three panels.
     pub shared: [usize; 5],
-    /// `mask` and `product` of each thread.
+    /// Lengths of `mask` and `product` of each thread.
     pub own: [usize; 2],
 }
 
-/// The shape of [`LowRank::dot_rows`], and the factor of its result.
+/// Shape of [`LowRank::dot_rows`], and the factor of its result.
 #[derive(Clone, Copy)]
 struct DotShape {
     m: usize,
@@ -70,18 +71,19 @@ struct DotShape {
     alpha: f32,
 }
 
-/// Rows in a block. Fewer rows make smaller blocks, so that every thread has some.
+/// Returns the number of rows in a block. Blocks are smaller if there are fewer rows, so that every thread
+/// gets some blocks.
 fn block_rows(n: usize) -> usize {
     if n >= 256 { 64 } else { 16 }
 }
 
-/// The factor of the elements that dropout keeps.
+/// Returns the factor of the elements that dropout does not zero.
 fn dropout_scale(dropout: Option<Dropout>) -> f32 {
     dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.probability))
 }
 
 impl LowRank {
-    /// Creates the multiplications on `isa` for a pool of `threads`.
+    /// Creates the multiplications for `isa` and for a pool of `threads` threads.
     pub fn new(isa: Isa, threads: usize) -> Self {
         Self {
             isa,
@@ -91,7 +93,7 @@ impl LowRank {
         }
     }
 
-    /// Working memory of [`LowRank::forward`] for `rows` rows.
+    /// Returns the sizes of the working memory of [`LowRank::forward`] for `rows` rows.
     pub fn forward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
         if rows == 0 {
             return Sizes { shared: [0; 5], own: [0; 2] };
@@ -102,7 +104,7 @@ impl LowRank {
         Sizes { shared: [b_t, 0, 0, 0, 0], own: [mask, self.tall_words(m, dims.rank)] }
     }
 
-    /// Working memory of [`LowRank::backward`] for `rows` rows.
+    /// Returns the sizes of the working memory of [`LowRank::backward`] for `rows` rows.
     pub fn backward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
         if rows == 0 {
             return Sizes { shared: [0; 5], own: [0; 2] };
@@ -117,7 +119,7 @@ impl LowRank {
         }
     }
 
-    /// Bytes allocated now.
+    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         let shared = lock(&self.shared);
@@ -129,27 +131,27 @@ impl LowRank {
         shared.b_t.allocated_bytes() + shared.dmid.allocated_bytes() + panels + own.sum::<u64>()
     }
 
-    /// Columns of a panel that holds all of `Bᵀ`.
+    /// Returns the number of columns of a panel that contains all of `Bᵀ`.
     fn whole_width(&self, d_out: usize) -> usize {
         d_out.next_multiple_of(self.kernels.lanes)
     }
 
-    /// Columns of one tile.
+    /// Returns the number of columns of one tile.
     fn tile_width(&self) -> usize {
         self.kernels.nr
     }
 
-    /// Words of the packed `midᵀ (R, N)`, with one step per row.
+    /// Returns the number of words of the packed `midᵀ (R, N)`. Its panels have one step per row.
     fn thin_words(&self, rows: usize, rank: usize) -> usize {
         rank.div_ceil(self.kernels.mr) * rows * self.kernels.lanes
     }
 
-    /// Words of the packed `m` rows of `mid (N, R)`.
+    /// Returns the number of words of `m` packed rows of `mid (N, R)`.
     fn tall_words(&self, m: usize, rank: usize) -> usize {
         m.div_ceil(self.kernels.mr) * rank * self.kernels.lanes
     }
 
-    /// Packs `Bᵀ (R, OUT)` in panels of `width` columns, in whole vectors.
+    /// Packs `Bᵀ (R, OUT)` into panels of `width` columns, rounded up to whole vectors.
     fn transpose_b(
         &self,
         pool: &Pool,
@@ -168,15 +170,15 @@ impl LowRank {
             let outers = (d_out - outer).min(COLS);
             let dst = b_t.at(outer / width * panel + outer % width);
             let job = PackJob { panel, ..PackJob::new(dst, width, src, (outer, outers), (0, rank), false) };
-            // SAFETY: `check` covers the view. `COLS` is whole panels, or part of the only panel, which is
-            // whole vectors.
+            // SAFETY: `check` covers the view. `COLS` columns are whole panels, or they are in the only
+            // panel, which is made of whole vectors.
             unsafe { pack(&job) };
         });
         b_t
     }
 
-    /// `out (m, R) = alpha · inp wᵀ`, where masked elements of `inp (m, k)` count as zero. `w (R, k)` has
-    /// rows `w_stride` apart.
+    /// Computes `out (m, R) = alpha · inp wᵀ`. Masked elements of `inp (m, k)` count as zero. The rows of `w
+    /// (R, k)` are `w_stride` elements apart.
     fn dot_rows(
         &self,
         out: &mut [f32],
@@ -201,15 +203,16 @@ impl LowRank {
                 accumulate: false,
                 round: false,
             };
-            // SAFETY: rows `i ..` of `out` and `inp` exist as asserted. Callers pass `rank` rows of `w` and
-            // the mask bits of `m` rows of `k`.
+            // SAFETY: the assertions above check that the rows from `i` on exist in `out` and `inp`. Callers
+            // pass `rank` rows of `w` and the mask bits of `m` rows of `k` elements.
             unsafe { (self.kernels.dots)(&job) };
         }
     }
 
-    /// Packs `m` rows of `k` as panels of `panel_steps` steps, at least `k`. `dst` has room for all panels.
+    /// Packs `m` rows of `k` elements as panels of `panel_steps` steps. `panel_steps` is at least `k`. `dst`
+    /// has space for all panels.
     fn pack_panels(&self, dst: *mut f32, panel_steps: usize, src: View<'_>, m: usize, k: usize) {
-        // SAFETY: callers pass room for all panels.
+        // SAFETY: callers pass a `dst` with space for all panels.
         unsafe { self.kernels.pack_panels(dst, panel_steps * self.kernels.lanes, src, (m, k), false) };
     }
 }

@@ -4,12 +4,12 @@ use super::THREADS;
 use crate::AdamW;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Parameters per block of `adamw`.
+/// Number of parameters per block of `adamw`.
 const ADAMW_BLOCK: usize = 1024;
-/// Elements per block of `sum_of_squares`.
+/// Number of elements per block of `sum_of_squares`.
 const SQUARES_BLOCK: usize = 16_384;
 
-/// The flat buffers of the optimizer.
+/// Flat buffers of the optimizer.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers {
     pub params: DevicePtr,
@@ -18,9 +18,9 @@ pub struct Buffers {
     pub v: DevicePtr,
 }
 
-/// Runs one AdamW step on the first `len` parameters.
+/// Computes one AdamW step for the first `len` parameters.
 pub fn adamw(device: &Device, buffers: Buffers, len: usize, step: AdamW) {
-    // Factors are computed in f64 and rounded once, as on the host.
+    // The factors are computed in f64 and rounded once, as on the host.
     let wide = |x: f32| x as f64;
     let (beta1, beta2) = (wide(step.beta1), wide(step.beta2));
     let correction1 = 1.0 - beta1.powi(step.step as i32);
@@ -34,7 +34,7 @@ pub fn adamw(device: &Device, buffers: Buffers, len: usize, step: AdamW) {
     factors.iter().fold(launch.float(step.grad_scale), |launch, &f| launch.float(f as f32)).run();
 }
 
-/// Computes the f64 sum of squares of `len` elements.
+/// Computes the sum of squares of `len` elements in f64.
 pub fn sum_of_squares(device: &Device, out: DevicePtr, x: DevicePtr, len: usize) {
     let blocks = len.div_ceil(SQUARES_BLOCK);
     let partial = device.workspace(8 * blocks);

@@ -1,27 +1,28 @@
-//! Launches of `attention.cu`, and of `attention_plain.cu` for f32 and other head sizes.
+//! Launches of `attention.cu`. For f32 and for other head sizes, launches of `attention_plain.cu`.
 
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 use crate::cuda::launch::KernelLaunch;
 use crate::{AttentionDims, AttentionScores, DType, Segment};
 
-/// Threads of a block.
+/// Number of threads in a block.
 const BLOCK: u32 = 128;
-/// Warps per block of the row-sum kernel.
+/// Number of warps per block of the row-sum kernel.
 const SUM_WARPS: usize = 8;
-/// Rows per tile of the plain kernels.
+/// Number of rows per tile of the plain kernels.
 const PLAIN_TILE: usize = 16;
-/// Keys per tile of the forward and the dK/dV kernels.
+/// Number of keys per tile of the forward kernel and of the dK/dV kernel.
 const KEY_TILE: usize = 64;
-/// Keys per step of the narrow kernels.
+/// Number of keys per step of the narrow kernels.
 const NARROW_KEY_TILE: usize = 32;
 
-/// Work lists of one pass: one list for each tile size and side, the longest tiles first.
+/// Work lists of one pass. There is one list for each tile size and side. The longest tiles are first in a
+/// list.
 #[derive(Clone, Debug, Default)]
 pub struct Tiles {
-    /// All lists, two words per tile: the segment and the tile's index in it.
+    /// All lists. A tile has two words: the index of its segment, and its own index in the segment.
     pub words: Vec<u32>,
-    /// First word and tile count of each list.
+    /// Index of the first word of each list, and its number of tiles.
     lists: Vec<(usize, usize)>,
     segments: usize,
     longest_kv: usize,
@@ -29,14 +30,14 @@ pub struct Tiles {
     is_decoding: bool,
 }
 
-/// Side that a tile covers, and its rows.
+/// The side that a tile covers (queries or keys), and the number of rows per tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Queries(usize),
     Keys(usize),
 }
 
-/// Every list that a kernel reads.
+/// All lists that kernels read.
 const LISTS: [Side; 5] = [
     Side::Queries(PLAIN_TILE),
     Side::Queries(64),
@@ -46,7 +47,7 @@ const LISTS: [Side; 5] = [
 ];
 
 impl Tiles {
-    /// Builds the work lists of these segments.
+    /// Builds the work lists for these segments.
     ///
     /// # Panics
     /// If there are more than 2^32 rows.
@@ -66,7 +67,7 @@ impl Tiles {
                 };
                 list.extend((0..rows.div_ceil(size)).map(|tile| (work(side, segment, tile), i, tile)));
             }
-            // The sort is stable, so equal tiles keep segment order.
+            // The sort is stable, so tiles with equal work stay in segment order.
             list.sort_by_key(|&(work, ..)| std::cmp::Reverse(work));
             tiles.lists.push((tiles.words.len(), list.len()));
             let word = |n: usize| u32::try_from(n).expect("a tile's number fits in 32 bits");
@@ -81,7 +82,7 @@ impl Tiles {
     }
 }
 
-/// Number of rows of the other side that a tile reads.
+/// Returns the number of rows of the other side that a tile reads.
 fn work(side: Side, segment: &Segment, tile: usize) -> usize {
     let before = segment.kv_len - segment.q_len;
     match side {
@@ -93,9 +94,9 @@ fn work(side: Side, segment: &Segment, tile: usize) -> usize {
 /// Segments and their tiles in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct SegmentsOnDevice<'a> {
-    /// Four `u32` per segment.
+    /// Array of segments, each with four `u32`.
     pub segments: DevicePtr,
-    /// [`Tiles::words`].
+    /// Copy of [`Tiles::words`].
     pub words: DevicePtr,
     pub tiles: &'a Tiles,
 }
@@ -107,7 +108,7 @@ impl SegmentsOnDevice<'_> {
     }
 }
 
-/// Operands of both passes. `k` and `v` have the same stride.
+/// Operands of the forward and the backward pass. `k` and `v` have the same stride.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a> {
     pub q: Rows,
@@ -118,15 +119,15 @@ pub struct Operands<'a> {
     pub scores: AttentionScores,
 }
 
-/// A window that hides no key.
+/// Number of keys in a window that hides no key.
 const NO_WINDOW: usize = 1 << 30;
 
-/// Returns the window as the kernels read it.
+/// Returns the number of keys in the window, as the kernels expect it.
 fn window(scores: AttentionScores) -> usize {
     scores.window.map_or(NO_WINDOW, |window| window.min(NO_WINDOW))
 }
 
-/// Adds scale, window and cap of the scores.
+/// Adds the scale, the window and the cap of the scores.
 fn score_parameters(launch: KernelLaunch<'_>, scores: AttentionScores) -> KernelLaunch<'_> {
     launch.float(scores.scale).int(window(scores)).float(scores.softcap.unwrap_or(0.0))
 }
@@ -137,7 +138,8 @@ struct Geometry {
     dtype: DType,
     head: usize,
     is_plain: bool,
-    /// Whether the compute capability is below 8.0: less shared memory, no asynchronous copies.
+    /// Whether the compute capability is below 8.0. Such devices have less shared memory and no asynchronous
+    /// copies.
     is_old: bool,
 }
 
@@ -152,7 +154,7 @@ impl Geometry {
         Self { dtype, head, is_plain: !has_kernel || !is_aligned, is_old }
     }
 
-    /// Queries per tile.
+    /// Returns the number of queries per tile.
     fn query_tile(self) -> usize {
         match self.is_plain {
             true => PLAIN_TILE,
@@ -161,7 +163,7 @@ impl Geometry {
         }
     }
 
-    /// Keys per step of the forward kernel.
+    /// Returns the number of keys per step of the forward kernel.
     fn forward_keys(self) -> usize {
         if self.head == 128 && !self.is_old { NARROW_KEY_TILE } else { KEY_TILE }
     }
@@ -170,12 +172,12 @@ impl Geometry {
         if self.is_plain { PLAIN_TILE } else { KEY_TILE }
     }
 
-    /// Bytes of `rows` head rows in shared memory.
+    /// Returns the bytes that `rows` rows of a head use in shared memory.
     fn shared_rows(self, rows: usize) -> usize {
         if self.is_plain { 0 } else { rows * (self.head + 8) * 2 }
     }
 
-    /// Queries per step of the dK/dV kernel, and steps in flight.
+    /// Returns the number of queries per step of the dK/dV kernel, and the number of steps in flight.
     fn moving_queries(self) -> (usize, usize) {
         match (self.is_old, self.head) {
             (true, _) => (32, 1),
@@ -191,13 +193,14 @@ impl Geometry {
         device.kernel(name, self.dtype).block(BLOCK)
     }
 
-    /// Adds the head size, which only the plain kernels take as a parameter.
+    /// Adds the head size. Only the plain kernels have this parameter.
     fn head_parameter(self, launch: KernelLaunch<'_>) -> KernelLaunch<'_> {
         if self.is_plain { launch.int(self.head) } else { launch }
     }
 }
 
-/// Returns the tensor-core kernel for a head size, if there is one. `names[0]` is the plain kernel.
+/// Returns the name of the tensor-core kernel for a head size, if there is one. `names[0]` is the plain
+/// kernel.
 fn matrix_name(names: [&'static str; 5], head: usize) -> Option<&'static str> {
     let at = [64, 96, 128, 256].iter().position(|&size| size == head)?;
     Some(names[at + 1])
@@ -217,7 +220,7 @@ const BACKWARD_Q: [&str; 5] = [
     "attention_backward_q_hs128",
     "attention_backward_q_hs256",
 ];
-/// Variant for heads of 128 on devices with more shared memory.
+/// Kernel for heads of 128 elements on devices with more shared memory.
 const BACKWARD_Q_WIDE: &str = "attention_backward_q_hs128_wide";
 const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv",
@@ -227,7 +230,7 @@ const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv_hs256",
 ];
 
-/// Computes `out`, and the log of each row's softmax denominator.
+/// Computes `out`, and the logarithm of each row's softmax denominator.
 pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operands: Operands<'_>) {
     let Operands { q, k, v, segments, dims, .. } = operands;
     if decode(device, dtype, (out, lse), operands) {
@@ -252,16 +255,16 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operand
     score_parameters(launch, operands.scores).run();
 }
 
-/// Keys per block of the decode kernel.
+/// Number of keys per block of the decode kernel.
 const DECODE_KEYS: usize = 64;
 const DECODE_HEADS: usize = 4;
-/// Elements of a head per lane of the decode kernel.
+/// Number of elements of a head per lane of the decode kernel.
 const DECODE_LANE: usize = 8;
 const MAX_DECODE_HEAD: usize = 256;
 
-/// Computes [`forward`] for segments of one query by splitting the keys among blocks.
+/// Computes [`forward`] for segments with one query. The keys are divided among blocks.
 ///
-/// Returns false if the shape does not fit the kernel.
+/// Returns false if the kernel does not support the shape.
 fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands: Operands<'_>) -> bool {
     let Operands { q, k, v, segments, dims, scores } = operands;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
@@ -280,7 +283,7 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     let launch = launch.ptr(segments.segments).int(heads).int(kv_heads).int(head_dim);
     let launch = launch.long(out.stride).long(q.stride).long(k.stride).int(splits);
     score_parameters(launch, scores).run();
-    // The first kernel finishes segments whose keys lie in one block.
+    // If one block processes all keys of a segment, the first kernel writes the final result of this segment.
     if splits > 1 {
         let join = device.kernel("attention_decode_join", dtype).grid(heads, count, 1).block(BLOCK);
         let join = join.ptr(out.at).ptr(lse).ptr(partial).ptr(segments.segments).int(head_dim);
@@ -289,7 +292,7 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     true
 }
 
-/// Values saved by the forward pass, and the output's gradient.
+/// Values that the forward pass saved, and the gradient of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
     pub dout: Rows,
@@ -299,7 +302,7 @@ pub struct Saved {
     pub n: usize,
 }
 
-/// Gradients. `dk` and `dv` have the same stride.
+/// Gradients of `q`, `k` and `v`. `dk` and `dv` have the same stride.
 #[derive(Clone, Copy, Debug)]
 pub struct Grads {
     pub dq: Rows,
@@ -307,7 +310,7 @@ pub struct Grads {
     pub dv: Rows,
 }
 
-/// Computes the gradients of `q`, `k` and `v`. Overwrites them.
+/// Computes the gradients of `q`, `k` and `v`, and overwrites them.
 pub fn backward(device: &Device, dtype: DType, grads: Grads, saved: Saved, operands: Operands<'_>) {
     let Saved { dout, out, n, .. } = saved;
     let AttentionDims { heads, head_dim, .. } = operands.dims;
@@ -321,7 +324,7 @@ pub fn backward(device: &Device, dtype: DType, grads: Grads, saved: Saved, opera
     backward_q(device, geometry, grads, (saved, delta), operands);
 }
 
-/// Adds the parameters shared by both backward kernels.
+/// Adds the parameters that both backward kernels have.
 fn backward_inputs<'a>(
     launch: KernelLaunch<'a>,
     (saved, delta): (Saved, DevicePtr),
@@ -342,7 +345,7 @@ fn backward_kv(
 ) {
     let Operands { q, k, segments, dims, .. } = operands;
     let (tiles, count) = segments.list(Side::Keys(geometry.key_tile()));
-    // One block writes at most 128 columns of a head.
+    // One block writes at most 128 columns of a head, so a head of 256 columns needs two blocks.
     let halves = if geometry.head == 256 && !geometry.is_plain { 2 } else { 1 };
     let (queries, stages) = geometry.moving_queries();
     let rows = if geometry.is_plain { 0 } else { 8 * stages * queries };
@@ -368,7 +371,7 @@ fn backward_q(
     let tile = geometry.query_tile();
     let (tiles, count) = segments.list(Side::Queries(tile));
     let shared = |stages: usize| geometry.shared_rows(2 * tile + 2 * stages * NARROW_KEY_TILE);
-    // The wide variant has two key tiles in flight. Its sums are the same.
+    // The wide variant has two key tiles in flight. Its sums have the same order as in the other variant.
     let is_wide = geometry.head == 128 && !geometry.is_old && shared(2) <= device.info.shared as usize;
     let launch = match is_wide && !geometry.is_plain {
         true => device.kernel(BACKWARD_Q_WIDE, geometry.dtype).block(BLOCK).shared(shared(2)),

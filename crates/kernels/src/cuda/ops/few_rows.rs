@@ -1,29 +1,29 @@
-//! Operands of the kernels for a few rows, `gemv.cu` and `four_bit_rows.cu`. One launch multiplies one input
-//! by several weights.
+//! Operands of the kernels for a few rows in `gemv.cu` and `four_bit_rows.cu`. One launch multiplies one
+//! input by several weights.
 
 use super::Rows;
 use crate::cuda::device::DevicePtr;
 
-/// Most rows of a launch.
+/// Maximum number of rows per launch.
 pub const MAX_ROWS: usize = 8;
-/// Most weights of a launch.
+/// Maximum number of weights per launch.
 pub const MAX_PARTS: usize = 3;
 
-/// The result of one weight.
+/// Output for the result of one weight.
 #[derive(Clone, Copy, Debug)]
 pub struct FewRowsOut {
     pub out: Rows,
-    /// Added to the result. It may equal `out`.
+    /// Operand that is added to the result. It may equal `out`.
     pub add: Option<Rows>,
     pub outputs: usize,
 }
 
-/// Whether a launch accepts `n` rows and these outputs.
+/// Returns whether a launch supports `n` rows and these outputs.
 pub fn fits(n: usize, outs: &[FewRowsOut]) -> bool {
     n <= MAX_ROWS && (1..=MAX_PARTS).contains(&outs.len())
 }
 
-/// `Part` of the kernels.
+/// Layout of `Part` in the kernels.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Part<W> {
@@ -36,7 +36,7 @@ struct Part<W> {
     first_tile: i32,
 }
 
-/// `Group` of the kernels. `W` addresses a weight.
+/// Layout of `Group` in the kernels. `W` contains the addresses of a weight.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Group<W> {
@@ -46,7 +46,7 @@ pub struct Group<W> {
 }
 
 impl<W: Copy + Default> Group<W> {
-    /// Groups weights with their outputs, in tiles of `tile` outputs.
+    /// Groups weights with their outputs. A tile has `tile` outputs.
     pub fn new(outs: &[FewRowsOut], weights: impl Iterator<Item = W>, tile: usize) -> Self {
         let mut group = Self { parts: [Part::default(); MAX_PARTS], count: 0, tiles: 0 };
         for ((part, out), weight) in group.parts.iter_mut().zip(outs).zip(weights) {
@@ -66,7 +66,7 @@ impl<W: Copy + Default> Group<W> {
         group
     }
 
-    /// Number of tiles of all weights.
+    /// Returns the number of tiles of all weights.
     pub fn tiles(&self) -> usize {
         self.tiles as usize
     }

@@ -5,24 +5,24 @@ use super::{Rows, THREADS};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Columns per block of the decode kernel.
+/// Number of columns per block of the decode kernel.
 const DECODE_COLUMNS: usize = 2048;
 const DECODE_ROWS: usize = 4;
-/// Blocks of weights per thread block of the encode kernel.
+/// Number of quantization blocks per thread block of the encode kernel.
 const ENCODE_BLOCKS: usize = 8;
-/// Scales per block of the sum kernel.
+/// Number of scales per block of the sum kernel.
 const SUM_BLOCK: usize = 16_384;
-/// Outputs per tile of [`rows`].
+/// Number of outputs per tile of [`rows`].
 const ROWS_OUTPUTS: usize = 16;
 
-/// Addresses of a 4-bit weight's parts. Same layout as `FourBit` in the kernels.
+/// Addresses of the arrays of a 4-bit weight. The layout is that of `FourBit` in the kernels.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FourBitParts {
     pub codes: DevicePtr,
-    /// 16 f32 values.
+    /// Table of 16 f32 values.
     pub table: DevicePtr,
-    /// Null if `absmax` holds one scale per block.
+    /// Codes of the scales. Null if `absmax` contains one scale per block.
     pub scale_codes: DevicePtr,
     pub scale_table: DevicePtr,
     pub absmax: DevicePtr,
@@ -32,7 +32,7 @@ pub struct FourBitParts {
     pub unused: i32,
 }
 
-/// Decodes a weight `(rows, cols)` to `out`.
+/// Decodes a weight of shape `(rows, cols)` to `out`.
 pub fn decode(
     device: &Device,
     dtype: DType,
@@ -54,14 +54,15 @@ pub struct Encoded {
     pub absmax: DevicePtr,
 }
 
-/// The 15 midpoints between neighbouring values (f32), and the codes in value order (16 bytes).
+/// The 15 midpoints between neighbouring values as f32, and the codes in the order of their values as 16
+/// bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Ladder {
     pub bounds: DevicePtr,
     pub order: DevicePtr,
 }
 
-/// Encodes `len` values in blocks of `1 << block_shift`.
+/// Encodes `len` values in blocks of `1 << block_shift` values.
 pub fn encode(
     device: &Device,
     dtype: DType,
@@ -81,16 +82,16 @@ pub fn encode(
 pub struct Nested {
     pub codes: DevicePtr,
     pub absmax: DevicePtr,
-    /// The mean of the scales, added back after the scales are decoded. One f32.
+    /// Mean of the scales as one f32. It is added to each scale after decoding.
     pub offset: DevicePtr,
 }
 
-/// Bytes of the workspace that [`mean_scale`] uses.
+/// Returns the bytes of the workspace that [`mean_scale`] uses.
 pub fn mean_scale_bytes(count: usize) -> usize {
     8 * count.div_ceil(SUM_BLOCK)
 }
 
-/// Computes the mean of `count` scales, one f32. Uses the workspace.
+/// Computes the mean of `count` scales as one f32. Uses the workspace.
 pub fn mean_scale(device: &Device, out: DevicePtr, scales: DevicePtr, count: usize) {
     let parts = count.div_ceil(SUM_BLOCK);
     let partial = device.workspace(mean_scale_bytes(count));
@@ -100,19 +101,21 @@ pub fn mean_scale(device: &Device, out: DevicePtr, scales: DevicePtr, count: usi
     mean.ptr(out).ptr(partial).int(parts).int(count).run();
 }
 
-/// Encodes `count` scales in 8 bits, relative to the mean at `out.offset`. `table` holds the 256 code values.
+/// Encodes `count` scales in 8 bits, relative to the mean at `out.offset`. `table` contains the 256 code
+/// values.
 pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, count: usize) {
     let nest = device.exact("four_bit_nest").grid(count.div_ceil(THREADS as usize), 1, 1).block(THREADS);
     nest.ptr(out.codes).ptr(out.absmax).ptr(scales).ptr(table).ptr(out.offset).int(count).run();
 }
 
-/// Thread blocks of [`rows`] per multiprocessor. Each fills its table of value pairs once per weight.
+/// Number of thread blocks of [`rows`] per multiprocessor. Each thread block fills its table of value pairs
+/// once per weight.
 const ROWS_BLOCKS: usize = 3;
 
-/// Computes `out = inp Wᵀ` for a few rows and weights, without decoding the weights to memory.
+/// Computes `out = inp Wᵀ` for a few rows and weights. The decoded weights are not written to memory.
 ///
-/// `shape` is `(n, cols)`, and `out_type` the type of outputs and addends. Returns false if no kernel fits, see
-/// [`few_rows::fits`].
+/// `shape` is `(n, cols)`, and `out_type` is the type of the outputs and of the operands that are added.
+/// Returns false if no kernel supports the shape. See [`few_rows::fits`].
 pub fn rows(
     device: &Device,
     dtype: DType,

@@ -6,18 +6,18 @@ use crate::DType;
 use crate::cuda::blas::Direction;
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 
-/// Most rows of [`product`].
+/// Maximum number of rows of [`product`].
 pub const MAX_ROWS: usize = 128;
-/// Rows of the transposed result per block.
+/// Number of rows of the transposed result per block.
 const TILE: usize = 128;
 const STEP: usize = 64;
-/// Number of blocks below which the inner dimension is split. Constant, so that results are equal on every
-/// device.
+/// If there are fewer blocks than this number, the inner dimension is split. The number is constant, so that
+/// results are equal on every device.
 const BLOCKS: usize = 264;
-/// Fewest elements for which the fused kernel is faster than decoding.
+/// Minimum number of elements for which the fused kernel is faster than decoding.
 const MIN_ELEMENTS: usize = 8 << 20;
-/// Shared bytes per block: three stages of rows, codes and scales, the table of value pairs, the table of
-/// scales.
+/// Bytes of shared memory per block: three stages of rows, codes and scales, the table of value pairs, and
+/// the table of scales.
 const SHARED_BYTES: usize = 3 * (16_384 + 4096 + 512) + 32_768 + 1024;
 
 /// Shape of a product of `n` rows with a weight `(outputs, cols)`.
@@ -29,10 +29,11 @@ pub struct FusedShape {
     pub cols: usize,
 }
 
-/// Computes `out = inp Wᵀ` or, backward, `out = inp W`, without decoding the weight to memory.
+/// Computes `out = inp Wᵀ`, or `out = inp W` in the backward direction. The decoded weight is not written to
+/// memory.
 ///
-/// `add`, if given, is added to the result; it may equal `out`. Returns false if no kernel fits the shape or
-/// decoding is faster.
+/// If `add` is given, it is added to the result. `add` may equal `out`. Returns false if no kernel supports
+/// the shape, or if decoding is faster.
 pub fn product(
     device: &Device,
     dtype: DType,
@@ -45,7 +46,7 @@ pub fn product(
     outputs * cols >= MIN_ELEMENTS && launch(device, dtype, (out, add), inp, weight, shape)
 }
 
-/// Launches [`product`] for every size. The tests call it.
+/// Launches [`product`] for weights of every size. Tests call this function directly.
 pub(in crate::cuda) fn launch(
     device: &Device,
     dtype: DType,

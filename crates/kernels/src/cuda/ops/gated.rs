@@ -5,7 +5,7 @@ use crate::cuda::device::{Device, DevicePtr};
 use crate::cuda::launch::KernelLaunch;
 use crate::{DType, GateActivation};
 
-/// Chooses the kernel of an activation.
+/// Returns the name of the kernel for an activation.
 fn name(activation: GateActivation, [silu, gelu]: [&'static str; 2]) -> &'static str {
     match activation {
         GateActivation::Silu => silu,
@@ -46,7 +46,7 @@ pub fn forward(
     launch.int(cols).long(out.stride).long(inp.stride).run();
 }
 
-/// Computes the gradients of [`forward`]. `dinp` may equal `inp`.
+/// Computes the gradients of [`forward`]. `dinp` may be the same memory as `inp`.
 pub fn backward(
     device: &Device,
     dtype: DType,

@@ -5,15 +5,15 @@ use super::{Rows, THREADS};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Outputs per block of the tensor-core kernel.
+/// Number of outputs per block of the tensor-core kernel.
 const OUTPUTS: usize = 16;
 const EXACT_OUTPUTS: usize = 8;
 
-/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and
+/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and up to
 /// [`MAX_PARTS`](few_rows::MAX_PARTS) dense weights.
 ///
-/// `shape` is `(n, cols)`. `out_type`, the type of outputs and addends, is `dtype` or f32. Returns false if no
-/// kernel fits the shape.
+/// `shape` is `(n, cols)`. `out_type` is the type of the outputs and of the operands that are added. It is
+/// either `dtype` or f32. Returns false if no kernel supports the shape.
 pub fn forward(
     device: &Device,
     dtype: DType,

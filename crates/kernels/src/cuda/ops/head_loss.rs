@@ -3,23 +3,23 @@
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Threads per row of logits.
+/// Number of threads per row of logits.
 const HEAD_THREADS: u32 = 1024;
 
 /// Operands for one chunk of rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
-    /// `(n, v)`. Overwritten by the gradient if `dloss` is given.
+    /// Logits, `(n, v)`. If `dloss` is given, the kernel overwrites the logits with their gradient.
     pub logits: DevicePtr,
     pub losses: DevicePtr,
     pub targets: DevicePtr,
-    /// One f32 per row, or null for losses only.
+    /// One f32 per row. Null if only the losses are computed.
     pub dloss: DevicePtr,
-    /// Limit of the logits.
+    /// Cap of the logits.
     pub softcap: Option<f32>,
 }
 
-/// Computes the losses of `n` rows, and optionally the gradient in place of the logits.
+/// Computes the losses of `n` rows. If `dloss` is given, overwrites the logits with their gradient.
 pub fn head_loss(device: &Device, dtype: DType, operands: Operands, n: usize, v: usize) {
     let Operands { logits, losses, targets, dloss, softcap } = operands;
     let launch = device.kernel("head_loss", dtype).grid(n, 1, 1).block(HEAD_THREADS);

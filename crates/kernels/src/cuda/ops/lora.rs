@@ -1,35 +1,39 @@
 //! Launches of `lora.cu`.
 //!
-//! Each low-rank pair is split into tiles of 8 ranks. Up to 4 tiles that read the same matrix share a block.
+//! Each low-rank pair is split into tiles of 8 ranks. One block processes up to 4 tiles that read the same
+//! matrix.
 
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 use crate::{DType, Dropout, LoraRef};
 
-/// Ranks per tile of `down` and `grad`.
+/// Number of ranks per tile of `down` and `grad`.
 const TILE_RANKS: usize = 8;
 const STEP_RANKS: usize = 16;
-/// Array sizes of the kernels' structures.
+/// Array sizes in the structures of the kernels.
 const TOGETHER: usize = 4;
 const MAX_BLOCKS: usize = 16;
 const MAX_TILES: usize = 32;
 const MAX_STEPS: usize = 32;
 const MAX_OUTS: usize = 4;
-/// Most rows for which several blocks share the columns of `down`, and `up` processes 16 rows at a time.
+/// Maximum number of rows for which several blocks share the columns of `down`. The next constant is the
+/// maximum number of rows for which a block of `up` processes 16 rows.
 const FEW_ROWS: usize = 1024;
 const UP_FEW_ROWS: usize = 512;
-/// Rows per block of `lora_up_wide`.
+/// Number of rows per block of `lora_up_wide`.
 const UP_BLOCK_ROWS: usize = 128;
-/// Partial sums per row that `down` then leaves to its second kernel.
+/// Number of partial sums per row of `down` if several blocks share its columns. A second kernel adds these
+/// sums.
 const PARTIAL_SUMS: usize = 8;
-/// Columns per block of `up`.
+/// Number of columns per block of `up`.
 const UP_COLUMNS: usize = 256;
 const GRAD_COLUMNS: usize = 128;
-/// Fewest rows per partial sum of `grad`.
+/// Minimum number of rows per partial sum of `grad`.
 const MIN_CHUNK: usize = 128;
 const MAX_CHUNKS: usize = 16;
 
-/// LoRA's A or B in device memory, with the strides of the rank and of the other dimension.
+/// Matrix A or B of LoRA in device memory, with the stride between ranks and the stride of the other
+/// dimension.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Factor {
@@ -39,12 +43,12 @@ struct Factor {
 }
 
 impl Factor {
-    /// `A (R, IN)` at address `at`.
+    /// Returns `A (R, IN)` at address `at`.
     fn of_a(at: DevicePtr, pair: &Pair) -> Self {
         Self { data: at.0, rank_stride: pair.d_in as i64, column_stride: 1 }
     }
 
-    /// `B (OUT, R)` at address `at`.
+    /// Returns `B (OUT, R)` at address `at`.
     fn of_b(at: DevicePtr, pair: &Pair) -> Self {
         Self { data: at.0, rank_stride: 1, column_stride: pair.rank as i64 }
     }
@@ -62,7 +66,7 @@ struct Drop {
     cols: i32,
 }
 
-/// Tiles that read the same matrix.
+/// A range of tiles that read the same matrix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
@@ -74,7 +78,7 @@ struct Block {
     unused: i32,
 }
 
-/// Layout of `DownTile`, and of `GradTile` for gradients.
+/// Layout of `DownTile` in the kernels. For gradients, it is the layout of `GradTile`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Tile {
@@ -87,7 +91,7 @@ struct Tile {
     unused: i32,
 }
 
-/// Layout of `DownGroup` and `GradGroup`.
+/// Layout of `DownGroup` and `GradGroup` in the kernels.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Group {
@@ -125,7 +129,7 @@ struct UpGroup {
     outs: [UpOut; MAX_OUTS],
 }
 
-/// One projection's low-rank pair in device memory.
+/// Low-rank pair of one projection, in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
     a: DevicePtr,
@@ -140,7 +144,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The pair whose flat parameter buffer begins at `params`.
+    /// Returns the pair in the flat parameter buffer that begins at `params`.
     pub fn at(params: DevicePtr, lora: &LoraRef<'_>, dropout: Option<Dropout>) -> Self {
         Self {
             a: params.plus(4 * lora.a),
@@ -159,13 +163,13 @@ impl Pair {
         Drop { key, probability, cols: self.d_in as i32 }
     }
 
-    /// Factor of the elements that dropout leaves.
+    /// Returns the factor of the elements that dropout does not zero.
     fn drop_scale(&self) -> f32 {
         self.dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.probability))
     }
 }
 
-/// One factor of a pair, and its thin matrix `(n, rank)`.
+/// One factor of a pair (A or B), and the matrix `(n, rank)` that belongs to it.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     factor: Factor,
@@ -175,7 +179,7 @@ struct Part {
     scale: f32,
 }
 
-/// A matrix `(n, cols)` with the parts that read it or add to it.
+/// A matrix `(n, cols)`, with the factors that read the matrix or add to it.
 #[derive(Clone, Debug)]
 struct Job {
     matrix: Rows,
@@ -198,7 +202,7 @@ impl Launch {
     }
 }
 
-/// Splits a part into tiles of at most 8 ranks.
+/// Splits the ranks of `part` into tiles of at most 8 ranks.
 fn tiles_of(part: &Part, dtype: DType) -> impl Iterator<Item = Tile> {
     (0..part.rank).step_by(TILE_RANKS).map(move |rank| Tile {
         factor: part.factor.at_rank(rank),
@@ -240,13 +244,13 @@ fn launches(jobs: &[Job], dtype: DType, max_tiles: usize) -> Vec<Launch> {
     all
 }
 
-/// Whether the tensor-core kernels accept these matrices.
+/// Returns whether the tensor-core kernels support these matrices.
 fn is_wide(device: &Device, dtype: DType, jobs: &[Job]) -> bool {
     let is_aligned = |job: &Job| job.matrix.is_aligned(dtype) && job.cols.is_multiple_of(8);
     device.has("lora_down", dtype) && jobs.iter().all(is_aligned)
 }
 
-/// Computes `thin = scale · drop(matrix) factorᵀ`. Overwrites `thin`.
+/// Computes `thin = scale · drop(matrix) factorᵀ`, and overwrites `thin`.
 fn down(device: &Device, dtype: DType, n: usize, jobs: &[Job], partial: DevicePtr) {
     let is_wide = is_wide(device, dtype, jobs);
     for Launch { group, blocks, tiles, .. } in &launches(jobs, dtype, MAX_TILES) {
@@ -269,7 +273,7 @@ fn down(device: &Device, dtype: DType, n: usize, jobs: &[Job], partial: DevicePt
     }
 }
 
-/// Rows per partial sum of `grad`. Depends only on `n`.
+/// Returns the number of rows per partial sum of `grad`. It depends only on `n`.
 fn grad_chunk(n: usize) -> usize {
     n.div_ceil(MAX_CHUNKS).next_multiple_of(64).max(MIN_CHUNK)
 }
@@ -298,7 +302,7 @@ fn grad(device: &Device, dtype: DType, n: usize, jobs: &[Job], (partial, room): 
     }
 }
 
-/// Computes `matrix += Σ drop(scale · thin factor)`, in launches of at most [`MAX_STEPS`] steps. The matrices
+/// Computes `matrix += Σ drop(scale · thin factor)`. A launch has at most [`MAX_STEPS`] steps. The matrices
 /// have the type `types.out`.
 fn up(device: &Device, types: UpTypes, n: usize, jobs: &[Job]) {
     let UpTypes { dtype, .. } = types;
@@ -322,7 +326,7 @@ fn up(device: &Device, types: UpTypes, n: usize, jobs: &[Job]) {
                     outs += 1;
                 }
                 group.steps[count..count + steps.len()].copy_from_slice(steps);
-                // A part that continues in the next launch must be complete in this one.
+                // If a pair continues in the next launch, this launch must still scale, mask and add its sum.
                 group.steps[count + steps.len() - 1].is_last = 1;
                 group.outs[outs - 1].steps += steps.len() as i32;
                 count += steps.len();
@@ -345,7 +349,7 @@ fn up_steps(part: &Part, dtype: DType) -> impl Iterator<Item = UpStep> {
     })
 }
 
-/// Types of activations and of the matrices that [`up`] adds to.
+/// Type of the activations, and type of the matrices to which [`up`] adds.
 #[derive(Clone, Copy, Debug)]
 struct UpTypes {
     dtype: DType,
@@ -353,7 +357,7 @@ struct UpTypes {
 }
 
 impl UpTypes {
-    /// Chooses the kernel for outputs of the activation type, or the one for f32.
+    /// Returns the kernel for outputs of the activation type, or the kernel for f32 outputs.
     fn name(self, [same, to_f32]: [&'static str; 2]) -> &'static str {
         if self.out == self.dtype { same } else { to_f32 }
     }
@@ -380,13 +384,13 @@ fn launch_up(
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardPair {
     pub pair: Pair,
-    /// Receives `drop(inp) Aᵀ`, `(n, rank)`.
+    /// Buffer for the result `drop(inp) Aᵀ`, `(n, rank)`.
     pub mid: Rows,
     pub out: Rows,
 }
 
-/// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` for each pair. All pairs read `inp`, `n` rows. `out_type` is
-/// `dtype` or f32.
+/// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` for each pair. All pairs read the `n` rows of `inp`.
+/// `out_type` is `dtype` or f32.
 pub fn forward(
     device: &Device,
     (dtype, out_type): (DType, DType),
@@ -427,20 +431,21 @@ pub struct BackwardPair {
     pub dout: Rows,
 }
 
-/// Accumulated gradients: of the input, if wanted, and of the flat parameters.
+/// Gradients to which the kernels add: the gradient of the input, if it is needed, and the gradient of the
+/// flat parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Grads {
     pub dinp: Option<Rows>,
     pub dparams: DevicePtr,
 }
 
-/// Computes the gradients of [`forward`]. All of them accumulate.
+/// Computes the gradients of [`forward`], and adds them to `grads`.
 ///
 /// # Panics
-/// If the gradients with `R` columns do not fit into the device's scratch.
+/// If the gradients with `R` columns need more than the device's scratch memory.
 pub fn backward(device: &Device, dtype: DType, grads: Grads, inp: Rows, n: usize, pairs: &[BackwardPair]) {
     let Some(d_in) = pairs.first().map(|first| first.pair.d_in) else { return };
-    // The scratch buffer holds `dmid` of every low-rank pair, then partial sums.
+    // The scratch memory contains `dmid` of every low-rank pair, followed by partial sums.
     let mut used = 0;
     let dmids: Vec<Rows> = pairs
         .iter()

@@ -1,4 +1,4 @@
-//! Launches of each operation: grid, block size and shared memory.
+//! Launches the kernels of each operation with their grid, block size and shared memory.
 //!
 //! Callers check the shapes. Each kernel is documented in `cuda/*.cu`.
 
@@ -18,12 +18,12 @@ pub(super) mod rows;
 use super::device::DevicePtr;
 use crate::DType;
 
-/// Default threads per block.
+/// Default number of threads per block.
 const THREADS: u32 = 256;
-/// Bytes of a vector access.
+/// Number of bytes that a vector access reads or writes.
 const VECTOR_BYTES: usize = 16;
 
-/// A matrix in device memory: the address of its first element, and its row stride in elements.
+/// A matrix in device memory: the address of its first element, and the distance between rows in elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows {
     pub at: DevicePtr,
@@ -31,19 +31,19 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Contiguous rows of `width` elements.
+    /// Returns contiguous rows of `width` elements.
     pub fn dense(at: DevicePtr, width: usize) -> Self {
         Self { at, stride: width }
     }
 
-    /// Whether every row is aligned to a vector.
+    /// Returns whether the address of every row is aligned for vector accesses.
     fn is_aligned(self, dtype: DType) -> bool {
         self.at.0.is_multiple_of(VECTOR_BYTES as u64)
             && (self.stride * dtype.size()).is_multiple_of(VECTOR_BYTES)
     }
 }
 
-/// Elements of a vector access.
+/// Returns the number of elements that a vector access reads or writes.
 fn vector_len(dtype: DType) -> usize {
     VECTOR_BYTES / dtype.size()
 }

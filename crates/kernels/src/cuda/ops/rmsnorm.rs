@@ -5,7 +5,7 @@ use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 use crate::cuda::launch::KernelLaunch;
 
-/// Types of the residual stream and of other activations.
+/// Type of the residual stream, and type of all other activations.
 #[derive(Clone, Copy, Debug)]
 pub struct NormTypes {
     pub stream: DType,
@@ -24,12 +24,12 @@ impl NormTypes {
             true => device.kernel(same, self.activation),
             false => device.exact(over_f32),
         };
-        // The block size sets the order of the sum. It depends only on `c`.
+        // The block size determines the order of the sum. It depends only on `c`.
         launch.grid(n, 1, 1).block((c.div_ceil(8).next_multiple_of(32) as u32).clamp(32, 256))
     }
 }
 
-/// `n` rows of `c` columns.
+/// Shape of the input: `n` rows of `c` columns.
 #[derive(Clone, Copy, Debug)]
 pub struct NormShape {
     pub n: usize,
@@ -51,7 +51,7 @@ pub fn forward(
     launch.int(shape.c).long(out.stride).long(inp.stride).float(eps).run();
 }
 
-/// Values saved by the forward pass.
+/// Values that the forward pass saved.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
     pub inp: Rows,

@@ -4,7 +4,7 @@ use super::{Rows, THREADS, vector_len};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Cosines and sines of a pass, `(n, half)` f32 each.
+/// Cosines and sines for the positions of one pass, `(n, half)` f32 each.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     pub cosines: DevicePtr,
@@ -28,7 +28,8 @@ pub fn fill_table(device: &Device, table: Table, inv_freq: DevicePtr, positions:
     launch.ptr(cosines).ptr(sines).ptr(inv_freq).ptr(positions).int(n).int(half).run();
 }
 
-/// Rotates the heads of each row of `q` and `k` in place. `heads` counts the heads of both.
+/// Rotates the heads of each row of `q` and `k` in place. `heads` contains the number of heads of `q` and of
+/// `k`.
 pub fn rope(device: &Device, dtype: DType, [q, k]: [Rows; 2], table: Table, heads: [usize; 2], turn: Turn) {
     let Table { cosines, sines, n, half } = table;
     let parts = heads[0].max(heads[1]) * half.div_ceil(vector_len(dtype));

@@ -4,7 +4,7 @@ use super::{Rows, THREADS, vector_len};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Columns per block of [`gather_rows_backward`].
+/// Number of columns per block of [`gather_rows_backward`].
 const GATHER_COLUMNS: usize = 1024;
 
 /// Computes `dst += src`.
@@ -13,13 +13,13 @@ pub fn add(device: &Device, dtype: DType, dst: DevicePtr, src: DevicePtr, len: u
     device.kernel("add", dtype).grid(blocks, 1, 1).block(THREADS).ptr(dst).ptr(src).long(len).run();
 }
 
-/// Computes `dst += src` for f32 `dst` and f16 `src`.
+/// Computes `dst += src` with an f32 `dst` and an f16 `src`.
 pub fn add_to_f32(device: &Device, dst: DevicePtr, src: DevicePtr, len: usize) {
     let launch = device.kernel("add_to_f32", DType::F16).grid(len.div_ceil(THREADS as usize), 1, 1);
     launch.block(THREADS).ptr(dst).ptr(src).long(len).run();
 }
 
-/// Rounds f32 to f16.
+/// Rounds f32 elements to f16.
 pub fn round(device: &Device, out: DevicePtr, inp: DevicePtr, len: usize) {
     let launch = device.kernel("round", DType::F16).grid(len.div_ceil(THREADS as usize), 1, 1);
     launch.block(THREADS).ptr(out).ptr(inp).long(len).run();
@@ -56,7 +56,7 @@ pub fn gather_rows(
     launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
 }
 
-/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns. `rows` are distinct.
+/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns. `rows` has no duplicates.
 pub fn scatter_rows(
     device: &Device,
     dtype: DType,
@@ -69,17 +69,17 @@ pub fn scatter_rows(
     launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
 }
 
-/// Shape of [`gather_rows_backward`].
+/// Shape of the operands of [`gather_rows_backward`].
 #[derive(Clone, Copy, Debug)]
 pub struct GatherShape {
-    /// Rows of `dinp`.
+    /// Number of rows of `dinp`.
     pub n: usize,
-    /// Rows of `dout`.
+    /// Number of rows of `dout`.
     pub count: usize,
     pub cols: usize,
 }
 
-/// Computes `dinp[r]`, the sum of `dout[i]` over `rows[i] == r`. Overwrites `dinp`.
+/// Computes `dinp[r]` as the sum of `dout[i]` over all `i` with `rows[i] == r`. Overwrites `dinp`.
 pub fn gather_rows_backward(
     device: &Device,
     dtype: DType,

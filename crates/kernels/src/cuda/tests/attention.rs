@@ -9,7 +9,8 @@ fn segment(q_start: usize, q_len: usize, kv_start: usize, kv_len: usize) -> Segm
     Segment { q_start, q_len, kv_start, kv_len }
 }
 
-/// Llama's scores; a window within a tile and a cap; a window over several tiles.
+/// Llama's scores, then a cap with a window that is smaller than a tile, then a window that covers several
+/// tiles.
 const SCORES: [AttentionScores; 3] = [
     AttentionScores { scale: 0.3, window: None, softcap: None },
     AttentionScores { scale: 0.7, window: Some(5), softcap: Some(1.5) },
@@ -99,7 +100,7 @@ fn one_query_a_segment_reads_its_cache() {
             check(&device, dtype, &alone, (dims, scores), &mut stream);
         }
     }
-    // More parts than the second kernel merges at a time.
+    // These segments have more partial results than the second kernel merges at a time.
     let dims = AttentionDims { heads: 1, kv_heads: 1, head_dim: 64 };
     for dtype in dtypes(&device) {
         check(&device, dtype, &long, (dims, SCORES[0]), &mut stream);

@@ -103,7 +103,7 @@ fn rope_turns_and_turns_back() {
         device_rope::fill_table(&device, table, frequencies.ptr(), words(&device, &positions).address());
         let found = Values::new(&device, dtype, &x);
         let rows = Rows::dense(found.ptr(), heads * head);
-        // The keys are the first two heads of the same rows.
+        // The keys are a copy of the same rows, of which only the first two heads are rotated.
         let keys = Values::new(&device, dtype, &x);
         let both = [rows, Rows::dense(keys.ptr(), heads * head)];
         device_rope::rope(&device, dtype, both, table, [heads, 2], Turn::Forward);

@@ -5,14 +5,14 @@ use crate::cuda::weight::{Weight, encode, place};
 use crate::four_bit::{FourBitCode, dynamic_u8, encode_blocks, nest};
 use crate::{Bytes, FourBit, FourBitFormat, Isa, NESTED_BLOCK, Scales};
 
-/// Columns, rows and block size.
+/// Columns, rows and block size of each weight.
 const SHAPES: [(usize, usize, usize); 4] = [(64, 37, 64), (4096, 9, 64), (130, 7, 64), (24, 5, 128)];
 
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// A random weight encoded on the host: its values, codes and scales.
+/// Values, codes and scales of a random weight that was encoded on the host.
 #[derive(Clone)]
 struct Encoding {
     code: FourBitCode,
@@ -22,7 +22,7 @@ struct Encoding {
     absmax: Vec<f32>,
 }
 
-/// An encoding for every code and shape, with the columns of the weight.
+/// Returns an encoding for every code and shape, with the number of columns of the weight.
 fn encodings(stream: &mut Stream) -> Vec<(Encoding, usize)> {
     let mut all = Vec::new();
     for (code, (cols, rows, block)) in
@@ -37,7 +37,7 @@ fn encodings(stream: &mut Stream) -> Vec<(Encoding, usize)> {
     all
 }
 
-/// The scales of `absmax`, as 8-bit codes if `nested`.
+/// Returns the scales of `absmax`. If `nested` is true, they are encoded in 8 bits.
 fn scales(absmax: &[f32], nested: bool) -> Scales {
     if !nested {
         return Scales::Plain(Bytes::from_f32(absmax));
@@ -93,7 +93,7 @@ fn four_bits_are_encoded_and_decoded_to_the_bit() {
     }
 }
 
-/// A random 4-bit weight with plain scales, on the device and on the host.
+/// Returns a random 4-bit weight on the device and on the host. Its scales are f32.
 fn random_weight(
     device: &Arc<Device>,
     stream: &mut Stream,

@@ -5,7 +5,7 @@ use crate::cuda::ops::four_bit_fused::{self, FusedShape};
 use crate::four_bit::NF4;
 use crate::{Bytes, FourBit, Matrix, Scales, Store, linear};
 
-/// A random 4-bit weight, and its values rounded to bf16.
+/// Returns a random 4-bit weight, and its values rounded to bf16.
 fn weight(
     device: &Arc<Device>,
     outputs: usize,

@@ -1,5 +1,5 @@
-//! Compares every operation on the device with the reference. Tests are skipped, with a message, without a
-//! GPU.
+//! Compares every operation on the device with the reference. Without a GPU, the tests print a message and
+//! are skipped.
 
 mod attention;
 mod elementwise;
@@ -22,15 +22,16 @@ use super::ops::Rows;
 use crate::rng::Stream;
 use crate::{DType, from_f32, to_f32};
 
-/// If set, a missing GPU fails the tests.
+/// Environment variable. If it is set, the tests fail without a GPU.
 const REQUIRE: &str = "DANLU_REQUIRE_GPU";
 
-/// A folder of PTX for compute capability 7.5. If set, the tests run it instead of the device's own kernels.
+/// Environment variable with a folder of PTX for compute capability 7.5. If it is set, the tests run this PTX
+/// instead of the device's own kernels.
 const PTX_FOLDER: &str = "DANLU_TEST_PTX";
-/// Shared memory per block at compute capability 7.5.
+/// Bytes of shared memory per block at compute capability 7.5.
 const SHARED_BYTES_75: u32 = 64 << 10;
 
-/// Opens the first device, as one of capability 7.5 if [`PTX_FOLDER`] is set.
+/// Opens the first device. If [`PTX_FOLDER`] is set, it is opened as a device of compute capability 7.5.
 fn open_first() -> Result<Arc<Device>, CudaError> {
     let driver = Driver::open()?;
     let Some(folder) = env::var_os(PTX_FOLDER) else { return Device::open(driver, 0) };
@@ -40,9 +41,10 @@ fn open_first() -> Result<Arc<Device>, CudaError> {
     Device::with_kernels(driver, info, &images)
 }
 
-/// Opens the first device. Returns `None` without a GPU.
+/// Opens the first device. Returns `None` if there is no GPU.
 ///
-/// Each test has its own device, because operations of concurrent tests would share one workspace.
+/// Each test opens its own device, because operations of concurrent tests would otherwise share one
+/// workspace.
 fn device() -> Option<Arc<Device>> {
     match open_first() {
         Ok(device) => Some(device),
@@ -54,16 +56,16 @@ fn device() -> Option<Arc<Device>> {
     }
 }
 
-/// Every type of stored values.
+/// All types of stored values.
 const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-/// The activation types of a device.
+/// Returns the activation types that a device supports.
 fn dtypes(device: &Device) -> impl Iterator<Item = DType> {
     let has_bf16 = default_dtype(device.info.capability) == DType::Bf16;
     DTYPES.into_iter().filter(move |&dtype| has_bf16 || dtype != DType::Bf16)
 }
 
-/// Largest accepted relative error: the rounding of inputs and outputs.
+/// Returns the largest accepted relative error. It allows for the rounding of inputs and outputs.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 1e-5,
@@ -72,7 +74,7 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Device values of type `dtype`.
+/// Values of type `dtype` on the device.
 struct Values {
     device: Arc<Device>,
     memory: Allocation,
@@ -88,7 +90,7 @@ impl Values {
         Self { device: device.clone(), memory, dtype, len: values.len() }
     }
 
-    /// NaN elements, for outputs.
+    /// Returns an output whose elements are NaN.
     fn poisoned(device: &Arc<Device>, dtype: DType, len: usize) -> Self {
         Self::new(device, dtype, &vec![f32::NAN; len])
     }
@@ -117,7 +119,7 @@ fn words(device: &Arc<Device>, values: &[u32]) -> Allocation {
     upload(device, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-/// Random values rounded to `dtype`, so that device and reference get equal inputs.
+/// Returns random values that are rounded to `dtype`, so that the device and the reference get equal inputs.
 fn rounded(stream: &mut Stream, dtype: DType, len: usize) -> Vec<f32> {
     let values: Vec<f32> = (0..len).map(|_| 2.0 * stream.next_uniform() - 1.0).collect();
     let mut bytes = vec![0; len * dtype.size()];
@@ -127,7 +129,7 @@ fn rounded(stream: &mut Stream, dtype: DType, len: usize) -> Vec<f32> {
     out
 }
 
-/// Returns `‖found - expected‖ / ‖expected‖`, or NaN if any element is.
+/// Returns `‖found - expected‖ / ‖expected‖`. Returns NaN if any element is NaN.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |x: f64| x * x;
@@ -136,7 +138,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     (error / norm.max(1e-30)).sqrt()
 }
 
-/// Fails if the relative error exceeds the tolerance of `dtype`.
+/// Panics if the relative error exceeds the tolerance of `dtype`.
 fn assert_near(found: &[f32], expected: &[f32], dtype: DType, what: &str) {
     let error = relative_error(found, expected);
     assert!(error <= tolerance(dtype), "{what} in {dtype:?}: relative error {error:.2e}");

@@ -1,4 +1,5 @@
-//! Compares every operation of [`Backend`] with the reference, for random shapes with tails.
+//! Compares every operation of [`Backend`] with the reference, for random shapes that are not multiples of a
+//! tile.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use crate::{
     ProjectGroup, ProjectSaved, Reference, RmsnormSaved, Scales, Segment, Segments, Store, dynamic_u8,
 };
 
-/// The device and the reference, with equal inputs.
+/// The device back end and the reference, with equal inputs.
 struct Both {
     cuda: Cuda,
     reference: Reference,
@@ -20,7 +21,7 @@ struct Both {
     stream: Stream,
 }
 
-/// One buffer on each back end.
+/// A buffer on each of the two back ends.
 struct Twin {
     device: Buffer,
     host: Buffer,
@@ -32,14 +33,15 @@ impl Both {
         Some(Self { cuda, reference: Reference::new(), dtype, stream: Stream::new(seed) })
     }
 
-    /// Random values.
+    /// Returns random values.
     fn values(&mut self, len: usize, element: Element) -> Twin {
         let dtype = if element == Element::Exact { DType::F32 } else { self.dtype };
         let values = rounded(&mut self.stream, dtype, len);
         self.twin(&values, element)
     }
 
-    /// Unwritten output: NaN on the device, zeros on the host.
+    /// Returns an output that no operation has written yet. Its elements are NaN on the device and zero on
+    /// the host.
     fn poisoned(&mut self, len: usize, element: Element) -> Twin {
         let mut twin = self.twin(&vec![0.0; len], element);
         self.cuda.write(&mut twin.device, 0, &vec![f32::NAN; len]);
@@ -74,7 +76,7 @@ impl Both {
         values
     }
 
-    /// Compares the first `len` elements.
+    /// Compares the first `len` elements on both back ends.
     fn check(&self, twin: &Twin, len: usize, what: &str) {
         let dtype = if self.dtype == DType::F32 { DType::F32 } else { self.dtype };
         assert_near(&self.read(&twin.device, len), &twin.host.host_slice()[..len], dtype, what);
@@ -244,7 +246,7 @@ fn attention_equals_the_reference() {
             );
             let (mut out, mut lse) = (both.poisoned(q_len, ACTIVATION), both.poisoned(n * 4, EXACT));
             let scores = AttentionScores {
-                // The gradients of a single visible key are zero, so every window shows two.
+                // A query that sees only one key has zero gradients, so every window has at least two keys.
                 window: (both.below(3) > 0).then_some(2 + both.below(100)),
                 softcap: (both.below(2) == 0).then_some(0.8),
                 ..AttentionScores::of_head_dim(dims.head_dim)
@@ -276,7 +278,7 @@ fn attention_equals_the_reference() {
     }
 }
 
-/// A group of weights with two adapters on disjoint rows. The second adapter has dropout.
+/// A group of weights, and two adapters on disjoint rows. The second adapter has dropout.
 struct Group {
     n: usize,
     d_in: usize,
@@ -335,7 +337,7 @@ fn projections_equal_the_reference() {
             .collect();
         let placed = both.cuda.place(&weights).unwrap();
         let (params, inp) = (both.values(group.params(), EXACT), both.values(n * d_in, ACTIVATION));
-        // A single weight writes the residual stream, as `o` and `down` do.
+        // A group of one weight writes the residual stream, like the projections `o` and `down`.
         let element = if group.outs.len() == 1 { Element::Residual } else { ACTIVATION };
         let residual = (group.outs.len() == 1).then(|| both.values(n * group.outs[0], element));
         let mut outs: Vec<Twin> = group.outs.iter().map(|out| both.poisoned(n * out, element)).collect();
@@ -378,7 +380,7 @@ fn projections_equal_the_reference() {
     });
 }
 
-/// A random 4-bit weight. `nests` selects 8-bit scales.
+/// Returns a random 4-bit weight. If `nests` is true, its scales are encoded in 8 bits.
 fn four_bit(stream: &mut Stream, (d_out, d_in): (usize, usize), nests: bool) -> Matrix {
     let (len, block) = (d_out * d_in, 64);
     let byte = |stream: &mut Stream| stream.next_below(256) as u8;

@@ -31,7 +31,7 @@ fn head_loss_matches_the_reference() {
             let targets = targets.address();
             let operands = Operands { logits: x.ptr(), losses: found.ptr(), targets, dloss, softcap };
             device_head::head_loss(&device, dtype, operands, n, v);
-            // Caps in 16-bit types use the fast exponential.
+            // In 16-bit types, the cap uses the fast exponential.
             let exact = if softcap.is_some() { dtype } else { DType::F32 };
             assert_near(&found.read(), &losses, exact, "losses");
             let expected = if dloss == DevicePtr::NULL { &logits } else { &gradient };
@@ -72,7 +72,7 @@ fn adamw_and_sums_of_squares_match_the_reference() {
     assert!((found - expected).abs() < 1e-10 * expected, "{found}, {expected}");
 }
 
-/// Shape of a group of low-rank pairs with one input.
+/// Shape of a group of low-rank pairs that have the same input.
 #[derive(Clone, Copy, Debug)]
 struct LoraShape {
     n: usize,
