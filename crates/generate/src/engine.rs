@@ -5,8 +5,8 @@
 //!                                       └─────► close
 //! ```
 //!
-//! Slots join and leave between steps. One [`Engine::step`] decodes a token for every sequence whose prompt
-//! is read, and reads a piece of the other prompts.
+//! Slots are opened and closed between steps. One [`Engine::step`] decodes one token for each sequence whose
+//! prompt has been read. For the other sequences, the step reads the next tokens of their prompts.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 
 use crate::{GenerateError, Sequence, TokenStep};
 
-/// Most prompt tokens per step, over all slots. Small pieces keep activations in cache, and other sequences
-/// wait for one piece only.
+/// Maximum number of prompt tokens per step, over all slots. The limit keeps the activations small enough for
+/// the processor's cache, and bounds the delay of the sequences that decode.
 const MAX_PREFILL_TOKENS: usize = 512;
 
-/// Runs sequences over one decoder, which `D` borrows or shares.
+/// Runs sequences on one decoder. The type `D` borrows or shares the decoder.
 pub struct Engine<'a, D: Borrow<Decoder> = &'a Decoder> {
     decoder: D,
     work: Workspace,
     cache: KvCache,
-    /// In the order of opening.
+    /// The open slots, in the order in which they were opened.
     slots: Vec<Slot<'a>>,
 }
 
-/// A slot, and the sequence in it.
+/// A slot with its sequence, if it has one.
 struct Slot<'a> {
     id: SlotId,
     lora: Option<Arc<dyn LoraSource + 'a>>,
@@ -42,7 +42,7 @@ struct Slot<'a> {
 pub struct StepOutput {
     /// Slot of the sequence.
     pub slot: SlotId,
-    /// The new token, or the reason why none could be chosen.
+    /// The new token, or the reason why no token could be chosen.
     pub step: Result<TokenStep, GenerateError>,
 }
 
@@ -52,7 +52,7 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         Self::with_workspace(decoder, Workspace::new())
     }
 
-    /// As [`Engine::new`], with existing buffers.
+    /// Returns an engine without slots that uses the buffers of `work`.
     pub fn with_workspace(decoder: D, work: Workspace) -> Self {
         let cache = decoder.borrow().new_cache();
         Self { decoder, work, cache, slots: Vec::new() }
@@ -70,24 +70,24 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         &mut self.cache
     }
 
-    /// Returns the buffers.
+    /// Returns the engine's buffers for another use.
     pub fn into_workspace(self) -> Workspace {
         self.work
     }
 
-    /// Reserves `tokens` over all slots, so that slots opened later need no new buffers.
+    /// Reserves memory for `tokens` tokens over all slots, so that slots opened later need no new buffers.
     pub fn reserve(&mut self, tokens: usize) {
         self.cache.reserve(tokens);
     }
 
-    /// Opens a slot of `capacity` tokens. The slot grows if a sequence needs more.
+    /// Opens a slot with room for `capacity` tokens. The slot grows if a sequence needs more.
     pub fn open(&mut self, capacity: usize, lora: Option<Arc<dyn LoraSource + 'a>>) -> SlotId {
         let id = self.cache.add(capacity);
         self.slots.push(Slot { id, lora, read: Vec::new(), sequence: None });
         id
     }
 
-    /// Closes a slot and frees its keys and values. Returns its sequence, finished or not.
+    /// Closes a slot and frees its keys and values. Returns its sequence, which may be unfinished.
     ///
     /// # Panics
     /// If the slot is not open.
@@ -97,8 +97,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots.remove(index).sequence
     }
 
-    /// Puts `sequence` into a slot and replaces the sequence there. Keys and values of their common prefix
-    /// stay. Returns the length of that prefix in tokens.
+    /// Puts `sequence` into a slot, in place of the previous sequence. If the two sequences have a common
+    /// prefix, its keys and values are reused. Returns the length of this prefix in tokens.
     ///
     /// # Errors
     /// If an id is outside the vocabulary.
@@ -124,7 +124,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots[self.index(slot)].sequence.as_ref()
     }
 
-    /// Takes the sequence out of a slot, finished or not. The slot stays open with its keys and values.
+    /// Removes the sequence from a slot and returns it, even if it is unfinished. The slot stays open and
+    /// retains its keys and values.
     ///
     /// # Panics
     /// If the slot is not open.
@@ -133,52 +134,53 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots[index].sequence.take()
     }
 
-    /// Replaces the adapter of a slot. The keys and values of the slot stay, so `lora` has the same matrices as
-    /// the adapter before, or no sequence runs until the slot is emptied.
+    /// Replaces the adapter of a slot, but not the keys and values. `lora` must therefore have the same
+    /// matrices as the previous adapter, unless the slot runs no sequence until its tokens are removed.
     pub(crate) fn set_adapter(&mut self, slot: SlotId, lora: Option<Arc<dyn LoraSource + 'a>>) {
         let index = self.index(slot);
         self.slots[index].lora = lora;
     }
 
-    /// Returns the tokens of a slot whose keys and values were computed as those of a prompt.
+    /// Returns the tokens of a slot whose keys and values were computed by prefill.
     pub(crate) fn prompt_read(&self, slot: SlotId) -> &[u32] {
         let slot = &self.slots[self.index(slot)];
         let prompt = slot.sequence.as_ref().map_or(usize::MAX, Sequence::prompt_len);
         &slot.read[..slot.read.len().min(prompt)]
     }
 
-    /// Drops the tokens of a slot from `len` on.
+    /// Removes all tokens of a slot from index `len` on.
     pub(crate) fn truncate(&mut self, slot: SlotId, len: usize) {
         let index = self.index(slot);
         self.slots[index].read.truncate(len);
         self.cache.truncate(slot, len);
     }
 
-    /// Replaces the tokens of slot `to` by the first `tokens` of slot `from`. Both slots have adapters with the
-    /// same matrices.
+    /// Replaces the tokens of slot `to` by the first `tokens` tokens of slot `from`. The adapters of both
+    /// slots must have the same matrices.
     pub(crate) fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: usize) {
         let (source, target) = (self.index(from), self.index(to));
         self.slots[target].read = self.slots[source].read[..tokens].to_vec();
         self.cache.copy_prefix(from, to, tokens);
     }
 
-    /// Returns the number of tokens that the slot may read next: the rest of its prompt, or one generated
+    /// Returns the number of tokens that the slot can read next: the rest of its prompt, or one generated
     /// token.
     pub(crate) fn next_tokens(&self, slot: SlotId) -> usize {
         self.slots[self.index(slot)].next_ids().map_or(0, <[u32]>::len)
     }
 
-    /// Returns whether the slot has tokens of its prompt to read.
+    /// Returns whether the slot has not yet read its whole prompt.
     pub(crate) fn is_in_prompt(&self, slot: SlotId) -> bool {
         self.slots[self.index(slot)].is_in_prompt()
     }
 
-    /// Returns whether no sequence has tokens to read.
+    /// Returns whether no sequence has more tokens to read.
     pub fn is_idle(&self) -> bool {
         self.slots.iter().all(|slot| slot.next_ids().is_none())
     }
 
-    /// Advances every unfinished sequence. Returns the sequences that got a token or ended.
+    /// Runs one step for every unfinished sequence. Returns an output for each sequence that got a token or
+    /// ended.
     ///
     /// # Errors
     /// If the model cannot run. The error of a single sequence is in its [`StepOutput`].
@@ -197,13 +199,15 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.step_slots(&work)
     }
 
-    /// Reads the next tokens of some slots, as many as given. Each slot has room for its tokens.
+    /// Reads the next tokens of some slots. `work` contains the number of tokens for each slot. The slots
+    /// must have room for these tokens.
     ///
     /// # Errors
-    /// As [`Engine::step`].
+    /// As for [`Engine::step`].
     pub(crate) fn step_slots(&mut self, work: &[(SlotId, usize)]) -> Result<Vec<StepOutput>, GenerateError> {
         let mut outputs = Vec::new();
-        // Both lists are made first: a prompt that is completed in this step is decoded in the next.
+        // Both lists are built before the first run. A prompt that is completed in this step therefore
+        // decodes its next token in the following step.
         let pieces = work.iter().map(|&(slot, tokens)| (self.index(slot), tokens));
         let (prompts, generated): (Vec<_>, Vec<_>) = pieces.partition(|&(i, _)| self.slots[i].is_in_prompt());
         self.run(generated, &mut outputs)?;
@@ -211,7 +215,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         Ok(outputs)
     }
 
-    /// Reads tokens of slots, given by index. Either all of them are in their prompts, or none is.
+    /// Reads the next tokens of slots. Each pair is the index of a slot and a number of tokens. Either all
+    /// slots still read their prompts, or none does.
     fn run(
         &mut self,
         mut pieces: Vec<(usize, usize)>,
@@ -220,7 +225,7 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         if pieces.is_empty() {
             return Ok(());
         }
-        // Adjacent slots with the same adapter share its matrix multiplications.
+        // Adjacent slots with the same adapter are computed in one matrix multiplication.
         pieces.sort_by_key(|&(i, _)| self.slots[i].lora.as_ref().map(|lora| Arc::as_ptr(lora).cast::<()>()));
         let inputs: Vec<SlotInput<'_>> =
             pieces.iter().map(|&(i, tokens)| self.slots[i].input(tokens)).collect();
@@ -247,8 +252,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
 }
 
 impl Slot<'_> {
-    /// Returns how many leading tokens of `ids` are in the cache, without the last: its logits must be
-    /// computed.
+    /// Returns the number of leading tokens of `ids` that are in the cache. The last token is not counted,
+    /// because its logits must be computed.
     fn shared_prefix(&self, ids: &[u32]) -> usize {
         let shared = self.read.iter().zip(ids).take_while(|(read, id)| read == id).count();
         shared.min(ids.len().saturating_sub(1))
@@ -266,7 +271,8 @@ impl Slot<'_> {
         self.sequence.as_ref().is_some_and(|sequence| self.read.len() < sequence.prompt_len())
     }
 
-    /// Returns the next `tokens` tokens as input. Logits are requested if they complete the sequence.
+    /// Returns the next `tokens` tokens as input of the model. Requests logits if these are the last tokens
+    /// of the sequence.
     fn input(&self, tokens: usize) -> SlotInput<'_> {
         let ids = &self.next_ids().unwrap_or_default()[..tokens];
         let len = self.sequence.as_ref().map_or(0, |sequence| sequence.ids().len());
@@ -278,7 +284,7 @@ impl Slot<'_> {
         }
     }
 
-    /// Counts tokens as read. Returns whether they complete the sequence.
+    /// Records that the next `tokens` tokens were read. Returns whether no tokens are left.
     fn advance(&mut self, tokens: usize) -> bool {
         let ids = self.sequence.as_ref().map_or(&[][..], Sequence::ids);
         let start = self.read.len();
@@ -286,8 +292,8 @@ impl Slot<'_> {
         self.read.len() == ids.len()
     }
 
-    /// Grows the slot for `tokens` more tokens. At most, its size doubles, so that long sequences seldom
-    /// move.
+    /// Grows the slot for `tokens` more tokens. If possible, its capacity is doubled, so that a long sequence
+    /// is rarely copied.
     fn make_room(&self, cache: &mut KvCache, tokens: usize) {
         let (needed, capacity) = (self.read.len() + tokens, cache.capacity(self.id));
         if needed > capacity {

@@ -2,27 +2,27 @@
 
 use danlu_model::ModelError;
 
-/// Why no reply could be generated.
+/// Reason why no reply could be generated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// A sampling setting outside its range.
+    /// A sampling setting is outside its range.
     #[error("cannot use `{name}`: it is {found}, expected {expected}")]
     Setting {
-        /// Name of the setting on the command line.
+        /// Name of the option on the command line.
         name: &'static str,
-        /// The requested value.
+        /// The invalid value.
         found: String,
-        /// Accepted range.
+        /// The accepted range.
         expected: &'static str,
     },
     /// The prompt is empty.
     #[error("cannot continue the prompt: it has no tokens")]
     EmptyPrompt,
-    /// The prompt does not leave room for a new token.
+    /// The prompt leaves no room for a new token.
     #[error("cannot read the prompt: it has {prompt} tokens, the context {context}")]
     PromptTooLong {
-        /// Tokens of the prompt.
+        /// Number of tokens of the prompt.
         prompt: usize,
         /// Capacity of the context in tokens.
         context: usize,
@@ -30,15 +30,15 @@ pub enum GenerateError {
     /// Every logit is NaN or minus infinity.
     #[error("cannot choose a token after {position} tokens: no logit is a number")]
     NoLogit {
-        /// Number of tokens before the failed one.
+        /// Number of tokens before the missing token.
         position: usize,
     },
-    /// A processor of logits failed.
+    /// A logits processor failed.
     #[error("cannot choose a token after {position} tokens: {reason}")]
     Processor {
-        /// Number of tokens before the failed one.
+        /// Number of tokens before the missing token.
         position: usize,
-        /// The processor's reason.
+        /// Reason that the processor returned.
         reason: String,
     },
     /// The tokenizer or the chat template failed.

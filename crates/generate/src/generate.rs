@@ -13,40 +13,43 @@ use crate::{Engine, GenerateError, Sampler, SamplingOptions, Sequence, StopReaso
 /// Options of [`generate()`].
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
-    /// Most new tokens.
+    /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Tokens that end the reply. The end token is not part of the reply. Empty: only the limit applies.
+    /// End tokens. A reply ends before the first of them. If the set is empty, only `max_new_tokens` ends the
+    /// reply.
     pub stop_ids: BTreeSet<u32>,
-    /// How tokens are chosen.
+    /// Settings of the sampler.
     pub sampling: SamplingOptions,
 }
 
 /// A continuation, with token counts and durations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// New tokens without the end token.
+    /// The new tokens, without the end token.
     pub ids: Vec<u32>,
-    /// Why the continuation ended.
+    /// Reason why the continuation ended.
     pub stop: StopReason,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Prompt tokens that were in the cache already.
+    /// Number of prompt tokens that were already in the cache.
     pub reused_tokens: usize,
     /// Time from the call to the first token.
     pub prefill: Duration,
-    /// Time from the first token to the last.
+    /// Time from the first new token to the last.
     pub decode: Duration,
 }
 
 impl Generated {
-    /// Returns the new tokens per second after the first token, or 0 without a second token.
+    /// Returns the number of tokens per second, counted after the first new token. Returns 0 if there is no
+    /// second token.
     pub fn tokens_per_second(&self) -> f64 {
         let steps = self.ids.len().saturating_sub(1) as f64;
         if steps > 0.0 { steps / self.decode.as_secs_f64().max(1e-9) } else { 0.0 }
     }
 }
 
-/// Continues `prompt` in a new slot of the required size. `on_token` gets each new token and may stop.
+/// Continues `prompt` in a new slot of the required size. `on_token` receives each new token and can stop the
+/// continuation.
 ///
 /// # Errors
 /// If a sampling setting is out of range, the prompt is empty or fills the model's context, a token is
@@ -68,8 +71,8 @@ pub fn generate(
     generated
 }
 
-/// As [`generate`], in a slot of an engine without other sequences. The slot keeps its keys and values for
-/// the next call.
+/// Does the same as [`generate`], but in an existing slot of an engine that runs no other sequence. The slot
+/// retains its keys and values for the next call.
 pub(crate) fn generate_in(
     engine: &mut Engine<'_>,
     slot: SlotId,

@@ -1,39 +1,40 @@
-//! Access to the logits of a sequence before a token is chosen from them.
+//! Reads and changes the logits of a sequence before a token is chosen.
 
 use crate::sampler::largest_logits;
 
-/// Changes the logits of one sequence before each token is chosen, such as a grammar or a bias.
+/// Changes the logits of one sequence before each token is chosen. Examples are a grammar and a bias.
 ///
-/// A sequence calls it once per token, in order, also if the sequence was interrupted and read again.
+/// The processor is called once for each new token, in order. An interrupted sequence that is read again
+/// causes no second call for the same token.
 pub trait LogitsProcessor: Send {
-    /// Changes `logits` of the token after `new_ids`, the tokens generated so far. Minus infinity excludes a
-    /// token.
+    /// Changes the logits of the next token. `new_ids` contains the tokens generated so far. A logit of minus
+    /// infinity excludes a token.
     ///
     /// # Errors
-    /// If no token can follow. The sequence fails with this reason.
+    /// If no next token is allowed. The sequence then fails with the returned reason.
     fn apply(&mut self, new_ids: &[u32], logits: &mut [f32]) -> Result<(), String>;
 }
 
-/// Log probabilities of one token under the model's own distribution, before penalties, temperature and
-/// filters.
+/// Log probabilities of one token in the model's own distribution. Penalties, temperature and filters do not
+/// change them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// Natural logarithm of the chosen token's probability.
     pub logprob: f32,
-    /// The most likely tokens and the logarithms of their probabilities, the most likely first.
+    /// The most likely tokens and the natural logarithms of their probabilities, in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
-/// The model's own distribution, kept until a token is chosen.
+/// The model's own distribution for the next token. It is stored until the token is chosen.
 pub(crate) struct ModelDistribution {
     logits: Vec<f32>,
-    /// Logarithm of the softmax denominator.
+    /// Logarithm of the denominator of the softmax.
     log_sum: f64,
     top: Vec<(u32, f32)>,
 }
 
 impl ModelDistribution {
-    /// Returns the distribution of `logits`, with the `top` most likely tokens.
+    /// Returns the distribution of `logits` with its `top` most likely tokens.
     pub fn of(logits: &[f32], top: usize) -> Self {
         let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
         let weights = logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| (logit as f64 - most).exp());

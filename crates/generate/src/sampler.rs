@@ -1,11 +1,11 @@
-//! From logits to one token: penalty, temperature, filters, draw.
+//! Chooses one token from logits: repetition penalty, temperature, filters, random draw.
 //!
-//! Filters are transformers' logits processors, in transformers' order: repetition penalty, temperature,
-//! top-k, top-p, min-p. Each leaves at least one token.
+//! The filters are transformers' logits processors in the same order: repetition penalty, temperature, top-k,
+//! top-p, min-p. Each filter retains at least one token.
 //!
-//! A vocabulary has 100,000 tokens and more, but a draw needs only a few. Only the largest logits are
-//! gathered and sorted: as many as top-k or the draw requires. Buffers are reused, so a token allocates
-//! nothing.
+//! A vocabulary often has more than 100,000 tokens, but a random draw needs only a few of them. The sampler
+//! therefore gathers and sorts only the largest logits: as many as top-k or the draw requires. It reuses its
+//! buffers, so it allocates no memory per token.
 
 use std::cmp::Ordering;
 
@@ -13,7 +13,8 @@ use danlu_kernels::rng::{self, Stream};
 
 use crate::{GenerateError, SamplingOptions};
 
-/// Number of candidates sorted first. If a draw needs more, the number is multiplied by eight.
+/// Number of candidates that are sorted first. If the draw needs more candidates, this number is multiplied
+/// by 8.
 const FIRST_CANDIDATES: usize = 256;
 
 /// A candidate token and its logit.
@@ -23,25 +24,25 @@ struct Candidate {
     logit: f32,
 }
 
-/// Orders the largest logit first. Equal logits are ordered by id, so that the order never depends on the
-/// sort.
+/// Orders candidates by descending logit. Equal logits are ordered by id, so the order does not depend on the
+/// sort algorithm.
 fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
-/// Chooses tokens, one per call, from one seeded random stream.
+/// Chooses one token per call. All random numbers are from one seeded stream.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: SamplingOptions,
     stream: Stream,
     penalty: Penalty,
-    /// Logits. Later, the differences from the largest logit, divided by the temperature.
+    /// First the logits. Later, their differences from the largest logit, divided by the temperature.
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
 impl Sampler {
-    /// Returns a sampler at the start of its stream.
+    /// Returns a sampler whose random stream is at its start.
     ///
     /// # Errors
     /// [`GenerateError::Setting`] if a setting is out of range.
@@ -49,8 +50,8 @@ impl Sampler {
         Self::for_choice(sampling, 0)
     }
 
-    /// Returns a sampler for one of several continuations of a prompt. Each choice has a random stream of its
-    /// own. The stream of choice 0 is that of [`Sampler::new`].
+    /// Returns a sampler for one of several continuations of a prompt. Each choice has its own random stream.
+    /// Choice 0 has the same stream as [`Sampler::new`].
     ///
     /// # Errors
     /// [`GenerateError::Setting`] if a setting is out of range.
@@ -65,7 +66,7 @@ impl Sampler {
         Ok(Self { sampling, stream, penalty, logits, candidates })
     }
 
-    /// Returns the next token after `context`, or `None` if no logit is above minus infinity. NaN counts as
+    /// Returns the token that follows `context`, or `None` if every logit is minus infinity. NaN counts as
     /// minus infinity.
     pub fn next(&mut self, logits: &[f32], context: &[u32]) -> Option<u32> {
         let &SamplingOptions { temperature, top_p, min_p, repetition_penalty, .. } = &self.sampling;
@@ -75,13 +76,13 @@ impl Sampler {
             self.penalty.apply(&mut self.logits, context, repetition_penalty);
         }
         let best = largest(&self.logits)?;
-        // Infinity would turn the softmax into NaN. Its probability is 1 in the limit.
+        // For an infinite logit, the softmax would be NaN. In the limit, the probability of this token is 1.
         if temperature == 0.0 || best.logit == f32::INFINITY {
             return Some(best.id);
         }
         for logit in &mut self.logits {
-            // The largest logit becomes 0, so a tiny temperature underflows to greedy instead of
-            // overflowing.
+            // The largest logit becomes 0. With a tiny temperature, the other weights then underflow to 0,
+            // and no weight overflows.
             let scaled = (*logit - best.logit) / temperature;
             *logit = if scaled.is_nan() { f32::NEG_INFINITY } else { scaled };
         }
@@ -119,7 +120,8 @@ impl Sampler {
                 keep_until(&mut self.candidates, target);
             }
             (true, false) => {
-                // Slightly below the limit. The exact limit is applied to weights in f64.
+                // This limit is slightly too low, so no candidate is lost by rounding. The exact limit is
+                // applied below, in f64.
                 let least = min_p.ln() - 1e-3;
                 self.candidates.clear();
                 let logits = self.logits.iter().zip(0..).filter(|&(&logit, _)| logit >= least);
@@ -145,10 +147,10 @@ impl Sampler {
     }
 }
 
-/// Lowers the logits of tokens that occurred.
+/// Lowers the logits of tokens that already occurred.
 #[derive(Clone, Debug, Default)]
 struct Penalty {
-    /// Index of the last call that lowered each token.
+    /// For each token, the number of the last call that lowered its logit.
     lowered_in: Vec<u32>,
     call: u32,
 }
@@ -182,9 +184,11 @@ pub(crate) fn largest_logits(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     candidates.into_iter().map(|c| (c.id, c.logit)).collect()
 }
 
-/// Returns the first of the largest logits, if one is above minus infinity.
+/// Returns the largest logit and its token, or `None` if every logit is minus infinity. Among equal logits,
+/// the first is returned.
 fn largest(logits: &[f32]) -> Option<Candidate> {
-    // Integers in the order of `total_cmp`, whose maximum the compiler vectorises.
+    // Maps each logit to an integer in the order of `total_cmp`. The compiler vectorises the maximum of
+    // integers.
     let key = |logit: f32| {
         let bits = logit.to_bits() as i32;
         if logit > f32::NEG_INFINITY { bits ^ ((bits >> 31) as u32 >> 1) as i32 } else { i32::MIN }
@@ -197,12 +201,13 @@ fn largest(logits: &[f32]) -> Option<Candidate> {
     Some(Candidate { id: id as u32, logit: logits[id] })
 }
 
-/// Fills `candidates` with the `k` largest logits and all ties with the last of them, unordered.
+/// Fills `candidates` with the `k` largest logits, in any order. Includes all logits equal to the smallest of
+/// them.
 fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
-    /// Logits compared at a time.
+    /// Number of logits that are compared in one step.
     const BLOCK: usize = 32;
     candidates.clear();
-    // Every logit below `least` is too small.
+    // Logits below `least` cannot be among the `k` largest.
     let (mut least, mut limit) = (f32::MIN, 2 * k);
     for (block, start) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
         let most =
@@ -220,8 +225,8 @@ fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     keep_top_k(candidates, k);
 }
 
-/// Reduces the candidates to the `k` largest and all ties with the last of them. Returns the logit of the
-/// last.
+/// Reduces the candidates to the `k` largest, and to all others equal to the smallest of these. Returns the
+/// smallest logit.
 fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     if k >= candidates.len() {
         return f32::MIN;
@@ -232,7 +237,7 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     least
 }
 
-/// Reduces sorted candidates to the fewest whose weights reach `target`.
+/// Shortens the sorted candidates to the fewest whose sum of weights reaches `target`.
 fn keep_until(candidates: &mut Vec<Candidate>, target: f64) {
     let mut above = 0.0;
     let is_kept = |weight: f64| {
@@ -244,7 +249,7 @@ fn keep_until(candidates: &mut Vec<Candidate>, target: f64) {
     candidates.truncate(kept.max(1));
 }
 
-/// Returns unnormalised probabilities. The largest logit is at most 0, so none overflows.
+/// Returns unnormalised probabilities. They cannot overflow, because every logit is at most 0.
 fn weights(candidates: &[Candidate]) -> impl Iterator<Item = f64> + '_ {
     candidates.iter().map(|c| (c.logit as f64).exp())
 }
@@ -254,7 +259,7 @@ fn total_weight(logits: &[f32]) -> f64 {
     logits.iter().map(|&logit| (logit as f64).exp()).sum()
 }
 
-/// Returns the token where the cumulated weights of sorted candidates reach `target`.
+/// Returns the first token at which the cumulative weight of the sorted candidates exceeds `target`.
 fn at(candidates: &[Candidate], target: f64) -> u32 {
     let mut left = target;
     for (c, weight) in candidates.iter().zip(weights(candidates)) {
@@ -263,7 +268,7 @@ fn at(candidates: &[Candidate], target: f64) -> u32 {
             return c.id;
         }
     }
-    // Rounding can leave a remainder, which goes to the most likely token.
+    // Because of rounding, the total weight may be below `target`. The most likely token is then chosen.
     candidates[0].id
 }
 

@@ -1,4 +1,4 @@
-//! The sampler compared with its definition and with distributions.
+//! Compares the sampler with its definition and with exact distributions.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ fn draws_follow_the_distribution() {
     for _ in 0..20_000 {
         counts[sampler.next(&logits, &[]).unwrap() as usize] += 1;
     }
-    // Four standard deviations of a binomial over 20,000 draws are at most 283.
+    // Four standard deviations of a binomial distribution over 20,000 draws are at most 283.
     for (count, expected) in counts.into_iter().zip([10_000, 6_000, 4_000]) {
         assert!((count - expected).abs() < 283, "{counts:?}");
     }
@@ -82,7 +82,7 @@ fn min_p_is_relative_to_the_likeliest() {
 
 #[test]
 fn filters_apply_after_temperature() {
-    // At temperature 2 the probabilities are the normalised square roots: 0.42 0.32 0.26.
+    // At temperature 2, the probabilities are the normalised square roots: 0.42, 0.32 and 0.26.
     let logits = logits(&[0.5, 0.3, 0.2]);
     let sampling = SamplingOptions { temperature: 2.0, top_p: 0.5, ..SamplingOptions::default() };
     assert_eq!(support(sampling, &logits), [0, 1]);
@@ -90,7 +90,8 @@ fn filters_apply_after_temperature() {
 
 #[test]
 fn top_p_sees_only_what_top_k_left() {
-    // After top-k 2 the most likely token has 4/7 of the mass, above 0.55. Of all four it has 0.4.
+    // After top-k 2, the most likely token has probability 4/7, which is above 0.55. Without top-k, it has
+    // 0.4.
     let logits = logits(&[0.4, 0.3, 0.2, 0.1]);
     let sampling = SamplingOptions { top_k: 2, top_p: 0.55, ..SamplingOptions::default() };
     assert_eq!(support(sampling, &logits), [0]);
@@ -148,7 +149,7 @@ fn settings_out_of_range_are_refused_by_name() {
     );
 }
 
-/// The sampler by its definition: every candidate is sorted.
+/// A reference sampler that follows the definition and sorts every candidate.
 mod plain {
     use std::collections::BTreeSet;
 
@@ -202,7 +203,7 @@ mod plain {
     }
 }
 
-/// Returns logits of one kind: peaked, flat, with ties, or with NaN and infinity.
+/// Returns logits of one kind: peaked, flat, with equal values, or with NaN and infinity.
 fn random_logits(kind: u64, len: usize, stream: &mut Stream) -> Vec<f32> {
     let mut uniform = || stream.next_uniform();
     let one = |_| match kind {

@@ -2,19 +2,19 @@
 
 use crate::GenerateError;
 
-/// How tokens are chosen. The default samples from the model's own distribution.
+/// Settings for the choice of tokens. By default, tokens are sampled from the model's own distribution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingOptions {
-    /// Divisor of the logits; 0 always takes the largest.
+    /// Divisor of the logits. With 0, the largest logit is always chosen.
     pub temperature: f32,
-    /// Number of largest logits to keep, with all ties of the last; 0 keeps all.
+    /// Number of largest logits to retain, plus all logits equal to the smallest of them. 0 retains all.
     pub top_k: usize,
-    /// Keeps the fewest tokens whose probabilities reach `top_p`; 1 keeps all.
+    /// Retains the fewest most likely tokens whose probabilities add up to `top_p`. 1 retains all.
     pub top_p: f32,
-    /// Keeps tokens at least `min_p` times as probable as the most likely; 0 keeps all.
+    /// Retains tokens whose probability is at least `min_p` times the largest probability. 0 retains all.
     pub min_p: f32,
-    /// Lowers the logits of tokens in the context: divides positive ones, multiplies negative ones; 1 changes
-    /// nothing. Source: Keskar et al., 2019, section 4.1.
+    /// Lowers the logits of tokens in the context: positive logits are divided by this value, and negative
+    /// logits are multiplied by it. 1 has no effect. Source: Keskar et al., 2019, section 4.1.
     pub repetition_penalty: f32,
     /// Seed of the random stream.
     pub seed: u64,
@@ -27,12 +27,12 @@ impl Default for SamplingOptions {
 }
 
 impl SamplingOptions {
-    /// Always takes the largest logit.
+    /// Returns settings that always choose the largest logit.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// Checks every setting against its range.
+    /// Checks that every setting is in its range.
     ///
     /// # Errors
     /// [`GenerateError::Setting`] with the first setting that is out of range.

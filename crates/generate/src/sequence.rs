@@ -5,58 +5,58 @@ use std::collections::BTreeSet;
 use crate::logits::ModelDistribution;
 use crate::{GenerateError, LogitsProcessor, Sampler, TokenLogprobs};
 
-/// When a continuation ends.
+/// Rules that end a continuation.
 #[derive(Clone, Debug)]
 pub struct StopRules {
-    /// Most new tokens.
+    /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Most tokens that are read, including the prompt: the size of the context.
+    /// Maximum number of tokens that the model reads, including the prompt. This is the size of the context.
     pub max_context_tokens: usize,
-    /// Tokens that end the continuation. The end token is not part of it.
+    /// Tokens that end the continuation. The continuation does not include the end token.
     pub stop_ids: BTreeSet<u32>,
 }
 
-/// Why a continuation ended.
+/// Reason why a continuation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// The model generated this end token.
     EndToken(u32),
-    /// The continuation has `max_new_tokens`.
+    /// The continuation has `max_new_tokens` tokens.
     MaxNewTokens,
     /// The context is full.
     ContextFull,
-    /// A callback stopped it.
+    /// A callback stopped the continuation.
     Caller,
 }
 
 /// Result of [`Sequence::push`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenStep {
-    /// The appended token. `None` for an end token.
+    /// The appended token, or `None` for an end token.
     pub token: Option<u32>,
     /// Log probabilities of the appended token, if the sequence records them.
     pub logprobs: Option<TokenLogprobs>,
-    /// Why the sequence ended, if it has.
+    /// Reason why the sequence ended, or `None` if it has not ended.
     pub stop: Option<StopReason>,
 }
 
-/// A prompt that grows by one token per row of logits.
+/// A prompt and its continuation, which grows by one token per row of logits.
 ///
-/// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model. A scheduler may move a
-/// sequence from one slot to another.
+/// A sequence does not run the model: [`Engine`](crate::Engine) does. A scheduler may move a sequence from
+/// one slot to another.
 pub struct Sequence {
     ids: Vec<u32>,
     prompt_len: usize,
     sampler: Sampler,
     processor: Option<Box<dyn LogitsProcessor>>,
-    /// Number of most likely tokens recorded with each token.
+    /// Number of most likely tokens that are recorded with each new token.
     top_logprobs: Option<usize>,
     rules: StopRules,
     stop: Option<StopReason>,
 }
 
 impl Sequence {
-    /// Returns a sequence that begins with `prompt`.
+    /// Returns a sequence with the prompt `prompt` and no continuation.
     ///
     /// # Errors
     /// If the prompt is empty, or longer than the context.
@@ -78,13 +78,14 @@ impl Sequence {
         self
     }
 
-    /// Records the log probability of each new token, and the `top` most likely tokens.
+    /// Records the log probability of each new token, and those of the `top` most likely tokens. `None`
+    /// records nothing.
     pub fn with_logprobs(mut self, top: Option<usize>) -> Self {
         self.top_logprobs = top;
         self
     }
 
-    /// Returns prompt and new tokens.
+    /// Returns the ids of the prompt and of the continuation.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -99,7 +100,7 @@ impl Sequence {
         &self.ids[self.prompt_len..]
     }
 
-    /// Returns why the sequence ended, or `None` if it has not.
+    /// Returns the reason why the sequence ended, or `None` if it has not ended.
     pub fn stop(&self) -> Option<StopReason> {
         self.stop
     }
@@ -109,10 +110,11 @@ impl Sequence {
         &self.rules
     }
 
-    /// Chooses the next token from the logits of the last one. A finished sequence does not change.
+    /// Chooses the next token. `logits` are the logits after the last token. A finished sequence does not
+    /// change.
     ///
     /// # Errors
-    /// If no logit is above minus infinity, or the processor fails.
+    /// If every logit is minus infinity, or the processor fails.
     pub fn push(&mut self, logits: &mut [f32]) -> Result<TokenStep, GenerateError> {
         if self.stop.is_some() {
             return Ok(TokenStep { token: None, logprobs: None, stop: self.stop });
@@ -156,7 +158,7 @@ mod tests {
         Sequence::new(prompt.to_vec(), Sampler::new(SamplingOptions::greedy()).unwrap(), rules)
     }
 
-    /// Continues with a model of eight tokens that predicts `n + 1` after `n`.
+    /// Continues the sequence with a test model of eight tokens that predicts `n + 1` after `n`.
     fn count(mut sequence: Sequence) -> (Vec<u32>, StopReason) {
         loop {
             if let Some(stop) = sequence.stop() {
@@ -180,7 +182,8 @@ mod tests {
     fn the_limit_that_is_reached_first_is_the_reason() {
         let found = |context, max_new| count(sequence(&[0], context, max_new, &[]).unwrap());
         assert_eq!(found(100, 3), (vec![1, 2, 3], StopReason::MaxNewTokens));
-        // The context has room for three tokens. The fourth is chosen from the third and never read.
+        // The context has room for three tokens. The fourth token is chosen from the logits of the third, and
+        // is never read.
         assert_eq!(found(3, 50), (vec![1, 2, 3], StopReason::ContextFull));
         assert_eq!(found(3, 0), (vec![], StopReason::MaxNewTokens));
     }
@@ -192,7 +195,7 @@ mod tests {
         assert_eq!(error.to_string(), "cannot read the prompt: it has 10 tokens, the context 9");
     }
 
-    /// Excludes every token but one.
+    /// A processor that excludes every token except one.
     struct Only(u32);
 
     impl LogitsProcessor for Only {

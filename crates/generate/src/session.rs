@@ -1,4 +1,4 @@
-//! A conversation: messages in, streamed text out.
+//! A conversation with one model, which streams the text of its replies.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,15 +11,16 @@ use crate::{Engine, GenerateError, GenerateOptions, Generated};
 /// A reply of the assistant, with token counts and durations.
 #[derive(Clone, Debug)]
 pub struct ChatReply {
-    /// Text of the reply in complete characters.
+    /// Text of the reply. It contains only complete characters.
     pub text: String,
-    /// Tokens and times.
+    /// Token ids, token counts and durations.
     pub generated: Generated,
-    /// Number of oldest messages that were left out of this prompt because the context is full.
+    /// Number of oldest messages that this prompt omits, because the context is full.
     pub forgotten: usize,
 }
 
-/// A chat with one model: system prompt, history, and the keys and values of the conversation.
+/// A chat with one model. It stores the system prompt, the history, and the keys and values of the
+/// conversation.
 pub struct ChatSession<'a> {
     tokenizer: &'a Tokenizer,
     engine: Engine<'a>,
@@ -32,8 +33,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// Returns a chat with at most `context_tokens`, or the model's maximum if that is less. The tokenizer's
-    /// end tokens are added to `options.stop_ids`.
+    /// Returns a chat with a context of at most `context_tokens` tokens, and at most the model's maximum.
+    /// Adds the tokenizer's end tokens to `options.stop_ids`.
     ///
     /// # Errors
     /// If a sampling setting is out of range.
@@ -57,32 +58,32 @@ impl<'a> ChatSession<'a> {
         self.system.as_deref()
     }
 
-    /// Sets or removes the system prompt. The history stays.
+    /// Sets or removes the system prompt. The history does not change.
     pub fn set_system(&mut self, system: Option<String>) {
         self.system = system;
     }
 
-    /// Returns every message without the system prompt.
+    /// Returns every message except the system prompt.
     pub fn history(&self) -> &[Message] {
         &self.history
     }
 
-    /// Clears the history. The system prompt stays.
+    /// Clears the history. The system prompt does not change.
     pub fn reset(&mut self) {
         self.history.clear();
     }
 
-    /// Returns the whole conversation, system prompt first.
+    /// Returns the whole conversation, with the system prompt first.
     pub fn messages(&self) -> Vec<Message> {
         self.with_system(&self.history)
     }
 
-    /// Answers `user`. `on_text` gets the reply piece by piece, in whole characters, and may stop it. The
-    /// text up to that point stays in the history.
+    /// Generates the reply to the message `user`. `on_text` receives each new piece of text in complete
+    /// characters, and can stop the reply. After a stop, the history contains the text up to that point.
     ///
     /// # Errors
     /// If the message alone exceeds the context, the template rejects the conversation, or no logit is a
-    /// number. The history is unchanged then.
+    /// number. The history is then unchanged.
     pub fn reply(
         &mut self,
         user: &str,
@@ -91,7 +92,7 @@ impl<'a> ChatSession<'a> {
         let mut history = self.history.clone();
         history.push(Message::new("user", user));
         let (prompt, forgotten) = self.prompt(&history)?;
-        // Every turn draws its own random numbers, the same on every run.
+        // Each turn has its own random numbers, which are the same in every run.
         let mut options = self.options.clone();
         options.sampling.seed = options.sampling.seed.wrapping_add(self.history.len() as u64);
 
@@ -107,14 +108,15 @@ impl<'a> ChatSession<'a> {
         let mut on_token = |id| say(stream.push(id));
         let generated =
             generate_in(&mut self.engine, self.slot, self.context, &prompt, &options, &mut on_token)?;
-        // The reply has ended, so a request to stop has no effect.
+        // The reply has already ended, so a request to stop has no effect.
         let _ = say(stream.finish());
         history.push(Message::new("assistant", &text));
         self.history = history;
         Ok(ChatReply { text, generated, forgotten })
     }
 
-    /// Returns the tokens of the prompt, and how many messages were left out to make room for a reply.
+    /// Returns the tokens of the prompt, and the number of oldest messages that it omits to leave room for a
+    /// reply.
     fn prompt(&self, history: &[Message]) -> Result<(Vec<u32>, usize), GenerateError> {
         let capacity = self.context;
         let room = capacity - self.options.max_new_tokens.min(capacity / 2);
@@ -122,7 +124,7 @@ impl<'a> ChatSession<'a> {
         loop {
             let text = self.tokenizer.template()?.render(&self.with_system(&history[forgotten..]), true)?;
             let ids = self.tokenizer.encode(&text)?;
-            // A question leaves together with its answer. The newest message always stays.
+            // A question is removed together with its answer. The newest message is never removed.
             if ids.len() <= room || forgotten + 2 >= history.len() {
                 if ids.len() > capacity {
                     return Err(GenerateError::PromptTooLong { prompt: ids.len(), context: capacity });

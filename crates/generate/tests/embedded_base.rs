@@ -1,4 +1,4 @@
-//! Contexts and conversations on the embedded base model.
+//! Tests contexts and conversations on the embedded base model.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Tests that sequences in an engine give the same ids alone, in a batch, and after an interruption.
+//! Tests that a sequence in an engine has the same ids when it runs alone, in a batch, and after an
+//! interruption.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -14,7 +15,7 @@ static BASE: LazyLock<(Decoder, Tokenizer)> = LazyLock::new(|| {
     (Decoder::load(folder, backend).unwrap(), Tokenizer::read(folder).unwrap())
 });
 
-/// Random low-rank matrices for every `v_proj`, large enough to change a reply.
+/// Random low-rank matrices for every `v_proj`. They are large enough to change a reply.
 struct ValueAdapter {
     params: Buffer,
     sizes: [usize; 2],
@@ -67,7 +68,7 @@ fn run(engine: &mut Engine<'_>) {
     }
 }
 
-/// Returns the new ids of a sequence that has the engine to itself.
+/// Returns the new ids of a sequence that runs without any other sequence.
 fn alone(i: usize, adapters: &[Arc<dyn LoraSource>; 2]) -> Vec<u32> {
     let mut engine = Engine::new(&BASE.0);
     let slot = engine.open(100, lora(i, adapters));
@@ -103,7 +104,7 @@ fn slots_join_and_leave_between_steps() {
     let (adapters, mut engine) = (adapters(), Engine::new(&BASE.0));
     let (mut open, mut done): (Vec<(usize, SlotId)>, usize) = (Vec::new(), 0);
     for step in 0.. {
-        // One sequence joins every other step, and the fourth leaves early.
+        // In every other step, one sequence is added. The fourth sequence is removed early.
         if step % 2 == 0 && step / 2 < 10 {
             let slot = engine.open(20, lora(step / 2, &adapters));
             engine.start(slot, sequence(step / 2)).unwrap();

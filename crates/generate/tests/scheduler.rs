@@ -1,4 +1,4 @@
-//! A scheduler gives each request the reply that it gets alone, within its limits, and fairly.
+//! Tests that each request gets the same reply as without other requests, and that limits and fairness hold.
 
 mod support;
 
@@ -18,7 +18,7 @@ struct Reply {
     stop: Option<StopReason>,
 }
 
-/// Runs until no request is left, and returns the replies in the order of their first event.
+/// Runs steps until no request is left. Returns the replies in the order of their first events.
 fn finish(scheduler: &mut Scheduler) -> Vec<((RequestId, usize), Reply)> {
     let mut replies: Vec<((RequestId, usize), Reply)> = Vec::new();
     while !scheduler.is_idle() {
@@ -44,7 +44,7 @@ fn finish(scheduler: &mut Scheduler) -> Vec<((RequestId, usize), Reply)> {
     replies
 }
 
-/// Prompts with common and with different beginnings, from 2 to about 90 tokens.
+/// Returns the `i`-th prompt, with 2 to about 90 tokens. Some prompts have a common prefix.
 fn prompt(i: usize) -> Vec<u32> {
     let system = "你是一位说书人，用古白话回答，句子要短，不要解释。".repeat(2);
     let text = ["今晚月色真美，", "话说天下大势，", "The palace was", "你好", "皇上"][i % 5];
@@ -52,7 +52,8 @@ fn prompt(i: usize) -> Vec<u32> {
     BASE.1.encode(&text).unwrap()
 }
 
-/// Returns the `i`-th of many requests: greedy or sampled, with no adapter or one of three ranks.
+/// Returns the `i`-th of many requests: greedy or sampled, and with no adapter or an adapter of one of three
+/// ranks.
 fn mixed(i: usize, adapters: &[RequestAdapter]) -> ReplyRequest {
     let sampling = SamplingOptions {
         temperature: if i.is_multiple_of(2) { 0.0 } else { 1.1 },
@@ -144,7 +145,8 @@ fn requests_that_begin_alike_read_the_beginning_once() {
     let replies = finish(&mut scheduler);
     assert!(replies.iter().all(|(_, reply)| reply.ids == replies[0].1.ids));
     let stats = scheduler.stats();
-    // What is left of a piece goes to the next prompt, which the first does not cover yet.
+    // In each step, the second prompt can read the tokens that the first prompt leaves of the limit. The
+    // first prompt has not read these tokens yet, so they cannot be shared.
     assert!((stats.prompt_tokens as usize) < prompt(0).len() + 2 * 16, "{stats:?}");
 }
 
@@ -155,7 +157,7 @@ fn a_prefix_is_shared_within_a_generation_only() {
         adapter: Some(adapter.clone()),
         ..request(prompt(0), SamplingOptions::greedy(), 6)
     };
-    // The third has other contents under a new generation, as a replaced adapter has.
+    // The third adapter has other contents and another id, like a new version of an adapter.
     let [first, second, third] = [1, 2, 3].map(|seed| adapter(8, seed));
     let mut cached = |adapter: &RequestAdapter| {
         scheduler.add(with(adapter)).unwrap();
@@ -196,7 +198,7 @@ fn a_cancelled_request_leaves_nothing_behind() {
         })
         .collect();
     scheduler.step().unwrap();
-    // The first is in its prompt, the last is queued.
+    // The first request is reading its prompt, and the last request is in the queue.
     assert!(scheduler.cancel(ids[0]) && scheduler.cancel(ids[3]) && !scheduler.cancel(ids[0]));
     for _ in 0..20 {
         for event in scheduler.step().unwrap() {
@@ -250,7 +252,7 @@ fn one_client_beside_many_of_another_adapter_is_not_delayed() {
         event.request == first && matches!(event.kind, EventKind::Token { .. })
     };
     let steps = (1..).find(|_| scheduler.step().unwrap().iter().any(is_first)).unwrap();
-    // A prompt of the other adapter may take what is left of the first piece.
+    // In the first step, a prompt of the busy adapter may use a part of the limit.
     assert!(steps <= 2 * alone + 1, "{steps} steps, {alone} alone");
     assert_eq!(finish(&mut scheduler).len(), 51);
 }
@@ -276,7 +278,7 @@ fn a_request_waits_behind_others_of_its_adapter_and_none_waits_forever() {
     }
 }
 
-/// Allows one token only, and fails after some.
+/// A processor that allows only the token `id`, and fails after `most` tokens.
 struct Only {
     id: u32,
     most: usize,

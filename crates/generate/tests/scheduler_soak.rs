@@ -1,5 +1,5 @@
-//! Requests over many adapters in random order, with cancels and replaced adapters. The reply to each prompt
-//! under each adapter is known.
+//! Runs requests with many adapters in random order, with cancellations and replaced adapters. Each reply is
+//! compared with a reply computed without other requests.
 
 mod support;
 
@@ -14,7 +14,7 @@ use danlu_kernels::rng::Stream;
 use danlu_model::PackedAdapter;
 use support::{BASE, adapter, alone, request};
 
-/// An alias, the contents that it has now, and their number.
+/// An alias, its current adapter, and the number of this adapter's contents.
 struct Alias {
     contents: u64,
     adapter: RequestAdapter,
@@ -34,7 +34,7 @@ struct Soak {
     aliases: Vec<Alias>,
     prompts: Vec<Vec<u32>>,
     open: BTreeMap<RequestId, Open>,
-    /// Replies by contents and prompt, each computed alone.
+    /// Expected replies by contents and prompt, each computed without other requests.
     known: BTreeMap<(Option<u64>, usize), Vec<u32>>,
     next_contents: u64,
     counts: Counts,
@@ -47,10 +47,10 @@ struct Counts {
     replaced: usize,
 }
 
-/// Tokens of a reply.
+/// Number of tokens of a reply.
 const NEW_TOKENS: usize = 12;
 
-/// Returns packed contents of one of five ranks.
+/// Returns a packed adapter with contents `number`. Its rank is one of five ranks.
 fn contents(number: u64) -> RequestAdapter {
     let rank = [8, 1, 16, 3, 32][(number % 5) as usize];
     let mut adapter = adapter(rank, number);
@@ -117,7 +117,7 @@ impl Soak {
         }
     }
 
-    /// Gives an alias new contents. Requests that have begun keep the old ones.
+    /// Replaces the adapter of an alias. Running requests continue with the old adapter.
     fn replace(&mut self) {
         let which = self.draw(self.aliases.len());
         self.aliases[which] = Alias { contents: self.next_contents, adapter: contents(self.next_contents) };
@@ -145,7 +145,8 @@ impl Soak {
         assert!(stats.running <= 8 && stats.waiting <= 40 + 8, "{stats:?}");
     }
 
-    /// Adds requests until `count` are finished or `limit` has passed. Checks at the end that nothing is left.
+    /// Adds requests until `count` requests have finished or the time `limit` has passed. Then checks that no
+    /// sequence is in memory and no adapter is leaked.
     fn run(mut self, count: usize, limit: Duration) -> Counts {
         let start = Instant::now();
         while self.counts.finished < count && start.elapsed() < limit {
@@ -176,7 +177,7 @@ fn random_requests_get_the_reply_of_their_adapter() {
     assert!(counts.finished > 10, "{counts:?}");
 }
 
-/// Resident memory of this process in bytes.
+/// Returns the resident memory of this process in bytes.
 #[cfg(target_os = "linux")]
 fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();

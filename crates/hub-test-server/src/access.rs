@@ -19,7 +19,7 @@ pub(crate) struct Account {
 pub(crate) type Accounts = HashMap<String, Account>;
 
 impl State {
-    /// Returns the account that sends the request; `None` without a token.
+    /// Returns the account that sent the request, or `None` if the request has no token.
     ///
     /// # Errors
     /// 401 for an unknown or expired token.
@@ -33,15 +33,16 @@ impl State {
         }
     }
 
-    /// Whether `name` may write in `namespace`: its own namespace, or the namespace of its organisation.
+    /// Returns whether the user `name` may write in `namespace`. This is true if `namespace` is the user's
+    /// name, or an organisation of which the user is a member.
     pub fn owns(&self, name: &str, namespace: &str) -> bool {
         name == namespace || self.members.iter().any(|(org, user)| org == namespace && user == name)
     }
 
-    /// Returns the repository `id`, if the caller may see it.
+    /// Returns the repository `id` if the caller may see it.
     ///
     /// # Errors
-    /// The errors of an unknown repository: 404, or 401 without a token.
+    /// For an unknown or hidden repository: 404, or 401 without a token.
     pub fn visible(&self, id: &str, caller: Option<&Account>) -> Result<&Repository, ApiError> {
         let repository = self.repositories.get(id).filter(|repository| {
             !repository.private || caller.is_some_and(|who| self.owns(&who.name, repository.namespace()))
@@ -52,7 +53,7 @@ impl State {
     /// Checks that the caller may read the files of `repository`.
     ///
     /// # Errors
-    /// 401 without a token, 403 if the terms are not accepted.
+    /// 401 without a token, and 403 if the caller has no access to a gated repository.
     pub fn passes_gate(&self, repository: &Repository, caller: Option<&Account>) -> Result<(), ApiError> {
         let id = &repository.id;
         if repository.gate == Gate::Open {
@@ -75,12 +76,12 @@ impl State {
         Err(ApiError::new(403, message).code("GatedRepo"))
     }
 
-    /// Returns the caller, if it may write to `id`. With `proposes`, it need only be allowed to open a pull
-    /// request.
+    /// Returns the caller if it may write to `id`. If `proposes` is set, a right to open pull requests is
+    /// enough.
     ///
     /// # Errors
-    /// 401 without a token, 404 for an unknown repository, 403 for another owner's repository or a read-only
-    /// token.
+    /// 401 without a token, 404 for an unknown repository, and 403 for another owner's repository or a
+    /// read-only token.
     pub fn writer(&self, id: &str, caller: Option<Account>, proposes: bool) -> Result<Account, ApiError> {
         let repository = self.visible(id, caller.as_ref())?;
         let Some(who) = caller else { return Err(ApiError::new(401, "Invalid username or password.")) };

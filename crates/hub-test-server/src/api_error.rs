@@ -8,16 +8,16 @@ use crate::http::Response;
 pub(crate) struct ApiError(pub Response);
 
 impl ApiError {
-    /// Creates an error with `message` in header and body, as on the Hub.
+    /// Creates an error with `message` in a header and in the body, as the Hub does.
     pub fn new(status: u16, message: impl Into<String>) -> Self {
         let message = message.into();
-        // A header allows one line of ASCII. The body has the whole message.
+        // A header may contain only one line of ASCII, so only the body contains the whole message.
         let line: String =
             message.chars().map(|c| if c.is_ascii() && !c.is_control() { c } else { '?' }).collect();
         Self(Response::json(status, &json!({ "error": message })).with("X-Error-Message", line))
     }
 
-    /// Adds an `X-Error-Code`, by which clients choose an exception.
+    /// Adds the header `X-Error-Code`. Clients use the code to choose an exception.
     pub fn code(self, code: &str) -> Self {
         Self(self.0.with("X-Error-Code", code))
     }

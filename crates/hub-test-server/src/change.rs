@@ -1,4 +1,4 @@
-//! The body of a commit: one JSON value a line, first the header, then the files.
+//! Parses the body of a commit: one JSON value per line, first the header and then the files.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +9,7 @@ use serde_json::Value;
 pub(crate) struct Header {
     pub summary: String,
     pub description: String,
-    /// The expected parent.
+    /// Id of the expected parent commit.
     pub parent: Option<String>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) enum Change {
 /// Parses the body of a commit.
 ///
 /// # Errors
-/// Names the first invalid line and the reason.
+/// Returns the number of the first invalid line, and the reason.
 pub(crate) fn parse_commit(body: &[u8]) -> Result<(Header, Vec<Change>), String> {
     let mut header = None;
     let mut changes = Vec::new();

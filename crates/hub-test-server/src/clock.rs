@@ -18,7 +18,7 @@ pub(crate) fn date(seconds: u64) -> String {
 mod tests {
     use super::*;
 
-    // Expected: `date -u -d @SECONDS +%FT%TZ`.
+    // Expected values: `date -u -d @SECONDS +%FT%TZ`.
     #[test]
     fn dates_are_written_in_utc_with_milliseconds() {
         assert_eq!(date(0), "1970-01-01T00:00:00.000Z");

@@ -1,4 +1,4 @@
-//! Commands on the program's input, for tests that are not in Rust.
+//! Commands on the standard input of the program, for tests that are not written in Rust.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Injected faults: the requests they match, how often, and their action.
+//! Injected faults. Each fault selects requests and defines an action for them.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::http::{Content, Head, Response};
 use crate::recorded_request::{Host, lock};
 
-/// Method of the matched requests.
+/// HTTP method of the selected requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Any method.
@@ -23,22 +23,22 @@ pub enum Method {
     Put,
 }
 
-/// An injected fault.
+/// The action of an injected fault.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// Responds with this status, headers and body. The request has no effect.
     Status(u16, Vec<(String, String)>, Vec<u8>),
     /// Closes the connection without a response. The request has no effect.
     CutBefore,
-    /// Closes the connection after so many bytes of the response's body.
+    /// Closes the connection after this number of bytes of the response body.
     CutAfter(u64),
-    /// Closes the connection after so many bytes of the request's body.
+    /// Closes the connection after this number of bytes of the request body.
     CutUpload(u64),
     /// Closes the connection without a response. The request takes effect.
     CutAnswer,
     /// Changes one byte in the middle of the response's body.
     Corrupt,
-    /// Truncates the response's body to so many bytes. `Content-Length` matches.
+    /// Truncates the response body to this number of bytes. `Content-Length` is the new length.
     Shorten(u64),
     /// Delays the response.
     Delay(Duration),
@@ -48,11 +48,11 @@ pub enum Action {
     Replace(Value),
     /// Replaces a header of the response.
     Header(String, String),
-    /// Limits the response's body to so many bytes a second.
+    /// Limits the response body to this number of bytes per second.
     Throttle(u64),
 }
 
-/// A fault: an action, and the requests that it affects.
+/// An injected fault: an action, and the requests that it affects.
 ///
 /// A fault affects one request, unless [`Fault::times`] or [`Fault::always`] is called.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Selects requests of this method with `part` in path and query, as sent.
+    /// Creates a fault that selects requests with this method and with `part` in the path or query as sent.
     pub fn on(method: Method, part: &str) -> Self {
         Self {
             method,
@@ -80,22 +80,23 @@ impl Fault {
         }
     }
 
-    /// Selects only requests to this listener.
+    /// Selects only requests to the listener `host`.
     pub fn at(self, host: Host) -> Self {
         Self { host: Some(host), ..self }
     }
 
-    /// Selects only requests with a `Range` header, or only requests without one.
+    /// If `ranged` is true, selects only requests with a `Range` header. Otherwise, selects only requests
+    /// without one.
     pub fn ranged(self, ranged: bool) -> Self {
         Self { ranged: Some(ranged), ..self }
     }
 
-    /// Leaves the first `count` selected requests unaffected.
+    /// Does not affect the first `count` selected requests.
     pub fn after(self, count: usize) -> Self {
         Self { skip: count, ..self }
     }
 
-    /// Affects `count` requests.
+    /// Affects `count` of the selected requests.
     pub fn times(self, count: usize) -> Self {
         Self { left: count, ..self }
     }
@@ -140,7 +141,7 @@ impl Faults {
         lock(&self.0).clear();
     }
 
-    /// Returns the plan for a request, from the first fault that affects it.
+    /// Returns the actions for a request. They are those of the first fault that affects it.
     pub fn take(&self, host: Host, head: &Head) -> Plan {
         for fault in lock(&self.0).iter_mut().filter(|fault| fault.meets(host, head)) {
             if fault.skip > 0 {
@@ -154,7 +155,7 @@ impl Faults {
     }
 }
 
-/// The faults of one request.
+/// The actions for one request.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub delay: Duration,
@@ -195,7 +196,7 @@ impl Plan {
         plan
     }
 
-    /// Applies the plan to a response.
+    /// Applies the actions to a response.
     pub fn change(&self, mut response: Response) -> Response {
         for change in &self.changes {
             match change {

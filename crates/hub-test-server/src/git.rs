@@ -1,22 +1,23 @@
-//! Git's object ids: SHA-1 of a kind, a length and the content.
+//! Git's object ids. An id is the SHA-1 of the kind, the length and the content of an object.
 
 use std::collections::BTreeMap;
 
 use sha1::{Digest, Sha1};
 
-/// Returns the id of a file's content.
+/// Returns the id of a file with this content.
 pub(crate) fn blob_id(content: &[u8]) -> String {
     hex::encode(object_id("blob", content))
 }
 
-/// Returns the pointer that represents a large file in git.
+/// Returns the pointer file that replaces a large file in git.
 pub(crate) fn pointer(sha256: &str, size: u64) -> String {
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n")
 }
 
-/// Returns the id of every folder among `files`, a map from path to blob id. The path of the root is empty.
+/// Returns the ids of all folders, by path. `files` contains the ids of all files by path. The root has an
+/// empty path.
 pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    // The children of each folder. A child without an id is a folder.
+    // The children of each folder. A child folder has no id yet.
     let mut folders: BTreeMap<String, BTreeMap<String, Option<String>>> = BTreeMap::new();
     folders.insert(String::new(), BTreeMap::new());
     for (path, id) in files {
@@ -36,7 +37,7 @@ pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, S
             .map(|(name, file)| {
                 let (mode, key, id) = match file {
                     Some(id) => ("100644", name.clone(), id),
-                    // git sorts a folder as if its name ended with a slash.
+                    // Git sorts a folder as if its name ended with a slash.
                     None => ("40000", format!("{name}/"), &ids[&join(folder, name)]),
                 };
                 (
@@ -64,7 +65,7 @@ pub(crate) fn commit_id(tree: &str, parents: &[String], author: &str, seconds: u
     hex::encode(object_id("commit", text.as_bytes()))
 }
 
-/// Splits `path` into its folder (empty for the root) and its name.
+/// Splits `path` into its folder and its name. The folder is empty for a file in the root.
 pub(crate) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
@@ -84,7 +85,7 @@ fn object_id(kind: &str, content: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    // Expected ids: git 2 (`git hash-object`, `git write-tree`, `git commit-tree`).
+    // Expected ids: git 2 (`git hash-object`, `git write-tree` and `git commit-tree`).
     #[test]
     fn ids_are_those_of_git() {
         let hello = blob_id(b"hello\n");

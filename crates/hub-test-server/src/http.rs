@@ -1,6 +1,7 @@
-//! The part of HTTP/1.1 that Hub clients use.
+//! HTTP/1.1, limited to what Hub clients use.
 //!
-//! Connections stay open. Bodies have a length or chunks. `Expect: 100-continue` and ranges work.
+//! Connections stay open after a response. A body has a length or is sent in chunks. `Expect: 100-continue`
+//! and ranges are supported.
 
 mod body;
 mod head;

@@ -1,4 +1,4 @@
-//! State that both listeners share.
+//! State of the server that both listeners share.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,10 +17,11 @@ use crate::store::Store;
 #[derive(Default)]
 pub(crate) struct State {
     pub accounts: Accounts,
-    /// Organisation and member.
+    /// Pairs of an organisation and a member.
     pub members: Vec<(String, String)>,
     pub repositories: BTreeMap<String, Repository>,
-    /// Multipart uploads by hash: size, and the ETag of each uploaded part by number.
+    /// Multipart uploads by hash. Each has the size of the file, and the ETags of the uploaded parts by part
+    /// number.
     pub uploads: BTreeMap<String, (u64, BTreeMap<u64, String>)>,
 }
 
@@ -32,7 +33,7 @@ pub(crate) struct Hub {
     pub store: Store,
     pub faults: Faults,
     pub records: Records,
-    /// Secret for signed URLs.
+    /// Secret that is used to sign URLs.
     pub secret: String,
     pub state: Mutex<State>,
 }
@@ -42,12 +43,13 @@ impl Hub {
         lock(&self.state)
     }
 
-    /// Returns the signature in a URL of the storage host, which replaces a token.
+    /// Returns the signature for a URL of the storage host. The storage host checks signatures instead of
+    /// tokens.
     pub fn signature(&self, purpose: &str) -> String {
         hex::encode(Sha256::digest(format!("{}:{purpose}", self.secret)))[..40].to_owned()
     }
 
-    /// Stores `content` and returns its entry. The settings decide whether the file is a large one.
+    /// Stores `content` and returns its entry. The settings determine whether the file is large.
     ///
     /// # Errors
     /// If the content cannot be written.

@@ -1,9 +1,10 @@
-//! A local server with the API of the Hugging Face Hub, for tests only. It injects faults on request.
+//! A local server with the API of the Hugging Face Hub, for tests only. A test can inject faults.
 //!
-//! `reference/hub.py` checks it with PyPI's `huggingface_hub`.
+//! `reference/hub.py` checks the server with `huggingface_hub` from PyPI.
 //!
-//! The Hub has two kinds of hosts, so there are two listeners. One serves names, trees and commits and
-//! expects a token. The other stores large files under signed URLs, and rejects a request with a token.
+//! The Hub has two kinds of hosts, so this server has two listeners. The first one serves names, trees and
+//! commits, and accepts tokens. The second one stores large files under signed URLs, and rejects a request
+//! with a token.
 //!
 //! ```
 //! use danlu_hub_test_server::{Action, Fault, HubServer, Method};

@@ -1,4 +1,4 @@
-//! A listener, its connections, and their requests.
+//! Accepts connections, reads their requests and sends responses.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::recorded_request::{Entry, Host, lock};
 use crate::routes;
 
-/// Bytes of a response that are written at a time.
+/// Maximum number of bytes of a response that are written at once.
 const PIECE: u64 = 256 << 10;
 
 /// Accepts connections. Dropping the listener closes all connections.
@@ -26,7 +26,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Starts to accept connections from `socket`.
+    /// Starts to accept connections on `socket`.
     ///
     /// # Errors
     /// If the socket has no address.
@@ -45,7 +45,7 @@ impl Listener {
                 lock(&open).insert(number, handle);
                 let (hub, open) = (hub.clone(), open.clone());
                 thread::spawn(move || {
-                    // An error of a connection affects its client only.
+                    // An error on a connection affects only its client.
                     let _ = serve(&hub, host, &stream);
                     let _ = stream.shutdown(Shutdown::Both);
                     lock(&open).remove(&number);
@@ -59,7 +59,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stops.store(true, Ordering::SeqCst);
-        // Only a connection wakes `accept`.
+        // A new connection is needed to end the blocked `accept` call.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -112,7 +112,8 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Responds to invalid HTTP and ends the connection, because the start of the next request is unknown.
+/// Sends an error response to invalid HTTP. The connection is then closed, because the start of the next
+/// request is unknown.
 fn refuse(writer: &mut TcpStream) -> io::Result<()> {
     writer.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
@@ -149,7 +150,7 @@ fn write_response(
     }
 }
 
-/// Writes the first `most` of the `length` bytes of `content`.
+/// Writes the first `most` bytes of `content`, which has `length` bytes.
 fn write_content(
     writer: &mut TcpStream,
     content: &mut dyn Read,
@@ -158,7 +159,8 @@ fn write_content(
     plan: &Plan,
     record: &Entry,
 ) -> io::Result<()> {
-    // Small pieces, one for each tenth of a second, keep a throttled response even.
+    // If the response is throttled, one small block is written per tenth of a second. The rate is therefore
+    // even.
     let piece = plan.throttle.map_or(PIECE, |speed| (speed / 10).clamp(1, PIECE));
     let mut buffer = vec![0; piece.min(most.max(1)) as usize];
     let mut written = 0;
@@ -170,7 +172,8 @@ fn write_content(
         if plan.corrupt && (written..written + count).contains(&middle) {
             buffer[(middle - written) as usize] ^= 0x20;
         }
-        // Counted before the write, so that a client with the last byte finds the full count.
+        // The bytes are counted before they are written. When a client has received the last byte, the count
+        // is therefore complete.
         record.change(|record| record.sent += count);
         if let Err(error) = writer.write_all(buffer) {
             record.change(|record| record.sent -= count);

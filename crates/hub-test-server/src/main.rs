@@ -1,4 +1,5 @@
-//! The server as a program. It prints its URLs as a line of JSON, and runs until its input ends.
+//! The test server as a program. It prints its URLs as one line of JSON, and ends when its standard input is
+//! closed.
 
 mod control;
 

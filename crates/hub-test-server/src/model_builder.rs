@@ -1,4 +1,4 @@
-//! Models that a test adds to the server.
+//! Adds models and commits to the server.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::clock;
 use crate::hub::Hub;
 use crate::repository::{Entry, Gate, Repository, Tree};
 
-/// A commit to add. The repository is created if needed.
+/// A commit to add. The repository is created if it does not exist.
 #[must_use = "nothing is there before `add`"]
 pub struct ModelBuilder<'a> {
     hub: &'a Hub,
@@ -36,22 +36,23 @@ impl<'a> ModelBuilder<'a> {
         Self { private: Some(true), ..self }
     }
 
-    /// Requires accepted terms before files can be read.
+    /// Makes the repository gated: users need access before they can read files.
     pub fn gated(self, gate: Gate) -> Self {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Sets the ref to commit to; `refs/heads/main` by default. A new ref starts at `main`.
+    /// Sets the ref that the commit is added to. The default is `refs/heads/main`. A new ref starts at
+    /// `main`.
     pub fn on(self, full_name: &str) -> Self {
         Self { branch: full_name.to_owned(), ..self }
     }
 
-    /// Sets the message.
+    /// Sets the commit message.
     pub fn message(self, message: &str) -> Self {
         Self { message: message.to_owned(), ..self }
     }
 
-    /// Adds a file. Its name, size or content may make it a large file.
+    /// Adds a file. Its name, its size or its content determine whether it is a large file.
     ///
     /// # Panics
     /// If the file cannot be written.
@@ -61,7 +62,7 @@ impl<'a> ModelBuilder<'a> {
         self
     }
 
-    /// Adds the file at `source` as a large file.
+    /// Adds the file at `source` as the large file `path`.
     ///
     /// # Panics
     /// If the file cannot be read, linked or copied.
@@ -77,7 +78,7 @@ impl<'a> ModelBuilder<'a> {
         self
     }
 
-    /// Makes the commit and returns its id.
+    /// Adds the commit to the server and returns its id.
     pub fn add(self) -> String {
         let now = clock::now();
         let mut state = self.hub.state();

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::http::Head;
 
-/// The listener of a request.
+/// The listener that received a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
     /// The listener for names, trees and commits.
@@ -16,25 +16,26 @@ pub enum Host {
 /// One request and its response.
 #[derive(Clone, Debug)]
 pub struct RecordedRequest {
-    /// `GET`, `PUT` and so on.
+    /// HTTP method, such as `GET` or `PUT`.
     pub method: String,
     /// The listener that received the request.
     pub host: Host,
-    /// Path and query, as sent.
+    /// Path and query as sent.
     pub target: String,
-    /// The `Authorization` header.
+    /// Value of the `Authorization` header.
     pub authorization: Option<String>,
-    /// The `Range` header.
+    /// Value of the `Range` header.
     pub range: Option<String>,
-    /// Status of the response; `None` before it is sent, or if the connection was cut first.
+    /// Status of the response. It is `None` until the response is sent, and also if the connection was closed
+    /// before.
     pub status: Option<u16>,
-    /// Bytes read of the request's body.
+    /// Number of bytes of the request body that were read.
     pub received: u64,
-    /// Bytes written of the response's body.
+    /// Number of bytes of the response body that were written.
     pub sent: u64,
 }
 
-/// The record of a request in progress.
+/// The record of a request that is being served.
 #[derive(Clone)]
 pub(crate) struct Entry(Arc<Mutex<RecordedRequest>>);
 
@@ -44,12 +45,12 @@ impl Entry {
     }
 }
 
-/// All records since the start or the last clear.
+/// All records since the server started, or since the records were last cleared.
 #[derive(Default)]
 pub(crate) struct Records(Mutex<Vec<Entry>>);
 
 impl Records {
-    /// Adds a record. It is filled while the request is served.
+    /// Adds a record. The server updates the record while it serves the request.
     pub fn begin(&self, host: Host, head: &Head) -> Entry {
         let header = |name| head.header(name).map(str::to_owned);
         let entry = Entry(Arc::new(Mutex::new(RecordedRequest {
@@ -75,7 +76,8 @@ impl Records {
     }
 }
 
-/// Locks `mutex`, even if another thread panicked: a failing test must show its own message.
+/// Locks `mutex`, even if another thread panicked while it held the lock. A failing test then shows its own
+/// message.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use crate::git;
 
-/// A file of a tree.
+/// A file in a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Git's id of the content. For a large file, the id of its pointer.
+    /// Git's id of the content. For a large file, this is the id of its pointer file.
     pub oid: String,
-    /// Key of the content in the store.
+    /// SHA-256 of the content, which is its key in the store.
     pub sha256: String,
     pub size: u64,
-    /// Size of the pointer, for a large file.
+    /// Size of the pointer file, if the file is large.
     pub pointer_size: Option<u64>,
 }
 
@@ -27,7 +27,8 @@ impl Entry {
         Self { oid, sha256, size, pointer_size: Some(pointer.len() as u64) }
     }
 
-    /// Returns the checksum that a client compares: SHA-256 for a large file, git's id otherwise.
+    /// Returns the checksum that a client compares. It is the SHA-256 of a large file, and git's id of any
+    /// other file.
     pub fn tag(&self) -> &str {
         if self.pointer_size.is_some() { &self.sha256 } else { &self.oid }
     }
@@ -48,15 +49,15 @@ pub(crate) struct Commit {
     pub tree: Tree,
 }
 
-/// Whether reading the files needs permission.
+/// Whether users need permission to read the files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gate {
     /// No permission is needed.
     #[default]
     Open,
-    /// Accepting the terms grants access.
+    /// A user gets access by accepting the terms.
     Automatic,
-    /// The owner grants access.
+    /// The owner must grant access.
     Manual,
 }
 
@@ -75,7 +76,7 @@ pub(crate) struct Repository {
     pub discussions: Vec<String>,
 }
 
-/// A resolved revision.
+/// A revision name resolved to a commit.
 pub(crate) struct Revision<'a> {
     pub commit: &'a Commit,
     /// The ref that a new commit may move, if any.
@@ -96,12 +97,13 @@ impl Repository {
         }
     }
 
-    /// Returns the owner, a user or an organisation; empty if there is none.
+    /// Returns the owner, which is a user or an organisation. Returns an empty string if there is no owner.
     pub fn namespace(&self) -> &str {
         git::split(&self.id).0
     }
 
-    /// Resolves a branch, a tag, `refs/...` or a full commit id. As on the Hub, abbreviated ids fail.
+    /// Resolves a branch, a tag, a full ref such as `refs/pr/1`, or a full commit id. As on the Hub, an
+    /// abbreviated commit id is not found.
     pub fn resolve(&self, name: &str) -> Option<Revision<'_>> {
         let branch = format!("refs/heads/{name}");
         let tag = format!("refs/tags/{name}");
@@ -118,7 +120,7 @@ impl Repository {
         self.commits.iter().find(|commit| commit.id == id)
     }
 
-    /// Returns the commit `id` and its ancestors, newest first.
+    /// Returns the commit `id` and its ancestors, with the newest first.
     pub fn history(&self, id: &str) -> Vec<&Commit> {
         let mut history = Vec::new();
         let mut next = self.commit(id);
@@ -129,7 +131,7 @@ impl Repository {
         history
     }
 
-    /// Returns all commits, oldest first, including those without a ref.
+    /// Returns all commits, with the oldest first. Includes commits that no ref leads to.
     pub fn all_commits(&self) -> &[Commit] {
         &self.commits
     }
@@ -149,7 +151,8 @@ impl Repository {
         self.discussions.len()
     }
 
-    /// Adds a commit of `tree` on `parent`, sets the ref `name` to it, and returns its id.
+    /// Adds a commit of `tree` with the parent `parent`. Sets the ref `name` to the commit, and returns its
+    /// id.
     pub fn add_commit(
         &mut self,
         name: &str,
@@ -163,7 +166,8 @@ impl Repository {
         let root = git::folder_ids(&files).remove("").unwrap_or_default();
         let parents: Vec<String> = parent.into_iter().collect();
         let message = format!("{title}\n\n{description}");
-        // git gives equal commits of one second the same id. A later time makes the id unique.
+        // In git, two equal commits in the same second have the same id. The new commit gets a later time, so
+        // that its id is unique.
         let mut stamp = seconds;
         let mut id = git::commit_id(&root, &parents, author, stamp, &message);
         while self.commit(&id).is_some() {

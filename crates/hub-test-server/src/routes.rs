@@ -1,4 +1,4 @@
-//! Maps requests to responses, by path.
+//! Dispatches requests by path.
 
 mod account;
 mod commit;
@@ -20,7 +20,7 @@ use crate::http::{Body, Head, Response};
 use crate::hub::Hub;
 use crate::recorded_request::Host;
 
-/// Maximum body that is read into memory.
+/// Maximum size in bytes of a body that is read into memory.
 const MAX_BODY_BYTES: u64 = 256 << 20;
 
 /// Path segments that may follow a repository's name.
@@ -39,7 +39,7 @@ const VERBS: [&str; 12] = [
     "tree",
 ];
 
-/// A request, and the state of the server.
+/// A request and the state of the server.
 pub(crate) struct RequestContext<'a, 'b> {
     pub hub: &'a Hub,
     pub head: &'a Head,
@@ -72,12 +72,12 @@ impl RequestContext<'_, '_> {
     }
 }
 
-/// Returns the error 500.
+/// Returns an error with status 500.
 pub(crate) fn internal(error: &io::Error) -> ApiError {
     ApiError::new(500, format!("Internal Error: {error}"))
 }
 
-/// Serves a request.
+/// Serves a request and returns the response.
 pub(crate) fn answer(hub: &Hub, host: Host, head: &Head, body: &mut Body<'_>) -> Response {
     let segments: Vec<&str> = head.target.segments.iter().map(String::as_str).collect();
     let result = match host {
@@ -120,7 +120,7 @@ fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
             }
         }
         ("GET" | "HEAD", rest) => match split_id(rest, &VERBS) {
-            // A browser does not escape the slash of a ref.
+            // A browser does not escape the slashes in a ref.
             (id, ["resolve", "refs", kind, name, path @ ..]) => {
                 download::resolve(context, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
             }
@@ -156,7 +156,7 @@ fn nothing() -> ApiError {
     ApiError::new(404, "Sorry, we can't find the page you are looking for.")
 }
 
-/// Splits a path into the name of the repository, with or without a namespace, and the rest.
+/// Splits a path into the name of the repository and the remaining segments. The name may have a namespace.
 fn split_id<'a>(segments: &'a [&'a str], verbs: &[&str]) -> (String, &'a [&'a str]) {
     match segments {
         [name] => ((*name).to_owned(), &[]),

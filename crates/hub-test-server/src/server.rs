@@ -1,4 +1,4 @@
-//! The interface for tests.
+//! The server's interface for tests.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,38 +25,41 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Sets the port of the Hub; 0, the default, takes a free port.
+    /// Sets the port of the Hub listener. The default is 0, which takes a free port.
     pub fn port(self, port: u16) -> Self {
         Self { port, ..self }
     }
 
-    /// Stores content in this folder, which is not deleted. The default is a temporary folder.
+    /// Sets the folder where content is stored. This folder is not deleted. The default is a temporary
+    /// folder.
     pub fn root(self, root: impl Into<PathBuf>) -> Self {
         Self { root: Some(root.into()), ..self }
     }
 
-    /// Sets the number of entries in a page of a tree; 1000 by default.
+    /// Sets the number of entries on a page of a tree. The default is 1000.
     pub fn page(mut self, entries: usize) -> Self {
         self.settings.page = entries.max(1);
         self
     }
 
-    /// Sets the size above which a file is large; 10 MiB by default.
+    /// Sets the size above which a file is large. The default is 10 MiB.
     ///
-    /// Names such as `*.safetensors` and binary content make a file large as well.
+    /// Files with names such as `*.safetensors` and files with binary content are always large.
     pub fn large_over(mut self, bytes: u64) -> Self {
         self.settings.large_over = bytes;
         self
     }
 
-    /// Uploads large files above `over` bytes in parts of `part` bytes; 5 GiB and 64 MiB by default.
+    /// Requires that files above `over` bytes are uploaded in parts of `part` bytes. The defaults are 5 GiB
+    /// and 64 MiB.
     pub fn multipart(mut self, over: u64, part: u64) -> Self {
         self.settings.multipart_over = over;
         self.settings.part_size = part.max(1);
         self
     }
 
-    /// Redirects `/resolve/` of a small file to `/api/resolve-cache/` on the same host, by a relative URL.
+    /// Sets whether `/resolve/` of a small file redirects to `/api/resolve-cache/` on the same host by a
+    /// relative URL.
     pub fn resolve_cache(mut self, redirects: bool) -> Self {
         self.settings.resolve_cache = redirects;
         self
@@ -65,7 +68,7 @@ impl Builder {
     /// Starts the server.
     ///
     /// # Errors
-    /// If a port is taken, or the folder cannot be created.
+    /// If the port is not available, or the folder cannot be created.
     pub fn start(self) -> io::Result<HubServer> {
         let store = Store::new(self.root.as_deref())?;
         let sockets = (TcpListener::bind(("127.0.0.1", self.port))?, TcpListener::bind(("127.0.0.1", 0))?);
@@ -92,56 +95,56 @@ impl Builder {
 /// A commit of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitInfo {
-    /// The id.
+    /// Id of the commit.
     pub id: String,
-    /// Ids of the parents.
+    /// Ids of the parent commits.
     pub parents: Vec<String>,
-    /// First line of the message.
+    /// First line of the commit message.
     pub title: String,
-    /// Rest of the message.
+    /// The commit message after its first line.
     pub description: String,
-    /// The author.
+    /// Author of the commit.
     pub author: String,
-    /// Path and size of the files.
+    /// Sizes of the files, by path.
     pub files: BTreeMap<String, u64>,
 }
 
-/// A running server. Dropping it stops it.
+/// A running server. Dropping this value stops the server.
 pub struct HubServer {
     hub: Arc<Hub>,
     listeners: Vec<Listener>,
 }
 
 impl HubServer {
-    /// Starts a server on free ports, with the Hub's settings.
+    /// Starts a server on free ports, with the settings of the real Hub.
     ///
     /// # Panics
-    /// If there is no free port or no temporary folder.
+    /// If there is no free port, or no temporary folder can be created.
     pub fn start() -> Self {
         Self::builder().start().expect("a port and a temporary folder")
     }
 
-    /// Returns a builder for other settings.
+    /// Returns a builder for a server with other settings.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The Hub's URL, for `HF_ENDPOINT`: `http://127.0.0.1:PORT`.
+    /// Returns the URL of the Hub listener, `http://127.0.0.1:PORT`. Clients use it as `HF_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         self.hub.endpoint.clone()
     }
 
-    /// The URL of the storage host.
+    /// Returns the URL of the storage listener.
     pub fn storage_endpoint(&self) -> String {
         self.hub.storage_endpoint.clone()
     }
 
-    /// Adds a user with a token that may write.
+    /// Adds a user and a token with write access.
     pub fn add_user(&self, name: &str, token: &str) {
         self.add_account(name, token, true);
     }
 
-    /// Adds a user with a read-only token, or another such token for an existing user.
+    /// Adds a user with a read-only token. If the user exists, adds the token to this user.
     pub fn add_read_only_user(&self, name: &str, token: &str) {
         self.add_account(name, token, false);
     }
@@ -151,7 +154,7 @@ impl HubServer {
         self.hub.state().accounts.insert(token.to_owned(), account);
     }
 
-    /// Expires a token.
+    /// Makes a token expire.
     pub fn expire(&self, token: &str) {
         if let Some(account) = self.hub.state().accounts.get_mut(token) {
             account.expired = true;
@@ -163,14 +166,14 @@ impl HubServer {
         self.hub.state().members.push((org.to_owned(), user.to_owned()));
     }
 
-    /// Gives `user` access to the gated repository `id`.
+    /// Grants `user` access to the gated repository `id`.
     pub fn grant(&self, id: &str, user: &str) {
         if let Some(repository) = self.hub.state().repositories.get_mut(id) {
             repository.granted.push(user.to_owned());
         }
     }
 
-    /// Adds a public model, or another commit on its `main`. Returns the commit's id.
+    /// Adds a public model. If the model exists, adds a commit on `main`. Returns the id of the commit.
     ///
     /// # Panics
     /// If the files cannot be written.
@@ -178,12 +181,13 @@ impl HubServer {
         files.iter().fold(self.model(id), |model, (path, content)| model.file(path, content)).add()
     }
 
-    /// Builds a commit with options: private, gated, large files, or another branch.
+    /// Returns a builder for a commit. It can be private or gated, contain large files, or be on another
+    /// branch.
     pub fn model(&self, id: &str) -> ModelBuilder<'_> {
         ModelBuilder::new(&self.hub, id)
     }
 
-    /// Adds a commit on `main` with these files; existing files stay. Returns its id.
+    /// Adds a commit on `main` with these files. Other files do not change. Returns the id of the commit.
     ///
     /// # Panics
     /// If the files cannot be written.
@@ -191,9 +195,9 @@ impl HubServer {
         self.add_model(id, files)
     }
 
-    /// Adds a commit on `main` with the file at `path` as the large file `name`.
+    /// Adds a commit on `main`. The commit contains the file at `path` as the large file `name`.
     ///
-    /// The file is hashed in chunks and linked, so its size costs no memory.
+    /// The file is hashed in chunks and then linked, so it is never completely in memory.
     ///
     /// # Panics
     /// If the file cannot be read, linked or copied.
@@ -208,14 +212,14 @@ impl HubServer {
         Some(content)
     }
 
-    /// Returns a reader for a file larger than memory.
+    /// Opens a file that may be larger than memory.
     pub fn open(&self, id: &str, revision: &str, path: &str) -> Option<std::fs::File> {
         let state = self.hub.state();
         let entry = state.repositories.get(id)?.resolve(revision)?.commit.tree.get(path)?;
         self.hub.store.open(&entry.sha256).ok()
     }
 
-    /// Returns the SHA-256 of each file, by path.
+    /// Returns the SHA-256 of all files, by path.
     pub fn hashes(&self, id: &str, revision: &str) -> BTreeMap<String, String> {
         let state = self.hub.state();
         let tree = state
@@ -225,12 +229,13 @@ impl HubServer {
         tree.into_iter().flatten().map(|(path, entry)| (path.clone(), entry.sha256.clone())).collect()
     }
 
-    /// Returns refs and their commits: `refs/heads/main`, `refs/pr/1` and so on.
+    /// Returns the commits of all refs. Examples of refs are `refs/heads/main` and `refs/pr/1`.
     pub fn revisions(&self, id: &str) -> BTreeMap<String, String> {
         self.hub.state().repositories.get(id).map(|repository| repository.refs().clone()).unwrap_or_default()
     }
 
-    /// Returns all commits of a repository, oldest first. An unknown repository has none.
+    /// Returns all commits of a repository, with the oldest first. Returns an empty list for an unknown
+    /// repository.
     pub fn commits(&self, id: &str) -> Vec<CommitInfo> {
         let state = self.hub.state();
         let commits =
@@ -246,7 +251,7 @@ impl HubServer {
         commits.iter().map(info).collect()
     }
 
-    /// Whether a repository is private; `None` if it is unknown.
+    /// Returns whether a repository is private, or `None` if it does not exist.
     pub fn is_private(&self, id: &str) -> Option<bool> {
         self.hub.state().repositories.get(id).map(|repository| repository.private)
     }
@@ -261,7 +266,8 @@ impl HubServer {
         self.hub.faults.clear();
     }
 
-    /// Returns all requests since the start or the last clear, in order of arrival.
+    /// Returns all requests in order of arrival, since the server started or since the records were last
+    /// cleared.
     pub fn requests(&self) -> Vec<RecordedRequest> {
         self.hub.records.all()
     }

@@ -1,17 +1,17 @@
 /// Settings that a test can change.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Entries in one page of a tree.
+    /// Number of entries on one page of a tree.
     pub page: usize,
-    /// Size above which a file is large.
+    /// Size in bytes above which a file is large.
     pub large_over: u64,
     /// Name patterns of large files.
     pub large_names: Vec<String>,
-    /// Size above which a file is uploaded in parts.
+    /// Size in bytes above which a file is uploaded in parts.
     pub multipart_over: u64,
-    /// Size of a part.
+    /// Size of a part in bytes.
     pub part_size: u64,
-    /// Whether small files redirect to `/api/resolve-cache/`, as on the Hub since 2025.
+    /// Whether small files redirect to `/api/resolve-cache/`. The Hub does so since 2025.
     pub resolve_cache: bool,
 }
 
@@ -31,7 +31,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether a file is large, because of its name, its size, or binary content in its first bytes.
+    /// Returns whether a file is large. The name, the size, or binary content in `sample` can make it large.
     pub fn is_large(&self, path: &str, size: u64, sample: &[u8]) -> bool {
         let name = path.rsplit('/').next().unwrap_or(path);
         size > 0
@@ -40,7 +40,7 @@ impl Settings {
                 || self.large_names.iter().any(|pattern| matches(pattern, name)))
     }
 
-    /// Returns the `.gitattributes` of a new repository.
+    /// Returns the content of `.gitattributes` in a new repository.
     pub fn attributes(&self) -> String {
         let line = |name: &String| format!("{name} filter=lfs diff=lfs merge=lfs -text\n");
         self.large_names.iter().map(line).collect()
@@ -54,7 +54,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     (0..=name.len()).filter(|&at| name.is_char_boundary(at)).any(|at| matches(rest, &name[at..]))
 }
 
-/// Whether a `.gitignore` excludes `path`. The last matching line decides.
+/// Returns whether the `.gitignore` with these lines excludes `path`. The last matching line applies.
 pub(crate) fn is_ignored(lines: &str, path: &str) -> bool {
     let mut ignored = false;
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -63,7 +63,8 @@ pub(crate) fn is_ignored(lines: &str, path: &str) -> bool {
         let anchored = line.contains('/');
         let line = line.trim_start_matches('/');
         let parts: Vec<&str> = path.split('/').collect();
-        // Each parent folder, then the file itself. A pattern for folders does not match the file.
+        // The pattern is compared with each parent folder and with the file. A pattern for folders does not
+        // match the file.
         let met = (1..=parts.len()).filter(|&end| !folder || end < parts.len()).any(|end| {
             if anchored { matches(line, &parts[..end].join("/")) } else { matches(line, parts[end - 1]) }
         });

@@ -1,4 +1,4 @@
-//! Content on disk, by SHA-256. Memory holds at most one buffer of a file.
+//! Stores content on disk by SHA-256. Memory contains at most one buffer of a file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,7 +12,7 @@ use crate::recorded_request::lock;
 
 const BUFFER: usize = 256 << 10;
 
-/// A content store.
+/// A store of file contents.
 pub(crate) struct Store {
     objects: PathBuf,
     incoming: PathBuf,
@@ -36,7 +36,7 @@ impl Store {
         Ok(Self { objects, incoming, temporary: Mutex::new(temporary) })
     }
 
-    /// Deletes the temporary folder, which a closing connection may still use.
+    /// Deletes the temporary folder. A connection that is being closed may still use the folder.
     pub fn close(&self) {
         drop(lock(&self.temporary).take());
     }
@@ -44,7 +44,7 @@ impl Store {
     /// Opens the content with this hash.
     ///
     /// # Errors
-    /// If there is none.
+    /// If the store has no such content.
     pub fn open(&self, sha256: &str) -> io::Result<File> {
         File::open(self.objects.join(sha256))
     }
@@ -62,9 +62,9 @@ impl Store {
         Ok(self.receive(&mut &bytes[..], None)?.0)
     }
 
-    /// Stores the content of `reader`, and returns hash and size.
+    /// Stores the content of `reader`, and returns its hash and its size.
     ///
-    /// Content with another hash than `expected` is not stored.
+    /// If `expected` is set and the hash is different, the content is not stored.
     ///
     /// # Errors
     /// If reading or writing fails. Nothing is stored then.
@@ -77,7 +77,8 @@ impl Store {
         Ok((sha256, size))
     }
 
-    /// Stores the file at `path`, as a link if the file system allows. Returns hash and size.
+    /// Stores the file at `path`. If the file system allows, the stored file is a link. Returns hash and
+    /// size.
     ///
     /// # Errors
     /// If the file cannot be read, linked or copied.
@@ -90,7 +91,7 @@ impl Store {
         Ok((sha256, size))
     }
 
-    /// Writes a part of the upload `name` at its offset. Returns its size and ETag.
+    /// Writes a part of the upload `name` at the offset `start`. Returns the size and the ETag of the part.
     ///
     /// # Errors
     /// If reading or writing fails.
@@ -101,8 +102,8 @@ impl Store {
         copy_hashed(reader, &mut file)
     }
 
-    /// Hashes the upload `name`, stores it if the hash is `expected`, and removes the upload. Returns hash
-    /// and size.
+    /// Hashes the upload `name`. Stores the content if its hash is `expected`, and removes the upload.
+    /// Returns hash and size.
     ///
     /// # Errors
     /// If the upload cannot be read or moved.
@@ -137,7 +138,7 @@ fn copy_hashed(reader: &mut dyn Read, writer: &mut dyn Write) -> io::Result<(Str
 mod tests {
     use super::*;
 
-    // SHA-256 of `abc`: FIPS 180-4.
+    // SHA-256 of `abc`. Source: FIPS 180-4.
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     #[test]

@@ -1,4 +1,4 @@
-//! Checks responses, headers and faults byte by byte, over sockets and without a client library.
+//! Checks responses, headers and faults byte by byte over sockets, without a client library.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use danlu_hub_test_server::{Action, Fault, Gate, Host, HubServer, Method};
 use serde_json::{Value, json};
 
-/// Status, headers (names in lower case) and body.
+/// Status, headers and body of a response. The names of the headers are in lower case.
 struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
@@ -28,7 +28,8 @@ impl Answer {
     }
 }
 
-/// Sends one request on a new connection, and reads to the end. Returns `None` without a response.
+/// Sends one request on a new connection, and reads until the connection ends. Returns `None` if there is no
+/// response.
 fn ask(url: &str, method: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
     let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
@@ -79,7 +80,7 @@ fn a_small_file_comes_itself_with_its_commit_and_tag() {
     let answer = get(&server, "/zhen/m/resolve/main/a.txt");
     assert_eq!((answer.status, answer.body.as_slice()), (200, &b"0123456789"[..]));
     assert_eq!(answer.header("x-repo-commit"), server.commits("zhen/m")[0].id);
-    // Expected: `git hash-object`.
+    // Expected value: `git hash-object`.
     assert_eq!(answer.header("etag"), "\"ad471007bd7f5983d273b9584e5629230150fd54\"");
     let part = ask(
         &format!("{}/zhen/m/resolve/main/a.txt", server.endpoint()),
@@ -176,7 +177,7 @@ fn today_s_hub_sends_small_files_to_a_second_address() {
     assert_eq!(found.header("etag"), answer.header("x-linked-etag"));
 }
 
-/// Returns the body of a commit with one regular file.
+/// Returns the body of a commit that adds one regular file.
 fn commit(parent: Option<&str>, path: &str) -> String {
     let header =
         json!({ "key": "header", "value": { "summary": "s", "description": "", "parentCommit": parent } });
@@ -193,7 +194,7 @@ fn of_two_commits_on_one_parent_the_second_is_refused_whole() {
     assert_eq!(post(&server, "/api/models/zhen/m/commit/main", &commit(Some(&parent), "second")).status, 412);
     assert_eq!(server.revisions("zhen/m")["refs/heads/main"], first.json()["commitOid"]);
     assert_eq!(server.read("zhen/m", "main", "second"), None);
-    // A commit with equal content is a new commit.
+    // A commit without changes is still a new commit.
     let again = post(&server, "/api/models/zhen/m/commit/main", &commit(None, "first"));
     assert_eq!((again.status, server.commits("zhen/m").len()), (200, 3));
     let proposed = post(&server, "/api/models/zhen/m/commit/main?create_pr=1", &commit(None, "third"));
@@ -217,7 +218,7 @@ fn a_commit_with_one_bad_line_changes_nothing() {
     assert_eq!(server.commits("zhen/m").len(), 1);
 }
 
-/// The SHA-256 of `abc`, from FIPS 180-4.
+/// SHA-256 of `abc`. Source: FIPS 180-4.
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
 fn batch(server: &HubServer, oid: &str, size: usize) -> Value {
@@ -258,7 +259,7 @@ fn parts_may_come_in_any_order_but_all_have_to_come() {
     };
     let (status, second) = part("00002", b"c");
     assert_eq!((status, complete(&[&second])), (200, 400));
-    // A part that is too long changes no other part.
+    // A part that is too long does not change the next part.
     assert_eq!((part("00002", b"cc").0, part("00001", b"abx").0, part("00001", b"a").0), (400, 400, 400));
     let (_, first) = part("00001", b"ab");
     assert_eq!((complete(&[&second, &first]), complete(&[&first, &second])), (400, 200));

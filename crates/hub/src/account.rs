@@ -4,7 +4,7 @@ use crate::http::Request;
 use crate::http::Resource;
 use crate::{Hub, HubError};
 
-/// An account, as the Hub reports it for a token.
+/// An account, as the Hub returns it for a token.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Account {
     /// The user's name.
@@ -17,7 +17,7 @@ pub struct Account {
     auth: Auth,
 }
 
-/// An organisation of an account.
+/// An organisation that an account belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Organisation {
     /// The organisation's name.
@@ -43,7 +43,7 @@ impl Account {
         self.auth.access_token.as_ref()?.role.as_deref()
     }
 
-    /// Replaces the token in every text of the server, so that the texts can be shown.
+    /// Replaces the token in all texts from the server, so that these texts can be displayed.
     fn redacted(self, redact: impl Fn(String) -> String) -> Self {
         let orgs = self.orgs.into_iter().map(|org| Organisation { name: redact(org.name) }).collect();
         let token = self.auth.access_token.map(|token| AccessToken {
@@ -60,10 +60,10 @@ impl Account {
 }
 
 impl Hub {
-    /// Looks up the account of the token.
+    /// Requests the account of the token.
     ///
     /// # Errors
-    /// If there is no token, or the Hub rejects it.
+    /// If there is no token, or the Hub rejects the token.
     pub fn whoami(&self) -> Result<Account, HubError> {
         let http = self.online(String::new).map_err(|error| match error {
             HubError::Offline { .. } => HubError::OfflineAccount,

@@ -1,6 +1,7 @@
 //! The download cache, in the layout of `huggingface_hub`.
 //!
-//! `blobs` holds files by checksum, `refs` commits by revision, and `snapshots` links to blobs by commit.
+//! `blobs` contains files by checksum. `refs` contains the commit of each revision. `snapshots` contains a
+//! folder for each commit, with links to blobs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -17,7 +18,7 @@ use crate::checksum::{Checksum, is_hex};
 use crate::http::retry_after;
 use crate::{HubError, RepoName};
 
-/// Maximum size of a ref file.
+/// Maximum size of a ref file in bytes.
 const MAX_REF_BYTES: u64 = 256;
 
 /// The cache of one repository.
@@ -27,7 +28,8 @@ pub(crate) struct Cache {
     locks: PathBuf,
 }
 
-/// An exclusive lock on one blob, honoured by danlu and Python. Dropping it releases the lock.
+/// An exclusive lock on one blob. danlu and Python both respect the lock. Dropping this value releases the
+/// lock.
 #[derive(Debug)]
 pub(crate) struct BlobLock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
@@ -37,7 +39,8 @@ impl Cache {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// Resolves a branch, a tag or an abbreviated commit to a full commit, if it is cached.
+    /// Resolves a branch, a tag or an abbreviated commit to a full commit. Returns `None` if it is not
+    /// cached.
     pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
@@ -48,11 +51,11 @@ impl Cache {
         }
         let bytes = read_bounded(&path, MAX_REF_BYTES)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-        // The commit becomes part of a path.
+        // The commit is used as part of a path, so other text is rejected.
         Ok(is_hex(&text, 40).then_some(text))
     }
 
-    /// Returns the commit that starts with `digits`, if exactly one does.
+    /// Returns the cached commit that starts with `digits`, or `None` unless there is exactly one.
     fn abbreviated(&self, digits: &str) -> Option<String> {
         if !is_abbreviation(digits) {
             return None;
@@ -75,7 +78,7 @@ impl Cache {
         self.folder.join("blobs").join(format!("{}.incomplete", hash.digits()))
     }
 
-    /// Waits for the lock of a blob, or until `stop` is set.
+    /// Waits for the lock of a blob. Returns an error if `stop` is set first.
     pub fn lock(&self, hash: &Checksum, stop: &AtomicBool) -> Result<BlobLock, HubError> {
         create_folder(&self.locks)?;
         create_folder(&self.folder.join("blobs"))?;
@@ -96,8 +99,8 @@ impl Cache {
                 }
                 Err(e) => return Err(error(e.into()).into()),
             }
-            // The previous owner may have removed the lock file. A third process could then lock a new file
-            // of the same name.
+            // The previous owner may have removed the lock file. A third process could then create and lock a
+            // new file with the same name.
             let ours = file.metadata().map_err(error)?.ino();
             if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
                 return Ok(BlobLock(file));
@@ -117,19 +120,19 @@ impl Cache {
         create_folder(folder)?;
         let error = |e: io::Error| FileError::new("write", &link, e);
         let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits()));
-        // A killed process with the same id may have left a temporary copy.
+        // A killed process with the same process id may have left a temporary file.
         match fs::remove_file(&temporary) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e).into()),
             _ => {}
         }
-        // On a file system without links the snapshot gets a copy, as in Python.
+        // If the file system has no symbolic links, the snapshot contains a copy, as in Python.
         let made =
             symlink(&target, &temporary).or_else(|_| fs::copy(self.blob_path(hash), &temporary).map(drop));
         made.and_then(|()| fs::rename(&temporary, &link)).map_err(error)?;
         Ok(())
     }
 
-    /// Records the commit of a revision.
+    /// Stores the commit of a revision.
     pub fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
@@ -139,12 +142,12 @@ impl Cache {
         Ok(write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Records files that a commit lacks, so that no later lookup requests them.
+    /// Records files that do not exist in a commit, so that later lookups do not request them.
     pub fn note_absent(&self, commit: &str, files: &[&str]) {
         let folder = self.folder.join(".no_exist").join(commit);
         let note = |file: &&str| File::create(folder.join(file)).map(drop);
         if let Err(error) = fs::create_dir_all(&folder).and_then(|()| files.iter().try_for_each(note)) {
-            // Without the record, the next lookup asks the Hub again, as in Python.
+            // Without this record, the next lookup sends a request to the Hub again, as in Python.
             tracing::info!("`{}`: {error}", folder.display());
         }
     }

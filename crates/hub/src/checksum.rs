@@ -1,4 +1,4 @@
-//! Checksums of the Hub: git's for small files, SHA-256 for large files.
+//! Checksums of the Hub: git's checksum for small files, and SHA-256 for large files.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -14,7 +14,7 @@ pub(crate) enum Checksum {
     Sha256(String),
 }
 
-/// A running checksum.
+/// A checksum that is computed incrementally.
 #[derive(Clone)]
 pub(crate) enum Hasher {
     Git(Sha1),
@@ -22,7 +22,7 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
-    /// Starts git's checksum of a file with `size` bytes.
+    /// Starts git's checksum of a file of `size` bytes.
     pub fn git(size: u64) -> Self {
         Self::Git(Sha1::new_with_prefix(format!("blob {size}\0")))
     }
@@ -31,7 +31,7 @@ impl Hasher {
         Self::Sha256(Sha256::new())
     }
 
-    /// Starts a checksum of the same kind as `hash`.
+    /// Starts a checksum of the same kind as `hash`, for a file of `size` bytes.
     pub fn like(hash: &Checksum, size: u64) -> Self {
         match hash {
             Checksum::Git(_) => Self::git(size),
@@ -71,7 +71,7 @@ pub(crate) fn is_hex(text: &str, len: usize) -> bool {
 mod tests {
     use super::*;
 
-    // Expected: `git hash-object` and `sha256sum` of the same bytes.
+    // Expected values: `git hash-object` and `sha256sum` of the same bytes.
     #[test]
     fn sums_are_those_of_git_and_of_sha256sum() {
         for (sum, digits) in [

@@ -3,7 +3,7 @@ use std::time::Duration;
 use crate::http::{Http, Request};
 use crate::{HubError, HubSettings, RetryPolicy};
 
-/// A client of one Hub, with its cache.
+/// A client of one Hub, with a local cache.
 #[derive(Debug)]
 pub struct Hub {
     pub(crate) settings: HubSettings,
@@ -11,19 +11,19 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Creates a client. Reads and sends nothing.
+    /// Creates a client. Reads no files and sends no requests.
     pub fn new(settings: HubSettings) -> Self {
         Self::with_retry_policy(settings, RetryPolicy::default())
     }
 
-    /// As [`Hub::new`], with another retry policy.
+    /// Creates a client with another retry policy.
     pub fn with_retry_policy(settings: HubSettings, retry_policy: RetryPolicy) -> Self {
         let http = Http::new(settings.endpoint.clone(), settings.token.clone(), retry_policy);
         Self { settings, http }
     }
 
-    /// Calls `on_wait(host, remaining, total)` every second of a `Retry-After` wait, and at its end with
-    /// `remaining` zero.
+    /// Calls `on_wait(host, remaining, total)` once per second while the client waits for a `Retry-After`
+    /// time. The last call has a `remaining` of zero.
     pub fn on_wait(self, on_wait: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
         Self { http: self.http.on_wait(Box::new(on_wait)), ..self }
     }
@@ -37,7 +37,7 @@ impl Hub {
         Request::get(self.http.endpoint().as_str()).host()
     }
 
-    /// Returns the HTTP client. `what` names the missing item in the error.
+    /// Returns the HTTP client. `what` returns the name of the required item for the error.
     ///
     /// # Errors
     /// If the settings forbid network access, or the token is invalid.

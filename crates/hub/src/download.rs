@@ -1,4 +1,5 @@
-//! Downloads one file. Resumes a partial file, and verifies the checksum before the file gets its name.
+//! Downloads one file. Resumes a partial download, and verifies the checksum before the file gets its final
+//! name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -25,11 +26,11 @@ pub(crate) struct FileFetch<'a> {
     pub commit: &'a str,
     pub path: &'a str,
     pub file: &'a RemoteFile,
-    /// Set after another file has failed, which cancels this one.
+    /// Set to `true` after another file has failed. This download is then cancelled.
     pub stop: &'a AtomicBool,
 }
 
-/// A partial file, and the checksum of its bytes so far.
+/// A partial file, and the checksum of the bytes that it contains.
 struct PartialFile<'a> {
     path: &'a Path,
     out: File,
@@ -39,9 +40,9 @@ struct PartialFile<'a> {
     begun: u32,
 }
 
-/// Why a transfer ended early.
+/// Reason why a transfer ended early.
 enum Interruption {
-    /// The connection broke. Another attempt may succeed.
+    /// The connection was lost. Another attempt may succeed.
     Cut(String),
     /// The server was too slow. Another attempt may succeed.
     Slow(String),
@@ -56,9 +57,10 @@ impl<E: Into<HubError>> From<E> for Interruption {
 }
 
 impl Hub {
-    /// Downloads a file, verifies it, and puts it into the cache.
+    /// Downloads a file, verifies its checksum, and stores it in the cache.
     ///
-    /// `advanced` receives the count of every byte once, and a negative count if the transfer restarts.
+    /// `advanced` receives byte counts whose sum is the progress. A count is negative if the transfer
+    /// restarts.
     pub(crate) fn fetch(
         &self,
         cache: &Cache,
@@ -89,7 +91,7 @@ impl Hub {
         let FileFetch { repo, path, file, .. } = wanted;
         let incomplete = cache.partial_path(&file.hash);
         let mut found = String::new();
-        // A damaged download is repeated once, from the first byte.
+        // If the checksum is wrong, the download is repeated once from the first byte.
         for _ in 0..2 {
             let (sum, done) = self.gather(&incomplete, wanted, advanced)?;
             found = sum.digits();
@@ -107,9 +109,10 @@ impl Hub {
         Err(HubError::Checksum { repo: repo.clone(), file: path.to_owned(), found, expected })
     }
 
-    /// Hashes the partial file, then downloads the rest.
+    /// Computes the checksum of the partial file, then downloads the remaining bytes.
     ///
-    /// A broken connection uses up an attempt only if no byte arrived. A slow one always does.
+    /// A lost connection uses up an attempt only if no byte arrived. A slow connection always uses up an
+    /// attempt.
     fn gather(
         &self,
         incomplete: &Path,
@@ -145,9 +148,9 @@ impl Hub {
             if done > before && !is_slow {
                 (left, pause) = (retry_policy.attempts, retry_policy.pause);
             }
-            // A slow server costs a whole span each time, so it gets one more attempt.
+            // Each attempt with a slow server takes long, so only one more attempt is allowed.
             left = if is_slow { left.min(2) - 1 } else { left - 1 };
-            // Restarts count too: a server that always restarts would otherwise never end.
+            // Restarts are limited too. Otherwise, a server that always restarts would never be given up.
             if left == 0 || part.begun >= retry_policy.attempts {
                 return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
             }
@@ -158,7 +161,7 @@ impl Hub {
         Ok((part.sum, part.done))
     }
 
-    /// Requests the remaining bytes, and appends them.
+    /// Requests the remaining bytes, and appends them to the partial file.
     fn stream(
         &self,
         part: &mut PartialFile<'_>,
@@ -212,8 +215,8 @@ impl Hub {
     }
 }
 
-/// Adds the bytes of a file to a checksum, and returns their count. Leaves the position at the end of the
-/// file.
+/// Adds the bytes of a file to a checksum, and returns the number of bytes. Afterwards, the position is at
+/// the end of the file.
 fn summed(
     file: &mut File,
     sum: &mut Hasher,

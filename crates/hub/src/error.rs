@@ -26,7 +26,7 @@ pub enum HubError {
     /// A variable names an invalid certificate file or proxy.
     #[error("cannot use `{variable}`: {reason}")]
     Variable { variable: &'static str, reason: String },
-    /// There is no home folder, and no variable sets the cache.
+    /// There is no home folder, and no variable sets the cache folder.
     #[error("cannot locate the cache: there is no home folder")]
     NoHome,
     /// The text cannot be a token.
@@ -41,13 +41,13 @@ pub enum HubError {
     /// The model is not cached, and `HF_HUB_OFFLINE` forbids requests.
     #[error("{what} is not in the cache, and `HF_HUB_OFFLINE` forbids requests to the Hub")]
     Offline { what: String },
-    /// A push needs requests, and `HF_HUB_OFFLINE` forbids them.
+    /// A push needs requests, and `HF_HUB_OFFLINE` forbids requests.
     #[error("cannot look up `{repo}`: `HF_HUB_OFFLINE` forbids requests to the Hub")]
     OfflineRepo { repo: RepoName },
-    /// `whoami` needs a request, and `HF_HUB_OFFLINE` forbids it.
+    /// `whoami` needs a request, and `HF_HUB_OFFLINE` forbids requests.
     #[error("cannot look up the account: `HF_HUB_OFFLINE` forbids requests to the Hub")]
     OfflineAccount,
-    /// The connection failed, or broke.
+    /// The connection failed or was lost.
     #[error("cannot reach {host}: {reason}")]
     Connect { is_lost: bool, host: String, reason: String },
     /// The certificate of the host is invalid.
@@ -56,16 +56,16 @@ pub enum HubError {
     /// The proxy failed.
     #[error("cannot reach {host} through the proxy of `{variable}`: {reason}")]
     Proxy { host: String, variable: &'static str, reason: String },
-    /// The download broke on every attempt.
+    /// The download was interrupted on every attempt.
     #[error("cannot download `{file}`: {reason} after {done} of {size} bytes")]
     Cut { file: String, done: u64, size: u64, reason: String },
     /// The model does not exist, or the account cannot see it.
     #[error("cannot find the model `{}` at {host}{}", repo.id(), if *with_token { " with this account" } else { "" })]
     NoModel { repo: RepoName, host: String, with_token: bool },
-    /// The model has no such branch, tag or commit.
+    /// The model has no branch, tag or commit with this name.
     #[error("`{}` has no revision `{}`", repo.id(), repo.revision())]
     NoRevision { repo: RepoName },
-    /// A listed file does not exist.
+    /// The repository lists a file that does not exist.
     #[error("`{repo}` has no file `{file}`")]
     NoFile { repo: RepoName, file: String },
     /// The model's owner must grant access first.
@@ -77,13 +77,13 @@ pub enum HubError {
     /// The request needs a token, and there is none.
     #[error("{what} needs a token")]
     NoToken { what: String },
-    /// The account lacks a permission.
+    /// The account or its token lacks a permission.
     #[error("{host} denied the request{}", if message.is_empty() { " and gave no reason".to_owned() } else { format!(": {message}") })]
     Forbidden { host: String, message: String },
-    /// The server requires a longer wait than the limit.
+    /// The server requires a wait above the limit.
     #[error("{host} requires a wait of {} seconds", wait.as_secs())]
     Busy { host: String, wait: Duration },
-    /// Any other status code.
+    /// The response has an unexpected status code.
     #[error("{host} answered {status}{} to {request}", if message.is_empty() { String::new() } else { format!(" ({message})") })]
     Status { host: String, request: String, status: u16, message: String },
     /// The response does not follow the Hub's API.
@@ -92,7 +92,7 @@ pub enum HubError {
     /// The files of the repository contradict each other.
     #[error("`{repo}` is damaged: {fault}")]
     Repo { repo: RepoName, fault: String },
-    /// The file had a wrong checksum twice.
+    /// The checksum of the file was wrong in two downloads.
     #[error("`{file}` of `{repo}` has the checksum {found}, expected {expected}")]
     Checksum { repo: RepoName, file: String, found: String, expected: String },
     /// The file exceeds its maximum size.
@@ -110,7 +110,7 @@ pub enum HubError {
     /// An `--include` pattern matches no file.
     #[error("`--include {path}` matches no file in `{}`", folder.display())]
     NoMatch { folder: PathBuf, path: String },
-    /// Every file of the folder is skipped.
+    /// All files of the folder are skipped.
     #[error("cannot push `{}`: every file is skipped", folder.display())]
     NothingToSend { folder: PathBuf },
     /// The commit message contains a token or a private key. The error does not repeat it.
@@ -142,7 +142,7 @@ pub enum HubError {
     /// The revision is a commit or a tag, not a branch.
     #[error("`{}` of `{}` is not a branch", repo.revision(), repo.id())]
     NoBranch { repo: RepoName },
-    /// Another commit came first on every attempt.
+    /// On every attempt, another commit was made first.
     #[error("cannot commit to `{repo}`: another commit came first on each of {attempts} attempts")]
     Race { attempts: u32, repo: RepoName },
     /// The token is read-only.

@@ -1,5 +1,5 @@
-//! Selects the files that danlu reads: safetensors, configurations and the tokenizer. Code and pickles are
-//! never selected.
+//! Selects the files that danlu reads: safetensors, configurations and tokenizer files. Never selects code or
+//! pickles.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,40 +17,41 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
-/// Files that danlu writes next to an adapter and reads again.
+/// Files that danlu writes into the folder of an adapter and reads again.
 const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 
-/// The Hub adds this file to every repository, and no loader reads it.
+/// The Hub adds this file to every repository. No loader reads the file.
 const ATTRIBUTES: &str = ".gitattributes";
 
-/// Holds the licence of a base, or the notes of an author.
+/// The model card. It may contain the licence of a base, or notes of the author.
 const CARD: &str = "README.md";
 
-/// Holds the chat template in older models.
+/// This file contains the chat template of older models.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// Sampling settings and end-of-reply tokens.
+/// This file contains sampling settings and end-of-reply tokens.
 const GENERATION: &str = "generation_config.json";
 
-/// Holds the tokenizer fingerprint of an adapter, the quantization of its base, and the system message.
+/// This file contains the tokenizer fingerprint of an adapter, the quantization of its base, and the system
+/// message.
 const IDENTITY: &str = "danlu.json";
 
-/// Maximum size of a [`TOKENIZER_CONFIG`] that is searched for a chat template.
+/// Maximum size in bytes of a [`TOKENIZER_CONFIG`] that is searched for a chat template.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Maximum size of a vocabulary, and of any other small file.
+/// Maximum size of a vocabulary and of all other small files, in bytes.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
-/// Maximum size of an index of shards.
+/// Maximum size of a shard index in bytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// Extensions of weights that danlu does not read.
+/// Extensions of weight files that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Names of the small files that a repository has, and of those that it lacks.
+/// Names of the small files that exist in a repository, and names of those that do not.
 type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]
@@ -58,7 +59,8 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// Returns the names of the small files that danlu reads: present files, then absent files.
+/// Returns the names of the small files that danlu reads. The first list contains the files that exist, and
+/// the second list contains the others.
 ///
 /// # Errors
 /// If a file exceeds its maximum size.
@@ -84,18 +86,20 @@ fn longest(path: &str) -> u64 {
     }
 }
 
-/// Returns the optional files that a snapshot lacks and that would change results, except those recorded as
-/// absent.
+/// Returns optional files that the snapshot does not contain and that would change results. Files recorded as
+/// absent are not returned.
 ///
-/// Python may have fetched only a part of the repository. Two files show that nothing is missing:
-/// - a chat template in `tokenizer_config.json`: the repository has no other one;
-/// - [`ATTRIBUTES`]: no loader requests this file, so the whole repository was fetched.
+/// Python may have downloaded only a part of the repository. In two cases, files are known not to be missing:
+/// - If `tokenizer_config.json` contains a chat template, the repository has no separate template.
+/// - If [`ATTRIBUTES`] exists, the whole repository was downloaded, because no loader requests this file
+///   alone.
 pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
         (true, true) => &[],
         (true, false) => &[IDENTITY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
-        // `snapshot_download` fetches in name order, so an interruption most likely loses this file.
+        // `snapshot_download` downloads files in the order of their names. After an interruption, this file
+        // is therefore the most likely one to be missing.
         (false, true) => &[TOKENIZER_CONFIG],
         (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
     };
@@ -110,10 +114,10 @@ pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -
     missing_optional_files
 }
 
-/// Returns the weight files of a listing. `snapshot` must already hold the small files.
+/// Returns the weight files in a listing. `snapshot` must already contain the small files.
 ///
 /// # Errors
-/// If there are no safetensors, or the index lists a file that does not exist.
+/// If there are no safetensors files, or the index names a file that does not exist.
 pub(crate) fn weights(listing: &Listing, snapshot: &Path, repo: &RepoName) -> Result<Vec<String>, HubError> {
     let has = |path: &str| listing.files.contains_key(path);
     let none = || {
@@ -144,7 +148,7 @@ fn unread(repo: &RepoName, fault: String) -> HubError {
     HubError::Repo { repo: repo.clone(), fault }
 }
 
-/// Returns the shards of an index, if all are plain names of safetensors files.
+/// Returns the shards in an index. Returns `None` unless all of them are plain names of safetensors files.
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let bytes = read_bounded(index, MAX_INDEX_BYTES).ok()?;
     let Index { weight_map } = serde_json::from_slice(&bytes).ok()?;
@@ -153,13 +157,13 @@ fn shards(index: &Path) -> Option<BTreeSet<String>> {
     (!shards.is_empty() && shards.iter().all(is_plain)).then_some(shards)
 }
 
-/// Whether a snapshot has the small files of a model, except those recorded as absent.
+/// Returns whether a snapshot contains the small files of a model. Files recorded as absent are not required.
 pub(crate) fn has_settings(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     has(CONFIG) && (has(TOKENIZER) || is_absent(TOKENIZER))
 }
 
-/// Whether a snapshot has all files of an adapter or a model.
+/// Returns whether a snapshot contains all files of an adapter or a model.
 pub(crate) fn is_whole(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     if has(ADAPTER_CONFIG) {

@@ -1,4 +1,4 @@
-//! Hints: what the user can do about each error.
+//! Hints: the next step for the user after an error.
 
 use crate::HubError;
 use crate::cache::is_abbreviation;
@@ -10,7 +10,7 @@ impl HubError {
         self.connection_hint().or_else(|| self.download_hint()).or_else(|| self.push_hint())
     }
 
-    /// Hints about the network, the token and the settings.
+    /// Returns hints about the network, the token and the settings.
     fn connection_hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(error) => return error.hint(),
@@ -52,7 +52,7 @@ impl HubError {
         Some(hint.to_owned())
     }
 
-    /// Hints about models and their files.
+    /// Returns hints about models and their files.
     fn download_hint(&self) -> Option<String> {
         let hint = match self {
             Self::Cut { .. } | Self::Busy { .. } => "run the same command again; it resumes the transfer",
@@ -90,7 +90,7 @@ impl HubError {
         Some(hint.to_owned())
     }
 
-    /// Hints about pushes.
+    /// Returns hints about pushes.
     fn push_hint(&self) -> Option<String> {
         let hint = match self {
             Self::NotAModel { .. } => {

@@ -13,23 +13,23 @@ use crate::http::{MAX_RESPONSE_BYTES, Request, Response, Unread};
 use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
 
-/// Maximum pages of a listing. The Hub puts a thousand files on a page.
+/// Maximum number of pages of a listing. The Hub returns 1,000 files per page.
 const MAX_PAGES: usize = 100;
 
-/// Maximum files of a listing.
+/// Maximum number of files of a listing.
 const MAX_FILES: usize = 100_000;
 
-/// Maximum length of a path. No system has longer ones.
+/// Maximum length of a path in bytes. No operating system accepts longer paths.
 const MAX_PATH_BYTES: usize = 4096;
 
-/// A repository at one commit.
+/// The state of a repository at one commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Listing {
-    /// The commit, 40 hexadecimal digits.
+    /// The commit as 40 hexadecimal digits.
     pub commit: String,
-    /// Whether the repository is private, if the Hub reports it.
+    /// Whether the repository is private, or `None` if the Hub does not return it.
     pub private: Option<bool>,
-    /// Its files by path.
+    /// The files of the commit by path.
     pub files: BTreeMap<String, RemoteFile>,
 }
 
@@ -37,12 +37,12 @@ pub(crate) struct Listing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteFile {
     pub size: u64,
-    /// Checksum of the content, and name of the blob in the cache.
+    /// Checksum of the content. It is also the name of the blob in the cache.
     pub hash: Checksum,
 }
 
 impl Listing {
-    /// Whether the repository has no files besides the one that the Hub adds to a new repository.
+    /// Returns whether the repository contains no files except the one that the Hub adds to a new repository.
     pub fn is_empty(&self) -> bool {
         self.files.keys().all(|path| path == ".gitattributes")
     }
@@ -101,7 +101,7 @@ impl Hub {
         let mut files = BTreeMap::new();
         let mut next =
             Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
-        // The limits of one response hold for all pages together.
+        // Size and time are limited for all pages together, not for each page.
         let (mut left, time) = (MAX_RESPONSE_BYTES, 2 * http.time());
         let end = Instant::now() + time;
         for _ in 0..MAX_PAGES {
@@ -140,10 +140,10 @@ impl Hub {
         }
     }
 
-    /// Returns the URL of the next page, which must be at the endpoint.
+    /// Returns the URL of the next page. The URL must belong to the endpoint.
     fn next_page(&self, request: &Request<'_>, link: &str) -> Result<String, HubError> {
         let endpoint = self.http.endpoint().as_str();
-        // A mirror may return the Hub's own URLs.
+        // A mirror may return URLs of the Hub itself.
         let link = match link.strip_prefix(DEFAULT_ENDPOINT) {
             Some(path) if path.starts_with('/') => format!("{endpoint}{path}"),
             _ => link.to_owned(),
@@ -156,7 +156,7 @@ impl Hub {
         })
     }
 
-    /// Requests JSON.
+    /// Requests a JSON value.
     pub(crate) fn json<T: DeserializeOwned>(
         &self,
         request: &Request<'_>,
@@ -165,8 +165,8 @@ impl Hub {
         Ok(self.page(request, resource, MAX_RESPONSE_BYTES)?.0)
     }
 
-    /// Requests JSON of at most `most` bytes. Returns the value, the URL of the next page, and the number of
-    /// bytes read.
+    /// Requests a JSON value of at most `most` bytes. Returns the value, the URL of the next page, and the
+    /// number of bytes read.
     fn page<T: DeserializeOwned>(
         &self,
         request: &Request<'_>,
@@ -174,13 +174,13 @@ impl Hub {
         most: u64,
     ) -> Result<(T, Option<String>, u64), HubError> {
         let (response, bytes) = self.whole(request, resource, most)?;
-        // The parser quotes invalid text, which may contain the token.
+        // The parser's error quotes invalid text, which may contain the token.
         let value = serde_json::from_slice(&bytes)
             .map_err(|error| request.fault(self.http.redacted(&error.to_string())))?;
         Ok((value, response.header("link").and_then(next_page), bytes.len() as u64))
     }
 
-    /// Reads a whole response, and requests it again if the connection breaks.
+    /// Reads a whole response. If the connection is lost, sends the request again.
     pub(crate) fn whole(
         &self,
         request: &Request<'_>,

@@ -8,14 +8,14 @@ use percent_encoding::percent_decode_str;
 
 use crate::{Endpoint, HubError};
 
-/// Hosts of the Hub and of its mirror.
+/// Host names of the Hub and of its mirror.
 const HOSTS: [&str; 4] = ["huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"];
 
 /// First path segments of the Hub's own pages. No account has these names.
 const NO_OWNERS: [&str; 8] =
     ["datasets", "spaces", "docs", "collections", "papers", "blog", "api", "settings"];
 
-/// A model on the Hub.
+/// The name of a model on the Hub, with a revision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepoName {
     id: String,
@@ -33,20 +33,20 @@ impl RepoName {
         self.id.split_once('/').expect("checked when parsed").1
     }
 
-    /// Returns the branch, tag or commit; `main` by default.
+    /// Returns the branch, tag or commit. The default is `main`.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// Returns the explicit revision, if any.
+    /// Returns the revision if the name contains one.
     pub fn named_revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// Parses the URL of a model's page at `endpoint` or at the Hub: `https://huggingface.co/org/name` or
+    /// Parses the URL of a model page at `endpoint` or at the Hub: `https://huggingface.co/org/name` or
     /// `.../tree/revision`.
     ///
-    /// The Hub's scheme may be omitted. Python's `hf://org/name@revision` is accepted too.
+    /// For the Hub, `https://` may be omitted. Python's format `hf://org/name@revision` is accepted too.
     pub fn from_page_url(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
         let bare = |text: &str| text.split_once("://").map(|(_, bare)| bare.to_owned());
         let address = address.trim().split(['?', '#']).next()?;
@@ -76,7 +76,7 @@ impl RepoName {
             }
             _ => return Some(name),
         };
-        // The page of the main branch is the default, so `tree/main` names no explicit revision.
+        // The page of the main branch is the default page, so `tree/main` is not an explicit revision.
         if revision == "main" { Some(name) } else { name.at(&revision).ok() }
     }
 
@@ -91,7 +91,7 @@ impl RepoName {
         }
     }
 
-    /// Returns the name of the folder in the cache.
+    /// Returns the name of the model's folder in the cache.
     pub(crate) fn folder(&self) -> String {
         format!("models--{}", self.id.replace('/', "--"))
     }
@@ -122,7 +122,8 @@ impl FromStr for RepoName {
     }
 }
 
-/// Whether `revision` is valid. It becomes a path in the cache, so no part of it may lead out.
+/// Returns whether `revision` is valid. A revision becomes a path in the cache, so it must not lead out of
+/// the cache.
 pub(crate) fn is_revision(revision: &str) -> bool {
     revision.len() <= 250
         && revision.split('/').all(|part| {

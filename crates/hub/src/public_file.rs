@@ -12,7 +12,7 @@ pub struct PublicFile {
     pub url: String,
     /// SHA-256 of the content, as 64 hexadecimal digits.
     pub sha256: String,
-    /// Size of the content. A longer response is rejected before it is read to its end.
+    /// Size of the content in bytes. A longer response is rejected before all of it is read.
     pub bytes: u64,
 }
 
@@ -64,7 +64,7 @@ mod tests {
         url
     }
 
-    /// The file of `printf 'hello\n' | sha256sum`.
+    /// Returns the file whose content `printf 'hello\n'` prints. Its SHA-256 is from `sha256sum`.
     fn hello(url: String) -> PublicFile {
         let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".to_owned();
         PublicFile { url, sha256, bytes: 6 }

@@ -17,36 +17,36 @@ use crate::listing::{Listing, RemoteFile};
 use crate::transfer::ProgressThrottle;
 use crate::{Hub, HubError, RepoName, RetryPolicy, Transfer};
 
-/// Files downloaded at a time.
+/// Number of files that are downloaded in parallel.
 const PARALLEL_DOWNLOADS: usize = 8;
 
-/// Time limit for the check whether a cached model lacks a file.
+/// Time limit to request missing files of a cached model.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The part of a model to fetch.
+/// The files of a model to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchScope {
     /// All files that danlu reads.
     Full,
-    /// The small files: enough to plan a run or to tokenize text.
+    /// Only the small files. They are enough to plan a run or to tokenize text.
     ConfigOnly,
 }
 
 /// A downloaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
-    /// The snapshot, a folder of links into the cache.
+    /// The snapshot folder, which contains links into the cache.
     pub folder: PathBuf,
     /// The commit.
     pub commit: String,
-    /// Size of all files.
+    /// Size of all files in bytes.
     pub bytes: u64,
-    /// Bytes downloaded.
+    /// Number of bytes that were downloaded.
     pub fetched: u64,
 }
 
 impl Hub {
-    /// Returns the folder of a model if the cache has all files in `scope`. Makes no request.
+    /// Returns the folder of a model if the cache contains all files in `scope`. Sends no request.
     ///
     /// # Errors
     /// If the cache cannot be read.
@@ -61,25 +61,25 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
-    /// Whether the cache holds another commit than `commit` for this revision. Commands use the older version
-    /// until it is pulled.
+    /// Returns whether the cache contains another commit than `commit` for this revision. Commands use the
+    /// cached commit until the user pulls the model again.
     pub fn cache_is_stale(&self, repo: &RepoName, commit: &str) -> bool {
         let here = Cache::of(&self.settings.cache, repo).read_ref(repo.revision());
         here.is_ok_and(|here| here.is_some_and(|here| here != commit))
     }
 
-    /// Returns optional files that `folder` lacks, that would change results, and that were never checked on
-    /// the Hub. [`Hub::fetch_missing_files`] checks them.
+    /// Returns optional files that are missing in `folder`, would change results, and were never requested
+    /// from the Hub. [`Hub::fetch_missing_files`] requests them.
     pub fn missing_optional_files(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
         let cache = Cache::of(&self.settings.cache, repo);
         file_selection::missing_optional_files(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
-    /// Fetches the missing small files of a cached model, and records names that its commit lacks. The time
-    /// limit is short.
+    /// Downloads the missing small files of a cached model, and records the files that do not exist in its
+    /// commit. The time limit is short.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or refuses. The cached files remain usable.
+    /// If the Hub cannot be reached or rejects a request. The cached files remain usable.
     pub fn fetch_missing_files(&self, repo: &RepoName, folder: &Path) -> Result<(), HubError> {
         let commit = commit_of(folder);
         let hub = Self::with_retry_policy(
@@ -101,8 +101,8 @@ impl Hub {
     /// Skips cached files, and resumes an interrupted download.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or refuses, a file stays damaged, or the disk is too small. Downloaded
-    /// bytes stay.
+    /// If the Hub cannot be reached or rejects a request, a file has a wrong checksum twice, or the disk is
+    /// too small. Bytes already downloaded are not deleted.
     pub fn pull(
         &self,
         repo: &RepoName,
@@ -134,7 +134,8 @@ impl Hub {
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
 
-    /// Downloads files in parallel. The first error stops the others, and downloaded bytes stay.
+    /// Downloads files in parallel. The first error cancels the other downloads. Bytes already downloaded are
+    /// not deleted.
     fn fetch_all(
         &self,
         cache: &Cache,
@@ -165,7 +166,7 @@ impl Hub {
                 scope.spawn(move || {
                     while let Some((path, file)) = next() {
                         let wanted = FileFetch { repo, commit: &listing.commit, path, file, stop };
-                        // The receiver is dropped after an error.
+                        // The send fails if the receiver was dropped after an error.
                         let mut advanced = |n| match tell.send(Ok(n)) {
                             Ok(()) => ControlFlow::Continue(()),
                             Err(_) => ControlFlow::Break(()),
@@ -180,7 +181,7 @@ impl Hub {
             drop(tell);
             let mut throttle = ProgressThrottle::default();
             for message in told {
-                // Wakes the other threads from sleeps and lock waits.
+                // The flag ends the waits of the other threads.
                 let bytes = message.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 transfer.done = transfer.done.saturating_add_signed(bytes);
                 if throttle.is_due() {

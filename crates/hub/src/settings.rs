@@ -9,7 +9,7 @@ use ureq::http::Uri;
 
 use crate::{HubError, Token, TokenFault};
 
-/// The Hub, unless `HF_ENDPOINT` is set.
+/// The endpoint if `HF_ENDPOINT` is not set.
 pub(crate) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// URL of a Hub or a mirror: scheme, host, and an optional path.
@@ -22,7 +22,7 @@ impl Endpoint {
         &self.0
     }
 
-    /// Whether the endpoint is a mirror and not the Hub itself.
+    /// Returns whether the endpoint is a mirror, not the Hub itself.
     pub fn is_mirror(&self) -> bool {
         self.0 != DEFAULT_ENDPOINT
     }
@@ -48,9 +48,9 @@ impl FromStr for Endpoint {
                 && uri.host().is_some()
                 && uri.query().is_none()
         });
-        // A password in the URL would reach logs and errors.
+        // If the URL contained a password, logs and errors would show it.
         if !is_one || trimmed.contains(['@', '#']) {
-            // A token in the query would reach logs and errors too.
+            // The query may contain a token, so the error must not show the query.
             let shown = match text.split_once(['?', '#']) {
                 Some((before, _)) => format!("{before}?..."),
                 None => text.to_owned(),
@@ -65,24 +65,24 @@ impl FromStr for Endpoint {
 /// Endpoint, paths and token of a client.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
-    /// The Hub: `HF_ENDPOINT`.
+    /// URL of the Hub, from `HF_ENDPOINT`.
     pub endpoint: Endpoint,
-    /// The cache: `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
+    /// Folder of the cache: `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
     pub cache: PathBuf,
-    /// The token file: `HF_TOKEN_PATH`, or `token` in `HF_HOME`.
+    /// Path of the token file: `HF_TOKEN_PATH`, or `token` in `HF_HOME`.
     pub token_path: PathBuf,
     /// The token: `HF_TOKEN`, or the content of the token file.
     pub token: Option<Token>,
-    /// Why the configured token is invalid, if it is. Every request to the Hub returns this error.
+    /// Error of an invalid configured token, if any. Every request to the Hub returns this error.
     pub token_fault: Option<TokenFault>,
-    /// Whether the token comes from a variable, so that the file has no effect.
+    /// Whether the token is from an environment variable. The token file then has no effect.
     pub token_is_variable: bool,
-    /// Whether network access is forbidden: `HF_HUB_OFFLINE`.
+    /// Whether `HF_HUB_OFFLINE` forbids network access.
     pub offline: bool,
 }
 
 impl HubSettings {
-    /// Reads the variables of the process.
+    /// Reads the environment variables of the process.
     ///
     /// # Errors
     /// If a variable is invalid, or there is no home folder for the cache.
@@ -90,10 +90,10 @@ impl HubSettings {
         Self::from_vars(|name| std::env::var_os(name), std::env::home_dir())
     }
 
-    /// As [`HubSettings::from_env`], with `var` in place of the process environment.
+    /// Reads the variables that `var` returns, in place of the process environment.
     ///
     /// # Errors
-    /// As [`HubSettings::from_env`].
+    /// As for [`HubSettings::from_env`].
     pub fn from_vars(
         var: impl Fn(&str) -> Option<OsString>,
         home: Option<PathBuf>,
@@ -136,7 +136,7 @@ impl HubSettings {
     }
 }
 
-/// Expands `~`, `$NAME` and `${NAME}` as Python does. An unset variable stays unexpanded.
+/// Expands `~`, `$NAME` and `${NAME}` as Python does. The name of an unset variable is not replaced.
 fn expanded(path: OsString, home: Option<&PathBuf>, var: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let path = PathBuf::from(path);
     let path = match (path.strip_prefix("~"), home) {
@@ -189,7 +189,7 @@ mod tests {
         );
         let both = settings(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c"), ("HF_TOKEN_PATH", "/t")]).unwrap();
         assert_eq!((both.cache, both.token_path), ("/c".into(), "/t".into()));
-        // Expected: `os.path.expandvars(os.path.expanduser(value))` in Python, with only `D` set.
+        // Expected values: `os.path.expandvars(os.path.expanduser(value))` in Python, where only `D` is set.
         for (value, expected) in [
             ("$D/hf", "/data/hf"),
             ("~/${D}x/$D", "/home/me//datax//data"),

@@ -6,7 +6,8 @@ use danlu_model::is_repo_id;
 
 use crate::name::is_revision;
 
-/// Returns name and commit of a snapshot folder, `models--owner--name/snapshots/commit`.
+/// Returns the model name and the commit of a snapshot folder, such as
+/// `models--owner--name/snapshots/commit`.
 pub fn parse_snapshot_path(folder: &Path) -> Option<(String, String)> {
     let parts: Vec<&str> = folder
         .components()

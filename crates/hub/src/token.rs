@@ -10,10 +10,10 @@ use danlu_model::files::{TEMPORARY_PREFIX, read_bounded};
 
 use crate::HubError;
 
-/// Maximum size of a token file.
+/// Maximum size of a token file in bytes.
 const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 
-/// An invalid token.
+/// An invalid token, with its source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct TokenFault {
@@ -22,12 +22,12 @@ pub struct TokenFault {
 }
 
 impl TokenFault {
-    /// Creates the fault of a token in a variable.
+    /// Creates the error of a token in an environment variable.
     pub(crate) fn of_variable(name: &str, error: &HubError) -> Self {
         Self { message: format!("the token of `{name}` cannot be used: {error}"), is_variable: true }
     }
 
-    /// Creates the fault of a token file.
+    /// Creates the error of a token in a file.
     pub(crate) fn of_file(path: &Path, error: &HubError) -> Self {
         let message = match error {
             HubError::File(error) => error.to_string(),
@@ -50,10 +50,11 @@ impl TokenFault {
 pub struct Token(String);
 
 impl Token {
-    /// Parses a typed or pasted token, without the surrounding blanks.
+    /// Parses a typed or pasted token. Surrounding white space is ignored.
     ///
     /// # Errors
-    /// If the token is empty or not valid in a header. The error does not repeat it.
+    /// If the token is empty, or contains characters that are not allowed in a header. The error does not
+    /// contain the token.
     pub fn new(text: &str) -> Result<Self, HubError> {
         let text = text.trim();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
@@ -62,8 +63,8 @@ impl Token {
         Ok(Self(text.to_owned()))
     }
 
-    /// Reads the file that [`Token::save`] or Python's `hf auth login` wrote. Returns `None` if there is
-    /// none.
+    /// Reads the token file that [`Token::save`] or Python's `hf auth login` wrote. Returns `None` if the
+    /// file does not exist.
     ///
     /// # Errors
     /// If the file cannot be read, or contains no valid token.
@@ -77,15 +78,15 @@ impl Token {
         if text.trim().is_empty() { Ok(None) } else { Self::new(&text).map(Some) }
     }
 
-    /// Writes the token file, readable by its owner only.
+    /// Writes the token file. Only its owner can read the file.
     ///
     /// # Errors
-    /// If the file cannot be written. An older token file then stays.
+    /// If the file cannot be written. An existing token file is then unchanged.
     pub fn save(&self, path: &Path) -> Result<(), HubError> {
         let error = |e: io::Error| FileError::new("write", path, e);
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
-        // Temporary files are private to their owner from the start.
+        // From the start, only the owner can read a temporary file.
         let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
         let mut file = made.map_err(|e| error(e.kind().into()))?;
         file.write_all(self.0.as_bytes()).map_err(error)?;
@@ -94,7 +95,7 @@ impl Token {
         Ok(())
     }
 
-    /// Removes the token file. Returns whether there was one.
+    /// Removes the token file. Returns whether the file existed.
     ///
     /// # Errors
     /// If the file cannot be removed.
@@ -111,9 +112,9 @@ impl Token {
         format!("Bearer {}", self.0)
     }
 
-    /// Replaces the token in a server's text, so that the text can be shown.
+    /// Replaces the token in a text from the server, so that the text can be displayed.
     pub(crate) fn redacted(&self, text: &str) -> String {
-        // A URL parser writes hosts in lower case.
+        // A URL parser converts hosts to lower case, so the search ignores case.
         let (small, token) = (text.to_ascii_lowercase(), self.0.to_ascii_lowercase());
         let (mut shown, mut end) = (String::new(), 0);
         for (start, _) in small.match_indices(&token) {

@@ -3,11 +3,11 @@ use std::time::{Duration, Instant};
 /// Progress of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// Bytes that have arrived.
+    /// Number of bytes that have been transferred.
     pub done: u64,
-    /// Bytes of all files.
+    /// Size of all files in bytes.
     pub total: u64,
-    /// Part of `done` that was present before the transfer.
+    /// Number of bytes in `done` that were present before the transfer.
     pub before: u64,
     /// Number of files.
     pub files: usize,
@@ -21,7 +21,7 @@ const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) struct ProgressThrottle(Option<Instant>);
 
 impl ProgressThrottle {
-    /// Returns whether a report is due, and then resets the interval.
+    /// Returns whether a report is due. If so, starts the next interval.
     pub fn is_due(&mut self) -> bool {
         let is_due = self.0.is_none_or(|last| last.elapsed() >= MIN_REPORT_INTERVAL);
         if is_due {
@@ -32,13 +32,13 @@ impl ProgressThrottle {
 }
 
 impl Transfer {
-    /// Returns the bytes downloaded.
+    /// Returns the number of bytes downloaded.
     pub fn fetched(&self) -> u64 {
         self.done.saturating_sub(self.before)
     }
 }
 
-/// Converts a byte count to a number that can be subtracted.
+/// Converts a byte count to a signed number.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

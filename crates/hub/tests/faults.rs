@@ -1,5 +1,5 @@
-//! Faults during downloads, accidental or hostile. Each ends with success after a retry or with a clear
-//! error. The cache is never corrupt.
+//! Tests accidental and hostile faults during downloads. After each fault, the download succeeds on a retry,
+//! or returns a clear error. The cache is never corrupt.
 
 mod common;
 
@@ -14,7 +14,7 @@ use serde_json::json;
 
 const WEIGHTS: u64 = 300_000;
 
-/// Asserts that the cache holds the complete model and no partial file.
+/// Asserts that the cache contains the complete model and no partial file.
 fn assert_whole(scene: &Scene) {
     let name = repo("lab/model");
     let folder = scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().expect("it is in the cache");
@@ -23,7 +23,7 @@ fn assert_whole(scene: &Scene) {
     assert!(scene.blobs().iter().all(|blob| !blob.contains('.')), "{:?}", scene.blobs());
 }
 
-/// Asserts that every named file is verified.
+/// Asserts that no damaged or partial file has its final name.
 fn assert_nothing_false(scene: &Scene) {
     assert!(scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     for blob in scene.blobs().iter().filter(|blob| !blob.ends_with(".incomplete")) {
@@ -61,7 +61,7 @@ fn lost_connections_and_server_errors_are_retried() {
 #[test]
 fn an_interrupted_download_resumes() {
     let scene = Scene::new();
-    // Each attempt makes progress, so ten cuts do not exhaust the attempts.
+    // Each attempt receives new bytes, so ten interruptions do not use up the attempts.
     scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).times(10).then(Action::CutAfter(20_000)));
     scene.pull("lab/model").unwrap();
     assert_whole(&scene);
@@ -143,8 +143,8 @@ fn a_permanent_fault_is_an_error_and_leaves_no_wrong_file() {
 #[test]
 fn a_server_that_always_restarts_is_given_up() {
     let scene = Scene::new();
-    // The server ignores ranges and cuts each response. Every second attempt gets further than the one
-    // before.
+    // The server ignores ranges and interrupts each response. Every second attempt receives more bytes than
+    // the attempt before.
     for i in 0..40 {
         let whole = Action::Status(200, Vec::new(), vec![7; WEIGHTS as usize]);
         let cut = Action::CutAfter(if i % 2 == 0 { 100_000 } else { 200_000 });
@@ -171,8 +171,8 @@ fn a_failed_file_stops_the_other_downloads() {
         ("model-3.safetensors", &[3; 100]),
     ];
     scene.server.add_model("lab/shards", &files);
-    // The first download fails, the second waits for ten minutes, and the third waits for a lock of another
-    // process.
+    // The first download fails. At that time, the second download waits for ten minutes, and the third waits
+    // for a lock of another process.
     let wait = vec![("Retry-After".into(), "600".into())];
     scene.server.fault(Fault::on(Method::Get, "model-2").always().then(Action::Status(
         503,
@@ -234,7 +234,7 @@ fn a_server_that_sends_single_bytes_is_given_up() {
     assert!(matches!(error, HubError::Cut { .. }), "{error}");
     assert!(error.to_string().contains("bytes a second"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(30));
-    // The bytes that arrived stay, and the next pull resumes.
+    // The bytes that arrived are not deleted, and the next pull resumes.
     scene.server.clear_faults();
     scene.pull("lab/model").unwrap();
     assert_whole(&scene);
@@ -283,7 +283,7 @@ fn a_hostile_server_places_no_file() {
     let entry =
         |path: &str, size: u64, oid: &str| json!([{"type": "file", "path": path, "size": size, "oid": oid}]);
     let oid = "a".repeat(40);
-    // Expected: `git hash-object` of the test server's file.
+    // Expected value: `git hash-object` of the test server's file.
     let config = "230d5f4da0da586aad26ead694ea67cd15bd6df1";
     let many = (0..=100_000).map(|i| json!({"type": "file", "path": format!("{i}"), "size": 1, "oid": oid}));
     let many = many.collect::<Vec<_>>().into();
@@ -316,7 +316,7 @@ fn a_hostile_server_places_no_file() {
     for (part, body, said) in cases {
         let scene = Scene::new();
         scene.server.fault(Fault::on(Method::Get, part).always().then(Action::Replace(body)));
-        // Deep enough that a path out of the cache stays in the inspected folder.
+        // The path is deep, so that even a path that leads out of the cache is inside the inspected folder.
         let cache = scene.home.path().join("a/b/c/d/e/f/hub");
         let hub = hub(HubSettings { cache: cache.clone(), ..scene.settings(None) });
         let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
@@ -329,7 +329,7 @@ fn a_hostile_server_places_no_file() {
         }
         assert!(hub.cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     }
-    // The index lists a path outside of the repository.
+    // The index contains a path outside of the repository.
     let scene = Scene::new();
     let index: &[u8] = br#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
     scene.server.commit("lab/model", &[("model.safetensors.index.json", index)]);
@@ -345,7 +345,8 @@ fn a_listing_continues_only_at_the_endpoint() {
         (format!("{}/x", other.server.endpoint().replace("http:", "https:")), false),
         ("ftp://x/y".to_owned(), false),
         ("//x/y".to_owned(), false),
-        // A mirror may return URLs of the Hub. The request then goes to the mirror, which has no such page.
+        // A mirror may return URLs of the Hub. The client then sends the request to the mirror, which has no
+        // such page.
         ("https://huggingface.co/api/models/lab/model/tree/x".to_owned(), true),
         ("/api/models/lab/model/tree/x".to_owned(), true),
     ] {
@@ -362,7 +363,7 @@ fn a_listing_continues_only_at_the_endpoint() {
 #[test]
 fn all_pages_of_a_listing_share_one_limit() {
     let scene = Scene::new();
-    // Endless pages, each below the limit of a response.
+    // The server returns an endless number of pages. Each of them is below the size limit of a response.
     let link = format!("<{}/api/models/lab/model/tree/x>; rel=\"next\"", scene.server.endpoint());
     let page = format!("[{}]", " ".repeat(20 << 20)).into_bytes();
     let page = Action::Status(200, vec![("Link".to_owned(), link)], page);
@@ -506,7 +507,7 @@ fn an_unknown_host_is_an_error_with_a_hint() {
         .unwrap_err();
     assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
     assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
-    // Without a network, the error appears within moments.
+    // Without a network, the client returns an error after a short time.
     let endpoint = "http://hub.invalid".parse().unwrap();
     let start = std::time::Instant::now();
     let error = danlu_hub::Hub::new(HubSettings { endpoint, ..scene.settings(None) })

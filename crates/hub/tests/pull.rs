@@ -1,4 +1,4 @@
-//! Pulls of models by name.
+//! Tests that pull models by name.
 
 mod common;
 
@@ -57,7 +57,7 @@ fn a_new_commit_downloads_only_changed_files() {
     let second = scene.pull("lab/model").unwrap();
     assert_ne!(first.commit, second.commit);
     assert_eq!(fs::read(second.folder.join("config.json")).unwrap(), b"{}");
-    // The tokenizer has the same content `{}`, so it is the same blob.
+    // The second model's tokenizer has the same content `{}`, so both models share one blob.
     assert_eq!(second.fetched, 0);
     let old = scene.pull(&format!("lab/model@{}", first.commit)).unwrap();
     assert_eq!(old.folder, first.folder);
@@ -99,7 +99,7 @@ fn shards_follow_the_index_over_many_pages() {
     let expected =
         ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"];
     assert_eq!(names(&pulled.folder), expected);
-    // A missing tokenizer is not requested again.
+    // The client does not request a missing tokenizer again.
     let name = repo("lab/model");
     assert_eq!(
         scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().as_ref(),
@@ -125,8 +125,8 @@ fn an_adapter_is_downloaded_without_other_files() {
     assert!(scene.hub(None).cached_folder(&repo("me/adapter"), FetchScope::Full).unwrap().is_some());
 }
 
-/// Leaves the cache in the state of an interrupted Python download: only these files, and no recorded
-/// absences.
+/// Changes the cache to the state after an interrupted Python download: only these files exist, and no file
+/// is recorded as absent.
 fn keep_only(folder: &Path, files: &[&str]) {
     for name in names(folder).iter().filter(|name| !files.contains(&name.as_str())) {
         fs::remove_file(folder.join(name)).unwrap();
@@ -169,7 +169,7 @@ fn a_partial_snapshot_is_completed_once_at_its_commit() {
         ("me/adapter", &["adapter_config.json", "adapter_model.safetensors"][..], &of_adapter[..]),
         ("me/plain", &["adapter_config.json", "adapter_model.safetensors"], &of_adapter),
         ("lab/model", &["config.json", "model.safetensors", "tokenizer.json"], &of_model),
-        // Files that a merge writes beside a model.
+        // Files that a merge writes into the folder of a model.
         (
             "me/merged",
             &[
@@ -211,7 +211,7 @@ fn a_complete_snapshot_of_python_needs_no_check() {
     scene.server.commit("lab/model", &[("tokenizer_config.json", template)]);
     let folder = scene.pull("lab/model").unwrap().folder;
     keep_only(&folder, &READ);
-    // Python has fetched the whole repository. It records absences only for a loaded model.
+    // Python has downloaded the whole repository. It records absent files only when it loads a model.
     fs::write(folder.join(".gitattributes"), "").unwrap();
     assert!(scene.hub(None).missing_optional_files(&repo("lab/model"), &folder).is_empty());
     fs::remove_file(folder.join("tokenizer_config.json")).unwrap();
@@ -239,7 +239,7 @@ fn a_push_keeps_the_cache_and_detects_that_it_is_stale() {
     push("first", "me/huan", &plain);
     assert!(!scene.cache().exists(), "a push alone puts nothing into the cache");
     let first = hub.pull(&name, FetchScope::Full, &mut |_| {}).unwrap();
-    // Another branch or a pull request changes nothing in the cache.
+    // A push to another branch or to a pull request does not change the cache.
     push("other", "me/huan@other", &plain);
     push("offered", "me/huan", &PushOptions { create_pr: true, ..PushOptions::default() });
     let pushed = push("second", "me/huan", &plain);
@@ -320,7 +320,7 @@ fn only_the_hub_receives_the_token_of_a_pull() {
     assert!(matches!(refused, HubError::NoModel { with_token: false, .. }), "{refused}");
 }
 
-/// Set in the environment of the process that a test starts.
+/// Environment variable that is set in the process started by a test.
 const PULLED: &str = "DANLU_TEST_PULLED";
 
 #[test]
@@ -335,7 +335,7 @@ fn is_pulled() {
 #[test]
 fn two_processes_download_every_byte_once() {
     let scene = Scene::new();
-    // Slow enough that the second process starts during the first download.
+    // The transfer is slow enough that the second process starts during the first download.
     scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(Action::Throttle(600_000)));
     let start = || {
         let mut command = Command::new(std::env::current_exe().unwrap());

@@ -1,4 +1,4 @@
-//! Pushes of a folder, compared with what a pull returns.
+//! Pushes a folder, and compares it with the files that a pull downloads.
 
 mod common;
 
@@ -139,7 +139,7 @@ fn a_pull_request_does_not_change_the_branch() {
     assert_eq!(desk.server.read("she/adapter", "main", "README.md").unwrap(), b"hers");
     desk.assert_whole("she/adapter", "refs/pr/1");
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/1"], pushed.commit);
-    // The pull request has no target, and nothing is created.
+    // The target of the pull request does not exist, and nothing is created.
     for name in ["she/none", "me/none"] {
         let error = push(name).unwrap_err();
         let words =
@@ -190,8 +190,8 @@ fn a_diff_changes_nothing() {
     assert_eq!(desk.server.commits("me/adapter").len(), 2);
 }
 
-/// Returns a folder with files of every kind that a push skips. The outer folder holds the targets of its
-/// links.
+/// Returns a folder with files of every kind that a push skips. The second folder contains the targets of the
+/// links that lead out of the first folder.
 fn desk_with_other_files() -> (Desk, tempfile::TempDir) {
     let desk = Desk::new();
     let secret = format!("{{\n\"key\": \"{}\"}}", token());
@@ -224,7 +224,7 @@ fn desk_with_other_files() -> (Desk, tempfile::TempDir) {
     (desk, outside)
 }
 
-/// Returns text with the form of a token.
+/// Returns a text that looks like a token.
 fn token() -> String {
     format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH")
 }
@@ -372,7 +372,7 @@ fn a_required_file_must_not_be_ignored() {
     };
     desk.server.add_model("me/adapter", &[(".gitignore", b"*.safetensors\n")]);
     refused("me/adapter", "adapter_model.safetensors");
-    // The existing model stays complete as well.
+    // The existing model is not damaged either.
     fs::remove_file(desk.folder().join("adapter_config.json")).unwrap();
     fs::remove_file(desk.folder().join("adapter_model.safetensors")).unwrap();
     desk.write("config.json", b"{}");
@@ -420,7 +420,7 @@ fn only_an_empty_public_repository_becomes_private() {
     let push = |name: &str, options: &PushOptions| {
         desk.hub().push(&desk.upload_set(), &repo(name), options, &mut |_, _| {})
     };
-    // The state after a push that was interrupted before its commit.
+    // Creates the state after a push that was interrupted before its commit.
     desk.server.fault(Fault::on(Method::Post, "/preupload/").then(Action::Status(400, vec![], vec![])));
     push("me/cut", &PushOptions::default()).unwrap_err();
     assert_eq!((desk.server.commits("me/cut").len(), desk.server.is_private("me/cut")), (1, Some(false)));
@@ -433,11 +433,11 @@ fn only_an_empty_public_repository_becomes_private() {
     };
     let requests = desk.server.requests();
     assert!(requests.iter().position(put("/settings")) < requests.iter().position(put("/preupload/")));
-    // A Hub that does not report the visibility is refused.
+    // The push fails if the Hub does not return whether the repository is private.
     let sha = desk.server.revisions("me/cut")["refs/heads/main"].clone();
     let silent = Action::Replace(serde_json::json!({ "sha": sha }));
     desk.server.fault(Fault::on(Method::Get, "/models/me/cut/revision/").always().then(silent));
-    // A Hub that confirms the change and still shows the repository to everyone is refused too.
+    // The push also fails if the Hub confirms the change but the repository is still public.
     desk.server.model("me/told").file(".gitattributes", b"").add();
     let done = Action::Status(200, vec![], b"{\"private\": true}".to_vec());
     desk.server.fault(Fault::on(Method::Put, "/settings").then(done));
@@ -448,7 +448,7 @@ fn only_an_empty_public_repository_becomes_private() {
         assert_eq!(desk.server.commits(name).len(), before);
     }
     desk.server.clear_faults();
-    // Either another branch has files, or a pull request exists.
+    // In one repository, another branch has files. In the other one, a pull request exists.
     for (name, at) in [("me/begun", "refs/heads/next"), ("me/asked", "refs/pr/1")] {
         desk.server.model(name).file(".gitattributes", b"").add();
         desk.server.model(name).on(at).file("x.md", b"x").add();
@@ -520,7 +520,7 @@ fn the_commit_deletes_shards_that_no_index_lists() {
     let again = desk.push("me/model").unwrap();
     assert!(again.files.is_empty() && again.removed.is_empty() && again.commit == pushed.commit);
 
-    // One file replaces all shards, and the response is lost.
+    // One file replaces all shards, and the response to the commit is lost.
     fs::remove_file(desk.folder().join("model.safetensors.index.json")).unwrap();
     (1..=2).for_each(|i| fs::remove_file(desk.folder().join(shard(i, 2))).unwrap());
     desk.write("model.safetensors", &[9; 3000]);
@@ -558,7 +558,7 @@ fn replaced_content_is_uploaded_and_scanned() {
     assert_eq!(there("more.txt").unwrap(), b"the folder lacks it");
     assert_eq!(there("card.json"), None);
     assert_eq!(fs::read(desk.folder().join("README.md")).unwrap(), "# an adapter 甄".as_bytes());
-    // A skipped file stays skipped with any replacement.
+    // A skipped file is still skipped after its content is replaced.
     desk.write(".env", b"X=1");
     let mut upload_set = desk.upload_set();
     upload_set.replace(".env", b"X=2".to_vec());

@@ -1,4 +1,5 @@
-//! Tests faults during a push. Each ends with one commit after a retry, or with a clear error and no commit.
+//! Tests faults during a push. After each fault, a retry makes one commit, or the push returns a clear error
+//! without a commit.
 
 mod common;
 
@@ -25,12 +26,12 @@ fn busy(seconds: &str) -> Action {
     Action::Status(429, vec![("Retry-After".into(), seconds.into())], Vec::new())
 }
 
-/// Starts a server that requires small parts.
+/// Starts a server that requires uploads in small parts.
 fn in_parts() -> HubServer {
     HubServer::builder().multipart(100_000, 64_000).start().unwrap()
 }
 
-/// Asserts that one commit published everything.
+/// Asserts that all files were published in one commit.
 fn assert_published(desk: &Desk, pushed: &Pushed) {
     desk.assert_whole("me/adapter", "main");
     let commits = desk.server.commits("me/adapter");
@@ -63,7 +64,7 @@ fn a_fault_at_any_stage_is_retried_and_makes_one_commit() {
     ];
     for (method, part, host) in stages {
         for action in &actions {
-            // A `GET` has no body to cut.
+            // A `GET` request has no body that could be interrupted.
             if method == Method::Get && matches!(action, Action::CutUpload(_)) {
                 continue;
             }
@@ -84,7 +85,7 @@ fn an_interrupted_upload_resumes_by_parts_and_by_files() {
     let puts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
     assert_eq!(puts, 10 + 3, "no part that had arrived is sent again");
 
-    // After an interrupted push, the next one uploads what the Hub lacks.
+    // After an interrupted push, the next push uploads only what the Hub does not contain.
     let desk = Desk::new();
     let fault = || on(Method::Post, "/commit/").always().then(status(500));
     desk.server.fault(fault());
@@ -153,7 +154,7 @@ fn a_commit_with_a_lost_response_is_not_repeated() {
         let pushed = desk.push("me/adapter").unwrap();
         assert_published(&desk, &pushed);
     }
-    // A pull request has no branch, so the client finds it among all pull requests.
+    // A pull request has no branch, so the client searches for it in the list of all pull requests.
     let desk = Desk::new();
     desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
     let options = PushOptions { create_pr: true, ..PushOptions::default() };
@@ -215,7 +216,7 @@ fn several_large_files_are_uploaded_at_a_time() {
     });
 }
 
-/// Waits until the server has received a request with `part`.
+/// Waits until the server has received a request whose URL contains `part`.
 fn wait_for(server: &HubServer, part: &str) {
     let start = Instant::now();
     while !server.requests().iter().any(|request| request.target.contains(part)) {

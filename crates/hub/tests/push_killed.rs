@@ -1,4 +1,4 @@
-//! A push killed in the middle leaves the repository unchanged or complete. The next push resumes.
+//! Tests that a killed push leaves the repository unchanged or complete, and that the next push resumes.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::repo;
 use danlu_hub::{Hub, HubSettings, PushOptions, UploadOptions, UploadSet};
 use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 
-/// Names the folder for the process that is killed.
+/// Environment variable with the folder for the process that is killed.
 const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
 
 #[test]
@@ -54,7 +54,7 @@ fn a_killed_push_publishes_all_or_nothing_and_resumes() {
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success(), "{part}: it was done before it was killed");
         let half = |commit: &danlu_hub_test_server::CommitInfo| (2..5).contains(&commit.files.len());
-        // A request that has arrived may still take effect as a whole.
+        // A request that the server has received may still take effect completely.
         for _ in 0..40 {
             assert!(!desk.server.commits("me/adapter").iter().any(half), "{part}");
             thread::sleep(Duration::from_millis(10));

@@ -1,4 +1,4 @@
-//! Memory of a push, measured in a process without the server.
+//! Measures the memory of a push in a process that does not contain the server.
 
 mod common;
 
@@ -9,12 +9,12 @@ use common::push::Desk;
 use common::repo;
 use danlu_hub::{Hub, HubSettings, PushOptions, UploadOptions, UploadSet};
 
-/// Names the folder for the process that is measured.
+/// Environment variable with the folder for the process that is measured.
 const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
 
 const MIB: u64 = 1 << 20;
 
-/// Returns the peak memory of the process, in bytes.
+/// Returns the peak memory of the process in bytes.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -30,7 +30,7 @@ fn is_measured() {
         let upload_set = UploadSet::from_folder(folder.as_ref(), &UploadOptions::default()).unwrap();
         hub.push(&upload_set, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {})
     };
-    // Opens the connection first, so that its memory is not counted.
+    // This request opens the connection, so that the memory of the connection is not counted.
     hub.whoami().unwrap();
     let before = peak();
     let said = match push() {
@@ -40,7 +40,7 @@ fn is_measured() {
     println!("grown {}: {said}", peak() - before);
 }
 
-/// Returns how much the memory of a process grows that pushes the folder of `desk`, and its output.
+/// Pushes the folder of `desk` in another process. Returns the growth of its memory in bytes, and its output.
 fn grown(desk: &Desk) -> (u64, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["is_measured", "--exact", "--ignored", "--nocapture"])
@@ -56,7 +56,7 @@ fn grown(desk: &Desk) -> (u64, String) {
     (bytes.parse().unwrap(), said.to_owned())
 }
 
-/// Returns text smaller than a large file.
+/// Returns a text that is smaller than a large file.
 fn text() -> String {
     "zhen huan\n".repeat(9 << 20 >> 4)
 }
@@ -69,7 +69,7 @@ fn a_large_file_needs_little_memory() {
     fs::File::create(desk.folder().join("deep/more.safetensors")).unwrap().set_len(SIZE).unwrap();
     let (grown, said) = grown(&desk);
     assert_eq!(said, format!("sent {SIZE}"));
-    // One chunk for each of four parallel uploads, and the read buffers.
+    // Memory contains one chunk for each of four parallel uploads, and the read buffers.
     assert!(grown < 12 * MIB, "{} MiB", grown / MIB);
 }
 
@@ -83,7 +83,7 @@ fn regular_files_are_in_memory_once() {
     assert!(size > 20 * MIB, "{size}");
     let (grown, said) = self::grown(&desk);
     assert_eq!(said, format!("sent {size}"));
-    // The base64 text once, and the read buffers.
+    // Memory contains the base64 text once, and the read buffers.
     assert!(grown < size / 3 * 4 + 8 * MIB, "{} MiB for {} MiB", grown / MIB, size / MIB);
 }
 

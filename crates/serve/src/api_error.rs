@@ -1,4 +1,4 @@
-//! Errors of the API, in the forms of OpenAI, vLLM and Ollama.
+//! Errors of the API, in the formats of OpenAI, vLLM and Ollama.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,14 +7,14 @@ use danlu_loader::LoadError;
 use danlu_model::ModelError;
 use serde_json::{Value, json};
 
-/// Header by which OpenAI's clients decide about a retry.
+/// Name of the header that tells OpenAI's clients whether to retry.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// Why a request is refused or failed.
+/// An error response: a request was rejected, or it failed.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     pub status: StatusCode,
-    /// OpenAI's `type`.
+    /// The field `type` of OpenAI's error format.
     kind: &'static str,
     code: Option<&'static str>,
     param: Option<String>,
@@ -29,22 +29,22 @@ impl ApiError {
         Self { status, kind, code, param, message: message.into(), retry_after: None, is_final: false }
     }
 
-    /// A request that cannot be served as it is.
+    /// Returns the error for an invalid request.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// A field with an unusable value.
+    /// Returns the error for a field with an invalid value.
     pub fn field(name: &str, message: impl Into<String>) -> Self {
         Self::invalid(message).with_param(name)
     }
 
-    /// A missing route, model or adapter.
+    /// Returns the error for a missing route, model or adapter.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
     }
 
-    /// A `model` without an adapter or base of that name.
+    /// Returns the error for a `model` that names neither the base nor an adapter.
     pub fn unknown_model(name: &str, nearest: &[String]) -> Self {
         let near = match nearest {
             [] => String::new(),
@@ -54,53 +54,53 @@ impl ApiError {
         Self::not_found(message).with_param("model").with_code("model_not_found")
     }
 
-    /// A known route with another method.
+    /// Returns the error for a route that does not accept this method.
     pub fn method(method: &str, path: &str) -> Self {
         let message = format!("cannot {method} `{}`: the route has another method", shortened(path));
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 
-    /// A body above the limit.
+    /// Returns the error for a body above the size limit.
     pub fn too_large(limit: usize) -> Self {
         let message = format!("cannot read the body: it is longer than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
     }
 
-    /// A missing or wrong key.
+    /// Returns the error for a missing or wrong key.
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", message).with_code("invalid_api_key")
     }
 
-    /// An action that this client may not take.
+    /// Returns the error for an action that this client may not perform.
     pub fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", message).with_code(code)
     }
 
-    /// A state that another client has changed.
+    /// Returns the error for a state that another client has changed.
     pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
         Self { is_final: true, ..Self::new(StatusCode::CONFLICT, "invalid_request_error", message) }
             .with_code(code)
     }
 
-    /// A limit that other requests use up.
+    /// Returns the error for a limit that other requests have reached.
     pub fn too_many(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         Self { retry_after: Some(retry_after.max(1)), ..error }.with_code(code)
     }
 
-    /// A server that starts or ends.
+    /// Returns the error for a server that is starting or shutting down.
     pub fn unavailable(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
         Self { retry_after: Some(2), ..error }.with_code("unavailable")
     }
 
-    /// A failure of the server that another attempt would repeat.
+    /// Returns the error for an internal failure. A retry would fail too.
     pub fn internal(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message);
         Self { is_final: true, ..error }
     }
 
-    /// A prompt, or a prompt with its reply, beyond the context.
+    /// Returns the error for a request that exceeds the context, by its prompt or by prompt and reply.
     pub fn context_length(prompt: usize, reply: usize, context: usize) -> Self {
         let asked = match reply {
             0 => format!("the prompt has {prompt} tokens"),
@@ -127,20 +127,20 @@ impl ApiError {
         &self.message
     }
 
-    /// Returns the body in OpenAI's form, where `code` is a string or null.
+    /// Returns the body in OpenAI's format, in which `code` is a string or null.
     pub fn body(&self) -> Value {
         let Self { kind, code, param, message, .. } = self;
         json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
     }
 
-    /// Returns the response in vLLM's form, where `code` is the status.
+    /// Returns the response in vLLM's format, in which `code` is the HTTP status.
     pub fn into_vllm(self, kind: &str) -> Response {
         let (message, param) = (&self.message, &self.param);
         let code = self.status.as_u16();
         self.respond(json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
     }
 
-    /// Returns the response in Ollama's form.
+    /// Returns the response in Ollama's format.
     pub fn into_ollama(self) -> Response {
         self.respond(json!({"error": self.message}))
     }
@@ -169,7 +169,7 @@ impl IntoResponse for ApiError {
 }
 
 impl From<ModelError> for ApiError {
-    /// A template or tokenizer that refuses the messages.
+    /// Converts the error of a template or a tokenizer that rejects the messages.
     fn from(error: ModelError) -> Self {
         Self::invalid(with_hint(error.to_string(), error.hint()))
     }
@@ -188,7 +188,7 @@ impl From<GenerateError> for ApiError {
 }
 
 impl From<LoadError> for ApiError {
-    /// An adapter that cannot be loaded.
+    /// Converts the error of an adapter that cannot be loaded.
     fn from(error: LoadError) -> Self {
         let mut message = error.to_string();
         for detail in error.details() {
@@ -205,7 +205,7 @@ fn with_hint(message: String, hint: Option<String>) -> String {
     }
 }
 
-/// Shortens a text of a client for an error.
+/// Shortens a client's text for an error message.
 pub(crate) fn shortened(text: &str) -> String {
     const MAX_CHARS: usize = 120;
     match text.char_indices().nth(MAX_CHARS) {

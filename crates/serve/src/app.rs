@@ -1,4 +1,4 @@
-//! What the routes share, and the path of a request to the engine.
+//! State that all routes share, and the functions that pass requests to the engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,21 +24,21 @@ pub(crate) struct App {
     pub engine: EngineHandle,
     pub metrics: Arc<Metrics>,
     pub security: Security,
-    /// Most tokens of a prompt and its reply.
+    /// Maximum number of tokens of a prompt and its reply together.
     pub context: usize,
     pub vocab_size: usize,
-    /// Most bytes of a request body.
+    /// Maximum size of a request body in bytes.
     pub max_body_bytes: usize,
-    /// Most requests that are read, checked and answered at once.
+    /// Maximum number of requests that are handled at the same time.
     pub max_requests: usize,
     pub requests: AtomicUsize,
-    /// Seconds since 1970 of the start.
+    /// Start time of the server, in seconds since 1970.
     pub started: u64,
     pub is_draining: AtomicBool,
 }
 
 impl App {
-    /// Returns the name under which the base is listed.
+    /// Returns the name of the base in lists of models.
     pub fn base_name(&self) -> &str {
         &self.registry.options().base_names[0]
     }
@@ -48,17 +48,17 @@ impl App {
         self.registry.loader().base.decoder().config().num_parameters()
     }
 
-    /// Returns the size of the base's files.
+    /// Returns the size of the base's files in bytes.
     pub fn base_bytes(&self) -> u64 {
         self.registry.loader().base.files().weights().total_bytes()
     }
 
-    /// Returns the name of the base's family, such as `llama`.
+    /// Returns the model family of the base, such as `llama`.
     pub fn family(&self) -> String {
         self.registry.loader().base.decoder().config().model_type.clone()
     }
 
-    /// Returns the type of the base's weights in Ollama's words.
+    /// Returns the type of the base's weights, as Ollama names it.
     pub fn quantization_level(&self) -> String {
         let base = &self.registry.loader().base;
         let stored = base.files().stored_quantization().ok().flatten();
@@ -68,7 +68,7 @@ impl App {
         }
     }
 
-    /// Returns a lease on the model of a request, and the name that the answer repeats.
+    /// Returns a lease on the model of a request, and the model name for the response.
     pub async fn lease(&self, map: &Map<String, Value>) -> Result<(String, Lease), ApiError> {
         let fields = Fields::new(map);
         let Some(model) = fields.text("model")? else {
@@ -91,7 +91,7 @@ impl App {
         Ok((model.to_owned(), lease))
     }
 
-    /// Refuses requests while the server ends, or after its engine has.
+    /// Returns an error while the server shuts down, or if the engine has ended.
     pub fn check_ready(&self) -> Result<(), ApiError> {
         if self.is_draining.load(Ordering::Relaxed) {
             return Err(ApiError::unavailable("cannot take requests: the server is shutting down"));
@@ -102,7 +102,7 @@ impl App {
         Ok(())
     }
 
-    /// Submits prompts. Returns their reply once all are admitted.
+    /// Submits prompts to the engine. Returns their reply after the engine has admitted all prompts.
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,
@@ -162,7 +162,7 @@ impl App {
         })
     }
 
-    /// Renders a chat with the template of its model.
+    /// Renders messages with the chat template of the model. Returns the text and its tokens.
     pub async fn render(
         &self,
         lease: &Lease,
@@ -181,7 +181,7 @@ impl App {
         .await
     }
 
-    /// Returns the values of the metrics that other parts hold.
+    /// Returns the metrics that the engine and the registry hold.
     pub fn gauges(&self) -> Gauges {
         let stats = self.engine.stats();
         let generations = self.registry.generations();
@@ -204,8 +204,8 @@ impl App {
         }
     }
 
-    /// Returns the tokens of a text. Adds the tokens that the tokenizer itself puts before a text, unless the
-    /// text has them.
+    /// Returns the tokens of a text. With `adds_start`, adds the tokenizer's start tokens, unless the text
+    /// already begins with them.
     pub async fn tokenize(
         &self,
         lease: &Lease,
@@ -227,7 +227,7 @@ impl App {
     }
 }
 
-/// Runs slow work without holding up other requests.
+/// Runs slow work on another thread, so that other requests are not delayed.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

@@ -1,8 +1,8 @@
 //! The thread that owns the scheduler.
 //!
-//! Requests come in over a bounded channel and are taken between two steps. Each request has a channel of its
-//! own for its events. The thread never waits for a client: an event channel is unbounded, and the reply of a
-//! request is limited. A request whose receiver is dropped is cancelled before the next step.
+//! Requests arrive through a bounded channel and are added between two steps. Each HTTP request has its own
+//! channel for events. The thread never waits for a client: event channels are unbounded, but the length of a
+//! reply is limited. If a client drops its receiver, the thread cancels the request before the next step.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,43 +20,43 @@ use crate::api_error::ApiError;
 
 /// An event of one choice.
 pub(crate) struct ChoiceEvent {
-    /// Number of the choice in its HTTP request.
+    /// Index of the choice in its HTTP request.
     pub choice: usize,
     pub kind: EventKind,
 }
 
-/// Receives the events of an HTTP request. Dropping it cancels the request.
+/// Receives the events of an HTTP request. Dropping the receiver cancels the request.
 pub(crate) struct EventReceiver {
     receiver: UnboundedReceiver<ChoiceEvent>,
     _admissions: Vec<Admission>,
 }
 
 impl EventReceiver {
-    /// Returns the next event, or `None` if the engine ended.
+    /// Returns the next event, or `None` if the engine has ended.
     pub async fn next(&mut self) -> Option<ChoiceEvent> {
         self.receiver.recv().await
     }
 }
 
-/// A request on its way to the scheduler.
+/// A request that was sent to the engine thread.
 struct Submission {
     request: ReplyRequest,
-    /// Number of the request's first choice.
+    /// Index of the request's first choice in the HTTP request.
     first_choice: usize,
     events: UnboundedSender<ChoiceEvent>,
     admitted: oneshot::Sender<Result<(), AddError>>,
 }
 
-/// State that the HTTP side reads.
+/// State that the HTTP threads read.
 #[derive(Default)]
 struct Shared {
-    /// Requests from their admission to their end.
+    /// Number of admitted requests that have not ended.
     in_flight: AtomicUsize,
     has_ended: AtomicBool,
     stats: Mutex<SchedulerStats>,
 }
 
-/// Counts a request as in flight until it is dropped.
+/// Counts one request as in flight until this value is dropped.
 struct Admission(Arc<Shared>);
 
 impl Drop for Admission {
@@ -69,15 +69,16 @@ impl Drop for Admission {
 pub(crate) struct EngineHandle {
     submissions: SyncSender<Submission>,
     shared: Arc<Shared>,
-    /// Most requests that run or wait.
+    /// Maximum number of running and waiting requests together.
     max_in_flight: usize,
 }
 
 impl EngineHandle {
-    /// Starts the thread. It ends when the handle is dropped, after the requests that run.
+    /// Starts the engine thread. After the handle is dropped, the thread finishes the running requests and
+    /// ends.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn start(scheduler: Scheduler, max_in_flight: usize) -> std::io::Result<Self> {
         let (submissions, receiver) = sync_channel(max_in_flight);
         let shared = Arc::new(Shared::default());
@@ -86,7 +87,8 @@ impl EngineHandle {
         Ok(Self { submissions, shared, max_in_flight })
     }
 
-    /// Submits requests whose choices are numbered in order, and returns once all are admitted.
+    /// Submits requests, and returns after the scheduler has admitted all of them. Their choices are numbered
+    /// in order.
     ///
     /// # Errors
     /// If the queue is full, a request is invalid, or the engine has ended.
@@ -139,12 +141,12 @@ impl EngineHandle {
         }
     }
 
-    /// Returns the number of requests that run or wait.
+    /// Returns the number of running and waiting requests.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the thread has ended, which it does after a panic only.
+    /// Returns whether the thread has ended. It ends early only after a panic.
     pub fn has_ended(&self) -> bool {
         self.shared.has_ended.load(Ordering::Relaxed)
     }
@@ -159,10 +161,10 @@ fn engine_ended() -> ApiError {
     ApiError::internal("cannot generate: the engine has ended")
 }
 
-/// A request that the scheduler holds.
+/// A request in the scheduler.
 struct Running {
     first_choice: usize,
-    /// Choices without an end.
+    /// Number of choices that have not ended.
     open_choices: usize,
     events: UnboundedSender<ChoiceEvent>,
 }
@@ -181,7 +183,7 @@ impl Drop for EngineLoop {
 }
 
 impl EngineLoop {
-    /// Runs until the handle is dropped.
+    /// Runs steps until the handle is dropped and no request is left.
     fn run(mut self) {
         while self.take_submissions() {
             self.cancel_abandoned();
@@ -199,7 +201,7 @@ impl EngineLoop {
         }
     }
 
-    /// Adds what has arrived. Sleeps while there is nothing to run. Returns whether the handle is alive.
+    /// Adds all submitted requests. Sleeps while no request runs. Returns whether the thread must continue.
     fn take_submissions(&mut self) -> bool {
         loop {
             let submission = if self.running.is_empty() {
@@ -224,7 +226,7 @@ impl EngineLoop {
         let added = self.scheduler.add(request).map(|id| {
             self.running.insert(id, Running { first_choice, open_choices, events });
         });
-        // A client that left in the meantime has also dropped its receiver of events.
+        // The send fails if the client has disconnected. Its receiver of events is then dropped too.
         let _ = admitted.send(added);
     }
 
@@ -246,14 +248,14 @@ impl EngineLoop {
         }
         let is_over = running.open_choices == 0;
         let choice = running.first_choice + event.choice;
-        // A receiver that was dropped is noticed before the next step.
+        // The send fails if the receiver was dropped. The request is then cancelled before the next step.
         let _ = running.events.send(ChoiceEvent { choice, kind: event.kind });
         if is_over {
             self.running.remove(&event.request);
         }
     }
 
-    /// Ends every request after the model failed.
+    /// Ends every request after a failure of the model.
     fn fail_all(&mut self, error: &GenerateError) {
         tracing::error!(%error, "cannot run the model");
         for (id, _) in self.running.drain() {

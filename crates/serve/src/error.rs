@@ -1,4 +1,4 @@
-//! Errors of starting a server.
+//! Errors when a server starts.
 
 use std::io;
 
@@ -8,29 +8,29 @@ use danlu_loader::LoadError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// The host has no address.
+    /// The host name cannot be resolved.
     #[error("cannot find the address of `{host}`: {source}")]
     Host {
-        /// The name.
+        /// Name of the host.
         host: String,
-        /// Reason.
+        /// The cause.
         source: io::Error,
     },
-    /// Other machines could use the server without a key.
+    /// Other machines can reach the address, and no key is set.
     #[error("cannot serve on `{host}`: other machines reach this address, and no key is set")]
     NoKey {
-        /// The name.
+        /// Name of the host.
         host: String,
     },
-    /// The port is taken, or may not be bound.
+    /// The address cannot be bound, for example because another process uses the port.
     #[error("cannot bind `{address}`: {source}")]
     Bind {
         /// Host and port.
         address: String,
-        /// Reason.
+        /// The cause.
         source: io::Error,
     },
-    /// A name is unusable or taken.
+    /// The name of an adapter is invalid, or another model has this name.
     #[error("{message}")]
     Name {
         /// The whole message.
@@ -41,20 +41,20 @@ pub enum ServeError {
     Adapter {
         /// Name of the adapter.
         name: String,
-        /// Reason.
+        /// The cause.
         source: Box<LoadError>,
     },
-    /// The adapters exceed their memory.
+    /// The adapters need more memory than the limit.
     #[error("cannot serve `{name}`: it needs {bytes} bytes, and adapters may have {max}")]
     AdapterMemory {
         /// Name of the adapter that did not fit.
         name: String,
-        /// Its bytes.
+        /// Size of this adapter in bytes.
         bytes: u64,
-        /// The limit.
+        /// Limit for all adapters in bytes.
         max: u64,
     },
-    /// The system refuses a thread.
+    /// The system cannot start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     /// A file of the base is invalid.

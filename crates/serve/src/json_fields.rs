@@ -1,14 +1,14 @@
 //! Fields of a request body.
 //!
-//! `null` counts as absent, and `1.0` as a whole number. A known field with an unusable value is an error. An
-//! unknown field is ignored unless it would change the answer.
+//! `null` counts as absent, and `1.0` counts as an integer. A known field with an invalid value is an error.
+//! An unknown field is ignored, unless it would change the reply.
 
 use danlu_data::closest_word;
 use serde_json::{Map, Value};
 
 use crate::api_error::{ApiError, shortened};
 
-/// Fields of other servers that would change the answer. The server cannot honour them.
+/// Fields that other servers support and that would change the reply. This server rejects them.
 const REFUSED: [&str; 41] = [
     "add_generation_prompt",
     "add_special_tokens",
@@ -53,7 +53,7 @@ const REFUSED: [&str; 41] = [
     "xtc_threshold",
 ];
 
-/// Parses a body that holds a JSON object.
+/// Parses a request body, which must be a JSON object.
 pub(crate) fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(fields)) => Ok(fields),
@@ -66,11 +66,11 @@ pub(crate) fn parse_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> 
     }
 }
 
-/// The fields of an object in a request.
+/// The fields of one JSON object in a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
-    /// Path of the object, such as `stream_options.`.
+    /// Path of the object in error messages, such as `stream_options.`.
     prefix: &'a str,
 }
 
@@ -83,7 +83,7 @@ impl<'a> Fields<'a> {
         Self { map, prefix }
     }
 
-    /// Refuses fields that would change the answer, and fields that look like a mistyped one of `known`.
+    /// Rejects fields that would change the reply, and fields that look like a misspelled field of `known`.
     pub fn check_names(&self, known: &[&[&str]]) -> Result<(), ApiError> {
         let is_known = |name: &str| known.iter().any(|names| names.contains(&name));
         for (name, value) in self.map {
@@ -109,7 +109,7 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    /// The error for an unusable value of `name`.
+    /// Returns the error for an invalid value of `name`.
     pub fn wrong(&self, name: &str, expected: &str) -> ApiError {
         let path = format!("{}{name}", self.prefix);
         let found = match self.get(name) {
@@ -141,7 +141,7 @@ impl<'a> Fields<'a> {
         Ok(self.read(name, "true or false", Value::as_bool)?.unwrap_or(false))
     }
 
-    /// Reads a flag that is on unless the client turns it off.
+    /// Reads a flag that is true by default.
     pub fn flag_or_on(&self, name: &str) -> Result<bool, ApiError> {
         Ok(self.read(name, "true or false", Value::as_bool)?.unwrap_or(true))
     }
@@ -154,14 +154,14 @@ impl<'a> Fields<'a> {
         self.read(name, "a list", |value| value.as_array().map(Vec::as_slice))
     }
 
-    /// Reads a number between `least` and `most`.
+    /// Reads a number from `least` to `most`.
     pub fn number(&self, name: &str, least: f64, most: f64) -> Result<Option<f32>, ApiError> {
         let expected = format!("a number between {least} and {most}");
         let fits = |value: &Value| value.as_f64().filter(|x| (least..=most).contains(x));
         Ok(self.read(name, &expected, fits)?.map(|x| x as f32))
     }
 
-    /// Reads a whole number between `least` and `most`.
+    /// Reads an integer from `least` to `most`.
     pub fn whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, ApiError> {
         let expected = match most {
             i64::MAX => format!("a whole number of at least {least}"),
@@ -170,7 +170,7 @@ impl<'a> Fields<'a> {
         self.read(name, &expected, |value| whole_number(value).filter(|n| (least..=most).contains(n)))
     }
 
-    /// Reads a whole number of at least `least` as a count.
+    /// Reads an integer of at least `least` as a count.
     pub fn count(&self, name: &str, least: i64) -> Result<Option<usize>, ApiError> {
         Ok(self.whole(name, least, i64::MAX)?.map(|n| n as usize))
     }
@@ -183,7 +183,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns whether a value asks for nothing: null, false, or empty.
+/// Returns whether a value has no effect: null, false or empty.
 fn is_neutral(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -194,9 +194,9 @@ fn is_neutral(value: &Value) -> bool {
     }
 }
 
-/// Returns a whole number, which may be written as `1.0`.
+/// Returns an integer. The JSON number may also have the form `1.0`.
 pub(crate) fn whole_number(value: &Value) -> Option<i64> {
-    // Larger whole numbers in f64 have gaps.
+    // Above this number, f64 cannot represent every integer.
     const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
     value
         .as_i64()

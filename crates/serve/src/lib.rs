@@ -1,13 +1,14 @@
-//! An HTTP server with the API of OpenAI: one base in memory, and any number of adapters on it.
+//! An HTTP server with the API of OpenAI. It holds one base model in memory, and any number of adapters for
+//! this base.
 //!
 //! ```text
 //! HTTP request ─► lease of an adapter ─► template, tokens ─► engine thread ─► text, stop strings ─► JSON or events
 //!                 registry                                   scheduler        reply
 //! ```
 //!
-//! One thread owns the scheduler. Another runs the connections, and a few threads load adapters. A request holds
-//! a lease of its adapter from before it is queued until its last token, so a replaced or evicted adapter never
-//! changes a running reply. See [`Server`].
+//! One thread owns the scheduler. Another thread handles the connections, and a few threads load adapters. A
+//! request takes a lease of its adapter before it is queued, and drops the lease after its last token. A
+//! running reply therefore never changes when its adapter is replaced or evicted. See [`Server`].
 
 mod api_error;
 mod app;

@@ -1,4 +1,4 @@
-//! Changes of logits that a request asks for: biases, penalties, and a least length.
+//! Changes to logits: biases, penalties, and a minimum length of the reply.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,13 +14,13 @@ pub(crate) struct LogitsRules {
     presence_penalty: f32,
     min_tokens: usize,
     stop_ids: BTreeSet<u32>,
-    /// How often each new token occurs.
+    /// Number of occurrences of each token in the reply.
     counts: HashMap<u32, u32>,
     counted: usize,
 }
 
 impl LogitsRules {
-    /// Returns the rules of `sampling`, or `None` if it has none.
+    /// Returns the rules in `sampling`, or `None` if there are none.
     pub fn new(sampling: &SamplingFields, stop_ids: &BTreeSet<u32>) -> Option<Self> {
         let rules = Self {
             biases: sampling.logit_bias.clone(),
@@ -51,8 +51,8 @@ impl LogitsProcessor for LogitsRules {
         for &(id, bias) in &self.biases {
             Self::add(logits, id, bias);
         }
-        // OpenAI counts the tokens of the reply only. A repeated token loses the frequency penalty for each
-        // time, and the presence penalty once.
+        // OpenAI counts only the tokens of the reply. The frequency penalty is subtracted once per
+        // occurrence, and the presence penalty once per distinct token.
         if self.frequency_penalty != 0.0 || self.presence_penalty != 0.0 {
             for (&id, &count) in &self.counts {
                 Self::add(logits, id, -(self.frequency_penalty * count as f32 + self.presence_penalty));

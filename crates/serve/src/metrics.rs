@@ -1,7 +1,7 @@
 //! Counters of the server, in the text format of Prometheus.
 //!
-//! Names are vLLM's where vLLM has one, so that Kubernetes' inference gateway and existing dashboards read them
-//! without configuration.
+//! A metric that vLLM also has uses vLLM's name. Kubernetes' inference gateway and existing dashboards then
+//! read it without configuration.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// Most adapters with counters of their own. Others are counted as `other`.
+/// Maximum number of adapters with separate counters. All other adapters are counted as `other`.
 const MAX_ADAPTERS: usize = 100;
 
-/// Label of adapters without counters of their own.
+/// Label for all adapters without separate counters.
 const OTHER: &str = "other";
 
-/// Upper bounds in seconds.
+/// Upper bounds of the buckets in seconds.
 const SECONDS: [f64; 16] =
     [0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0];
 
@@ -59,7 +59,7 @@ struct AdapterCounts {
     generated_tokens: u64,
 }
 
-/// How a choice ended.
+/// Reason why a choice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndReason {
     Stop,
@@ -68,7 +68,7 @@ pub(crate) enum EndReason {
     Error,
 }
 
-/// All counters.
+/// All counters of the server.
 #[derive(Default)]
 pub(crate) struct Metrics {
     ended: [AtomicU64; 4],
@@ -85,7 +85,7 @@ pub(crate) struct Metrics {
     adapters: Mutex<HashMap<String, AdapterCounts>>,
 }
 
-/// A state that the caller reads from other parts.
+/// Current values that the caller reads from the engine and the registry.
 pub(crate) struct Gauges {
     pub model: String,
     pub running: usize,
@@ -103,7 +103,7 @@ pub(crate) struct Gauges {
 }
 
 impl Metrics {
-    /// Counts a request with its tokens. `adapter` is `None` for the base.
+    /// Counts an ended request and its tokens. `adapter` is `None` for the base.
     pub fn request_ended(&self, adapter: Option<&str>, prompt_tokens: usize, generated_tokens: usize) {
         self.prompt_tokens.fetch_add(prompt_tokens as u64, Ordering::Relaxed);
         self.generated_tokens.fetch_add(generated_tokens as u64, Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl Metrics {
         self.load_time.add(duration);
     }
 
-    /// Returns the text of `/metrics`.
+    /// Returns the response text of `/metrics`.
     pub fn render(&self, gauges: &Gauges) -> String {
         let mut out = String::new();
         let labels = format!("model_name=\"{}\",engine=\"0\"", escaped(&gauges.model));
@@ -180,7 +180,8 @@ impl Metrics {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         let names = |names: &[String]| escaped(&names.join(","));
         let (running, waiting) = (names(&gauges.resident_adapters), names(&gauges.waiting_adapters));
-        // One series only. Readers take the latest, and each new combination of names would add one.
+        // Writes only one series, for the current names. Each earlier combination of names would be another
+        // series, and readers use only the newest one.
         let _ = writeln!(
             out,
             "# TYPE vllm:lora_requests_info gauge\nvllm:lora_requests_info{{max_lora=\"{}\",\
@@ -215,7 +216,7 @@ impl Metrics {
     }
 }
 
-/// Escapes a label's value.
+/// Escapes the value of a label.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

@@ -1,4 +1,4 @@
-//! Tokens, template and defaults of the base or of an adapter.
+//! Tokenizer, chat template and default settings of the base or of an adapter.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,7 +11,7 @@ use danlu_model::sidecar_files::generation_folder;
 use danlu_model::{ModelConfig, TokenFingerprint, Tokenizer};
 use sha2::{Digest, Sha256};
 
-/// Files that decide about tokens and template.
+/// Files that determine the tokenizer and the chat template.
 const TOKEN_FILES: [&str; 6] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -21,20 +21,20 @@ const TOKEN_FILES: [&str; 6] = [
     "generation_config.json",
 ];
 
-/// A tokenizer with its fingerprint. Generations with the same files share it.
+/// A tokenizer with its fingerprint. Adapter versions with equal tokenizer files share one value.
 #[derive(Debug)]
 pub(crate) struct SharedTokens {
     pub tokenizer: Tokenizer,
     pub fingerprint: TokenFingerprint,
 }
 
-/// How a model reads and answers a conversation.
+/// Tokenizer and default settings for the requests of one model.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelProfile {
     pub tokens: Arc<SharedTokens>,
-    /// System message for conversations without one.
+    /// System message for conversations that have none.
     pub default_system: Option<String>,
-    /// Sampling of requests that set none.
+    /// Default sampling settings for fields that a request omits.
     pub sampling: SamplingOptions,
 }
 
@@ -45,17 +45,17 @@ impl ModelProfile {
     }
 }
 
-/// The profiles of all adapters on a base. Each tokenizer is parsed once.
+/// The profiles of a base and its adapters. Equal tokenizers are parsed only once.
 pub(crate) struct ModelProfiles {
     base: Arc<BaseFiles>,
     config: ModelConfig,
     of_base: Arc<ModelProfile>,
-    /// Tokenizers of adapters by the SHA-256 of their files.
+    /// Tokenizers of adapters, by the SHA-256 of their files.
     shared: Mutex<HashMap<[u8; 32], Weak<SharedTokens>>>,
 }
 
 impl ModelProfiles {
-    /// Returns profiles with that of the base alone.
+    /// Returns the profiles with only the profile of the base.
     ///
     /// # Errors
     /// If `generation_config.json` of the base is invalid.
@@ -80,8 +80,8 @@ impl ModelProfiles {
     /// Returns the profile of an adapter.
     ///
     /// # Errors
-    /// If a file is invalid, the tokens differ from those of the training, or a token has another id than in
-    /// the base.
+    /// If a file is invalid, the tokenizer differs from the one used in training, or a token of the base has
+    /// another id in the adapter's tokenizer.
     pub fn of_adapter(&self, files: &AdapterFiles) -> Result<Arc<ModelProfile>, LoadError> {
         let tokens = self.tokens(files)?;
         let trained = files.identity().map(|identity| identity.fingerprint());
@@ -108,7 +108,8 @@ impl ModelProfiles {
         }))
     }
 
-    /// Returns the tokens of an adapter: its own if it brings other ones than the base's.
+    /// Returns the tokenizer of an adapter. If the adapter has no tokenizer files, or they give the same
+    /// tokenizer as the base, returns the tokenizer of the base.
     fn tokens(&self, files: &AdapterFiles) -> Result<Arc<SharedTokens>, LoadError> {
         let of_base = &self.of_base.tokens;
         if !Tokenizer::is_brought_by(files.folder()) {
@@ -141,7 +142,7 @@ impl ModelProfiles {
     }
 }
 
-/// Refuses a tokenizer in which a token of the base has another id.
+/// Rejects a tokenizer in which a token of the base has another id.
 fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<(), LoadError> {
     let common = base.vocab_size().min(own.vocab_size()) as u32;
     let Some(id) = (0..common).find(|&id| base.token_str(id) != own.token_str(id)) else { return Ok(()) };
@@ -157,7 +158,7 @@ fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<
     })
 }
 
-/// Returns the SHA-256 of the files that decide about tokens. A missing file counts as such.
+/// Returns the SHA-256 of the files that determine the tokenizer. A missing file also changes the hash.
 fn digest_of_files(folder: &Path) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for name in TOKEN_FILES {
@@ -169,7 +170,7 @@ fn digest_of_files(folder: &Path) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// Returns the sampling of `generation_config.json`, over the defaults of OpenAI's API.
+/// Returns the sampling settings: OpenAI's defaults, replaced by the values in `generation_config.json`.
 fn default_sampling(folder: &Path) -> Result<SamplingOptions, LoadError> {
     let config = GenerationConfig::read(folder)?;
     let mut sampling = SamplingOptions::default();

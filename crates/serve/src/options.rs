@@ -4,55 +4,56 @@ use std::path::PathBuf;
 
 use crate::AdapterSource;
 
-/// An adapter that is loaded before the server takes requests.
+/// An adapter that is loaded before the server accepts requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServedAdapter {
-    /// The name by which clients select it.
+    /// Name that clients send to select the adapter.
     pub name: String,
-    /// Where it comes from.
+    /// Folder or repository of the adapter.
     pub source: AdapterSource,
 }
 
 /// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Name or address to bind.
+    /// Host name or IP address to bind.
     pub host: String,
-    /// Port to bind; 0 for a free one.
+    /// Port to bind. With 0, the system chooses a free port.
     pub port: u16,
-    /// Names of the base. Clients may use each of them.
+    /// Names of the base. Clients may use any of them.
     pub base_names: Vec<String>,
     /// Key that clients must send.
     pub api_key: Option<String>,
     /// Key that clients must send to load and unload adapters.
     pub admin_key: Option<String>,
-    /// Whether an address that other machines reach may be bound without a key.
+    /// Whether the server may bind an address that other machines can reach although no key is set.
     pub is_insecure: bool,
     /// Whether clients without an admin key may load and unload adapters.
     pub allows_updates: bool,
-    /// Folder under which paths in requests may lie.
+    /// Folder that must contain every path in a request.
     pub adapter_root: Option<PathBuf>,
-    /// Names on the Hub that a request may load: `org/*` or `org/name`.
+    /// Patterns of Hub names that a request may load: `org/*` or `org/name`.
     pub allow_hub: Vec<String>,
-    /// Adapters that are loaded at the start.
+    /// Adapters that are loaded when the server starts.
     pub adapters: Vec<ServedAdapter>,
-    /// Output folders of training runs, by the name that serves their newest checkpoint.
+    /// Output folders of training runs to watch. Each has a name, which serves the newest checkpoint of the
+    /// run.
     pub watches: Vec<(String, PathBuf)>,
-    /// Most bytes of adapters in memory.
+    /// Maximum size of all adapters in memory, in bytes.
     pub max_adapter_bytes: u64,
-    /// Most tokens of a prompt and its reply.
+    /// Maximum number of tokens of a prompt and its reply together.
     pub context: usize,
-    /// Most sequences in a step.
+    /// Maximum number of sequences in one step.
     pub max_running: usize,
-    /// Most requests that wait for one of those.
+    /// Maximum number of waiting requests.
     pub max_queued: usize,
-    /// Most tokens whose keys and values are in memory.
+    /// Maximum number of tokens whose keys and values are in memory.
     pub max_kv_tokens: usize,
-    /// Most prompt tokens in a step.
+    /// Maximum number of prompt tokens in one step.
     pub prefill_tokens: usize,
-    /// Whether prompts share the keys and values of a common beginning.
+    /// Whether prompts with a common prefix share the keys and values of the prefix.
     pub prefix_cache: bool,
-    /// Most bytes of a request body.
+    /// Maximum size of a request body in bytes.
     pub max_body_bytes: usize,
 }
 

@@ -1,4 +1,4 @@
-//! A reply as it grows: events of the engine in, pieces of text out.
+//! Converts the engine's events into the text of a reply, as the events arrive.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,16 +13,16 @@ use crate::registry::Lease;
 use crate::sampling_fields::SamplingFields;
 use crate::stop_text::StopText;
 
-/// Why a choice ended.
+/// The end of a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finish {
-    /// `stop` or `length`.
+    /// The reason: `stop` or `length`.
     pub reason: &'static str,
-    /// The stop string or the listed stop token that ended it, as vLLM's `stop_reason`.
+    /// The stop string or the listed stop token that ended the choice. vLLM returns it as `stop_reason`.
     pub matched: Option<StopMatch>,
 }
 
-/// What a choice stopped at.
+/// The stop string or stop token that ended a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StopMatch {
     Text(String),
@@ -34,7 +34,7 @@ pub(crate) enum StopMatch {
 pub(crate) struct Piece {
     pub choice: usize,
     pub text: String,
-    /// Tokens since the last piece, if the client asked for probabilities.
+    /// Tokens since the previous piece of text, if the client requested probabilities.
     pub logprobs: Vec<(u32, TokenLogprobs)>,
     pub finish: Option<Finish>,
 }
@@ -61,7 +61,7 @@ pub(crate) struct Reply {
     lease: Lease,
     metrics: Arc<Metrics>,
     choices: Vec<Choice>,
-    /// Choices per prompt.
+    /// Number of choices per prompt.
     choices_per_prompt: usize,
     stop_token_ids: Vec<u32>,
     usage: Usage,
@@ -116,7 +116,7 @@ impl Reply {
         self.first_token
     }
 
-    /// Returns the next piece, or `None` once every choice has ended.
+    /// Returns the next piece of text, or `None` after every choice has ended.
     ///
     /// # Errors
     /// If the model failed.
@@ -140,7 +140,8 @@ impl Reply {
         let tokenizer = self.lease.profile.tokenizer();
         let (text, finish) = match event.kind {
             EventKind::Started { cached_tokens } => {
-                // Choices of one prompt share its keys and values.
+                // All choices of a prompt share its keys and values, so only the first choice counts the
+                // cached tokens.
                 if index.is_multiple_of(self.choices_per_prompt) {
                     self.usage.cached_tokens += cached_tokens;
                 }
@@ -189,7 +190,7 @@ impl Reply {
         Ok(Some(Piece { choice: index, text, logprobs, finish }))
     }
 
-    /// Records the time of a token.
+    /// Records the time at which a token arrived.
     fn time_token(&mut self, index: usize) {
         let now = Instant::now();
         if self.first_token.is_none() {

@@ -1,4 +1,4 @@
-//! Fields that choose tokens and end a reply. All routes share them.
+//! Fields that control sampling and the end of a reply. All routes share them.
 
 use danlu_generate::SamplingOptions;
 use serde_json::{Map, Value};
@@ -6,17 +6,18 @@ use serde_json::{Map, Value};
 use crate::api_error::ApiError;
 use crate::json_fields::{Fields, token_id, whole_number};
 
-/// Most choices of a request.
+/// Maximum number of choices of a request.
 const MAX_CHOICES: i64 = 128;
 
-/// Most stop strings, and most bytes of one. Clients of vLLM send more than the four that OpenAI allows.
+/// Maximum number of stop strings, and maximum size of one string in bytes. OpenAI allows four stop strings,
+/// but clients of vLLM send more.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 
-/// Most entries of `logit_bias`. OpenAI has the same limit.
+/// Maximum number of entries in `logit_bias`. OpenAI has the same limit.
 const MAX_BIASES: usize = 1024;
 
-/// Names of the fields.
+/// Names of the sampling fields.
 pub(crate) const SAMPLING_FIELDS: &[&str] = &[
     "frequency_penalty",
     "ignore_eos",
@@ -37,7 +38,7 @@ pub(crate) const SAMPLING_FIELDS: &[&str] = &[
     "top_p",
 ];
 
-/// Fields that change no answer.
+/// Fields that never change the reply.
 pub(crate) const NEUTRAL_FIELDS: &[&str] = &[
     "cache_salt",
     "client_metadata",
@@ -58,7 +59,7 @@ pub(crate) const NEUTRAL_FIELDS: &[&str] = &[
     "verbosity",
 ];
 
-/// How a client wants tokens to be chosen.
+/// Sampling settings of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct SamplingFields {
     temperature: Option<f32>,
@@ -67,7 +68,7 @@ pub(crate) struct SamplingFields {
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
     seed: Option<i64>,
-    /// Additions to logits, by token.
+    /// Values to add to logits, with their token ids.
     pub logit_bias: Vec<(u32, f32)>,
     pub frequency_penalty: f32,
     pub presence_penalty: f32,
@@ -82,7 +83,7 @@ pub(crate) struct SamplingFields {
 }
 
 impl SamplingFields {
-    /// Reads the fields of OpenAI and vLLM.
+    /// Reads the fields of OpenAI and vLLM from a request.
     pub fn read(map: &Map<String, Value>, vocab_size: usize) -> Result<Self, ApiError> {
         let fields = Fields::new(map);
         let top_k = fields.whole("top_k", -1, i64::MAX)?.map(|k| k.max(0) as usize);
@@ -126,7 +127,7 @@ impl SamplingFields {
             logit_bias: Vec::new(),
             frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-            // Ollama writes "without limit" as -1, and "until the context is full" as -2.
+            // In Ollama, -1 means no limit, and -2 means to continue until the context is full.
             max_tokens: fields.whole("num_predict", -2, i64::MAX)?.filter(|&n| n > 0).map(|n| n as usize),
             min_tokens: 0,
             choices: 1,
@@ -138,7 +139,7 @@ impl SamplingFields {
         })
     }
 
-    /// Returns the options of the sampler. A field that the client leaves out has the value of `defaults`.
+    /// Returns the options of the sampler. A field that the request omits has its value in `defaults`.
     pub fn options(&self, defaults: &SamplingOptions) -> SamplingOptions {
         SamplingOptions {
             temperature: self.temperature.unwrap_or(defaults.temperature),
@@ -151,7 +152,7 @@ impl SamplingFields {
     }
 }
 
-/// Reads `top_p`. OpenAI's clients send 0 for "the likeliest token only".
+/// Reads `top_p`. OpenAI's clients send 0 to select only the most likely token.
 fn read_top_p(fields: &Fields<'_>) -> Result<Option<f32>, ApiError> {
     Ok(fields.number("top_p", 0.0, 1.0)?.map(|p| p.max(f32::MIN_POSITIVE)))
 }

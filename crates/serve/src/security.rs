@@ -1,4 +1,4 @@
-//! Keys, and checks of the headers `Host` and `Origin`.
+//! Checks keys and the headers `Host` and `Origin`.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use sha2::{Digest, Sha256};
 
 use crate::api_error::ApiError;
 
-/// Who may do what.
+/// Access rules of a server.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Security {
     api_key: Option<KeyDigest>,
     admin_key: Option<KeyDigest>,
     /// Whether clients without the admin key may load and unload adapters.
     allows_updates: bool,
-    /// Values of `Host` that are accepted. Empty: every value.
+    /// Accepted values of the header `Host`. If the list is empty, every value is accepted.
     hosts: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ impl KeyDigest {
         Self(Sha256::digest(key.as_bytes()).into())
     }
 
-    /// Compares in a time that does not depend on the keys.
+    /// Compares two keys. The time does not depend on their bytes.
     fn matches(&self, key: &str) -> bool {
         let other = Self::of(key);
         let difference = self.0.iter().zip(other.0).fold(0, |difference, (a, b)| difference | (a ^ b));
@@ -41,19 +41,19 @@ impl KeyDigest {
     }
 }
 
-/// What a client has shown.
+/// Access level of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// No key, and none is needed.
+    /// The server requires no key for this request.
     Open,
-    /// The key for inference.
+    /// The client sent the key for inference.
     Inference,
-    /// The key for everything.
+    /// The client sent the admin key.
     Admin,
 }
 
 impl Security {
-    /// Returns the rules of a server on `host`, whose address is `ip`.
+    /// Returns the access rules of a server on `host`, whose IP address is `ip`.
     pub fn new(
         api_key: Option<&str>,
         admin_key: Option<&str>,
@@ -61,7 +61,8 @@ impl Security {
         host: &str,
         ip: IpAddr,
     ) -> Self {
-        // A page of another site can reach a server on this machine by a name that resolves to it.
+        // A web page of another site can reach this server through a host name that resolves to a loopback
+        // address.
         let hosts = match ip.is_loopback() {
             true => ["localhost", "127.0.0.1", "[::1]", host].map(str::to_ascii_lowercase).to_vec(),
             false => Vec::new(),
@@ -74,10 +75,10 @@ impl Security {
         }
     }
 
-    /// Checks the key of a request.
+    /// Checks the key in a request.
     ///
     /// # Errors
-    /// If it is missing or wrong.
+    /// If the key is missing or wrong.
     pub fn access(&self, headers: &HeaderMap) -> Result<Access, ApiError> {
         let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let key = header.and_then(|value| {
@@ -104,7 +105,7 @@ impl Security {
     /// Checks that a client may load and unload adapters.
     ///
     /// # Errors
-    /// If it may not.
+    /// If the client may not.
     pub fn check_admin(&self, access: Access) -> Result<(), ApiError> {
         if access == Access::Admin || (self.allows_updates && self.admin_key.is_none()) {
             return Ok(());
@@ -118,7 +119,7 @@ impl Security {
         Err(ApiError::forbidden("adapter_updates_forbidden", message))
     }
 
-    /// Checks the headers `Host` and `Origin`, so that a page of another site cannot use the server.
+    /// Checks the headers `Host` and `Origin`, so that a web page of another site cannot use the server.
     ///
     /// # Errors
     /// If a header names another site.
@@ -143,7 +144,7 @@ impl Security {
     }
 }
 
-/// Returns a host without its port. An IPv6 address stands in brackets.
+/// Returns a host without its port. An IPv6 address is enclosed in brackets.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() => name,

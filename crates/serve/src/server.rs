@@ -1,4 +1,4 @@
-//! The server: it binds, loads, starts its threads, and ends them.
+//! The server: binds an address, loads adapters, and starts and stops the threads.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -23,16 +23,16 @@ use crate::security::Security;
 use crate::wire::now;
 use crate::{ServeError, ServeOptions};
 
-/// Threads that render templates and encode text. More would only take time from the engine.
+/// Number of threads that render templates and encode text. More threads would slow down the engine.
 const BLOCKING_THREADS: usize = 4;
 
-/// Time for open connections to end after the last reply.
+/// Maximum time that open connections have to close after the last reply.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
-/// Time between two looks at the requests that run, while the server ends.
+/// Interval at which a server that shuts down checks for running requests.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running server. Dropping it stops it at once.
+/// A running server. Dropping the server stops it immediately.
 pub struct Server {
     address: SocketAddr,
     app: Arc<App>,
@@ -42,10 +42,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server of `base`, whose own tokens are `tokens`. Returns once it takes requests.
+    /// Starts a server for the model `base` with its tokenizer `tokens`. Returns after the server accepts
+    /// requests.
     ///
     /// # Errors
-    /// If the address cannot be bound or has no key, a name is unusable, or an adapter cannot be loaded.
+    /// If the address cannot be bound or needs a key, a name is invalid, or an adapter cannot be loaded.
     pub fn start(
         base: Arc<LoadedBase>,
         tokens: ModelTokens,
@@ -69,22 +70,24 @@ impl Server {
         Ok(Self { address, app, stop: Some(stop), http: Some(http), _watcher: watcher })
     }
 
-    /// Returns the address that it is bound to.
+    /// Returns the address that the server is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Returns the names of the adapters it has.
+    /// Returns the names of the server's adapters.
     pub fn adapters(&self) -> Vec<String> {
         self.app.registry.aliases().into_iter().map(|(name, ..)| name).collect()
     }
 
-    /// Returns whether it still takes requests. A failed engine ends that.
+    /// Returns whether the server still accepts requests. After a failure of the engine, it rejects all
+    /// requests.
     pub fn is_alive(&self) -> bool {
         self.app.check_ready().is_ok() && self.http.as_ref().is_some_and(|http| !http.is_finished())
     }
 
-    /// Refuses new requests, waits up to `timeout` for those that run, and ends. Returns how many were cut off.
+    /// Rejects new requests, waits up to `timeout` for the running requests, and stops the server. Returns
+    /// the number of requests that did not finish.
     pub fn drain(self, timeout: Duration) -> usize {
         self.app.is_draining.store(true, Ordering::Relaxed);
         let started = Instant::now();
@@ -100,13 +103,13 @@ impl Drop for Server {
         self.app.is_draining.store(true, Ordering::Relaxed);
         drop(self.stop.take());
         if let Some(http) = self.http.take() {
-            // A panic of the thread has been printed.
+            // If the thread panicked, the message was already printed.
             let _ = http.join();
         }
     }
 }
 
-/// Checks the names of base and adapters.
+/// Checks that the names of the base and the adapters are valid and distinct.
 fn check_names(options: &ServeOptions) -> Result<(), ServeError> {
     let watched = options.watches.iter().map(|(name, _)| name);
     let mut names: Vec<&String> = options.base_names.iter().collect();
@@ -121,7 +124,7 @@ fn check_names(options: &ServeOptions) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Binds the first address of the host.
+/// Binds the first address of the host that can be bound.
 fn bind(options: &ServeOptions) -> Result<TcpListener, ServeError> {
     let host = options.host.clone();
     let addresses = (host.as_str(), options.port).to_socket_addrs();
@@ -147,7 +150,7 @@ fn make_app(
         decoder,
         SchedulerOptions {
             max_running: options.max_running,
-            // `EngineHandle` limits the requests before they reach the scheduler.
+            // `EngineHandle` limits the number of requests before they reach the scheduler.
             max_queued: usize::MAX,
             max_kv_tokens: options.max_kv_tokens,
             prefill_tokens: options.prefill_tokens,
@@ -184,10 +187,10 @@ fn make_app(
     })
 }
 
-/// Requests that may be read and checked at once, even if the queue is small.
+/// Minimum limit of requests that are handled at the same time, even if the queue is small.
 const MIN_REQUESTS: usize = 64;
 
-/// Loads an adapter before the server takes requests.
+/// Loads an adapter before the server accepts requests.
 fn load_first(app: &App, name: &str, source: &crate::AdapterSource) -> Result<(), ServeError> {
     let request = LoadRequest {
         name: name.to_owned(),
@@ -206,7 +209,7 @@ fn load_first(app: &App, name: &str, source: &crate::AdapterSource) -> Result<()
     }
 }
 
-/// Runs the connections until `stopped` resolves.
+/// Handles connections until `stopped` resolves.
 fn serve(listener: TcpListener, router: axum::Router, stopped: oneshot::Receiver<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -221,12 +224,12 @@ fn serve(listener: TcpListener, router: axum::Router, stopped: oneshot::Receiver
     let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let listener = listener.tap_io(|stream| {
-            // Without this option, the system delays small events to fill packets.
+            // Without this option, the system delays small packets.
             let _ = stream.set_nodelay(true);
         });
         let (closing, closed) = oneshot::channel::<()>();
         let serving = axum::serve(listener, router).with_graceful_shutdown(async {
-            // The sender is dropped to stop.
+            // The server stops when the sender is dropped, so the result is always an error.
             let _ = stopped.await;
             drop(closing);
         });

@@ -1,10 +1,11 @@
-//! Stop strings over token borders.
+//! Finds stop strings, also when several tokens form one stop string.
 
-/// Finds stop strings in a text that arrives in pieces. Holds back a tail that may become a stop string.
+/// Finds stop strings in a text that arrives in several pieces. The end of a piece is not returned while it
+/// may be the start of a stop string.
 #[derive(Clone, Debug)]
 pub(crate) struct StopText {
     stops: Vec<String>,
-    /// Whether the stop string belongs to the reply.
+    /// Whether the reply contains the stop string.
     includes_stop: bool,
     pending: String,
     stopped: Option<usize>,
@@ -20,15 +21,15 @@ impl StopText {
         self.stopped.map(|i| self.stops[i].as_str())
     }
 
-    /// Adds a piece. Returns the text that cannot be part of a stop string any more. After a stop string, it
-    /// returns nothing.
+    /// Adds a piece of text. Returns the text that can no longer be part of a stop string. After a stop
+    /// string was found, returns an empty string.
     pub fn push(&mut self, piece: &str) -> String {
         if self.stopped.is_some() {
             return String::new();
         }
         self.pending.push_str(piece);
         let found = |(i, stop): (usize, &String)| self.pending.find(stop.as_str()).map(|at| (at, i));
-        // The stop string that is complete first ends the text.
+        // If the text contains several stop strings, the one that ends first is used.
         let first =
             self.stops.iter().enumerate().filter_map(found).min_by_key(|&(at, i)| at + self.stops[i].len());
         if let Some((at, i)) = first {
@@ -42,12 +43,12 @@ impl StopText {
         std::mem::replace(&mut self.pending, rest)
     }
 
-    /// Returns the text that was held back.
+    /// Returns the remaining text, which is not part of a stop string.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.pending)
     }
 
-    /// Returns the length of the longest tail that begins a stop string.
+    /// Returns the length of the longest end of the text that is also the start of a stop string.
     fn held(&self) -> usize {
         let begins = |stop: &String| {
             let longest = self.pending.len().min(stop.len().saturating_sub(1));
@@ -65,7 +66,7 @@ impl StopText {
 mod tests {
     use super::*;
 
-    /// Returns the pieces that come out, and the stop string.
+    /// Returns the text after each piece, and the stop string that was found.
     fn run(stops: &[&str], includes_stop: bool, pieces: &[&str]) -> (Vec<String>, Option<String>) {
         let mut text = StopText::new(stops.iter().map(|s| (*s).to_owned()).collect(), includes_stop);
         let mut out: Vec<String> = pieces.iter().map(|piece| text.push(piece)).collect();

@@ -1,4 +1,4 @@
-//! Streams of text: server-sent events, or lines of JSON.
+//! Streams text to a client, as server-sent events or as lines of JSON.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,23 +15,23 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use crate::api_error::ApiError;
 use crate::reply::{Piece, Reply};
 
-/// Time without text after which a comment is sent. Proxies close a silent connection.
+/// Time without new text after which an empty frame is sent. Proxies close an idle connection.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Frames that a slow client may lag behind.
+/// Maximum number of frames that are buffered for a slow client.
 const MAX_PENDING_FRAMES: usize = 64;
 
-/// Writes the frames of a stream. Each function returns whole frames.
+/// Formats the frames of a stream. Each function returns complete frames.
 pub(crate) trait StreamWriter: Send + 'static {
     fn start(&mut self, reply: &Reply) -> String;
     fn piece(&mut self, piece: &Piece, reply: &Reply) -> String;
     fn end(&mut self, reply: &Reply) -> String;
     fn error(&mut self, error: &ApiError) -> String;
-    /// Returns a frame without content, if the format has one.
+    /// Returns a frame without content, if the format has such a frame.
     fn ping(&self) -> Option<&'static str>;
 }
 
-/// Returns a server-sent event.
+/// Formats a JSON value as a server-sent event.
 pub(crate) fn sse(value: &Value) -> String {
     format!("data: {value}\n\n")
 }
@@ -47,7 +47,7 @@ impl Stream for Frames {
     }
 }
 
-/// Streams a reply. The engine cancels the request once the client leaves.
+/// Streams a reply to the client. The engine cancels the request after the client disconnects.
 pub(crate) fn respond(reply: Reply, writer: impl StreamWriter, content_type: &'static str) -> Response {
     let (frames, receiver) = channel(MAX_PENDING_FRAMES);
     tokio::spawn(run(reply, writer, frames));
@@ -55,7 +55,7 @@ pub(crate) fn respond(reply: Reply, writer: impl StreamWriter, content_type: &'s
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx buffers a response unless told otherwise.
+    // By default, nginx buffers a response. This header disables the buffer.
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response
 }
@@ -90,7 +90,7 @@ async fn run(mut reply: Reply, mut writer: impl StreamWriter, frames: Sender<Byt
     }
 }
 
-/// Sends frames. Returns whether the client is still there.
+/// Sends a frame. Returns whether the client is still connected.
 async fn send(frames: &Sender<Bytes>, frame: String) -> bool {
     frame.is_empty() || frames.send(Bytes::from(frame)).await.is_ok()
 }

@@ -1,14 +1,14 @@
-//! The bytes of single tokens.
+//! Bytes of a token's text.
 
 use danlu_model::Tokenizer;
 
-/// Returns the bytes of a token's text. A token may hold part of a character only.
+/// Returns the bytes of a token's text. They may be an incomplete UTF-8 character.
 ///
-/// Byte-level vocabularies spell each byte as one printable character (source: `bytes_to_unicode` of GPT-2).
-/// SentencePiece spells a space as `▁` and a single byte as `<0x0A>`.
+/// A byte-level vocabulary represents each byte by one printable character (source: `bytes_to_unicode` of
+/// GPT-2). SentencePiece represents a space by `▁` and a single byte by a token such as `<0x0A>`.
 pub(crate) fn token_bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     let Some(spelling) = tokenizer.token_str(id) else { return Vec::new() };
-    // Special tokens are spelled as they are.
+    // The vocabulary contains the text of a special token unchanged.
     if tokenizer.special_in(&spelling) == Some(&spelling) {
         return spelling.into_bytes();
     }
@@ -23,13 +23,13 @@ pub(crate) fn token_bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     spelling.replace('▁', " ").into_bytes()
 }
 
-/// Returns the byte that a byte-level vocabulary spells as `c`.
+/// Returns the byte that the character `c` represents in a byte-level vocabulary.
 fn byte_of(c: char) -> Option<u8> {
     let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let code = c as u32;
     match u8::try_from(code) {
         Ok(byte) => is_printable(byte).then_some(byte),
-        // The other bytes are numbered from 256, in order.
+        // The remaining bytes are assigned to the characters from 256 on, in ascending order.
         Err(_) => (0..=u8::MAX).filter(|&byte| !is_printable(byte)).nth(code as usize - 256),
     }
 }
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn byte_level_characters_are_their_bytes() {
-        // From `bytes_to_unicode()` of transformers 5.17.
+        // Expected values: `bytes_to_unicode()` of transformers 5.17.
         for (c, byte) in [('!', b'!'), ('Ġ', b' '), ('Ċ', b'\n'), ('ä', 0xe4), ('Ń', 0xad), ('ł', 0xa0)]
         {
             assert_eq!(byte_of(c), Some(byte), "{c}");

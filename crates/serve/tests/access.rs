@@ -1,4 +1,4 @@
-//! Keys, other sites, and the end of a server.
+//! Tests keys, requests of other sites, and the shutdown of a server.
 
 mod support;
 

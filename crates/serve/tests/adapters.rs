@@ -1,4 +1,4 @@
-//! Adapters: selection, load and unload under traffic, eviction, watched runs.
+//! Tests adapters: selection, load and unload during requests, eviction, and watched runs.
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::{TestServer, options, served, start, write_adapter};
 
 const QUESTION: &str = "你是谁？";
 
-/// Returns the reply of a model.
+/// Returns the reply of a model to the test question.
 fn reply(server: &TestServer, model: &str) -> String {
     let answer = server.chat(model, QUESTION, json!({}));
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -181,7 +181,7 @@ fn an_evicted_adapter_returns_at_its_next_request() {
     let top = tempfile::tempdir().unwrap();
     let adapters: Vec<_> = (1..=4).map(|seed| served(top.path(), &format!("a{seed}"), seed)).collect();
     let bytes = fs::metadata(top.path().join("a1/adapter_model.safetensors")).unwrap().len();
-    // With its packed matrices, an adapter takes one and a half times the bytes of its file.
+    // In memory, an adapter needs 1.5 times the size of its file, because its packed matrices are added.
     let server = start(ServeOptions { adapters, max_adapter_bytes: 4 * bytes, ..options() });
     let models = ["a1", "a2", "a3", "a4"];
     let first: Vec<String> = models.iter().map(|model| reply(&server, model)).collect();
@@ -228,7 +228,7 @@ fn a_new_checkpoint_of_a_watched_run_is_served() {
     let first = generation(&Value::Null);
     publish(20);
     let second = generation(&first);
-    // A damaged checkpoint changes nothing.
+    // A damaged checkpoint does not replace the served version.
     let broken = run.join("checkpoint-30");
     fs::create_dir(&broken).unwrap();
     fs::write(broken.join("adapter_model.safetensors"), "x").unwrap();

@@ -1,4 +1,4 @@
-//! Chats, completions and streams over HTTP.
+//! Tests chats, completions and streams over HTTP.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn a_chat_has_the_fields_of_openai() {
         .collect();
     assert_eq!(String::from_utf8_lossy(&bytes), choice["message"]["content"].as_str().unwrap());
     for token in logprobs {
-        // Greedy decoding takes the most likely token.
+        // Greedy decoding chooses the most likely token.
         assert_eq!(token["logprob"], token["top_logprobs"][0]["logprob"]);
         assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
     }
@@ -190,7 +190,7 @@ fn wrong_requests_name_the_field() {
     assert!(error(server.get("/v1/nothing"), 404).contains("`/v1/nothing`"));
     assert!(error(server.get("/v1/chat/completions"), 405).contains("GET"));
     assert!(error(server.chat("base", &"长".repeat(5000), json!({})), 413).contains("10000"));
-    // A null, a whole number written as 1.0, and fields without effect are accepted.
+    // The server accepts null, an integer written as 1.0, and fields without effect.
     let fine = json!({"n": 1.0, "seed": null, "user": "x", "metadata": {"a": "b"}, "store": false, "unheard_of_option": 1});
     assert_eq!(server.chat("base", "你好", fine).status, 200);
 }
@@ -208,7 +208,7 @@ fn a_request_ends_when_its_client_leaves() {
     assert_eq!((full.status, full.header("retry-after")), (429, Some("1")), "{}", full.body);
     assert_eq!(full.json()["error"]["code"], "server_overloaded");
     drop(stream);
-    // The whole reply would take some 900 steps. The slot is free much earlier.
+    // The whole reply would need about 900 steps. The slot is free much earlier than that.
     let deadline = Instant::now() + Duration::from_secs(20);
     while server.chat("base", "你好", json!({})).status != 200 {
         assert!(Instant::now() < deadline, "the request of the client that left still runs");

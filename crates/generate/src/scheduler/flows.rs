@@ -1,24 +1,25 @@
-//! Fair queues: one flow per adapter, and one for the base.
+//! Fair scheduling. There is one queue ("flow") for each adapter, and one for the base.
 //!
-//! A flow counts the rows that were computed for it. The flow with the fewest rows is served first, and within
-//! a flow requests keep their order. A flow that becomes active starts at the lowest count of the active flows:
-//! it neither makes up for rows that it did not need, nor waits for those of others.
+//! Each flow counts the rows that were computed for it. The flow with the lowest count is served first.
+//! Requests of the same flow are served in order. A flow that becomes active starts at the lowest count of
+//! all active flows. Such a flow gets no extra rows for its idle time, and need not wait until other flows
+//! reach its count.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::job::Job;
 use super::{GenerationId, RequestId};
 
-/// The adapter of a flow, or `None` for the base alone.
+/// The adapter version of a flow, or `None` for the flow of the base.
 pub(super) type FlowKey = Option<GenerationId>;
 
-/// Waiting jobs of one adapter.
+/// The jobs of one adapter: the waiting ones, and the number of running ones.
 #[derive(Default)]
 pub(super) struct Flow {
     pub waiting: VecDeque<Job>,
     /// Number of running jobs.
     pub running: usize,
-    /// Rows computed, comparable between active flows.
+    /// Number of computed rows. Counts of active flows can be compared with each other.
     pub served: u64,
 }
 
@@ -28,54 +29,54 @@ impl Flow {
     }
 }
 
-/// All flows with waiting or running jobs, and the counts of some earlier ones.
+/// All flows with waiting or running jobs. Some inactive flows are stored for their counts.
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
 }
 
 impl Flows {
-    /// Returns the active flows.
+    /// Returns the flows that have waiting or running jobs.
     pub fn active(&self) -> impl Iterator<Item = (FlowKey, &Flow)> {
         self.flows.iter().filter(|(_, flow)| flow.is_active()).map(|(&key, flow)| (key, flow))
     }
 
-    /// Returns a flow.
+    /// Returns the flow of an adapter version.
     pub fn get(&self, key: FlowKey) -> Option<&Flow> {
         self.flows.get(&key)
     }
 
-    /// Returns the rows computed for a flow.
+    /// Returns the number of rows that were computed for a flow.
     pub fn served(&self, key: FlowKey) -> u64 {
         self.flows.get(&key).map_or(0, |flow| flow.served)
     }
 
-    /// Returns the number of waiting jobs.
+    /// Returns the number of waiting jobs in all flows.
     pub fn waiting(&self) -> usize {
         self.flows.values().map(|flow| flow.waiting.len()).sum()
     }
 
-    /// Returns every waiting job.
+    /// Returns the waiting jobs of all flows.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.flows.values().flat_map(|flow| flow.waiting.iter())
     }
 
-    /// As [`Flows::jobs`], mutable.
+    /// Returns mutable references to the waiting jobs of all flows.
     pub fn jobs_mut(&mut self) -> impl Iterator<Item = &mut Job> {
         self.flows.values_mut().flat_map(|flow| flow.waiting.iter_mut())
     }
 
-    /// Adds a job behind the others of its flow.
+    /// Adds a job at the end of its flow.
     pub fn push_back(&mut self, job: Job) {
         self.activate(job.flow()).waiting.push_back(job);
     }
 
-    /// Puts a job before the others of its flow.
+    /// Adds a job at the front of its flow.
     pub fn push_front(&mut self, job: Job) {
         self.activate(job.flow()).waiting.push_front(job);
     }
 
-    /// Returns the flow whose first waiting job is served next.
+    /// Returns the flow that is served next. It has a waiting job.
     pub fn next(&self) -> Option<FlowKey> {
         let waiting = self.flows.iter().filter_map(|(&key, flow)| {
             let first = flow.waiting.front()?;
@@ -84,7 +85,7 @@ impl Flows {
         waiting.min_by_key(|&(order, _)| order).map(|(_, key)| key)
     }
 
-    /// Starts the first waiting job of a flow.
+    /// Removes the first waiting job of a flow, and counts it as running.
     pub fn start(&mut self, key: FlowKey) -> Option<Job> {
         let flow = self.flows.get_mut(&key)?;
         let job = flow.waiting.pop_front()?;
@@ -92,21 +93,21 @@ impl Flows {
         Some(job)
     }
 
-    /// Puts a running job before the waiting ones of its flow.
+    /// Adds a running job at the front of its flow. The job no longer counts as running.
     pub fn stop(&mut self, job: Job) {
         let key = job.flow();
         self.push_front(job);
         self.end(key);
     }
 
-    /// Counts a running job as ended.
+    /// Records that a running job has ended.
     pub fn end(&mut self, key: FlowKey) {
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.running -= 1;
         }
     }
 
-    /// Removes the waiting jobs of a request.
+    /// Removes and returns the waiting jobs of a request.
     pub fn remove(&mut self, request: RequestId) -> Vec<Job> {
         let mut removed = Vec::new();
         for flow in self.flows.values_mut() {
@@ -119,14 +120,15 @@ impl Flows {
         removed
     }
 
-    /// Counts computed rows.
+    /// Adds rows to the count of a flow.
     pub fn charge(&mut self, key: FlowKey, rows: usize) {
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.served += rows as u64;
         }
     }
 
-    /// Forgets flows that would start at the lowest count anyway.
+    /// Removes inactive flows whose count is not above the lowest active count. A new flow would get the same
+    /// count.
     pub fn prune(&mut self) {
         let lowest = self.lowest();
         self.flows.retain(|_, flow| flow.is_active() || lowest.is_some_and(|lowest| flow.served > lowest));
@@ -137,7 +139,7 @@ impl Flows {
         self.active().map(|(_, flow)| flow.served).min()
     }
 
-    /// Returns a flow, and raises its count to the lowest active one if it was not active.
+    /// Returns a flow. If the flow is inactive, first raises its count to the lowest active count.
     fn activate(&mut self, key: FlowKey) -> &mut Flow {
         let lowest = self.lowest().unwrap_or(0);
         let flow = self.flows.entry(key).or_default();

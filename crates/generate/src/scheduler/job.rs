@@ -1,4 +1,4 @@
-//! One choice of a request inside the scheduler.
+//! One choice of a request, as the scheduler stores it.
 
 use danlu_model::SlotId;
 
@@ -6,30 +6,30 @@ use super::memory::KvMemory;
 use super::{EventKind, GenerationId, RequestAdapter, RequestId, SchedulerEvent};
 use crate::Sequence;
 
-/// A sequence of a request. It waits in its flow or runs.
+/// One sequence of a request, either waiting in its flow or running.
 pub(super) struct Job {
     pub request: RequestId,
     pub choice: usize,
     pub adapter: Option<RequestAdapter>,
     pub place: JobPlace,
-    /// Whether its [`EventKind::Started`](super::EventKind::Started) was reported.
+    /// Whether the event [`EventKind::Started`](super::EventKind::Started) of this job was returned.
     pub is_started: bool,
-    /// How often its keys and values were dropped before it ended.
+    /// Number of times that the keys and values of the job were dropped before it ended.
     pub preemptions: u32,
-    /// Choices of the request that start once the prompt is read.
+    /// Other choices of the same request. They start after the prompt has been read.
     pub siblings: Vec<Job>,
 }
 
-/// Where the sequence of a job is.
+/// Location of the sequence of a job.
 pub(super) enum JobPlace {
-    /// It has no keys and values.
+    /// The sequence has no keys and values.
     Detached(Box<Sequence>),
-    /// In a slot of the engine.
+    /// The sequence is in this slot of the engine.
     Slot(SlotId),
 }
 
 impl Job {
-    /// Returns a job that has not run.
+    /// Returns a waiting job.
     pub fn new(
         request: RequestId,
         choice: usize,
@@ -54,12 +54,12 @@ impl Job {
         }
     }
 
-    /// Returns an event of this job.
+    /// Returns an event for the choice of this job.
     pub fn event(&self, kind: EventKind) -> SchedulerEvent {
         SchedulerEvent { request: self.request, choice: self.choice, kind }
     }
 
-    /// Drops the keys and values of the job. They are computed again when it runs.
+    /// Drops the keys and values of the job. They are recomputed when the job runs again.
     pub fn detach(&mut self, memory: &mut KvMemory) {
         if let JobPlace::Slot(slot) = self.place {
             self.place = JobPlace::Detached(Box::new(memory.close(slot)));

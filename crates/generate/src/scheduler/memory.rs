@@ -1,8 +1,10 @@
-//! Room for keys and values: running sequences, paused ones, and prompts kept for their prefixes.
+//! Memory for keys and values. It contains running sequences, paused sequences, and prompts of ended
+//! requests.
 //!
-//! A prompt's keys and values stay after its request has ended. A later request of the same generation takes
-//! them over if it continues the prompt, or copies the common prefix. Only rows that were computed as prompt
-//! rows are kept, because rows of generated tokens have other bits.
+//! The keys and values of a prompt are retained after its request has ended. If a later request with the same
+//! adapter version continues this prompt, the request takes over the slot. If only a prefix is equal, the
+//! request copies the prefix. Only rows that were computed by prefill are retained, because decoding gives
+//! other bits.
 
 use std::sync::Arc;
 
@@ -11,36 +13,36 @@ use danlu_model::{Decoder, LoraSource, SlotId};
 use super::GenerationId;
 use crate::{Engine, Sequence};
 
-/// Tokens of a page. Capacities are whole pages.
+/// Number of tokens of a page. The capacity of a slot is a multiple of this number.
 pub(super) const PAGE_TOKENS: usize = 16;
 
-/// Keys and values of a prompt without a sequence.
+/// Keys and values of a prompt whose request has ended.
 struct Retained {
     slot: SlotId,
     generation: Option<GenerationId>,
-    /// Time of the last use.
+    /// Time of the last use, in uses since the start.
     used: u64,
 }
 
-/// Keys and values that begin as a prompt does.
+/// A slot whose first tokens are a prefix of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CachedPrefix {
     pub slot: SlotId,
     pub tokens: usize,
-    /// Whether the slot is retained and has no more tokens than the prefix, apart from the last.
+    /// Whether the slot is retained and contains at most one token after the prefix.
     is_whole: bool,
 }
 
-/// The engine, and the slots that no job has.
+/// The engine, and the retained slots.
 pub(super) struct KvMemory {
     pub engine: Engine<'static, Arc<Decoder>>,
-    /// Most tokens of all slots.
+    /// Maximum number of tokens of all slots together.
     pub total: usize,
     retained: Vec<Retained>,
     clock: u64,
 }
 
-/// Rounds up to whole pages.
+/// Rounds a number of tokens up to whole pages.
 pub(super) fn whole_pages(tokens: usize) -> usize {
     tokens.next_multiple_of(PAGE_TOKENS)
 }
@@ -52,22 +54,22 @@ impl KvMemory {
         Self { engine, total, retained: Vec::new(), clock: 0 }
     }
 
-    /// Returns the tokens of all slots.
+    /// Returns the capacity of all slots together, in tokens.
     pub fn used(&self) -> usize {
         self.engine.cache().capacities()
     }
 
-    /// Returns the tokens of slots that are kept for their prefixes only.
+    /// Returns the capacity of the retained slots, in tokens.
     pub fn retained_tokens(&self) -> usize {
         self.retained.iter().map(|kept| self.engine.cache().capacity(kept.slot)).sum()
     }
 
-    /// Returns the tokens that are free, or kept for their prefixes only.
+    /// Returns the number of tokens that are free or in retained slots.
     pub fn available(&self) -> usize {
         self.total - self.used() + self.retained_tokens()
     }
 
-    /// Returns the longest prefix of `ids`, without the last token, in a retained slot.
+    /// Returns the retained slot with the longest prefix of `ids`. The last token of `ids` is not counted.
     pub fn find(&self, generation: Option<GenerationId>, ids: &[u32]) -> Option<CachedPrefix> {
         let same = self.retained.iter().filter(|kept| kept.generation == generation);
         let prefixes = same.map(|kept| {
@@ -78,14 +80,15 @@ impl KvMemory {
         prefixes.filter(|prefix| prefix.tokens > 0).max_by_key(|prefix| (prefix.tokens, prefix.is_whole))
     }
 
-    /// Returns the prefix of `ids`, without the last token, in the slot of a job.
+    /// Returns the prefix of `ids` in the slot of a job. The last token of `ids` is not counted.
     pub fn prefix_of_job(&self, slot: SlotId, ids: &[u32]) -> CachedPrefix {
         let tokens = common_prefix(self.engine.prompt_read(slot), ids);
         CachedPrefix { slot, tokens, is_whole: false }
     }
 
-    /// Frees retained slots, the least recently used first, until `tokens` are free. Frees none if that is not
-    /// enough. `except` stays.
+    /// Frees retained slots until `tokens` tokens are free, beginning with the least recently used slot.
+    /// Never frees the slot `except`. If there would still be too few free tokens, frees nothing and returns
+    /// `false`.
     pub fn make_room(&mut self, tokens: usize, except: Option<SlotId>) -> bool {
         let free = self.total.saturating_sub(self.used());
         let kept = |slot: SlotId| self.engine.cache().capacity(slot);
@@ -103,7 +106,8 @@ impl KvMemory {
         true
     }
 
-    /// Returns a slot of `capacity` tokens that begins with `prefix`. `None` if there is no room.
+    /// Returns a slot with room for `capacity` tokens that begins with `prefix`. Returns `None` if there is
+    /// no room.
     pub fn open(
         &mut self,
         capacity: usize,
@@ -133,7 +137,8 @@ impl KvMemory {
         Some(prefix.slot)
     }
 
-    /// Grows a slot to `needed` tokens, and to half as many again if there is room, but at most to `most`.
+    /// Grows a slot to at least `needed` tokens. If there is room, adds half of its capacity, but stays
+    /// within `most`. Returns whether there was enough room.
     pub fn grow(&mut self, slot: SlotId, needed: usize, most: usize) -> bool {
         let capacity = self.engine.cache().capacity(slot);
         if needed <= capacity {
@@ -149,8 +154,8 @@ impl KvMemory {
         false
     }
 
-    /// Ends the sequence of a slot. The keys and values of its prompt stay if `retain` and no other slot has
-    /// them.
+    /// Removes the sequence from a slot and returns it. If `retain` is set, the keys and values of its prompt
+    /// are retained, unless another retained slot contains them.
     pub fn release(&mut self, slot: SlotId, generation: Option<GenerationId>, retain: bool) -> Sequence {
         let len = self.engine.prompt_read(slot).len();
         let tokens = self.engine.prompt_read(slot).to_vec();
@@ -176,7 +181,7 @@ impl KvMemory {
         self.engine.close(slot).expect("the slot of a job has its sequence")
     }
 
-    /// Returns whether a retained slot begins with these tokens, and counts it as used.
+    /// Returns whether a retained slot begins with these tokens. If so, records a use of that slot.
     fn is_covered(&mut self, generation: Option<GenerationId>, tokens: &[u32]) -> bool {
         let covers = |&slot: &SlotId| self.engine.prompt_read(slot).starts_with(tokens);
         let covering = self.retained_of(generation).find(covers);
@@ -187,7 +192,7 @@ impl KvMemory {
         self.retained.iter().filter(move |kept| kept.generation == generation).map(|kept| kept.slot)
     }
 
-    /// Counts a retained slot as used.
+    /// Records a use of a retained slot.
     fn touch(&mut self, slot: SlotId) {
         self.clock += 1;
         let clock = self.clock;
@@ -196,8 +201,8 @@ impl KvMemory {
     }
 }
 
-/// Returns how many leading tokens of `ids` are in `cached`, without the last of `ids`: its logits must be
-/// computed.
+/// Returns the number of leading tokens that `cached` and `ids` have in common. The last token of `ids` is
+/// not counted, because its logits must be computed.
 fn common_prefix(cached: &[u32], ids: &[u32]) -> usize {
     let common = cached.iter().zip(ids).take_while(|(cached, id)| cached == id).count();
     common.min(ids.len().saturating_sub(1))

@@ -1,4 +1,4 @@
-//! Runs requests on one engine: continuous batching within a limit of memory (ADR 0008).
+//! Runs requests on one engine: continuous batching within a memory limit (ADR 0008).
 //!
 //! ```text
 //! add ──► flow of the adapter ──► running ──► ended
@@ -6,9 +6,9 @@
 //!               └── paused, preempted
 //! ```
 //!
-//! One [`Scheduler::step`] decodes a token for every running sequence, and reads a bounded piece of prompts.
-//! The reply to a seeded request has the same bits alone, in any mix of requests, after any preemption, and
-//! with the prefix cache on or off.
+//! One [`Scheduler::step`] decodes one token for each running sequence, and reads a limited number of prompt
+//! tokens. The reply to a request with a seed is always the same, bit by bit. It does not depend on the other
+//! requests, on preemptions, or on the prefix cache.
 
 mod flows;
 mod job;
@@ -28,21 +28,21 @@ pub use self::request::{AddError, GenerationId, ReplyRequest, RequestAdapter, Re
 pub use self::stats::{AdapterLoad, SchedulerStats};
 use crate::{GenerateError, Sampler, Sequence, StepOutput, StopReason, StopRules, TokenLogprobs, TokenStep};
 
-/// After so many preemptions, a sequence starts again only with room for all of its tokens.
+/// Number of preemptions after which a sequence restarts only if there is room for all of its tokens.
 const MAX_PREEMPTIONS: u32 = 2;
 
 /// Limits of a [`Scheduler`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedulerOptions {
-    /// Most sequences of a step.
+    /// Maximum number of sequences in a step.
     pub max_running: usize,
-    /// Most waiting requests.
+    /// Maximum number of waiting requests.
     pub max_queued: usize,
-    /// Most tokens whose keys and values are in memory. It is rounded down to whole pages.
+    /// Maximum number of tokens whose keys and values are in memory. It is rounded down to whole pages.
     pub max_kv_tokens: usize,
-    /// Most prompt tokens of a step. Running sequences wait for them.
+    /// Maximum number of prompt tokens in a step. The running sequences wait while these tokens are read.
     pub prefill_tokens: usize,
-    /// Whether prompts stay in memory for later requests that begin alike.
+    /// Whether the keys and values of prompts are retained for later requests with the same prefix.
     pub prefix_cache: bool,
 }
 
@@ -58,53 +58,54 @@ impl Default for SchedulerOptions {
     }
 }
 
-/// What happened to one choice of a request.
+/// An event of one choice of a request.
 #[derive(Debug)]
 pub struct SchedulerEvent {
-    /// The request.
+    /// Id of the request.
     pub request: RequestId,
-    /// Index of the choice.
+    /// Index of the choice in the request.
     pub choice: usize,
-    /// What happened.
+    /// Kind of the event.
     pub kind: EventKind,
 }
 
-/// Kinds of [`SchedulerEvent`]. Each choice has one `Started`, then tokens, then `Finished` or `Failed`.
+/// Kinds of [`SchedulerEvent`]. Each choice has one `Started` event, then `Token` events, then one `Finished`
+/// or `Failed` event.
 #[derive(Debug)]
 pub enum EventKind {
-    /// The prompt is being read.
+    /// The scheduler starts to read the prompt.
     Started {
-        /// Prompt tokens whose keys and values were in memory.
+        /// Number of prompt tokens whose keys and values were already in memory.
         cached_tokens: usize,
     },
-    /// A new token.
+    /// The model generated a token.
     Token {
-        /// The token.
+        /// Id of the token.
         id: u32,
-        /// Its log probabilities, if requested.
+        /// Log probabilities of the token, if the request asked for them.
         logprobs: Option<TokenLogprobs>,
     },
     /// The continuation is complete.
     Finished(StopReason),
-    /// The continuation cannot go on. Other requests are not affected.
+    /// The continuation failed. Other requests are not affected.
     Failed(GenerateError),
 }
 
-/// Runs many requests on one decoder. The caller repeats [`Scheduler::step`] and adds or cancels requests
-/// between steps.
+/// Runs many requests on one decoder. The caller calls [`Scheduler::step`] repeatedly, and adds or cancels
+/// requests between steps.
 pub struct Scheduler {
     memory: KvMemory,
     options: SchedulerOptions,
     flows: Flows,
-    /// In the order of their start.
+    /// The running jobs, in the order in which they started.
     running: Vec<Job>,
     next_request: u64,
-    /// Totals; the other fields are filled in by [`Scheduler::stats`].
+    /// Totals since the start. [`Scheduler::stats`] sets the other fields.
     totals: SchedulerStats,
 }
 
 impl Scheduler {
-    /// Returns a scheduler without requests. The memory for keys and values is allocated here.
+    /// Returns a scheduler without requests. Allocates the memory for all keys and values.
     pub fn new(decoder: Arc<Decoder>, options: SchedulerOptions) -> Self {
         let pages = (options.max_kv_tokens / PAGE_TOKENS).max(1);
         Self {
@@ -117,16 +118,16 @@ impl Scheduler {
         }
     }
 
-    /// Returns the most tokens of a prompt and its continuation.
+    /// Returns the maximum number of tokens of a prompt and its continuation together.
     pub fn max_context_tokens(&self) -> usize {
         self.memory.total.min(self.memory.engine.decoder().config().max_position_embeddings)
     }
 
-    /// Adds a request behind the others of its adapter.
+    /// Adds a request at the end of the queue of its adapter.
     ///
     /// # Errors
-    /// If too many requests are waiting, the prompt is too long, or a value is invalid. The scheduler is
-    /// unchanged then.
+    /// If too many requests are waiting, the prompt is too long, or a value is invalid. The scheduler is then
+    /// unchanged.
     pub fn add(&mut self, request: ReplyRequest) -> Result<RequestId, AddError> {
         let (waiting, limit) = (self.flows.waiting(), self.options.max_queued);
         if waiting >= limit {
@@ -147,7 +148,7 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Ends every choice of a request, without an event. Returns whether one had not ended yet.
+    /// Ends every choice of a request without an event. Returns whether any choice had not ended before.
     pub fn cancel(&mut self, request: RequestId) -> bool {
         let mut cancelled = self.flows.remove(request);
         for job in &cancelled {
@@ -171,7 +172,7 @@ impl Scheduler {
         self.running.is_empty() && self.flows.waiting() == 0
     }
 
-    /// Returns load and totals.
+    /// Returns the current load and the totals since the start.
     pub fn stats(&self) -> SchedulerStats {
         let load = self.flows.active().map(|(generation, flow)| AdapterLoad {
             generation,
@@ -190,7 +191,8 @@ impl Scheduler {
         }
     }
 
-    /// Starts waiting requests, decodes a token for every running sequence, and reads a piece of prompts.
+    /// Starts waiting requests, decodes one token for each running sequence, and reads prompt tokens up to
+    /// the limit.
     ///
     /// # Errors
     /// If the model cannot run. The failure of a single sequence is an event.
@@ -213,8 +215,8 @@ impl Scheduler {
         Ok(events)
     }
 
-    /// Starts waiting jobs, fairly between flows, until a limit is reached. The first job without room blocks
-    /// the others, so that no small request overtakes it forever.
+    /// Starts waiting jobs in fair order until a limit is reached. If the next job has no room, no later job
+    /// starts. Otherwise, small requests could delay a large one forever.
     fn start_waiting(&mut self, events: &mut Vec<SchedulerEvent>) {
         while let Some(key) = self.flows.next() {
             if self.running.len() >= self.options.max_running.max(1) && !self.pause_for(key) {
@@ -228,8 +230,9 @@ impl Scheduler {
         }
     }
 
-    /// Pauses the youngest sequence of the flow with the most running ones, if flow `key` has none and two or
-    /// more flows share the places unevenly. The paused sequence keeps its keys and values.
+    /// Pauses a sequence, so that flow `key` can start one. This happens only if flow `key` runs no sequence
+    /// and another flow runs two or more. The youngest sequence of the flow with the most running sequences
+    /// is paused. It retains its keys and values.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
@@ -239,7 +242,7 @@ impl Scheduler {
         true
     }
 
-    /// Gives a job a slot. Returns `false` if there is no room for it.
+    /// Assigns a slot to a job. Returns `false` if there is no room.
     fn enter(&mut self, job: &mut Job, events: &mut Vec<SchedulerEvent>) -> bool {
         let JobPlace::Detached(sequence) = &job.place else { return true };
         let (ids, rules) = (sequence.ids(), sequence.rules());
@@ -268,7 +271,7 @@ impl Scheduler {
         true
     }
 
-    /// Returns the longest prefix of `prompt` in memory that the job may share.
+    /// Returns the longest prefix of `prompt` that is in memory and that the job may share.
     fn find_prefix(&self, job: &Job, prompt: &[u32]) -> Option<CachedPrefix> {
         let is_shared = |other: &&Job| {
             other.flow() == job.flow() && (self.options.prefix_cache || other.request == job.request)
@@ -278,7 +281,8 @@ impl Scheduler {
         of_jobs.chain(self.memory.find(job.flow(), prompt)).max_by_key(|prefix| prefix.tokens)
     }
 
-    /// Returns a slot of `capacity` tokens for a job. Drops paused sequences if there is no other room.
+    /// Returns a slot with room for `capacity` tokens. If necessary, drops the keys and values of paused
+    /// sequences.
     fn open(&mut self, capacity: usize, prefix: Option<CachedPrefix>, job: &Job) -> Option<SlotId> {
         let paused = self.flows.jobs().filter_map(Job::slot);
         let paused: usize = paused.map(|slot| self.memory.engine.cache().capacity(slot)).sum();
@@ -298,7 +302,7 @@ impl Scheduler {
         }
     }
 
-    /// Drops the keys and values of a paused sequence. Returns whether there was one.
+    /// Drops the keys and values of the youngest paused sequence. Returns `false` if no sequence is paused.
     fn drop_paused(&mut self) -> bool {
         let paused = self.flows.jobs_mut().filter(|job| job.slot().is_some());
         let Some(youngest) = paused.max_by_key(|job| (job.request, job.choice)) else { return false };
@@ -307,7 +311,7 @@ impl Scheduler {
         true
     }
 
-    /// Returns the slots that decode a token in this step, after making room for it.
+    /// Returns the slots that decode a token in this step. Each of them has room for the token.
     fn decode_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut work = Vec::new();
         let slots: Vec<SlotId> = self.running.iter().filter_map(Job::slot).collect();
@@ -317,13 +321,13 @@ impl Scheduler {
                 work.push((slot, 1));
             }
         }
-        // A later slot may have taken the room of an earlier one.
+        // A slot can be preempted later in this loop, to make room for another slot.
         work.retain(|&(slot, _)| self.running.iter().any(|job| job.slot() == Some(slot)));
         work
     }
 
-    /// Makes room for one more token in a slot. Preempts other sequences if necessary, and returns `false` if
-    /// the sequence itself was preempted.
+    /// Makes room for one more token in a slot, and preempts sequences if necessary. Returns `false` if the
+    /// sequence in this slot was preempted.
     fn make_room(&mut self, slot: SlotId) -> bool {
         let rules = self.memory.engine.sequence(slot).map(Sequence::rules);
         let most = rules.map_or(0, |rules| rules.max_context_tokens);
@@ -342,7 +346,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns the index of the youngest running job of the flow with the most tokens in memory.
+    /// Returns the index of the job to preempt: the youngest running job of the flow with the most tokens in
+    /// memory.
     fn victim(&self) -> usize {
         let tokens = |key: FlowKey| -> usize {
             let slots = self.running.iter().filter(|job| job.flow() == key).filter_map(Job::slot);
@@ -352,7 +357,8 @@ impl Scheduler {
         self.running.iter().rposition(|job| job.flow() == largest).expect("a job is running")
     }
 
-    /// Drops the keys and values of a running job, which waits again. Returns its former slot.
+    /// Preempts a running job: drops its keys and values, and adds the job to its queue again. Returns its
+    /// former slot.
     fn preempt(&mut self, index: usize) -> SlotId {
         let mut job = self.running.remove(index);
         let slot = job.slot().expect("a running job has a slot");
@@ -362,7 +368,8 @@ impl Scheduler {
         slot
     }
 
-    /// Returns the prompts that are read in this step. Flows with fewer rows come first.
+    /// Returns the slots that read prompt tokens in this step, and the number of tokens for each. Flows with
+    /// fewer computed rows are first.
     fn prefill_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut prompts: Vec<(u64, RequestId, SlotId)> = Vec::new();
         for job in &self.running {
@@ -387,7 +394,7 @@ impl Scheduler {
         work
     }
 
-    /// Copies what another running sequence has read of the same prompt since this one started.
+    /// Copies a prefix of the prompt that another sequence has read since this sequence started.
     fn share_prefix(&mut self, slot: SlotId) {
         let Some(job) = self.running.iter().find(|job| job.slot() == Some(slot)) else { return };
         let Some(sequence) = self.memory.engine.sequence(slot) else { return };
@@ -399,7 +406,7 @@ impl Scheduler {
         }
     }
 
-    /// Turns the result of a step into events, and ends finished sequences.
+    /// Converts the output of a slot to events. Frees the slot if the sequence has ended.
     fn deliver(&mut self, StepOutput { slot, step }: StepOutput, events: &mut Vec<SchedulerEvent>) {
         let index = self.running.iter().position(|job| job.slot() == Some(slot)).expect("a running job");
         let siblings = mem::take(&mut self.running[index].siblings);
@@ -418,7 +425,7 @@ impl Scheduler {
                 true
             }
         };
-        // The other choices copy the prompt that was just read, so they start before its slot is freed.
+        // The other choices copy the prompt from this slot, so they start before the slot is freed.
         let (choices, key) = (siblings.len(), self.running[index].flow());
         siblings.into_iter().rev().for_each(|job| self.flows.push_front(job));
         if is_ended {
@@ -429,10 +436,10 @@ impl Scheduler {
         }
     }
 
-    /// Starts the first `count` waiting jobs of a flow, as far as there is room.
+    /// Starts the first `count` waiting jobs of a flow. Stops early if there is no room.
     fn start_choices(&mut self, key: FlowKey, count: usize, events: &mut Vec<SchedulerEvent>) {
         for _ in 0..count {
-            // The place of the ended choice is free.
+            // The ended choice is still in `running`, so one more job than the limit may be there.
             if self.running.len() > self.options.max_running {
                 return;
             }
@@ -452,7 +459,7 @@ impl Scheduler {
     }
 }
 
-/// Returns one job per choice. No sequence has more than `room` tokens.
+/// Returns one job for each choice. Each sequence is limited to `room` tokens.
 fn jobs(request: ReplyRequest, id: RequestId, room: usize) -> Result<Vec<Job>, GenerateError> {
     let ReplyRequest { ids, sampling, rules, choices, adapter, top_logprobs, processors } = request;
     let setting =

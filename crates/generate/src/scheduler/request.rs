@@ -1,4 +1,4 @@
-//! Requests of a scheduler, and the errors of adding one.
+//! Requests to a scheduler, and the errors when a request is added.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use danlu_model::LoraSource;
 
 use crate::{GenerateError, LogitsProcessor, SamplingOptions, StopRules};
 
-/// Digest of the contents of an adapter: its configuration and its tensors.
+/// Id of an adapter version: a digest of the adapter's configuration and tensors.
 ///
-/// Keys and values are shared only between requests of one generation, so a replaced adapter never reads those
-/// of its predecessor.
+/// Only requests with the same id share keys and values. If an adapter is replaced, the new version has
+/// another id, and therefore never uses keys and values of the old version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub [u8; 32]);
 
@@ -26,54 +26,56 @@ impl fmt::Debug for GenerationId {
     }
 }
 
-/// Adapter of a request.
+/// The adapter of a request.
 #[derive(Clone)]
 pub struct RequestAdapter {
-    /// Digest of the contents of `lora`.
+    /// Id of the version in `lora`.
     pub generation: GenerationId,
     /// The low-rank matrices. The scheduler drops them when the request ends.
     pub lora: Arc<dyn LoraSource>,
 }
 
-/// A prompt to continue.
+/// A request to continue a prompt.
 pub struct ReplyRequest {
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub ids: Vec<u32>,
-    /// How tokens are chosen. Choice `i` draws from a random stream of the seed and `i`.
+    /// Settings of the sampler. The seed and the index of a choice determine its random stream.
     pub sampling: SamplingOptions,
-    /// When a continuation ends. The scheduler lowers `max_context_tokens` to the limits of model and memory.
+    /// Rules that end each continuation. The scheduler lowers `max_context_tokens` to the limits of the model
+    /// and the memory.
     pub rules: StopRules,
-    /// Number of continuations. The prompt is read once.
+    /// Number of continuations ("choices"). The prompt is read only once.
     pub choices: usize,
-    /// The adapter, or `None` for the base alone.
+    /// The adapter, or `None` for the base without an adapter.
     pub adapter: Option<RequestAdapter>,
-    /// Number of most likely tokens reported with each token. `None`: no log probabilities.
+    /// Number of most likely tokens that are returned with each new token. With `None`, no log probabilities
+    /// are returned.
     pub top_logprobs: Option<usize>,
-    /// One processor of logits per choice, or none.
+    /// Logits processors: one for each choice, or an empty list.
     pub processors: Vec<Box<dyn LogitsProcessor>>,
 }
 
-/// Id of a request. A scheduler never uses an id twice.
+/// Id of a request. A scheduler uses each id only once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Why a request was not added.
+/// Reason why a request was not added.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
     /// Too many requests are waiting.
     #[error("cannot add the request: {waiting} requests are waiting, the limit is {limit}")]
     QueueFull {
-        /// Requests in the queue.
+        /// Number of waiting requests.
         waiting: usize,
-        /// Largest number of waiting requests.
+        /// Maximum number of waiting requests.
         limit: usize,
     },
-    /// The prompt never fits.
+    /// The prompt is longer than the largest context.
     #[error("cannot add the request: its prompt has {tokens} tokens, the context has room for {room}")]
     TooLong {
-        /// Tokens of the prompt.
+        /// Number of tokens of the prompt.
         tokens: usize,
-        /// Most tokens of a sequence.
+        /// Maximum number of tokens of a sequence.
         room: usize,
     },
     /// A value of the request is invalid.

@@ -5,37 +5,38 @@ use super::GenerationId;
 /// Load of one adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterLoad {
-    /// The adapter, or `None` for the base alone.
+    /// The adapter, or `None` for the base without an adapter.
     pub generation: Option<GenerationId>,
-    /// Running sequences.
+    /// Number of running sequences.
     pub running: usize,
-    /// Waiting sequences.
+    /// Number of waiting sequences.
     pub waiting: usize,
 }
 
-/// Load and totals of a [`Scheduler`](super::Scheduler).
+/// Current load of a [`Scheduler`](super::Scheduler), and totals since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SchedulerStats {
-    /// Running sequences.
+    /// Number of running sequences.
     pub running: usize,
-    /// Waiting sequences.
+    /// Number of waiting sequences.
     pub waiting: usize,
-    /// Tokens reserved for keys and values of sequences.
+    /// Number of tokens that are reserved for the keys and values of sequences.
     pub kv_tokens: usize,
-    /// Tokens of prompts kept for later requests. They give way to sequences.
+    /// Number of tokens in prompts that are retained for later requests. They are freed when a sequence needs
+    /// memory.
     pub prefix_tokens: usize,
-    /// Most tokens of keys and values.
+    /// Maximum number of tokens whose keys and values are in memory.
     pub max_kv_tokens: usize,
-    /// Prompt tokens that were looked up in the prefix cache, in total.
+    /// Total number of prompt tokens that were looked up in the prefix cache.
     pub prefix_queries: u64,
-    /// Prompt tokens that were found there, in total.
+    /// Total number of prompt tokens that were found in the prefix cache.
     pub prefix_hits: u64,
-    /// Sequences whose keys and values were dropped before they ended, in total.
+    /// Total number of preemptions. A preemption drops the keys and values of a sequence that has not ended.
     pub preemptions: u64,
-    /// Prompt tokens read, in total.
+    /// Total number of prompt tokens that were read.
     pub prompt_tokens: u64,
-    /// Tokens generated, in total.
+    /// Total number of generated tokens.
     pub generated_tokens: u64,
-    /// Adapters with running or waiting sequences.
+    /// Load of each adapter that has running or waiting sequences.
     pub adapters: Vec<AdapterLoad>,
 }

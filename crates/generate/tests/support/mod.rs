@@ -16,7 +16,7 @@ pub static BASE: LazyLock<(Arc<Decoder>, Tokenizer)> = LazyLock::new(|| {
     (Arc::new(Decoder::load(folder, backend).unwrap()), Tokenizer::read(folder).unwrap())
 });
 
-/// Random low-rank matrices of one rank for every projection, large enough to change a reply.
+/// Random low-rank matrices of one rank for every projection. They are large enough to change a reply.
 pub struct RandomAdapter {
     params: Buffer,
     config: ModelConfig,
@@ -43,7 +43,7 @@ impl LoraSource for RandomAdapter {
     }
 }
 
-/// Returns an adapter whose values and generation depend on `seed` alone.
+/// Returns an adapter whose values and id depend only on `rank` and `seed`.
 pub fn adapter(rank: usize, seed: u64) -> RequestAdapter {
     let (config, backend) = (BASE.0.config().clone(), BASE.0.backend());
     let len = RandomAdapter::offset(&config, rank, config.num_hidden_layers, Projection::QProj);
@@ -59,7 +59,7 @@ pub fn adapter(rank: usize, seed: u64) -> RequestAdapter {
     }
 }
 
-/// Returns a request without an adapter, with at most `max_new_tokens`.
+/// Returns a request without an adapter and with at most `max_new_tokens` new tokens.
 pub fn request(ids: Vec<u32>, sampling: SamplingOptions, max_new_tokens: usize) -> ReplyRequest {
     ReplyRequest {
         ids,
@@ -72,7 +72,7 @@ pub fn request(ids: Vec<u32>, sampling: SamplingOptions, max_new_tokens: usize) 
     }
 }
 
-/// Returns the new ids of one choice of a request that has an engine to itself.
+/// Returns the new ids of one choice of a request, computed without other requests.
 pub fn alone(request: &ReplyRequest, choice: usize) -> Vec<u32> {
     let sampler = Sampler::for_choice(request.sampling.clone(), choice).unwrap();
     let sequence = Sequence::new(request.ids.clone(), sampler, request.rules.clone()).unwrap();

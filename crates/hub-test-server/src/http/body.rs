@@ -1,36 +1,37 @@
-//! A request's body, read as it arrives.
+//! The body of a request. It is read while it arrives.
 
 use std::io::{self, BufRead, Read, Write};
 
 use super::Head;
 use crate::recorded_request::Entry;
 
-/// Maximum length of a line between chunks.
+/// Maximum length in bytes of a line between chunks.
 const MAX_LINE_BYTES: u64 = 4 << 10;
 
 enum Framing {
-    /// A body with a length: remaining bytes.
+    /// A body with a known length. The value is the number of remaining bytes.
     Length(u64),
-    /// A body in chunks: remaining bytes of the chunk, and whether it is the first.
+    /// A body in chunks. `left` is the number of remaining bytes of the chunk, and `first` is true before the
+    /// first chunk.
     Chunks { left: u64, first: bool },
 }
 
-/// The body of a request. Its bytes are counted in the record of the request.
+/// The body of a request. The record of the request contains the number of bytes read.
 pub(crate) struct Body<'a> {
     reader: &'a mut dyn BufRead,
     writer: &'a mut dyn Write,
     framing: Framing,
-    /// Whether the client waits for `100 Continue`.
+    /// Whether the client waits for `100 Continue` before it sends the body.
     waits: bool,
     cut_after: Option<u64>,
     received: u64,
-    /// Whether the connection ended early, was cut, or is not HTTP.
+    /// Whether the connection ended early, was closed by a fault, or does not contain valid HTTP.
     pub broken: bool,
     record: Entry,
 }
 
 impl<'a> Body<'a> {
-    /// Creates the body after `head`. `writer` sends `100 Continue`.
+    /// Creates the body that follows `head`. `100 Continue` is sent to `writer`.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] if the length is not a number.
@@ -50,7 +51,7 @@ impl<'a> Body<'a> {
         Ok(Self { reader, writer, framing, waits, cut_after: None, received: 0, broken: false, record })
     }
 
-    /// Fails after `bytes` are read.
+    /// Makes the body fail after `bytes` bytes have been read.
     pub fn cut_after(&mut self, bytes: u64) {
         self.cut_after = Some(bytes);
     }
@@ -58,7 +59,8 @@ impl<'a> Body<'a> {
     /// Reads the whole body.
     ///
     /// # Errors
-    /// [`io::ErrorKind::FileTooLarge`] above `most` bytes, otherwise the socket's error.
+    /// [`io::ErrorKind::FileTooLarge`] if the body has more than `most` bytes. Otherwise, the error of the
+    /// socket.
     pub fn read_whole(&mut self, most: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.take(most + 1).read_to_end(&mut bytes)?;
@@ -71,8 +73,8 @@ impl<'a> Body<'a> {
     /// Reads the rest of the body, so that the next request starts at the right byte.
     ///
     /// # Errors
-    /// If the connection is broken, or the client still waits for `100 Continue`. The caller then closes the
-    /// connection.
+    /// If the connection is broken, or the client still waits for `100 Continue`. The caller must then close
+    /// the connection.
     pub fn drain(&mut self) -> io::Result<()> {
         if self.waits && !matches!(self.framing, Framing::Length(0)) {
             self.broken = true;
@@ -129,7 +131,7 @@ impl Read for Body<'_> {
     }
 }
 
-/// Returns the size of the next chunk. After the last one, reads the trailers.
+/// Returns the size of the next chunk. After the last chunk, also reads the trailers.
 fn read_size(reader: &mut dyn BufRead, first: bool) -> io::Result<u64> {
     if !first && !read_line(reader)?.is_empty() {
         return Err(invalid("a chunk is longer than it said"));
@@ -162,8 +164,8 @@ mod tests {
     use crate::http::read_head;
     use crate::recorded_request::{Host, Records};
 
-    /// Returns the decoded body, the bytes sent to the client, the rest in the reader, and the recorded
-    /// bytes.
+    /// Returns the decoded body, the bytes sent to the client, the bytes left in the reader, and the recorded
+    /// number of bytes.
     fn read(headers: &str, bytes: &[u8], cut: Option<u64>) -> (io::Result<Vec<u8>>, Vec<u8>, Vec<u8>, u64) {
         let text = [format!("PUT / HTTP/1.1\r\n{headers}\r\n").as_bytes(), bytes].concat();
         let mut reader = &text[..];

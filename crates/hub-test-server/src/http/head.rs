@@ -1,14 +1,14 @@
-//! The head of a request: request line and headers.
+//! The head of a request, which contains the request line and the headers.
 
 use std::io::{self, BufRead};
 
 use super::Target;
 
-/// Maximum size of a head.
+/// Maximum size of a head in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 100;
 
-/// Request line and headers.
+/// Request line and headers of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub method: String,
@@ -17,21 +17,21 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Returns a header; names are case-insensitive.
+    /// Returns the value of a header. Header names are case-insensitive.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the header `name` has `word` among its comma-separated words.
+    /// Returns whether `word` is in the comma-separated list of the header `name`.
     pub fn header_has(&self, name: &str, word: &str) -> bool {
         self.header(name).is_some_and(|v| v.split(',').any(|part| part.trim().eq_ignore_ascii_case(word)))
     }
 }
 
-/// Reads one head. `None` if the connection ended before its first byte.
+/// Reads the head of a request. Returns `None` if the connection ends before the first byte.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] if it is not HTTP, otherwise the socket's error.
+/// [`io::ErrorKind::InvalidData`] if the head is not valid HTTP. Otherwise, the error of the socket.
 pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     let mut text = Vec::new();
     loop {
@@ -39,7 +39,7 @@ pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
         if available.is_empty() {
             return if text.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        // Reads line by line, so the bytes after the head stay in the reader.
+        // The head is read line by line, so the bytes after it are not removed from the reader.
         let line = available.iter().position(|&byte| byte == b'\n').map_or(available.len(), |at| at + 1);
         text.extend_from_slice(&available[..line]);
         reader.consume(line);

@@ -1,11 +1,12 @@
-/// A `Range` header, for a body of known size.
+/// A parsed `Range` header for a body of known size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Range {
-    /// No header, or a header to ignore: several ranges, another unit, or no numbers.
+    /// There is no header, or the header is ignored. A header with several ranges, another unit or no numbers
+    /// is ignored.
     Whole,
-    /// Start and length.
+    /// The range as start and length in bytes.
     Part { start: u64, length: u64 },
-    /// No byte of the body is in the range.
+    /// The range contains no byte of the body.
     Unsatisfiable,
 }
 

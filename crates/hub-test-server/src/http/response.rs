@@ -1,4 +1,4 @@
-//! Responses.
+//! Responses of the server.
 
 use std::fs::File;
 
@@ -6,13 +6,13 @@ use serde_json::Value;
 
 /// Content of a response.
 pub(crate) enum Content {
-    /// In memory.
+    /// Bytes in memory.
     Bytes(Vec<u8>),
     /// A part of a file.
     File { file: File, start: u64, length: u64 },
 }
 
-/// Status, headers and content. Sending adds `Content-Length` and `Connection`.
+/// Status, headers and content of a response. `Content-Length` and `Connection` are added when it is sent.
 pub(crate) struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,

@@ -3,7 +3,7 @@
 pub(crate) struct Target {
     /// Path and query as sent.
     pub raw: String,
-    /// Path segments, each decoded after the split, so that `refs%2Fpr%2F1` is one segment.
+    /// Path segments. Each is decoded after the path is split, so `refs%2Fpr%2F1` is one segment.
     pub segments: Vec<String>,
     query: Vec<(String, String)>,
 }
@@ -20,7 +20,7 @@ impl Target {
         self.raw.split('?').next().unwrap_or_default()
     }
 
-    /// Returns the first query parameter `name`.
+    /// Returns the first value of the query parameter `name`.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
@@ -37,7 +37,7 @@ impl Target {
     }
 }
 
-/// Parses the pairs of a query or a form.
+/// Parses a query or a form into pairs of key and value.
 pub(crate) fn parse_form(text: &str) -> Vec<(String, String)> {
     text.split('&')
         .filter(|pair| !pair.is_empty())
@@ -67,7 +67,7 @@ fn decode(text: &str, plus_is_space: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Escapes `text` as a path segment, or as a key or value of a query.
+/// Escapes `text` for use as a path segment, or as a key or value in a query.
 pub(crate) fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,4 +1,4 @@
-//! Account of a token, and creation of repositories.
+//! Routes for the account of a token, the settings of a repository, and the creation of repositories.
 
 use serde_json::{Value, json};
 
@@ -79,7 +79,8 @@ pub(super) fn create(context: &mut RequestContext<'_, '_>) -> Answer {
     ))
 }
 
-/// Parses the visibility. `huggingface_hub` sends `visibility`, and older versions `private`.
+/// Changes the visibility of a repository. `huggingface_hub` sends `visibility`, and its older versions send
+/// `private`.
 pub(super) fn settings(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
     let wish = context.json()?;
     let private = match (wish.get("visibility").and_then(Value::as_str), wish.get("private")) {
@@ -106,7 +107,7 @@ fn is_name(name: &str) -> bool {
             .any(|bad| if *bad == ".git" { name.ends_with(bad) } else { name.contains(bad) })
 }
 
-/// Checks the front matter of a card: it must be closed, and its lines must look like YAML.
+/// Checks the front matter of a card. It must have an end, and its lines must look like YAML.
 pub(super) fn validate_yaml(context: &mut RequestContext<'_, '_>) -> Answer {
     let card = context.json()?;
     let content = card.get("content").and_then(Value::as_str).unwrap_or_default();

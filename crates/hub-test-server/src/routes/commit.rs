@@ -1,4 +1,4 @@
-//! Commits.
+//! Routes for commits.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ pub(super) fn commit(context: &mut RequestContext<'_, '_>, id: &str, name: &str)
     let who = context.hub.state().writer(id, context.caller.clone(), proposes)?;
     let bytes = context.bytes()?;
     let (header, changes) = parse_commit(&bytes).map_err(|message| ApiError::new(400, message))?;
-    // Content is stored first, outside of the lock. Without a commit, nothing refers to the content.
+    // Content is stored before the lock is taken. If the commit fails, nothing refers to the content.
     let mut ready = Vec::new();
     for change in changes {
         ready.push(match change {
@@ -96,7 +96,7 @@ fn apply(mut tree: Tree, changes: Vec<Ready>, parent: &str) -> Result<Tree, ApiE
             }
         }
     }
-    // A name is a file or a folder, not both.
+    // A path cannot be a file and a folder at the same time.
     for path in tree.keys() {
         let folder = format!("{path}/");
         if tree.range(folder.clone()..).next().is_some_and(|(next, _)| next.starts_with(&folder)) {

@@ -1,4 +1,4 @@
-//! Pull requests, as far as a client needs them for a commit.
+//! Routes for pull requests, limited to what a client needs for a commit.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Downloads of files.
+//! Routes that download files.
 
 use super::{Answer, RequestContext, internal};
 use crate::api_error::ApiError;
@@ -6,7 +6,8 @@ use crate::http::{Content, Range, Response, encode, parse_range};
 use crate::hub::Hub;
 use crate::repository::Entry;
 
-/// Serves `/resolve/`: the content of a small file, or a redirect to storage for a large one.
+/// Serves `/resolve/`. The response is the content of a small file, or a redirect to the storage for a large
+/// file.
 pub(super) fn resolve(context: &mut RequestContext<'_, '_>, id: &str, name: &str, path: &str) -> Answer {
     let (commit, entry) = find(context, id, name, path)?;
     if entry.pointer_size.is_some() {
@@ -22,7 +23,7 @@ pub(super) fn resolve(context: &mut RequestContext<'_, '_>, id: &str, name: &str
     small(context, &commit, &entry)
 }
 
-/// Serves `/api/resolve-cache/`: a small file by its commit.
+/// Serves a small file of a commit under `/api/resolve-cache/`.
 pub(super) fn cached(context: &mut RequestContext<'_, '_>, id: &str, commit: &str, path: &str) -> Answer {
     let (commit, entry) = find(context, id, commit, path)?;
     small(context, &commit, &entry)
@@ -58,13 +59,13 @@ fn described(response: Response, hub: &Hub, commit: &str, entry: &Entry) -> Resp
         .with("Access-Control-Allow-Origin", hub.endpoint.as_str())
 }
 
-/// Returns the URL of a large file at the storage host.
+/// Returns the URL of a large file on the storage host.
 pub(super) fn address(hub: &Hub, sha256: &str) -> String {
     let signature = hub.signature(&format!("get {sha256}"));
     format!("{}/objects/{sha256}?X-Amz-Expires=3600&X-Amz-Signature={signature}", hub.storage_endpoint)
 }
 
-/// Returns the content `sha256`, or the requested range of it.
+/// Returns the content with the hash `sha256`, or its requested range.
 pub(super) fn content(context: &RequestContext<'_, '_>, sha256: &str, size: u64) -> Answer {
     let file = context.hub.store.open(sha256).map_err(|error| internal(&error))?;
     let whole = |status, start, length| Response {

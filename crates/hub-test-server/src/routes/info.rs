@@ -1,4 +1,4 @@
-//! Information about repositories, refs and commits.
+//! Routes with information about repositories, refs and commits.
 
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ pub(super) fn commits(context: &mut RequestContext<'_, '_>, id: &str, name: &str
     Ok(Response::json(200, &json!(list)).with("X-Total-Count", list.len().to_string()))
 }
 
-/// Adds a branch or a tag at `startingPoint`.
+/// Adds a branch or a tag at the commit `startingPoint`.
 pub(super) fn add_ref(context: &mut RequestContext<'_, '_>, id: &str, folder: &str, name: &str) -> Answer {
     let wish = context.json()?;
     let start = wish.get("startingPoint").and_then(Value::as_str).unwrap_or("main").to_owned();

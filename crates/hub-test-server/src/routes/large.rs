@@ -1,4 +1,5 @@
-//! Uploads of large files: the batch call of git-lfs, completion of a multipart upload, and verification.
+//! Uploads of large files: the batch request of git-lfs, the completion of a multipart upload, and the
+//! verification.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub(super) fn batch(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
     let wish = context.json()?;
     let uploads = wish.get("operation").and_then(Value::as_str) == Some("upload");
     if uploads {
-        // A pull request has no branch, so its author may upload files.
+        // A batch request for a pull request contains no branch. Its author may then upload files, even if
+        // another user owns the repository.
         let proposes = wish.get("ref").is_none();
         context.hub.state().writer(id, context.caller.clone(), proposes)?;
     } else {
@@ -90,7 +92,7 @@ fn upload_in_parts(hub: &Hub, oid: &str, size: u64) -> Value {
     json!({ "href": href, "header": header })
 }
 
-/// Completes a multipart upload. The URL is signed, because clients send no token with the request.
+/// Completes a multipart upload. The URL is signed, because clients send no token with this request.
 pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
     let wish = context.json()?;
     let oid = context.head.target.query("uploadId").unwrap_or_default().to_owned();
@@ -107,7 +109,7 @@ pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
     let size = {
         let mut state = context.hub.state();
         let Some((size, parts)) = state.uploads.get(&oid).cloned() else {
-            // A completion may be repeated after the upload has finished.
+            // A client may repeat the completion after the upload has finished.
             return match context.hub.store.size(&oid) {
                 Some(_) => Ok(Response::json(200, &json!({ "success": true }))),
                 None => Err(ApiError::new(404, "NoSuchUpload")),

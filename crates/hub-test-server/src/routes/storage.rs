@@ -1,4 +1,4 @@
-//! The storage host, with signed URLs instead of tokens.
+//! Routes of the storage host, which uses signed URLs instead of tokens.
 
 use std::io::Read;
 
@@ -41,7 +41,7 @@ pub(super) fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> 
             let Some(whole) = context.hub.state().uploads.get(*sha256).map(|upload| upload.0) else {
                 return Err(ApiError::new(404, "NoSuchUpload"));
             };
-            // Writes only the bytes of this part, because the next part may exist already.
+            // Only the bytes of this part are written, because the next part may already exist.
             let expected = whole.saturating_sub(start).min(part_size);
             let mut part = context.body.take(expected);
             let (tag, size) =

@@ -1,4 +1,4 @@
-//! Listings of files and folders.
+//! Routes that list files and folders.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ use crate::git;
 use crate::http::{Response, parse_form};
 use crate::repository::{Commit, Entry};
 
-/// The Hub returns fewer entries on a page if each needs a lookup.
+/// Maximum number of entries on a page with expanded entries. The Hub returns fewer entries per page if each
+/// entry needs a lookup.
 const EXPANDED_PAGE: usize = 50;
 
 pub(super) fn list(context: &mut RequestContext<'_, '_>, id: &str, name: &str, folder: &str) -> Answer {
@@ -71,7 +72,7 @@ pub(super) fn paths(context: &mut RequestContext<'_, '_>, id: &str, name: &str) 
     Ok(Response::json(200, &json!(found)))
 }
 
-/// Returns all files and folders of a commit, by path.
+/// Returns the entries of all files and folders of a commit, by path.
 fn entries(commit: &Commit, expand: bool) -> BTreeMap<String, Value> {
     let ids = commit.tree.iter().map(|(path, entry)| (path.clone(), entry.oid.clone())).collect();
     let folders =

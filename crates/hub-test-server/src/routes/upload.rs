@@ -1,4 +1,4 @@
-//! The preupload call.
+//! Serves the preupload request.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,15 +1,15 @@
-//! Maps error responses to errors, by the Hub's headers and status codes.
+//! Converts error responses to errors, based on the Hub's headers and status codes.
 
 use crate::http::{Http, Request, Response};
 use crate::{HubError, RepoName};
 
-/// Maximum length of a server's message in an error.
+/// Maximum length in characters of a server's message in an error.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// The resource that a request is about.
+/// The resource that a request accesses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Resource<'a> {
-    /// The account.
+    /// The account of the token.
     Account,
     /// A model.
     Repo(&'a RepoName),
@@ -18,10 +18,10 @@ pub(crate) enum Resource<'a> {
 }
 
 impl Http {
-    /// Sends a request, and returns only a successful response.
+    /// Sends a request, and returns the response if its status is a success.
     ///
     /// # Errors
-    /// As [`Http::send`], and for every other status.
+    /// As for [`Http::send`], and for every other status.
     pub fn send_checked(
         &self,
         request: &Request<'_>,
@@ -31,7 +31,7 @@ impl Http {
         self.check_status(self.send(request)?, request, resource, token_is_variable)
     }
 
-    /// Returns the response if it is successful.
+    /// Returns the response if its status is a success.
     ///
     /// # Errors
     /// For every other status.
@@ -46,7 +46,7 @@ impl Http {
             return Ok(response);
         }
         let (host, refuser) = (request.host(), response.host.clone());
-        // A storage host receives no token, so its status is not about the token.
+        // A storage host receives no token, so its status does not concern the token.
         let is_asked = refuser == host;
         let with_token = is_asked && self.has_token();
         let repo = match resource {
@@ -67,7 +67,8 @@ impl Http {
                 HubError::Gated { repo, page, with_token }
             }
             (code, repo, 401) if is_asked => match repo {
-                // The Hub reports a hidden model as missing, and a bad token by another code.
+                // For a hidden model, the Hub returns the error code of a missing model. For an invalid
+                // token, the code is different.
                 Some(repo) if code == Some("RepoNotFound") || !with_token => {
                     HubError::NoModel { repo, host, with_token }
                 }
@@ -88,7 +89,7 @@ pub(crate) fn message(response: &mut Response) -> String {
         let body: serde_json::Value = serde_json::from_slice(&response.bytes().ok()?).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
-    // Redacts before it truncates, because a cut could leave half a token.
+    // The token is replaced before the text is truncated. Otherwise, half of a token could remain.
     let said = response.redacted(&said.unwrap_or_default());
     let line: String =
         said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect();

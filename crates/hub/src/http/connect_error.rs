@@ -1,4 +1,4 @@
-//! Maps connection failures to errors.
+//! Converts connection failures to errors.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use ureq::{Agent, Timeout};
 use crate::HubError;
 use crate::http::network_env::proxy_variable;
 
-/// Returns the error of a request that got no response.
+/// Returns the error for a request without a response.
 pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
     let (is_lost, reason) = (is_lost(error), reason(error));
     if is_certificate(error) {
@@ -30,7 +30,7 @@ fn is_certificate(error: &ureq::Error) -> bool {
     }
 }
 
-/// Returns the system's reason, in few words.
+/// Returns the operating system's reason in a few words.
 fn reason(error: &ureq::Error) -> String {
     match error {
         error if is_nowhere(error) => "the host is unknown, or there is no network".to_owned(),
@@ -41,7 +41,7 @@ fn reason(error: &ureq::Error) -> String {
     }
 }
 
-/// Whether the host name is unknown. The system's error has no kind for this.
+/// Returns whether the host name is unknown. The operating system has no error kind for this case.
 fn is_nowhere(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::HostNotFound => true,
@@ -50,7 +50,7 @@ fn is_nowhere(error: &ureq::Error) -> bool {
     }
 }
 
-/// Whether an existing connection broke.
+/// Returns whether an existing connection was lost.
 fn is_lost(error: &ureq::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
     match error {
@@ -58,7 +58,7 @@ fn is_lost(error: &ureq::Error) -> bool {
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => false,
         ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
         ureq::Error::Io(error) => {
-            // `InvalidData` means that the peer does not use TLS.
+            // `InvalidData` means that the server does not use TLS.
             !matches!(error.kind(), ConnectionRefused | HostUnreachable | InvalidData | NetworkUnreachable)
         }
         _ => true,

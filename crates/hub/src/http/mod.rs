@@ -1,4 +1,4 @@
-//! HTTP requests: checked redirects, retries, and a token that only the Hub receives.
+//! HTTP requests with checked redirects and retries. Only the Hub receives the token.
 
 mod api_error;
 mod connect_error;
@@ -25,30 +25,30 @@ use connect_error::unanswered;
 pub(crate) use request::{Body, Request};
 pub(crate) use response::{Response, Unread};
 
-/// Maximum redirects of a request.
+/// Maximum number of redirects of a request.
 const MAX_REDIRECTS: usize = 5;
 
-/// Maximum size of a response that is not a file.
+/// Maximum size in bytes of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Longest server-requested wait that is not reported.
+/// Waits up to this length are not reported, if a server requests them.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
-/// Time limit of a slow response, as a multiple of [`RetryPolicy::stall`].
+/// Time limit of a slow response, in multiples of [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
 /// Limits for retries and waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Maximum attempts of a request.
+    /// Maximum number of attempts per request.
     pub attempts: u32,
-    /// Wait before the second attempt; each further wait is twice as long.
+    /// Wait before the second attempt. Each later wait is twice as long as the one before.
     pub pause: Duration,
-    /// Longest wait that a server may request.
+    /// Maximum wait that a server may request.
     pub max_wait: Duration,
-    /// Time limit of a connection without any data.
+    /// Time after which a connection without any data is closed.
     pub stall: Duration,
-    /// Minimum rate of a transfer in bytes a second, as the mean over `stall`.
+    /// Minimum rate of a transfer in bytes per second, averaged over `stall`.
     pub min_rate: u64,
 }
 
@@ -59,15 +59,16 @@ impl Default for RetryPolicy {
     }
 }
 
-/// A client of one Hub.
+/// An HTTP client of one Hub.
 #[derive(Debug)]
 pub(crate) struct Http {
-    /// Created by the first request, because invalid proxy variables must not matter before it.
+    /// The first request creates the agent. Invalid proxy variables therefore cause no error before the first
+    /// request.
     agent: OnceLock<Agent>,
     endpoint: Endpoint,
     token: Option<Token>,
     retry_policy: RetryPolicy,
-    /// Time limit of every response, files included.
+    /// Time limit of every response, including files.
     time: Option<Duration>,
     waits: WaitListener,
 }
@@ -76,7 +77,7 @@ pub(crate) struct Http {
 #[derive(Default)]
 pub(crate) struct WaitListener(pub Option<Box<Wait>>);
 
-/// Receives the host, the remaining time, and the total wait.
+/// Receives the host, the remaining time and the total time of a wait.
 pub(crate) type Wait = dyn Fn(&str, Duration, Duration) + Send + Sync;
 
 impl std::fmt::Debug for WaitListener {
@@ -86,7 +87,7 @@ impl std::fmt::Debug for WaitListener {
 }
 
 impl Http {
-    /// Creates a client. Sends nothing.
+    /// Creates a client. Sends no request.
     pub fn new(endpoint: Endpoint, token: Option<Token>, retry_policy: RetryPolicy) -> Self {
         Self {
             agent: OnceLock::new(),
@@ -98,12 +99,12 @@ impl Http {
         }
     }
 
-    /// Limits the time of every response, files included.
+    /// Sets the time limit of every response, including files.
     pub fn within(self, time: Duration) -> Self {
         Self { time: Some(time), ..self }
     }
 
-    /// Reports server-requested waits to `waits`.
+    /// Sets the callback for waits that a server requests.
     pub fn on_wait(self, waits: Box<Wait>) -> Self {
         Self { waits: WaitListener(Some(waits)), ..self }
     }
@@ -113,12 +114,12 @@ impl Http {
         self.time.unwrap_or(2 * self.retry_policy.stall)
     }
 
-    /// Replaces the token in a server's text.
+    /// Replaces the token in a text from the server.
     pub fn redacted(&self, text: &str) -> String {
         self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
 
-    /// Whether a server's text contains the token.
+    /// Returns whether a text from the server contains the token.
     pub fn is_token_in(&self, text: &str) -> bool {
         self.token.as_ref().is_some_and(|token| token.is_in(text.as_bytes()))
     }
@@ -156,10 +157,10 @@ impl Http {
         self.retry_policy
     }
 
-    /// Sends a request. Retries after a lost connection, a server error, or a `Retry-After`.
+    /// Sends a request. Retries after a lost connection, a server error, or a response with `Retry-After`.
     ///
     /// # Errors
-    /// If no attempt gets a response, or the server requests a wait beyond the limit.
+    /// If no attempt gets a response, or the server requests a wait above the limit.
     pub fn send(&self, request: &Request<'_>) -> Result<Response, HubError> {
         let mut pause = self.retry_policy.pause;
         for tried in 1..=self.retry_policy.attempts {
@@ -173,7 +174,7 @@ impl Http {
                     }
                     None => return outcome,
                 },
-                // A missing network is reported soon.
+                // A missing network is reported after fewer attempts than a lost connection.
                 Err(HubError::Connect { is_lost, reason, .. }) => (
                     reason.clone(),
                     pause,
@@ -197,7 +198,7 @@ impl Http {
         unreachable!("the last try returns")
     }
 
-    /// Waits as a server requests, and reports long waits.
+    /// Waits for the time that a server requests, and reports long waits.
     fn wait(&self, time: Duration, request: &Request<'_>) -> Result<(), HubError> {
         let told = match &self.waits.0 {
             Some(told) if time > MIN_REPORTED_WAIT => told,
@@ -214,7 +215,7 @@ impl Http {
         Ok(())
     }
 
-    /// Sends a request once and follows redirects. For requests that must not be repeated.
+    /// Sends a request that must not be repeated. Follows redirects.
     ///
     /// # Errors
     /// If there is no response.
@@ -242,7 +243,8 @@ impl Http {
         for (name, value) in &request.headers {
             raw = raw.header(&**name, value);
         }
-        // Only the Hub receives the token, never a redirect target. An explicit header takes precedence.
+        // Only the Hub receives the token, and redirect targets do not. An explicit header replaces the
+        // token.
         let is_hub = origin(url) == origin(self.endpoint.as_str());
         let has_other = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {

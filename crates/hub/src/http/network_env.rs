@@ -1,4 +1,4 @@
-//! Proxy and certificates, from the environment.
+//! Reads the proxy and the certificates from the environment.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use ureq::{Proxy, ProxyProtocol};
 
 use crate::HubError;
 
-/// Maximum size of a certificate file.
+/// Maximum size of a certificate file in bytes.
 const MAX_CERTIFICATE_BYTES: u64 = 16 << 20;
 
-/// Returns the proxy of the first variable that is set. It serves every URL by CONNECT, except the hosts in
-/// `NO_PROXY`.
+/// Returns the proxy of the first variable that is set. The proxy is used with CONNECT for every URL, except
+/// for hosts in `NO_PROXY`.
 ///
 /// # Errors
-/// If the URL is not the URL of an HTTP proxy. A request must not bypass a configured proxy.
+/// If the value is not the URL of an HTTP proxy. A request must not bypass a configured proxy.
 pub(crate) fn proxy() -> Result<Option<Proxy>, HubError> {
     if let Some(variable) = proxy_variable() {
         let value = std::env::var(variable).unwrap_or_default();
@@ -37,7 +37,7 @@ pub(crate) fn proxy_variable() -> Option<&'static str> {
     VARIABLES.into_iter().find(is_set)
 }
 
-/// Returns the trusted root certificates: the browsers' set, or the file named in `SSL_CERT_FILE`.
+/// Returns the trusted root certificates: those in the file that `SSL_CERT_FILE` names, or the browsers' set.
 ///
 /// # Errors
 /// If that file cannot be read or contains no certificate.

@@ -1,12 +1,13 @@
-//! The minimum rate of a transfer. Without it, a server that sends single bytes holds a client for hours.
+//! The minimum rate of a transfer. Without this limit, a server that sends single bytes could occupy a client
+//! for hours.
 
 use std::time::Instant;
 
 use super::RetryPolicy;
 
-/// Compares the bytes of a transfer with the minimum rate of a [`RetryPolicy`].
+/// Compares the rate of a transfer with the minimum rate of a [`RetryPolicy`].
 ///
-/// The rate is measured over spans of [`RetryPolicy::stall`].
+/// The rate is measured over intervals of length [`RetryPolicy::stall`].
 #[derive(Debug)]
 pub(crate) struct RateFloor {
     policy: RetryPolicy,
@@ -15,7 +16,7 @@ pub(crate) struct RateFloor {
 }
 
 impl RateFloor {
-    /// Starts the first span.
+    /// Starts the first interval.
     pub fn new(policy: RetryPolicy) -> Self {
         Self { policy, start: Instant::now(), bytes: 0 }
     }
@@ -23,7 +24,7 @@ impl RateFloor {
     /// Counts bytes that have arrived.
     ///
     /// # Errors
-    /// If the span has ended and its rate was below the minimum. The error is the reason in words.
+    /// If an interval has ended and its rate was below the minimum. The error is a text with the reason.
     pub fn count(&mut self, bytes: u64) -> Result<(), String> {
         self.bytes += bytes;
         let time = self.start.elapsed();

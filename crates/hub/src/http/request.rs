@@ -11,13 +11,13 @@ use crate::push::FilePart;
 #[derive(Clone, Debug)]
 pub(crate) struct Request<'a> {
     pub method: Method,
-    /// A URL of the Hub, or one from a response of the Hub.
+    /// A URL of the Hub, or a URL from a response of the Hub.
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
     pub load: Body<'a>,
-    /// Set to cancel the request.
+    /// Flag that cancels the request when set.
     pub stop: Option<&'a AtomicBool>,
-    /// Whether the server may take long to respond. Such a request is not repeated early.
+    /// Whether the server may need a long time to respond. Such a request has a longer time limit.
     pub is_slow: bool,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Request<'a> {
         Self { method: Method::PUT, url: url.into(), headers, load, stop, is_slow: false }
     }
 
-    /// Returns method and URL without the query, which may contain a signature.
+    /// Returns the method and the URL without its query. The query may contain a signature.
     pub fn words(&self) -> String {
         format!("{} {}", self.method, self.url.split(['?', '#']).next().unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! An HTTP response with limits on size and time.
+//! An HTTP response with limits on its size and time.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -9,24 +9,24 @@ use super::{MAX_RESPONSE_BYTES, retry_after};
 use crate::Token;
 use crate::checksum::CHUNK_BYTES;
 
-/// A response with any status but a redirect.
+/// A response with any status that is not a redirect.
 #[derive(Debug)]
 pub(crate) struct Response {
-    /// The host that responded, after redirects.
+    /// The host that sent the response, after redirects.
     pub host: String,
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub(super) body: ureq::Body,
-    /// Time limit and deadline of the body, unless it is a file.
+    /// Time limit and deadline of the body. They do not apply to a file.
     pub(super) time: Duration,
     pub(super) end: Instant,
     pub(super) token: Option<Token>,
 }
 
-/// Why a body was not read.
+/// Reason why a body was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unread {
-    /// The connection broke. Another attempt may succeed.
+    /// The connection was lost. Another attempt may succeed.
     #[error(transparent)]
     Cut(#[from] io::Error),
     #[error("an incomplete response after {} seconds", .0.as_secs())]
@@ -36,12 +36,12 @@ pub(crate) enum Unread {
 }
 
 impl Response {
-    /// Returns the text of a header.
+    /// Returns the value of a header as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Returns `Some` if a retry may succeed, with the wait that the server requests, if any.
+    /// Returns `Some` if a retry may succeed. The inner value is the wait that the server requests, if any.
     pub fn is_passing(&self) -> Option<Option<Duration>> {
         is_passing(self.status).then(|| retry_after(self))
     }
@@ -56,12 +56,12 @@ impl Response {
         self.at_most(MAX_RESPONSE_BYTES)
     }
 
-    /// As [`Response::bytes`], with a size limit.
+    /// Reads the whole body, which may have at most `most` bytes.
     pub fn at_most(&mut self, most: u64) -> Result<Vec<u8>, Unread> {
         let (mut reader, mut piece) = (self.body.as_reader(), vec![0; CHUNK_BYTES]);
         let mut bytes = Vec::new();
         loop {
-            // A server that sends single bytes never reaches the stall timeout.
+            // If a server sends single bytes, the stall timeout never expires.
             if Instant::now() > self.end {
                 return Err(Unread::Late(self.time));
             }
@@ -75,7 +75,7 @@ impl Response {
         }
     }
 
-    /// Replaces the token in a server's text.
+    /// Replaces the token in a text from the server.
     pub fn redacted(&self, text: &str) -> String {
         self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
@@ -86,7 +86,7 @@ fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }
 
-/// Returns the requested wait.
+/// Returns the wait that the server requests.
 fn retry_after(response: &Response) -> Option<Duration> {
     retry_after::parse(response.header("retry-after")?, response.header("date"))
 }

@@ -8,13 +8,13 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 
 use crate::HubError;
 
-/// Interval at which a wait polls the stop flag.
+/// Interval at which a waiting thread checks the stop flag.
 pub(crate) const STOP_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Sleeps.
+/// Sleeps for `time`.
 ///
 /// # Errors
-/// If `stop` is set.
+/// If `stop` is set during the sleep.
 pub(crate) fn pause(time: Duration, stop: Option<&AtomicBool>) -> Result<(), HubError> {
     let Some(stop) = stop else {
         thread::sleep(time);
@@ -33,7 +33,8 @@ pub(crate) fn pause(time: Duration, stop: Option<&AtomicBool>) -> Result<(), Hub
     }
 }
 
-/// Parses `Retry-After`: seconds, or an HTTP date. `date` is the server's own clock, if known.
+/// Parses `Retry-After`, which is a number of seconds or an HTTP date. `date` is the time of the server's
+/// clock, if known.
 pub(crate) fn parse(retry_after: &str, date: Option<&str>) -> Option<Duration> {
     let text = retry_after.trim();
     if let Ok(seconds) = text.parse() {
@@ -55,7 +56,7 @@ fn parse_http_date(text: &str) -> Option<DateTime<Utc>> {
 mod tests {
     use super::*;
 
-    // Expected: `date -u -d '...' +%s`.
+    // Expected values: `date -u -d '...' +%s`.
     #[test]
     fn http_dates_are_seconds_since_1970() {
         for (text, seconds) in [
@@ -79,7 +80,7 @@ mod tests {
         let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(parse(" 7 ", None), Some(Duration::from_secs(7)));
         assert_eq!(parse("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(Duration::from_secs(30)));
-        // A date in the past, by this machine's clock.
+        // By the clock of this computer, the date is in the past.
         assert_eq!(parse("Sun, 06 Nov 1994 08:50:07 GMT", None), Some(Duration::ZERO));
         assert_eq!(parse("soon", date), None);
     }

@@ -1,14 +1,15 @@
-//! URLs: origins, redirects and escaping.
+//! Origins, redirects and escaping of URLs.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::Uri;
 
 use crate::Endpoint;
 
-/// Characters that are escaped in a path segment.
+/// Characters that must be escaped in a path segment.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Whether a URL from the Hub may be requested. It must use HTTP, and TLS if the Hub does.
+/// Returns whether a URL from the Hub may be requested. The URL must use HTTP or HTTPS, and HTTPS if the Hub
+/// uses HTTPS.
 pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
     joined(endpoint.as_str(), url).is_some_and(|same| same == url)
         && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
@@ -18,7 +19,7 @@ pub(crate) fn is_encrypted(url: &str) -> bool {
     origin(url).is_some_and(|(scheme, _)| scheme == "https")
 }
 
-/// Returns scheme, and host with port.
+/// Returns the scheme of a URL, and its host with the port.
 pub(crate) fn origin(url: &str) -> Option<(String, String)> {
     let uri: Uri = url.parse().ok()?;
     Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().to_ascii_lowercase()))

@@ -15,7 +15,7 @@ use crate::http::url::escaped;
 use crate::http::{Resource, message};
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// The default first line of a commit.
+/// The default first line of a commit message.
 const MESSAGE: &str = "Upload with danlu";
 
 /// A new commit.
@@ -24,13 +24,13 @@ pub(super) struct NewCommit {
     pub pull_request: Option<String>,
 }
 
-/// Why a commit is not confirmed.
+/// Reason why a commit is not confirmed.
 pub(super) enum CommitError {
-    /// Another commit came first.
+    /// Another commit was made first.
     Race,
-    /// The response was lost, or a retry may succeed after this wait. The commit may exist.
+    /// The response was lost, or a retry may succeed after this wait. The Hub may have made the commit.
     Unknown(Box<HubError>, Option<Duration>),
-    /// The Hub refused the commit.
+    /// The Hub rejected the commit.
     Refused(Box<HubError>),
 }
 
@@ -43,7 +43,7 @@ struct Made {
 }
 
 impl Hub {
-    /// Commits `files` on top of `parent`, and deletes the paths in `removed`. Sends one request.
+    /// Commits `files` with the parent `parent`, and deletes the paths in `removed`. Sends one request.
     pub(super) fn commit(
         &self,
         repo: &RepoName,
@@ -67,7 +67,7 @@ impl Hub {
         let wait = response.is_passing();
         match response.status.as_u16() {
             409 | 412 => return Err(CommitError::Race),
-            // The path to delete does not exist any more, so another commit came first.
+            // The path to delete no longer exists, so another commit was made first.
             404 if !removed.is_empty() && response.header("x-error-code") == Some("EntryNotFound") => {
                 return Err(CommitError::Race);
             }
@@ -83,7 +83,7 @@ impl Hub {
             Some(wait) => CommitError::Unknown(error.into(), wait),
             None => CommitError::Refused(error.into()),
         })?;
-        // The commit exists, so an unreadable response counts as a lost one.
+        // The Hub has made the commit, so an unreadable response is handled like a lost response.
         let unread =
             |reason: String| CommitError::Unknown(request.fault(self.http.redacted(&reason)).into(), None);
         let bytes = response.bytes().map_err(|error| unread(error.to_string()))?;
@@ -101,27 +101,27 @@ impl Hub {
         }
     }
 
-    /// Returns the page of a repository or a branch.
+    /// Returns the URL of a repository's page, or of a branch's page.
     pub(super) fn page_url(&self, repo: &RepoName) -> String {
         let page = format!("{}/{}", self.http.endpoint(), repo.id());
         match repo.revision() {
             "main" => page,
-            // The Hub does not escape the `/` of a branch in URLs of pages.
+            // In URLs of pages, the Hub does not escape the `/` of a branch.
             revision => {
                 format!("{page}/tree/{}", revision.split('/').map(escaped).collect::<Vec<_>>().join("/"))
             }
         }
     }
 
-    /// Returns the page of a pull request.
+    /// Returns the URL of a pull request's page.
     pub(super) fn pull_request_url(&self, repo: &RepoName, number: u64) -> String {
         format!("{}/{}/discussions/{number}", self.http.endpoint(), repo.id())
     }
 }
 
-/// Builds the body: one JSON value a line, first the header, then the files.
+/// Builds the body: one JSON value per line, first the header and then the files.
 ///
-/// Regular files are encoded directly into the body, so that memory holds each only once.
+/// Regular files are encoded directly into the body, so memory contains each file only once.
 fn body(
     options: &PushOptions,
     parent: &str,
@@ -141,7 +141,7 @@ fn body(
         match mode {
             UploadMode::Regular => within(&mut body, file)?,
             UploadMode::Large => {
-                // Fails if the file has changed after its upload.
+                // Returns an error if the file has changed after its upload.
                 file.open()?;
                 let oid = file.sha256(&mut |_| {})?;
                 let value = json!({ "path": file.path(), "algo": "sha256", "oid": oid, "size": file.size() });
@@ -161,7 +161,7 @@ fn line(body: &mut Vec<u8>, key: &str, value: &Value) {
     body.push(b'\n');
 }
 
-/// Writes the line of a regular file.
+/// Writes the line of a regular file with its content.
 fn within(body: &mut Vec<u8>, file: &UploadFile) -> Result<(), HubError> {
     let path = Value::from(file.path());
     let begin = format!(r#"{{"key":"file","value":{{"path":{path},"encoding":"base64","content":""#);

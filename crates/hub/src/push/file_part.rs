@@ -1,4 +1,4 @@
-//! A part of a file, read once for each upload attempt.
+//! A part of a file. Each upload attempt reads the part again.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -17,11 +17,11 @@ pub(crate) struct FilePart<'a> {
     pub content: &'a FileSource<'a>,
     pub start: u64,
     pub len: u64,
-    /// Receives the bytes of an attempt, and a negative count if the attempt fails.
+    /// Receives the number of bytes sent. If an attempt fails, receives a negative number.
     pub advanced: &'a (dyn Fn(i64) + Sync),
-    /// Set to cancel the upload.
+    /// Flag that cancels the upload when set.
     pub stop: &'a AtomicBool,
-    /// SHA-256 of the last attempt, if the part is the whole file.
+    /// SHA-256 of the bytes of the last attempt, if the part is the whole file.
     pub sent: Mutex<Option<String>>,
 }
 
@@ -32,7 +32,7 @@ impl fmt::Debug for FilePart<'_> {
 }
 
 impl<'a> FilePart<'a> {
-    /// Starts an attempt.
+    /// Starts an upload attempt.
     pub fn reader(&'a self) -> FilePartReader<'a> {
         let is_whole = self.start == 0 && self.len == self.of.size();
         FilePartReader { slice: self, done: 0, sum: is_whole.then(Hasher::sha256) }
@@ -70,7 +70,7 @@ impl Read for FilePartReader<'_> {
 }
 
 impl FilePartReader<'_> {
-    /// Ends the attempt, and subtracts the progress of a failed one.
+    /// Ends the attempt. If the attempt failed, subtracts its bytes from the progress.
     ///
     /// # Errors
     /// If the file changed, or the upload was cancelled.

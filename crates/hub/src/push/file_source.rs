@@ -1,20 +1,20 @@
-//! The content of a file to upload: on disk, or a replacement in memory.
+//! The content of a file to upload. It is a file on disk, or bytes in memory that replace the file.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-/// Open content that can be read repeatedly.
+/// Opened content that can be read several times.
 #[derive(Debug)]
 pub(crate) enum FileSource<'a> {
     /// A file on disk.
     File(File),
-    /// In memory.
+    /// Bytes in memory.
     Bytes(&'a [u8]),
 }
 
 impl FileSource<'_> {
-    /// Reads up to `out.len()` bytes at an offset.
+    /// Reads up to `out.len()` bytes from the offset `at`.
     pub fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
         match self {
             Self::File(file) => file.read_at(out, at),

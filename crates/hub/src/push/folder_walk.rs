@@ -1,4 +1,4 @@
-//! Walks through a folder, and decides which files to upload.
+//! Walks through a folder, and selects the files to upload.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,17 +14,17 @@ use super::skip_reason::SkipReason;
 use super::upload_file::UploadFile;
 use crate::HubError;
 
-/// Bytes of a weight file that are scanned for secrets. Metadata is at the start of the file.
+/// Number of bytes of a weight file that are scanned for secrets. The metadata is at the start of the file.
 const MAX_SCANNED_WEIGHT_BYTES: u64 = 16 << 20;
 
-/// Characters of a token that an error shows. They identify the kind of token.
+/// Number of characters of a token that an error shows. They identify the kind of token.
 const SHOWN_TOKEN_CHARS: usize = 3;
 
 pub(super) struct FolderWalk<'a> {
     root: &'a Path,
     options: &'a UploadOptions,
     include: Vec<Pattern>,
-    /// Indices of the `include` patterns that matched.
+    /// Indices of the `include` patterns that matched a path.
     pub used: BTreeSet<usize>,
     pub files: Vec<UploadFile>,
     pub skipped: Vec<SkippedFile>,
@@ -40,7 +40,7 @@ impl<'a> FolderWalk<'a> {
         Ok(walk)
     }
 
-    /// Walks through a folder below the root. `stays` is set if a parent folder is skipped.
+    /// Walks through a folder below the root. `stays` is the reason to skip a parent folder, if any.
     fn folder(&mut self, parts: &mut Vec<String>, stays: Option<SkipReason>) -> Result<(), HubError> {
         let place = parts.iter().fold(self.root.to_owned(), |path, part| path.join(part));
         let error = |e: io::Error| FileError::new("read", &place, e);
@@ -74,14 +74,14 @@ impl<'a> FolderWalk<'a> {
         let place = self.root.join(&path);
         let name = parts.last().expect("a file has a name");
         let mut stays = stays.or_else(|| SkipReason::of_file(name));
-        // The target of a link inside the folder.
+        // For a link inside the folder, the path of its target.
         let mut target = parts.to_vec();
         if is_link {
             let real = fs::canonicalize(&place).ok().filter(|real| real.is_file());
             let inside = real.as_ref().and_then(|real| real.strip_prefix(self.root).ok());
             match inside.and_then(Path::to_str) {
                 None => stays = Some(SkipReason::Link),
-                // The skip rules also apply to the name of the target.
+                // The skip rules also apply to the path of the target.
                 Some(inside) => {
                     target = inside.split('/').map(str::to_owned).collect();
                     stays = stays.or_else(|| of_path(inside));
@@ -127,9 +127,9 @@ impl<'a> FolderWalk<'a> {
         Ok(())
     }
 
-    /// Whether an `include` pattern names a file.
+    /// Returns whether an `include` pattern matches a file.
     ///
-    /// A pattern for a parent folder does not include a hidden file or a key in it.
+    /// If a pattern matches only a parent folder, hidden files and keys in the folder are still skipped.
     fn is_included(&mut self, parts: &[String], stays: Option<SkipReason>) -> bool {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let last = parts.len() - 1;
@@ -158,7 +158,7 @@ fn of_path(path: &str) -> Option<SkipReason> {
     folders.split('/').find_map(SkipReason::of_folder).or_else(|| SkipReason::of_file(name))
 }
 
-/// Whether a JSON file contains a list. Data files do, and model files never do.
+/// Returns whether a JSON file contains a list. Data files contain lists, and model files never do.
 fn starts_a_list(place: &Path, name: &str) -> Result<bool, HubError> {
     if !name.to_lowercase().ends_with(".json") {
         return Ok(false);

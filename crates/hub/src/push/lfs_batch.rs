@@ -1,4 +1,4 @@
-//! The batch call of git-lfs, which plans the upload of each large file.
+//! The batch request of git-lfs, which returns a plan for the upload of each large file.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,33 +14,34 @@ use crate::http::url::is_address;
 use crate::transfer::signed;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Maximum objects of a batch.
+/// Maximum number of objects in a batch request.
 const MAX_OBJECTS_PER_BATCH: usize = 100;
 
-/// Maximum parts of a file, as in S3.
+/// Maximum number of parts of a file. S3 has the same limit.
 const MAX_PARTS: u64 = 10_000;
 
-/// Content type of git-lfs.
+/// Content type of git-lfs requests.
 pub(super) const LFS: &str = "application/vnd.git-lfs+json";
 
-/// Headers that only the client may set.
+/// Headers that only this client may set. A plan must not contain them.
 const OWN: [&str; 5] = ["content-length", "transfer-encoding", "host", "connection", "expect"];
 
-/// A URL and its headers.
+/// A URL with the headers of its request.
 #[derive(Clone, Debug)]
 pub(super) struct LfsAction {
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
-/// How an object is uploaded.
+/// Method to upload an object.
 #[derive(Clone, Debug)]
 pub(super) enum UploadMethod {
-    /// Storage already has the object.
+    /// The storage already contains the object.
     AlreadyStored,
-    /// One request uploads the object.
+    /// The object is uploaded in one request.
     Basic(LfsAction),
-    /// Requests for parts of `size` bytes, then one that completes the upload.
+    /// The object is uploaded in parts of `size` bytes, one request each. Another request completes the
+    /// upload.
     Multipart { size: u64, urls: Vec<String>, complete: String },
 }
 
@@ -49,11 +50,11 @@ pub(super) enum UploadMethod {
 pub(super) struct LfsObject<'a> {
     pub file: &'a UploadFile,
     pub oid: &'a str,
-    /// Of a multipart upload: its completion URL, and the ETags of the uploaded parts.
+    /// For a multipart upload: the URL that completes it, and the ETag of each uploaded part.
     pub parts: Mutex<(String, Vec<Option<String>>)>,
-    /// Parts that are not uploaded yet.
+    /// Number of parts that are not uploaded yet.
     pub left: AtomicUsize,
-    /// Bytes reported as progress.
+    /// Number of bytes that were reported as progress.
     pub counted: AtomicI64,
     pub is_there: AtomicBool,
 }
@@ -62,7 +63,7 @@ pub(super) struct LfsObject<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct UploadPlan {
     pub method: UploadMethod,
-    /// The request that verifies the upload.
+    /// The request that verifies the upload, if the Hub requires one.
     pub verify: Option<LfsAction>,
 }
 
@@ -98,7 +99,7 @@ impl<'a> LfsObject<'a> {
         Self { file, oid, parts, left, counted, is_there }
     }
 
-    /// Corrects the reported progress to `bytes`.
+    /// Sets the reported progress of this object to `bytes`.
     pub fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
         let bytes = signed(bytes);
         let before = self.counted.swap(bytes, Ordering::Relaxed);
@@ -107,7 +108,7 @@ impl<'a> LfsObject<'a> {
         }
     }
 
-    /// Returns the parts still to upload, and corrects the reported progress.
+    /// Returns the parts that must still be uploaded, and corrects the reported progress.
     pub fn tasks(&self, method: &UploadMethod, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
         let mut to_send = self.file.size();
         let tasks = match method {
@@ -120,8 +121,8 @@ impl<'a> LfsObject<'a> {
                 }
                 let mut tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
                 if tasks.is_empty() {
-                    // All parts are uploaded, but completion failed. Uploading the last part again repeats
-                    // the completion.
+                    // All parts are uploaded, but the completion failed. Uploading the last part again also
+                    // repeats the completion.
                     tasks.push(urls.len() - 1);
                 }
                 let len = |&i: &usize| (self.file.size() - i as u64 * size).min(*size);
@@ -136,7 +137,7 @@ impl<'a> LfsObject<'a> {
 }
 
 impl Hub {
-    /// Requests a plan for each object.
+    /// Requests an upload plan for each object.
     pub(super) fn plans(
         &self,
         repo: &RepoName,

@@ -1,4 +1,5 @@
-//! Uploads large files: several at a time, and in parts if the Hub requests parts. No part is uploaded twice.
+//! Uploads large files: several at the same time, and in parts if the Hub requires parts. No part is uploaded
+//! twice.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +14,15 @@ use crate::http::{Request, Response};
 use crate::push::file_part::FilePart;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// Files or parts uploaded at a time.
+/// Number of files or parts that are uploaded in parallel.
 const PARALLEL_UPLOADS: usize = 4;
 
-/// Maximum batch calls in a push. A new call replaces expired URLs and lost uploads.
+/// Maximum number of batch requests in a push. A new request replaces expired URLs and lost uploads.
 const MAX_ROUNDS: usize = 3;
 
-/// Why a part could not be uploaded.
+/// Reason why a part was not uploaded.
 enum PartError {
-    /// The URL or the upload is no longer valid; a new batch call may help.
+    /// The URL or the upload is no longer valid. A new batch request may help.
     Stale(HubError),
     /// Any other error.
     Hard(HubError),
@@ -33,16 +34,16 @@ impl<E: Into<HubError>> From<E> for PartError {
     }
 }
 
-/// A message of a thread.
+/// A message from an upload thread.
 enum PartEvent {
     Advanced(i64),
     Failed(PartError),
 }
 
 impl Hub {
-    /// Uploads all objects that storage lacks.
+    /// Uploads all objects that the storage does not contain.
     ///
-    /// `advanced` receives byte counts, and whether storage already had the bytes.
+    /// `advanced` receives numbers of bytes, and whether the storage already had these bytes.
     ///
     /// # Errors
     /// If an object cannot be uploaded, or its file changes.
@@ -79,7 +80,8 @@ impl Hub {
         }
     }
 
-    /// Uploads objects by their plans. Returns the first error that a new batch call may resolve, if any.
+    /// Uploads objects according to their plans. Returns the first error that a new batch request may
+    /// resolve, if any.
     fn send_round(
         &self,
         objects: &[&LfsObject<'_>],
@@ -110,7 +112,7 @@ impl Hub {
                         let done = self.send_part(object, plan, part, stop, &tell);
                         let done = done.and_then(|()| self.end_part(object, plan));
                         if let Err(failure) = done {
-                            // The receiver is dropped after another error.
+                            // The send fails if the receiver was dropped after another error.
                             let _ = tell.send(PartEvent::Failed(failure));
                         }
                     }
@@ -175,7 +177,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Completes and verifies the upload after its last part.
+    /// Completes and verifies an upload after its last part was sent.
     fn end_part(&self, object: &LfsObject<'_>, plan: &UploadPlan) -> Result<(), PartError> {
         if object.left.fetch_sub(1, Ordering::SeqCst) != 1 {
             return Ok(());
@@ -203,8 +205,8 @@ impl Hub {
     }
 }
 
-/// Returns the response if it is successful. A status that no retry can change means an expired URL or
-/// upload.
+/// Returns the response if its status is a success. A status that a retry cannot change means that the URL or
+/// the upload has expired.
 fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
     if response.status.is_success() {
         return Ok(response);

@@ -31,15 +31,17 @@ pub use upload_file::UploadFile;
 pub use upload_set::UploadSet;
 
 impl Hub {
-    /// Uploads the files that a repository lacks, in one commit. Nothing is visible before the commit.
+    /// Uploads the files that a repository does not contain, in one commit. Nothing is visible before the
+    /// commit.
     ///
-    /// - Creates the repository if needed.
-    /// - Deletes weights of a model that the pushed one replaces. Other files stay.
-    /// - Repeats no finished upload of an interrupted push.
+    /// - Creates the repository if necessary.
+    /// - Deletes the weights of a model that the pushed model replaces. Other files do not change.
+    /// - After an interrupted push, does not repeat finished uploads.
     ///
     /// # Errors
-    /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits keep
-    /// coming first. Also if an adapter and a model would share the repository. Nothing is published then.
+    /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits are made
+    /// first on every attempt. Also if one repository would contain both an adapter and a model. Nothing is
+    /// published then.
     pub fn push(
         &self,
         upload_set: &UploadSet,
@@ -62,7 +64,7 @@ impl Hub {
         pushed.map_err(|error| self.explained(error, repo))
     }
 
-    /// Rejects requests that the settings forbid.
+    /// Returns an error if the settings forbid requests.
     fn require_online(&self, repo: &RepoName) -> Result<(), HubError> {
         self.online(String::new).map(drop).map_err(|error| match error {
             HubError::Offline { .. } => HubError::OfflineRepo { repo: repo.clone() },

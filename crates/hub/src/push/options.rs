@@ -7,45 +7,47 @@ use crate::{HubError, Token};
 /// Options of an [`UploadSet`](crate::UploadSet).
 #[derive(Clone, Debug, Default)]
 pub struct UploadOptions {
-    /// Patterns of files to upload that would be skipped: `run.toml`, `*.jsonl`, `checkpoint-3`.
+    /// Patterns of files to upload that are skipped by default, such as `run.toml`, `*.jsonl` or
+    /// `checkpoint-3`.
     ///
     /// A `*` does not match `/` or a leading dot. A pattern without a `/` matches in every folder. Files that
     /// contain a token are still skipped.
     pub include: Vec<String>,
     /// Whether to upload files that seem to contain a token.
     pub with_tokens: bool,
-    /// The user's own token. Files are also scanned for it.
+    /// The user's own token. Files are also scanned for this token.
     pub token: Option<Token>,
 }
 
-/// A skipped file, or a skipped folder with its content.
+/// A skipped file, or a skipped folder with all its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedFile {
-    /// Path relative to the folder, with `/` as separator. A folder ends with `/`.
+    /// Path relative to the folder, with `/` as separator. The path of a folder ends with `/`.
     pub path: String,
-    /// The reason.
+    /// Reason to skip the file.
     pub reason: SkipReason,
 }
 
-/// Options of a push. The branch is the revision of the name; a new branch starts at `main`.
+/// Options of a push. The target branch is the revision in the repository name. A new branch starts at
+/// `main`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushOptions {
-    /// Whether to create a private repository. An existing public repository is refused. An empty one is made
-    /// private first.
+    /// Whether to create a private repository. If the repository is public and contains files, the push
+    /// fails. If it is public and empty, it is made private first.
     pub private: bool,
     /// Whether to open a pull request instead of committing to the branch.
     pub create_pr: bool,
-    /// First line of the commit message; `Upload with danlu` by default.
+    /// First line of the commit message. The default is `Upload with danlu`.
     pub message: Option<String>,
     /// Body of the commit message.
     pub description: Option<String>,
 }
 
 impl PushOptions {
-    /// Checks that the commit message contains no secret, which a push would publish.
+    /// Checks that the commit message contains no secret, because a push would publish the message.
     ///
     /// # Errors
-    /// If it contains a token, a private key, or the user's own token.
+    /// If the message contains a token, a private key, or the user's own token.
     pub fn check_message(&self, own: Option<&Token>) -> Result<(), HubError> {
         let mut texts = self.message.iter().chain(&self.description);
         match texts.any(|text| has_secret(text, own)) {
@@ -58,34 +60,36 @@ impl PushOptions {
 /// A stage of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PushStage {
-    /// Reading files to compute checksums: large files, and files with the size of a file in the repository.
+    /// Files are read to compute checksums. This includes large files, and files with the same size as a file
+    /// in the repository.
     Reading,
-    /// Uploading files.
+    /// Files are uploaded.
     Sending,
-    /// Committing. From here on the commit may exist.
+    /// The commit is requested. From here on, the commit may exist.
     Committing,
 }
 
 /// A finished push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
-    /// The commit on the branch or the pull request.
+    /// Id of the commit on the branch or in the pull request.
     pub commit: String,
-    /// Page of the repository, or of the branch if it is not `main`.
+    /// URL of the repository's page, or of the branch's page if the branch is not `main`.
     pub url: String,
-    /// Page of the pull request.
+    /// URL of the pull request, if the push opened one.
     pub pull_request: Option<String>,
     /// Whether the push created the repository.
     pub created: bool,
     /// Whether the push created the branch.
     pub branched: bool,
-    /// Paths in the commit. Empty if the repository had all files.
+    /// Paths of the files in the commit. The list is empty if the repository already contained all files.
     pub files: Vec<String>,
-    /// Deleted paths: weights of the replaced model. If `files` is empty too, no commit was made.
+    /// Paths of deleted weights of the replaced model. If `files` is empty too, no commit was made.
     pub removed: Vec<String>,
-    /// Bytes uploaded. Storage may have had others from an interrupted push.
+    /// Number of bytes uploaded. Bytes that the storage already had from an interrupted push are not
+    /// included.
     pub sent: u64,
-    /// Number of files that the repository already had.
+    /// Number of files that the repository already contained.
     pub unchanged: usize,
     /// Paths that the repository's `.gitignore` excludes.
     pub ignored: Vec<String>,

@@ -1,4 +1,4 @@
-//! Patterns of `--include`: `run.toml`, `*.jsonl`, `runs/*`.
+//! Patterns of `--include`, such as `run.toml`, `*.jsonl` or `runs/*`.
 
 use std::ops::Range;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use wildmatch::WildMatch;
 
 /// A path pattern. `*` and `?` do not match `/` or a leading dot.
 ///
-/// A pattern without a `/` matches a name in any folder. A matched folder includes all of its files.
+/// A pattern without a `/` matches a name in any folder. If a folder matches, all of its files are included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     parts: Vec<String>,
@@ -25,7 +25,7 @@ impl FromStr for Pattern {
 }
 
 impl Pattern {
-    /// Returns the ranges of `parts` that the pattern matches.
+    /// Returns the ranges of path segments in `parts` that the pattern matches.
     pub fn named(&self, parts: &[&str]) -> Vec<Range<usize>> {
         let starts = if self.anywhere { 0..parts.len() } else { 0..1 };
         let ranges = starts.map(|start| start..start + self.parts.len());
@@ -41,7 +41,7 @@ fn is_match(pattern: &str, name: &str) -> bool {
     if name.starts_with('.') && !pattern.starts_with('.') {
         return false;
     }
-    // `globset` does not fit: its `?` matches one byte, and so no Chinese character.
+    // `globset` cannot be used: its `?` matches one byte, so it does not match a Chinese character.
     WildMatch::new(pattern).matches(name)
 }
 
@@ -69,14 +69,14 @@ mod tests {
         assert_eq!(named("甄*", "甄嬛.txt"), [(0, 1)]);
         assert_eq!(named("甄?.txt", "甄嬛.txt"), [(0, 1)]);
         assert!(named("", "x").is_empty());
-        // Brackets and backslashes are literal, which they are not in a shell.
+        // Brackets and backslashes are literal characters here, unlike in a shell.
         assert_eq!(named("a[1]{b}\\", "a[1]{b}\\"), [(0, 1)]);
         assert!(named("a[12]", "a1").is_empty());
-        // A star matches no hidden file.
+        // A star does not match a hidden file.
         assert!(named("*", ".env").is_empty());
         assert_eq!(named(".e*", ".env"), [(0, 1)]);
         assert_eq!(named("*", "a/.b/c"), [(0, 1), (2, 3)]);
-        // The time for many stars is not exponential.
+        // The time does not grow exponentially with the number of stars.
         assert!(named(&"*a".repeat(200), &"a".repeat(199)).is_empty());
     }
 }

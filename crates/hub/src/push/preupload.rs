@@ -1,4 +1,4 @@
-//! The preupload call, which classifies files as regular, large or ignored.
+//! The preupload request, which classifies files as regular, large or ignored.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,24 +13,24 @@ use crate::http::Resource;
 use crate::http::url::escaped;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Maximum files in a request.
+/// Maximum number of files in a request.
 const MAX_FILES_PER_REQUEST: usize = 256;
 
-/// Bytes of a file that the Hub inspects.
+/// Number of bytes of a file that the Hub inspects.
 const SAMPLE_BYTES: u64 = 512;
 
-/// Maximum size of all regular files in a commit, which memory holds. The Hub stores a file above about 10 MB
-/// as a large file.
+/// Maximum size of all regular files in a commit, in bytes. All of them are in memory together. The Hub
+/// classifies a file above about 10 MB as large.
 const MAX_COMMIT_BYTES: u64 = 32 << 20;
 
-/// How a file is uploaded.
+/// Upload mode of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UploadMode {
-    /// Inside the commit request.
+    /// The file is uploaded inside the commit request.
     Regular,
-    /// To storage, before the commit.
+    /// The file is uploaded to the storage before the commit.
     Large,
-    /// Not uploaded, because the `.gitignore` of the repository excludes the file.
+    /// The file is not uploaded, because the `.gitignore` of the repository excludes it.
     Ignored,
 }
 
@@ -49,7 +49,7 @@ struct PreuploadFile {
 }
 
 impl Hub {
-    /// Requests the upload mode of each file that `upload_modes` lacks.
+    /// Requests the upload mode of each file that is not in `upload_modes`.
     pub(super) fn fetch_upload_modes(
         &self,
         repo: &RepoName,
@@ -86,7 +86,7 @@ impl Hub {
         let request = Request::get(&url);
         for file in files {
             match upload_modes.get_mut(file.path()) {
-                // Storage has no empty objects, so an empty file is regular.
+                // The storage has no empty objects, so an empty file is regular.
                 Some(mode @ UploadMode::Large) if file.size() == 0 => *mode = UploadMode::Regular,
                 Some(UploadMode::Regular) => regular += file.size(),
                 Some(_) => {}

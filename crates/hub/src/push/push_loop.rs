@@ -1,19 +1,21 @@
 //! The push loop: compare, upload, commit.
 //!
-//! The loop repeats if another commit came first, or a response was lost.
+//! The loop repeats if another commit was made first, or a response was lost.
 //!
 //! # Definitions
 //! - *Listing*: the branch's commit and its files, as last read from the Hub.
-//! - *Missing file*: a file of the upload set that the listing lacks or has with other bytes.
+//! - *Missing file*: a file of the upload set that the listing does not contain, or contains with other
+//!   bytes.
 //! - *Outdated file*: weights in the listing that the pushed model replaces. The commit deletes them.
-//! - *Unconfirmed commit*: a commit request without a response, or with one that a retry may change.
+//! - *Unconfirmed commit*: a commit request without a response, or whose error response a retry may change.
 //!
 //! # Invariants
-//! 1. The files become visible in the repository with the commit, all at once.
+//! 1. The commit makes all files visible in the repository at the same time.
 //! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
-//! 3. After an unconfirmed commit the loop reads the listing again. If no file is missing then, the commit was made.
-//! 4. A large file is uploaded at most once in a push, for any number of commits.
-//! 5. At most [`MAX_RACES`] commits lose a race, and at most `RetryPolicy::attempts` stay unconfirmed.
+//! 3. After an unconfirmed commit, the loop reads the listing again. If no file is missing then, the commit
+//!    was made.
+//! 4. A large file is uploaded at most once in a push, for any number of commit requests.
+//! 5. At most [`MAX_RACES`] commits lose a race. At most `RetryPolicy::attempts` commits are unconfirmed.
 //!
 //! # States
 //! ```text
@@ -28,7 +30,8 @@
 //!              └──────────── wait      lost a race, or unconfirmed
 //! ```
 //!
-//! `crates/hub/tests/push_faults.rs` cuts a push at each of its requests; `push_killed.rs` kills the process.
+//! In `crates/hub/tests/push_faults.rs`, each request of a push fails once. In `push_killed.rs`, the process
+//! is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -46,10 +49,10 @@ use crate::{
     Hub, HubError, PushOptions, PushStage, Pushed, RepoName, RetryPolicy, Transfer, UploadFile, UploadSet,
 };
 
-/// Commits that may lose a race in one push.
+/// Maximum number of commits that lose a race in one push.
 const MAX_RACES: u32 = 3;
 
-/// Maximum lookups of a pull request after its response was lost.
+/// Maximum number of lookups of a pull request whose response was lost.
 const MAX_PROPOSAL_CHECKS: u32 = 3;
 
 /// A push in progress.
@@ -59,7 +62,7 @@ pub(super) struct PushLoop<'a> {
     repo: &'a RepoName,
     options: &'a PushOptions,
     upload_modes: BTreeMap<String, UploadMode>,
-    /// Checksums of the objects in storage.
+    /// Checksums of the objects that the storage contains.
     stored: BTreeSet<&'a str>,
     /// Progress of the large files.
     transfer: Transfer,
@@ -67,15 +70,15 @@ pub(super) struct PushLoop<'a> {
     committed: Vec<String>,
     /// Paths that the last attempted commit deletes.
     removed: Vec<String>,
-    /// Bytes of the regular files in the last attempted commit.
+    /// Size in bytes of the regular files in the last attempted commit.
     regular_bytes: u64,
-    /// Files that the repository already had at the first comparison.
+    /// Number of files that the repository already contained at the first comparison.
     unchanged: Option<usize>,
     /// Pull requests that existed before the push.
     known_proposals: BTreeMap<String, String>,
 }
 
-/// Missing files with their upload modes, and paths that the repository ignores.
+/// Missing files with their upload modes, and paths that the `.gitignore` of the repository excludes.
 struct Selection<'a> {
     files: Vec<(&'a UploadFile, UploadMode)>,
     ignored: Vec<String>,
@@ -84,17 +87,17 @@ struct Selection<'a> {
 struct AttemptBudget {
     races: u32,
     unconfirmed: u32,
-    /// The next wait, unless the server requests another.
+    /// The next wait, unless the server requests another one.
     pause: Duration,
     max_wait: Duration,
 }
 
 /// An attempt without a confirmed commit.
 struct FailedAttempt {
-    /// The error of the push if the next listing still lacks a file. Set when no attempt is left.
+    /// The error of the push if a file is missing in the next listing. It is set when no attempt remains.
     final_error: Option<HubError>,
     wait: Duration,
-    /// Whether a pull request may still appear.
+    /// Whether the pull request of this attempt may still appear.
     may_appear: bool,
 }
 
@@ -163,7 +166,8 @@ impl<'a> PushLoop<'a> {
         }
     }
 
-    /// Waits before the next attempt. Returns the pull request of the last attempt, if it has appeared.
+    /// Waits before the next attempt. Returns the commit of the last attempt if its pull request has
+    /// appeared.
     fn wait(
         &self,
         failed: &FailedAttempt,
@@ -217,7 +221,7 @@ impl<'a> PushLoop<'a> {
     /// Looks up the upload mode of each missing file.
     ///
     /// # Errors
-    /// If the repository ignores a file that loading needs.
+    /// If the repository's `.gitignore` excludes a file that loading needs.
     fn select(&mut self, missing: &[&'a UploadFile]) -> Result<Selection<'a>, HubError> {
         self.hub.fetch_upload_modes(self.repo, self.options, missing, &mut self.upload_modes)?;
         let (mut files, mut ignored) = (Vec::new(), Vec::new());
@@ -233,7 +237,7 @@ impl<'a> PushLoop<'a> {
         Ok(Selection { files, ignored })
     }
 
-    /// Uploads the large files that are not in storage.
+    /// Uploads the large files that the storage does not contain.
     fn upload(
         &mut self,
         files: &[(&'a UploadFile, UploadMode)],
@@ -257,7 +261,7 @@ impl<'a> PushLoop<'a> {
         Ok(())
     }
 
-    /// Returns the objects of `large` that no earlier attempt uploaded. Files with equal content are one
+    /// Returns the objects in `large` that no earlier attempt uploaded. Files with the same content are one
     /// object.
     fn unstored_objects(
         &mut self,
@@ -309,10 +313,10 @@ impl AttemptBudget {
         Self { races: MAX_RACES, unconfirmed: attempts, pause, max_wait }
     }
 
-    /// Uses up one attempt.
+    /// Counts one failed attempt.
     ///
     /// # Errors
-    /// If the Hub refused the commit, which no retry changes.
+    /// If the Hub rejected the commit, because a retry would not change that.
     fn charge(
         &mut self,
         error: CommitError,

@@ -1,6 +1,6 @@
-//! Detects files that a repository must not hold together with the upload.
+//! Detects files in a repository that conflict with the upload.
 //!
-//! These are an adapter with a model, and shards of a replaced model.
+//! An adapter and a model conflict with each other. Shards of a replaced model conflict with the new model.
 
 use danlu_model::{INDEX_FILE, SINGLE_FILE};
 
@@ -8,13 +8,13 @@ use crate::file_selection::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, 
 use crate::listing::Listing;
 use crate::{HubError, RepoName, UploadSet};
 
-/// Files of an adapter. transformers tries the first one before it tries a model.
+/// Files of an adapter. If the first one exists, transformers loads an adapter and not a model.
 const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"];
 
-/// Refuses to mix an adapter and a full model in one repository.
+/// Rejects a push that would mix an adapter and a full model in one repository.
 ///
 /// # Errors
-/// If the repository holds the other kind.
+/// If the repository contains the other kind.
 pub(super) fn refuse_mixture(
     upload_set: &UploadSet,
     listing: &Listing,
@@ -32,7 +32,7 @@ pub(super) fn refuse_mixture(
     }
 }
 
-/// Returns path and size of the weights that belong to a replaced model.
+/// Returns the path and size of all weights that belong to a replaced model.
 pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String, u64)> {
     if !goes(upload_set, SINGLE_FILE) && !goes(upload_set, INDEX_FILE) {
         return Vec::new();
@@ -54,7 +54,8 @@ fn goes(upload_set: &UploadSet, path: &str) -> bool {
     upload_set.files().iter().any(|file| file.path() == path)
 }
 
-/// Whether a path is a weight file in transformers' naming: a single file, a shard, or the index.
+/// Returns whether a path is a weight file by transformers' naming rules: a single file, a shard, or the
+/// index.
 fn is_weights(path: &str, ends: &[&str]) -> bool {
     if path == INDEX_FILE {
         return true;

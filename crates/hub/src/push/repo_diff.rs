@@ -14,44 +14,44 @@ use crate::{Hub, HubError, RepoName, Transfer, UploadFile, UploadSet};
 /// The changes that a push would make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoDiff {
-    /// Whether the repository exists, as far as the account can see.
+    /// Whether the repository exists and the account can access it.
     pub exists: bool,
     /// Whether the branch exists.
     pub has_revision: bool,
-    /// Whether the repository is private, if the Hub reports it.
+    /// Whether the repository is private, or `None` if the Hub does not return it.
     pub private: Option<bool>,
-    /// The compared commit.
+    /// The commit that the upload set is compared with.
     pub commit: Option<String>,
-    /// Path and size of files that the repository lacks.
+    /// Path and size of files that the repository does not contain.
     pub new: Vec<(String, u64)>,
-    /// Path and size of files with other content in the repository.
+    /// Path and size of files whose content in the repository is different.
     pub changed: Vec<(String, u64)>,
-    /// Path and size of files that the repository has.
+    /// Path and size of files that the repository contains with the same content.
     pub unchanged: Vec<(String, u64)>,
-    /// Path and size of files that the commit deletes: weights of a replaced model.
+    /// Path and size of weights of a replaced model. The commit deletes them.
     pub removed: Vec<(String, u64)>,
-    /// Other paths in the repository, which a push leaves unchanged.
+    /// Paths of other files in the repository. A push does not change them.
     pub others: Vec<String>,
     /// Whether the repository is empty.
     pub is_empty: bool,
 }
 
 impl RepoDiff {
-    /// Size of the files to upload.
+    /// Returns the size of the files to upload in bytes.
     pub fn size(&self) -> u64 {
         self.new.iter().chain(&self.changed).map(|(_, size)| size).sum()
     }
 }
 
 impl Hub {
-    /// Compares an upload set with a repository by checksums. Changes nothing; a public repository needs no
+    /// Compares an upload set with a repository by checksums. Changes nothing. A public repository needs no
     /// token.
     ///
-    /// `progress` receives the bytes read.
+    /// `progress` receives the number of bytes read.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or refuses, the revision cannot be a branch, or a file cannot be read.
-    /// Also if an adapter and a model would share the repository.
+    /// If the Hub cannot be reached or rejects a request, the revision cannot be a branch, or a file cannot
+    /// be read. Also if one repository would contain both an adapter and a model.
     pub fn diff(
         &self,
         upload_set: &UploadSet,
@@ -101,10 +101,10 @@ impl Hub {
 impl Hub {
     /// Reads a small file of a repository. Returns `None` if the repository or the file does not exist.
     ///
-    /// A missing branch reads as `main`, because a new branch starts there.
+    /// If the branch does not exist, reads the file from `main`, because a new branch starts there.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or refuses, or the file has more than `most` bytes.
+    /// If the Hub cannot be reached or rejects a request, or the file has more than `most` bytes.
     pub fn read_small_file(
         &self,
         repo: &RepoName,
@@ -128,7 +128,7 @@ impl Hub {
         Ok(Some(bytes))
     }
 
-    /// Whether a repository exists. `None` if the Hub cannot be reached.
+    /// Returns whether a repository exists, or `None` if the Hub cannot be reached.
     pub fn repo_exists(&self, repo: &RepoName) -> Option<bool> {
         match self.list(&repo.at("main").ok()?) {
             Ok(_) | Err(HubError::Gated { .. } | HubError::NoRevision { .. }) => Some(true),
@@ -148,7 +148,8 @@ pub(crate) struct Comparison<'a> {
     pub outdated: Vec<(String, u64)>,
 }
 
-/// Compares an upload set with a listing. Reads only files of equal size, and each only once.
+/// Compares an upload set with a listing. Reads a file only if its size in the listing is equal, and only
+/// once.
 pub(crate) fn compare_files<'a>(
     upload_set: &'a UploadSet,
     listing: Option<&Listing>,

@@ -1,4 +1,4 @@
-//! Finds secrets in files: tokens and private keys by their form, and the user's own token.
+//! Finds secrets in files: tokens and private keys by their format, and the user's own token.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use crate::Token;
 use crate::checksum::CHUNK_BYTES;
 
-/// Prefix of a token, minimum characters after it, and whether `_` and `-` may be among them.
+/// For each kind of token: its prefix, the minimum number of characters after the prefix, and whether `_` and
+/// `-` are allowed there.
 const SHAPES: [(&[u8], usize, bool); 13] = [
     (b"hf_", 30, false),
     (b"api_org_", 30, false),
@@ -23,10 +24,10 @@ const SHAPES: [(&[u8], usize, bool); 13] = [
     (b"ASIA", 16, false),
 ];
 
-/// Start and end of the first line of a private key, and the maximum length between.
+/// Start and end of the first line of a private key, and the maximum number of bytes between them.
 const KEY: (&[u8], &[u8], usize) = (b"-----BEGIN ", b"PRIVATE KEY", 32);
 
-/// Bytes of a chunk that are scanned again with the next chunk. No token is longer.
+/// Number of bytes at the end of a chunk that are scanned again with the next chunk. No token is longer.
 const OVERLAP: usize = 8 << 10;
 
 /// Returns the line number of the first text that looks like a secret.
@@ -35,12 +36,12 @@ const OVERLAP: usize = 8 << 10;
 /// If the reader fails.
 pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Option<u64>> {
     let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES + OVERLAP);
-    // Number of line ends before the buffer.
+    // Number of line ends before the start of the buffer.
     let mut lines = 0;
     loop {
         let cut = buffer.len().saturating_sub(OVERLAP);
         lines += line_ends(&buffer[..cut]);
-        // The byte before a token matters too, so it stays in the buffer.
+        // The byte before a token is needed for the check, so it is not removed from the buffer.
         buffer.drain(..cut);
         let taken = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
         if taken == 0 {
@@ -51,7 +52,7 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
             let at = position(bytes, cut > 0).or_else(|| own?.position_in(bytes))?;
             Some(lines + line_ends(&bytes[..at]) + 1)
         };
-        // UTF-16 text has a zero byte next to each ASCII letter.
+        // In UTF-16 text, each ASCII letter has a zero byte next to it.
         let found = found(&bytes).or_else(|| {
             let visible: Vec<u8> = bytes.iter().copied().filter(|&byte| byte != 0).collect();
             if visible.len() < bytes.len() { found(&visible) } else { None }
@@ -67,12 +68,12 @@ pub(crate) fn find_in_path(path: &str, own: Option<&Token>) -> Option<usize> {
     position(path.as_bytes(), false).or_else(|| own?.position_in(path.as_bytes()))
 }
 
-/// Whether a text contains a token or a private key, by its form, or the user's own token.
+/// Returns whether a text contains a token or a private key, by their format, or the user's own token.
 pub fn has_secret(text: &str, own: Option<&Token>) -> bool {
     find_in_path(text, own).is_some()
 }
 
-/// Replaces character references, such as Markdown's `&#95;`, by the characters.
+/// Replaces character references such as Markdown's `&#95;` with the characters.
 fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
     const BEGIN: &[u8] = b"&#";
     if !bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
@@ -89,7 +90,8 @@ fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
     out.into()
 }
 
-/// Parses a reference to a visible ASCII letter, after its `&#`. Returns the letter and the remaining bytes.
+/// Parses the part after `&#` of a reference to a visible ASCII letter. Returns the letter and the remaining
+/// bytes.
 fn letter(rest: &[u8]) -> Option<(u8, &[u8])> {
     let end = rest.iter().take(8).position(|&byte| byte == b';')?;
     let digits = std::str::from_utf8(&rest[..end]).ok()?;
@@ -104,7 +106,7 @@ fn line_ends(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Returns the position of a secret in `bytes`. With `before`, the first byte is only context.
+/// Returns the position of a secret in `bytes`. If `before` is set, the first byte is only context.
 fn position(bytes: &[u8], before: bool) -> Option<usize> {
     (usize::from(before)..bytes.len()).find(|&at| match bytes[at] {
         b'-' => is_key(&bytes[at..]),
@@ -113,7 +115,8 @@ fn position(bytes: &[u8], before: bool) -> Option<usize> {
     })
 }
 
-/// Whether a token may start at `at`. The `\n` of a string and the `%20` of a URL may precede it.
+/// Returns whether a token may start at `at`. The `\n` of a string literal and the `%20` of a URL may precede
+/// it.
 fn is_start(bytes: &[u8], at: usize) -> bool {
     let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);
     !back(1).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -131,11 +134,11 @@ fn is_token(rest: &[u8], is_start: impl Fn() -> bool) -> bool {
     SHAPES.iter().any(|&(begin, least, with_dashes)| {
         let Some(tail) = rest.strip_prefix(begin).and_then(|rest| rest.get(..least)) else { return false };
         let is_dash = |byte: &u8| with_dashes && matches!(byte, b'_' | b'-');
-        // Excludes words joined by dashes, such as `sk-learn-...`, and placeholders such as `hf_xxxx`.
+        // Excludes words joined by dashes, such as `sk-learn-...`, and placeholders, such as `hf_xxxx`.
         tail.iter().all(|byte| byte.is_ascii_alphanumeric() || is_dash(byte))
             && (!with_dashes || tail.iter().any(u8::is_ascii_digit))
             && tail.iter().any(|byte| *byte != tail[0])
-            // A prefix that contains `_` cannot be the end of a longer word.
+            // If the prefix contains `_`, it cannot be the end of a longer word.
             && (begin.contains(&b'_') || is_start())
     })
 }
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn secrets_are_found_by_their_shape() {
-        // Assembled here, so that secret scanners ignore this file.
+        // The token is built at run time, so that secret scanners ignore this file.
         let tail = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6";
         for begin in ["hf_", "sk-", "sk-proj-", "ghp_", "github_pat_", "glpat-", "xoxb-"] {
             let text = format!("first\ntoken = \"{begin}{tail}\"\n");

@@ -4,13 +4,13 @@ use std::fmt;
 
 use danlu_model::files::TEMPORARY_PREFIX;
 
-/// Why a file is not uploaded.
+/// Reason why a file is not uploaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// A checkpoint of a run.
+    /// A checkpoint of a training run.
     Checkpoint,
-    /// Optimizer, schedule or random state, or a pickle.
+    /// Optimizer state, schedule state, random state, or a pickle.
     TrainerState,
     /// A log or a list of measurements.
     Log,
@@ -20,26 +20,26 @@ pub enum SkipReason {
     Temporary,
     /// A hidden file, such as `.env`.
     Hidden,
-    /// A key or a password, by its name.
+    /// A key or a password, according to its file name.
     Key,
-    /// A file with paths of this machine.
+    /// A file with local paths of this computer.
     RunFile,
     /// Training or evaluation data.
     Data,
-    /// Content that looks like a token or a private key.
+    /// The content looks like a token or a private key.
     Token {
-        /// Line number, from one.
+        /// Line number, starting at 1.
         line: u64,
     },
-    /// A path that looks like a token. Messages show only a part of it.
+    /// The path looks like a token. Messages show only a part of the path.
     TokenInName,
-    /// The file on the Hub has text of its author, and stays as it is.
+    /// The file on the Hub contains text of its author, so it is not replaced.
     EditedThere,
-    /// A link out of the folder, to a folder, or to nothing.
+    /// A symbolic link that leads out of the folder, to a folder, or to nothing.
     Link,
     /// Neither a file nor a folder.
     Special,
-    /// A name that is invalid in a repository.
+    /// A name that is not allowed in a repository.
     Name,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for SkipReason {
 }
 
 impl SkipReason {
-    /// Returns the reason to skip a folder of this name.
+    /// Returns the reason to skip a folder with this name, if any.
     pub(crate) fn of_folder(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
         Some(match lower.as_str() {
@@ -82,7 +82,7 @@ impl SkipReason {
         })
     }
 
-    /// Returns the reason to skip a file of this name.
+    /// Returns the reason to skip a file with this name, if any.
     pub(crate) fn of_file(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
         let (stem, end) = lower.rsplit_once('.').unwrap_or((&lower, ""));
@@ -120,12 +120,12 @@ impl SkipReason {
         })
     }
 
-    /// Whether a pattern includes the file only if it matches the file's own name.
+    /// Returns whether a pattern must match the file's own name to include the file.
     pub(crate) fn wants_its_name(self) -> bool {
         matches!(self, Self::Hidden | Self::Key)
     }
 
-    /// Whether no pattern can include the file.
+    /// Returns whether the file is skipped with any pattern.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Link | Self::Special | Self::Name)
     }

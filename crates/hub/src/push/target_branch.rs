@@ -1,4 +1,4 @@
-//! Resolves the target of a push: repository and branch, created if needed.
+//! Resolves the target of a push: its repository and its branch. Creates them if necessary.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::http::url::escaped;
 use crate::listing::Listing;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// Maximum lookups of the target: one at first, and one after each of two creations.
+/// Maximum number of lookups of the target: the first one, and one after each of two creations.
 const MAX_TARGET_CHECKS: usize = 3;
 
-/// What a push created before its commit.
+/// Records what a push created before its commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Created {
     pub repository: bool,
@@ -41,9 +41,9 @@ struct Ref {
 }
 
 impl Hub {
-    /// Returns the listing of the target branch. Creates repository and branch if needed.
+    /// Returns the listing of the target branch. Creates the repository and the branch if necessary.
     ///
-    /// A pull request needs an existing target.
+    /// For a pull request, the target must already exist.
     pub(super) fn resolve_target(
         &self,
         repo: &RepoName,
@@ -54,7 +54,8 @@ impl Hub {
         for _ in 0..MAX_TARGET_CHECKS {
             match self.list(repo) {
                 Ok(listing) if options.private && listing.private == Some(false) && !options.create_pr => {
-                    // An empty repository may come from an interrupted push, and has shown nothing yet.
+                    // An empty repository may be left from an interrupted push. It has not published any
+                    // content yet.
                     if !listing.is_empty() || !self.is_bare(repo, &listing.commit)? {
                         return Err(HubError::Public { repo: repo.clone() });
                     }
@@ -89,7 +90,7 @@ impl Hub {
         Err(last.expect("what was found was returned"))
     }
 
-    /// Creates the repository. An existing repository is no error.
+    /// Creates the repository. It is not an error if the repository exists.
     fn create(&self, repo: &RepoName, private: bool) -> Result<(), HubError> {
         let (owner, name) = repo.id().split_once('/').expect("checked when parsed");
         let wish = json!({ "type": "model", "organization": owner, "name": name, "private": private });
@@ -97,7 +98,7 @@ impl Hub {
         self.make(repo, &address, &wish)
     }
 
-    /// Creates the branch at `main`.
+    /// Creates the branch. It starts at `main`.
     fn branch(&self, repo: &RepoName) -> Result<(), HubError> {
         let wish = json!({ "startingPoint": "main" });
         let endpoint = self.http.endpoint();
@@ -125,18 +126,18 @@ impl Hub {
         Ok(())
     }
 
-    /// Returns the error of a repository that is not confirmed to be private.
+    /// Returns the error for a repository that is not confirmed to be private.
     pub fn not_private(&self, repo: &RepoName) -> HubError {
         HubError::NotPrivate { repo: repo.clone(), host: self.host() }
     }
 
-    /// Whether a repository has no pull requests, and all of its branches point to this commit.
+    /// Returns whether a repository has no pull requests, and all of its branches point to `commit`.
     fn is_bare(&self, repo: &RepoName, commit: &str) -> Result<bool, HubError> {
         let refs = self.refs(repo)?;
         Ok(refs.branches.iter().chain(&refs.pull_requests).all(|one| one.commit == commit))
     }
 
-    /// Returns ref and commit of each pull request.
+    /// Returns the ref and the commit of each pull request.
     pub(super) fn pull_requests(&self, repo: &RepoName) -> Result<BTreeMap<String, String>, HubError> {
         Ok(self.refs(repo)?.pull_requests.into_iter().map(|one| (one.name, one.commit)).collect())
     }
@@ -147,11 +148,11 @@ impl Hub {
         self.json(&request, Resource::Repo(repo))
     }
 
-    /// Checks write access before the upload, by names and roles. Returns the account.
+    /// Checks write access before the upload, based on names and roles. Returns the account.
     ///
     /// # Errors
-    /// If there is no token, the Hub rejects it, or it is read-only. Also if the repository has another owner
-    /// and no pull request is requested.
+    /// If there is no token, the Hub rejects the token, or the token is read-only. Also if the repository has
+    /// another owner and no pull request is requested.
     pub fn may_push(&self, repo: &RepoName, options: &PushOptions) -> Result<Account, HubError> {
         self.require_online(repo)?;
         if !self.http.has_token() {
@@ -164,7 +165,7 @@ impl Hub {
         }
     }
 
-    /// Returns why an account cannot write to a repository, by names and roles.
+    /// Returns the reason why an account cannot write to a repository, based on names and roles.
     fn write_denial(&self, account: &Account, repo: &RepoName) -> Option<HubError> {
         let (owner, _) = repo.id().split_once('/').expect("checked when parsed");
         let name = account.name.clone();
@@ -180,7 +181,7 @@ impl Hub {
         })
     }
 
-    /// Explains a refused push by the permissions of the account, where these forbid it.
+    /// If the permissions of the account explain a rejected push, returns a more exact error.
     pub(super) fn explained(&self, error: HubError, repo: &RepoName) -> HubError {
         let HubError::Forbidden { message, .. } = &error else { return error };
         let Ok(account) = self.whoami() else { return error };
@@ -191,7 +192,7 @@ impl Hub {
     }
 }
 
-/// Whether a branch may have this name. A commit or a full ref is not a branch name.
+/// Returns whether a branch may have this name. The name of a branch is neither a commit nor a full ref.
 pub(super) fn may_be_branch(revision: &str) -> bool {
     revision != "main" && !is_hex(revision, 40) && !revision.starts_with("refs/")
 }

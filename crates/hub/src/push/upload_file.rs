@@ -19,17 +19,17 @@ pub struct UploadFile {
     sha256: OnceLock<String>,
 }
 
-/// Where a file's content comes from.
+/// Source of a file's content.
 #[derive(Debug)]
 enum Source {
-    /// A file on disk, with its metadata at the time of the walk.
+    /// A file on disk, with its metadata when the folder was read.
     File { place: PathBuf, stamp: Stamp },
-    /// Content in memory that replaces a file of the folder.
+    /// Content in memory. It replaces a file of the folder, or is a new file.
     Bytes(Vec<u8>),
 }
 
 impl UploadFile {
-    /// Creates an entry for the open file at `place`.
+    /// Creates an entry for the open file with the path `place`.
     pub(super) fn of(path: String, place: PathBuf, file: &File) -> io::Result<Self> {
         let stamp = Stamp::of(&file.metadata()?);
         Ok(Self::new(path, Source::File { place, stamp }))
@@ -58,7 +58,7 @@ impl UploadFile {
         }
     }
 
-    /// Returns the path on disk, or the path in the folder for content in memory.
+    /// Returns the path on disk. For content in memory, returns the path in the folder.
     fn place(&self) -> &Path {
         match &self.source {
             Source::File { place, .. } => place,
@@ -69,7 +69,7 @@ impl UploadFile {
     /// Opens the file.
     ///
     /// # Errors
-    /// If the file has changed since the walk.
+    /// If the file has changed since the folder was read.
     pub(crate) fn open(&self) -> Result<FileSource<'_>, HubError> {
         let content = match &self.source {
             Source::File { place, .. } => {
@@ -81,10 +81,10 @@ impl UploadFile {
         Ok(content)
     }
 
-    /// Checks that neither the path nor the open file has changed since the walk.
+    /// Checks that the path and the open file have not changed since the folder was read.
     ///
     /// # Errors
-    /// If either has changed.
+    /// If one of them has changed.
     pub(crate) fn check(&self, content: &FileSource<'_>) -> Result<(), HubError> {
         let (Source::File { place, stamp }, FileSource::File(file)) = (&self.source, content) else {
             return Ok(());
@@ -93,17 +93,17 @@ impl UploadFile {
         if is(file.metadata()) && is(fs::metadata(place)) { Ok(()) } else { Err(self.changed()) }
     }
 
-    /// Returns the error of a changed file.
+    /// Returns the error for a changed file.
     pub(crate) fn changed(&self) -> HubError {
         HubError::FileChanged { path: self.place().to_owned() }
     }
 
-    /// Returns the error of an unreadable file.
+    /// Returns the error for an unreadable file.
     pub(crate) fn unread(&self, error: io::Error) -> HubError {
         FileError::new("read", self.place(), error).into()
     }
 
-    /// Whether the content has the checksum `hash`.
+    /// Returns whether the checksum of the content is `hash`.
     pub(crate) fn is(&self, hash: &Checksum, heard: &mut dyn FnMut(u64)) -> Result<bool, HubError> {
         let digits = match hash {
             Checksum::Git(_) => self.sum(&self.git, Hasher::git(self.size()), heard)?,
@@ -112,10 +112,10 @@ impl UploadFile {
         Ok(digits == hash.digits())
     }
 
-    /// Returns the SHA-256 of the content. `heard` receives the bytes read.
+    /// Returns the SHA-256 of the content. `heard` receives the number of bytes read.
     ///
     /// # Errors
-    /// If the file cannot be read, or has changed since the walk.
+    /// If the file cannot be read, or has changed since the folder was read.
     pub fn sha256(&self, heard: &mut dyn FnMut(u64)) -> Result<&str, HubError> {
         self.sum(&self.sha256, Hasher::sha256(), heard)
     }
@@ -147,7 +147,7 @@ impl UploadFile {
     }
 }
 
-/// Metadata of a file. A change of the content changes at least one field.
+/// Metadata of a file. If the content changes, at least one field changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     size: u64,

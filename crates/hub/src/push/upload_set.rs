@@ -11,10 +11,10 @@ use super::skip_reason::SkipReason;
 use super::upload_file::UploadFile;
 use crate::{HubError, Token};
 
-/// A folder with one of these files is an adapter or a model.
+/// A folder that contains one of these files is an adapter or a model.
 const CONFIGS: [&str; 2] = ["adapter_config.json", "config.json"];
 
-/// Files of a folder, split into those to upload and those to skip.
+/// The files of a folder. Some are uploaded, and the others are skipped.
 #[derive(Debug)]
 pub struct UploadSet {
     folder: PathBuf,
@@ -28,8 +28,8 @@ impl UploadSet {
     /// Lists the files of a folder. Uploads nothing.
     ///
     /// # Errors
-    /// If the folder is neither an adapter nor a model, cannot be read, or an `include` pattern matches
-    /// nothing.
+    /// If the folder is neither an adapter nor a model, the folder cannot be read, or an `include` pattern
+    /// matches nothing.
     pub fn from_folder(folder: &Path, options: &UploadOptions) -> Result<Self, HubError> {
         let root = fs::canonicalize(folder).map_err(|e| FileError::new("read", folder, e))?;
         if !root.is_dir() {
@@ -53,20 +53,20 @@ impl UploadSet {
         &self.folder
     }
 
-    /// Returns the files to upload, by path.
+    /// Returns the files to upload, sorted by path.
     pub fn files(&self) -> &[UploadFile] {
         &self.files
     }
 
-    /// Returns the skipped files, by path.
+    /// Returns the skipped files, sorted by path.
     pub fn skipped(&self) -> &[SkippedFile] {
         &self.skipped
     }
 
-    /// Uploads `bytes` in place of a file, or as a new file.
+    /// Adds `bytes` as the content of a file. If the path exists, the bytes replace its content.
     ///
-    /// Bytes that look like a token are skipped, as they would be in a file. A path that is already skipped
-    /// stays skipped.
+    /// If the bytes look like a token, the file is skipped, as it would be on disk. A path that was skipped
+    /// before is still skipped.
     pub fn replace(&mut self, path: &str, bytes: Vec<u8>) {
         if self.skipped.iter().any(|left| left.path == path) {
             return;
@@ -93,7 +93,7 @@ impl UploadSet {
         }
     }
 
-    /// Returns the size of the files to upload.
+    /// Returns the size of the files to upload in bytes.
     pub fn size(&self) -> u64 {
         self.files.iter().map(UploadFile::size).sum()
     }

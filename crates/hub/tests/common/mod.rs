@@ -1,4 +1,4 @@
-//! A test server and a client with a cache of its own.
+//! A test server, and a client with its own cache.
 #![allow(dead_code, reason = "every test file uses a part")]
 
 pub mod push;
@@ -11,7 +11,7 @@ use danlu_hub::{FetchScope, Hub, HubError, HubSettings, Pulled, RepoName, RetryP
 use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
-/// Files of a small model. The names of the weights make these large files.
+/// Files of a small model. The server classifies the weights as large files by their names.
 pub const MODEL: [(&str, &[u8]); 8] = [
     ("config.json", b"{\"model_type\": \"llama\"}"),
     ("tokenizer.json", b"{}"),
@@ -23,7 +23,7 @@ pub const MODEL: [(&str, &[u8]); 8] = [
     ("original/consolidated.safetensors", &[8; 1000]),
 ];
 
-/// The files that danlu reads.
+/// The files of the model that danlu reads.
 pub const READ: [&str; 5] =
     ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
@@ -33,7 +33,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts a Hub with `lab/model`.
+    /// Starts a test server with the model `lab/model`.
     pub fn new() -> Self {
         let scene = Self { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
         scene.server.add_model("lab/model", &MODEL);
@@ -68,7 +68,7 @@ impl Scene {
         self.hub(None).pull(&repo(name), FetchScope::Full, &mut |_| {})
     }
 
-    /// All files of the cache's blobs, sorted.
+    /// Returns the names of all blobs in the cache, sorted.
     pub fn blobs(&self) -> Vec<String> {
         names(&self.cache().join("models--lab--model/blobs"))
     }
@@ -85,7 +85,7 @@ pub fn repo(name: &str) -> RepoName {
     name.parse().unwrap()
 }
 
-/// Returns the files of a folder, sorted; empty if it does not exist.
+/// Returns the names of the files in a folder, sorted. Returns an empty list if the folder does not exist.
 pub fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> =

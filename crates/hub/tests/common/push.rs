@@ -1,4 +1,4 @@
-//! A folder to push, and a Hub that receives it.
+//! A folder to push, and a test server that receives it.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,11 @@ use tempfile::TempDir;
 
 use super::{Scene, repo};
 
-/// Size of each large file.
+/// Size of each large file in bytes.
 pub const WEIGHTS: u64 = 300_000;
 
-/// An adapter's folder, and a test server where `me` may write with `hf_mine`.
+/// The folder of an adapter, and a test server. The user `me` may write to the server with the token
+/// `hf_mine`.
 pub struct Desk {
     pub server: HubServer,
     pub home: TempDir,
@@ -62,7 +63,7 @@ impl Desk {
         self.hub().push(&self.upload_set(), &repo(name), &PushOptions::default(), &mut |_, _| {})
     }
 
-    /// Asserts that the repository has the folder's files, byte for byte.
+    /// Asserts that the repository contains the folder's files, byte for byte.
     pub fn assert_whole(&self, id: &str, revision: &str) {
         for file in self.upload_set().files() {
             let there = self.server.read(id, revision, file.path());

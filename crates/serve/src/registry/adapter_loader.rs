@@ -1,4 +1,4 @@
-//! From the source of an adapter to a generation: fetch, read, check.
+//! Loads an adapter from its source: downloads, reads and checks its files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::generation::{AdapterSource, Generation};
 use crate::metrics::Metrics;
 use crate::model_profile::ModelProfiles;
 
-/// Loads adapters onto one base.
+/// Loads adapters for one base.
 pub(crate) struct AdapterLoader {
     pub base: Arc<LoadedBase>,
     pub profiles: ModelProfiles,
@@ -24,7 +24,7 @@ impl AdapterLoader {
     /// Loads an adapter.
     ///
     /// # Errors
-    /// If it cannot be fetched, a file is invalid, or it was made for another base.
+    /// If the adapter cannot be downloaded, a file is invalid, or the adapter belongs to another base.
     pub fn load(&self, source: &AdapterSource) -> Result<Generation, LoadError> {
         let started = Instant::now();
         let (folder, from) = match source {
@@ -68,7 +68,7 @@ impl AdapterLoader {
     }
 }
 
-/// Returns the folder of a repository in the cache, fetched if the cache lacks it.
+/// Returns the cache folder of a repository. Downloads the repository if it is not cached.
 fn fetch(name: &RepoName) -> Result<(PathBuf, &'static str), LoadError> {
     let hub = Hub::new(HubSettings::from_env()?);
     if let Some(folder) = hub.cached_folder(name, FetchScope::Full)? {

@@ -1,4 +1,4 @@
-//! One version of an adapter: its tensors, tokens and content digest.
+//! One version of an adapter: its tensors, its tokenizer and the digest of its content.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model_profile::ModelProfile;
 
-/// Where an adapter comes from.
+/// Source of an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdapterSource {
     /// A local folder.
@@ -32,7 +32,7 @@ impl fmt::Display for AdapterSource {
 }
 
 impl AdapterSource {
-    /// Returns the name that clients may see: a Hub id, never a path.
+    /// Returns the name that clients may see. It is a Hub id, and never a local path.
     pub(crate) fn public_name(&self) -> Option<String> {
         match self {
             Self::Folder(_) => None,
@@ -46,14 +46,14 @@ pub(crate) struct Generation {
     pub id: GenerationId,
     pub lora: Arc<PackedAdapter>,
     pub profile: Arc<ModelProfile>,
-    /// Largest rank of a module.
+    /// Largest rank of all modules.
     pub rank: usize,
-    /// Bytes of its tensors in memory, with those packed for decoding.
+    /// Size of its tensors in memory in bytes, including the copies packed for decoding.
     pub bytes: u64,
 }
 
 impl Generation {
-    /// Returns the generation of a loaded adapter.
+    /// Returns the version of a loaded adapter.
     ///
     /// # Errors
     /// If the device failed.
@@ -67,16 +67,16 @@ impl Generation {
         Ok(Self { id, lora: Arc::new(lora), profile, rank, bytes })
     }
 
-    /// Returns the adapter for a request.
+    /// Returns the adapter in the form that a request to the scheduler needs.
     pub fn request_adapter(&self) -> RequestAdapter {
         RequestAdapter { generation: self.id, lora: Arc::clone(&self.lora) as _ }
     }
 }
 
-/// Returns the SHA-256 over scalings, tensors and tokens.
+/// Returns the SHA-256 of the scalings, the tensors and the tokenizer.
 ///
-/// Files of another layout with the same contents thus have one id, and share keys and values of prompts. The
-/// base's name and other keys without an effect on replies are left out.
+/// Files with another layout but the same content have the same id, so their requests share the keys and
+/// values of prompts. The digest ignores the base's name and other keys that do not affect replies.
 fn content_id(
     adapter: &Adapter,
     profile: &ModelProfile,

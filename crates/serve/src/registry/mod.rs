@@ -1,9 +1,9 @@
-//! The adapters of the server: names, versions and memory.
+//! The adapters of the server: their names, their versions, and the memory they use.
 //!
-//! An alias points to a generation, which is one version of an adapter by its content. A request takes a lease
-//! (an `Arc` of the generation) before it is queued. A load replaces the pointer of its alias after the new
-//! generation is in memory, so a request gets the old weights or the new ones whole. An evicted generation
-//! keeps its source and is read again at the next request.
+//! An alias refers to a generation. A generation is one version of an adapter, and its id is a digest of the
+//! content. A request takes a lease (an `Arc` of the generation) before it is queued. A load changes an alias
+//! only after the new generation is complete in memory, so no request uses a mixture of old and new weights.
+//! The alias of an evicted generation stores the source, and the next request reads the adapter again.
 //!
 //! ```text
 //! model ─► base name ─► alias ─► allowed Hub name ─► 404
@@ -42,39 +42,41 @@ pub(crate) use watch::Watcher;
 use crate::api_error::ApiError;
 use crate::model_profile::ModelProfile;
 
-/// How long a failed load is remembered, so that a mistyped name cannot flood the Hub.
+/// Time for which the error of a failed load is returned without a new attempt. A misspelled name then cannot
+/// flood the Hub with requests.
 const FAILURE_MEMORY: Duration = Duration::from_secs(5);
 
-/// Most names whose failures are remembered.
+/// Maximum number of stored load errors.
 const MAX_FAILURES: usize = 1000;
 
-/// Threads that read adapters from disk, and threads that fetch them from the Hub.
+/// Number of threads that read adapters from disk, and number of threads that download adapters.
 const DISK_THREADS: usize = 2;
 const HUB_THREADS: usize = 2;
 
 /// Settings of the registry.
 #[derive(Clone, Debug)]
 pub(crate) struct RegistryOptions {
-    /// Names of the base, the first of which the server lists.
+    /// Names of the base. Lists of models show the first name.
     pub base_names: Vec<String>,
     /// Patterns of Hub names that a request may load: `org/*` or `org/name`.
     pub allow_hub: Vec<String>,
-    /// Folders under which `lora_path` may lie.
+    /// Folder that must contain every `lora_path`.
     pub adapter_root: Option<PathBuf>,
-    /// Most bytes of adapters in memory.
+    /// Maximum size of all adapters in memory, in bytes.
     pub max_bytes: u64,
 }
 
-/// What a request runs on: the base, or a generation that stays in memory as long as this value.
+/// The model of a request: the base, or an adapter version. The version stays in memory until the lease is
+/// dropped.
 #[derive(Clone)]
 pub(crate) struct Lease {
     pub generation: Option<Arc<Generation>>,
     pub profile: Arc<ModelProfile>,
-    /// Alias of the adapter, for metrics. `None` for the base.
+    /// Alias of the adapter, for metrics. It is `None` for the base.
     pub alias: Option<String>,
 }
 
-/// A name of an adapter.
+/// The adapter version that a name refers to.
 #[derive(Clone, Debug)]
 pub(crate) struct Alias {
     pub source: AdapterSource,
@@ -85,19 +87,19 @@ pub(crate) struct Alias {
     pub bytes: u64,
 }
 
-/// How an alias is set.
+/// A request to load an adapter under a name.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadRequest {
     pub name: String,
     pub source: AdapterSource,
-    /// Whether an existing alias is replaced.
+    /// Whether the request may replace an existing alias.
     pub replaces: bool,
-    /// The generation that the alias must have now.
+    /// The version that the alias must refer to before the change.
     pub expected: Option<GenerationId>,
     pub pinned: bool,
 }
 
-/// Why an alias cannot be set.
+/// Reason why an alias was not changed.
 #[derive(Debug)]
 pub(crate) enum SetError {
     IsLoaded,
@@ -109,16 +111,16 @@ pub(crate) enum SetError {
     LoaderEnded,
 }
 
-/// Result of a load that several requests wait for.
+/// Result of a load. Several requests may wait for the same load.
 type Outcome = Option<Result<Arc<Generation>, ApiError>>;
 
 #[derive(Default)]
 struct State {
     aliases: BTreeMap<String, Alias>,
     residency: Residency,
-    /// Loads for requests, by alias or Hub name.
+    /// Loads that requests wait for, by alias or Hub name.
     loading: HashMap<String, Receiver<Outcome>>,
-    /// Aliases that an administrator is setting.
+    /// Aliases that are being changed by a load request.
     setting: Vec<String>,
     failures: HashMap<String, (Instant, ApiError)>,
 }
@@ -136,7 +138,7 @@ impl Registry {
     /// Returns a registry without adapters.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn new(options: RegistryOptions, loader: AdapterLoader) -> std::io::Result<Self> {
         let mut state = State::default();
         state.residency.set_max_bytes(options.max_bytes);
@@ -168,10 +170,10 @@ impl Registry {
         Lease { generation: None, profile: Arc::clone(self.loader.profiles.of_base()), alias: None }
     }
 
-    /// Returns a lease on the model `name`. Loads an adapter that is not in memory.
+    /// Returns a lease on the model `name`. If its adapter is not in memory, loads the adapter first.
     ///
     /// # Errors
-    /// If there is no such model, or it cannot be loaded.
+    /// If there is no such model, or the model cannot be loaded.
     pub async fn lease(self: &Arc<Self>, name: &str) -> Result<Lease, ApiError> {
         if self.is_base(name) {
             return Ok(self.base_lease());
@@ -185,7 +187,7 @@ impl Registry {
         Ok(lease_of(name, generation))
     }
 
-    /// Returns a lease on the generation `id`, if it is in memory.
+    /// Returns a lease on the adapter version `id`, if this version is in memory.
     pub fn lease_generation(&self, id: &GenerationId) -> Option<Lease> {
         let mut state = self.lock();
         let generation = state.residency.get(id)?;
@@ -193,7 +195,7 @@ impl Registry {
         Some(lease_of(alias.map_or("", String::as_str), generation))
     }
 
-    /// Finds a model, or starts to load it.
+    /// Returns the model if it is in memory. Otherwise, starts to load it or joins a load in progress.
     fn find(self: &Arc<Self>, name: &str) -> Result<Found, ApiError> {
         let mut state = self.lock();
         let (source, is_alias) = match state.aliases.get(name) {
@@ -223,7 +225,7 @@ impl Registry {
         Ok(Found::Loading(outcome))
     }
 
-    /// Loads for the requests that wait for `name`.
+    /// Starts a load. Its result goes to all requests that wait for `name`.
     fn start_load(
         self: &Arc<Self>,
         name: String,
@@ -248,7 +250,8 @@ impl Registry {
                     state.failures.insert(name.clone(), (Instant::now(), error.clone()));
                 }
             }
-            // The load leaves the list first: a request that comes now finds the generation or the failure.
+            // The entry in `loading` is removed before the result is sent. A new request then finds the
+            // loaded adapter or the stored error.
             drop(ended);
             let _ = sender.send(Some(result));
         });
@@ -261,7 +264,7 @@ impl Registry {
         }
     }
 
-    /// Stores a generation that requests wait for.
+    /// Stores a loaded version that requests wait for.
     fn keep_loaded(
         &self,
         name: &str,
@@ -272,7 +275,8 @@ impl Registry {
         let mut state = self.lock();
         let is_removed = is_alias && state.aliases.get(name).is_none_or(|alias| alias.source != source);
         if is_removed {
-            // The alias was removed or replaced meanwhile. These requests came before that.
+            // The alias was removed or replaced during the load. The waiting requests are older than that
+            // change, so they still use this version.
             return Ok(Arc::new(generation));
         }
         let generation = state.insert(generation).map_err(|error| set_error(name, error))?;
@@ -280,22 +284,22 @@ impl Registry {
         Ok(generation)
     }
 
-    /// Sets an alias.
+    /// Loads an adapter and sets its alias.
     ///
     /// # Errors
-    /// If the conditions of the request do not hold, or the adapter cannot be loaded. The alias is unchanged
-    /// then.
+    /// If the alias does not meet the conditions in `request`, or the adapter cannot be loaded. The alias is
+    /// then unchanged.
     pub async fn set(self: &Arc<Self>, request: LoadRequest) -> Result<Arc<Generation>, SetError> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let registry = Arc::clone(self);
         self.pool(&request.source).run(move || {
-            // A client that left gets no answer. The alias is set nevertheless.
+            // The send fails if the client has disconnected. The alias is set anyway.
             let _ = sender.send(registry.set_now(request));
         });
         receiver.await.map_err(|_| SetError::LoaderEnded)?
     }
 
-    /// As [`Registry::set`], on this thread.
+    /// Does the same as [`Registry::set`], but on the current thread.
     pub fn set_now(&self, request: LoadRequest) -> Result<Arc<Generation>, SetError> {
         {
             let mut state = self.lock();
@@ -317,10 +321,10 @@ impl Registry {
         Ok(generation)
     }
 
-    /// Removes an alias. Requests that run keep their generation.
+    /// Removes an alias. Running requests continue with their adapter version.
     ///
     /// # Errors
-    /// If there is no such alias, or it has another generation than `expected`.
+    /// If there is no such alias, or it refers to another version than `expected`.
     pub fn remove(&self, name: &str, expected: Option<GenerationId>) -> Result<(), SetError> {
         let mut state = self.lock();
         let Some(alias) = state.aliases.get(name) else { return Err(SetError::Unknown) };
@@ -333,7 +337,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Returns every alias with whether its generation is in memory.
+    /// Returns all aliases, and for each whether its version is in memory.
     pub fn aliases(&self) -> Vec<(String, Alias, bool)> {
         let state = self.lock();
         let of = |(name, alias): (&String, &Alias)| {
@@ -342,14 +346,14 @@ impl Registry {
         state.aliases.iter().map(of).collect()
     }
 
-    /// Returns one alias with whether its generation is in memory.
+    /// Returns one alias, and whether its version is in memory.
     pub fn alias(&self, name: &str) -> Option<(Alias, bool)> {
         let state = self.lock();
         let alias = state.aliases.get(name)?;
         Some((alias.clone(), state.residency.is_resident(&alias.generation)))
     }
 
-    /// Returns the generations in memory and those that requests still hold.
+    /// Returns the adapter versions in memory, including removed versions that running requests use.
     pub fn generations(&self) -> Vec<GenerationState> {
         let state = self.lock();
         let mut generations = state.residency.states();
@@ -360,22 +364,22 @@ impl Registry {
         generations
     }
 
-    /// Returns the bytes of the generations in memory.
+    /// Returns the size of all adapter versions in memory, in bytes.
     pub fn resident_bytes(&self) -> u64 {
         self.lock().residency.bytes()
     }
 
-    /// Returns how many generations were evicted.
+    /// Returns the number of evicted adapter versions.
     pub fn evictions(&self) -> u64 {
         self.lock().residency.evictions()
     }
 
-    /// Returns the names that wait for a load.
+    /// Returns the names of models that requests wait for.
     pub fn loading(&self) -> Vec<String> {
         self.lock().loading.keys().cloned().collect()
     }
 
-    /// Returns the repository `name`, if a pattern of `--allow-hub` matches it.
+    /// Parses `name` as a Hub name. Returns the repository if a pattern of `--allow-hub` matches it.
     pub fn allowed_hub_name(&self, name: &str) -> Option<RepoName> {
         let name: RepoName = name.parse().ok()?;
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
@@ -385,7 +389,7 @@ impl Registry {
         self.options.allow_hub.iter().any(matches).then_some(name)
     }
 
-    /// Returns the names that are most like `name`.
+    /// Returns the known names that are most similar to `name`.
     fn nearest(&self, state: &State, name: &str) -> Vec<String> {
         const MAX_SHOWN: usize = 3;
         let known = self.options.base_names.iter().take(1).chain(state.aliases.keys());
@@ -396,7 +400,7 @@ impl Registry {
     }
 }
 
-/// A model that is there, or on its way.
+/// A model in memory, or a load in progress.
 enum Found {
     Resident(Arc<Generation>),
     Loading(Receiver<Outcome>),
@@ -411,7 +415,7 @@ fn loader_ended() -> ApiError {
     ApiError::internal("cannot load the adapter: its loader has ended")
 }
 
-/// Returns the error for a request whose adapter finds no room.
+/// Returns the error for a request whose adapter does not fit in memory.
 fn set_error(name: &str, error: SetError) -> ApiError {
     match error {
         SetError::TooLarge { bytes, max } => ApiError::too_many(
@@ -425,7 +429,7 @@ fn set_error(name: &str, error: SetError) -> ApiError {
     }
 }
 
-/// Removes a load from the list, also after a panic.
+/// Removes an entry from `loading` when dropped, also after a panic.
 struct LoadEnd<'a> {
     registry: &'a Registry,
     name: &'a str,
@@ -437,7 +441,7 @@ impl Drop for LoadEnd<'_> {
     }
 }
 
-/// Removes an alias from the list of those that are being set, also after a panic.
+/// Removes an entry from `setting` when dropped, also after a panic.
 struct Setting<'a> {
     registry: &'a Registry,
     name: &'a str,
@@ -450,7 +454,7 @@ impl Drop for Setting<'_> {
 }
 
 impl State {
-    /// Checks the conditions of a request.
+    /// Checks that the alias meets the conditions in `request`.
     fn check(&self, request: &LoadRequest) -> Result<(), SetError> {
         let found = self.aliases.get(&request.name).map(|alias| alias.generation);
         if request.expected.is_some() && request.expected != found {
@@ -462,7 +466,7 @@ impl State {
         }
     }
 
-    /// Limits pinned adapters to half of the memory, so that others can still be loaded.
+    /// Limits the pinned adapters to half of the memory, so that other adapters can still be loaded.
     fn check_pinned(&self, request: &LoadRequest, bytes: u64) -> Result<(), SetError> {
         if !request.pinned {
             return Ok(());
@@ -473,7 +477,7 @@ impl State {
         if pinned + bytes > max { Err(SetError::TooLarge { bytes: pinned + bytes, max }) } else { Ok(()) }
     }
 
-    /// Stores a generation, and evicts others if it needs the room.
+    /// Stores an adapter version. If it does not fit in memory, evicts other versions first.
     fn insert(&mut self, generation: Generation) -> Result<Arc<Generation>, SetError> {
         let pinned: Vec<GenerationId> =
             self.aliases.values().filter(|alias| alias.pinned).map(|alias| alias.generation).collect();
@@ -504,7 +508,7 @@ impl State {
         }
     }
 
-    /// Retires a generation to which no alias points.
+    /// Retires a version that no alias refers to.
     fn retire_unnamed(&mut self, id: GenerationId) {
         if !self.aliases.values().any(|alias| alias.generation == id) {
             self.residency.retire(&id);

@@ -1,16 +1,16 @@
-//! Names of adapters, and paths in requests.
+//! Checks names of adapters, and paths in requests.
 
 use std::path::{Path, PathBuf};
 
 use crate::api_error::{ApiError, shortened};
 
-/// Most bytes of an alias.
+/// Maximum size of an alias in bytes.
 const MAX_ALIAS_BYTES: usize = 256;
 
-/// Checks a name that an adapter shall have.
+/// Checks the name of a new adapter.
 ///
 /// # Errors
-/// If it is empty, too long, or has a character that a list or a path could not hold.
+/// If the name is empty, too long, or contains a character that is not allowed in lists or paths.
 pub(crate) fn check_alias(name: &str) -> Result<(), String> {
     let shown = shortened(name);
     let reason = if name.is_empty() {
@@ -27,10 +27,10 @@ pub(crate) fn check_alias(name: &str) -> Result<(), String> {
     Err(format!("cannot use `{shown}` as the name of an adapter: {reason}"))
 }
 
-/// Resolves a path of a request. It must lie in `root`, also after links are followed.
+/// Resolves a path in a request. The path must be inside `root`, also after symbolic links are resolved.
 ///
 /// # Errors
-/// If paths are not allowed, the path leads out, or there is nothing.
+/// If the server allows no paths, the path is outside `root`, or it does not exist.
 pub(crate) fn resolve_path(root: Option<&Path>, path: &str) -> Result<PathBuf, ApiError> {
     let forbidden = |reason: &str| ApiError::forbidden("adapter_path_forbidden", reason);
     let Some(root) = root else {
@@ -38,11 +38,11 @@ pub(crate) fn resolve_path(root: Option<&Path>, path: &str) -> Result<PathBuf, A
     };
     let root =
         root.canonicalize().map_err(|_| forbidden("cannot load from a path: `--adapter-root` is missing"))?;
-    // A relative path counts from the root. Joining an absolute one replaces it.
+    // A relative path is relative to the root. `join` with an absolute path returns the absolute path.
     let missing = || ApiError::not_found(format!("No adapter found for {}", shortened(path)));
     let real = match root.join(path).canonicalize() {
         Ok(real) => real,
-        // Whether a path outside exists is not told.
+        // The error does not reveal whether a path outside the root exists.
         Err(_) if is_lexically_inside(&root, path) => return Err(missing()),
         Err(_) => return Err(forbidden("cannot load from the path: it is outside of `--adapter-root`")),
     };

@@ -1,4 +1,4 @@
-//! Generations in memory, and which of them leave it.
+//! Stores adapter versions in memory, and evicts versions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -7,14 +7,14 @@ use danlu_generate::GenerationId;
 
 use super::{Generation, SetError};
 
-/// A generation for display.
+/// State of an adapter version, for display.
 #[derive(Clone, Debug)]
 pub(crate) struct GenerationState {
     pub id: GenerationId,
     pub aliases: Vec<String>,
     pub rank: usize,
     pub bytes: u64,
-    /// Whether it leaves memory with its last lease.
+    /// Whether the version is removed from memory after its last lease is dropped.
     pub retired: bool,
     pub active_leases: usize,
 }
@@ -24,12 +24,12 @@ struct Resident {
     last_use: u64,
 }
 
-/// Generations in memory, the least recently used of which are evicted.
+/// Adapter versions in memory. If memory is full, the least recently used version is evicted.
 #[derive(Default)]
 pub(crate) struct Residency {
     max_bytes: u64,
     resident: HashMap<GenerationId, Resident>,
-    /// Generations that left, as long as requests hold them.
+    /// Versions that were removed, but that running requests still use.
     retired: Vec<Weak<Generation>>,
     uses: u64,
     evictions: u64,
@@ -52,13 +52,13 @@ impl Residency {
         self.resident.contains_key(id)
     }
 
-    /// Returns the bytes in memory, including those that requests hold.
+    /// Returns the size of all versions in memory, including retired versions that requests still use.
     pub fn bytes(&self) -> u64 {
         let retired = self.retired.iter().filter_map(Weak::upgrade).map(|generation| generation.bytes);
         self.resident.values().map(|resident| resident.generation.bytes).chain(retired).sum()
     }
 
-    /// Returns a generation, and counts it as used.
+    /// Returns a version, and records its use.
     pub fn get(&mut self, id: &GenerationId) -> Option<Arc<Generation>> {
         self.uses += 1;
         let resident = self.resident.get_mut(id)?;
@@ -66,8 +66,8 @@ impl Residency {
         Some(Arc::clone(&resident.generation))
     }
 
-    /// Stores a generation, or returns the stored one with the same content. Evicts the least recently used
-    /// ones that no request holds and that are not `pinned`.
+    /// Stores a version. If a version with the same content is already stored, returns that version. Evicts
+    /// the least recently used versions if necessary, but none that a request uses or that is in `pinned`.
     pub fn insert(
         &mut self,
         generation: Generation,
@@ -111,7 +111,7 @@ impl Residency {
         Ok(generation)
     }
 
-    /// Takes a generation out. Requests that hold it keep it.
+    /// Removes a version. Requests that use the version keep it in memory until they end.
     pub fn retire(&mut self, id: &GenerationId) {
         if let Some(resident) = self.resident.remove(id) {
             self.retired.retain(|retired| retired.strong_count() > 0);
@@ -119,7 +119,7 @@ impl Residency {
         }
     }
 
-    /// Returns every generation in memory, without its aliases.
+    /// Returns the state of every version in memory. The lists of aliases are empty.
     pub fn states(&self) -> Vec<GenerationState> {
         let state = |generation: &Arc<Generation>, retired: bool| GenerationState {
             id: generation.id,
@@ -127,7 +127,8 @@ impl Residency {
             rank: generation.rank,
             bytes: generation.bytes,
             retired,
-            // The registry itself, or the reference that was taken to look at it, is no lease.
+            // One reference is not a lease. It belongs to the registry or, for a retired version, to this
+            // function.
             active_leases: Arc::strong_count(generation) - 1,
         };
         let resident = self.resident.values().map(|resident| state(&resident.generation, false));

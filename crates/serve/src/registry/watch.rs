@@ -1,4 +1,4 @@
-//! Follows the output folders of training runs, and serves each new checkpoint.
+//! Watches the output folders of training runs, and serves each new checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use danlu_adapter::{CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint};
 
 use super::{AdapterSource, LoadRequest, Registry};
 
-/// Time between two looks at a folder.
+/// Interval at which each folder is checked.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was last served or tried: its folder, and when its weights were written.
+/// The last checkpoint that was loaded or tried: its folder, and the modification time of its weights.
 type Version = (PathBuf, SystemTime);
 
-/// A thread that looks at folders until it is dropped.
+/// A thread that checks folders until the watcher is dropped.
 pub(crate) struct Watcher {
     has_ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watcher {
-    /// Watches each folder for the alias beside it.
+    /// Starts to watch folders. Each folder has an alias that serves its newest checkpoint.
     ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the system cannot start a thread.
     pub fn start(registry: Arc<Registry>, watches: Vec<(String, PathBuf)>) -> std::io::Result<Self> {
         let has_ended = Arc::new(AtomicBool::new(false));
         if watches.is_empty() {
@@ -52,13 +52,14 @@ impl Drop for Watcher {
         self.has_ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // A panic of the thread has been printed.
+            // If the thread panicked, the message was already printed.
             let _ = thread.join();
         }
     }
 }
 
-/// Serves the newest version in `folder`, unless it was tried before. After a failure, the last one stays.
+/// Loads the newest checkpoint in `folder`, unless it was tried before. After a failure, the alias does not
+/// change.
 fn look(registry: &Registry, name: &str, folder: &Path, tried: &mut Option<Version>) {
     let Some(version) = newest(folder) else { return };
     if tried.as_ref() == Some(&version) {
@@ -69,7 +70,7 @@ fn look(registry: &Registry, name: &str, folder: &Path, tried: &mut Option<Versi
         source: AdapterSource::Folder(version.0.clone()),
         replaces: true,
         expected: None,
-        // A trainer deletes old checkpoints, so an evicted one could not be read again.
+        // The trainer deletes old checkpoints, so an evicted checkpoint could not be read again.
         pinned: true,
     };
     match registry.set_now(request) {
@@ -79,7 +80,7 @@ fn look(registry: &Registry, name: &str, folder: &Path, tried: &mut Option<Versi
     *tried = Some(version);
 }
 
-/// Returns the finished adapter of a run, or its newest checkpoint.
+/// Returns the final adapter of a run, or its newest checkpoint if the run has not finished.
 fn newest(folder: &Path) -> Option<Version> {
     let source = match folder.join(CONFIG_FILE).is_file() {
         true => folder.to_owned(),

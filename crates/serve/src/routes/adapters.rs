@@ -1,4 +1,4 @@
-//! Loading and unloading of adapters, as in vLLM.
+//! Loads and unloads adapters with vLLM's API.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::json_fields::Fields;
 use crate::registry::{AdapterSource, LoadRequest, SetError, check_alias, resolve_path};
 use crate::security::Access;
 
-/// vLLM's types of errors.
+/// Values of `type` in vLLM's errors.
 const USER_INPUT: &str = "InvalidUserInput";
 const BAD_REQUEST: &str = "Bad Request";
 const NOT_FOUND: &str = "NotFoundError";
 
-/// An error with vLLM's type.
+/// An error with vLLM's `type`.
 struct VllmError(ApiError, &'static str);
 
 impl From<ApiError> for VllmError {
@@ -70,7 +70,7 @@ pub(crate) async fn unload(
     Ok(try_unload(&app, &headers, body)?)
 }
 
-/// An error in OpenAI's form, for what vLLM has no answer to, or in vLLM's.
+/// An error in OpenAI's format, for cases that vLLM does not have, or an error in vLLM's format.
 pub(crate) enum ApiOrVllm {
     Api(ApiError),
     Vllm(Response),
@@ -132,7 +132,7 @@ fn try_unload(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Respo
     }
 }
 
-/// vLLM answers a success in plain text without a content type.
+/// vLLM returns a success as plain text without a content type.
 fn plain(text: String) -> Response {
     Response::new(axum::body::Body::from(text))
 }
@@ -147,7 +147,7 @@ fn json_body(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Map<St
     Ok(object(app, body)?)
 }
 
-/// Returns a field that must be there. It may be empty.
+/// Returns a required field. Its value may be empty.
 fn required<'a>(map: &'a Map<String, Value>, name: &str) -> Result<&'a str, VllmError> {
     match map.get(name).and_then(Value::as_str) {
         Some(text) => Ok(text),
@@ -166,7 +166,7 @@ fn expected_generation(fields: &Fields<'_>) -> Result<Option<GenerationId>, Vllm
     }
 }
 
-/// Returns the source that `lora_path` names: a repository that is allowed, or a path inside the root.
+/// Returns the source in `lora_path`: an allowed repository, or a path inside the adapter root.
 fn source(app: &App, path: &str, revision: Option<&str>) -> Result<AdapterSource, VllmError> {
     if let Some(name) = app.registry.allowed_hub_name(path) {
         let name = match revision {
@@ -211,7 +211,7 @@ fn load_error(name: &str, path: &str, error: SetError) -> VllmError {
             danlu_loader::LoadError::NoModel { .. } if !Path::new(path).join("config.json").exists() => {
                 VllmError(ApiError::not_found(format!("No adapter found for {path}")), NOT_FOUND)
             }
-            // vLLM answers 500, which clients send again.
+            // vLLM returns status 500 here, but clients repeat a request after status 500.
             error => VllmError(error.into(), USER_INPUT),
         },
         SetError::LoaderEnded => ApiError::internal("cannot load: the loader has ended").into(),

@@ -1,4 +1,4 @@
-//! Routes, and what happens to every request before and after its route.
+//! All routes, and the checks before and after every request.
 
 mod adapters;
 mod chat;
@@ -29,10 +29,10 @@ use crate::random_id::random_id;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longest request id of a client that is repeated.
+/// Maximum size of a client's request id that the server repeats.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// Routes without a key: probes and scrapers have none.
+/// Routes that need no key, because probes and metric scrapers have none.
 const OPEN_ROUTES: [&str; 2] = ["/health", "/metrics"];
 
 /// Returns all routes.
@@ -70,7 +70,7 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::method(request.method().as_str(), request.uri().path())
 }
 
-/// Checks site and key, and gives the request its id. Logs no text of a client besides the path.
+/// Checks site and key, and sets the request id. The log contains no text of the client except the path.
 async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -101,7 +101,7 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     response
 }
 
-/// Counts a request as long as its handler runs. The limit bounds the bodies in memory.
+/// Counts a request while its handler runs. The limit bounds the memory for request bodies.
 struct RequestCount(Arc<App>);
 
 impl RequestCount {
@@ -125,7 +125,7 @@ impl Drop for RequestCount {
     }
 }
 
-/// Returns the client's request id if it can be repeated in a header and a log, otherwise a new one.
+/// Returns the client's request id if it is safe in a header and a log. Otherwise, returns a new id.
 fn request_id(request: &Request) -> String {
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let is_plain = |id: &&str| {
@@ -146,7 +146,7 @@ fn object(app: &App, body: RequestBody) -> Result<Map<String, Value>, ApiError> 
     parse_object(&body)
 }
 
-/// Returns an answer in JSON.
+/// Returns a JSON response.
 fn json(value: &Value) -> Response {
     let mut response = Response::new(Body::from(value.to_string()));
     response

@@ -1,4 +1,4 @@
-//! Ollama's API: what its clients and chat front ends ask for.
+//! Ollama's API, limited to the routes that its clients and chat front ends use.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::json_fields::Fields;
 use crate::stream;
 use crate::wire::ollama::{OllamaAnswer, OllamaChat, timestamp, without_tag};
 
-/// An error in Ollama's form.
+/// An error in Ollama's format.
 pub(crate) struct OllamaError(ApiError);
 
 impl From<ApiError> for OllamaError {
@@ -98,7 +98,7 @@ fn details(app: &App, parent: &str, parameters: &str) -> Value {
     })
 }
 
-/// Returns the number of parameters as Ollama writes it: `8.0M`.
+/// Returns the number of parameters in Ollama's format, such as `8.0M`.
 fn parameter_size(app: &App) -> String {
     match app.parameters() as f64 {
         n if n >= 1e9 => format!("{:.1}B", n / 1e9),

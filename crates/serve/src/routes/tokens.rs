@@ -13,7 +13,7 @@ use crate::json_fields::Fields;
 use crate::registry::Lease;
 use crate::wire::messages;
 
-/// Returns the model of a request, or the base if it names none.
+/// Returns a lease on the model of a request, or on the base if the request names no model.
 async fn lease(app: &App, map: &Map<String, Value>) -> Result<Lease, ApiError> {
     match Fields::new(map).text("model")? {
         Some(_) => Ok(app.lease(map).await?.1),
@@ -21,7 +21,7 @@ async fn lease(app: &App, map: &Map<String, Value>) -> Result<Lease, ApiError> {
     }
 }
 
-/// Returns the tokens of vLLM's `prompt`, of llama.cpp's `content`, or of `messages`.
+/// Returns the tokens of `prompt` (vLLM), `content` (llama.cpp) or `messages`.
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
     let map = object(&app, body)?;
     let fields = Fields::new(&map);
@@ -65,7 +65,7 @@ pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: RequestBody) -
         return Err(fields.wrong("tokens", "a list of token ids"));
     };
     let text = lease.profile.tokenizer().decode(&ids, false);
-    // vLLM names the text `prompt`, and llama.cpp `content`.
+    // The text is in `prompt` for vLLM and in `content` for llama.cpp.
     respond_ok(&json!({"prompt": text, "content": text}))
 }
 

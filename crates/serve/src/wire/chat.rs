@@ -1,4 +1,4 @@
-//! Chat completions in OpenAI's form.
+//! Chat completions in OpenAI's format.
 
 use danlu_model::Message;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use crate::reply::{Finish, Piece, Reply, StopMatch};
 use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
 use crate::stream::{StreamWriter, sse};
 
-/// Most alternatives of a token.
+/// Maximum number of alternatives per token.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 const FIELDS: &[&str] = &[
@@ -29,7 +29,7 @@ const FIELDS: &[&str] = &[
     "top_logprobs",
 ];
 
-/// A chat that a client asks for.
+/// A parsed chat request.
 pub(crate) struct ChatRequest {
     pub messages: Vec<Message>,
     pub sampling: SamplingFields,
@@ -76,7 +76,7 @@ fn top_logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// Tools that a client offers, and does not forbid, would change the answer.
+/// Rejects a request with tools, because they would change the reply.
 fn refuse_tools(fields: &Fields<'_>) -> Result<(), ApiError> {
     let has_tools = fields.list("tools")?.is_some_and(|tools| !tools.is_empty());
     let is_off = fields.get("tool_choice").is_none_or(|choice| choice == "none");
@@ -97,7 +97,7 @@ fn refuse_response_format(fields: &Fields<'_>) -> Result<(), ApiError> {
     }
 }
 
-/// Writes the answer to a chat, whole or in chunks.
+/// Formats the response to a chat request, whole or in chunks.
 pub(crate) struct ChatAnswer {
     id: String,
     created: u64,
@@ -108,7 +108,7 @@ pub(crate) struct ChatAnswer {
 }
 
 impl ChatAnswer {
-    /// `model` is the name that the client sent.
+    /// Creates the formatter. `model` is the model name that the client sent.
     pub fn new(model: &str, lease: Lease, request: &ChatRequest) -> Self {
         Self {
             id: random_id("chatcmpl-"),
@@ -143,7 +143,7 @@ impl ChatAnswer {
         }
     }
 
-    /// Waits for the end of the reply, and returns the answer.
+    /// Waits for the end of the reply, and returns the whole response.
     pub async fn whole(self, mut reply: Reply) -> Result<Value, ApiError> {
         let mut choices = vec![Whole::default(); reply.choices()];
         while let Some(mut piece) = reply.next().await? {
@@ -183,7 +183,7 @@ impl ChatAnswer {
     }
 }
 
-/// A choice as it is collected.
+/// The collected output of one choice.
 #[derive(Clone, Default)]
 struct Whole {
     text: String,
@@ -191,7 +191,7 @@ struct Whole {
     finish: Option<Finish>,
 }
 
-/// Returns vLLM's `stop_reason`: the stop string or token that ended the choice.
+/// Returns vLLM's `stop_reason`: the stop string or stop token that ended the choice.
 pub(crate) fn stop_reason(finish: Option<&Finish>) -> Value {
     match finish.and_then(|finish| finish.matched.as_ref()) {
         Some(StopMatch::Text(text)) => text.as_str().into(),

@@ -1,4 +1,4 @@
-//! Completions in OpenAI's older form.
+//! Completions in OpenAI's older format.
 
 use serde_json::{Map, Value, json};
 
@@ -12,13 +12,13 @@ use crate::reply::{Finish, Piece, Reply};
 use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
 use crate::stream::{StreamWriter, sse};
 
-/// Length of a reply if the client names none. OpenAI's default.
+/// Maximum length of a reply if the request has no limit. OpenAI has the same default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// Most prompts of a request.
+/// Maximum number of prompts of a request.
 const MAX_PROMPTS: usize = 128;
 
-/// Most alternatives of a token.
+/// Maximum number of alternatives per token.
 const MAX_LOGPROBS: i64 = 5;
 
 const FIELDS: &[&str] = &[
@@ -33,14 +33,14 @@ const FIELDS: &[&str] = &[
     "stream_options",
 ];
 
-/// A prompt, as text or as tokens.
+/// A prompt as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
 }
 
-/// A completion that a client asks for.
+/// A parsed completion request.
 pub(crate) struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     pub sampling: SamplingFields,
@@ -110,23 +110,23 @@ fn read_prompts(fields: &Fields<'_>, vocab_size: usize) -> Result<Vec<Prompt>, A
     prompts.ok_or_else(wrong)
 }
 
-/// Writes the answer to a completion, whole or in chunks.
+/// Formats the response to a completion request, whole or in chunks.
 pub(crate) struct CompletionAnswer {
     id: String,
     created: u64,
     model: String,
     lease: Lease,
-    /// Text of each prompt, if the client wants it before the reply.
+    /// Text of each prompt, if the client requested it before the reply.
     echoes: Option<Vec<String>>,
     choices_per_prompt: usize,
     wants_logprobs: bool,
     stream_options: StreamOptions,
-    /// Characters of each choice so far.
+    /// Number of characters of each choice so far.
     offsets: Vec<usize>,
 }
 
 impl CompletionAnswer {
-    /// `model` is the name that the client sent; `texts` are the prompts.
+    /// Creates the formatter. `model` is the name that the client sent, and `texts` are the prompts.
     pub fn new(model: &str, lease: Lease, request: &CompletionRequest, texts: Vec<String>) -> Self {
         Self {
             id: random_id("cmpl-"),
@@ -175,7 +175,7 @@ impl CompletionAnswer {
         })
     }
 
-    /// Waits for the end of the reply, and returns the answer.
+    /// Waits for the end of the reply, and returns the whole response.
     pub async fn whole(mut self, mut reply: Reply) -> Result<Value, ApiError> {
         let empty =
             |choice| Piece { choice, text: self.echo(choice).to_owned(), logprobs: Vec::new(), finish: None };

@@ -1,4 +1,4 @@
-//! Log probabilities of tokens.
+//! Formats log probabilities of tokens.
 
 use danlu_generate::TokenLogprobs;
 use danlu_model::Tokenizer;
@@ -6,14 +6,14 @@ use serde_json::{Map, Value, json};
 
 use crate::token_bytes::token_bytes;
 
-/// JSON has no infinity. vLLM writes the same number for an impossible token.
+/// Value for a token with probability zero, because JSON has no infinity. vLLM uses the same number.
 const IMPOSSIBLE: f32 = -9999.0;
 
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { IMPOSSIBLE }
 }
 
-/// Returns the entries of `logprobs.content` in a chat.
+/// Returns `logprobs.content` of a chat response.
 pub(crate) fn of_chat(tokenizer: &Tokenizer, tokens: &[(u32, TokenLogprobs)]) -> Value {
     let entry = |id: u32, logprob: f32| {
         let bytes = token_bytes(tokenizer, id);
@@ -33,7 +33,7 @@ pub(crate) fn of_chat(tokenizer: &Tokenizer, tokens: &[(u32, TokenLogprobs)]) ->
     entries.collect()
 }
 
-/// Returns `logprobs` of a completion. `offset` is the number of characters before the first token.
+/// Returns `logprobs` of a completion response. `offset` is the number of characters before the first token.
 pub(crate) fn of_completion(
     tokenizer: &Tokenizer,
     tokens: &[(u32, TokenLogprobs)],

@@ -1,4 +1,4 @@
-//! Messages of a chat, from OpenAI's form to that of a template.
+//! Converts messages from OpenAI's format to the format of chat templates.
 
 use danlu_model::Message;
 use serde_json::{Map, Value};
@@ -6,13 +6,13 @@ use serde_json::{Map, Value};
 use crate::api_error::ApiError;
 use crate::json_fields::Fields;
 
-/// Roles that a message may have. `developer` is the newer name of `system`.
+/// Accepted roles of a message. `developer` is the newer name of `system`.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
-/// Most messages of a conversation.
+/// Maximum number of messages of a conversation.
 const MAX_MESSAGES: usize = 10_000;
 
-/// Reads `messages`.
+/// Reads the field `messages`.
 pub(crate) fn read(map: &Map<String, Value>) -> Result<Vec<Message>, ApiError> {
     let expected = format!("a list of 1 to {MAX_MESSAGES} messages");
     let fields = Fields::new(map);
@@ -37,7 +37,7 @@ fn message(i: usize, item: &Value) -> Result<Message, ApiError> {
     };
     let calls = fields.list("tool_calls")?.filter(|calls| !calls.is_empty());
     let content = match fields.get("content") {
-        // An assistant that calls tools has no text.
+        // A message of the assistant that only calls tools has no text.
         None if role == "assistant" && calls.is_some() => String::new(),
         None => return Err(fields.wrong("content", "a string, or parts of type `text`")),
         Some(Value::String(text)) => text.clone(),
@@ -72,7 +72,7 @@ fn part_text<'a>(prefix: &str, k: usize, part: &'a Value) -> Result<&'a str, Api
     }
 }
 
-/// Returns a tool call with its arguments as an object, as templates expect them. OpenAI sends a string.
+/// Returns a tool call whose arguments are a JSON object, as chat templates expect. OpenAI sends a string.
 fn with_parsed_arguments(call: &Value) -> Value {
     let mut call = call.clone();
     if let Some(arguments) = call.pointer_mut("/function/arguments")

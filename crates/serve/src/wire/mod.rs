@@ -1,4 +1,4 @@
-//! Requests and answers as JSON.
+//! Parses JSON requests and formats JSON responses.
 
 pub(crate) mod chat;
 pub(crate) mod completion;
@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use crate::reply::{Reply, Usage};
 
-/// Returns the seconds since 1970.
+/// Returns the current time in seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// Returns OpenAI's `usage`.
+/// Returns the field `usage` in OpenAI's format.
 pub(crate) fn usage(usage: Usage) -> Value {
     let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
     json!({
@@ -29,7 +29,7 @@ pub(crate) fn usage(usage: Usage) -> Value {
     })
 }
 
-/// Returns llama.cpp's `timings`.
+/// Returns the field `timings` in llama.cpp's format.
 pub(crate) fn timings(reply: &Reply) -> Value {
     let usage = reply.usage();
     let first = reply.first_token().unwrap_or_else(std::time::Instant::now);
@@ -46,17 +46,17 @@ pub(crate) fn timings(reply: &Reply) -> Value {
     })
 }
 
-/// What a client wants of a stream, besides its text.
+/// Options of a streamed response.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StreamOptions {
-    /// Whether a last chunk holds the usage.
+    /// Whether the last chunk contains the token counts.
     pub includes_usage: bool,
-    /// Whether every chunk does.
+    /// Whether every chunk contains the token counts.
     pub is_continuous: bool,
 }
 
 impl StreamOptions {
-    /// Reads `stream_options`.
+    /// Reads the field `stream_options`.
     pub fn read(fields: &crate::json_fields::Fields<'_>) -> Result<Self, crate::api_error::ApiError> {
         let Some(map) = fields.object("stream_options")? else { return Ok(Self::default()) };
         let options = crate::json_fields::Fields::nested(map, "stream_options.");

@@ -1,4 +1,4 @@
-//! Chats in Ollama's form.
+//! Chats in Ollama's format.
 
 use chrono::{SecondsFormat, Utc};
 use danlu_model::Message;
@@ -24,7 +24,7 @@ const FIELDS: &[&str] = &[
     "shift",
 ];
 
-/// Options that change the answer and are supported, and options that change its speed only.
+/// Supported options that change the reply, and options that only change the speed.
 const OPTIONS: &[&str] = &[
     "frequency_penalty",
     "main_gpu",
@@ -45,7 +45,7 @@ const OPTIONS: &[&str] = &[
     "use_mmap",
 ];
 
-/// A chat that a client asks for.
+/// A parsed chat request.
 pub(crate) struct OllamaChat {
     pub messages: Vec<Message>,
     pub sampling: SamplingFields,
@@ -70,26 +70,26 @@ impl OllamaChat {
         Ok(Self {
             messages: messages::read(map)?,
             sampling: SamplingFields::read_ollama(&options)?,
-            // Ollama streams unless told otherwise.
+            // Ollama streams by default.
             streams: fields.flag_or_on("stream")?,
         })
     }
 }
 
-/// Returns a name without the tag that Ollama's clients append.
+/// Returns a model name without the tag that Ollama's clients append.
 pub(crate) fn without_tag(name: &str) -> &str {
     name.strip_suffix(":latest").unwrap_or(name)
 }
 
-/// Returns the time in the form of Go.
+/// Formats a time as Go does.
 pub(crate) fn timestamp(seconds: Option<u64>) -> String {
     let time = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds as i64, 0));
     time.unwrap_or_else(Utc::now).to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// Writes the answer to a chat, whole or in lines.
+/// Formats the response to a chat request, whole or in lines.
 pub(crate) struct OllamaAnswer {
-    /// The name that the client sent.
+    /// The model name that the client sent.
     pub model: String,
     pub done_reason: Option<&'static str>,
 }
@@ -121,7 +121,7 @@ impl OllamaAnswer {
         line
     }
 
-    /// Waits for the end of the reply, and returns the answer.
+    /// Waits for the end of the reply, and returns the whole response.
     pub async fn whole(mut self, mut reply: Reply) -> Result<Value, ApiError> {
         let mut text = String::new();
         while let Some(piece) = reply.next().await? {

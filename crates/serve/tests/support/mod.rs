@@ -1,4 +1,4 @@
-//! A server on the embedded base, random adapters, and a small HTTP client.
+//! Starts servers on the embedded base, writes random adapters, and contains a small HTTP client.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -15,7 +15,7 @@ use danlu_loader::{BaseFiles, LoadedBase, Loader, ModelTokens};
 use danlu_serve::{AdapterSource, ServeOptions, ServedAdapter, Server};
 use serde_json::Value;
 
-/// The embedded base.
+/// Folder of the embedded base.
 pub const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m");
 
 static LOADED: LazyLock<Arc<LoadedBase>> = LazyLock::new(|| {
@@ -26,7 +26,7 @@ static LOADED: LazyLock<Arc<LoadedBase>> = LazyLock::new(|| {
     Arc::new(Loader::new(&hub, &observer).load_base(files, None, 1, backend).unwrap())
 });
 
-/// Options of a test: a free port and the base's name `base`.
+/// Returns test options: a free port, and the name `base` for the base.
 pub fn options() -> ServeOptions {
     ServeOptions { port: 0, ..ServeOptions::default() }
 }
@@ -54,20 +54,21 @@ pub fn write_adapter(folder: &Path, seed: u64, rank: u32) {
     adapter.save(folder, backend).unwrap();
 }
 
-/// Writes the adapter `seed` of rank 4 into `top`, and returns it for [`ServeOptions::adapters`].
+/// Writes a random adapter of rank 4 into `top`, with the given seed. Returns its entry for
+/// [`ServeOptions::adapters`].
 pub fn served(top: &Path, name: &str, seed: u64) -> ServedAdapter {
     let folder = top.join(name);
     write_adapter(&folder, seed, 4);
     ServedAdapter { name: name.to_owned(), source: AdapterSource::Folder(folder) }
 }
 
-/// A running server.
+/// A running test server.
 pub struct TestServer {
     pub address: SocketAddr,
     pub server: Option<Server>,
 }
 
-/// A response.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -85,13 +86,13 @@ impl Answer {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Returns the events of a stream without `[DONE]`.
+    /// Returns the events of a stream, without the last event `[DONE]`.
     pub fn events(&self) -> Vec<Value> {
         let data = self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
         data.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
     }
 
-    /// Returns the text of a chat or of a completion.
+    /// Returns the text of a chat or completion response.
     pub fn text(&self) -> String {
         let json = self.json();
         let choice = &json["choices"][0];
@@ -101,7 +102,7 @@ impl Answer {
 }
 
 impl TestServer {
-    /// Opens a connection and sends a request in HTTP/1.0, so that the body ends with the connection.
+    /// Opens a connection and sends an HTTP/1.0 request, so that the end of the connection ends the body.
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -138,7 +139,7 @@ impl TestServer {
         self.request("POST", path, &[("content-type", "application/json")], &body.to_string())
     }
 
-    /// Sends a chat of one question. `more` are other fields.
+    /// Sends a chat request with one question. `more` contains additional fields.
     pub fn chat(&self, model: &str, question: &str, more: Value) -> Answer {
         let mut body = serde_json::json!({
             "model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 12,
