@@ -33,7 +33,7 @@ pub struct Generated {
     pub prompt_tokens: usize,
     /// Number of prompt tokens that were already in the cache.
     pub reused_tokens: usize,
-    /// Time from the call to the first token.
+    /// Time from the call to the first new token.
     pub prefill: Duration,
     /// Time from the first new token to the last.
     pub decode: Duration,

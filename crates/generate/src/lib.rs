@@ -2,7 +2,7 @@
 //!
 //! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a
 //! sampler and the rules that end it. An [`Engine`] runs many sequences together, each in a slot with an
-//! adapter of its own. A [`ChatSession`] holds a conversation in one slot and streams whole characters.
+//! adapter of its own. A [`ChatSession`] holds a conversation in one slot and streams complete characters.
 //! A [`Scheduler`] runs the requests of a server on one engine, within a limit of memory.
 //!
 //! ```

@@ -25,7 +25,7 @@ pub struct ChatSession<'a> {
     tokenizer: &'a Tokenizer,
     engine: Engine<'a>,
     slot: SlotId,
-    /// Most tokens of a prompt and its reply.
+    /// Maximum number of tokens of a prompt and its reply together.
     context: usize,
     options: GenerateOptions,
     system: Option<String>,

@@ -57,7 +57,7 @@ fn sequence(i: usize) -> Sequence {
     Sequence::new(BASE.1.encode(&text).unwrap(), Sampler::new(sampling).unwrap(), rules).unwrap()
 }
 
-/// Returns the adapter of a sequence. A third of the sequences run on the base alone.
+/// Returns the adapter of a sequence. A third of the sequences have no adapter.
 fn lora(i: usize, adapters: &[Arc<dyn LoraSource>; 2]) -> Option<Arc<dyn LoraSource>> {
     [None, Some(&adapters[0]), Some(&adapters[1])][i % 3].cloned()
 }

@@ -54,7 +54,7 @@ impl RequestContext<'_, '_> {
     /// Reads the whole body.
     ///
     /// # Errors
-    /// 413 if the body is too long.
+    /// Status 413 if the body is too long.
     pub fn bytes(&mut self) -> Result<Vec<u8>, ApiError> {
         self.body.read_whole(MAX_BODY_BYTES).map_err(|error| match error.kind() {
             io::ErrorKind::FileTooLarge => ApiError::new(413, "Request Entity Too Large"),
@@ -65,7 +65,7 @@ impl RequestContext<'_, '_> {
     /// Parses the body as JSON.
     ///
     /// # Errors
-    /// 400 if the body is not JSON.
+    /// Status 400 if the body is not JSON.
     pub fn json(&mut self) -> Result<Value, ApiError> {
         serde_json::from_slice(&self.bytes()?)
             .map_err(|error| ApiError::new(400, format!("Invalid JSON: {error}")))

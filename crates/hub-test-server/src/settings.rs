@@ -47,7 +47,7 @@ impl Settings {
     }
 }
 
-/// Whether `name` matches `pattern`, in which `*` matches any characters.
+/// Returns whether `name` matches `pattern`, in which `*` matches any characters.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(start) else { return false };

@@ -152,13 +152,13 @@ impl Cache {
         }
     }
 
-    /// Whether a file is recorded as absent.
+    /// Returns whether a file is recorded as absent.
     pub fn is_absent(&self, commit: &str, file: &str) -> bool {
         self.folder.join(".no_exist").join(commit).join(file).is_file()
     }
 }
 
-/// Whether `revision` may be an abbreviated commit.
+/// Returns whether `revision` may be an abbreviated commit.
 pub(crate) fn is_abbreviation(revision: &str) -> bool {
     (7..40).contains(&revision.len()) && is_hex(revision, revision.len())
 }

@@ -62,7 +62,7 @@ impl Checksum {
     }
 }
 
-/// Whether `text` is `len` lower-case hexadecimal digits.
+/// Returns whether `text` is `len` lower-case hexadecimal digits.
 pub(crate) fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

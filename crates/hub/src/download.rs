@@ -19,7 +19,7 @@ use crate::listing::{RemoteFile, file_url};
 use crate::transfer::signed;
 use crate::{Hub, HubError, RepoName};
 
-/// A file of a commit to download.
+/// A file to download from a commit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FileFetch<'a> {
     pub repo: &'a RepoName,

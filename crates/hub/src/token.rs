@@ -125,7 +125,7 @@ impl Token {
         shown + &text[end..]
     }
 
-    /// Whether `bytes` contain the token.
+    /// Returns whether `bytes` contain the token.
     pub fn is_in(&self, bytes: &[u8]) -> bool {
         self.position_in(bytes).is_some()
     }

@@ -62,7 +62,7 @@ fn a_new_commit_downloads_only_changed_files() {
     let old = scene.pull(&format!("lab/model@{}", first.commit)).unwrap();
     assert_eq!(old.folder, first.folder);
     scene.server.model("lab/model").on("refs/heads/next/one").file("config.json", b"[1]").add();
-    // An abbreviated commit is resolved if the cache has it.
+    // An abbreviated commit is resolved if the cache contains this commit.
     let short = repo(&format!("lab/model@{}", &first.commit[..8]));
     assert_eq!(
         scene.hub(None).cached_folder(&short, FetchScope::Full).unwrap().as_ref(),

@@ -321,7 +321,7 @@ fn a_hostile_server_gets_no_file_and_no_token() {
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(desk.server.commits("me/adapter").len(), 1);
     }
-    // Responses with invalid URLs, too many or too few parts, or another host.
+    // The server returns invalid URLs, too many or too few parts, or URLs of another host.
     let oids: Vec<String> = {
         let desk = Desk::new();
         desk.push("me/adapter").unwrap();

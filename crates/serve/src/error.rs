@@ -4,7 +4,7 @@ use std::io;
 
 use danlu_loader::LoadError;
 
-/// Why a server cannot start.
+/// Reason why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {

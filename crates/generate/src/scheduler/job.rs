@@ -40,8 +40,8 @@ impl Job {
         Self { request, choice, adapter, place, is_started: false, preemptions: 0, siblings: Vec::new() }
     }
 
-    /// Returns the key for fair scheduling: the version of the job's adapter, or `None` if it runs on the
-    /// base alone.
+    /// Returns the key for fair scheduling. It is the version of the job's adapter, or `None` for a job
+    /// without an adapter.
     pub fn flow(&self) -> Option<GenerationId> {
         self.adapter.as_ref().map(|adapter| adapter.generation)
     }

@@ -25,7 +25,7 @@ impl Target {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the query parameter `name` is set to a true value.
+    /// Returns whether the query parameter `name` is set to a true value.
     pub fn asks(&self, name: &str) -> bool {
         self.query(name).is_some_and(|value| matches!(value, "1" | "true" | "True"))
     }

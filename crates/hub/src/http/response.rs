@@ -81,7 +81,7 @@ impl Response {
     }
 }
 
-/// Whether a retry may succeed.
+/// Returns whether a retry may succeed.
 fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }

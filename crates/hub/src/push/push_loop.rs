@@ -287,7 +287,7 @@ impl<'a> PushLoop<'a> {
         Ok(objects)
     }
 
-    /// Finds the pull request of a commit after its response was lost.
+    /// Searches for the pull request of a commit whose response was lost. Returns its commit if found.
     fn find_proposal(&self) -> Result<Option<NewCommit>, HubError> {
         if !self.options.create_pr {
             return Ok(None);

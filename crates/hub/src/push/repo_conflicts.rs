@@ -44,7 +44,7 @@ pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String
     old.map(|(path, file)| (path.clone(), file.size)).collect()
 }
 
-/// Whether loading a model or an adapter needs this file.
+/// Returns whether a file is needed to load a model or an adapter.
 pub(super) fn is_needed(path: &str) -> bool {
     const REQUIRED: [&str; 5] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
     REQUIRED.contains(&path) || is_weights(path, &[".safetensors"])

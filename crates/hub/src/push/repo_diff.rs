@@ -144,7 +144,7 @@ pub(crate) struct Comparison<'a> {
     pub new: Vec<&'a UploadFile>,
     pub changed: Vec<&'a UploadFile>,
     pub unchanged: Vec<&'a UploadFile>,
-    /// Weights of a replaced model in the repository.
+    /// Weights in the repository that belong to a replaced model.
     pub outdated: Vec<(String, u64)>,
 }
 
