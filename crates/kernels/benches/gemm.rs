@@ -1,7 +1,8 @@
-//! Benchmarks the matrix multiplications of a LoRA step. It prints time, GFLOP/s, and the share of this
-//! machine's measured peak. Decoding is measured in GB/s of weights against the measured read bandwidth.
+//! Benchmarks the matrix multiplications of a LoRA step. The output contains the time, GFLOP/s, and the share
+//! of the measured peak of this machine. Decoding is measured in GB/s of weights, and compared with the
+//! measured read bandwidth.
 //!
-//! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [ISA] [products] [head] [decode] [low-rank]
+//! `cargo bench -p danlu-kernels --bench gemm [-- THREADS] [ISA] [products] [head] [decode] [low-rank]`
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use danlu_kernels::{
     LoraGrads, LoraPair, LoraRef, Matrix, Store, from_f32, peak, rng::Stream,
 };
 
-/// Returns the seconds of the fastest run, because the machine may run other work.
+/// Returns the duration of the fastest run in seconds. Slower runs may be disturbed by other processes.
 fn best(mut run: impl FnMut()) -> f64 {
     run();
     let (start, mut best) = (Instant::now(), Duration::MAX);
@@ -44,7 +45,7 @@ fn report(name: &str, seconds: f64, flops: f64, peak: Option<f64>) {
     println!("  {name:<44} {:9.1} us {rate:8.1} GFLOP/s {share}", seconds * 1e6);
 }
 
-/// Forward and backward of a projection, `(N, IN, OUT)`.
+/// Shapes `(N, IN, OUT)` of a projection, for the forward and the backward pass.
 const LINEAR: [(usize, usize, usize); 12] = [
     (32, 512, 1408),
     (64, 256, 704),
@@ -138,7 +139,8 @@ fn low_rank(threads: usize, isa: Isa) {
 fn decode(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let mut stream = Stream::new(4);
-    // Larger than any cache: decoding reads every weight of a model before it returns to the first.
+    // The weight is larger than any cache. In decoding, every weight of a model is read before the first
+    // weight is read again.
     let (d_out, d_in) = (32 << 10, 2048);
     let w = weight(&mut stream, d_out, d_in);
     let bandwidth = peak::read_bandwidth(threads) / 1e9;
@@ -163,7 +165,7 @@ fn main() {
     let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar && only.is_none_or(|only| only == isa)) {
         for dtype in [DType::Bf16, DType::F32] {
-            // These peaks equal those of another instruction set.
+            // The peak of this combination equals the peak of another instruction set.
             if isa != Isa::Avx2 && isa.multiplies_bf16() != (dtype == DType::Bf16) {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Attention of generated tokens: one query per sequence, keys and values read in place.
+//! Attention for generated tokens: one query per sequence. Keys and values are read in place.
 //!
 //! ```text
 //! task: one kv head of one sequence, one run of at most RUN keys
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - Each key and value is read from memory once. Nothing is packed.
-//! - Runs begin at fixed keys of a sequence and are combined in order. A result therefore depends neither on
+//! - Runs begin at fixed keys of a sequence, and are combined in order. A result therefore depends neither on
 //!   the number of threads nor on other sequences.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,31 +22,31 @@ use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, largest};
 use crate::{AttentionDims, DType, Segment};
 
-/// Most keys of a run. Its keys and values fit L2.
+/// Maximum number of keys in a run. The keys and values of a run fit in L2.
 const RUN: usize = 256;
-/// Keys that are multiplied between two prefetches, and how far ahead the next are prefetched.
+/// Number of keys that are multiplied at a time. Meanwhile the next `PREFETCH_KEYS` keys are prefetched.
 const PREFETCH_KEYS: usize = 16;
 
-/// The runs of one segment.
+/// The runs into which the keys of one segment are divided.
 #[derive(Clone, Copy, Debug)]
 struct Runs {
     segment: Segment,
-    /// Visible keys.
+    /// First visible key, and end of the visible keys (`end_key`).
     first_key: usize,
     end_key: usize,
-    /// First run, and their number.
+    /// Index of the first run, and number of runs (`count`).
     first: usize,
     count: usize,
-    /// Runs of all earlier segments.
+    /// Number of runs in all earlier segments.
     before: usize,
 }
 
-/// The tasks of one call, and the memory that they share.
+/// The tasks of one call, and the data that all tasks share.
 pub(crate) struct DecodeAttention<'a> {
     format: OperandFormat,
     inputs: AttentionInputs<'a>,
     runs: Vec<Runs>,
-    /// Tasks of each kv head of each segment that have not ended.
+    /// Number of unfinished tasks, for each kv head of each segment.
     pending: Vec<AtomicUsize>,
     tasks: Vec<(usize, usize, usize)>,
 }
@@ -74,11 +74,11 @@ impl<'a> DecodeAttention<'a> {
         self.tasks.len()
     }
 
-    /// Runs a task. `shared` has [`shared_len`] elements.
+    /// Runs task `task`. `shared` must have [`shared_len`] elements.
     ///
     /// # Safety
-    /// `out` and `lse` are valid for writing every row of the segments, and `shared` for its length. Each task
-    /// runs once.
+    /// `out` and `lse` must be valid for writing every row of the segments, and `shared` must be valid for
+    /// its length. Each task must run only once.
     pub unsafe fn run(&self, task: usize, shared: SendPtr, out: *mut f32, lse: *mut f32) {
         let (segment, run, kv_head) = self.tasks[task];
         let (runs, dims) = (&self.runs[segment], self.inputs.dims);
@@ -86,7 +86,7 @@ impl<'a> DecodeAttention<'a> {
         let partial = partial_len(dims);
         let place = |run: usize| (runs.before + run) * dims.heads + kv_head * group;
         with_buffers(lens(self.format, dims), |[queries, scores]| {
-            // SAFETY: only this task writes the results of this run and kv head.
+            // SAFETY: no other task writes the results of this run and kv head.
             let results =
                 unsafe { std::slice::from_raw_parts_mut(shared.at(place(run) * partial), group * partial) };
             self.score(runs, run, kv_head, queries, scores);
@@ -97,26 +97,27 @@ impl<'a> DecodeAttention<'a> {
             let start = (runs.segment.kv_start + keys.start) * row + kv_head * dims.head_dim;
             mix(isa, results, partial, scores, &self.inputs.v[start..], (keys.len(), row), dims.head_dim);
         });
-        // Acquires the results of the other tasks of this kv head.
+        // This operation acquires the results of the other tasks of this kv head. Only the last task
+        // continues.
         if self.pending[segment * dims.kv_heads + kv_head].fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
         }
         for head in 0..group {
             let of_run = |run: usize| {
                 let at = (place(run) + head) * partial;
-                // SAFETY: all tasks of this kv head have ended, so that nobody writes their results.
+                // SAFETY: all tasks of this kv head have ended, so no task writes these results.
                 unsafe { std::slice::from_raw_parts(shared.at(at).cast_const(), partial) }
             };
             let row = runs.segment.q_start * dims.heads + kv_head * group + head;
-            // SAFETY: the caller guarantees the rows. Only this task writes this row and head.
+            // SAFETY: the caller guarantees that the row exists. No other task writes this row and head.
             let out = unsafe { std::slice::from_raw_parts_mut(out.add(row * dims.head_dim), dims.head_dim) };
             let log_sum = combine(out, (0..runs.count).map(of_run));
-            // SAFETY: as above.
+            // SAFETY: the caller guarantees that the row exists. No other task writes this row and head.
             unsafe { *lse.add(row) = log_sum };
         }
     }
 
-    /// Computes the scores of a run: a row of [`RUN`] for each query head.
+    /// Computes the scores of a run. Each query head has a row of [`RUN`] scores.
     fn score(&self, runs: &Runs, run: usize, kv_head: usize, queries: &mut [f32], scores: &mut [f32]) {
         let AttentionInputs { q, k, v, dims, scores: params, .. } = self.inputs;
         let AttentionDims { heads, kv_heads, head_dim } = dims;
@@ -127,7 +128,7 @@ impl<'a> DecodeAttention<'a> {
         }
         let keys = runs.keys(run);
         let at = |key: usize| (runs.segment.kv_start + key) * row + kv_head * head_dim;
-        // The last key and value of the run exist, and with them all others.
+        // If the last key and value of the run exist, all earlier keys and values exist too.
         assert!(k.len().min(v.len()) >= at(keys.end - 1) + head_dim && scores.len() >= group * RUN);
         for start in keys.clone().step_by(PREFETCH_KEYS) {
             let end = keys.end.min(start + PREFETCH_KEYS);
@@ -154,8 +155,8 @@ impl<'a> DecodeAttention<'a> {
                 accumulate: false,
                 round: false,
             };
-            // SAFETY: the rows of `queries` and `scores` were sized for the group, and the assertion above
-            // covers the keys.
+            // SAFETY: `queries` and `scores` have rows for all query heads of the group, and the assertion
+            // above covers the keys.
             unsafe { self.format.dots(&job) };
         }
     }
@@ -184,8 +185,9 @@ fn runs(segments: &[Segment], dims: AttentionDims, window: Option<usize>) -> Vec
     segments.iter().map(of_segment).collect()
 }
 
-/// Elements of the result of one query head over one run: the mixed values, the largest score and the sum.
-/// Results of different tasks share no cache line.
+/// Returns the length of the result of one query head over one run. The result contains the mixed values, the
+/// largest score and the sum of the weights. The length is padded, so that results of different tasks share
+/// no cache line.
 fn partial_len(dims: AttentionDims) -> usize {
     (dims.head_dim + 2).next_multiple_of(WIDEST)
 }
@@ -196,12 +198,12 @@ pub(crate) fn shared_len(segments: &[Segment], dims: AttentionDims, window: Opti
     runs * dims.heads * partial_len(dims)
 }
 
-/// Returns the number of elements that a task needs for itself.
+/// Returns the number of elements in the buffers of one task.
 pub(crate) fn task_len(format: OperandFormat, dims: AttentionDims) -> usize {
     total(lens(format, dims))
 }
 
-/// Lengths of the buffers of a task: its queries as words, and their scores.
+/// Returns the lengths of the two buffers of a task: the packed queries, and the scores of these queries.
 fn lens(format: OperandFormat, dims: AttentionDims) -> [usize; 2] {
     let group = dims.heads / dims.kv_heads;
     [group * format.row_words(dims.head_dim), group * RUN]
@@ -223,8 +225,9 @@ fn prefetch_row(row: *const f32, len: usize) {
 }
 
 simd_fn! {
-    /// Turns the scores of each query head, rows of [`RUN`], into weights `e^(score - largest)`. The largest
-    /// score and the sum of the weights become the last two elements of the head's result.
+    /// Replaces scores by weights `e^(score - largest)`. Each query head has a row of [`RUN`] scores. The
+    /// largest score and the sum of the weights are written to the last two elements of the result of the
+    /// head.
     fn weigh(
         scores: &mut [f32],
         results: &mut [f32],
@@ -254,8 +257,9 @@ fn weigh_lanes<L: Lanes>(
 }
 
 simd_fn! {
-    /// Writes the sum of rows of `values`, weighted by each row of `weights`, to the beginning of each result.
-    /// `shape` is the number of rows, and the elements from one to the next. A row has `head_dim` elements.
+    /// Computes the sum of the rows of `values`, weighted by each row of `weights`. Each sum is written to
+    /// the beginning of a result. `shape` is the number of rows, and the distance from one row to the next in
+    /// elements. A row has `head_dim` elements.
     fn mix(
         results: &mut [f32],
         partial: usize,
@@ -275,7 +279,7 @@ fn mix_lanes<L: Lanes>(
     (keys, row): (usize, usize),
     head_dim: usize,
 ) {
-    // Sixteen sums fill half of 32 registers; with 16 registers, eight do.
+    // Sixteen accumulators fill half of 32 registers. Eight accumulators fill half of 16 registers.
     let widest = if L::COUNT == WIDEST { 4 } else { 2 };
     let heads = results.len() / partial;
     for head in (0..heads).step_by(4) {
@@ -300,7 +304,7 @@ fn mix_lanes<L: Lanes>(
     }
 }
 
-/// Mixes `V` vectors of the columns for `H` query heads, with the sums in registers.
+/// Computes `V` vectors of the weighted sums of `H` query heads. The accumulators stay in registers.
 #[inline(always)]
 fn mix_tile<L: Lanes, const H: usize, const V: usize>(
     results: &mut [f32],
@@ -330,7 +334,8 @@ fn mix_tile<L: Lanes, const H: usize, const V: usize>(
     }
 }
 
-/// Combines the results of all runs, in order. Returns the log of the softmax denominator.
+/// Combines the results of all runs in order, and writes the output to `out`. Returns the log of the softmax
+/// denominator.
 fn combine<'a>(out: &mut [f32], runs: impl Iterator<Item = &'a [f32]> + Clone) -> f32 {
     let parts = |run: &'a [f32]| (run[run.len() - 2], run[run.len() - 1]);
     let max = runs.clone().map(|run| parts(run).0).fold(f32::NEG_INFINITY, f32::max);

@@ -1,5 +1,5 @@
-//! Causal grouped-query attention over segments: the reference here, the tiled version in `tiled`, and that of
-//! generated tokens in `decode`.
+//! Causal grouped-query attention over segments. This module contains the reference implementation. The tiled
+//! version is in `tiled`, and the version for generated tokens is in `decode`.
 
 mod decode;
 #[cfg(test)]
@@ -21,15 +21,15 @@ use crate::{AttentionDims, AttentionOperands, AttentionScores, Segment};
 /// [`AttentionOperands`] as slices of host memory.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInputs<'a> {
-    /// `(N, NH, HS)`, rotated.
+    /// Queries `(N, NH, HS)`, after the rotary embedding.
     pub q: &'a [f32],
-    /// `(M, KH, HS)`, rotated.
+    /// Keys `(M, KH, HS)`, after the rotary embedding.
     pub k: &'a [f32],
-    /// `(M, KH, HS)`.
+    /// Values `(M, KH, HS)`.
     pub v: &'a [f32],
-    /// The keys that each query row sees.
+    /// The query rows of each sequence, and the keys that are visible to these rows.
     pub segments: &'a [Segment],
-    /// Head layout.
+    /// Number of heads, and size of a head.
     pub dims: AttentionDims,
     /// Scale, window and cap of the scores.
     pub scores: AttentionScores,
@@ -47,7 +47,7 @@ impl<'a> AttentionInputs<'a> {
     }
 }
 
-/// Causal softmax attention inside each segment. With `s = q · k / sqrt(HS)` over the visible keys:
+/// Computes causal softmax attention inside each segment. With `s = q · k / sqrt(HS)` over the visible keys:
 /// `out = softmax(s) v` and `lse = log(sum(exp(s)))`.
 ///
 /// | operand  | shape         | note                                         |
@@ -57,11 +57,12 @@ impl<'a> AttentionInputs<'a> {
 /// | `q`      | `(N, NH, HS)` |                                              |
 /// | `k`, `v` | `(M, KH, HS)` | query head `h` reads kv head `h / (NH / KH)` |
 ///
-/// Sources: Vaswani et al., 2017, equation 1, <https://arxiv.org/abs/1706.03762>; grouped queries: Ainslie et
-/// al., 2023, <https://arxiv.org/abs/2305.13245>.
+/// Source of the attention: Vaswani et al., 2017, equation 1, <https://arxiv.org/abs/1706.03762>. Source of
+/// grouped queries: Ainslie et al., 2023, <https://arxiv.org/abs/2305.13245>.
 ///
 /// # Panics
-/// If a segment has more queries than keys or reaches past a slice, or `NH` is no multiple of `KH`.
+/// If a segment has more queries than keys, or reaches past the end of a slice. If `NH` is not a multiple of
+/// `KH`.
 pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
     let AttentionInputs { q, k, v, segments, dims, scores: params } = inputs;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
@@ -92,14 +93,19 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
     }
 }
 
-/// Backward of [`forward`]; overwrites the rows of the segments.
+/// Computes the gradients of [`forward`]. The rows of the segments are overwritten.
 ///
-/// With `p = exp(s - lse)` and `ds = p · (dout · v - dout · out)`: `dq = Σ ds k / sqrt(HS)`,
-/// `dk = Σ ds q / sqrt(HS)`, `dv = Σ p dout`. The sums of `dk` and `dv` run over every query and every head
-/// of the group that sees the key.
+/// With `p = exp(s - lse)` and `ds = p · (dout · v - dout · out)`, the gradients are:
+///
+/// - `dq = Σ ds k / sqrt(HS)`
+/// - `dk = Σ ds q / sqrt(HS)`
+/// - `dv = Σ p dout`
+///
+/// The sums of `dk` and `dv` include every query to which the key is visible, and every query head of the
+/// group.
 ///
 /// # Panics
-/// As [`forward`].
+/// In the same cases as [`forward`].
 pub fn backward(
     [dq, dk, dv]: [&mut [f32]; 3],
     dout: &[f32],
@@ -146,7 +152,7 @@ fn queries(segment: &Segment, heads: usize) -> impl Iterator<Item = (usize, usiz
 }
 
 impl AttentionScores {
-    /// Returns the keys of `segment` that its query `i` sees.
+    /// Returns the keys of `segment` that are visible to query `i` of the segment.
     fn visible(&self, segment: &Segment, i: usize) -> Range<usize> {
         let end = segment.kv_len - segment.q_len + i + 1;
         end.saturating_sub(self.window.unwrap_or(end))..end

@@ -10,7 +10,8 @@ const DIMS: AttentionDims = AttentionDims { heads: 4, kv_heads: 2, head_dim: 4 }
 
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128), (50, 1, 3), (3, 3, 5)];
-/// Three cases: Llama's scores; a scale, a cap and a window within one panel; a window over several panels.
+/// Scores as in Llama, scores with a cap and a window inside one panel, and scores with a cap and a window
+/// over several panels.
 const SCORES: [AttentionScores; 3] = [
     AttentionScores { scale: 0.5, window: None, softcap: None },
     AttentionScores { scale: 0.7, window: Some(2), softcap: Some(1.5) },
@@ -75,7 +76,7 @@ fn backward_matches_finite_differences() {
 }
 
 fn check_backward(scores: AttentionScores) {
-    // Two packed sequences. The first three keys of one belong to a prefix without queries.
+    // Two packed sequences. The first three keys of the second sequence belong to a prefix without queries.
     let segments = [
         Segment { q_start: 0, q_len: 3, kv_start: 0, kv_len: 3 },
         Segment { q_start: 3, q_len: 2, kv_start: 3, kv_len: 5 },
@@ -98,7 +99,8 @@ fn check_backward(scores: AttentionScores) {
     check(&v, &dv, |v| loss(&q, &k, v));
 }
 
-/// Returns `out`, `lse`, `dq`, `dk` and `dv`. The backward pass reads the `out` and `lse` of the reference.
+/// Returns `out`, `lse`, `dq`, `dk` and `dv` of `backend`. The backward pass reads `out` and `lse` from
+/// `expected`.
 fn attend(
     backend: &dyn Backend,
     operands: &[Vec<f32>; 4],
@@ -117,7 +119,7 @@ fn attend(
     found.map(|buffer| buffer.host_slice().to_vec())
 }
 
-/// As `attend`, in f64.
+/// Returns the same results as `attend`, computed in f64.
 fn reference(
     [q, k, v, dout]: &[Vec<f32>; 4],
     (dims, scores): (AttentionDims, AttentionScores),
@@ -131,7 +133,8 @@ fn reference(
     expected
 }
 
-/// Random operands for every kind of segment. No dimension is a multiple of the vector length.
+/// Returns random operands for all of `SEGMENTS`. The numbers of queries and keys are not multiples of the
+/// vector length.
 fn operands(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usize)) -> [Vec<f32>; 4] {
     let (n, m) = (337 * heads * head_dim, 505 * kv_heads * head_dim);
     let q = random(stream, n).iter().map(|q| 3.0 * q).collect();
@@ -163,7 +166,7 @@ fn every_isa_matches_the_reference_whatever_the_shape() {
     }
 }
 
-/// With operands that are exact in bf16, only attention weights and gradients of scores are rounded.
+/// If the operands are exact in bf16, only the attention weights and the gradients of the scores are rounded.
 #[test]
 fn bf16_rounds_operands_and_nothing_else() {
     let mut stream = Stream::new(29);
@@ -172,7 +175,7 @@ fn bf16_rounds_operands_and_nothing_else() {
         let dims = (AttentionDims { heads, kv_heads, head_dim }, scores);
         let mut operands = operands(&mut stream, shape);
         let scale = scores.scale;
-        // The back end scales queries before rounding them.
+        // The back end multiplies queries by the scale before the queries are rounded.
         for (factor, operand) in [scale, 1.0, 1.0, 1.0].into_iter().zip(&mut operands) {
             operand.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x * factor)) / factor);
         }
@@ -180,10 +183,11 @@ fn bf16_rounds_operands_and_nothing_else() {
         for isa in Isa::supported().filter(|isa| isa.multiplies_bf16()) {
             let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype: DType::Bf16 };
             let found = attend(&Cpu::new(options), &operands, [&expected[0], &expected[1]], dims);
-            // Each weight has a relative error of 2^-9, weights sum to 1, and values are at most 1.
+            // Each weight has a relative error of at most 2^-9. The weights of a row sum to 1, and values are
+            // at most 1.
             assert_close(&found[0], &expected[0], 0.5f32.powi(9) + 5e-6);
             assert_close(&found[1], &expected[1], 5e-6);
-            // Each term of a gradient has a relative error of at most 2^-9, of either sign.
+            // Each term of a gradient has a relative error of at most 2^-9, with either sign.
             for (found, expected) in found[2..].iter().zip(&expected[2..]) {
                 let wrong: Vec<f32> = found.iter().zip(expected).map(|(f, e)| f - e).collect();
                 let share = (inner(&wrong, &wrong) / inner(expected, expected)).sqrt();
@@ -193,7 +197,7 @@ fn bf16_rounds_operands_and_nothing_else() {
     }
 }
 
-/// Decoding from a cache, one or several rows at a time, equals the full pass.
+/// Decoding one or several rows at a time from a cache gives the same bits as the full pass.
 #[test]
 fn rows_alone_have_the_bits_of_rows_together() {
     let mut stream = Stream::new(30);
@@ -259,7 +263,9 @@ fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
     }
 }
 
-/// Sequences of one query, in all lengths around a run. They lie apart, in another order than their queries.
+/// Sequences with one query each. The lengths of the sequences include 255, 256 and 257, because a run has
+/// 256 keys. There are gaps between the keys of the sequences. The keys and the queries of the sequences are
+/// in different orders.
 const GENERATED: [Segment; 6] = [
     Segment { q_start: 0, q_len: 1, kv_start: 1411, kv_len: 1 },
     Segment { q_start: 1, q_len: 1, kv_start: 0, kv_len: 255 },
@@ -282,7 +288,7 @@ fn decode(
     [out, lse].map(|buffer| buffer.host_slice().to_vec())
 }
 
-/// Returns the operands of [`decode`] as buffers.
+/// Returns random operands for [`decode`] as buffers.
 fn generated(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usize)) -> [Buffer; 3] {
     let q = random(stream, 7 * heads * head_dim).iter().map(|q| 3.0 * q).collect();
     let keys = 1412 * kv_heads * head_dim;
@@ -304,8 +310,8 @@ fn generated_tokens_match_the_reference() {
         for (isa, dtype) in Isa::supported().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
             let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype });
             let found = decode(&cpu, buffers.each_ref(), &GENERATED, (dims, scores));
-            // Under bf16, queries and keys have relative errors of 2^-9. Scores are at most 3 · HS, and
-            // values at most 1.
+            // With bf16, queries and keys have relative errors of 2^-9. Scores are at most 3 · HS, and values
+            // are at most 1.
             let is_rounded = dtype == DType::Bf16 && isa.multiplies_bf16();
             let tolerance = if is_rounded { 0.05 } else { 5e-6 };
             assert_close(&found[0], &out, tolerance);
@@ -324,7 +330,7 @@ fn a_generated_token_sees_neither_its_neighbours_nor_its_place() {
             let cpu = |threads| Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
             let [out, lse] = decode(&cpu(3), [q, k, v], &GENERATED, dims);
             for segment in GENERATED {
-                // Moved to the beginning.
+                // Copies rows of the segment to a buffer that begins with these rows.
                 let moved = |buffer: &Buffer, row: usize, start: usize, rows: usize| {
                     Buffer::from_vec(buffer.host_slice()[start * row..][..rows * row].to_vec())
                 };

@@ -1,4 +1,4 @@
-//! Quantization to 4 bits, with the codes that bitsandbytes computes on a CPU.
+//! Quantization to 4 bits. The codes equal the codes that bitsandbytes computes on a CPU.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,10 +6,10 @@ use std::str::FromStr;
 use super::tables::{FP4, NF4, dynamic_u8};
 use crate::simd::simd_fn;
 
-/// A table of 16 values.
+/// A 4-bit code: a table of 16 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FourBitCode {
-    /// NF4: quantiles of a normal distribution, for weights.
+    /// NF4: the quantiles of a normal distribution, for weights.
     Nf4,
     /// FP4: a small floating-point number.
     Fp4,
@@ -24,7 +24,7 @@ impl FourBitCode {
         }
     }
 
-    /// Returns the value of each code.
+    /// Returns the table that contains the value of each code.
     pub fn table(self) -> &'static [f32; 16] {
         match self {
             Self::Nf4 => &NF4,
@@ -50,11 +50,11 @@ impl FromStr for FourBitCode {
     }
 }
 
-/// Codes in ascending order of their values, and the bounds between neighbours.
+/// The 16 codes in ascending order of their values, and the bounds between neighbouring values.
 struct Ladder {
     codes: [u8; 16],
     bounds: [f32; 15],
-    /// Whether each code equals its position in that order.
+    /// Whether each code equals its position in ascending order.
     is_ordered: bool,
 }
 
@@ -62,7 +62,7 @@ impl Ladder {
     fn of(code: FourBitCode) -> Self {
         let table = code.table();
         let mut codes: [u8; 16] = std::array::from_fn(|i| i as u8);
-        // A stable sort: of FP4's two zeros, the lower code is for values below zero.
+        // The sort is stable. FP4 has two zeros, and the zero with the lower code is for values below zero.
         codes.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
         let value = |i: usize| table[codes[i] as usize];
         let is_ordered = codes.iter().enumerate().all(|(place, &code)| place == code as usize);
@@ -70,10 +70,12 @@ impl Ladder {
     }
 }
 
-/// Encodes `values`, which begin at a block boundary, and each block's largest magnitude. Two codes share a
-/// byte, the first in the upper half. A value on the bound between two codes takes the lower.
+/// Encodes `values`, and writes the largest magnitude of each block to `absmax`. The values must begin at a
+/// block boundary. Each byte contains two codes, with the first code in the upper half. A value exactly
+/// between two values of the table gets the code of the smaller value.
 ///
-/// The last block may be short. An odd value at the end shares its byte with a zero.
+/// The last block may be short. If the number of values is odd, the last byte contains the code of the last
+/// value and the code of zero.
 ///
 /// # Panics
 /// If `codes` or `absmax` does not have the length that the values need.
@@ -95,7 +97,7 @@ simd_fn! {
     fn encode(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mut [u8], absmax: &mut [f32]) = encode_body
 }
 
-/// Values that are compared with the bounds at once.
+/// Number of values that are compared with the bounds at once.
 const TOGETHER: usize = 64;
 
 #[allow(
@@ -116,8 +118,8 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
         let rest = sixteens.remainder().iter().map(|v| v.abs());
         let largest = largest.into_iter().chain(rest).fold(0.0f32, f32::max);
         let is_whole = values.len() == block_size;
-        // bitsandbytes multiplies by a reciprocal in a whole block. In a short block it divides, and replaces
-        // a zero scale.
+        // For a whole block, bitsandbytes multiplies by the reciprocal of the scale. For a short block,
+        // bitsandbytes divides by the scale, and replaces a scale of zero.
         let divisor = largest.max(1e-38);
         *absmax = if is_whole { largest } else { divisor };
         let inverse = 1.0 / divisor;
@@ -146,24 +148,24 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
     }
 }
 
-/// Scales in 8 bits: the "double quantization" of a weight's block scales.
+/// Block scales of a weight as 8-bit codes ("double quantization").
 #[derive(Clone, Debug, PartialEq)]
 pub struct NestedScales {
     /// One code of [`dynamic_u8`] per scale.
     pub codes: Vec<u8>,
-    /// The largest magnitude in each [`NESTED_BLOCK`] of scales, after subtracting the mean.
+    /// The largest magnitude in each block of [`NESTED_BLOCK`] scales, after the mean is subtracted.
     pub absmax: Vec<f32>,
     /// The mean of the scales.
     pub offset: f32,
 }
 
-/// Scales that share one scale of their own.
+/// Number of block scales that share one entry of [`NestedScales::absmax`].
 pub const NESTED_BLOCK: usize = 256;
 
-/// Encodes the scales of a weight in 8 bits. Each takes the nearest code, and the lower of two equally near
-/// ones.
+/// Encodes the scales of a weight in 8 bits. Each scale gets the nearest code. If two codes are equally near,
+/// the scale gets the lower code.
 ///
-/// bitsandbytes chooses the other neighbour for about one scale in some hundreds.
+/// For about one scale in some hundreds, bitsandbytes chooses the other neighbouring code.
 pub fn nest(scales: &[f32]) -> NestedScales {
     let table = dynamic_u8();
     let mean = scales.iter().map(|&v| f64::from(v)).sum::<f64>() / scales.len().max(1) as f64;
@@ -173,14 +175,14 @@ pub fn nest(scales: &[f32]) -> NestedScales {
         let largest = block.iter().fold(0.0f32, |largest, v| largest.max((v - offset).abs()));
         absmax.push(largest);
         codes.extend(block.iter().map(|v| {
-            // If all scales are equal, bitsandbytes stores the first code with a scale of zero.
+            // If all scales of a block are equal, bitsandbytes stores the first code with a scale of zero.
             if largest == 0.0 { 0 } else { nearest(&table, (v - offset) / largest) }
         }));
     }
     NestedScales { codes, absmax, offset }
 }
 
-/// Returns the index in an ascending table that is nearest to `v`.
+/// Returns the index of the entry that is nearest to `v` in an ascending table.
 fn nearest(table: &[f32; 256], v: f32) -> u8 {
     let above = table.partition_point(|&entry| entry <= v);
     let below = above.saturating_sub(1);

@@ -1,9 +1,10 @@
-//! Weights in 4 bits, in the format of bitsandbytes: codes, a scale for each block, a table of 16 values.
+//! Weights in 4 bits, in the format of bitsandbytes. A weight has 4-bit codes, one scale for each block of
+//! elements, and a table of 16 values.
 //!
-//! Element `e` of a row-major matrix has its code in half a byte; even elements use the upper half. Blocks of
-//! `block_size` elements continue across the ends of rows. A value is `table[code] · scale` in f32. A bf16
-//! multiplication rounds it like any other weight. The scales may themselves be 8-bit codes ("double
-//! quantization").
+//! The matrix is row-major. Two elements share a byte of codes, and the element with the even index uses the
+//! upper half. A block has `block_size` consecutive elements, and may continue in the next row. The value of
+//! an element is `table[code] · scale` in f32. A multiplication in bf16 rounds this value, as for any other
+//! weight. The scales may be stored as 8-bit codes ("double quantization").
 
 mod encode;
 mod tables;
@@ -29,33 +30,33 @@ pub struct FourBit {
     len: usize,
 }
 
-/// Format of an encoded weight.
+/// Format of a 4-bit weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FourBitFormat {
-    /// Table of values.
+    /// The 4-bit code, which defines the table of values.
     pub code: FourBitCode,
-    /// Elements that share a scale, a power of two.
+    /// Number of elements that share a scale. A power of two.
     pub block_size: usize,
-    /// Whether scales are 8-bit codes.
+    /// Whether the scales are stored as 8-bit codes.
     pub nested: bool,
 }
 
-/// The scale of each block.
+/// The scales of all blocks of a weight.
 #[derive(Clone, Debug)]
 pub enum Scales {
-    /// Little-endian f32.
+    /// Scales as little-endian f32.
     Plain(Bytes),
-    /// `table[codes[i]] · absmax[i / block_size] + offset`.
+    /// Scales as 8-bit codes. Scale `i` is `table[codes[i]] · absmax[i / block_size] + offset`.
     Nested {
-        /// One byte for each block of weights.
+        /// One 8-bit code for each block of weights.
         codes: Bytes,
-        /// The value of each byte.
+        /// The value of each 8-bit code.
         table: Arc<[f32; 256]>,
-        /// Little-endian f32, one for each block of scales.
+        /// The largest magnitude in each block of scales, as little-endian f32.
         absmax: Bytes,
-        /// Scales in a block, a power of two.
+        /// Number of scales in a block of scales. A power of two.
         block_size: usize,
-        /// The mean of the scales, which the codes leave out.
+        /// The mean of the scales, which was subtracted before the scales were encoded.
         offset: f32,
     },
 }
@@ -73,7 +74,7 @@ impl Scales {
         }
     }
 
-    /// Returns the scales as slices, for loops.
+    /// Returns a view of the scales as slices, for inner loops.
     #[inline(always)]
     pub(crate) fn view(&self) -> ScaleView<'_> {
         match self {
@@ -89,17 +90,17 @@ impl Scales {
     }
 }
 
-/// [`Scales`] as slices, for loops.
+/// A view of [`Scales`] as slices, for inner loops.
 #[derive(Clone, Copy)]
 pub(crate) enum ScaleView<'a> {
     Plain(&'a [u8]),
     Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
 }
 
-/// Most blocks of a group. Within a group, one byte selects a block's scale.
+/// Maximum number of blocks in a group. Within a group, one byte selects the scale of a block.
 pub(crate) const GROUP: usize = 256;
 
-/// The selecting bytes of a group whose scales are not nested.
+/// The bytes that select the scales of a group if the scales are not nested. Byte `i` has the value `i`.
 static IN_ORDER: [u8; GROUP] = {
     let mut bytes = [0; GROUP];
     let mut i = 0;
@@ -111,7 +112,7 @@ static IN_ORDER: [u8; GROUP] = {
 };
 
 impl<'a> ScaleView<'a> {
-    /// Returns the binary logarithm of the blocks in a group.
+    /// Returns the binary logarithm of the number of blocks in a group.
     #[inline(always)]
     pub fn group_log2(&self) -> u32 {
         let most = GROUP.ilog2();
@@ -121,8 +122,9 @@ impl<'a> ScaleView<'a> {
         }
     }
 
-    /// Writes the scales of group `group` to a table, and returns the byte that selects each block's scale in
-    /// it. A scale is computed once for many blocks, with the same bits as in [`at`](ScaleView::at).
+    /// Writes the scales of group `group` to the table `scales`. Returns the bytes that select a scale from
+    /// this table for each block. A scale is computed once for many blocks, and has the same bits as the
+    /// result of [`at`](ScaleView::at).
     #[inline(always)]
     pub fn group(&self, group: usize, scales: &mut [f32; GROUP]) -> &'a [u8] {
         let first = group << self.group_log2();
@@ -163,11 +165,11 @@ fn f32_at(bytes: &[u8], i: usize) -> f32 {
 }
 
 impl FourBit {
-    /// Makes a weight of `len` elements. `dtype` is the type of the weight before quantization.
+    /// Creates a weight of `len` elements. `dtype` is the type of the weight before quantization.
     ///
     /// # Panics
-    /// If there are not `len` codes, if a block size is not a power of two of at least 2, or if the number of
-    /// scales is wrong. Callers check files first.
+    /// If a block size is not a power of two of at least 2. If the number of codes or scales does not match
+    /// `len`. Callers validate the contents of files before they call this function.
     pub fn new(
         codes: Bytes,
         scales: Scales,
@@ -198,12 +200,12 @@ impl FourBit {
         &self.scales
     }
 
-    /// Returns the value of each code before scaling.
+    /// Returns the value of each code before the scale is applied.
     pub fn table(&self) -> &[f32; 16] {
         &self.table
     }
 
-    /// Returns the elements of a block.
+    /// Returns the number of elements in a block.
     pub fn block_size(&self) -> usize {
         1 << self.block_log2
     }
@@ -218,7 +220,7 @@ impl FourBit {
         self.dtype
     }
 
-    /// Returns the bytes of codes and scales.
+    /// Returns the total size of the codes and scales in bytes.
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
             Scales::Plain(absmax) => absmax.as_slice().len(),
@@ -227,10 +229,10 @@ impl FourBit {
         self.codes().len() + scales
     }
 
-    /// Writes the values of `elements` to `out`.
+    /// Writes the values of the elements in the range `elements` to `out`.
     ///
     /// # Panics
-    /// If the range reaches past the end, or `out` has another length.
+    /// If the range ends past the last element, or if `out` and the range have different lengths.
     pub fn decode(&self, elements: Range<usize>, out: &mut [f32]) {
         assert!(elements.end <= self.len && out.len() == elements.len());
         let (codes, scales) = (self.codes(), self.scales.view());
@@ -248,7 +250,7 @@ impl FourBit {
     }
 }
 
-/// Returns the code of element `e` from its byte.
+/// Returns the code of element `e` from the byte that contains the code.
 #[inline(always)]
 pub(crate) fn code(byte: u8, e: usize) -> usize {
     (if e.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize

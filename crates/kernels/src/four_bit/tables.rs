@@ -1,7 +1,7 @@
-//! The tables of the 4-bit format: the value of each code before scaling.
+//! The tables of the 4-bit format. A table contains the value of each code before the scale is applied.
 
-/// NF4: quantiles of a normal distribution, ascending, with an exact zero.
-/// Source: Dettmers et al., 2023, appendix E.
+/// NF4: the quantiles of a normal distribution in ascending order, with an exact zero. Source: Dettmers et
+/// al., 2023, appendix E.
 pub const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -21,8 +21,8 @@ pub const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// FP4: a sign, two bits of exponent and one of mantissa, divided by the largest value. Unordered, with two
-/// zeros.
+/// FP4: a sign bit, two bits of exponent and one bit of mantissa. Each value is divided by the largest value.
+/// The table is not sorted, and contains two zeros.
 pub const FP4: [f32; 16] = [
     0.0,
     0.0625 / 12.0,
@@ -42,13 +42,14 @@ pub const FP4: [f32; 16] = [
     -3.0 / 12.0,
 ];
 
-/// The 8-bit code of block scales, ascending: seven decades, each divided more finely than the one below.
-/// Source: Dettmers, 2016 (dynamic tree quantization), with a sign.
+/// Returns the values of the 8-bit code for block scales, in ascending order. The code covers seven decades.
+/// Each decade has twice as many values as the decade below. Source: Dettmers, 2016 (dynamic tree
+/// quantization), with a sign.
 pub fn dynamic_u8() -> [f32; 256] {
     let mut values = Vec::with_capacity(256);
     for decade in 0..7 {
-        // The midpoints of equal parts of [0.1, 1]. As in torch.linspace, each step counts from the nearer
-        // end.
+        // The values are the midpoints of equal parts of [0.1, 1]. As in torch.linspace, each edge of a part
+        // is computed from the nearer end of the interval.
         let parts = 1usize << decade;
         let step = (1.0f32 - 0.1) / parts as f32;
         let edge = |i: usize| match i < parts.div_ceil(2) {

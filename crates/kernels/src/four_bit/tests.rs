@@ -1,4 +1,5 @@
-//! Compares codes and values with bitsandbytes, and every instruction set with the plain decoder.
+//! Compares codes and values with bitsandbytes, and compares the results of every instruction set with the
+//! plain decoder.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ use crate::{
     bf16_to_f32, f32_to_bf16, from_f32, to_f32,
 };
 
-/// Reads what `reference/four_bit.py` computed with bitsandbytes.
+/// Reads the file that `reference/four_bit.py` wrote with bitsandbytes.
 fn expected() -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/expected/four_bit.safetensors");
     std::fs::read(path).unwrap()
@@ -57,7 +58,7 @@ fn the_tables_are_those_of_bitsandbytes() {
     assert!(odd.is_empty(), "{odd:?}");
 }
 
-/// Returns each matrix of the expected file: prefix, type, values and block size.
+/// Returns the prefix, type, values and block size of each matrix in the file.
 fn matrices(file: &SafeTensors<'_>) -> Vec<(String, DType, Vec<f32>, usize)> {
     let mut names: Vec<_> = file.names().into_iter().filter_map(|name| name.strip_suffix(".input")).collect();
     names.sort_unstable();
@@ -88,14 +89,14 @@ fn codes_and_scales_are_those_of_bitsandbytes_on_every_instruction_set() {
             }
             let absmax = floats(&file, &format!("{name}.absmax")).1;
             let nested = nest(&absmax);
-            // danlu sums the mean in f64, PyTorch in f32.
+            // danlu adds the scales in f64 for the mean, and PyTorch adds them in f32.
             let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
             assert!(close(nested.offset, floats(&file, &format!("{name}.nested.offset")).1[0]), "{name}");
             for (a, b) in nested.absmax.iter().zip(floats(&file, &format!("{name}.nested.absmax")).1) {
                 assert!((a - b).abs() <= 1e-6 * nested.offset.abs().max(*a), "{name}: {a} {b}");
             }
-            // In a whole base, bitsandbytes chooses the other neighbour for some scales. In this file it
-            // never does.
+            // In a whole base model, bitsandbytes chooses the other neighbouring code for some scales. In
+            // this file, all codes agree.
             assert_eq!(nested.codes, raw(format!("{name}.nested.codes")), "{name}");
         }
     }
@@ -144,9 +145,14 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
     FourBit::new(Bytes::from_vec(codes), scales, NF4, block_size, dtype, len)
 }
 
-/// Rows and blocks in every relation: whole chunks of 64 and 128, a group of scales that ends inside a row,
-/// short rows, rows that end inside a block or a byte, more rows than one sum takes, and rows that a sum
-/// divides inside a block.
+/// Shapes `(rows, cols, block_size)` for all relations between rows and blocks:
+///
+/// - rows of whole chunks of 64 and of 128 elements
+/// - a group of scales that ends inside a row
+/// - short rows
+/// - rows that end inside a block or inside a byte
+/// - more rows than one block of `k` contains in the backward pass
+/// - rows that a block of `k` divides inside a block of scales
 const SHAPES: [(usize, usize, usize); 17] = [
     (701, 256, 64),
     (803, 64, 64),
@@ -175,8 +181,8 @@ fn every_instruction_set_decodes_the_same_bits() {
             let weight = Arc::new(weight(&mut stream, dtype, rows * cols, block_size, is_nested));
             let w = Matrix::four_bit(weight, rows, cols);
             let stored = w.to_vec();
-            // Rows of the unit matrix select single elements. A few rows use dot products, many rows use
-            // packed tiles.
+            // The input is rows of the unit matrix, so each result is a single element of the weight. A few
+            // rows use dot products, and many rows use packed tiles.
             for (n, from) in [(1, 3), (5, cols / 2), (8, cols.saturating_sub(70)), (cols.max(9), 0)] {
                 let picked: Vec<usize> = (0..n).map(|i| (from + i * 7) % cols).collect();
                 let mut unit = vec![0.0; n * cols];
@@ -197,7 +203,7 @@ fn every_instruction_set_decodes_the_same_bits() {
                     assert_eq!(out.host_slice(), rounded, "{isa} {rows} x {cols} {dtype:?}, {n} rows, bf16");
                 }
             }
-            // Backward: each row of the unit matrix selects a row.
+            // In the backward pass, each row of the unit matrix selects a row of the weight.
             let mut unit = vec![0.0; rows * rows];
             (0..rows).for_each(|i| unit[i * rows + i] = 1.0);
             let dout = Buffer::from_vec(unit);

@@ -1,6 +1,6 @@
-//! AMX: `tdpbf16ps` multiplies tile registers of 16 rows by 16 bf16 pairs, and sums in f32.
+//! AMX: `tdpbf16ps` multiplies tile registers of 16 rows by 16 bf16 pairs, and accumulates in f32.
 //!
-//! [`tiles`] computes blocks of at most 32 x 32 sums in four registers:
+//! [`tiles`] computes blocks of C with at most 32 x 32 elements. Four registers contain the accumulators:
 //!
 //! ```text
 //!                               B: 16 words of 32 columns
@@ -11,14 +11,14 @@
 //!
 //! - `B` is packed as for AVX512-BF16. `A` is packed in squares of 16 rows by 16 words, without a
 //!   transposition.
-//! - Both are padded with zeros to whole squares along `k`, because the registers keep one shape during a
-//!   sum.
-//! - At the last rows and columns of `C`, the registers have smaller shapes. No load or store passes the
-//!   edge.
-//! - Sums begin with the elements of `C`, or with zero.
+//! - Both operands are padded with zeros to whole squares along `k`, because a register has the same shape
+//!   for every step of `k`.
+//! - At the last rows and columns of C, the registers have smaller shapes. No load or store reaches past the
+//!   edge of C.
+//! - The accumulators start with the elements of C or with zeros.
 //!
-//! Everything else is AVX512-BF16. Registers are released at the end of a call, so that the system does not
-//! save them when it switches threads.
+//! All other kernels are taken from AVX512-BF16. The registers are released at the end of a call. The
+//! operating system then need not save the registers at a thread switch.
 
 use std::arch::asm;
 
@@ -29,10 +29,10 @@ use super::pack::Elements;
 use super::{Kernels, PackJob, SmallProduct, TileJob, TileMask, part};
 use crate::DType;
 
-/// Rows, words and columns of a tile register.
+/// Maximum number of rows in a tile register, and of 32-bit words in each row.
 const SIDE: usize = 16;
 const SQUARE: usize = SIDE * SIDE;
-/// Columns of a block: two registers.
+/// Number of columns in a block: two tile registers.
 const NR: usize = 2 * SIDE;
 /// Maximum number of words in the inner dimension of a [`SmallProduct`] with a transposed `A`.
 const MAX_TRANSPOSED: usize = 64;
@@ -40,7 +40,7 @@ const MAX_TRANSPOSED: usize = 64;
 pub(super) static KERNELS: Kernels =
     Kernels { mr: SIDE, pack_a, pack_b, tiles, small_product, ..avx512bf16::KERNELS };
 
-/// Shapes of the tile registers, in the layout of `ldtilecfg`.
+/// Shapes of the tile registers, in the layout that `ldtilecfg` reads.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq)]
 struct Shapes {
@@ -52,7 +52,8 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// Makes eight registers of these `(rows, words)`. An empty register gets any valid shape.
+    /// Returns the given shapes `(rows, words)` of eight registers. An empty register gets an arbitrary valid
+    /// shape.
     fn new(shapes: [(usize, usize); 8]) -> Self {
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         for (i, (n, words)) in shapes.into_iter().enumerate() {
@@ -63,18 +64,18 @@ impl Shapes {
     }
 }
 
-/// The tile registers of this thread, released when dropped.
+/// The tile registers of this thread. Dropping this value releases the registers.
 struct Registers(Option<Shapes>);
 
 impl Registers {
     /// Sets the shapes of the registers.
     ///
     /// # Safety
-    /// The processor must have AMX, and this process the permission to use it.
+    /// The processor must support AMX, and this process must have permission to use AMX.
     unsafe fn set(&mut self, shapes: Shapes) {
         if self.0 != Some(shapes) {
             let shapes = self.0.insert(shapes);
-            // SAFETY: the caller guarantees AMX, and the shapes are valid for palette 1.
+            // SAFETY: the caller guarantees that AMX is usable, and the shapes are valid for palette 1.
             unsafe { asm!("ldtilecfg [{}]", in(reg) shapes, options(nostack, readonly)) };
         }
     }
@@ -83,25 +84,25 @@ impl Registers {
 impl Drop for Registers {
     fn drop(&mut self) {
         if self.0.is_some() {
-            // SAFETY: `set` ran, so the processor has AMX.
+            // SAFETY: `set` was called before, so the processor supports AMX.
             unsafe { asm!("tilerelease", options(nostack, nomem)) };
         }
     }
 }
 
-/// Packs at most 16 rows of `A`: word `p` of row `i` goes to `p / 16 * 256 + i * 16 + p % 16`. The last words
-/// are padded with zeros.
+/// Packs at most 16 rows of `A`. Word `p` of row `i` goes to index `p / 16 * 256 + i * 16 + p % 16`. Each row
+/// is padded with zeros to a multiple of 16 words.
 ///
 /// # Safety
-/// As [`pack`](super::pack::pack), and `dst` has room for whole squares.
+/// The requirements of [`pack`](super::pack::pack) apply, and `dst` must have room for whole squares.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn pack_a(job: &PackJob<'_>) {
     assert!(matches!(job.src.elements, Elements::Dense(DType::F32)), "rows of `A` are f32");
     assert!(job.width == SIDE && job.outers <= SIDE);
     let mut prefetch = job.prefetch;
     let src = job.src.bytes.as_ptr();
-    // SAFETY: the caller guarantees that `src` is readable and `dst` writable. Chunks beyond a row are padded
-    // with zeros.
+    // SAFETY: the caller guarantees that `src` is readable and `dst` is writable. A short last chunk of a row
+    // is copied to a buffer of zeros.
     unsafe {
         prefetch.fetch::<Avx512Bf16>(prefetch.lines());
         for i in 0..job.outers {
@@ -123,14 +124,15 @@ unsafe fn pack_a(job: &PackJob<'_>) {
     }
 }
 
-/// Packs panels of `B` as AVX512-BF16, and pads them with zeros to whole squares.
+/// Packs panels of `B` in the format of AVX512-BF16. Each panel is padded with zeros to a multiple of 16
+/// words along `k`.
 ///
 /// # Safety
-/// As [`pack`](super::pack::pack), and `dst` has room for whole squares.
+/// The requirements of [`pack`](super::pack::pack) apply, and `dst` must have room for whole squares.
 unsafe fn pack_b(job: &PackJob<'_>) {
     let steps = job.k_len.div_ceil(2);
     let padding = steps.next_multiple_of(SIDE) - steps;
-    // SAFETY: the caller meets the requirements, and zeros are valid words.
+    // SAFETY: the caller meets the safety requirements, and zeros are valid words.
     unsafe {
         (avx512bf16::KERNELS.pack)(job);
         for panel in 0..job.outers.div_ceil(job.width) {
@@ -139,11 +141,12 @@ unsafe fn pack_b(job: &PackJob<'_>) {
     }
 }
 
-/// Runs a [`TileJob`] whose operands [`pack_a`] and [`pack_b`] packed, two panels of `A` at a time.
+/// Runs a [`TileJob`] whose operands were packed by [`pack_a`] and [`pack_b`]. Two panels of `A` are
+/// multiplied at a time.
 ///
 /// # Safety
-/// The processor must have AMX, this process the permission to use it, and every pointer must be valid for
-/// its shape.
+/// The processor must support AMX, this process must have permission to use AMX, and every pointer must be
+/// valid for its shape.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tiles(job: &TileJob) {
     assert!(matches!(job.mask, TileMask::Nothing) && job.b_step == NR, "`A` and `B` are packed");
@@ -168,8 +171,8 @@ unsafe fn tiles(job: &TileJob) {
                 (SIDE, left),
                 (SIDE, right),
             ];
-            // SAFETY: panels `p` and `p + 1` of A and `j` of B exist where they have rows and columns, and
-            // `shapes` has the rows and columns of C.
+            // SAFETY: panels `p` and `p + 1` of `A` and panel `j` of `B` exist unless their shapes are empty.
+            // The registers have the rows and columns of this block of C.
             unsafe {
                 prefetch.fetch::<Avx512Bf16>(lines);
                 registers.set(Shapes::new(shapes));
@@ -190,17 +193,17 @@ unsafe fn tiles(job: &TileJob) {
     }
 }
 
-/// One block of C: at most two panels of `A` times one panel of `B`.
+/// One block of C: the product of at most two panels of `A` and one panel of `B`.
 #[derive(Clone, Copy)]
 struct Block {
     a: *const f32,
     a_panel: usize,
     b: *const f32,
-    /// Squares along `k`.
+    /// Number of squares along `k`.
     squares: usize,
     c: *mut f32,
     ldc: usize,
-    /// Rows of each panel.
+    /// Number of rows in each panel.
     rows: [usize; 2],
     cols: usize,
     accumulate: bool,
@@ -210,9 +213,9 @@ impl Block {
     /// Multiplies the block.
     ///
     /// # Safety
-    /// As [`tiles`]; the registers have the shapes of this block.
+    /// The requirements of [`tiles`] apply, and the registers must have the shapes of this block.
     unsafe fn run(self) {
-        // SAFETY: the caller guarantees the requirements.
+        // SAFETY: the caller meets the safety requirements.
         unsafe {
             match (self.rows[1] > 0, self.cols > SIDE) {
                 (false, false) => self.multiply::<false, false>(),
@@ -223,13 +226,13 @@ impl Block {
         }
     }
 
-    /// Multiplies the block into a buffer, and adds `alpha` times its elements to C.
+    /// Computes the product in a buffer. Then writes `alpha` times the product to C, or adds this value to C.
     ///
     /// # Safety
-    /// As [`run`](Self::run).
+    /// The requirements of [`run`](Self::run) apply.
     unsafe fn run_scaled(self, alpha: f32) {
         let mut sums = [0.0f32; NR * NR];
-        // SAFETY: the buffer is a C of `NR` rows and columns, and C has the rows and columns of the block.
+        // SAFETY: the buffer has `NR` rows and columns, and C has the rows and columns of the block.
         unsafe {
             Self { c: sums.as_mut_ptr(), ldc: NR, accumulate: false, ..self }.run();
             for i in 0..self.rows[0] + self.rows[1] {
@@ -241,16 +244,16 @@ impl Block {
         }
     }
 
-    /// Multiplies with only the registers that the block needs: `LOWER` selects the lower rows, `RIGHT` the
-    /// right columns.
+    /// Multiplies with only the registers that the block needs. `LOWER` enables the second panel of rows, and
+    /// `RIGHT` enables the last 16 columns.
     ///
     /// # Safety
-    /// As [`run`](Self::run).
+    /// The requirements of [`run`](Self::run) apply.
     #[inline(always)]
     unsafe fn multiply<const LOWER: bool, const RIGHT: bool>(self) {
         let Self { a, a_panel, b, squares, c, ldc, rows, accumulate, .. } = self;
-        // SAFETY: the caller guarantees that the operands have `squares` squares and C the rows and columns
-        // of the shapes. The assembler leaves out all code for absent rows and columns.
+        // SAFETY: the caller guarantees that each operand contains `squares` squares, and that C contains the
+        // rows and columns of the shapes. The assembler omits all instructions for absent rows and columns.
         unsafe {
             asm!(
                 "test {accumulate:e}, {accumulate:e}",
@@ -321,12 +324,14 @@ impl Block {
     }
 }
 
-/// Runs a [`SmallProduct`]: 16 rows by at most 64 columns at a time, in registers `tmm0` to `tmm3`.
+/// Runs a [`SmallProduct`] in strips of 16 rows by at most 64 columns. Registers `tmm0` to `tmm3` contain the
+/// accumulators.
 ///
-/// The sum ends with words that fill no register. They have registers of their own, `tmm5` and `tmm7`.
+/// The last words along `k` may not fill a register. These words are loaded into `tmm5` and `tmm7`, which
+/// have smaller shapes.
 ///
 /// # Safety
-/// As [`tiles`].
+/// The requirements of [`tiles`] apply.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn small_product(job: &SmallProduct) {
     let SmallProduct { m, n, steps, a_strides: (a_row, a_step), stride, .. } = *job;
@@ -338,7 +343,8 @@ unsafe fn small_product(job: &SmallProduct) {
     for row in (0..m).step_by(SIDE) {
         let rows = (m - row).min(SIDE);
         let (sum, last) = ((rows, SIDE), left.max(1));
-        // SAFETY: the caller guarantees the operands; `rows` rows of `A` and C exist from `row` on.
+        // SAFETY: the caller guarantees that the operands are valid. `A` and C contain the `rows` rows that
+        // begin at `row`.
         unsafe {
             registers.set(Shapes::new([
                 sum,
@@ -380,10 +386,10 @@ unsafe fn small_product(job: &SmallProduct) {
     }
 }
 
-/// Copies rows of `A` whose words lie `a_step` apart to squares.
+/// Copies rows of `A` to squares. The words of a row of `A` are `a_step` words apart.
 ///
 /// # Safety
-/// The processor must have AVX-512, and the rows must exist.
+/// The processor must support AVX-512, and the rows must exist.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn transpose(
     squares: &mut [f32; MAX_TRANSPOSED * SIDE],
@@ -393,7 +399,7 @@ unsafe fn transpose(
 ) {
     assert!(a_row == 1 && steps <= MAX_TRANSPOSED, "rows of words, or columns of few");
     for (square, first) in squares.chunks_exact_mut(SQUARE).zip((0..steps).step_by(SIDE)) {
-        // SAFETY: the caller guarantees the rows, and a square has 16 vectors.
+        // SAFETY: the caller guarantees that the rows exist, and a square contains 16 vectors.
         unsafe {
             let mut words = [Avx512::zero(); SIDE];
             for (i, words) in words.iter_mut().take(steps - first).enumerate() {
@@ -407,33 +413,33 @@ unsafe fn transpose(
     }
 }
 
-/// At most 16 rows by 64 columns of a [`SmallProduct`].
+/// A part of a [`SmallProduct`]: at most 16 rows by 64 columns.
 #[derive(Clone, Copy)]
 struct Strip {
     a: *const f32,
-    /// Words from one row of `A` to the next, and from one square to the next.
+    /// Distance from one row of `A` to the next, and from one square to the next (`a_square`), in words.
     a_row: usize,
     a_square: usize,
     b: *const f32,
-    /// Squares along the sum, and words after the last of them.
+    /// Number of whole squares along `k`, and number of words after the last square (`left`).
     squares: usize,
     left: usize,
     c: *mut f32,
-    /// Words from one step of `B` to the next, and elements from one row of C to the next.
+    /// Distance between two steps of `B`, and between two rows of C, in 32-bit words.
     stride: usize,
     accumulate: bool,
 }
 
 impl Strip {
-    /// Multiplies the strip, with one register for each 16 columns.
+    /// Multiplies the strip. Every 16 columns use one accumulator register.
     ///
     /// # Safety
-    /// As [`small_product`]; the registers have the shapes of this strip.
+    /// The requirements of [`small_product`] apply, and the registers must have the shapes of this strip.
     #[inline(always)]
     unsafe fn multiply<const REGISTERS: usize>(self) {
         let Self { a, a_row, a_square, b, squares, left, c, stride, accumulate } = self;
-        // SAFETY: the caller guarantees the operands and the shapes. The assembler leaves out all code for
-        // absent columns.
+        // SAFETY: the caller guarantees that the operands and the shapes are valid. The assembler omits all
+        // instructions for absent columns.
         unsafe {
             asm!(
                 "test {accumulate:e}, {accumulate:e}",
@@ -502,13 +508,13 @@ mod tests {
     use crate::rng::Stream;
     use crate::{Bytes, Isa, Matrix, bf16_to_f32, f32_to_bf16, from_f32};
 
-    /// The two elements of a word.
+    /// Returns the two bf16 elements of a word.
     fn pair(word: f32) -> [f64; 2] {
         let bits = word.to_bits();
         [bits as u16, (bits >> 16) as u16].map(|half| bf16_to_f32(half) as f64)
     }
 
-    /// Multiplies packed squares of `A` by a packed panel of `B`, as the tile registers do.
+    /// Returns element `(i, j)` of the product of packed squares of `A` and a packed panel of `B`.
     fn multiply(a: &[f32], b: &[f32], squares: usize, i: usize, j: usize) -> f64 {
         let words = (0..squares * SIDE).map(|p| {
             let [a, b] = [a[p / SIDE * SQUARE + i * SIDE + p % SIDE], b[p * NR + j]].map(pair);

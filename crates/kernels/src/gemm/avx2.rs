@@ -1,32 +1,34 @@
-//! AVX2 with FMA and F16C: 8 lanes, tiles of 6 x 16 with their 12 sums in registers.
+//! AVX2 with FMA and F16C: vectors of 8 lanes, and tiles of 6 x 16 elements. The 12 accumulators of a tile
+//! stay in registers.
 
 use std::arch::x86_64::*;
 
 use super::kernel_table;
 use super::micro_kernel::{BF16, F32, MicroKernel};
 
-/// f32 words on AVX2.
+/// Kernels for f32 on AVX2.
 pub(super) struct Avx2;
 
 /// Returns a mask of the first `n` of 8 lanes.
 ///
 /// # Safety
-/// Needs AVX2.
+/// The processor must support AVX2.
 #[inline(always)]
 unsafe fn first(n: usize) -> __m256i {
-    // SAFETY: the caller has AVX2.
+    // SAFETY: the caller guarantees that the processor supports AVX2.
     unsafe {
         _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
     }
 }
 
-/// Rounds 8 f32 to bf16 precision, to nearest, ties to even; NaN as in the AVX-512 version.
+/// Rounds 8 f32 values to bf16 precision, to the nearest value with ties to even. A NaN is returned
+/// unchanged, as in the AVX-512 version.
 ///
 /// # Safety
-/// Needs AVX2.
+/// The processor must support AVX2.
 #[inline(always)]
 unsafe fn round_bf16(v: __m256) -> __m256 {
-    // SAFETY: the caller has AVX2.
+    // SAFETY: the caller guarantees that the processor supports AVX2.
     unsafe {
         let bits = _mm256_castps_si256(v);
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
@@ -37,17 +39,18 @@ unsafe fn round_bf16(v: __m256) -> __m256 {
     }
 }
 
-/// Looks up eight codes, each in the lowest bits of a lane.
+/// Looks up eight codes in a table. Each code is in the lowest bits of a lane.
 ///
 /// # Safety
-/// Needs AVX2.
+/// The processor must support AVX2.
 #[inline(always)]
 unsafe fn of_table([lower, upper]: [__m256; 2], codes: __m256i) -> __m256 {
-    // SAFETY: the caller has AVX2.
+    // SAFETY: the caller guarantees that the processor supports AVX2.
     unsafe {
         let lower = _mm256_permutevar8x32_ps(lower, codes);
         let upper = _mm256_permutevar8x32_ps(upper, codes);
-        // The fourth bit, moved to the sign, selects the half of the table.
+        // The highest bit of a 4-bit code selects the half of the table. The blend reads the sign bit of a
+        // lane, so the code is shifted to the top of the lane.
         _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
     }
 }
@@ -78,7 +81,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
-        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes all lanes from `n` on.
         unsafe { _mm256_maskload_ps(p, first(n)) }
     }
 
@@ -90,7 +93,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m256) {
-        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes all lanes from `n` on.
         unsafe { _mm256_maskstore_ps(p, first(n), v) }
     }
 
@@ -147,8 +150,8 @@ impl MicroKernel for Avx2 {
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
-    /// The lower and the upper eight values.
     const PIECES: usize = 1;
+    /// The lower eight values, and the upper eight values.
     type Table = [__m256; 2];
 
     #[inline(always)]
@@ -168,7 +171,8 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn lookup(table: [__m256; 2], p: *const u8) -> __m256 {
-        // SAFETY: the caller meets the trait's requirements, and the load is of four bytes, eight codes.
+        // SAFETY: the caller meets the trait's requirements. The load reads four bytes, which contain eight
+        // codes.
         unsafe {
             let codes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
             of_table(table, _mm256_srlv_epi32(codes, _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24)))
@@ -183,9 +187,10 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
-        // SAFETY: the caller meets the trait's requirements, and the load is of 32 bytes, 64 codes.
+        // SAFETY: the caller meets the trait's requirements. The load reads 32 bytes, which contain 64 codes.
         unsafe {
-            // All lanes take the same one of the eight codes in each four bytes.
+            // Each lane contains four bytes with eight codes. Every lane reads the code at the same position,
+            // given by `v`.
             let codes = _mm256_loadu_si256(p.cast());
             of_table(table, _mm256_srlv_epi32(codes, _mm256_set1_epi32(4 * v as i32)))
         }
@@ -205,7 +210,7 @@ impl MicroKernel for Avx2 {
                 t[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
                 t[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
             }
-            // u[4q + c] holds, in 128-bit lane l, column 4l + c of rows 4q .. 4q + 4.
+            // 128-bit lane `l` of `u[4q + c]` will contain column `4l + c` of rows `4q .. 4q + 4`.
             let mut u = t;
             for q in 0..2 {
                 u[4 * q] = _mm256_shuffle_ps::<0x44>(t[4 * q], t[4 * q + 2]);
@@ -234,8 +239,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        // SAFETY: the caller meets the trait's requirements, and the store writes a local variable of 16
-        // bytes.
+        // SAFETY: the caller meets the trait's requirements. The store writes 16 bytes to a local variable.
         unsafe {
             let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));

@@ -1,11 +1,12 @@
-//! AVX-512: 16 lanes, tiles of 14 x 32 with their 28 sums in registers.
+//! AVX-512: vectors of 16 lanes, and tiles of 14 x 32 elements. The 28 accumulators of a tile stay in
+//! registers.
 
 use std::arch::x86_64::*;
 
 use super::kernel_table;
 use super::micro_kernel::{BF16, F32, MicroKernel};
 
-/// f32 words on AVX-512.
+/// Kernels for f32 on AVX-512.
 pub(super) struct Avx512;
 
 /// Returns a mask of the first `n` of 16 lanes.
@@ -14,14 +15,15 @@ pub(super) fn first(n: usize) -> __mmask16 {
     if n >= 16 { !0 } else { (1 << n) - 1 }
 }
 
-/// Rounds 16 f32 to bf16 precision, to nearest, ties to even. A NaN keeps its upper bits. It stays a NaN
-/// unless its payload is only in the lower half, which arithmetic never produces.
+/// Rounds 16 f32 values to bf16 precision, to the nearest value with ties to even. A NaN is returned
+/// unchanged. If this NaN is later truncated to bf16, the result is a NaN unless the payload is only in the
+/// lower half. Arithmetic never produces such a payload.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 unsafe fn round_bf16(v: __m512) -> __m512 {
-    // SAFETY: the caller has AVX-512F.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F.
     unsafe {
         let bits = _mm512_castps_si512(v);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -32,23 +34,24 @@ unsafe fn round_bf16(v: __m512) -> __m512 {
     }
 }
 
-/// Returns the 16 values of a block in 4 bits.
+/// Returns the 16 values of a 4-bit code, multiplied by the scale of a block.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 pub(super) unsafe fn scaled(code: &[f32; 16], scale: f32) -> __m512 {
-    // SAFETY: the caller has AVX-512F, and the table has 16 values.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F, and the table has 16 values.
     unsafe { _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale)) }
 }
 
-/// Loads 16 elements of the source type as f32.
+/// Loads 16 elements of the source type, and converts the elements to f32.
 ///
 /// # Safety
-/// Needs AVX-512F and 16 readable elements at `p`.
+/// The processor must support AVX-512F, and 16 elements must be readable at `p`.
 #[inline(always)]
 pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
-    // SAFETY: the caller has AVX-512F, and the elements exist. Unaligned loads are allowed.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F and that the elements exist.
+    // Unaligned loads are allowed.
     unsafe {
         match D {
             F32 => _mm512_loadu_ps(p.cast()),
@@ -61,20 +64,20 @@ pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
     }
 }
 
-/// Transposes 16 x 16 words.
+/// Transposes a square of 16 x 16 words.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 pub(super) unsafe fn transpose(rows: &mut [__m512; 16]) {
-    // SAFETY: the caller has AVX-512F.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F.
     unsafe {
         let mut t = *rows;
         for i in 0..8 {
             t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
             t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
         }
-        // u[4q + c] holds, in 128-bit lane l, column 4l + c of rows 4q .. 4q + 4.
+        // 128-bit lane `l` of `u[4q + c]` will contain column `4l + c` of rows `4q .. 4q + 4`.
         let mut u = t;
         for q in 0..4 {
             let (a, b) = (_mm512_castps_pd(t[4 * q]), _mm512_castps_pd(t[4 * q + 1]));
@@ -97,13 +100,14 @@ pub(super) unsafe fn transpose(rows: &mut [__m512; 16]) {
     }
 }
 
-/// Returns the sum of each of four vectors.
+/// Returns the sum of the lanes of each of four vectors.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 pub(super) unsafe fn sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-    // SAFETY: the caller has AVX-512F. The store writes a local variable of 16 bytes.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F. The store writes 16 bytes to a
+    // local variable.
     unsafe {
         let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
         let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -143,7 +147,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes all lanes from `n` on.
         unsafe { _mm512_maskz_loadu_ps(first(n), p) }
     }
 
@@ -155,7 +159,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
-        // SAFETY: the caller meets the trait's requirements. The mask excludes lanes outside the slice.
+        // SAFETY: the caller meets the trait's requirements. The mask excludes all lanes from `n` on.
         unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
     }
 
@@ -175,7 +179,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
-        // SAFETY: the caller meets the trait's requirements. The mask of a vector is half a word, and x86 is
+        // SAFETY: the caller meets the trait's requirements. The mask of a vector has 16 bits, and x86 is
         // little-endian.
         unsafe { *row.cast::<u16>().add(vector) }
     }
@@ -221,7 +225,8 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn lookup(table: __m512, p: *const u8) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements, and each load is of four bytes, eight codes.
+        // SAFETY: the caller meets the trait's requirements. Each load reads four bytes, which contain eight
+        // codes.
         unsafe {
             let lower = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
             let upper = p.add(4).cast::<i32>().read_unaligned();
@@ -239,10 +244,11 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: __m512, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements, and the load is of 32 bytes, 64 codes.
+        // SAFETY: the caller meets the trait's requirements. The load reads 32 bytes, which contain 64 codes.
         unsafe {
             let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
-            // Every four bytes hold eight codes. Each half of the lanes takes one of them.
+            // Every four bytes contain eight codes. The lower half of the lanes reads one of these codes, and
+            // the upper half reads the next.
             let shift = 8 * v as i32;
             let shifts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(shift), _mm256_set1_epi32(shift + 4));
             _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), table)

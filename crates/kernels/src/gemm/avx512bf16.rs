@@ -1,5 +1,5 @@
-//! AVX512-BF16: `vdpbf16ps` multiplies 32 bf16 pairs and adds them to 16 f32 sums, with twice the operations
-//! of an f32 multiply-add.
+//! AVX512-BF16: `vdpbf16ps` computes 32 products of bf16 numbers, and adds them to 16 f32 sums. An f32
+//! multiply-add computes half as many products.
 
 use std::arch::x86_64::*;
 
@@ -7,16 +7,16 @@ use super::kernel_table;
 use super::micro_kernel::{BF16, F32, MicroKernel};
 use super::{avx512, avx512::Avx512};
 
-/// Words of two bf16 on AVX512-BF16.
+/// Kernels for pairs of bf16 on AVX512-BF16.
 pub(super) struct Avx512Bf16;
 
-/// Loads 32 consecutive elements as bf16.
+/// Loads 32 consecutive elements, and converts the elements to bf16.
 ///
 /// # Safety
-/// Needs AVX512-BF16 and 32 readable elements at `p`.
+/// The processor must support AVX512-BF16, and 32 elements must be readable at `p`.
 #[inline(always)]
 unsafe fn pairs_by_rows<const D: u8>(p: *const u8) -> __m512 {
-    // SAFETY: the caller has AVX512-BF16 and guarantees the elements.
+    // SAFETY: the caller guarantees that the processor supports AVX512-BF16 and that the elements exist.
     unsafe {
         if D == BF16 {
             return _mm512_loadu_ps(p.cast());
@@ -27,13 +27,13 @@ unsafe fn pairs_by_rows<const D: u8>(p: *const u8) -> __m512 {
     }
 }
 
-/// Loads 16 elements as bf16.
+/// Loads 16 consecutive elements, and converts the elements to bf16.
 ///
 /// # Safety
-/// Needs AVX512-BF16 and 16 readable elements at `p`.
+/// The processor must support AVX512-BF16, and 16 elements must be readable at `p`.
 #[inline(always)]
 unsafe fn halves<const D: u8>(p: *const u8) -> __m256i {
-    // SAFETY: the caller has AVX512-BF16 and guarantees the elements.
+    // SAFETY: the caller guarantees that the processor supports AVX512-BF16 and that the elements exist.
     unsafe {
         if D == BF16 {
             return _mm256_loadu_si256(p.cast());
@@ -42,48 +42,48 @@ unsafe fn halves<const D: u8>(p: *const u8) -> __m256i {
     }
 }
 
-/// Returns eight 64-bit numbers, `step` apart.
+/// Returns eight 64-bit numbers. The first number is `first`, and each later number is larger by `step`.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 unsafe fn ramp(first: i64, step: i64) -> __m512i {
-    // SAFETY: the caller has AVX-512F.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F.
     unsafe {
         let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| first + step * i);
         _mm512_setr_epi64(a, b, c, d, e, f, g, h)
     }
 }
 
-/// Returns the permutation that interleaves both halves: lane `i` of the lower half, then lane `i` of the
-/// upper half.
+/// Returns the permutation that interleaves the two halves of a vector. Lane `i` of the lower half is
+/// followed by lane `i` of the upper half.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 unsafe fn interleaved() -> __m512i {
-    // SAFETY: the caller has AVX-512F.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F.
     unsafe { ramp(0x0011_0001_0010_0000, 0x0002_0002_0002_0002) }
 }
 
-/// Returns the byte shuffle of `lookup`: bytes `2 (i / 4)` and `2 (i / 4) + 1` go to 16-bit lane `i`.
+/// Returns the byte shuffle for `lookup`: 16-bit lane `i` receives bytes `2 (i / 4)` and `2 (i / 4) + 1`.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 unsafe fn copies() -> __m512i {
-    // SAFETY: the caller has AVX-512F.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F.
     unsafe { ramp(0x0100_0100_0100_0100, 0x0202_0202_0202_0202) }
 }
 
-/// Returns the byte shuffle of `lookup_by_columns`: an even byte `i` goes to the 16-bit lanes `2 i` and
-/// `2 i + 2`, and byte `i + 1` to the upper half of both.
+/// Returns the byte shuffle for `lookup_by_columns`. If `i` is even, byte `i` goes to the 16-bit lanes `2 i`
+/// and `2 i + 2`. If `i` is odd, byte `i` goes to the 16-bit lanes `2 i - 1` and `2 i + 1`.
 ///
 /// # Safety
-/// Needs AVX-512F.
+/// The processor must support AVX-512F.
 #[inline(always)]
 unsafe fn twice() -> __m512i {
-    // SAFETY: the caller has AVX-512F.
+    // SAFETY: the caller guarantees that the processor supports AVX-512F.
     unsafe { ramp(0x0001_0000_0001_0000, 0x0002_0002_0002_0002) }
 }
 
@@ -131,8 +131,8 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements, and both types have 64 bytes without invalid bit
-        // patterns.
+        // SAFETY: the caller meets the trait's requirements. Both types have 64 bytes, and every bit pattern
+        // is valid.
         unsafe {
             let a = std::mem::transmute::<__m512, __m512bh>(a);
             let b = std::mem::transmute::<__m512, __m512bh>(b);
@@ -176,7 +176,7 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     const PIECES: usize = 2;
-    /// The values as bf16: one piece in each half.
+    /// The 16 values of two pieces as bf16. Each half of the vector contains the values of one piece.
     type Table = __m512i;
 
     #[inline(always)]
@@ -190,8 +190,8 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn values(table: __m512i) -> [f32; 16] {
-        // SAFETY: the caller meets the trait's requirements, and both types have 64 bytes without invalid bit
-        // patterns.
+        // SAFETY: the caller meets the trait's requirements. Both types have 64 bytes, and every bit pattern
+        // is valid.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(table));
             std::mem::transmute::<__m512i, [f32; 16]>(_mm512_slli_epi32::<16>(bits))
@@ -200,11 +200,11 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup(table: __m512i, p: *const u8) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements, and the load is of 16 bytes, 32 codes.
+        // SAFETY: the caller meets the trait's requirements. The load reads 16 bytes, which contain 32 codes.
         unsafe {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
-            // Every two bytes hold four codes. Each 16-bit lane gets a copy, shifted so that its own code is
-            // lowest.
+            // Every two bytes contain four codes. Each of four 16-bit lanes gets a copy of the two bytes. The
+            // copy is shifted, so that the code for the lane is in the lowest bits.
             let copies = _mm512_shuffle_epi8(codes, copies());
             let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0008_000c_0000_0004));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, table))
@@ -213,16 +213,17 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: __m512i, p0: *const u8, p1: *const u8) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements, and each load is of 8 bytes, 16 codes.
+        // SAFETY: the caller meets the trait's requirements. Each load reads 8 bytes, which contain 16 codes.
         unsafe {
             let [lower, upper] = [p0, p1].map(|p| _mm_loadl_epi64(p.cast()));
             let codes = _mm512_broadcast_i32x4(_mm_unpacklo_epi8(lower, upper));
-            // Every two bytes hold two codes of each row. Both lanes of a pair get a copy, shifted so that
-            // its own codes are lowest.
+            // Every two bytes contain two codes of the first row and two codes of the second row. Each of
+            // four 16-bit lanes gets a copy of one byte. The copy is shifted, so that the code for the lane
+            // is in the lowest bits.
             let copies = _mm512_shuffle_epi8(codes, twice());
             let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0000_0000_0004_0004));
             let second = _mm512_set1_epi32(16 << 16);
-            // `second | (codes & 15)`
+            // Computes `second | (codes & 15)`.
             let places = _mm512_ternarylogic_epi64::<0xf8>(second, codes, _mm512_set1_epi16(15));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, table))
         }
@@ -230,14 +231,16 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: __m512i, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: the caller meets the trait's requirements, and the load is of 64 bytes, 128 codes.
+        // SAFETY: the caller meets the trait's requirements. The load reads 64 bytes, which contain 128
+        // codes.
         unsafe {
             let codes = _mm512_loadu_si512(p.cast());
-            // Each vector takes one of the four codes in every two bytes. One step makes two indices, one in
-            // each byte. The upper half belongs to the second piece. The lookup ignores bits above the fifth.
+            // Vector `v` uses one of the four codes in every two bytes. One step computes two indices, one in
+            // each byte. The upper half of the vector belongs to the second piece. The lookup ignores all
+            // bits above the fifth.
             let codes = if v.is_multiple_of(2) { codes } else { _mm512_srli_epi16::<4>(codes) };
             let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
-            // `second | (codes & 15)`
+            // Computes `second | (codes & 15)`.
             let places = _mm512_ternarylogic_epi64::<0xf8>(second, codes, _mm512_set1_epi8(15));
             let places = if v < 2 { places } else { _mm512_srli_epi16::<8>(places) };
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, table))

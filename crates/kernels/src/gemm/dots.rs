@@ -6,52 +6,53 @@ use super::micro_kernel::{BF16, F16, F32, MicroKernel, size_of_source};
 use super::tile::RowMask;
 use crate::{DType, FourBit};
 
-/// Rows of a weight, in place.
+/// Rows of a weight, which are read in place.
 #[derive(Clone, Copy)]
 pub(crate) enum DotRows<'a> {
-    /// Elements of one type.
+    /// Rows whose elements have the type `dtype`.
     Dense {
         dtype: DType,
-        /// First element.
+        /// Pointer to the first element.
         first: *const u8,
-        /// Bytes from one row to the next.
+        /// Distance from one row to the next, in bytes.
         stride: usize,
     },
-    /// Rows of a 4-bit weight, from this one on.
+    /// Rows of a 4-bit weight, and the index of the first row.
     FourBit(&'a FourBit, usize),
 }
 
-/// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: packed rows of `inp` times rows of `w` in place.
+/// Arguments of [`dots`]: `out[i, j] = alpha · inp[i] · w[j]`, or `+=` with `accumulate`. Rows of `inp` are
+/// packed, and rows of `w` are read in place.
 #[derive(Clone, Copy)]
 pub(crate) struct DotJob<'a> {
     pub out: *mut f32,
-    /// Elements from one row of the output to the next.
+    /// Distance from one row of the output to the next, in elements.
     pub out_stride: usize,
-    /// Rows of `inp`.
+    /// Number of rows of `inp`.
     pub n: usize,
-    /// First word of `inp`.
+    /// Pointer to the first word of `inp`.
     pub inp: *const f32,
-    /// Words from one row of `inp` to the next.
+    /// Distance from one row of `inp` to the next, in 32-bit words.
     pub inp_stride: usize,
-    /// Mask of the elements of `inp` that count. Requires that `inp` and `w` are f32.
+    /// Mask for the elements of `inp`. A mask requires that `inp` and `w` are f32.
     pub mask: Option<RowMask>,
     pub w_rows: usize,
     pub w: DotRows<'a>,
-    /// Elements of a row of `w`.
+    /// Number of elements in a row of `w`.
     pub k: usize,
     pub alpha: f32,
     pub accumulate: bool,
-    /// Whether f32 words of `w` are rounded to bf16.
+    /// Whether f32 elements of `w` are rounded to bf16.
     pub round: bool,
 }
 
 /// Runs a [`DotJob`]. Each row of `w` is read from memory once.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape.
+/// The processor must support the instruction set of `T`, and every pointer must be valid for its shape.
 #[inline(always)]
 pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
-    // SAFETY: the caller guarantees the requirements.
+    // SAFETY: the caller meets the safety requirements.
     unsafe {
         match job.w {
             DotRows::Dense { dtype: DType::F32, first, stride } if job.mask.is_some() => {
@@ -71,20 +72,22 @@ pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
     }
 }
 
-/// Rows of `inp` in one tile. The sums fill half of the registers: four by four of 32, or two by four of 16.
+/// Returns the maximum number of rows of `inp` in a tile. The accumulators fill half of the registers: 4 x 4
+/// of 32 registers, or 2 x 4 of 16 registers.
 #[inline(always)]
 pub(super) const fn tallest<T: MicroKernel>() -> usize {
     if T::MR >= 8 { 4 } else { 2 }
 }
 
-/// [`dots`] for one element type, with four rows of `w` at a time.
+/// Runs [`dots`] for one element type. Four rows of `w` are multiplied at a time.
 ///
-/// For one or two rows of `inp`, the four rows are a quarter of `w` apart. Each is then a sequential walk
-/// through memory, which the processor prefetches by itself. More rows of `inp` leave it too little time. The
-/// four rows are then adjacent, and the next four are prefetched explicitly.
+/// For one or two rows of `inp`, the four rows of `w` are a quarter of `w` apart. The code then reads `w` in
+/// four sequential streams, and the processor prefetches each stream automatically. With more rows of `inp`,
+/// this automatic prefetch has too little time. The four rows are then adjacent, and the next four rows are
+/// prefetched explicitly.
 ///
 /// # Safety
-/// As [`dots`].
+/// The requirements of [`dots`] apply.
 #[inline(always)]
 unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
     job: &DotJob<'_>,
@@ -93,7 +96,7 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
 ) {
     let groups = job.w_rows.div_ceil(4);
     for group in 0..groups {
-        // SAFETY: the rows of `inp` exist, and rows of `w` are below `w_rows`.
+        // SAFETY: the rows of `inp` exist, and all rows of `w` are below `w_rows`.
         unsafe {
             match job.n {
                 1 => dot_tile::<T, D, 1, false, MASKED>(job, (w, stride), 0, group, groups),
@@ -124,12 +127,12 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
     }
 }
 
-/// Multiplies `N` rows of `inp` from row `i` by four rows of `w`. The first is row `j`, and they are `apart`
-/// rows apart. `PREFETCH` prefetches the next four rows. Each sum depends only on its two rows, not on the
-/// rest of the tile.
+/// Multiplies `N` rows of `inp` by four rows of `w`. The rows of `inp` begin at row `i`. The rows of `w`
+/// begin at row `j`, and are `apart` rows apart. If `PREFETCH` is set, the next four rows of `w` are
+/// prefetched. Each result depends only on one row of `inp` and one row of `w`, not on the rest of the tile.
 ///
 /// # Safety
-/// As [`dots`]; the rows of `inp` and the first row of `w` exist.
+/// The requirements of [`dots`] apply, and the rows of `inp` and the first row of `w` must exist.
 #[inline(always)]
 unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
     job: &DotJob<'_>,
@@ -142,8 +145,8 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
     let size = size_of_source::<D>();
     let whole = job.k / (T::LANES * T::PAIR);
     // SAFETY: every row contains `whole` vectors. The remaining elements of a row of `w` are copied to a
-    // buffer of zeros, and `load_first` pads the remaining elements of `inp`. Rows past the end of `w` repeat
-    // its last row.
+    // buffer of zeros, and `load_first` pads the remaining elements of `inp` with zeros. If fewer than four
+    // rows of `w` remain, the last row is repeated.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let mask = job.mask.unwrap_or(RowMask::ALL);
@@ -189,11 +192,11 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
     }
 }
 
-/// Stores the sums of a tile: `N` rows from row `i`, and `cols` columns from column `j`, `apart` columns
-/// apart.
+/// Stores the results of a tile in `N` rows and `cols` columns. The rows begin at row `i`. The columns begin
+/// at column `j`, and are `apart` columns apart.
 ///
 /// # Safety
-/// As [`dots`]; the rows and columns exist.
+/// The requirements of [`dots`] apply, and the rows and columns must exist.
 #[inline(always)]
 pub(super) unsafe fn store_dots<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
@@ -203,7 +206,7 @@ pub(super) unsafe fn store_dots<T: MicroKernel, const N: usize>(
     apart: usize,
 ) {
     for (r, &acc) in acc.iter().enumerate() {
-        // SAFETY: the caller guarantees the requirements.
+        // SAFETY: the caller meets the safety requirements.
         unsafe {
             let sums = T::sums(acc);
             let out = job.out.add((i + r) * job.out_stride + j);

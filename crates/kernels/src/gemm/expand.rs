@@ -1,21 +1,22 @@
-//! `out += alpha · mid Bᵀ` for a few rows, over columns that a task has just computed.
+//! Low-rank update of a few rows: `out += alpha · mid Bᵀ`. A task applies the update to the columns that it
+//! has just computed.
 
 use super::dots::tallest;
 use super::micro_kernel::{BF16, F32, MicroKernel, size_of_source};
 use crate::DType;
 use crate::packed_lora::PANEL_COLS;
 
-/// Adds a low-rank update to some columns of some rows.
+/// Arguments of [`expand`]: a low-rank update of some columns in some rows.
 #[derive(Clone, Copy)]
 pub(crate) struct ExpandJob {
-    /// First column of the first row.
+    /// Pointer to the first column of the first row.
     pub out: *mut f32,
-    /// Elements from one row of the output to the next.
+    /// Distance from one row of the output to the next, in elements.
     pub out_stride: usize,
     pub rows: usize,
-    /// `(rows, rank)`.
+    /// Pointer to a matrix of shape `(rows, rank)`.
     pub mid: *const f32,
-    /// The panels of `Bᵀ`, see [`PackedLora`](crate::PackedLora).
+    /// Pointer to the panels of `Bᵀ`, in the format of [`PackedLora`](crate::PackedLora).
     pub panels: *const u8,
     pub dtype: DType,
     pub rank: usize,
@@ -24,14 +25,14 @@ pub(crate) struct ExpandJob {
     pub alpha: f32,
 }
 
-/// Runs an [`ExpandJob`]. Each sum adds the ranks in ascending order, so it depends neither on the other rows
-/// nor on the columns of the task.
+/// Runs an [`ExpandJob`]. The ranks are added in ascending order. A result therefore depends neither on the
+/// other rows nor on the columns of the task.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape.
+/// The processor must support the instruction set of `T`, and every pointer must be valid for its shape.
 #[inline(always)]
 pub(super) unsafe fn expand<T: MicroKernel>(job: &ExpandJob) {
-    // SAFETY: the caller guarantees the requirements.
+    // SAFETY: the caller meets the safety requirements.
     unsafe {
         match job.dtype {
             DType::F32 => expand_of::<T, F32>(job),
@@ -41,10 +42,10 @@ pub(super) unsafe fn expand<T: MicroKernel>(job: &ExpandJob) {
     }
 }
 
-/// [`expand`] for one element type.
+/// Runs [`expand`] for one element type.
 ///
 /// # Safety
-/// As [`expand`].
+/// The requirements of [`expand`] apply.
 #[inline(always)]
 unsafe fn expand_of<T: MicroKernel, const D: u8>(job: &ExpandJob) {
     let (first, count) = job.cols;
@@ -56,7 +57,7 @@ unsafe fn expand_of<T: MicroKernel, const D: u8>(job: &ExpandJob) {
         let at = col / PANEL_COLS * PANEL_COLS * job.rank + within;
         let cols = most.min(T::NR);
         // SAFETY: columns `col .. col + cols` are in one panel and in every row of the output. A vector that
-        // reaches past the panel reads the padding at most.
+        // reaches past the panel reads at most the padding.
         unsafe {
             let panel = job.panels.add(at * size_of_source::<D>());
             let mut row = 0;
@@ -74,10 +75,10 @@ unsafe fn expand_of<T: MicroKernel, const D: u8>(job: &ExpandJob) {
     }
 }
 
-/// Adds to `cols` columns, at most two vectors, of `N` rows. Returns `N`.
+/// Adds the update to `cols` columns of `N` rows. The columns fill at most two vectors. Returns `N`.
 ///
 /// # Safety
-/// As [`expand`]; the rows and columns exist.
+/// The requirements of [`expand`] apply, and the rows and columns must exist.
 #[inline(always)]
 unsafe fn expand_rows<T: MicroKernel, const D: u8, const N: usize>(
     job: &ExpandJob,
@@ -87,7 +88,8 @@ unsafe fn expand_rows<T: MicroKernel, const D: u8, const N: usize>(
 ) -> usize {
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
     let size = size_of_source::<D>();
-    // SAFETY: the caller guarantees the requirements. The second vector is loaded only if it has columns.
+    // SAFETY: the caller meets the safety requirements. The second vector is loaded only if the second vector
+    // contains columns.
     unsafe {
         let mut acc = [[T::zero(); 2]; N];
         for r in 0..job.rank {

@@ -1,7 +1,7 @@
 //! Matrix multiplication with packed panels and register tiles, generic over the instruction set.
 //!
-//! `C = alpha · A B` in f32, from operands of any strides. `B` may be a frozen weight in its file: packing
-//! converts it. The loops are those of BLIS:
+//! `C = alpha · A B` in f32. The operands may have any strides. `B` may be a frozen weight in a mapped file,
+//! because packing converts the elements. The loops follow BLIS:
 //!
 //! ```text
 //! for rows of C, MC at a time                      bounds the size of packed A
@@ -15,14 +15,14 @@
 //!           MR x NR sums in registers over the block, then C += alpha · sums
 //! ```
 //!
-//! - A word is one f32. If the instruction set multiplies bf16 pairs, it is two bf16 that are adjacent along
-//!   `k`.
-//! - Blocks of `k` depend only on `k` and are summed in ascending order. An element of `C` therefore has the
-//!   same bits for any number of threads and tasks.
+//! - A word is 32 bits: one f32, or two bf16 that are adjacent along `k`. Words are pairs if the instruction
+//!   set multiplies bf16 pairs.
+//! - The blocks of `k` depend only on the size of `k`, and are added in ascending order. An element of `C`
+//!   therefore has the same bits for any number of threads and tasks.
 //! - While one panel is multiplied, the next part of `B` is prefetched. Otherwise packing would stall on
-//!   every line.
-//! - Multiplications of few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs more
-//!   than using it once.
+//!   every cache line.
+//! - Multiplications with few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs
+//!   more than multiplying by the weight once.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -58,37 +58,41 @@ pub(crate) use skinny::SkinnyGemm;
 pub(crate) use small_product::SmallProduct;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
-/// Most words of `k` that are summed in registers before `C` is touched. A panel of `A` of this length fits
-/// L1.
+/// Maximum number of words along `k` that are accumulated in registers before `C` is read or written. A panel
+/// of `A` with this length fits in L1.
 const KC: usize = 384;
-/// Most blocks of `k` packed at once. Bounds the memory for `A`.
+/// Maximum number of blocks of `k` that are packed at once. This number limits the memory for packed `A`.
 const MAX_PACKED_BLOCKS: usize = 8;
-/// Most rows of `A` packed at once.
+/// Maximum number of rows of `A` that are packed at once.
 const MC: usize = 1024;
-/// Most columns of `B` packed at once by one thread. With `KC`, they fill a fifth of L2.
+/// Maximum number of columns of `B` that one thread packs at once. A packed block of `NC` columns and `KC`
+/// words fills a fifth of L2.
 const NC: usize = 128;
 
-/// The functions compiled for one instruction set, and its tile sizes.
+/// The functions compiled for one instruction set, and the sizes of the tiles.
 ///
-/// All functions are unsafe: the processor must have the instruction set, which [`Kernels::select`] checks,
-/// and the job's pointers must be valid for its shape.
+/// All functions are unsafe. The processor must support the instruction set, and [`Kernels::select`] checks
+/// this. The pointers of a job must be valid for the shape of the job.
 pub(crate) struct Kernels {
-    /// Words in a vector. A step of a panel of `A` has as many words, a step of `B` twice as many.
+    /// Number of 32-bit words in a vector. A step of a panel of `A` has `lanes` words, and a step of a panel
+    /// of `B` has `2 · lanes` words.
     pub lanes: usize,
     pub mr: usize,
     pub nr: usize,
     pub pair: usize,
-    /// Elements in 4 bits that dot products look up at once.
+    /// Number of elements of a 4-bit weight that dot products look up at once.
     pub chunk: usize,
     pub pack: unsafe fn(&PackJob<'_>),
-    /// Packs `A` and `B` for `tiles`. Both may write up to the next multiple of `lanes` steps.
+    /// Packs `A` for `tiles`, as `pack_b` packs `B`. Both functions may write up to the next multiple of
+    /// `lanes` steps.
     pub pack_a: unsafe fn(&PackJob<'_>),
     pub pack_b: unsafe fn(&PackJob<'_>),
     /// Converts a row of f32 to words along `k`.
     pub pack_row: unsafe fn(*mut f32, &[f32], bool),
-    /// As `pack_row`, in the order in which a 4-bit weight is looked up. The row is whole chunks.
+    /// Converts a row like `pack_row`, but in the order in which a 4-bit weight is looked up. The row must
+    /// consist of whole chunks.
     pub interleave: unsafe fn(*mut f32, &[f32], bool),
-    /// Converts f32 rows of whole vectors to words down each column.
+    /// Converts f32 rows to words along each column. The rows must consist of whole vectors.
     pub pack_by_columns: unsafe fn(*mut f32, &[f32], usize),
     pub tiles: unsafe fn(&TileJob),
     pub dots: unsafe fn(&DotJob<'_>),
@@ -98,7 +102,7 @@ pub(crate) struct Kernels {
     pub small_product: unsafe fn(&SmallProduct),
 }
 
-/// Compiles the kernels for one implementor of `MicroKernel`, as `KERNELS`.
+/// Compiles the kernels for one implementor of `MicroKernel`, and collects the functions in `KERNELS`.
 macro_rules! kernel_table {
     ($features:literal, $lanes:ty) => {
         kernel_table!(@ $lanes, #[target_feature(enable = $features)]);
@@ -116,37 +120,37 @@ macro_rules! kernel_table {
             }
             $(#[$feature])?
             unsafe fn pack_row(dst: *mut f32, src: &[f32], round: bool) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::pack::pack_row::<$lanes>(dst, src, round) }
             }
             $(#[$feature])?
             unsafe fn interleave(dst: *mut f32, src: &[f32], round: bool) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::four_bit::interleave::<$lanes>(dst, src, round) }
             }
             $(#[$feature])?
             unsafe fn pack_by_columns(dst: *mut f32, rows: &[f32], width: usize) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::small_product::pack_by_columns::<$lanes>(dst, rows, width) }
             }
             $(#[$feature])?
             unsafe fn tiles(job: &super::TileJob) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::tile::tiles::<$lanes>(job) }
             }
             $(#[$feature])?
             unsafe fn dots(job: &super::DotJob<'_>) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::dots::dots::<$lanes>(job) }
             }
             $(#[$feature])?
             unsafe fn expand(job: &super::ExpandJob) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::expand::expand::<$lanes>(job) }
             }
             $(#[$feature])?
             unsafe fn small_product(job: &super::SmallProduct) {
-                // SAFETY: as above.
+                // SAFETY: the instruction set is enabled here. The caller meets the other requirements.
                 unsafe { super::small_product::small_product::<$lanes>(job) }
             }
             super::Kernels {
@@ -172,7 +176,8 @@ macro_rules! kernel_table {
 use kernel_table;
 
 impl Kernels {
-    /// Selects the kernels of `isa`, on bf16 pairs if asked and supported.
+    /// Selects the kernels of `isa`. If `pairs` is set and `isa` supports bf16 pairs, the kernels multiply
+    /// bf16 pairs.
     ///
     /// # Panics
     /// If this machine does not support `isa`.
@@ -190,13 +195,14 @@ impl Kernels {
         &scalar::KERNELS
     }
 
-    /// Packs the first `m` rows of `k` of `src` as panels of `A`, `panel` words apart.
+    /// Packs the first `m` rows and the first `k` columns of `src` as panels of `A`. The panels begin `panel`
+    /// words apart.
     ///
     /// # Safety
     /// `dst` must be valid for all panels.
     ///
     /// # Panics
-    /// If `src` is shorter.
+    /// If `src` contains fewer rows or columns.
     pub unsafe fn pack_panels(
         &self,
         dst: *mut f32,
@@ -210,13 +216,13 @@ impl Kernels {
         for i in 0..panels {
             let dst = dst.wrapping_add(i * panel);
             let job = PackJob::new(dst, self.lanes, src, part(m, panels, i), (0, k), round);
-            // SAFETY: `select` checked the instruction set and `check` the view; the caller guarantees the
-            // room.
+            // SAFETY: `select` checked the instruction set, and `check` checked the view. The caller
+            // guarantees that `dst` has room for all panels.
             unsafe { (self.pack_a)(&job) };
         }
     }
 
-    /// Returns the blocks of a sum over `k`, and the words of each but the last.
+    /// Returns the number of blocks in a sum over `k`, and the number of words in each block except the last.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
         let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
@@ -224,14 +230,14 @@ impl Kernels {
     }
 }
 
-/// `C (m, n) = alpha · A (m, k) B (k, n)`, or `+=`.
+/// Arguments of [`Gemm::product`]: `C (m, n) = alpha · A (m, k) B (k, n)`, or `+=` with `accumulate`.
 pub(crate) struct Product<'a> {
     pub c: &'a mut [f32],
-    /// Elements from one row of `c` to the next.
+    /// Distance from one row of `c` to the next, in elements.
     pub ldc: usize,
-    /// `A`. Its rows are the outer dimension.
+    /// The operand `A`. The rows of `A` are the outer dimension.
     pub a: View<'a>,
-    /// `B`. Its columns are the outer dimension.
+    /// The operand `B`. The columns of `B` are the outer dimension.
     pub b: View<'a>,
     pub m: usize,
     pub n: usize,
@@ -240,29 +246,29 @@ pub(crate) struct Product<'a> {
     pub accumulate: bool,
 }
 
-/// How a multiplication is divided: `k` into blocks, rows into panels, columns into tasks.
+/// Division of a multiplication: `k` into blocks, rows into panels, and columns into tasks.
 struct Blocking {
     blocks: usize,
-    /// Words of a block of `k`.
+    /// Number of 32-bit words in a block of `k`.
     block_steps: usize,
     panels: usize,
-    /// Words of a panel of `A`.
+    /// Number of 32-bit words in a panel of `A`.
     a_panel: usize,
-    /// Tasks that divide the panels of `B`.
+    /// Number of tasks that divide the panels of `B`.
     col_tasks: usize,
-    /// Columns of the largest task.
+    /// Number of columns in the largest task.
     task_cols: usize,
 }
 
 impl Blocking {
-    /// Returns the words of packed `A`, and of each thread's packed `B`.
+    /// Returns the number of words of packed `A`, and the number of words of packed `B` for each thread.
     fn words(&self) -> [usize; 2] {
         let count = self.blocks.min(MAX_PACKED_BLOCKS);
         [count * self.panels * self.a_panel, self.task_cols * self.block_steps]
     }
 }
 
-/// Matrix multiplication on one instruction set in one precision, with packing buffers.
+/// Matrix multiplication on one instruction set and in one precision, with buffers for packing.
 pub(crate) struct Gemm {
     kernels: &'static Kernels,
     round: bool,
@@ -271,7 +277,8 @@ pub(crate) struct Gemm {
 }
 
 impl Gemm {
-    /// Creates a multiplication on `isa`. With `bf16`, both operands are rounded to bf16, and sums are f32.
+    /// Creates a multiplication on `isa`. If `bf16` is set, both operands are rounded to bf16, and sums are
+    /// f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         Self {
             kernels: Kernels::select(isa, bf16),
@@ -281,8 +288,8 @@ impl Gemm {
         }
     }
 
-    /// Returns the number of words of packed `A`, and of each thread's packed `B`, for a multiplication `(m,
-    /// n, k)`.
+    /// Returns the number of words of packed `A`, and the number of words of packed `B` for each thread. The
+    /// multiplication has the shape `(m, n, k)`.
     pub fn scratch(&self, threads: usize, m: usize, n: usize, k: usize) -> [usize; 2] {
         if m == 0 || n == 0 || k == 0 {
             return [0; 2];
@@ -290,18 +297,18 @@ impl Gemm {
         self.blocking(threads, m.div_ceil(m.div_ceil(MC)), n, k).words()
     }
 
-    /// Bytes allocated now.
+    /// Returns the number of bytes that are allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.packed_a).allocated_bytes()
             + self.packed_b.iter().map(|b| lock(b).allocated_bytes()).sum::<u64>()
     }
 
-    /// Returns the blocking of a multiplication with at most [`MC`] rows.
+    /// Returns the division of a multiplication into blocks, panels and tasks. `m` is at most [`MC`].
     fn blocking(&self, threads: usize, m: usize, n: usize, k: usize) -> Blocking {
         let Kernels { lanes, mr, nr, .. } = *self.kernels;
         let (blocks, block_steps) = self.kernels.blocks(k);
-        // Enough column tasks for every thread, and the same number for each.
+        // Every thread gets the same number of column tasks, unless there are too few panels.
         let panels_of_b = n.div_ceil(nr);
         let col_tasks = panels_of_b.div_ceil(NC / nr).max(3 * threads);
         let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
@@ -315,10 +322,10 @@ impl Gemm {
         }
     }
 
-    /// Multiplies on all threads of `pool`.
+    /// Computes the product on all threads of `pool`.
     ///
     /// # Panics
-    /// If an operand is shorter than its shape.
+    /// If an operand or the output is too short for its shape.
     pub fn product(&self, pool: &Pool, p: Product<'_>) {
         p.a.check(p.m, p.k);
         p.b.check(p.n, p.k);
@@ -339,10 +346,10 @@ impl Gemm {
     }
 
     /// Computes rows `row .. row + m` of the result. `A` is packed once for all threads. Each thread then
-    /// multiplies some columns of `B`.
+    /// packs some columns of `B`, and multiplies them by `A`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
         let blocking = self.blocking(pool.threads(), m, p.n, p.k);
-        // If there are few columns, tasks also divide the rows.
+        // If there are too few column tasks, the rows are divided among tasks too.
         let wanted = 3 * pool.threads();
         let row_tasks =
             if pool.threads() == 1 { 1 } else { wanted.div_ceil(blocking.col_tasks).min(blocking.panels) };
@@ -361,13 +368,14 @@ impl Gemm {
         }
     }
 
-    /// Packs one panel of `A`, all blocks of `k`.
+    /// Packs one panel of `A`, for all blocks of `k`.
     fn pack_a(&self, block: &RowBlock<'_>, panel: usize, (worker, threads): (usize, usize)) {
         let Kernels { lanes, pack_a, .. } = *self.kernels;
         let &RowBlock { p, row, m, blocking, first, count, packed, .. } = block;
         let &Blocking { panels, a_panel, .. } = blocking;
         let (first_row, rows) = part(m, panels, panel);
-        // This thread will likely pack these columns of B first. It prefetches some of them with each panel.
+        // After all panels of `A` are packed, this thread will probably pack these columns of `B` first. With
+        // each panel of `A`, the thread prefetches some of these columns.
         let (col, n) = block.cols_of(worker.min(block.tasks() - 1));
         let (k, k_len) = block.k_of(first);
         let turns = panels.div_ceil(threads);
@@ -380,20 +388,20 @@ impl Gemm {
                 prefetch,
                 ..PackJob::new(dst, lanes, p.a, of_a, block.k_of(first + i), self.round)
             };
-            // SAFETY: `select` checked the instruction set and `product` the view. Every panel of every block
-            // has its own `a_panel` words.
+            // SAFETY: `select` checked the instruction set, and `product` checked the view. Each panel of
+            // each block has a separate range of `a_panel` words.
             unsafe { pack_a(&job) };
         }
     }
 
-    /// Runs one task: packs its columns of `B` block by block, and multiplies each block by its panels of
-    /// `A`.
+    /// Runs one task. For each block of `k`, the task packs some columns of `B`, and multiplies some panels
+    /// of `A` by these columns.
     fn multiply(&self, block: &RowBlock<'_>, task: usize, (worker, threads): (usize, usize)) {
         let Kernels { nr, pair, pack_b, tiles, .. } = *self.kernels;
         let &RowBlock { p, c, row, m, blocking, row_tasks, first, count, packed, .. } = block;
         let &Blocking { block_steps, panels, a_panel, .. } = blocking;
         let (col, n) = block.cols_of(task);
-        // The same partition as in `pack_a`, so that whole panels are found where they were packed.
+        // The rows are divided as in `pack_a`, so that each panel begins at the same row as in `pack_a`.
         let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
         let (my_row, _) = part(m, panels, panel);
         let last = part(m, panels, panel + my_panels - 1);
@@ -407,7 +415,7 @@ impl Gemm {
                 ..PackJob::new(packed_b, nr, p.b, (col, n), (k, k_len), self.round)
             };
             // SAFETY: `packed_b` has a panel for every `nr` columns of the largest task. The other
-            // requirements hold as in `pack_a`.
+            // requirements are met as in `pack_a`.
             unsafe { pack_b(&job) };
             let job = TileJob {
                 m: last.0 + last.1 - my_row,
@@ -425,24 +433,24 @@ impl Gemm {
                 mask: TileMask::Nothing,
                 prefetch: block.prefetch_b(task, i, threads),
             };
-            // SAFETY: panels `panel ..` and the columns from `col` are packed for this block. Tasks write
-            // disjoint rows and columns of `c`, whose size `product` checked.
+            // SAFETY: the panels from `panel` on and the columns from `col` on are packed for this block.
+            // Tasks write disjoint rows and columns of `c`, and `product` checked the size of `c`.
             unsafe { tiles(&job) };
         }
     }
 }
 
-/// Part of a matrix multiplication: some rows of the result, and some blocks of the inner dimension `k`.
+/// A part of a matrix multiplication: some rows of the result, and some blocks of the inner dimension `k`.
 struct RowBlock<'a> {
     p: &'a Product<'a>,
     c: SendPtr,
-    /// First row of the result, and number of rows.
+    /// First row of the result, and number of rows (`m`).
     row: usize,
     m: usize,
     blocking: &'a Blocking,
-    /// Tasks that divide the rows of one range of columns.
+    /// Number of tasks that divide the rows of one range of columns.
     row_tasks: usize,
-    /// First block of `k`, and number of blocks.
+    /// First block of `k`, and number of blocks (`count`).
     first: usize,
     count: usize,
     packed: SendPtr,
@@ -455,21 +463,21 @@ impl RowBlock<'_> {
         self.blocking.col_tasks * self.row_tasks
     }
 
-    /// Returns the elements of a block of `k`, as `(first, count)`.
+    /// Returns the range of elements in a block of `k`, as `(first, count)`.
     fn k_of(&self, block: usize) -> (usize, usize) {
         let len = self.blocking.block_steps * self.pair;
         (block * len, len.min(self.p.k - block * len))
     }
 
-    /// Returns the columns of a task, as `(first, count)`.
+    /// Returns the range of columns of a task, as `(first, count)`.
     fn cols_of(&self, task: usize) -> (usize, usize) {
         let (n, nr) = (self.p.n, self.nr);
         let (panel, panels) = part(n.div_ceil(nr), self.blocking.col_tasks, task / self.row_tasks);
         (panel * nr, (n - panel * nr).min(panels * nr))
     }
 
-    /// Returns the part of `B` that the thread of `task` will probably pack next. It assumes that threads
-    /// take tasks at equal speed.
+    /// Returns the part of `B` that the thread of `task` will probably pack next. The function assumes that
+    /// all threads run tasks at the same speed.
     fn prefetch_b(&self, task: usize, i: usize, threads: usize) -> Prefetch {
         let (task, block) = if i + 1 < self.count {
             (task, self.first + i + 1)

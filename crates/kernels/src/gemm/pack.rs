@@ -1,4 +1,4 @@
-//! Packing: an operand of any type, alignment and orientation becomes panels of words.
+//! Packing: an operand of any type, alignment and orientation is converted to panels of words.
 
 use std::ops::Range;
 
@@ -8,13 +8,14 @@ use super::prefetch::Prefetch;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
-/// Steps that are read across all panels before the next steps. All rows of so few steps fit L1's
-/// associativity, although rows are often a power of two apart.
+/// Number of steps that are packed for all panels before the next steps. The number is small, because rows
+/// are often a power of two apart and then compete for few lines of L1.
 pub(super) const COLUMN_STEPS: usize = 4;
-/// Steps that are prefetched while others are packed by columns.
+/// Distance of the prefetches from the current step, in steps, when an operand is packed by columns.
 const PREFETCH_STEPS: usize = 2 * COLUMN_STEPS;
 
-/// An operand in place, as `(outer, k)`: `outer` are the rows of `A` or the columns of `B`.
+/// An operand that is read in place, indexed by `(outer, k)`. The outer dimension is the rows of `A` or the
+/// columns of `B`.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub(super) bytes: &'a [u8],
@@ -23,7 +24,7 @@ pub(crate) struct View<'a> {
     pub(super) k: usize,
 }
 
-/// The encoding of the elements.
+/// The encoding of the elements of an operand.
 #[derive(Clone, Copy)]
 pub(super) enum Elements<'a> {
     Dense(DType),
@@ -32,7 +33,7 @@ pub(super) enum Elements<'a> {
 }
 
 impl Elements<'_> {
-    /// Returns the bytes of `n` elements.
+    /// Returns the size of `n` elements in bytes.
     fn bytes(self, n: usize) -> usize {
         match self {
             Self::Dense(dtype) => n * dtype.size(),
@@ -42,14 +43,14 @@ impl Elements<'_> {
 }
 
 impl<'a> View<'a> {
-    /// Views f32 elements with these strides.
+    /// Returns a view of f32 elements with these strides.
     pub fn f32(data: &'a [f32], outer: usize, k: usize) -> Self {
         // SAFETY: an f32 has four bytes, and bytes need no alignment.
         let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) };
         Self { bytes, elements: Elements::Dense(DType::F32), outer, k }
     }
 
-    /// Views a weight `(OUT, IN)` with its rows as `outer` and its columns as `k`, as in `inp Wᵀ`.
+    /// Returns a view of a weight `(OUT, IN)`. The rows are `outer` and the columns are `k`, as in `inp Wᵀ`.
     ///
     /// # Panics
     /// If the weight is not in host memory.
@@ -61,7 +62,7 @@ impl<'a> View<'a> {
         Self { bytes, elements, outer: w.cols(), k: 1 }
     }
 
-    /// Views a weight `(OUT, IN)` with its columns as `outer` and its rows as `k`, as in `dout W`.
+    /// Returns a view of a weight `(OUT, IN)`. The columns are `outer` and the rows are `k`, as in `dout W`.
     ///
     /// # Panics
     /// If the weight is not in host memory.
@@ -69,7 +70,7 @@ impl<'a> View<'a> {
         Self { outer: 1, k: w.cols(), ..Self::rows_of(w) }
     }
 
-    /// Prefetch of elements `(outer, outer + outers) x (k, k + k_len)`.
+    /// Returns a prefetch of elements `outer .. outer + outers` by `k .. k + k_len`.
     pub fn prefetch(&self, outer: usize, outers: usize, k: usize, k_len: usize) -> Prefetch {
         let bytes = |n| self.elements.bytes(n);
         let start = self.bytes.as_ptr().wrapping_add(bytes(outer * self.outer + k * self.k));
@@ -80,7 +81,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Panics unless `(outers, k)` elements are inside. The unsafe code below relies on this check.
+    /// Panics unless the view contains `(outers, k)` elements. The unsafe code below relies on this check.
     pub fn check(&self, outers: usize, k: usize) {
         if outers > 0 && k > 0 {
             let last = (outers - 1) * self.outer + (k - 1) * self.k;
@@ -93,32 +94,33 @@ impl<'a> View<'a> {
     }
 }
 
-/// Packs elements `(outer, outer + outers) x (k, k + k_len)` of a view.
+/// Arguments of [`pack`]: elements `outer .. outer + outers` by `k .. k + k_len` of a view.
 #[derive(Clone, Copy)]
 pub(crate) struct PackJob<'a> {
-    /// First panel. Lane `i` of step `s` goes to `s * width + i`. Only whole vectors are written. Lanes
-    /// between `outers` and the next multiple of `LANES` are undefined.
+    /// Pointer to the first panel. Lane `i` of step `s` goes to `s * width + i`. Only whole vectors are
+    /// written, so lanes between `outers` and the next multiple of `LANES` are undefined.
     pub dst: *mut f32,
-    /// Words from one step of a panel to the next, a multiple of the vector length.
+    /// Distance from one step of a panel to the next, in 32-bit words. A multiple of the vector length.
     pub width: usize,
-    /// Words from one panel to the next.
+    /// Distance from one panel to the next, in 32-bit words.
     pub panel: usize,
     pub src: View<'a>,
-    /// First row of `A` or column of `B`.
+    /// First row of `A`, or first column of `B`.
     pub outer: usize,
     pub outers: usize,
     /// First element of `k`.
     pub k: usize,
-    /// Number of elements of `k`. If words are pairs, a single last element is paired with zero.
+    /// Number of elements along `k`. If words are pairs and this number is odd, the last element is paired
+    /// with zero.
     pub k_len: usize,
     /// Whether f32 words are rounded to bf16.
     pub round: bool,
-    /// Memory to prefetch meanwhile.
+    /// Memory that is prefetched during packing.
     pub prefetch: Prefetch,
 }
 
 impl<'a> PackJob<'a> {
-    /// Packs elements of `src` into one panel, without a prefetch.
+    /// Returns a job that packs elements of `src` into one panel, without a prefetch.
     pub fn new(
         dst: *mut f32,
         width: usize,
@@ -134,12 +136,12 @@ impl<'a> PackJob<'a> {
 /// Runs a [`PackJob`].
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, the elements must be inside the view, and `dst` valid
-/// for all steps.
+/// The processor must support the instruction set of `T`. The elements must be inside the view, and `dst`
+/// must be valid for all steps.
 #[inline(always)]
 pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
     let mut prefetch = job.prefetch;
-    // SAFETY: the caller guarantees the requirements.
+    // SAFETY: the caller meets the safety requirements.
     unsafe {
         prefetch.fetch::<T>(prefetch.lines());
         match job.src.elements {
@@ -151,25 +153,25 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
     }
 }
 
-/// [`pack`] for one element type.
+/// Runs [`pack`] for one element type.
 ///
 /// # Safety
-/// As [`pack`].
+/// The requirements of [`pack`] apply.
 #[inline(always)]
 pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
-    // If `outer` is contiguous, a few steps are read across all panels. The columns of a single panel would
-    // use only a line or two of every page.
+    // If the operand is not contiguous along `k`, a few steps are packed for all panels before the next
+    // steps. A single panel would read only one or two cache lines of every page.
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { COLUMN_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {
         if job.src.k != 1 {
-            // SAFETY: the caller guarantees the requirements.
+            // SAFETY: the caller meets the safety requirements.
             unsafe { prefetch_steps::<T>(job, step) };
         }
         for first in (0..job.outers).step_by(T::LANES) {
             let valid = (job.outers - first).min(T::LANES);
             let dst = job.dst.wrapping_add(first / job.width * job.panel + first % job.width);
-            // SAFETY: the caller guarantees the requirements for the lanes `first .. first + valid`.
+            // SAFETY: the caller meets the safety requirements for lanes `first .. first + valid`.
             unsafe {
                 if job.src.k == 1 {
                     pack_by_rows::<T, D>(job, dst, first, valid);
@@ -182,25 +184,25 @@ pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
     }
 }
 
-/// Prefetches the rows of some steps after step `step`, when packing by columns.
+/// Prefetches some rows that follow step `step`, for packing by columns.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`.
+/// The processor must support the instruction set of `T`.
 #[inline(always)]
 pub(super) unsafe fn prefetch_steps<T: MicroKernel>(job: &PackJob<'_>, step: usize) {
     let next = (step + PREFETCH_STEPS) * T::PAIR;
     if next < job.k_len {
         let rows = (job.k_len - next).min(COLUMN_STEPS * T::PAIR);
         let mut prefetch = job.src.prefetch(job.outer, job.outers, job.k + next, rows);
-        // SAFETY: the caller has the instruction set.
+        // SAFETY: the caller guarantees that the processor supports the instruction set.
         unsafe { prefetch.fetch::<T>(prefetch.lines()) };
     }
 }
 
-/// Packs an operand that is contiguous along `k`: squares of `LANES x LANES` words are read and transposed.
+/// Packs an operand that is contiguous along `k`. Squares of `LANES x LANES` words are read and transposed.
 ///
 /// # Safety
-/// As [`pack`].
+/// The requirements of [`pack`] apply.
 #[inline(always)]
 unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
     job: &PackJob<'_>,
@@ -211,7 +213,8 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
     let size = size_of_source::<D>();
     let square = T::LANES * T::PAIR;
     // SAFETY: rows past `valid` repeat the last row, and whole squares end inside `k_len`. The last square is
-    // read in place if it ends inside the operand. Otherwise it is first copied to a buffer of zeros.
+    // read in place if the square ends inside the operand. Otherwise the square is copied to a buffer of
+    // zeros first.
     unsafe {
         let rows: [*const u8; 16] = std::array::from_fn(|i| {
             let outer = job.outer + first + i.min(valid - 1);
@@ -234,8 +237,8 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
             let end = job.src.bytes.as_ptr_range().end;
             for i in 0..T::LANES {
                 let rest = rows[i].add((job.k_len - left) * size);
-                // Steps past the last are not stored. Only the second half of a single last element must be
-                // zero.
+                // Steps past the last step are not stored. Zeros are needed only if the number of elements is
+                // odd, because the last element is then paired with zero.
                 if left.is_multiple_of(T::PAIR) && rest.wrapping_add(square * size) <= end {
                     v[i] = T::words_by_rows::<D>(rest, job.round);
                     continue;
@@ -252,10 +255,11 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
     }
 }
 
-/// Packs contiguous `outer`, or two strides: rows of words are read in place.
+/// Packs an operand that is not contiguous along `k`. Elements are read in place, and as whole vectors if
+/// `outer` is contiguous.
 ///
 /// # Safety
-/// As [`pack`].
+/// The requirements of [`pack`] apply.
 #[inline(always)]
 unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     job: &PackJob<'_>,
@@ -268,14 +272,14 @@ unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     let (size, len) = (size_of_source::<D>(), bytes.len() / size_of_source::<D>());
     let at = |step: usize| (job.outer + first) * outer + (job.k + step * T::PAIR) * k;
 
-    // Whole vectors are read if they end inside the operand. Lanes past `valid` may be undefined. Other
-    // elements are read one by one.
+    // A whole vector is read if the vector ends inside the operand. Lanes past `valid` may then be undefined.
+    // All other elements are read one by one.
     let mut whole =
         if outer == 1 { steps.end.min(job.k_len / T::PAIR).max(steps.start) } else { steps.start };
     while whole > steps.start && at(whole - 1) + (T::PAIR - 1) * k + T::LANES > len {
         whole -= 1;
     }
-    // SAFETY: vectors end inside the operand, and single elements are inside the shape.
+    // SAFETY: whole vectors end inside the operand, and single elements are inside the shape.
     unsafe {
         let mut p0 = bytes.as_ptr().wrapping_add(at(steps.start) * size);
         let mut to = dst.wrapping_add(steps.start * job.width);
@@ -300,16 +304,16 @@ unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     }
 }
 
-/// Converts `src` to words along `k`, the format of `inp` in dot products. A single last element is paired
-/// with zero.
+/// Converts `src` to words along `k`, in the format that dot products require for `inp`. If words are pairs
+/// and the number of elements is odd, the last element is paired with zero.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and `dst` must be valid for all words.
+/// The processor must support the instruction set of `T`, and `dst` must be valid for all words.
 #[inline(always)]
 pub(super) unsafe fn pack_row<T: MicroKernel>(dst: *mut f32, src: &[f32], round: bool) {
     let vector = T::LANES * T::PAIR;
     for (i, src) in src.chunks(vector).enumerate() {
-        // SAFETY: a short last chunk is copied to a buffer, and only its words are stored.
+        // SAFETY: a short last chunk is copied to a buffer, and only the words of the chunk are stored.
         unsafe {
             let dst = dst.add(i * T::LANES);
             if src.len() == vector {

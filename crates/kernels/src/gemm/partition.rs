@@ -1,6 +1,8 @@
-//! Nearly equal parts of a range. Products divide rows, columns and blocks only in this way.
+//! Division of a range into nearly equal parts. Rows, columns and blocks of products are divided only by this
+//! function.
 
-/// Returns part `part` of `parts` nearly equal parts of `m` rows, as `(first, count)`.
+/// Returns part `part` of `m` rows as `(first, count)`, if the rows are divided into `parts` nearly equal
+/// parts.
 #[inline(always)]
 pub(crate) fn part(m: usize, parts: usize, part: usize) -> (usize, usize) {
     let (size, longer) = (m / parts, m % parts);

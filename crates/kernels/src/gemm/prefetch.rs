@@ -1,9 +1,9 @@
-//! Prefetches operands while the processor multiplies. Packing would otherwise wait for every line.
+//! Prefetches operands while the processor multiplies. Otherwise packing would stall on every cache line.
 
 use super::micro_kernel::MicroKernel;
 use super::partition::part;
 
-/// Bytes of a cache line.
+/// Size of a cache line in bytes.
 const LINE: usize = 64;
 
 /// The part of an operand that will be packed next.
@@ -11,45 +11,47 @@ const LINE: usize = 64;
 pub(crate) struct Prefetch {
     start: *const u8,
     stride: usize,
-    /// Lines of a row, and the next of them.
+    /// Number of cache lines in a row, and index of the next line (`line`).
     width: usize,
     line: usize,
     rows: usize,
 }
 
 impl Prefetch {
-    /// Prefetches nothing.
+    /// A prefetch of no memory.
     pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0, line: 0, rows: 0 };
 
-    /// Prefetches `rows` rows of `bytes` each, `stride` bytes apart.
+    /// Returns a prefetch of `rows` rows of `bytes` bytes each. The rows begin `stride` bytes apart.
     pub fn new(start: *const u8, rows: usize, bytes: usize, stride: usize) -> Self {
         let first = start.wrapping_sub(start.addr() % LINE);
-        // A row may begin and end inside a line.
+        // A row may begin and end inside a cache line.
         Self { start: first, stride, width: (start.addr() % LINE + bytes).div_ceil(LINE), line: 0, rows }
     }
 
-    /// Returns the rows of one of `parts` nearly equal parts.
+    /// Returns a prefetch of part `index` of the rows, if the rows are divided into `parts` nearly equal
+    /// parts.
     pub fn part(self, index: usize, parts: usize) -> Self {
         let (first, rows) = part(self.rows, parts, index);
         Self { start: self.start.wrapping_add(first * self.stride), rows, ..self }
     }
 
-    /// Returns the number of lines, before any is fetched.
+    /// Returns the number of cache lines in all rows, if no line was fetched yet.
     pub fn lines(&self) -> usize {
         self.width * self.rows
     }
 
-    /// Prefetches the next `n` lines, and removes them from `self`.
+    /// Prefetches the next `n` cache lines, and removes these lines from `self`.
     ///
     /// # Safety
-    /// The processor must have the instruction set of `T`.
+    /// The processor must support the instruction set of `T`.
     #[inline(always)]
     pub(super) unsafe fn fetch<T: MicroKernel>(&mut self, n: usize) {
         for _ in 0..n {
             if self.rows == 0 {
                 return;
             }
-            // SAFETY: the caller has the instruction set; a prefetch needs no valid address.
+            // SAFETY: the caller guarantees that the processor supports the instruction set. A prefetch needs
+            // no valid address.
             unsafe { T::prefetch_far(self.start.wrapping_add(self.line * LINE)) };
             self.line += 1;
             if self.line == self.width {

@@ -1,9 +1,10 @@
-//! No intrinsics: four lanes as an array, which the compiler maps to the target's vectors.
+//! Portable kernels without intrinsics. A vector is an array of four lanes, which the compiler maps to
+//! vectors of the target.
 
 use super::kernel_table;
 use super::micro_kernel::{MicroKernel, element, word};
 
-/// f32 words on any machine.
+/// Kernels for f32 on any machine.
 pub(super) struct Scalar;
 
 impl MicroKernel for Scalar {
@@ -32,7 +33,7 @@ impl MicroKernel for Scalar {
     unsafe fn load_first(p: *const f32, n: usize) -> [f32; 4] {
         let mut v = [0.0; 4];
         for (i, v) in v.iter_mut().enumerate().take(n) {
-            // SAFETY: the caller guarantees the trait's requirements, and `i < n`.
+            // SAFETY: the caller meets the trait's requirements, and `i < n`.
             *v = unsafe { p.add(i).read_unaligned() };
         }
         v
@@ -47,7 +48,7 @@ impl MicroKernel for Scalar {
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: [f32; 4]) {
         for (i, v) in v.iter().enumerate().take(n) {
-            // SAFETY: the caller guarantees the trait's requirements, and `i < n`.
+            // SAFETY: the caller meets the trait's requirements, and `i < n`.
             unsafe { p.add(i).write_unaligned(*v) };
         }
     }
@@ -66,7 +67,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> u32 {
-        // SAFETY: the caller meets the trait's requirements, and eight vectors share a word.
+        // SAFETY: the caller meets the trait's requirements. One word contains the masks of eight vectors.
         unsafe { *row.add(vector / 8) >> (4 * (vector % 8)) }
     }
 
@@ -102,7 +103,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn lookup(table: [f32; 16], p: *const u8) -> [f32; 4] {
-        // SAFETY: the caller guarantees the trait's requirements, so two bytes are readable.
+        // SAFETY: the caller meets the trait's requirements, so two bytes are readable.
         let [a, b] = unsafe { p.cast::<[u8; 2]>().read() };
         [a >> 4, a & 15, b >> 4, b & 15].map(|code| table[code as usize])
     }
@@ -115,7 +116,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
-        // SAFETY: the caller meets the trait's requirements, and four codes are two bytes.
+        // SAFETY: the caller meets the trait's requirements. The four codes of a vector have two bytes.
         unsafe { Self::lookup(table, p.add(2 * v)) }
     }
 

@@ -1,4 +1,5 @@
-//! Products for decoding: a few rows of activations, every weight read from memory once.
+//! Products for decoding. A few rows of activations are multiplied by a weight, and the weight is read from
+//! memory once.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -8,12 +9,12 @@ use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 use crate::matrix::HostMatrix;
 use crate::{Isa, Matrix};
 
-/// Fewest bytes of weights in a task, so that distribution costs little.
+/// Minimum number of weight bytes in a task. With smaller tasks, distributing the work would cost too much.
 const TASK_BYTES: usize = 64 << 10;
 
-/// Divides the rows of a weight into tasks: long ones first, for sequential reads, then ever shorter ones, so
-/// that all threads end at the same time. A task has at least `least` rows, except the last, or if threads
-/// would get none.
+/// Divides the rows of a weight into tasks. The first tasks are long, so that memory is read sequentially.
+/// Later tasks are shorter, so that all threads end at about the same time. A task has at least `least` rows,
+/// or an equal share of all rows if this share is smaller. Only the last task may be shorter.
 fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
     let least = least.min(rows.div_ceil(threads));
     let (mut tasks, mut row) = (Vec::new(), 0);
@@ -27,7 +28,7 @@ fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
     tasks
 }
 
-/// `out = inp Wᵀ` for at most [`SkinnyGemm::MAX_ROWS`] rows of `inp`.
+/// The multiplication `out = inp Wᵀ` for at most [`SkinnyGemm::MAX_ROWS`] rows of `inp`.
 pub(crate) struct SkinnyGemm {
     kernels: &'static Kernels,
     round: bool,
@@ -35,20 +36,21 @@ pub(crate) struct SkinnyGemm {
 }
 
 impl SkinnyGemm {
-    /// Maximum number of rows for which reading weights in place is faster than packing them.
+    /// Maximum number of rows for which reading weights in place is faster than packing the weights.
     pub const MAX_ROWS: usize = 8;
 
-    /// Creates a multiplication on `isa`. With `bf16`, both operands are rounded to bf16, and sums are f32.
+    /// Creates a multiplication on `isa`. If `bf16` is set, both operands are rounded to bf16, and sums are
+    /// f32.
     pub fn new(isa: Isa, bf16: bool) -> Self {
         Self { kernels: Kernels::select(isa, bf16), round: bf16, packed: Mutex::default() }
     }
 
-    /// Returns the words of `n` converted rows of `d_in`.
+    /// Returns the number of words in `n` packed rows of `d_in` elements.
     pub fn scratch(&self, n: usize, d_in: usize) -> usize {
         n * self.stride(d_in)
     }
 
-    /// Bytes allocated now.
+    /// Returns the number of bytes that are allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.packed).allocated_bytes()
@@ -58,8 +60,8 @@ impl SkinnyGemm {
         d_in.div_ceil(self.kernels.pair).next_multiple_of(self.kernels.lanes)
     }
 
-    /// `out (N, OUT) = inp (N, IN) Wᵀ`. A task that has computed a range of columns passes it to `then`, with
-    /// the first element of `out`, and no other task accesses these columns.
+    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ`. After a task has computed a range of columns, the task calls
+    /// `then` with the first element of `out` and with the range. No other task accesses these columns.
     ///
     /// # Panics
     /// If a slice is shorter than its shape.
@@ -83,14 +85,14 @@ impl SkinnyGemm {
             }
         };
 
-        // Converted to words once for all rows of W.
+        // `inp` is converted to words once for all rows of `W`.
         let inp_stride = self.stride(d_in);
         let mut packed = lock(&self.packed);
         let packed = packed.at_least(self.scratch(n, d_in));
         for i in 0..n {
             let dst = &mut packed[i * inp_stride..][..inp_stride];
             let row = &inp[i * d_in..][..d_in];
-            // SAFETY: `select` checked the instruction set; `dst` has room for all words of the row.
+            // SAFETY: `select` checked the instruction set, and `dst` has room for all words of the row.
             unsafe { pack(dst.as_mut_ptr(), row, self.round) };
         }
 
@@ -120,8 +122,8 @@ impl SkinnyGemm {
                 accumulate: false,
                 round: self.round,
             };
-            // SAFETY: the shapes were checked above and a `Matrix` has all its rows. Tasks write disjoint
-            // columns of `out`.
+            // SAFETY: the shapes were checked above, and a `Matrix` contains all its rows. Tasks write
+            // disjoint columns of `out`.
             unsafe { dots(&job) };
             then(out, row..end);
         });

@@ -1,38 +1,40 @@
-//! Matrix multiplications whose operands fit into the L1 and L2 caches and are not packed.
-//! Attention uses them.
+//! Matrix multiplications of small operands, used by attention. The operands fit into the L1 and L2 caches,
+//! and are multiplied in place.
 
 use super::micro_kernel::{F32, MicroKernel};
 use super::prefetch::Prefetch;
 
-/// `C (m, n) = A B`, or `+=`. Every element sums over `k` in ascending order.
+/// Arguments of [`small_product`]: `C (m, n) = A B`, or `+=` with `accumulate`. For every element, the
+/// products are added in ascending order of `k`.
 #[derive(Clone, Copy)]
 pub(crate) struct SmallProduct {
     pub m: usize,
-    /// Columns of C, whole vectors.
+    /// Number of columns of C. A multiple of the vector length.
     pub n: usize,
-    /// Words of `k`.
+    /// Number of 32-bit words along `k`.
     pub steps: usize,
-    /// First word of `A`.
+    /// Pointer to the first word of `A`.
     pub a: *const f32,
-    /// Words of `A` from one row to the next, and from one step to the next.
+    /// Distances from one row of `A` to the next, and from one step to the next, in 32-bit words.
     pub a_strides: (usize, usize),
-    /// First word of `B`.
+    /// Pointer to the first word of `B`.
     pub b: *const f32,
     pub c: *mut f32,
-    /// Words from one step of `B` to the next, and elements from one row of C to the next.
+    /// Distance between two steps of `B`, and between two rows of C, in 32-bit words.
     pub stride: usize,
     pub accumulate: bool,
-    /// Memory to prefetch meanwhile.
+    /// Memory that is prefetched during the multiplication.
     pub prefetch: Prefetch,
 }
 
-/// Rows of the tallest tile. With four vectors it fills 24 of 32 registers, with two vectors 12 of 16.
+/// Number of rows in the tallest tile. With four vectors per row, the accumulators fill 24 of 32 registers.
+/// With two vectors per row, the accumulators fill 12 of 16 registers.
 const MR: usize = 6;
 
 /// Runs a [`SmallProduct`].
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape.
+/// The processor must support the instruction set of `T`, and every pointer must be valid for its shape.
 #[inline(always)]
 pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
     let widest = if T::MR >= 8 { 4 } else { 2 };
@@ -42,12 +44,12 @@ pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
     while column < job.n {
         let vectors = ((job.n - column) / T::LANES).min(widest);
         for row in (0..job.m).step_by(MR) {
-            // SAFETY: the caller has the instruction set.
+            // SAFETY: the caller guarantees that the processor supports the instruction set.
             unsafe { prefetch.fetch::<T>(lines) };
             macro_rules! choose {
                 ($($v:literal: $($m:literal)*;)*) => {
                     match (vectors, (job.m - row).min(MR)) {
-                        // SAFETY: the caller guarantees the requirements, for rows below `m` and columns
+                        // SAFETY: the caller meets the safety requirements for rows below `m` and columns
                         // below `n`.
                         $($(($v, $m) if $v <= widest => unsafe { tile::<T, $m, $v>(job, row, column) },)*)*
                         _ => unreachable!("part of a vector, or no row"),
@@ -60,10 +62,10 @@ pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
     }
 }
 
-/// Computes `M` rows by `V` vectors of C, with the sums in registers over all of `k`.
+/// Computes `M` rows by `V` vectors of C. The accumulators stay in registers for all of `k`.
 ///
 /// # Safety
-/// As [`small_product`]; the tile is inside C.
+/// The requirements of [`small_product`] apply, and the tile must be inside C.
 #[inline(always)]
 unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     job: &SmallProduct,
@@ -71,7 +73,7 @@ unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     column: usize,
 ) {
     let SmallProduct { steps, a, a_strides: (a_row, a_step), b, c, stride, .. } = *job;
-    // SAFETY: the caller guarantees the requirements.
+    // SAFETY: the caller meets the safety requirements.
     unsafe {
         let (a, b, c) = (a.add(row * a_row), b.add(column), c.add(row * stride + column));
         let mut sums = [[T::zero(); V]; M];
@@ -102,12 +104,13 @@ unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     }
 }
 
-/// Converts rows of `width`, whole vectors, to words down each column: word `p` of column `j` goes to
-/// `p * width + j`. A single last row is paired with zero. The rows are in L1 or L2, so that this function
-/// prefetches nothing, unlike `pack`.
+/// Converts rows of `width` elements to words along each column. Word `p` of column `j` goes to
+/// `p * width + j`. `width` must be a multiple of the vector length. If words are pairs and the number of
+/// rows is odd, the last row is paired with zeros. Unlike `pack`, this function prefetches nothing, because
+/// the rows are in L1 or L2.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and `dst` must be valid for all words.
+/// The processor must support the instruction set of `T`, and `dst` must be valid for all words.
 #[inline(always)]
 pub(super) unsafe fn pack_by_columns<T: MicroKernel>(dst: *mut f32, rows: &[f32], width: usize) {
     for (p, pair) in rows.chunks(T::PAIR * width).enumerate() {
@@ -118,7 +121,7 @@ pub(super) unsafe fn pack_by_columns<T: MicroKernel>(dst: *mut f32, rows: &[f32]
             } else {
                 zeros.as_ptr()
             };
-            // SAFETY: whole vectors are inside the rows, and `dst` has room for all words.
+            // SAFETY: all vectors are inside the rows, and `dst` has room for all words.
             unsafe {
                 T::store(
                     dst.add(p * width + column),

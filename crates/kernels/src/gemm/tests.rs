@@ -1,4 +1,4 @@
-//! Products against f64 sums: every instruction set, type, orientation and tail.
+//! Compares products with sums in f64, for every instruction set, type, orientation and tail.
 
 use super::*;
 use crate::rng::Stream;
@@ -8,7 +8,7 @@ fn random(stream: &mut Stream, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.next_uniform() * 2.0 - 1.0).collect()
 }
 
-/// Returns a matrix with an odd address.
+/// Returns a matrix whose data begin at an odd address.
 fn unaligned(dtype: DType, data: &[f32], rows: usize, cols: usize) -> Matrix {
     let mut bytes = vec![0u8; 1 + data.len() * dtype.size()];
     from_f32(dtype, data, &mut bytes[1..]);
@@ -16,8 +16,8 @@ fn unaligned(dtype: DType, data: &[f32], rows: usize, cols: usize) -> Matrix {
     Matrix::dense(dtype, Bytes::new(std::sync::Arc::new(bytes), 1..len), rows, cols)
 }
 
-/// Returns element `(i, j)` of `A B` in f64 from row-major `A (m, k)` and `B (n, k)`, and the sum of the
-/// magnitudes.
+/// Returns element `(i, j)` of `A B` in f64, and the sum of the magnitudes of all terms.
+/// `A (m, k)` and `B (n, k)` are row-major.
 fn expected(a: &[f32], b: &[f32], k: usize, i: usize, j: usize, bf16: bool) -> (f64, f64) {
     let round = |v: f32| if bf16 { bf16_to_f32(f32_to_bf16(v)) } else { v } as f64;
     (0..k).fold((0.0, 0.0), |(sum, size), p| {
@@ -74,8 +74,8 @@ fn products_match_f64_for_every_tail_type_and_orientation() {
                                 }
                                 let (sum, size) = expected(&a, &stored, k, i, j, bf16);
                                 let sum = 0.5 * sum + if accumulate { old as f64 } else { 0.0 };
-                                // f32 sums of `k` terms: k/2 roundings of 6e-8 are far above the observed
-                                // error.
+                                // The error of an f32 sum of `k` terms is at most about k/2 roundings of
+                                // 6e-8. The observed error is far smaller.
                                 let tolerance = 1e-6 * (size + 1.0);
                                 assert!(
                                     (found as f64 - sum).abs() <= tolerance,

@@ -4,13 +4,13 @@ use super::micro_kernel::MicroKernel;
 use super::partition::part;
 use super::prefetch::Prefetch;
 
-/// One bit per element of a block of rows. A set bit keeps the element. A row begins with the lowest bit of a
-/// word. The unused bits of its last word are undefined.
+/// A mask with one bit per element of a block of rows. An element counts if its bit is set. A row begins at
+/// the lowest bit of a word. The unused bits in the last word of a row are undefined.
 #[derive(Clone, Copy)]
 pub(crate) struct RowMask {
-    /// First word of the first row.
+    /// Pointer to the first word of the first row.
     pub first: *const u32,
-    /// Words from one row to the next.
+    /// Distance from one row to the next, in 32-bit words.
     pub stride: usize,
 }
 
@@ -18,7 +18,7 @@ impl RowMask {
     /// A placeholder for masks that are never read.
     pub const ALL: Self = Self { first: std::ptr::null(), stride: 0 };
 
-    /// Returns the mask from row `row` on.
+    /// Returns the mask of the rows from row `row` on.
     #[inline(always)]
     pub fn from(self, row: usize) -> Self {
         Self { first: self.first.wrapping_add(row * self.stride), ..self }
@@ -29,51 +29,53 @@ impl RowMask {
 #[derive(Clone, Copy)]
 pub(crate) enum TileMask {
     Nothing,
-    /// Masked elements of `B` are read as zero. `B` is f32 and in place.
+    /// Masked elements of `B` are read as zero. `B` must be f32, and is read in place.
     B(RowMask),
-    /// Masked elements of the result are zero.
+    /// Masked elements of the product are set to zero.
     Product(RowMask),
 }
 
-/// [`TileMask`] as a constant parameter.
+/// [`TileMask`] as a const generic parameter.
 const MASK_NOTHING: u8 = 0;
-/// As [`MASK_NOTHING`].
+/// See [`MASK_NOTHING`].
 const MASK_B: u8 = 1;
-/// As [`MASK_NOTHING`].
+/// See [`MASK_NOTHING`].
 const MASK_PRODUCT: u8 = 2;
 
-/// `C (m, n) = alpha · A B`, or `+=`, from packed `A` and from `B` packed or in place.
+/// Arguments of [`tiles`]: `C (m, n) = alpha · A B`, or `+=` with `accumulate`. `A` is packed. `B` is packed
+/// or read in place.
 #[derive(Clone, Copy)]
 pub(crate) struct TileJob {
     pub m: usize,
     pub n: usize,
-    /// Words of `k`.
+    /// Number of 32-bit words along `k`.
     pub steps: usize,
-    /// Panels of at most [`MicroKernel::MR`] rows, `LANES` words a step.
+    /// Pointer to the first panel of `A`. A panel has at most [`MicroKernel::MR`] rows, and `LANES` words per
+    /// step.
     pub a: *const f32,
-    /// Words from one panel of `A` to the next.
+    /// Distance from one panel of `A` to the next, in 32-bit words.
     pub a_panel: usize,
-    /// First panel of `NR` columns.
+    /// Pointer to the first panel of `B`. A panel has `NR` columns.
     pub b: *const f32,
-    /// Words from one panel of `B` to the next.
+    /// Distance from one panel of `B` to the next, in 32-bit words.
     pub b_panel: usize,
-    /// Words from one step of `B` to the next.
+    /// Distance from one step of `B` to the next, in 32-bit words.
     pub b_step: usize,
     pub c: *mut f32,
-    /// Elements from one row of C to the next.
+    /// Distance from one row of C to the next, in elements.
     pub ldc: usize,
     pub alpha: f32,
     pub accumulate: bool,
     pub mask: TileMask,
-    /// Memory to prefetch meanwhile.
+    /// Memory that is prefetched during the multiplication.
     pub prefetch: Prefetch,
 }
 
-/// Runs a [`TileJob`]. Each panel of `A` stays in L1 while the panels of `B` pass.
+/// Runs a [`TileJob`]. Each panel of `A` stays in L1 while the panel is multiplied by all panels of `B`.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape. An
-/// unpacked `B` is readable only up to column `n`.
+/// The processor must support the instruction set of `T`, and every pointer must be valid for its shape. If
+/// `B` is not packed, only columns below `n` are read.
 #[inline(always)]
 pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
     let width = T::NR;
@@ -83,7 +85,8 @@ pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
     for p in 0..panels {
         let (row, rows) = part(job.m, panels, p);
         for j in 0..across {
-            // SAFETY: panel `p` of A and `j` of B exist, and `row + rows <= m`, `cols <= n - j * width`.
+            // SAFETY: panel `p` of `A` and panel `j` of `B` exist. `row + rows <= m`, and
+            // `cols <= n - j * width`.
             unsafe {
                 let at = Tile {
                     a: job.a.add(p * job.a_panel),
@@ -112,24 +115,24 @@ pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
 /// One tile of a [`TileJob`].
 #[derive(Clone, Copy)]
 struct Tile {
-    /// First word of its panel of `A`.
+    /// Pointer to the first word of the panel of `A`.
     a: *const f32,
-    /// First word of its panel of `B`.
+    /// Pointer to the first word of the panel of `B`.
     b: *const f32,
-    /// Its first element of `C`.
+    /// Pointer to the first element of the tile in C.
     c: *mut f32,
     /// Number of columns, at most [`MicroKernel::NR`].
     cols: usize,
-    /// The part of the mask that starts at the first row of the tile.
+    /// The mask, from the first row of the tile on.
     mask: RowMask,
-    /// The vector of a mask row that begins at its first column.
+    /// Index of the first vector of the tile in a row of the mask.
     vector: usize,
 }
 
-/// Selects the tile compiled for `rows`.
+/// Runs the tile function that was compiled for `rows` rows.
 ///
 /// # Safety
-/// As [`tiles`].
+/// The requirements of [`tiles`] apply.
 #[inline(always)]
 unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     rows: usize,
@@ -140,8 +143,8 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     macro_rules! choose {
         ($($m:literal)*) => {
             match rows {
-                // SAFETY: the caller guarantees the requirements. The condition avoids compiling impossible
-                // tiles.
+                // SAFETY: the caller meets the safety requirements. The condition avoids compiling tiles of
+                // more than `MR` rows.
                 $($m if $m <= T::MR => unsafe {
                     if at.cols == T::NR {
                         tile::<T, $m, false, MASKED>(job, at, prefetch)
@@ -156,11 +159,11 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     choose!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// Computes one tile of `M x NR` sums over all `steps`, in ascending order of `k`. The sums stay in
-/// registers.
+/// Computes one tile of `M x NR` elements over all `steps`, in ascending order of `k`. The accumulators stay
+/// in registers.
 ///
 /// # Safety
-/// As [`tiles`]; without `TAIL` all `NR` columns exist.
+/// The requirements of [`tiles`] apply. If `TAIL` is not set, all `NR` columns must exist.
 #[inline(always)]
 unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u8>(
     job: &TileJob,
@@ -169,17 +172,19 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
 ) {
     let Tile { mut a, mut b, c, cols, mut mask, vector } = at;
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: the caller guarantees `steps` steps of A and B, and `M` rows and `cols` columns of C. A tail
-    // loads only its columns. The code uses `wrapping_add`, because the right half may not exist.
+    // SAFETY: the caller guarantees `steps` steps of `A` and `B`, and `M` rows and `cols` columns of C. With
+    // `TAIL`, only existing columns are loaded. The right half of the columns may not exist, so the code uses
+    // `wrapping_add`.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
-        // Rows of C are often a power of two apart, so they are rarely still in L1.
+        // Rows of C are often a power of two apart, so these rows are rarely still in L1.
         for i in 0..M {
             let c = c.wrapping_add(i * job.ldc);
             T::prefetch(c.cast());
             T::prefetch(c.wrapping_add(T::NR - 1).cast());
         }
-        // Spread over the tile, because many prefetches at once would delay the tile's own loads.
+        // The prefetches are spread over the tile, because many prefetches at once would delay the loads of
+        // the tile.
         let mut left = job.steps;
         let (group, at_once) = ((job.steps / lines.max(1)).max(1), lines.div_ceil(job.steps.max(1)));
         while left > 0 {
@@ -210,10 +215,10 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
     }
 }
 
-/// Stores the sums of a tile.
+/// Stores the accumulators of a tile in C.
 ///
 /// # Safety
-/// As [`tile`].
+/// The requirements of [`tile`] apply.
 #[inline(always)]
 unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u8>(
     job: &TileJob,
@@ -221,7 +226,8 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     acc: [[T::V; 2]; M],
 ) {
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: the caller meets the requirements, and a tail loads and stores only its columns.
+    // SAFETY: the caller meets the safety requirements. With `TAIL`, only existing columns are loaded and
+    // stored.
     unsafe {
         let alpha = T::splat(job.alpha);
         for i in 0..M {
@@ -249,13 +255,15 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     }
 }
 
-/// Returns vectors `vector` and `vector + 1` of a row, with masked elements set to zero.
+/// Returns `v0` and `v1`, with masked elements set to zero. The bits are in vectors `vector` and `vector + 1`
+/// of the mask.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, and the row's words must be readable.
+/// The processor must support the instruction set of `T`, and the words of the mask must be readable.
 #[inline(always)]
 unsafe fn mask_both<T: MicroKernel>((v0, v1): (T::V, T::V), mask: RowMask, vector: usize) -> (T::V, T::V) {
-    // SAFETY: the caller meets the requirements, and one word has the bits of both vectors.
+    // SAFETY: the caller meets the safety requirements. One word of the mask contains the bits of both
+    // vectors.
     unsafe {
         (T::apply_mask(v0, T::mask(mask.first, vector)), T::apply_mask(v1, T::mask(mask.first, vector + 1)))
     }

@@ -1,8 +1,8 @@
-//! Eight lanes in plain Rust, which the compiler maps to the target's vectors.
+//! Eight lanes in plain Rust. The compiler maps the lanes to the vectors of the target.
 
 use super::Lanes;
 
-/// Eight f32, with the alignment of the widest register.
+/// Eight f32 lanes, with the alignment of the widest register.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 pub struct Array8([f32; 8]);
@@ -38,12 +38,14 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller guarantees eight elements, and an array of f32 has the alignment of an f32.
+        // SAFETY: the caller guarantees that eight elements are readable. An array of f32 has the alignment
+        // of an f32.
         Self(unsafe { *from.cast() })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: as for `load`.
+        // SAFETY: the caller guarantees that eight elements are writable. An array of f32 has the alignment
+        // of an f32.
         unsafe { *to.cast() = self.0 }
     }
     #[inline(always)]
@@ -72,7 +74,8 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
-        // Not `f32::mul_add`, which is a library call on targets without the instruction.
+        // `f32::mul_add` is not used here, because `f32::mul_add` is a library call on targets without the
+        // instruction.
         self.mul(b).add(c)
     }
     #[inline(always)]
@@ -81,8 +84,8 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // Adding 1.5 · 2^23 removes the bits below one. Exact for |x| < 2^22, which covers the arguments of
-        // `exp`.
+        // Adding 1.5 · 2^23 removes all bits below one. The result is exact for |x| < 2^22, which covers the
+        // arguments of `exp`.
         self.map(|x| (x + 12_582_912.0) - 12_582_912.0)
     }
     #[inline(always)]

@@ -44,17 +44,17 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller guarantees room for a vector. Unaligned stores are allowed.
+        // SAFETY: the caller guarantees that eight elements are writable. The store needs no alignment.
         unsafe { _mm256_storeu_ps(to, self.0) }
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
     }
     #[inline(always)]
     fn pow2(self) -> Self {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         Self(unsafe {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
@@ -62,7 +62,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         Self(unsafe {
             let less = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, bound.0);
             _mm256_blendv_ps(otherwise.0, then.0, less)
@@ -70,7 +70,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn sum(self) -> f32 {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -79,7 +79,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn largest(self) -> f32 {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         unsafe {
             let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));

@@ -39,22 +39,22 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller guarantees a vector of elements. Unaligned loads are allowed.
+        // SAFETY: the caller guarantees that sixteen elements are readable. The load needs no alignment.
         Self(unsafe { _mm512_loadu_ps(from) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller guarantees room for a vector. Unaligned stores are allowed.
+        // SAFETY: the caller guarantees that sixteen elements are writable. The store needs no alignment.
         unsafe { _mm512_storeu_ps(to, self.0) }
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
     }
     #[inline(always)]
     fn pow2(self) -> Self {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         Self(unsafe {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
@@ -62,7 +62,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         Self(unsafe {
             let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0);
             _mm512_mask_blend_ps(less, otherwise.0, then.0)
@@ -70,12 +70,12 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn sum(self) -> f32 {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
     #[inline(always)]
     fn largest(self) -> f32 {
-        // SAFETY: as for `lanewise!`.
+        // SAFETY: values of this type exist only if `simd_fn!` detected the feature.
         unsafe { _mm512_reduce_max_ps(self.0) }
     }
 }

@@ -1,4 +1,4 @@
-//! Backward of one task: for each block of queries, a loop over panels of keys.
+//! Backward pass of one task: for each block of queries, a loop over panels of keys.
 
 use super::gather::{gather, round};
 use super::operand_format::{OperandFormat, StridedOperand, TileShape};
@@ -14,8 +14,8 @@ use crate::simd::{Lanes, simd_fn};
 /// Computes one task of a backward pass.
 ///
 /// # Safety
-/// `dq`, `dk` and `dv` are valid for writing every row of the task's segment. No other task writes the same
-/// kv head of the same segment at the same time.
+/// `dq`, `dk` and `dv` must be valid for writing every row of the task's segment. No other task may write the
+/// same kv head of the same segment at the same time.
 pub(crate) unsafe fn backward_task(
     format: OperandFormat,
     [dq, dk, dv]: [*mut f32; 3],
@@ -48,14 +48,14 @@ pub(crate) unsafe fn backward_task(
             for i in 0..block.rows {
                 let sums = &mut buffers.dq_rows[i * width..][..head_dim];
                 sums.iter_mut().for_each(|sum| *sum *= factor);
-                // SAFETY: the caller guarantees that only this task writes this row and head.
+                // SAFETY: the caller guarantees that no other task writes this row and head.
                 unsafe { dq.add(block.row(i)).copy_from_nonoverlapping(sums.as_ptr(), head_dim) };
             }
         }
         for j in 0..shape.keys {
             let row = j * width..j * width + head_dim;
             let (from_k, from_v) = (&buffers.dk_rows[row.clone()], &buffers.dv_rows[row]);
-            // SAFETY: the caller guarantees that only this task writes this row and kv head.
+            // SAFETY: the caller guarantees that no other task writes this row and kv head.
             unsafe {
                 dk.add(shape.key_row(j)).copy_from_nonoverlapping(from_k.as_ptr(), head_dim);
                 dv.add(shape.key_row(j)).copy_from_nonoverlapping(from_v.as_ptr(), head_dim);
@@ -64,8 +64,8 @@ pub(crate) unsafe fn backward_task(
     });
 }
 
-/// The working memory of one task. `by_rows` and `by_columns` are packed copies, empty where operands are
-/// f32.
+/// The working memory of one task. Fields whose names end in `by_rows` or `by_columns` are packed copies of
+/// operands. These fields are empty if the operands are f32.
 struct Buffers<'a> {
     k_panels: &'a mut [f32],
     v_panels: &'a mut [f32],
@@ -88,7 +88,7 @@ struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    /// Names the buffers, in the order of [`lens`].
+    /// Assigns a name to each buffer, in the order of [`lens`].
     fn of(buffers: [&'a mut [f32]; 18]) -> Self {
         let [k_panels, v_panels, k_rows, dk_rows, dv_rows, q_rows, dout_rows, out_rows, dq_rows, rest @ ..] =
             buffers;
@@ -116,7 +116,7 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Gathers the rows of a block, and returns `dout · out` of each as the second of its two numbers.
+    /// Copies the rows of a block to the buffers. Returns two numbers for each row: zero, and `dout · out`.
     fn gather(
         &mut self,
         format: OperandFormat,
@@ -131,7 +131,7 @@ impl<'a> Buffers<'a> {
         gather(format.isa, dout_rows, width, dout, block, 1.0);
         gather(format.isa, self.out_rows, width, out, block, 1.0);
         if format.are_pairs() {
-            // This rounding equals that of the matrix multiplications. A common offset of all values
+            // The matrix multiplications round `dout` in the same way. A common offset of all values
             // therefore cancels in the gradient of the scores.
             round(format.isa, dout_rows);
         }
@@ -140,7 +140,7 @@ impl<'a> Buffers<'a> {
         lses_deltas
     }
 
-    /// Adds the gradients of a gathered block to `dk_rows` and `dv_rows`, and overwrites `dq_rows`.
+    /// Adds the gradients of the current block to `dk_rows` and `dv_rows`, and overwrites `dq_rows`.
     fn add_gradients(
         &mut self,
         format: OperandFormat,
@@ -189,7 +189,7 @@ pub(crate) fn backward_len(format: OperandFormat, task: &Task, dims: AttentionDi
     total(lens(format, &Shape::of(task, dims, format, None)))
 }
 
-/// Lengths of the buffers, in the order of the fields of [`Buffers`].
+/// Returns the lengths of the buffers, in the order of the fields of [`Buffers`].
 fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 18] {
     let (rows, width) = (shape.rows(), shape.width);
     let (keys, block, scores) = (shape.keys * width, rows * width, rows * KEYS);
@@ -219,7 +219,7 @@ fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 18] {
 }
 
 simd_fn! {
-    /// Writes `dout · out` of each row to the second element of its `lses_deltas`.
+    /// Writes `dout · out` of each row to the second number of the row in `lses_deltas`.
     fn deltas(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32], width: usize) = deltas_lanes
 }
 
@@ -232,8 +232,8 @@ fn deltas_lanes<L: Lanes>(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32
 }
 
 simd_fn! {
-    /// Turns the scores of a panel into attention weights `p`, and `dscores` from `dp` into `ds`. Both become
-    /// zero where a row does not see the key. The panel begins at key `first`.
+    /// Replaces the scores of a panel by attention weights `p`, and replaces `dp` in `dscores` by `ds`. If a
+    /// key is not visible to a row, both results are zero. The panel begins at key `first`.
     fn weigh(
         scores: &mut [f32],
         dscores: &mut [f32],

@@ -1,4 +1,4 @@
-//! Forward of one task: for each block of queries, a loop over all visible keys.
+//! Forward pass of one task: for each block of queries, a loop over all visible keys.
 
 use super::gather::gather;
 use super::operand_format::{OperandFormat, StridedOperand, TileShape};
@@ -14,8 +14,8 @@ use crate::{AttentionDims, bf16_to_f32, f32_to_bf16};
 /// Computes one task of a forward pass.
 ///
 /// # Safety
-/// `out` and `lse` are valid for writing every row of the task's segment. No other task writes the same kv
-/// head of the same queries at the same time.
+/// `out` and `lse` must be valid for writing every row of the task's segment. No other task may write the
+/// same kv head of the same queries at the same time.
 pub(crate) unsafe fn forward_task(
     format: OperandFormat,
     out: *mut f32,
@@ -46,8 +46,8 @@ pub(crate) unsafe fn forward_task(
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(format.isa, scores, &mut sums, &mut lses, block, params.softcap);
             if format.are_pairs() {
-                // Divides by the sum of the rounded weights, so that a common offset of all values reaches
-                // `out` unchanged.
+                // The output is divided by the sum of the rounded weights. A common offset of all values
+                // therefore reaches `out` unchanged.
                 rounded_sums(format.isa, &mut sums[..rows], scores, block);
             }
             let start = block.panels().next().unwrap_or(0);
@@ -62,7 +62,7 @@ pub(crate) unsafe fn forward_task(
             scale_rows(format.isa, weighted, width, &sums[..rows]);
             for i in 0..rows {
                 let (weighted, row) = (&weighted[i * width..][..head_dim], block.row(i));
-                // SAFETY: the caller guarantees that only this task writes this row and head.
+                // SAFETY: the caller guarantees that no other task writes this row and head.
                 unsafe {
                     out.add(row).copy_from_nonoverlapping(weighted.as_ptr(), head_dim);
                     *lse.add(row / head_dim) = lses[i];
@@ -77,7 +77,7 @@ pub(crate) fn forward_len(format: OperandFormat, task: &Task, dims: AttentionDim
     total(lens(format, &Shape::of(task, dims, format, None)))
 }
 
-/// Lengths of the buffers, in the order in which [`forward_task`] names them.
+/// Returns the lengths of the buffers, in the order in which [`forward_task`] names the buffers.
 fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 7] {
     let block = shape.rows() * shape.width;
     let scores = shape.blocks().map(|b| b.rows * b.keys().next_multiple_of(KEYS)).max().unwrap_or(0);
@@ -93,9 +93,9 @@ fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 7] {
 }
 
 simd_fn! {
-    /// Turns scores into `e^(score - max)` over the visible keys, and into zero elsewhere. `scores` has
-    /// panels of `(rows, KEYS)`. `sums` receives the sum of each row, `lse` the log of its softmax
-    /// denominator.
+    /// Replaces scores by `e^(score - max)` for visible keys, and by zero for all other keys. `scores` has
+    /// panels of shape `(rows, KEYS)`. The sum of each row is written to `sums`, and the log of the softmax
+    /// denominator to `lse`.
     fn softmax(
         scores: &mut [f32],
         sums: &mut [f32; QUERIES],
@@ -115,8 +115,8 @@ fn softmax_lanes<L: Lanes>(
 ) {
     for i in 0..block.rows {
         let (begin, visible) = (block.first(i), block.visible(i));
-        // For each panel: offset of the row, number of visible scores, and that number rounded up to whole
-        // vectors.
+        // For each panel: the offset of the row, the range of visible scores, and the end of this range
+        // rounded up to whole vectors.
         let panels = block.panels().map(|first| {
             let seen = visible.saturating_sub(first).min(KEYS);
             let hidden = begin.saturating_sub(first).min(seen);
@@ -145,7 +145,8 @@ fn softmax_lanes<L: Lanes>(
 }
 
 simd_fn! {
-    /// Sums each row of `scores` after rounding to bf16. `scores` has panels of `(rows, KEYS)`.
+    /// Rounds each score to bf16, and writes the sum of each row to `sums`. `scores` has panels of shape
+    /// `(rows, KEYS)`.
     fn rounded_sums(sums: &mut [f32], scores: &[f32], block: Block) = rounded_sums_body
 }
 
@@ -170,7 +171,7 @@ fn rounded_sums_body<L>(sums: &mut [f32], scores: &[f32], block: Block) {
 }
 
 simd_fn! {
-    /// Divides each row of `width` elements by its sum.
+    /// Divides each row of `width` elements by the sum of the row in `sums`.
     fn scale_rows(rows: &mut [f32], width: usize, sums: &[f32]) = scale_rows_lanes
 }
 

@@ -5,7 +5,8 @@ use crate::simd::{Lanes, simd_fn};
 use crate::{bf16_to_f32, f32_to_bf16};
 
 simd_fn! {
-    /// Copies rows of `inp (N, NH, HS)` times `factor`, padded with zeros to `width`.
+    /// Copies the rows of a block from `inp (N, NH, HS)`, multiplied by `factor`. Each row is padded with
+    /// zeros to `width`.
     pub(super) fn gather(out: &mut [f32], width: usize, inp: &[f32], block: Block, factor: f32) = gather_lanes
 }
 
@@ -23,7 +24,7 @@ fn gather_lanes<L: Lanes>(out: &mut [f32], width: usize, inp: &[f32], block: Blo
 }
 
 simd_fn! {
-    /// Rounds to bf16 precision.
+    /// Rounds the values to bf16 precision.
     pub(super) fn round(values: &mut [f32]) = round_body
 }
 

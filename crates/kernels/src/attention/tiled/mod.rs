@@ -1,7 +1,7 @@
-//! Tiled attention: keys in panels of [`KEYS`], queries in blocks of [`QUERIES`]. The full score matrix never
-//! exists.
+//! Tiled attention: keys are divided into panels of [`KEYS`], and queries into blocks of [`QUERIES`]. The
+//! full score matrix never exists.
 //!
-//! One task computes one kv head of one segment. A forward task also has a range of queries:
+//! One task computes one kv head of one segment. A forward task covers only a range of the queries:
 //!
 //! ```text
 //! forward                                  backward
@@ -14,13 +14,13 @@
 //!     out += weights v                     write dk, dv
 //! ```
 //!
-//! - Keys and values are packed once for all query heads that read them.
+//! - Keys and values are packed once for all query heads that read the keys and values.
 //! - Operands are packed as bf16 pairs if the back end computes in bf16 and the instruction set multiplies
-//!   such pairs. Otherwise they are f32. Softmax, sums and results are always f32.
-//! - Every kv head is one backward task. No other task adds to its `dk` and `dv`, so their sums have one
-//!   order.
+//!   bf16 pairs. Otherwise the operands are f32. Softmax, sums and results are always f32.
+//! - Every kv head is one backward task. No other task adds to `dk` and `dv` of this head, so the terms of
+//!   these sums are always added in the same order.
 //!
-//! Source of the blocks: Dao et al., 2022, <https://arxiv.org/abs/2205.14135>.
+//! Source of the division into blocks: Dao et al., 2022, <https://arxiv.org/abs/2205.14135>.
 
 mod backward;
 mod forward;
@@ -40,12 +40,13 @@ pub(crate) use task::{backward_tasks, forward_tasks};
 use crate::math::tanh;
 use crate::simd::Lanes;
 
-/// Keys of a panel.
+/// Number of keys in a panel.
 const KEYS: usize = 64;
-/// Query rows of a block. Their scores of one panel stay in L2, together with both operands.
+/// Number of query rows in a block. The scores of a block for one panel stay in L2, together with both
+/// operands.
 const QUERIES: usize = 48;
 
-/// Caps every score of whole vectors: `cap · tanh(score / cap)`.
+/// Replaces every score by `cap · tanh(score / cap)`. `scores` must consist of whole vectors.
 #[inline(always)]
 pub(super) fn cap_lanes<L: Lanes>(scores: &mut [f32], cap: f32) {
     for at in (0..scores.len()).step_by(L::COUNT) {

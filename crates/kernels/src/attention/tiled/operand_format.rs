@@ -1,17 +1,18 @@
-//! Packed operands of attention tiles, and their multiplication.
+//! The format of packed attention operands, and multiplication in this format.
 
 use super::KEYS;
 use crate::Isa;
 use crate::gemm::{DotJob, Kernels, PackJob, Prefetch, SmallProduct, View};
 
-/// The words of packed operands: one f32, or a pair of bf16 that are adjacent along the sum. Sums are f32.
+/// The format of packed operands. A word is one f32, or a pair of bf16 that are adjacent along the summed
+/// dimension. Sums are f32.
 #[derive(Clone, Copy)]
 pub(crate) struct OperandFormat {
     pub(super) isa: Isa,
     kernels: &'static Kernels,
 }
 
-/// The first operand of a multiplication. The word of row `i` and step `p` is at `i * row + p * step`.
+/// The first operand of a multiplication. The word of row `i` and step `p` is at index `i * row + p * step`.
 #[derive(Clone, Copy)]
 pub(super) struct StridedOperand<'a> {
     pub data: &'a [f32],
@@ -23,13 +24,13 @@ pub(super) struct StridedOperand<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct TileShape {
     pub m: usize,
-    /// Columns of `c`, whole vectors.
+    /// Number of columns of `c`. A multiple of the vector length.
     pub n: usize,
-    /// Words along the sum.
+    /// Number of 32-bit words along the summed dimension.
     pub steps: usize,
-    /// Elements from one row of `c` to the next, and words from one step of `b` to the next.
+    /// Distance between two rows of `c`, and between two steps of `b`, in 32-bit words.
     pub stride: usize,
-    /// Whether to add to `c` or to overwrite it.
+    /// Whether the product is added to `c`. Otherwise the product overwrites `c`.
     pub accumulate: bool,
 }
 
@@ -43,7 +44,7 @@ pub(super) struct RowView<'a> {
 }
 
 impl OperandFormat {
-    /// Selects bf16 pairs if `bf16` is set and `isa` multiplies them, and f32 otherwise.
+    /// Selects bf16 pairs if `bf16` is set and `isa` multiplies bf16 pairs. Selects f32 otherwise.
     ///
     /// # Panics
     /// If this machine does not support `isa`.
@@ -51,29 +52,28 @@ impl OperandFormat {
         Self { isa, kernels: Kernels::select(isa, bf16) }
     }
 
-    /// Returns the instruction set.
     pub(in crate::attention) fn isa(self) -> Isa {
         self.isa
     }
 
-    /// Returns the words of one packed row of `n` elements, whole vectors.
+    /// Returns the number of words in a packed row of `n` elements. A row consists of whole vectors.
     pub(in crate::attention) fn row_words(self, n: usize) -> usize {
         self.of(n).next_multiple_of(self.kernels.lanes)
     }
 
-    /// Converts a row to words along it.
+    /// Converts a row to packed words.
     pub(in crate::attention) fn pack_row(self, out: &mut [f32], row: &[f32]) {
         assert!(out.len() >= self.row_words(row.len()));
         // SAFETY: `new` checked the instruction set, and `out` has room for all words.
         unsafe { (self.kernels.pack_row)(out.as_mut_ptr(), row, self.are_pairs()) };
     }
 
-    /// Multiplies packed rows by rows in place.
+    /// Multiplies packed rows by rows that are read in place.
     ///
     /// # Safety
     /// Every pointer of the job must be valid for its shape.
     pub(in crate::attention) unsafe fn dots(self, job: &DotJob<'_>) {
-        // SAFETY: `new` checked the instruction set; the caller guarantees the pointers.
+        // SAFETY: `new` checked the instruction set, and the caller guarantees that the pointers are valid.
         unsafe { (self.kernels.dots)(job) }
     }
 
@@ -87,7 +87,8 @@ impl OperandFormat {
         n.div_ceil(self.kernels.pair)
     }
 
-    /// Returns the words of a packed copy of `n` elements: zero for f32, which needs no copy.
+    /// Returns the number of words in a packed copy of `n` elements. The number is zero for f32, because f32
+    /// needs no copy.
     pub(super) fn pairs(self, n: usize) -> usize {
         if self.are_pairs() { self.of(n) } else { 0 }
     }
@@ -97,7 +98,8 @@ impl OperandFormat {
         n.next_multiple_of(self.kernels.lanes)
     }
 
-    /// Returns the words along each row: bf16 pairs written to `out`, or `rows` itself for f32.
+    /// Returns the words along each row. bf16 pairs are written to `out`. For f32, the result is `rows`
+    /// itself.
     pub(super) fn by_rows<'a>(self, out: &'a mut [f32], rows: &'a [f32]) -> &'a [f32] {
         if !self.are_pairs() {
             return rows;
@@ -108,8 +110,8 @@ impl OperandFormat {
         out
     }
 
-    /// Returns the words down each column of `rows`: bf16 pairs written to `out`, or `rows` itself for f32.
-    /// `width` is a multiple of the vector length.
+    /// Returns the words along each column of `rows`. bf16 pairs are written to `out`. For f32, the result is
+    /// `rows` itself. `width` must be a multiple of the vector length.
     pub(super) fn by_columns<'a>(self, out: &'a mut [f32], rows: &'a [f32], width: usize) -> &'a [f32] {
         if !self.are_pairs() {
             return rows;
@@ -121,30 +123,34 @@ impl OperandFormat {
         out
     }
 
-    /// Copies words down each column: word `p` of column `j` to `p * width + j`. An odd last row is paired
-    /// with zero. Columns past the last have undefined contents.
+    /// Copies `inp` to words along each column. Word `p` of column `j` goes to `p * width + j`. If words are
+    /// pairs and the number of rows is odd, the last row is paired with zeros. Columns past the last column
+    /// have undefined contents.
     pub(super) fn pack_by_columns(self, out: &mut [f32], width: usize, inp: RowView<'_>) {
         assert!(out.len() >= self.of(inp.rows) * width && width >= self.whole(inp.cols));
         let src = View::f32(inp.data, 1, inp.stride);
         src.check(inp.cols, inp.rows);
         let job = PackJob::new(out.as_mut_ptr(), width, src, (0, inp.cols), (0, inp.rows), false);
-        // SAFETY: `new` checked the instruction set, `check` the view, and `out` has room for all steps.
+        // SAFETY: `new` checked the instruction set, `check` checked the view, and `out` has room for all
+        // steps.
         unsafe { (self.kernels.pack)(&job) };
     }
 
-    /// Copies panels `(words along a row, KEYS)` with one column per row. Columns past the last row have
-    /// undefined contents.
+    /// Copies `inp` to panels of shape `(words along a row, KEYS)`. Each row of `inp` becomes one column of a
+    /// panel. Columns past the last row of `inp` have undefined contents.
     pub(super) fn pack_panels(self, out: &mut [f32], inp: RowView<'_>) {
         let panel = self.of(inp.cols) * KEYS;
         assert!(out.len() >= inp.rows.div_ceil(KEYS) * panel);
         let src = View::f32(inp.data, inp.stride, 1);
         src.check(inp.rows, inp.cols);
         let job = PackJob::new(out.as_mut_ptr(), KEYS, src, (0, inp.rows), (0, inp.cols), false);
-        // SAFETY: as in `pack_by_columns`.
+        // SAFETY: `new` checked the instruction set, `check` checked the view, and `out` has room for all
+        // panels.
         unsafe { (self.kernels.pack)(&PackJob { panel, ..job }) };
     }
 
-    /// Computes `c (m, n) = a b`, or `c += a b`, and prefetches `prefetch` meanwhile.
+    /// Computes `c (m, n) = a b`, or `c += a b`. The memory of `prefetch` is prefetched during the
+    /// multiplication.
     pub(super) fn product(
         self,
         c: &mut [f32],

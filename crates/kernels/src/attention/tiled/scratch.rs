@@ -1,4 +1,5 @@
-//! Working memory of a task: one allocation per thread, divided into buffers by every task.
+//! Working memory of a task. Each thread has one allocation, and every task divides this allocation into
+//! buffers.
 
 use std::cell::RefCell;
 
@@ -14,12 +15,12 @@ fn apart(len: usize) -> usize {
     len.next_multiple_of(WIDEST)
 }
 
-/// Returns the number of elements in buffers of these lengths.
+/// Returns the number of elements that buffers of these lengths need.
 pub(in crate::attention) fn total<const N: usize>(lens: [usize; N]) -> usize {
     lens.map(apart).iter().sum()
 }
 
-/// Runs `task` on buffers of these lengths. They contain leftovers of earlier tasks.
+/// Runs `task` on buffers of these lengths. The buffers contain arbitrary values from earlier tasks.
 pub(in crate::attention) fn with_buffers<const N: usize>(
     lens: [usize; N],
     task: impl FnOnce([&mut [f32]; N]),
@@ -34,7 +35,7 @@ pub(in crate::attention) fn with_buffers<const N: usize>(
     });
 }
 
-/// Bytes that this thread's working memory occupies.
+/// Returns the size of the working memory of this thread in bytes.
 #[cfg(test)]
 pub(crate) fn scratch_bytes() -> u64 {
     SCRATCH.with_borrow(|scratch| scratch.allocated_bytes())

@@ -1,4 +1,4 @@
-//! The work of one thread, and its blocks of queries.
+//! Tasks of tiled attention, and the blocks of queries in a task.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -10,10 +10,10 @@ use crate::gemm::Prefetch;
 use crate::simd::WIDEST;
 use crate::{AttentionDims, Segment};
 
-/// Most queries of one forward task.
+/// Maximum number of queries in one forward task.
 const TASK_QUERIES: usize = 192;
 
-/// One kv head of a segment, and a range of its queries: the work of one thread.
+/// The work of one thread: one kv head of a segment, and a range of the queries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Task {
     segment: Segment,
@@ -21,13 +21,13 @@ pub(crate) struct Task {
     queries: Range<usize>,
 }
 
-/// Returns the independent tasks of a forward pass, the longest first.
+/// Returns the independent tasks of a forward pass. The longest task is first.
 pub(crate) fn forward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, TASK_QUERIES)
 }
 
-/// Returns the independent tasks of a backward pass, the longest first. Exactly one task writes each key and
-/// value gradient.
+/// Returns the independent tasks of a backward pass. The longest task is first. Each gradient of a key or
+/// value is written by exactly one task.
 pub(crate) fn backward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, usize::MAX)
 }
@@ -42,13 +42,14 @@ fn tasks(segments: &[Segment], dims: AttentionDims, most: usize) -> Vec<Task> {
             tasks.extend((0..dims.kv_heads).map(task));
         }
     }
-    // Threads take tasks in this order. Short last tasks let all threads finish together.
+    // Threads run the tasks in this order. The last tasks are short, so all threads finish at about the same
+    // time.
     tasks.sort_by_key(|task| Reverse(task.queries.len() * task.keys()));
     tasks
 }
 
 impl Task {
-    /// Number of keys visible to the task's last query.
+    /// Returns the number of keys up to the last query of the task.
     fn keys(&self) -> usize {
         self.segment.kv_len - self.segment.q_len + self.queries.end
     }
@@ -59,17 +60,17 @@ pub(super) struct Shape<'a> {
     task: &'a Task,
     dims: AttentionDims,
     pub head_dim: usize,
-    /// `HS`, padded to whole vectors.
+    /// `HS`, rounded up to whole vectors.
     pub width: usize,
-    /// Words of `HS`.
+    /// Number of 32-bit words in `HS` elements.
     pub steps: usize,
-    /// Number of keys visible to the task's last query.
+    /// Number of keys up to the last query of the task.
     pub keys: usize,
-    /// Words of all [`keys`](Shape::keys), packed in panels.
+    /// Number of 32-bit words in all [`keys`](Shape::keys), packed in panels.
     pub panels: usize,
-    /// Query heads in one block.
+    /// Number of query heads in one block.
     heads: usize,
-    /// Most keys that a query sees.
+    /// Maximum number of keys that are visible to a query.
     window: usize,
 }
 
@@ -90,18 +91,18 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Most rows of any block.
+    /// Returns the maximum number of rows in a block.
     pub fn rows(&self) -> usize {
         self.heads * (QUERIES / self.heads).min(self.task.queries.len())
     }
 
-    /// Offset of row `j` of the task's keys or values.
+    /// Returns the offset of row `j` of the task's keys or values.
     pub fn key_row(&self, j: usize) -> usize {
         let Task { segment, kv_head, .. } = self.task;
         ((segment.kv_start + j) * self.dims.kv_heads + kv_head) * self.head_dim
     }
 
-    /// The task's keys or values inside `inp (M, KH, HS)`.
+    /// Returns a view of the task's keys or values inside `inp (M, KH, HS)`.
     pub fn key_rows<'b>(&self, inp: &'b [f32]) -> RowView<'b> {
         RowView {
             data: &inp[self.key_row(0)..],
@@ -111,7 +112,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// The blocks of the task's queries, grouped by heads.
+    /// Returns the blocks of the task's queries, grouped by heads.
     pub fn blocks(&self) -> impl Iterator<Item = Block> {
         let Task { segment, kv_head, queries } = self.task;
         let AttentionDims { heads, kv_heads, head_dim } = self.dims;
@@ -132,49 +133,49 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// Query rows that are computed at once. Consecutive rows are the heads of one query.
+/// A block of query rows that are computed at once. Consecutive rows are the heads of one query.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     pub rows: usize,
     heads: usize,
-    /// Keys that precede the first query's own.
+    /// Number of keys before the key of the first query.
     before: usize,
-    /// Offset of the first row, and elements from one query to the next.
+    /// Offset of the first row, and distance from one query to the next (`stride`), in elements.
     start: usize,
     stride: usize,
     pub head_dim: usize,
-    /// Most keys that a row sees.
+    /// Maximum number of keys that are visible to a row.
     window: usize,
 }
 
 impl Block {
-    /// Offset of row `i` in operands `(N, NH, HS)`.
+    /// Returns the offset of row `i` in operands `(N, NH, HS)`.
     pub fn row(&self, i: usize) -> usize {
         self.start + i / self.heads * self.stride + i % self.heads * self.head_dim
     }
 
-    /// Prefetch of the block's rows of `inp (N, NH, HS)`.
+    /// Returns a prefetch of the block's rows of `inp (N, NH, HS)`.
     pub fn prefetch(&self, inp: *const f32) -> Prefetch {
         let start = inp.wrapping_add(self.start).cast();
         Prefetch::new(start, self.rows / self.heads, 4 * self.heads * self.head_dim, 4 * self.stride)
     }
 
-    /// Number of keys visible to row `i`.
+    /// Returns the end of the range of keys that are visible to row `i`.
     pub fn visible(&self, i: usize) -> usize {
         self.before + i / self.heads + 1
     }
 
-    /// First key visible to row `i`.
+    /// Returns the first key that is visible to row `i`.
     pub fn first(&self, i: usize) -> usize {
         self.visible(i).saturating_sub(self.window)
     }
 
-    /// First keys of the panels that any row sees.
+    /// Returns the first key of each panel that contains a key visible to any row.
     pub fn panels(&self) -> impl Iterator<Item = usize> + Clone + use<> {
         (self.first(0) / KEYS * KEYS..self.keys()).step_by(KEYS)
     }
 
-    /// Number of keys visible to the last row.
+    /// Returns the end of the range of keys that are visible to the last row.
     pub fn keys(&self) -> usize {
         self.before + self.rows / self.heads
     }

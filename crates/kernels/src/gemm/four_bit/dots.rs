@@ -7,25 +7,26 @@ use crate::gemm::dots::{DotJob, store_dots, tallest};
 use crate::gemm::micro_kernel::{MicroKernel, PIECE};
 use crate::gemm::pack::pack_row;
 
-/// Elements of a chunk of a dot product: [`MicroKernel::PIECES`] pieces.
+/// Returns the number of elements in a chunk of a dot product. A chunk is [`MicroKernel::PIECES`] pieces.
 #[inline(always)]
 pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
 }
 
-/// Returns whether the fast path applies: no chunk of a row of `k` crosses a row or a group of scales, and no
-/// piece crosses a block. Codes are then looked up in registers, and `inp` must be interleaved in their
-/// order.
+/// Returns whether the fast path applies to rows of `k` elements. No chunk may cross the end of a row or of a
+/// group of scales, and no piece may cross the end of a block. The fast path looks up codes in registers, and
+/// requires that `inp` is interleaved in the order of these lookups.
 pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
     k.is_multiple_of(chunk)
         && w.block_size() >= PIECE
         && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
 }
 
-/// Converts a row of f32 to words. Each chunk has the order in which its codes are looked up.
+/// Converts a row of f32 to words. The elements of each chunk are reordered as the codes of the weight are
+/// looked up.
 ///
 /// # Safety
-/// As [`pack_row`]; `row` is whole chunks.
+/// The requirements of [`pack_row`] apply, and `row` must consist of whole chunks.
 #[inline(always)]
 pub(in crate::gemm) unsafe fn interleave<T: MicroKernel>(dst: *mut f32, row: &[f32], round: bool) {
     for (i, row) in row.chunks_exact(chunk::<T>()).enumerate() {
@@ -33,19 +34,19 @@ pub(in crate::gemm) unsafe fn interleave<T: MicroKernel>(dst: *mut f32, row: &[f
         for place in 0..chunk::<T>() {
             interleaved[place] = row[T::interleaved(place)];
         }
-        // SAFETY: the caller guarantees the requirements.
+        // SAFETY: the caller meets the safety requirements.
         unsafe { pack_row::<T>(dst.add(i * (chunk::<T>() / T::PAIR)), &interleaved[..chunk::<T>()], round) };
     }
 }
 
-/// Runs a [`DotJob`] whose weight is in 4 bits, starting at row `row` of the weight.
+/// Runs a [`DotJob`] on a 4-bit weight. The job starts at row `row` of the weight.
 ///
 /// # Safety
-/// As [`dots`](crate::gemm::dots::dots).
+/// The requirements of [`dots`](crate::gemm::dots::dots) apply.
 #[inline(always)]
 pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     if is_aligned(w, job.k, chunk::<T>()) {
-        // SAFETY: the caller guarantees the requirements.
+        // SAFETY: the caller meets the safety requirements.
         return unsafe {
             if w.block_size() == PIECE {
                 aligned_dots::<T, true>(job, w, row)
@@ -58,7 +59,7 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
         let mut i = 0;
         while i < job.n {
             let rows = (job.n - i).min(tallest::<T>());
-            // SAFETY: rows `i .. i + rows` and `j ..` exist.
+            // SAFETY: rows `i .. i + rows` of `inp` exist, and the rows of `w` from `j` on exist.
             unsafe {
                 match rows {
                     1 => unaligned_tile::<T, 1>(job, w, row, (i, j)),
@@ -72,11 +73,11 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
     }
 }
 
-/// [`dots`] with an [aligned](is_aligned) weight. Two walks read consecutive rows, which the processor
-/// prefetches by itself. Explicit prefetches of scattered rows are slower.
+/// Runs [`dots`] with an [aligned](is_aligned) weight. Two walks each read consecutive rows, and the
+/// processor prefetches consecutive rows automatically. Explicit prefetches of scattered rows are slower.
 ///
 /// # Safety
-/// As [`dots`], and `w` is aligned. With `SHORT`, each block is one piece.
+/// The requirements of [`dots`] apply, and `w` must be aligned. With `SHORT`, each block must be one piece.
 #[inline(always)]
 unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let per_row = job.k / PIECE;
@@ -85,13 +86,13 @@ unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &
     for j in 0..apart {
         let cols = if j + apart < job.w_rows { 2 } else { 1 };
         for (c, walk) in walks.iter_mut().enumerate() {
-            // A single last row is used for both walks.
+            // If only one row remains, both walks read this row.
             walk.to((row + j + c.min(cols - 1) * apart) * per_row);
         }
         let mut i = 0;
         while i < job.n {
             let rows = (job.n - i).min(tallest::<T>());
-            // SAFETY: rows `i .. i + rows` and those of the walks exist.
+            // SAFETY: rows `i .. i + rows` of `inp` and the rows of both walks exist.
             unsafe {
                 match rows {
                     1 => dot_tile::<T, 1, SHORT>(job, &mut walks, (i, j), (cols, apart), w.table()),
@@ -105,20 +106,21 @@ unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &
     }
 }
 
-/// Bytes of codes that are prefetched ahead of a walk. They go to L2: in L1 they would evict `inp`.
+/// Distance of the prefetches ahead of a walk, in bytes of codes. The codes are prefetched into L2, because
+/// in L1 the codes would evict `inp`.
 const PREFETCH_BYTES: usize = 4 << 10;
 
 /// A walk through the rows of a 4-bit weight, one row at a time.
 struct Walk<'a> {
     codes: *const u8,
     scales: ScaleView<'a>,
-    /// Binary logarithms of the pieces in a block and in a group.
+    /// Binary logarithms of the number of pieces in a block, and in a group (`group_log2`).
     piece_log2: u32,
     group_log2: u32,
-    /// First piece of the row.
+    /// Index of the first piece of the current row.
     first: usize,
-    /// The group whose scales are in `values`, and its selecting bytes, shifted back so that a block's own
-    /// number indexes them.
+    /// The group whose scales are in `values`, and a pointer to the bytes that select a scale for each block
+    /// (`bytes`). The pointer is shifted back, so that the index is the number of the block in the weight.
     group: usize,
     bytes: *const u8,
     values: [f32; GROUP],
@@ -141,14 +143,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Moves to the row that begins with piece `first`.
+    /// Moves to the row whose first piece is `first`.
     #[inline(always)]
     fn to(&mut self, first: usize) {
         self.first = first;
     }
 
-    /// Computes the scales of the group of the row's piece `piece`, and returns the piece of the row at which
-    /// that group ends.
+    /// Computes the scales of the group that contains piece `piece` of the row. Returns the piece of the row
+    /// at which this group ends.
     #[inline(always)]
     fn enter(&mut self, piece: usize) -> usize {
         let group = (self.first + piece) >> self.group_log2;
@@ -160,27 +162,28 @@ impl<'a> Walk<'a> {
         ((group + 1) << self.group_log2) - self.first
     }
 
-    /// Returns the scale of the row's piece `piece`.
+    /// Returns the scale of piece `piece` of the row.
     ///
     /// # Safety
-    /// The piece is in the current group. With `SHORT`, each block is one piece.
+    /// The piece must be in the current group. With `SHORT`, each block must be one piece.
     #[inline(always)]
     unsafe fn scale<const SHORT: bool>(&self, piece: usize) -> f32 {
         let piece = self.first + piece;
         let block = if SHORT { piece } else { piece >> self.piece_log2 };
-        // SAFETY: each block of the group has a byte, and the caller guarantees that this block is one of
-        // them.
+        // SAFETY: each block of the group has a byte, and the caller guarantees that this block is in the
+        // group.
         let byte = unsafe { *self.bytes.wrapping_add(block) };
         self.values[byte as usize]
     }
 }
 
-/// Multiplies `N` interleaved rows of `inp` from row `i` by the rows of both walks. The dot products go to
-/// columns `j` and `j + apart` of `out`. Each sum depends only on its two rows, not on the rest of the tile.
+/// Multiplies `N` interleaved rows of `inp` by the rows of both walks. The rows of `inp` begin at row `i`.
+/// The dot products go to columns `j` and `j + apart` of `out`. Each result depends only on one row of `inp`
+/// and one row of the weight, not on the rest of the tile.
 ///
 /// # Safety
-/// As [`dots`]. Rows `i .. i + N` and those of the walks exist, and the weight is aligned. With `SHORT`, each
-/// block is one piece.
+/// The requirements of [`dots`] apply. Rows `i .. i + N` of `inp` and the rows of both walks must exist, and
+/// the weight must be aligned. With `SHORT`, each block must be one piece.
 #[inline(always)]
 unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     job: &DotJob<'_>,
@@ -190,13 +193,13 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     code: &[f32; 16],
 ) {
     let (per_row, vectors) = (job.k / PIECE, chunk::<T>() / (T::LANES * T::PAIR));
-    // SAFETY: the rows exist and are whole chunks; `out` has both columns if there are two. In an aligned
-    // weight, groups are whole chunks and `until` is the end of the nearer group, so both pieces of a chunk
-    // are in the current group. A prefetch needs no valid address.
+    // SAFETY: the rows exist and consist of whole chunks. If there are two columns, `out` contains both
+    // columns. In an aligned weight, groups consist of whole chunks, and `until` is the end of the nearer
+    // group. Both pieces of a chunk are therefore in the current group. A prefetch needs no valid address.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let codes = [0, 1].map(|c| walks[c].codes.add(walks[c].first * (PIECE / 2)));
-        // Even and odd vectors have separate sums, so that an addition does not depend on the previous one.
+        // Even and odd vectors have separate accumulators, so that consecutive additions are independent.
         let mut acc = [[[T::zero(); 2]; 2]; N];
         let mut piece = 0;
         while piece < per_row {
@@ -204,7 +207,7 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
             while piece < until {
                 for c in 0..2 {
                     let codes = codes[c].add(piece * (PIECE / 2));
-                    // A cache line holds two pieces.
+                    // A cache line contains the codes of two pieces.
                     if T::PIECES == 2 || piece.is_multiple_of(2) {
                         T::prefetch_far(codes.wrapping_add(PREFETCH_BYTES));
                     }
@@ -235,11 +238,12 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     }
 }
 
-/// The slow path: multiplies `N` rows of `inp` from row `i`, not interleaved, by up to four rows of `w` from
-/// row `row + j`. The rows of `w` are not whole chunks, or begin inside a block.
+/// Multiplies `N` rows of `inp` by at most four rows of `w`, on the slow path. The rows of `inp` begin at row
+/// `i`, and are not interleaved. The rows of `w` begin at row `row + j`. A row of `w` need not consist of
+/// whole chunks, and may begin inside a block.
 ///
 /// # Safety
-/// As [`dots`]; the rows exist.
+/// The requirements of [`dots`] apply, and the rows must exist.
 #[inline(always)]
 unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
@@ -249,8 +253,8 @@ unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
 ) {
     let cols = (job.w_rows - j).min(4);
     let (vector, k) = (T::LANES * T::PAIR, job.k);
-    // SAFETY: the rows exist; rows past the last of `w` repeat it. The rest of a row is padded: `inp` by
-    // `load_first`, the buffer with zeros.
+    // SAFETY: the rows exist. If fewer than four rows of `w` remain, the last row is repeated. The end of a
+    // row of `inp` is padded by `load_first`, and the end of a row of `w` by the zeros of the buffer.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let first: [usize; 4] = std::array::from_fn(|c| (row + j + c.min(cols - 1)) * k);

@@ -1,4 +1,4 @@
-//! 4-bit weights as operands: codes are looked up one block at a time, in place.
+//! 4-bit weights as operands of matrix multiplications. Codes are looked up in place, one block at a time.
 
 mod dots;
 mod pack_aligned;
@@ -15,7 +15,8 @@ pub(super) use dots::{chunk, dots, interleave, is_aligned};
 
 /// Number of columns that are looked up at once when packing by columns.
 const ACROSS: usize = 128;
-/// Size in bytes of the buffer for decoded elements: one panel of the longest block of `k`.
+/// Size of the buffer for looked-up elements, in bytes. The buffer contains one panel of the longest block of
+/// `k`.
 const BUFFER: usize = 16 * KC * 4;
 
 /// A buffer for looked-up elements, aligned for whole vectors.
@@ -32,21 +33,22 @@ impl Buffer {
     }
 }
 
-/// Bytes of a looked-up element: bf16 if words are pairs, f32 otherwise.
+/// Returns the size of a looked-up element in bytes. The element is bf16 if words are pairs, and f32
+/// otherwise.
 #[inline(always)]
 const fn size<T: MicroKernel>() -> usize {
     4 / T::PAIR
 }
 
 /// Packs part of a 4-bit weight. Aligned codes are packed directly. Other codes are looked up into a buffer
-/// in L1, strip by strip, and packed from there.
+/// in L1, strip by strip, and packed from this buffer.
 ///
 /// # Safety
-/// As [`pack`](super::pack::pack).
+/// The requirements of [`pack`](super::pack::pack) apply.
 #[inline(always)]
 pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
-    // SAFETY: the caller guarantees the requirements.
+    // SAFETY: the caller meets the safety requirements.
     unsafe {
         if k == 1 && pack_aligned::is_aligned_by_rows::<T>(job, w) {
             return pack_aligned::pack_by_rows::<T>(job, w);
@@ -57,8 +59,8 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     }
     let mut buffer = Buffer::new();
     let buffer = buffer.start();
-    // SAFETY: each strip fits the buffer and is written before it is packed. The caller guarantees that its
-    // elements are inside the weight.
+    // SAFETY: each strip fits in the buffer, and is written before the strip is packed. The caller guarantees
+    // that the elements of the job are inside the weight.
     unsafe {
         if k == 1 {
             debug_assert!(job.k_len <= KC * T::PAIR);
@@ -88,11 +90,11 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     }
 }
 
-/// Packs the elements of `buffer`. `outers` and `ks` are `(first, count)` within the job; `strides` are
-/// `(outer, k)`.
+/// Packs the elements of `buffer`. `outers` and `ks` are ranges `(first, count)` within the job. The last
+/// argument is the strides `(outer, k)` of the buffer.
 ///
 /// # Safety
-/// As [`pack`]; the buffer contains these elements.
+/// The requirements of [`pack`] apply, and the buffer must contain these elements.
 #[inline(always)]
 unsafe fn pack_strip<T: MicroKernel>(
     job: &PackJob<'_>,
@@ -106,22 +108,22 @@ unsafe fn pack_strip<T: MicroKernel>(
     let dst = job
         .dst
         .wrapping_add(outers.0 / job.width * panel + outers.0 % job.width + ks.0 / T::PAIR * job.width);
-    // SAFETY: that many bytes of the buffer were written. Strips begin at whole vectors and whole words, so
-    // the strip's panels coincide with those of the job.
+    // SAFETY: `len` bytes of the buffer were written. A strip begins at a whole vector and a whole word, so
+    // the panels of the strip coincide with the panels of the job.
     unsafe {
         let bytes = std::slice::from_raw_parts(buffer, len);
         let src = View { bytes, elements: Elements::Dense(dtype), outer, k };
-        // The values are rounded already.
+        // The values in the buffer are already rounded.
         let strip = PackJob { dst, src, outer: 0, outers: outers.1, k: 0, k_len: ks.1, round: false, ..*job };
         if T::PAIR == 2 { pack_of::<T, BF16>(&strip) } else { pack_of::<T, F32>(&strip) }
     }
 }
 
-/// Looks up `n` consecutive elements from `first` on, and writes them to `to`.
+/// Looks up `n` consecutive elements from element `first` on, and writes the values to `to`.
 ///
 /// # Safety
-/// The processor must have the instruction set of `T`, the elements must be inside the weight, and `to` valid
-/// for them.
+/// The processor must support the instruction set of `T`. The elements must be inside the weight, and `to`
+/// must be valid for these elements.
 #[inline(always)]
 unsafe fn expand<T: MicroKernel>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
     let (codes, scales) = (w.codes(), w.scales().view());
@@ -131,8 +133,8 @@ unsafe fn expand<T: MicroKernel>(mut to: *mut u8, w: &FourBit, first: usize, n: 
         let block = e >> w.block_log2();
         let until = end.min((block + 1) << w.block_log2());
         let scale = scales.at(block);
-        // SAFETY: a vector is looked up only if all of its elements are needed and the first begins a byte.
-        // Other elements are looked up singly.
+        // SAFETY: a vector is looked up only if all elements of the vector are needed and the first code
+        // begins a byte. Other elements are looked up one by one.
         unsafe {
             let table = T::table(w.table(), [scale; 2], round);
             if e.is_multiple_of(2) {

@@ -1,10 +1,10 @@
-//! Packing of 4-bit weights whose blocks end at vector boundaries: values go directly from codes to panels.
+//! Packing of 4-bit weights whose blocks end at vector boundaries. Values go directly from codes to panels.
 
 use crate::FourBit;
 use crate::gemm::micro_kernel::MicroKernel;
 use crate::gemm::pack::{COLUMN_STEPS, PackJob, prefetch_steps};
 
-/// Returns whether squares of `LANES` rows are inside one block of each row.
+/// Returns whether each row of each square is inside one block. A square is `LANES` rows by `LANES` words.
 #[inline(always)]
 pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let square = T::LANES * T::PAIR;
@@ -12,32 +12,32 @@ pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit)
     whole(w.block_size()) && whole(job.k) && whole(job.k_len) && job.src.outer.is_multiple_of(w.block_size())
 }
 
-/// [`pack`](super::pack) for contiguous `k` and an [aligned](is_aligned_by_rows) weight. Squares of `LANES`
-/// rows are looked up, transposed, and stored in their panels.
+/// Packs an [aligned](is_aligned_by_rows) weight that is contiguous along `k`. Squares of `LANES` rows are
+/// looked up, transposed, and stored in panels.
 ///
 /// # Safety
-/// As [`pack`](super::pack).
+/// The requirements of [`pack`](super::pack) apply.
 #[inline(always)]
 pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales, square) = (w.codes().as_ptr(), w.scales().view(), T::LANES * T::PAIR);
     for first in (0..job.outers).step_by(T::LANES) {
         let last = (job.outers - first).min(T::LANES) - 1;
         let mut to = job.dst.wrapping_add(first / job.width * job.panel + first % job.width);
-        // Rows past the last repeat it.
+        // If fewer than `LANES` rows remain, the last row is repeated.
         let rows: [usize; 16] =
             std::array::from_fn(|i| (job.outer + first + i.min(last)) * job.src.outer + job.k);
         let mut done = 0;
         while done < job.k_len {
-            // Blocks begin at the same element of every row.
+            // In every row, blocks begin at the same elements.
             let until = ((((job.k + done) >> w.block_log2()) + 1) << w.block_log2()) - job.k;
-            // SAFETY: squares are inside the view and inside one block of each row; panels have room for
-            // whole vectors.
+            // SAFETY: squares are inside the view, and each row of a square is inside one block. Panels have
+            // room for whole vectors.
             unsafe {
                 let mut tables = [T::table(w.table(), [0.0; 2], job.round); 16];
                 for (table, row) in tables.iter_mut().zip(rows).take(T::LANES) {
                     let scale = scales.at((row + done) >> w.block_log2());
                     *table = T::table(w.table(), [scale; 2], job.round);
-                    // Prefetches the next rows.
+                    // Prefetches the next `LANES` rows.
                     T::prefetch(codes.wrapping_add((row + done + T::LANES * job.src.outer) / 2));
                 }
                 while done < until.min(job.k_len) {
@@ -57,7 +57,7 @@ pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit
     }
 }
 
-/// Returns whether no vector of a row crosses a block, or ends inside a byte or beyond the row.
+/// Returns whether every vector ends with a whole byte, and is inside one block and inside one row.
 #[inline(always)]
 pub(super) fn is_aligned_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let whole = |n: usize| n.is_multiple_of(T::LANES);
@@ -65,23 +65,22 @@ pub(super) fn is_aligned_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourB
     whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
 }
 
-/// [`pack`](super::pack) for contiguous `outer` and an [aligned](is_aligned_by_columns) weight. Values go
-/// directly from codes to panels.
+/// Packs an [aligned](is_aligned_by_columns) weight that is contiguous along `outer`. Values go directly from
+/// codes to panels.
 ///
 /// # Safety
-/// As [`pack`](super::pack).
+/// The requirements of [`pack`](super::pack) apply.
 #[inline(always)]
 pub(super) unsafe fn pack_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales) = (w.codes().as_ptr(), w.scales().view());
     for step in 0..job.k_len.div_ceil(T::PAIR) {
-        // A single last row is paired with zeros.
+        // If the number of rows is odd, the last row is paired with zeros.
         let row = job.k + step * T::PAIR;
         let partner = (T::PAIR == 2 && step * 2 + 1 < job.k_len).then_some(row + 1);
         let at = |row: usize| row * job.src.k + job.outer;
         let (e0, e1) = (at(row), at(partner.unwrap_or(row)));
         let mut first = 0;
-        // SAFETY: vectors are inside the view and inside one block of their row; panels have room for whole
-        // vectors.
+        // SAFETY: each vector is inside the view and inside one block. Panels have room for whole vectors.
         unsafe {
             if step.is_multiple_of(COLUMN_STEPS) {
                 prefetch_steps::<T>(job, step);
