@@ -1,6 +1,6 @@
-//! Settings of the allocator, and the error for a failed allocation.
+//! Configures the allocator, and reports a failed allocation.
 //!
-//! A memory plan is valid only if freed memory is returned to the system.
+//! Freed memory must be returned to the system, because otherwise a memory plan would be wrong.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -9,28 +9,29 @@ use crate::bus_error;
 #[global_allocator]
 static ALLOCATOR: ReportingAllocator = ReportingAllocator;
 
-/// The system's allocator. A failed allocation prints an error and exits with code 1; by default it aborts.
+/// The system's allocator with an error message. A failed allocation prints the error and exits with code 1.
+/// Without this type, a failed allocation would abort the process.
 struct ReportingAllocator;
 
 // SAFETY: every method calls the same method of `System` and returns its result.
 unsafe impl GlobalAlloc for ReportingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of `alloc`.
+        // SAFETY: this method and `System::alloc` have the same contract, and the caller fulfils it.
         checked(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        // SAFETY: this method and `System::alloc_zeroed` have the same contract, and the caller fulfils it.
         checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of `realloc`.
+        // SAFETY: this method and `System::realloc` have the same contract, and the caller fulfils it.
         checked(unsafe { System.realloc(block, layout, size) }, size)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
+        // SAFETY: this method and `System::dealloc` have the same contract, and the caller fulfils it.
         unsafe { System.dealloc(block, layout) }
     }
 }
@@ -70,16 +71,16 @@ fn decimal(mut number: usize, digits: &mut [u8; 20]) -> &[u8] {
     }
 }
 
-/// glibc maps blocks of at least this size on their own, and unmaps them when they are freed.
+/// Smallest block that glibc maps separately from the heap. Such a block is unmapped when it is freed.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const LARGE: i32 = 1 << 20;
 
-/// Fixes the size from which glibc maps blocks on their own, and limits it to one arena.
+/// Fixes the size from which glibc maps a block separately from the heap, and limits glibc to one arena.
 ///
-/// By default glibc raises that size to the largest block freed so far, up to 32 MiB. After the 17 MB text of
-/// a tokenizer, every smaller work buffer would come from the heap, and the holes of freed buffers would stay
-/// there. glibc also reserves 64 MiB of addresses for every thread, which `prlimit --as` counts. Kernel
-/// threads allocate almost nothing, so they share the first arena.
+/// By default glibc raises this size to the largest block freed so far, up to 32 MiB. Once the 17 MB text of
+/// a tokenizer was freed, glibc would allocate every smaller work buffer in the heap, and freed buffers would
+/// leave unused memory there. glibc also reserves 64 MiB of address space for every thread, and `prlimit
+/// --as` counts this space. The threads that run kernels allocate almost nothing, so one arena is enough.
 pub fn configure() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -89,22 +90,22 @@ pub fn configure() {
         const M_MMAP_THRESHOLD: i32 = -3;
         const M_ARENA_MAX: i32 = -8;
         for (param, value) in [(M_MMAP_THRESHOLD, LARGE), (M_ARENA_MAX, 1)] {
-            // SAFETY: glibc's `mallopt` has this signature. No other thread runs yet. A failed call changes
-            // nothing.
+            // SAFETY: the declaration matches glibc's `mallopt`. No other thread runs yet. A failed call
+            // changes nothing.
             unsafe { mallopt(param, value) };
         }
     }
 }
 
-/// Returns free pages inside the heap to the system, so that a measurement counts memory in use only. Reading
-/// a tokenizer of 128,256 tokens leaves 60 MB of holes.
+/// Returns free heap pages to the system, so that a measurement counts only memory in use. Reading a
+/// tokenizer of 128,256 tokens leaves 60 MB of free memory inside the heap.
 pub fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
             fn malloc_trim(pad: usize) -> i32;
         }
-        // SAFETY: glibc's `malloc_trim` has this signature, and changes only free memory.
+        // SAFETY: the declaration matches glibc's `malloc_trim`, and the call changes only free memory.
         unsafe { malloc_trim(0) };
     }
 }

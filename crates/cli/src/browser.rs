@@ -8,7 +8,8 @@ use crate::printer::Printer;
 /// The program that opens a page.
 const OPENER: &str = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
 
-/// Opens a URL or a file. Warns if there is no program for it, since the page can also be opened by hand.
+/// Opens a URL or a file. If no program can open it, only a warning is printed, because the user can open the
+/// page by hand.
 pub fn open(page: impl AsRef<OsStr>, printer: &Printer) {
     let page = page.as_ref();
     let quiet = || Stdio::null();

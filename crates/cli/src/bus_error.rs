@@ -7,7 +7,8 @@ use signal_hook::consts::SIGBUS;
 use signal_hook::low_level::{emulate_default_handler, exit};
 use signal_hook_registry::register_sigaction;
 
-/// Standard error. A signal handler must not take the lock of `std::io::stderr`.
+/// File descriptor of standard error. It is used directly, because a signal handler must not take the lock of
+/// `std::io::stderr`.
 const STDERR: i32 = 2;
 
 const REASON: &str = "`: the file became shorter while danlu was reading it\n\n\
@@ -15,20 +16,21 @@ const REASON: &str = "`: the file became shorter while danlu was reading it\n\n\
 
 /// Makes SIGBUS print the name of the file and exit with code 1.
 pub fn install() {
-    // SAFETY: the handler reads atomics, writes to a file descriptor and exits. A signal handler may do all of that.
+    // SAFETY: the handler only reads atomics, writes to a file descriptor and exits. A signal handler may do
+    // all of these.
     let installed = unsafe { register_sigaction(SIGBUS, |info| report(fault_address(info))) };
-    // Without the handler the process ends as well, and only the message is lost.
+    // If the handler is not installed, the process ends in the same way, but without the message.
     let _ = installed;
 }
 
 fn fault_address(info: &libc::siginfo_t) -> usize {
-    // SAFETY: for a SIGBUS from a memory access, the kernel sets the address.
+    // SAFETY: the kernel sets the address of a SIGBUS that was raised by a memory access.
     unsafe { info.si_addr() as usize }
 }
 
 fn report(address: usize) {
     let Some(path) = mapped_file_at(address) else {
-        // The default action ends the process. If even that fails, the access raises the signal again.
+        // The default action ends the process. If that action fails too, the access raises the signal again.
         let _ = emulate_default_handler(SIGBUS);
         return;
     };
@@ -40,8 +42,8 @@ fn report(address: usize) {
 
 /// Writes to standard error without a lock or an allocation.
 pub fn write(mut bytes: &[u8]) {
-    // SAFETY: standard error stays open until the process exits. If it were closed, only the write would
-    // fail.
+    // SAFETY: standard error stays open until the process exits. If standard error were closed, only the
+    // write would fail.
     let stderr = unsafe { BorrowedFd::borrow_raw(STDERR) };
     while !bytes.is_empty() {
         match rustix::io::write(stderr, bytes) {

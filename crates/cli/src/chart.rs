@@ -1,35 +1,36 @@
-//! Curves in the terminal, drawn in braille: two dots across and four down to a character.
+//! Draws curves in the terminal with braille characters. Each character has two columns and four rows of
+//! dots.
 
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// Maximum number of points that are drawn as dots. More dots would hide the curve.
+/// Maximum number of points that are drawn as `●`. More of these signs would hide the curve.
 const MAX_MARKS: usize = 12;
 
 pub struct Series<'a> {
     pub label: &'a str,
-    /// Its points, by ascending x.
+    /// The points of the series, in ascending order of x.
     pub points: &'a [(f64, f64)],
     pub style: Style,
 }
 
-/// A chart's size in cells, axis labels included.
+/// Size of a chart in terminal cells.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Columns, in cells.
+    /// Number of columns, with the y labels.
     pub width: usize,
-    /// Lines of the plot itself.
+    /// Number of lines of the plot, without the labels below it.
     pub height: usize,
 }
 
-/// Draws `series` over shared axes: y labels at the left, x labels and a legend below. Skips points that are
-/// not finite. Returns an empty text if no point remains.
+/// Draws `series` over shared axes, with y labels at the left, and with x labels and a legend below. Points
+/// that are not finite are skipped. Returns an empty text if no point remains.
 pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> String {
     let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
     let points = || series.iter().flat_map(|s| s.points.iter().filter(finite));
     let Some((x0, x1)) = range(points().map(|p| p.0)) else { return String::new() };
     let Some((y0, y1)) = range(points().map(|p| p.1)) else { return String::new() };
-    // A flat curve runs through the middle.
+    // A flat curve is drawn through the middle.
     let (y0, y1) = if y1 - y0 < 1e-9 { (y0 - 0.5, y1 + 0.5) } else { (y0, y1) };
 
     let height = size.height.max(2);
@@ -85,7 +86,8 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     out
 }
 
-/// Whether the series is drawn with dots. Dots distinguish the second series without colour.
+/// Returns whether the points of the series are drawn as `●`. This sign distinguishes the second series in a
+/// terminal without colour.
 fn is_marked(index: usize, series: &Series<'_>) -> bool {
     index > 0 && series.points.len() <= MAX_MARKS
 }
@@ -111,7 +113,7 @@ fn x_value(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
-/// A grid of braille cells. Each cell stores the series that touched it last.
+/// A grid of braille cells. Each cell stores the series that was drawn in it last.
 struct Canvas {
     columns: usize,
     cells: Vec<Cell>,
@@ -129,7 +131,7 @@ impl Canvas {
         Self { columns, cells: vec![Cell::default(); columns * height] }
     }
 
-    /// The cell of a dot, and the dot's column and row in it.
+    /// Returns the cell that contains a dot, and the dot's column and row inside this cell.
     fn cell(&mut self, (across, down): (i64, i64)) -> Option<(&mut Cell, usize, usize)> {
         let (across, down) = (usize::try_from(across).ok()?, usize::try_from(down).ok()?);
         let inside = across / 2 < self.columns;
@@ -138,7 +140,7 @@ impl Canvas {
     }
 
     fn set(&mut self, dot: (i64, i64), owner: usize) {
-        // Bit of each dot, by row and column, in the Unicode block that starts at U+2800.
+        // The bit of each dot, by row and column, in the Unicode block that starts at U+2800.
         const BITS: [[u8; 2]; 4] = [[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]];
         if let Some((cell, column, row)) = self.cell(dot) {
             cell.bits |= BITS[row][column];

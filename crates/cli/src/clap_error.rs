@@ -1,4 +1,4 @@
-//! Mistakes in the command line, from clap's errors to diagnostics.
+//! Converts clap's errors about the command line to diagnostics.
 
 use std::any::TypeId;
 
@@ -8,8 +8,8 @@ use clap::{Command, Error};
 use crate::diagnostic::Diagnostic;
 use crate::peer_flags;
 
-/// Accepts a negative value for every flag that takes a fraction, such as `-1e-4`. Otherwise clap reads the
-/// value as another flag, and the flag cannot report its own range.
+/// Lets every flag that takes a fraction accept a negative value, such as `-1e-4`. Otherwise clap would parse
+/// the value as another flag, and the error would not show the valid range.
 pub fn accept_negative(command: Command) -> Command {
     let fraction = |id: &dyn Fn(TypeId) -> bool| id(TypeId::of::<f64>()) || id(TypeId::of::<f32>());
     let command = command.mut_args(|arg| {
@@ -96,7 +96,7 @@ pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     }
 }
 
-/// Returns one context value of clap's error. A list is joined by commas, each item in backticks.
+/// Returns one context value of clap's error. The items of a list are in backticks, and commas separate them.
 fn text(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
@@ -105,14 +105,14 @@ fn text(error: &Error, kind: ContextKind) -> Option<String> {
     }
 }
 
-/// The usage of the command, on one line.
+/// Returns the usage of the command on one line.
 fn synopsis(error: &Error) -> String {
     let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
     let usage = usage.to_string();
     usage.trim().trim_start_matches("Usage:").trim().to_owned()
 }
 
-/// Rewrites the message of a number's parser.
+/// Rewrites the error of a number parser as an expectation, such as `expected a number`.
 fn plain(reason: &str) -> String {
     let said = match reason {
         "invalid digit found in string" | "cannot parse integer from empty string" => {
@@ -209,7 +209,7 @@ mod tests {
             ("danlu train --steps 1 --steps 2", "`--steps <N>` is given twice"),
         ] {
             let refused = refusal(line);
-            // clap may name either of two conflicting flags first.
+            // clap may name the two conflicting flags in either order.
             let turned = refused.replace("`--steps <N>` and `--all`", "`--all` and `--steps <N>`");
             assert_eq!(turned, told, "{line}");
         }

@@ -1,8 +1,9 @@
-//! `--config run.toml`: the flags of a command, written in a file of TOML, YAML or JSON.
+//! `--config run.toml`: reads the flags of a command from a TOML, YAML or JSON file.
 //!
-//! Files of axolotl, LLaMA-Factory, TRL and mlx-lm are translated, see [`peer_config`](crate::peer_config).
-//! Every key is a flag without its dashes, `lora_r` or `lora-r`. The flag's own parser reads the value, so
-//! the file accepts exactly what the command line accepts. Flags take precedence over the file.
+//! Files of axolotl, LLaMA-Factory, TRL and mlx-lm are translated (see [`peer_config`](crate::peer_config)).
+//! In danlu's own files, every key is a flag without its dashes, such as `lora_r` or `lora-r`. The flag's own
+//! parser reads the value, so the file accepts exactly the values that the command line accepts. Flags on the
+//! command line take precedence over the file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +20,7 @@ use crate::peer_config::{Tool, Translation};
 use crate::peer_flags::{self, PeerFlag};
 use crate::terminal_text;
 
-/// Largest configuration file, in bytes.
+/// Largest configuration file that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration file, checked key by key against a command's flags.
@@ -31,7 +32,7 @@ pub struct ConfigFile {
     translation: Option<Translation>,
 }
 
-/// One key: its arguments, and the byte range of its value.
+/// One key of the file: its arguments, and the byte range of its value.
 #[derive(Clone, Debug)]
 struct Entry {
     args: Vec<String>,
@@ -43,7 +44,7 @@ impl ConfigFile {
     ///
     /// # Errors
     /// If the file cannot be read or parsed, a key is not a flag, or a flag rejects its value. The error
-    /// underlines the place.
+    /// underlines the position in the file.
     pub fn read(path: &Path, command: &Command) -> Result<Self> {
         let cannot_read = |error| Diagnostic::io("read", path, error);
         let size = fs::metadata(path).map_err(cannot_read)?.len();
@@ -64,7 +65,7 @@ impl ConfigFile {
         }
     }
 
-    /// The keys of a YAML or JSON file: danlu's own, or another tool's.
+    /// Converts the keys of a YAML or JSON file. The keys are danlu's own or those of another tool.
     fn of_keys(path: &Path, keys: Map<String, Value>, source: String, command: &Command) -> Result<Self> {
         let snippet = |key: &str| {
             let span = find_value(&source, key)?;
@@ -105,12 +106,12 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), source, entries, translation })
     }
 
-    /// What was translated from another tool's file, if this is one.
+    /// Returns the translation, if the file belongs to another tool.
     pub fn translation(&self) -> Option<&Translation> {
         self.translation.as_ref()
     }
 
-    /// Returns the file in TOML, with danlu's keys.
+    /// Returns the configuration as TOML with danlu's keys.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::new();
         for flag in self.entries.keys() {
@@ -161,7 +162,8 @@ impl ConfigFile {
         self.entries.values().flat_map(|entry| entry.args.iter().cloned()).collect()
     }
 
-    /// Returns the values of `flag`: none if the key is missing, several for a list.
+    /// Returns the values of `flag`. The result is empty if the key is missing, and has several values for a
+    /// list.
     pub fn values(&self, flag: &str) -> Vec<&str> {
         let args = self.entries.get(flag).map_or(&[][..], |entry| &entry.args);
         args.iter().filter_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('=')).collect()
@@ -182,7 +184,7 @@ impl ConfigFile {
     }
 }
 
-/// Returns the flag that a key sets: its own name, or a known name of the same meaning.
+/// Returns the flag that a key sets. The key is the flag's own name, or a known name with the same meaning.
 fn known_flag(key: &str, command: &Command) -> Result<String> {
     let name = key.replace('_', "-");
     let known = || flags(command);
@@ -278,7 +280,7 @@ fn json_arguments(flag: &str, value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// A flag's value as TOML: a number or a switch where it reads as one.
+/// Converts a flag's value to TOML. A text that parses as a number or a boolean becomes one.
 fn toml_value(text: &str) -> toml::Value {
     if let Ok(number) = text.parse::<i64>() {
         return number.into();
@@ -290,7 +292,7 @@ fn toml_value(text: &str) -> toml::Value {
     }
 }
 
-/// The long flags that a file may set.
+/// Returns the long flags that a file may set.
 fn flags(command: &Command) -> impl Iterator<Item = &str> {
     let own = command.get_arguments().filter_map(|arg| arg.get_long());
     own.filter(|flag| !["config", "help", "json", "open", "resume-or-start", "version"].contains(flag))
@@ -299,7 +301,7 @@ fn flags(command: &Command) -> impl Iterator<Item = &str> {
 /// Converts a value to arguments. `Err` names the kind of a value that no flag accepts.
 fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     Ok(match value {
-        // `false` omits the flag, unless the flag accepts `=false`.
+        // A flag whose value is `false` is omitted, unless the flag accepts `=false`.
         DeValue::Boolean(false) if flag == "resume" => vec![],
         DeValue::Boolean(true) if flag == "resume" => vec!["--resume".to_owned()],
         DeValue::Array(items) if flag == "target-modules" => {

@@ -20,10 +20,10 @@ use crate::message_zh;
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// The origin of an error, which decides the exit code.
+/// The origin of an error. It determines the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A flag, a file or the machine; the user can fix it.
+    /// The cause is a flag, a file or the machine, so the user can fix the error.
     Input = 1,
     /// A bug in danlu.
     Bug = 2,
@@ -38,12 +38,12 @@ pub struct Snippet {
 }
 
 impl Snippet {
-    /// Bytes `span` of `source`, the contents of the file called `name`.
+    /// Creates a snippet for the bytes `span` of `source`, which is the content of the file called `name`.
     pub fn new(name: impl Into<String>, source: impl Into<String>, span: Range<usize>) -> Self {
         Self { name: name.into(), source: source.into(), span }
     }
 
-    /// Draws the line with its number, and underlines the range.
+    /// Draws the line that contains the range, with its number, and underlines the range.
     fn render(&self, color: bool) -> String {
         let start = floor_boundary(&self.source, self.span.start);
         let end = floor_boundary(&self.source, self.span.end.max(start));
@@ -52,7 +52,7 @@ impl Snippet {
         let number = self.source[..line_start].matches('\n').count() + 1;
         let column = self.source[line_start..start].chars().count() + 1;
 
-        // A tab would shift the underline by an unknown amount.
+        // The width of a tab is unknown, so tabs become blanks to align the underline.
         let shown = |range: Range<usize>| terminal_text::printable(&self.source[range]).replace('\t', "    ");
         let line = shown(line_start..line_end);
         let before = " ".repeat(terminal_text::width(&shown(line_start..start)));
@@ -78,7 +78,7 @@ fn floor_boundary(source: &str, at: usize) -> usize {
     at
 }
 
-/// An error as printed.
+/// An error, with everything that is printed about it.
 #[derive(Debug)]
 pub struct Diagnostic {
     message: String,
@@ -88,11 +88,11 @@ pub struct Diagnostic {
     origin: Origin,
 }
 
-/// What a command returns.
+/// The result of a command.
 pub type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
 impl Diagnostic {
-    /// An error in the input.
+    /// Creates an error that the user can fix.
     pub fn input(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -103,18 +103,18 @@ impl Diagnostic {
         }
     }
 
-    /// A bug in danlu.
+    /// Creates an error for a bug in danlu.
     pub fn bug(message: impl Into<String>) -> Self {
         Self { origin: Origin::Bug, ..Self::input(message) }
     }
 
-    /// An error of a library, with the errors that caused it.
+    /// Converts an error of a library. The message includes the errors that caused it.
     pub fn from_error(error: &dyn Error, hint: Option<String>) -> Self {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
             let text = cause.to_string();
-            // The outer error already describes an I/O error.
+            // An I/O error is skipped, because the outer error already describes it.
             if !cause.is::<std::io::Error>() && !message.contains(&text) {
                 message = format!("{message}: {text}");
             }
@@ -123,7 +123,7 @@ impl Diagnostic {
         Self { hint, ..Self::input(without_os_code(&message)) }
     }
 
-    /// An I/O error of a file or folder; `action` is a verb.
+    /// Creates an I/O error of a file or folder. `action` is a verb, such as `create`.
     pub fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
         FileError::new(action, path, error).into()
     }
@@ -150,13 +150,13 @@ impl Diagnostic {
         self
     }
 
-    /// Adds the place in a file.
+    /// Adds a position in a file.
     pub fn with_snippet(mut self, snippet: Option<Snippet>) -> Self {
         self.snippet = snippet.map(Box::new);
         self
     }
 
-    /// Adds lines under the message.
+    /// Adds lines below the message.
     pub fn with_details(mut self, details: Vec<String>) -> Self {
         self.details = details;
         self
@@ -172,7 +172,7 @@ impl Diagnostic {
         self.render_in(Lang::En, color)
     }
 
-    /// Formats the diagnostic for the terminal: in Chinese with the English text below, or in English.
+    /// Formats the diagnostic for the terminal, either in English, or in Chinese with the English text below.
     pub fn render_in(&self, lang: Lang, color: bool) -> String {
         let line = |label: &str, style, text: &str| {
             format!("{}{}\n", paint(color, style, label), terminal_text::printable(text))
@@ -201,7 +201,7 @@ impl Diagnostic {
     }
 }
 
-/// The message without Rust's `(os error 2)`.
+/// Returns the message without Rust's suffix, such as ` (os error 2)`.
 fn without_os_code(message: &str) -> String {
     let Some((before, rest)) = message.split_once(" (os error ") else { return message.to_owned() };
     let after = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');

@@ -1,4 +1,5 @@
-//! The small base model inside the binary. `demo` trains it, `data` uses its tokenizer, and `--base demo` names it.
+//! The small base model inside the binary. `demo` trains it, `data` uses its tokenizer, and `--base demo`
+//! selects it.
 
 use std::borrow::Cow;
 use std::fs;
@@ -11,10 +12,10 @@ use crate::diagnostic::{Diagnostic, Result};
 /// Name of the embedded base.
 pub const BASE_NAME: &str = "base-8m";
 
-/// The name that stands for the embedded base wherever a command takes a base.
+/// The name that selects the embedded base in every command with a base.
 pub const DEMO_NAME: &str = "demo";
 
-/// Its files, by name.
+/// The files of the embedded base, by name.
 const FILES: [(&str, &[u8]); 5] = [
     ("config.json", include_bytes!("../assets/base-8m/config.json")),
     ("generation_config.json", include_bytes!("../assets/base-8m/generation_config.json")),
@@ -23,7 +24,7 @@ const FILES: [(&str, &[u8]); 5] = [
     ("tokenizer_config.json", include_bytes!("../assets/base-8m/tokenizer_config.json")),
 ];
 
-/// Writes the base to `folder`, as a Hugging Face folder.
+/// Writes the base to `folder`, in the layout of a Hugging Face model.
 ///
 /// # Errors
 /// If the folder or a file cannot be written.
@@ -31,12 +32,13 @@ pub fn write_base(folder: &Path) -> Result<()> {
     write(folder, |_, _| false)
 }
 
-/// Whether `path` names the embedded base. A local file or folder of that name takes precedence.
+/// Returns whether `path` is the name of the embedded base. A local file or folder with this name takes
+/// precedence.
 pub fn is_demo(path: &Path) -> bool {
     path == Path::new(DEMO_NAME) && !path.exists()
 }
 
-/// Replaces [`DEMO_NAME`] by the folder of the embedded base. Returns any other path as it is.
+/// Replaces [`DEMO_NAME`] by the folder of the embedded base. Returns any other path unchanged.
 ///
 /// # Errors
 /// If the folder cannot be written.
@@ -47,9 +49,10 @@ pub fn resolve(path: &Path) -> Result<Cow<'_, Path>> {
     }
 }
 
-/// Returns the folder of the base in the user's cache, and writes the files that it lacks.
+/// Returns the folder of the embedded base in the user's cache, after writing the files that are missing or
+/// differ.
 ///
-/// An adapter names its base by path, so the folder must outlive the process.
+/// An adapter names its base by path, so this folder must still exist after the process ends.
 fn cached() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
@@ -62,15 +65,15 @@ fn cached() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Writes the files of the tokenizer to `folder`: all but the weights.
+/// Writes all files except the weights to `folder`.
 fn write_tokenizer(folder: &Path) -> Result<()> {
     write(folder, |name, _| name == "model.safetensors")
 }
 
-/// The base's tokenizer.
+/// Returns the tokenizer of the embedded base.
 ///
 /// # Errors
-/// If its files cannot be written to the temporary folder.
+/// If the tokenizer's files cannot be written to a temporary folder.
 pub fn tokenizer() -> Result<Tokenizer> {
     let folder =
         tempfile::tempdir().map_err(|error| Diagnostic::io("write to", &std::env::temp_dir(), error))?;
@@ -78,7 +81,7 @@ pub fn tokenizer() -> Result<Tokenizer> {
     Ok(Tokenizer::read(folder.path())?)
 }
 
-/// Writes the files for which `is_skipped` is false.
+/// Writes the files for which `is_skipped` returns false.
 fn write(folder: &Path, is_skipped: impl Fn(&str, &[u8]) -> bool) -> Result<()> {
     fs::create_dir_all(folder).map_err(|error| Diagnostic::io("create", folder, error))?;
     for (name, bytes) in FILES.iter().filter(|(name, bytes)| !is_skipped(name, bytes)) {

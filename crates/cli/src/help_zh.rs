@@ -1,8 +1,8 @@
-//! `--help` in Chinese: each English text of the command line with its translation.
+//! `--help` in Chinese. A table maps each English text of the command line to its translation.
 
 use clap::Command;
 
-/// Headings, commands and flags, by their English text.
+/// Translations of headings, commands and flags, by the English text.
 const TEXTS: &[(&str, &str)] = &[
     (
         "Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]",
@@ -606,7 +606,7 @@ const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{aft
 
 /// Translates headings, commands and flags of `command` and its subcommands.
 pub fn translate(mut command: Command) -> Command {
-    // clap adds `--help` and `--version` when it builds a command.
+    // clap adds `--help` and `--version` only when it builds a command.
     command.build();
     translated(command)
 }
@@ -638,13 +638,14 @@ fn translated(command: Command) -> Command {
     command.help_template(TEMPLATE).subcommand_help_heading("命令").mut_subcommands(translated)
 }
 
-/// Returns the translation of a text, or the text itself.
+/// Returns the translation of `text`, or `text` itself if there is none.
 fn chinese(text: &str) -> String {
     let found = TEXTS.iter().find(|(english, _)| *english == text);
     found.map_or_else(|| text.to_owned(), |(_, chinese)| (*chinese).to_owned())
 }
 
-/// clap keeps headings for the life of the process. A help page has a dozen.
+/// Leaks `text`, because clap needs headings that live as long as the process. A help page has about a dozen
+/// of them.
 fn leaked(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
 }

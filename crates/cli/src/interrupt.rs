@@ -1,5 +1,5 @@
-//! Ctrl-C: during a [`GracefulStop`] the first requests a clean stop and the second exits. At any other time
-//! the first exits.
+//! Handles Ctrl-C. During a [`GracefulStop`], the first Ctrl-C requests a clean stop, and the second Ctrl-C
+//! exits. At any other time, the first Ctrl-C exits.
 
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -15,14 +15,14 @@ use crate::temp_dirs;
 /// The text to print if a signal ends the process.
 static EXIT_MESSAGE: Mutex<Option<String>> = Mutex::new(None);
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
-/// Whether a signal requested a stop of the running command.
+/// Whether a signal requested that the running command stops.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Exit code after an interrupt: 128 + SIGINT, as in shells.
+/// Exit code after an interrupt. It is 128 + SIGINT, as in shells.
 pub const ABORTED: u8 = 130;
 
-/// While this value lives, the first Ctrl-C (or SIGTERM, SIGHUP) sets a flag instead of ending the process.
+/// While this value exists, the first Ctrl-C, SIGTERM or SIGHUP sets a flag instead of ending the process.
 #[must_use]
 #[derive(Debug)]
 pub struct GracefulStop(());
@@ -34,7 +34,7 @@ impl Drop for GracefulStop {
     }
 }
 
-/// While this value lives, its text is printed if a signal ends the process.
+/// While this value exists, its text is printed if a signal ends the process.
 #[must_use]
 #[derive(Debug)]
 pub struct ExitMessage(());
@@ -45,7 +45,7 @@ impl Drop for ExitMessage {
     }
 }
 
-/// Prints `words` if a signal ends the process. Dropping the result cancels that.
+/// Prints `words` if a signal ends the process. Dropping the returned value cancels this.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
@@ -61,7 +61,7 @@ fn lock(text: &'static Mutex<Option<String>>) -> MutexGuard<'static, Option<Stri
     text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Turns the first signal into a stop request until the result is dropped, and prints `answer` when the
+/// Turns the first signal into a stop request until the returned value is dropped. Prints `answer` when the
 /// signal arrives.
 ///
 /// # Errors
@@ -74,12 +74,12 @@ pub fn graceful_stop(answer: Option<String>) -> Result<GracefulStop> {
     Ok(GracefulStop(()))
 }
 
-/// Starts the signal thread on the first call.
+/// Starts the signal thread. Later calls do nothing.
 fn start() -> Result<()> {
     static STARTED: Once = Once::new();
     let mut outcome = Ok(());
     STARTED.call_once(|| {
-        // `nohup` ignores SIGHUP, and that must stay so.
+        // `nohup` makes the process ignore SIGHUP, and danlu must not change that.
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&s| s != SIGHUP || !hangup_is_ignored());
         let signals = Signals::new(wanted).and_then(|mut signals| {
             let watch = move || {
@@ -93,7 +93,7 @@ fn start() -> Result<()> {
                     }
                     STOPPED.store(true, Ordering::SeqCst);
                     if let Some(answer) = &*lock(&ANSWER) {
-                        // Nothing can be reported if stderr is closed.
+                        // A failed write is ignored, because nothing can be reported if stderr is closed.
                         let _ = writeln!(std::io::stderr(), "\n{answer}");
                     }
                 }
@@ -105,19 +105,19 @@ fn start() -> Result<()> {
     outcome.map_err(|error| Diagnostic::bug(format!("cannot listen for Ctrl-C: {error}")))
 }
 
-/// Makes a write beyond `ulimit -f` return an error instead of ending the process.
+/// Makes a write beyond `ulimit -f` return an error. By default such a write ends the process.
 pub fn survive_file_limits() {
-    // Without the handler the process ends, and only the message is lost.
+    // If the handler is not installed, the process ends without a message.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// Exits with the code of an interrupt, after temporary folders are removed.
+/// Removes the temporary folders, and exits with the code of an interrupt.
 pub fn exit_interrupted() -> ! {
     temp_dirs::remove_all();
     std::process::exit(ABORTED.into());
 }
 
-/// Whether a stop was requested.
+/// Returns whether a stop was requested.
 pub fn requested() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0
 }
@@ -127,18 +127,20 @@ pub fn check() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Whether a signal stopped the command, also after the [`GracefulStop`] is dropped.
+/// Returns whether a signal stopped the command. The result is still valid after the [`GracefulStop`] is
+/// dropped.
 pub fn stopped() -> bool {
     STOPPED.load(Ordering::SeqCst)
 }
 
-/// Clears the request: in a chat, Ctrl-C stops one reply and not the session.
+/// Clears the stop request. In a chat, Ctrl-C stops one reply and not the whole session.
 pub fn clear() {
     STOPPED.store(false, Ordering::SeqCst);
     PRESSED.store(0, Ordering::SeqCst);
 }
 
-/// Whether the process was started with SIGHUP ignored, as by `nohup`. Always `false` outside Linux.
+/// Returns whether the process was started with SIGHUP ignored, as `nohup` does. Always returns `false`
+/// outside Linux.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -17,7 +17,8 @@ pub enum Lang {
 }
 
 impl Lang {
-    /// Returns the language of a command line before it is parsed: `--lang`, `DANLU_LANG`, or the locale's.
+    /// Returns the language of a command line before clap parses it. The language comes from `--lang`, else
+    /// from `DANLU_LANG`, else from the locale.
     pub fn detect(line: &[OsString]) -> Self {
         let words = || line.iter().filter_map(|word| word.to_str());
         let after = words().zip(words().skip(1)).find(|(flag, _)| *flag == "--lang").map(|(_, lang)| lang);
@@ -30,7 +31,7 @@ impl Lang {
             .unwrap_or_else(Self::from_locale)
     }
 
-    /// Returns the locale's language: Chinese for any `zh` locale, English otherwise.
+    /// Returns Chinese for any `zh` locale, and English otherwise.
     pub fn from_locale() -> Self {
         Self::from_tag(sys_locale::get_locale().as_deref().unwrap_or_default())
     }

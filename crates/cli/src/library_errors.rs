@@ -1,4 +1,4 @@
-//! The diagnostics of library errors.
+//! Converts library errors to diagnostics.
 
 use crate::diagnostic::Diagnostic;
 
@@ -14,7 +14,7 @@ impl From<danlu_serve::ServeError> for Diagnostic {
     }
 }
 
-/// Library errors keep their message and their hint.
+/// Converts a library error to a diagnostic with the same message and the same hint.
 macro_rules! from_library {
     ($($error:ty),* $(,)?) => {$(
         impl From<$error> for Diagnostic {

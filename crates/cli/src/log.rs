@@ -1,4 +1,4 @@
-//! Prints log events of the libraries: warnings always, others with `--verbose`.
+//! Prints log events of the libraries. Warnings are always printed, and other events only with `--verbose`.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -19,7 +19,7 @@ struct Stderr {
 /// Installs the subscriber.
 pub fn install(printer: &Printer) {
     let level = if printer.verbose { Level::DEBUG } else { Level::WARN };
-    // Setting it twice fails, which happens only in tests.
+    // Setting the subscriber a second time fails. This happens only in tests.
     let _ = tracing::subscriber::set_global_default(Stderr { level, color: printer.status_color() });
 }
 
@@ -51,7 +51,7 @@ impl Subscriber for Stderr {
     fn exit(&self, _: &Id) {}
 }
 
-/// Formats an event: its message, then its fields as ` name=value`.
+/// Formats an event as its message, followed by its fields as ` name=value`.
 #[derive(Default)]
 struct Line {
     message: String,

@@ -1,7 +1,7 @@
 //! The `danlu` command.
 //!
 //! `main` parses the command line, sets up the printer and calls a subcommand. Each subcommand has a file in
-//! `commands/` with its flags.
+//! `commands/`, which also contains its flags.
 
 mod allocator;
 mod args;
@@ -148,7 +148,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether `--json` reserves stdout for events.
+    /// Returns whether `--json` reserves stdout for events.
     fn wants_events(&self) -> bool {
         match self {
             Self::Train(args) => args.json,
@@ -212,7 +212,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Warns if `--threads` exceeds the cores.
+/// Warns if `--threads` is larger than the number of cores.
 fn warn_about_threads(matches: &clap::ArgMatches, printer: &Printer) {
     let mut command = matches;
     while let Some((_, subcommand)) = command.subcommand() {
@@ -240,7 +240,8 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Data(command) => data::run(command, printer),
         Command::Config(command) => config::run(command, printer),
         Command::Train(_) => {
-            // Flags on the command line take precedence over the configuration file.
+            // `resolve` gets the matches, because only flags on the command line take precedence over the
+            // configuration file.
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
             train::run(&train::RunConfig::resolve(own)?, printer)
         }
@@ -284,7 +285,7 @@ fn refuse(error: &clap::Error, lang: Lang) -> ExitCode {
     ExitCode::from(1)
 }
 
-/// Returns `shown` with the tokens of the command line masked.
+/// Returns `shown`, with every access token of `line` masked.
 fn without_tokens(shown: &str, line: &[String]) -> String {
     const LONG_ENOUGH: usize = 20;
     let is_token = |word: &&str| {
@@ -299,13 +300,14 @@ fn without_tokens(shown: &str, line: &[String]) -> String {
 mod tests {
     use super::*;
 
-    /// Collects the text below the flags of a command and of its subcommands.
+    /// Collects the texts that follow the flags of a command and of its subcommands.
     fn closing_parts(command: &clap::Command, out: &mut Vec<(String, String)>) {
         out.extend(command.get_after_help().map(|text| (command.get_name().to_owned(), text.to_string())));
         command.get_subcommands().for_each(|command| closing_parts(command, out));
     }
 
-    /// A narrow terminal breaks long examples, which then cannot be pasted, and wraps prose a second time.
+    /// In a narrow terminal, a long example would break and could not be pasted. Prose with its own line
+    /// breaks would be wrapped a second time.
     #[test]
     fn examples_fit_a_narrow_terminal_and_prose_is_left_to_be_wrapped() {
         let mut parts = Vec::new();

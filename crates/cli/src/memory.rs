@@ -1,4 +1,4 @@
-//! Memory of this machine and of this process, as far as the system reports it.
+//! Reads the memory of this machine and of this process, if the system reports it.
 
 use std::fs;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use std::time::Duration;
 
 pub use danlu_train::memory::{anonymous, machine, peak};
 
-/// Interval between two samples of a [`MemoryWatch`]. A sample costs some microseconds.
+/// Interval between two samples of a [`MemoryWatch`]. One sample takes a few microseconds.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Resets [`peak`], if the system supports that.
+/// Resets the value of [`peak`], if the system supports that.
 pub fn forget_peak() {
-    // Linux: 5 resets the high-water mark, since 4.0.
+    // Since Linux 4.0, writing 5 resets the high-water mark.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Samples the anonymous memory of this process in its own thread.
+/// Samples the anonymous memory of this process in a separate thread.
 pub struct MemoryWatch {
     seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
@@ -49,7 +49,7 @@ impl MemoryWatch {
                 thread::park_timeout(INTERVAL);
             }
         };
-        // If the thread cannot start, the samples at the start and the end remain.
+        // If the thread cannot start, only the samples at the start and at the end remain.
         Self { seen, thread: thread::Builder::new().name("memory".to_owned()).spawn(watch).ok() }
     }
 
@@ -65,7 +65,7 @@ impl Drop for MemoryWatch {
         self.seen.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // The thread only reads, so it cannot panic.
+            // The thread only reads memory counters, so it cannot panic.
             let _ = thread.join();
         }
     }

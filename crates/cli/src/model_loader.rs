@@ -1,4 +1,4 @@
-//! The loader at the terminal: prints notices, shows progress, and stops after Ctrl-C.
+//! The loader for use at a terminal. It prints notices, shows progress, and stops after Ctrl-C.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -18,14 +18,14 @@ use crate::interrupt::{self, ExitMessage};
 use crate::notices;
 use crate::printer::Printer;
 
-/// A Hub client that is opened on first use, configured by the environment.
+/// A Hub client that is opened on first use. The environment configures it.
 pub struct LazyHub<'a> {
     printer: Option<&'a Printer>,
     hub: OnceCell<Hub>,
 }
 
 impl<'a> LazyHub<'a> {
-    /// Creates a client that prints its waiting times.
+    /// Creates a client that prints how long it must wait.
     pub fn new(printer: &'a Printer) -> Self {
         Self { printer: Some(printer), hub: OnceCell::new() }
     }
@@ -50,20 +50,20 @@ impl HubSource for LazyHub<'_> {
     }
 }
 
-/// A loader that prints and shows progress.
+/// A loader that prints notices and shows progress.
 pub struct ModelLoader<'a> {
     printer: &'a Printer,
     hub: LazyHub<'a>,
     /// The text to print if a signal ends the process during a transfer.
     exit_message: RefCell<Option<ExitMessage>>,
-    /// Whether the user wrote `hf:`, so that a download needs no question.
+    /// Whether the user wrote `hf:`. If so, a download needs no confirmation.
     is_explicit: Cell<bool>,
-    /// An error of a callback, which the loader cannot return.
+    /// An error of a callback. The loader cannot return this error.
     failure: RefCell<Option<Diagnostic>>,
 }
 
 impl<'a> ModelLoader<'a> {
-    /// A loader that prints to `printer`.
+    /// Creates a loader that prints to `printer`.
     pub fn new(printer: &'a Printer) -> Self {
         Self {
             printer,
@@ -74,10 +74,10 @@ impl<'a> ModelLoader<'a> {
         }
     }
 
-    /// Runs `load`, then prints the notices it collected.
+    /// Runs `load`, then prints the notices that it collected.
     ///
     /// # Errors
-    /// As `load`.
+    /// Returns the errors of `load`.
     pub fn run<T>(
         &self,
         load: impl FnOnce(Loader<'_>, &mut Vec<Notice>) -> Result<T, LoadError>,
@@ -93,21 +93,21 @@ impl<'a> ModelLoader<'a> {
         }
     }
 
-    /// Resolves the base `path` to a folder: see [`Loader::base_folder`].
+    /// Resolves the base `path` to a folder, as [`Loader::base_folder`] does.
     ///
     /// # Errors
-    /// As [`Loader::base_folder`].
+    /// Returns the errors of [`Loader::base_folder`].
     pub fn base_folder(&self, path: &Path, scope: FetchScope) -> Result<std::path::PathBuf> {
         self.is_explicit.set(explicit_name(path).is_some());
         let path = &*embedded_base::resolve(path)?;
         self.run(|loader, notices| loader.base_folder(path, scope, notices))
     }
 
-    /// Resolves a model and opens its files. Warns if the base differs from the one the adapter was trained
-    /// on.
+    /// Resolves a model and opens its files. Warns if the base differs from the base that the adapter was
+    /// trained on.
     ///
     /// # Errors
-    /// If `path` holds no model, or a file is invalid.
+    /// If `path` contains no model, or a file is invalid.
     pub fn open(&self, path: &Path, base: Option<&Path>) -> Result<ModelFiles> {
         self.is_explicit
             .set([Some(path), base].into_iter().flatten().any(|path| explicit_name(path).is_some()));
@@ -117,7 +117,7 @@ impl<'a> ModelLoader<'a> {
         self.open_dirs(dirs)
     }
 
-    /// As [`ModelLoader::open`], for resolved folders.
+    /// Opens the files of resolved folders, as [`ModelLoader::open`] does.
     ///
     /// # Errors
     /// If a file is invalid.
@@ -127,7 +127,7 @@ impl<'a> ModelLoader<'a> {
         Ok(files)
     }
 
-    /// Warns if the base differs from the one the adapter was trained on.
+    /// Warns if the base differs from the base that the adapter was trained on.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -138,7 +138,7 @@ impl<'a> ModelLoader<'a> {
         })
     }
 
-    /// Asks at a terminal before a download, since a name may be a mistyped folder.
+    /// Asks the user at a terminal before a download, because `name` may be a mistyped folder name.
     fn confirm(&self, name: &RepoName) -> Result<()> {
         let printer = self.printer;
         let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
@@ -195,7 +195,7 @@ pub fn hub_name(path: &Path) -> Option<RepoName> {
     ModelRef::parse(path).hub_name(&LazyHub::of_cache()).cloned()
 }
 
-/// Returns a hint if `path` was read as a path but may be a Hub name.
+/// Returns a hint if `path` was used as a path but may be a Hub name.
 pub fn hub_hint(path: &Path) -> Option<String> {
     ModelRef::parse(path).hub_hint(&LazyHub::of_cache())
 }

@@ -1,4 +1,4 @@
-//! Notices and progress of the loader, in the two languages.
+//! Formats notices and progress of the loader in the two languages.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use danlu_model::{Quantization, QuantizeProgress};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Hexadecimal digits of a SHA-256 that are shown.
+/// Number of hexadecimal digits of a SHA-256 that are shown.
 const SHOWN_DIGITS: usize = 12;
 
-/// Prints a notice: a warning if results may differ, a status line otherwise.
+/// Prints a notice. The notice is a warning if results may differ, and a status line otherwise.
 pub fn print(notice: &Notice, printer: &Printer) {
     let (zh, en) = words(notice);
     match notice {
@@ -30,7 +30,7 @@ pub fn print(notice: &Notice, printer: &Printer) {
     }
 }
 
-/// A notice in Chinese and in English.
+/// Returns a notice in Chinese and in English.
 fn words(notice: &Notice) -> (String, String) {
     match notice {
         Notice::IncompleteCache { name, files, reason } => {
@@ -183,7 +183,7 @@ fn other_base(notice: &Notice) -> (String, String) {
     )
 }
 
-/// A quantization as its flags are written.
+/// Formats a quantization as flags of the command line.
 fn as_flags(Quantization { quant_type, block_size, double_quant }: Quantization) -> String {
     let scales = if double_quant { "" } else { " --no-double-quant" };
     format!("`{quant_type} --quant-block-size {block_size}{scales}`")
@@ -200,7 +200,7 @@ pub fn show_quantizing(code: FourBitCode, progress: QuantizeProgress, printer: &
     );
 }
 
-/// Prints what a transfer fetched.
+/// Prints how much a transfer downloaded.
 pub fn print_fetched(name: &RepoName, pulled: &Pulled, seconds: f64, printer: &Printer) {
     let (size, fetched, commit) =
         (terminal_text::bytes(pulled.bytes), terminal_text::bytes(pulled.fetched), &pulled.commit[..8]);

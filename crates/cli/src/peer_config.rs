@@ -1,7 +1,7 @@
-//! Configuration files of axolotl, LLaMA-Factory, TRL and mlx-lm, translated to danlu's flags.
+//! Translates configuration files of axolotl, LLaMA-Factory, TRL and mlx-lm to danlu's flags.
 //!
-//! Each key gets one of three outcomes: taken as a flag, ignored for a reason, or taken with a difference. A file
-//! that describes another kind of training is refused.
+//! A key becomes a flag, becomes a flag with a difference, or is ignored for a reason. A file for another
+//! kind of training is rejected.
 
 use std::fmt;
 
@@ -35,7 +35,7 @@ impl fmt::Display for Tool {
 }
 
 impl Tool {
-    /// Recognises the tool of a file by its keys. Returns `None` for danlu's own keys.
+    /// Recognizes the tool from the keys of a file. Returns `None` if the keys are danlu's own.
     pub fn recognize(file: &Map<String, Value>) -> Option<Self> {
         let any = |keys: &[&str]| keys.iter().any(|key| file.contains_key(*key));
         if any(&["base_model"]) {
@@ -51,7 +51,7 @@ impl Tool {
         (any(&["model"]) && is_mlx).then_some(Self::MlxLm)
     }
 
-    /// The tool's defaults that differ from danlu's, by danlu's flags.
+    /// Returns the tool's defaults that differ from danlu's defaults, by danlu's flags.
     fn defaults(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Axolotl => &[
@@ -100,17 +100,17 @@ impl Tool {
 /// A danlu flag with its values.
 type Flag = (String, Vec<String>);
 
-/// What became of a key.
+/// The outcome of the translation of one key.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     Taken(Vec<Flag>),
-    /// The reason why the key has no effect.
+    /// The key has no effect, for this reason.
     Ignored(String),
-    /// What differs, and the flags that are set.
+    /// The flags that are set, and how their effect differs.
     Differs(Vec<Flag>, String),
 }
 
-/// One key of the file.
+/// One key of the file, with its outcome.
 #[derive(Clone, Debug)]
 pub struct Row {
     pub key: String,
@@ -129,7 +129,7 @@ impl Translation {
     /// Translates the keys of `file` to the long flags of `command`.
     ///
     /// # Errors
-    /// If the file describes training that danlu does not do.
+    /// If the file describes a kind of training that danlu does not support.
     pub fn of(tool: Tool, file: &Map<String, Value>, command: &Command) -> Result<Self> {
         let context = Context { tool, file, command };
         let mut rows = Vec::new();
@@ -147,7 +147,7 @@ impl Translation {
         Ok(translation)
     }
 
-    /// Returns the flags that are set, each once.
+    /// Returns each flag that is set, with the key that sets it.
     pub fn flags(&self) -> impl Iterator<Item = (&str, &Flag)> {
         self.rows.iter().flat_map(|row| {
             let flags = match &row.outcome {
@@ -162,7 +162,7 @@ impl Translation {
         self.flags().any(|(_, (name, _))| name == flag)
     }
 
-    /// In all four tools, steps take precedence over epochs.
+    /// Ignores the number of epochs if the number of steps is given. All four tools do the same.
     fn settle_length(&mut self) {
         if !self.has("max-steps") {
             return;
@@ -175,7 +175,7 @@ impl Translation {
         }
     }
 
-    /// Adds the tool's defaults, so that a file gives the same run here.
+    /// Adds the tool's defaults, so that danlu runs the file with the same settings.
     fn add_defaults(&mut self) {
         let mut missing = Vec::new();
         let defaults = self.tool.defaults().iter().filter(|(flag, _)| !self.has(flag));
@@ -196,7 +196,7 @@ impl Translation {
         self.rows.extend(missing);
     }
 
-    /// Prints what was taken, what was ignored and what differs.
+    /// Prints which keys became flags, which keys are ignored, and which keys differ.
     pub fn print(&self, printer: &Printer) {
         let tool = self.tool;
         printer.status(&printer.pick(format!("{tool} 的配置，已翻译："), format!("translated from {tool}:")));
@@ -225,12 +225,12 @@ impl Row {
         }
     }
 
-    /// The key and its value.
+    /// Returns the key with its value.
     pub fn left(&self) -> String {
         format!("{}: {}", self.key, terminal_text::one_line(&self.value))
     }
 
-    /// The flags, or the reason.
+    /// Returns the flags that the key sets, or the reason why it sets none.
     pub fn right(&self) -> String {
         let flags = |flags: &[Flag]| {
             let shown = flags.iter().map(|(flag, values)| format!("--{flag} {}", values.join(" ")));
@@ -268,7 +268,7 @@ fn shown(value: &Value) -> String {
     terminal_text::clip(&text, 60)
 }
 
-/// A scalar as the text of a flag.
+/// Formats a scalar as the value of a flag.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -306,7 +306,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Refuses files for other kinds of training.
+    /// Rejects a file for another kind of training.
     fn refuse(&self, key: &str, value: &Value) -> Result<()> {
         let text = scalar(value).unwrap_or_default().to_lowercase();
         let allowed: &[&str] = match key {
@@ -401,7 +401,7 @@ impl Context<'_> {
         }
     }
 
-    /// Keys that are flags here, or known names of flags.
+    /// Translates a key that is the name of a danlu flag, or another known name of a flag.
     fn by_name(&self, key: &str, value: &Value) -> Outcome {
         let name = key.replace('_', "-");
         let text = scalar(value).unwrap_or_default();
@@ -499,7 +499,8 @@ fn axolotl_data(items: &[Value]) -> Outcome {
     Outcome::Taken(vec![data, ("format".to_owned(), vec![format.to_owned()])])
 }
 
-/// mlx-lm multiplies by `scale`, where PEFT and danlu divide alpha by the rank.
+/// Translates mlx-lm's LoRA settings. mlx-lm multiplies by `scale`, while PEFT and danlu multiply by alpha
+/// divided by the rank.
 fn mlx_lora(fields: &Map<String, Value>) -> Outcome {
     let value = |name: &str| fields.get(name).and_then(number);
     let mut flags: Vec<Flag> = Vec::new();

@@ -1,7 +1,7 @@
 //! Flag names of TRL, PEFT, axolotl, LLaMA-Factory, Unsloth and mlx-lm.
 //!
-//! A name that means the same as a danlu flag is translated before clap parses the command line. Any other known
-//! name is answered with the flag to use, or with the reason why danlu has none.
+//! A name with the same meaning as a danlu flag is translated before clap parses the command line. For any
+//! other known name, the error names the flag to use, or the reason why danlu has no such flag.
 
 use std::ffi::OsString;
 
@@ -9,20 +9,20 @@ use clap::Command;
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// What a name of another tool means here.
+/// The meaning of another tool's flag in danlu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerFlag {
-    /// danlu flags with the same meaning. The first one that the command has is used.
+    /// danlu flags with the same meaning. The first flag that the command has is used.
     Same(&'static [&'static str]),
-    /// A switch. It becomes these arguments.
+    /// A switch that becomes these arguments.
     Switch(&'static str),
-    /// No equal flag: what to do instead.
+    /// danlu has no such flag. This text is the hint.
     Advice(&'static str),
 }
 
 use PeerFlag::{Advice, Same, Switch};
 
-/// Largest number of letters by which a suggestion may differ.
+/// Maximum number of letters that a suggestion may change.
 const MAX_EDITS: usize = 2;
 
 const TABLE: &[(&[&str], PeerFlag)] = &[
@@ -258,7 +258,7 @@ const TABLE: &[(&[&str], PeerFlag)] = &[
     (&["stop", "stop-words"], Advice("danlu has no stop words: the model's end token stops a reply")),
 ];
 
-/// Commands of other tools, and the danlu command for each.
+/// Commands of other tools, each with a hint that names the danlu command.
 const COMMANDS: &[(&[&str], &str)] = &[
     (&["finetune", "fine-tune", "sft", "lora", "tune", "fit"], "did you mean `train`?"),
     (&["generate", "run", "infer", "inference", "talk", "predict", "complete"], "did you mean `chat`?"),
@@ -285,7 +285,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// Returns the meaning of a flag of another tool, without dashes in front and with `-` for `_`.
+/// Returns the meaning of another tool's flag. `name` has no leading dashes, and has `-` in place of `_`.
 pub fn meaning(name: &str) -> Option<PeerFlag> {
     TABLE.iter().find(|(names, _)| names.contains(&name)).map(|(_, meaning)| *meaning)
 }
@@ -296,17 +296,19 @@ pub fn command_hint(name: &str) -> Option<&'static str> {
     COMMANDS.iter().find(|(names, _)| names.contains(&name.as_str())).map(|(_, hint)| *hint)
 }
 
-/// Returns the known word that differs from `word` by two letters at most, and by fewer letters than it has.
+/// Returns the known word closest to `word`. At most two letters may differ, and at least two letters must be
+/// equal.
 pub fn close<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let limit = MAX_EDITS.min(word.chars().count().saturating_sub(2));
     let ranked = known.into_iter().map(|known| (danlu_data::edit_distance(word, known), known));
     ranked.filter(|(edits, _)| *edits <= limit).min().map(|(_, known)| known)
 }
 
-/// Translates the flags of a command line. `_` becomes `-`, and flags of other tools become danlu's flags.
+/// Translates the flags of a command line. In the name of a flag, `_` becomes `-`. Flags of other tools
+/// become danlu's flags.
 ///
 /// # Errors
-/// If danlu has no flag for a flag of another tool. The hint names an alternative.
+/// If a flag of another tool has no equivalent in danlu. The hint names an alternative.
 pub fn translate(root: &Command, line: Vec<OsString>) -> Result<Vec<OsString>> {
     let mut command = root;
     let mut words = line.into_iter().peekable();
@@ -374,7 +376,7 @@ fn translated(root: &Command, command: &Command, name: &str) -> Translation {
     }
 }
 
-/// Returns the flag `name` of the command, or of all commands.
+/// Returns the flag `name` of the command, or the global flag of this name.
 fn flag_of<'a>(root: &'a Command, command: &'a Command, name: &str) -> Option<&'a str> {
     if ["help", "version"].contains(&name) {
         return Some("");

@@ -1,4 +1,4 @@
-//! Output: data to stdout, status to stderr, and one live line at the bottom of the terminal.
+//! Prints data to stdout, status to stderr, and one live line at the bottom of the terminal.
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
@@ -18,9 +18,9 @@ pub struct Printer {
     pub verbose: bool,
     /// Whether only results, warnings and errors are printed.
     quiet: bool,
-    /// Whether stdout takes JSON only. Tables then go to stderr.
+    /// Whether stdout is reserved for JSON. If so, tables are printed to stderr.
     json: bool,
-    /// Whether questions are answered with yes.
+    /// Whether every question is answered with yes.
     pub yes: bool,
     data_color: bool,
     status_color: bool,
@@ -28,12 +28,12 @@ pub struct Printer {
     width: usize,
     out_wraps: bool,
     err_wraps: bool,
-    /// Whether the live line is visible. Other output clears it first.
+    /// Whether the live line is visible. It must be cleared before other output.
     shown: RefCell<bool>,
 }
 
 impl Printer {
-    /// A printer for this process's stdout and stderr.
+    /// Creates a printer for stdout and stderr of this process.
     pub fn new(lang: Lang, color: Color, verbose: bool) -> Self {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|v| v == "dumb");
@@ -93,22 +93,22 @@ impl Printer {
         self.pick(zh, name.to_owned())
     }
 
-    /// Columns of the terminal.
+    /// Returns the number of columns of the terminal.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Whether stdout is coloured.
+    /// Returns whether stdout is coloured.
     pub fn data_color(&self) -> bool {
         self.data_color
     }
 
-    /// Whether stderr is coloured.
+    /// Returns whether stderr is coloured.
     pub fn status_color(&self) -> bool {
         self.status_color
     }
 
-    /// Whether stderr is a terminal that can rewrite a line.
+    /// Returns whether stderr is a terminal that can rewrite a line.
     pub fn has_live_line(&self) -> bool {
         self.live
     }
@@ -122,13 +122,13 @@ impl Printer {
         self.data_raw("\n");
     }
 
-    /// Prints a line of data after `label`. In a terminal, long lines are wrapped and indented. Elsewhere
-    /// they are not, so that `grep` finds whole lines.
+    /// Prints a line of data after `label`. In a terminal, a long line is wrapped and indented. Elsewhere the
+    /// line is not wrapped, so that `grep` finds it as a whole.
     pub fn data_labeled(&self, label: &str, line: &str) {
         self.data(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
     }
 
-    /// Prints data without a line end and flushes, for streamed replies.
+    /// Prints data without a line end, and flushes stdout. Streamed replies use this method.
     pub fn data_raw(&self, data: &str) {
         self.clear_live();
         let mut stdout = io::stdout().lock();
@@ -137,7 +137,7 @@ impl Printer {
         }
     }
 
-    /// Exits because stdout cannot be written.
+    /// Exits after a write to stdout failed.
     pub fn give_up_stdout(&self, error: io::Error) -> ! {
         temp_dirs::remove_all();
         // A closed pipe, as in `danlu ... | head`, is not an error.
@@ -162,10 +162,10 @@ impl Printer {
         self.error(diagnostic.render_in(self.lang, self.status_color).trim_end());
     }
 
-    /// Prints a line to stderr in any case.
+    /// Prints a line to stderr, even with `--quiet`.
     pub fn error(&self, line: &str) {
         self.clear_live();
-        // Nothing can be reported if stderr is closed.
+        // A failed write is ignored, because nothing can be reported if stderr is closed.
         let _ = writeln!(io::stderr(), "{line}");
     }
 
@@ -174,7 +174,7 @@ impl Printer {
         self.status(self.pick(zh, en));
     }
 
-    /// Prints a status line after `label`, wrapped as by [`Printer::data_labeled`].
+    /// Prints a status line after `label`, wrapped as in [`Printer::data_labeled`].
     pub fn status_labeled(&self, label: &str, line: &str) {
         self.status(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
     }
@@ -185,7 +185,7 @@ impl Printer {
         self.error(&format!("{label}{}", hung(self.err_wraps, &label, line, self.width)));
     }
 
-    /// Rewrites the live line. Does nothing without a terminal.
+    /// Rewrites the live line. Does nothing unless stderr is a terminal that can rewrite a line.
     pub fn live(&self, line: &str) {
         if self.live {
             let _ =
@@ -213,16 +213,17 @@ impl Printer {
     }
 }
 
-/// Wraps `line` after `label` with a hanging indent, if `wraps` is set.
+/// Wraps `line` for printing after `label`, and indents the later lines. Returns `line` unchanged if `wraps`
+/// is false.
 fn hung(wraps: bool, label: &str, line: &str, width: usize) -> String {
-    // Colour codes have no width.
+    // Colour codes have no width, so they are removed before the width is measured.
     let plain: String =
         label.split('\x1b').map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect();
     let plain = if label.contains('\x1b') { &plain } else { label };
     if wraps { terminal_text::hang(line, terminal_text::width(plain), width) } else { line.to_owned() }
 }
 
-/// Columns of the terminal, from `COLUMNS` or the terminal itself, otherwise 80.
+/// Returns the number of columns, from `COLUMNS`, else from the terminal, else 80.
 fn terminal_width() -> usize {
     let columns = std::env::var("COLUMNS").ok().and_then(|v| v.parse().ok());
     let asked = || {

@@ -1,17 +1,18 @@
-//! Refuses an access token on the command line, where it would be printed, sent as a name, or published.
+//! Rejects an access token on the command line. Otherwise the token could be printed, sent as a name, or
+//! published.
 
 use danlu_hub::has_secret;
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// Flags with free text that stays on this machine.
+/// Flags of `chat` for free text. This text never leaves the machine, so it is not checked.
 const PROMPTS: [&str; 3] = ["-p", "--prompt", "--system"];
 
-/// Checks the arguments after the program's name. `danlu login` is not checked here, because it accepts no
-/// arguments.
+/// Checks the arguments after the program's name. `danlu login` accepts no arguments, so its command line is
+/// not checked here.
 ///
 /// # Errors
-/// If an argument contains a token or a private key. The error does not repeat it.
+/// If an argument contains a token or a private key. The error does not repeat the secret.
 pub fn refuse_secrets(args: &[String]) -> Result<()> {
     if args.first().is_some_and(|command| command == "login") {
         return Ok(());
@@ -39,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_token_is_refused_and_not_repeated() {
-        // Assembled here, so that secret scanners ignore this file.
+        // The token is assembled here, so that secret scanners ignore this file.
         let token = format!("hf_{}", "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3f");
         let check = |args: &[&str]| {
             let args: Vec<String> = args.iter().map(|arg| arg.replace("TOKEN", &token)).collect();

@@ -9,19 +9,19 @@ pub enum Color {
     Never,
 }
 
-/// Text styles. Output stays readable without them.
+/// Text styles. The output is also readable without them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Headings and key numbers.
+    /// For headings and important numbers.
     Bold,
-    /// Secondary text.
+    /// For secondary text.
     Dim,
     Green,
-    /// Commands to type; the first series of a chart.
+    /// For commands to type, and for the first series of a chart.
     Cyan,
     /// For warnings, and for the second series of a chart.
     Yellow,
-    /// Errors.
+    /// For errors.
     Red,
 }
 
@@ -42,7 +42,7 @@ pub fn paint(color: bool, style: Style, text: &str) -> String {
     if !color || text.is_empty() {
         return text.to_owned();
     }
-    // Each line is coloured on its own, since pagers reset colours at line ends.
+    // Each line is coloured separately, because pagers reset colours at line ends.
     let paint = |line: &str| {
         if line.is_empty() { String::new() } else { format!("\x1b[{}m{line}\x1b[0m", style.code()) }
     };

@@ -1,4 +1,4 @@
-//! Temporary folders that are removed when they are dropped, and when Ctrl-C ends the process.
+//! Temporary folders. They are removed when they are dropped, and when Ctrl-C ends the process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::diagnostic::{Diagnostic, Result};
 
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// A temporary folder.
+/// A temporary folder that is removed when it is dropped, or when Ctrl-C ends the process.
 pub struct TrackedTempDir {
     folder: TempDir,
 }
@@ -24,7 +24,7 @@ impl TrackedTempDir {
     pub fn new_in(parent: &Path) -> Result<Self> {
         let mut builder = tempfile::Builder::new();
         let made = builder.prefix(TEMPORARY_PREFIX).tempdir_in(parent);
-        // tempfile's message repeats the path, so only the kind of its error is passed on.
+        // tempfile's message repeats the path, so only the kind of its error is used.
         let folder = made.map_err(|error| Diagnostic::io("write to", parent, error.kind().into()))?;
         folders(|all| all.push(folder.path().to_owned()));
         Ok(Self { folder })
@@ -41,11 +41,12 @@ impl Drop for TrackedTempDir {
     }
 }
 
-/// Removes all temporary folders before the process exits without dropping them.
+/// Removes all temporary folders before an exit that would not drop them.
 pub fn remove_all() {
     folders(|all| {
         for path in all.drain(..) {
-            // Another thread may be writing. The second call removes what that thread added.
+            // Another thread may write to the folder during the first call. The second call removes the files
+            // of that thread.
             let _ = fs::remove_dir_all(&path);
             let _ = fs::remove_dir_all(&path);
         }

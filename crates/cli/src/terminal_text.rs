@@ -1,4 +1,4 @@
-//! Text layout in terminal cells. A Chinese character takes two cells.
+//! Lays out text in terminal cells. A Chinese character is two cells wide.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ pub use danlu_model::shell_word;
 pub use danlu_report::number_format::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Returns the cells of `text`, which must not contain escape codes.
+/// Returns the width of `text` in cells. `text` must not contain escape codes.
 pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// Pads `text` with blanks to `cells`.
+/// Appends blanks to `text` until it is `cells` wide.
 pub fn pad(text: &str, cells: usize) -> String {
     format!("{text}{}", " ".repeat(cells.saturating_sub(width(text))))
 }
 
-/// Pads `text` on the left to `cells`.
+/// Puts blanks before `text` until it is `cells` wide.
 pub fn pad_left(text: &str, cells: usize) -> String {
     format!("{}{text}", " ".repeat(cells.saturating_sub(width(text))))
 }
 
-/// Truncates `text` to `cells`, with an ellipsis.
+/// Truncates `text` to `cells`, and marks the cut with an ellipsis.
 pub fn clip(text: &str, cells: usize) -> String {
     if width(text) <= cells {
         return text.to_owned();
@@ -38,7 +38,7 @@ pub fn clip(text: &str, cells: usize) -> String {
     out + "…"
 }
 
-/// Puts `text` on one line: line ends become `⏎`, other control characters become blanks.
+/// Puts `text` on one line. Line ends become `⏎`, and other control characters become blanks.
 pub fn one_line(text: &str) -> String {
     text.trim_end()
         .chars()
@@ -54,13 +54,13 @@ pub fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// Removes control characters, so that text of a model or a file cannot move the cursor or change colours.
+/// Removes control characters. Text from a model or a file then cannot move the cursor or change colours.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|&c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
-/// Wraps `text` to `cells`: at blanks, and anywhere between wide characters, but never before closing
-/// punctuation.
+/// Wraps `text` to lines of `cells`. A line can end at a blank or between wide characters, but never before
+/// closing punctuation.
 pub fn wrap(text: &str, cells: usize) -> Vec<String> {
     let cells = cells.max(2);
     let mut lines = Vec::new();
@@ -77,7 +77,7 @@ pub fn wrap(text: &str, cells: usize) -> Vec<String> {
                 used += piece_width;
                 continue;
             }
-            // A word longer than a line is cut at the end of the line.
+            // A word that is longer than a line is split at the end of the line.
             for c in piece.chars() {
                 let c_width = c.width().unwrap_or(0);
                 if used + c_width > cells {
@@ -93,8 +93,8 @@ pub fn wrap(text: &str, cells: usize) -> Vec<String> {
     lines
 }
 
-/// Splits `text` into unbreakable pieces: a word with its blanks, or a wide character with its closing
-/// punctuation.
+/// Splits `text` into pieces that stay on one line. A piece is a word with the blanks after it, or a wide
+/// character with its closing punctuation.
 fn pieces(text: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
     let mut start = 0;
@@ -117,7 +117,7 @@ fn pieces(text: &str) -> Vec<&str> {
     pieces
 }
 
-/// Prints two texts in columns under their titles, `cells` wide in all.
+/// Formats two texts in columns below their titles. Both columns together are `cells` wide.
 pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String {
     let column = cells.saturating_sub(3).max(8) / 2;
     let [left, right] = texts.map(|text| wrap(text, column));
@@ -154,7 +154,7 @@ pub fn counted(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// Wraps `text` to `cells` with an indent of `indent` cells.
+/// Wraps `text` to `cells`. Every line after the first is indented by `indent` cells.
 pub fn hang(text: &str, indent: usize, cells: usize) -> String {
     wrap(text, cells.saturating_sub(indent)).join(&format!("\n{}", " ".repeat(indent)))
 }
@@ -170,7 +170,8 @@ mod tests {
         {
             for cells in 2..30 {
                 let lines = wrap(text, cells);
-                // Closing punctuation follows its character, so two wide characters may need four cells.
+                // A wide character and its closing punctuation stay on one line, so a line may need four
+                // cells.
                 assert!(lines.iter().all(|l| width(l) <= cells.max(4)), "{cells} {lines:?}");
                 let squeeze = |s: &str| s.replace(' ', "");
                 assert_eq!(squeeze(&lines.concat()), squeeze(text));

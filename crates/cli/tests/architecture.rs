@@ -1,4 +1,4 @@
-//! The crates depend on each other only along the arrows of ARCHITECTURE.md.
+//! Checks that the crates depend on each other only along the arrows of ARCHITECTURE.md.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -24,7 +24,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("hub-test-server", &[]),
 ];
 
-/// Returns the name of a crate: its package without `danlu-`. The binary's package is `danlu`.
+/// Returns the name of a crate, which is the name of its package without `danlu-`. The binary's package is
+/// `danlu`.
 fn crate_name(package: &str) -> Option<&str> {
     if package == "danlu" { Some("cli") } else { package.strip_prefix("danlu-") }
 }
@@ -45,7 +46,7 @@ fn crates_depend_only_along_the_arrows() {
         let (_, allowed) = allowed.unwrap_or_else(|| panic!("`{name}` has no arrows in this test"));
         seen.insert(name);
         for dependency in package["dependencies"].as_array().unwrap() {
-            // A dev-dependency is built for tests only.
+            // A dev-dependency is built only for tests, so it needs no arrow.
             let is_dev = dependency["kind"] == "dev";
             let Some(to) = crate_name(dependency["name"].as_str().unwrap()).filter(|_| !is_dev) else {
                 continue;

@@ -1,4 +1,5 @@
-//! Runs each measurement on the smallest shape. Checks that the results exist, not their size.
+//! Runs each measurement on the smallest shape. The tests check that results exist, but not how large they
+//! are.
 
 mod common;
 
@@ -9,7 +10,7 @@ use common::{Ran, Scene, names};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Runs a command with `--json`, and returns its results. The command must succeed.
+/// Runs a command with `--json`, asserts that it succeeds, and returns its results.
 fn figures(scene: &Scene, line: &str) -> Value {
     let line = format!("bench {line} --json");
     let args: Vec<&str> = line.split_whitespace().collect();
@@ -19,7 +20,7 @@ fn figures(scene: &Scene, line: &str) -> Value {
     serde_json::from_str(&ran.out).unwrap()
 }
 
-/// Asserts that each of these results is above 0.
+/// Asserts that the result of each key is above 0.
 fn positive(figures: &Value, keys: &[&str]) {
     for key in keys {
         assert!(figures[key].as_f64().is_some_and(|v| v > 0.0), "{key} in {figures}");
@@ -38,7 +39,7 @@ fn training_is_measured_in_tokens_flop_seconds_and_bytes() {
         "bench": "train", "model": "base-8m", "random_weights": true, "parameters": 7_999_744,
         "weight_bytes": 15_999_488, "dtype": "f32", "random_tokens": true, "batch_sequences": 2,
         "gradient_accumulation_steps": 2, "lora_r": 4, "trainable_parameters": 149_504, "steps": 3, "warm_up": 1,
-        // Three steps of four sequences. The first token of each sequence has no loss.
+        // There are three steps of four sequences. The first token of each sequence has no loss.
         "useful_tokens": 3 * 4 * 16, "labelled_tokens": 3 * 4 * 15,
     });
     for (key, value) in expected.as_object().unwrap() {
@@ -249,7 +250,8 @@ fn ctrl_c_leaves_no_temporary_folder_however_often_it_is_pressed() {
             kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         }
         let code = child.wait().unwrap().code();
-        // One signal: the run ends after the round, with or without results. Two signals: it exits at once.
+        // After one signal, the run ends after the round, with or without results. After two signals, the run
+        // exits at once.
         assert!(matches!(code, Some(0 | 130)), "{presses}: {code:?}");
         assert_eq!(names(&scene.path(".")), ["base", "data.json"], "{presses}");
     }

@@ -1,4 +1,4 @@
-//! Output of `danlu data` in both languages.
+//! Tests the output of `danlu data` in both languages.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Counts which files of a model a command opens, by kernel events.
+//! Counts which files of a model a command opens, by means of kernel events.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -26,7 +26,7 @@ impl OpenCounter {
         for folder in folders {
             let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
             watched.insert(inotify::add_watch(&inotify, folder, WatchFlags::OPEN).unwrap(), name);
-            // The kernel merges equal consecutive events. A second watch, on the file itself, separates two
+            // The kernel merges equal consecutive events. A second watch on the file itself separates two
             // opens.
             for entry in fs::read_dir(folder).unwrap() {
                 inotify::add_watch(&inotify, entry.unwrap().path(), WatchFlags::OPEN).unwrap();

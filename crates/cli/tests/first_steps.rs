@@ -1,4 +1,4 @@
-//! The first commands of a new user: the greeting, data sets, and the embedded base by its name.
+//! Tests the first commands of a new user: the greeting, data sets, and the embedded base by its name.
 
 mod common;
 
@@ -40,7 +40,7 @@ fn embedded_data_is_written_once_and_never_overwrites() {
     assert!(unknown.err.contains("expected one of palace, cook, huanhuan"), "{}", unknown.err);
 }
 
-/// Serves one request with `content`, and returns the address and the requested path.
+/// Serves `content` for one request. Returns the address, and a thread that returns the requested path.
 fn serve(content: &'static str) -> (String, std::thread::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -77,7 +77,7 @@ fn demo_names_the_embedded_base_in_every_command() {
     let config = String::from_utf8(scene.read("out/x/adapter_config.json")).unwrap();
     let folder = scene.path("cache/danlu/base-8m");
     assert!(config.contains(&format!("\"{}\"", folder.display())), "{config}");
-    // A later command finds the base by the adapter alone.
+    // A later `chat` finds the base through the adapter.
     scene.ok("chat out/x --prompt 你好 --max-new-tokens 2");
     scene.ok("compare out/x demo --replies 1");
     scene.ok("merge out/x --base demo --output merged --allow-worse --threshold 9");
@@ -98,7 +98,7 @@ fn a_local_folder_named_demo_is_not_the_embedded_base() {
     assert!(!scene.path("cache").exists());
 }
 
-/// Runs `danlu new` with lines on stdin.
+/// Runs `danlu new` with `answers` on stdin.
 fn answer(scene: &Scene, line: &str, answers: &str) -> Ran {
     let args: Vec<&str> = line.split_whitespace().collect();
     let mut child = scene
@@ -135,7 +135,7 @@ fn five_answers_give_a_run_with_a_comment_on_every_key() {
     assert!(text.contains("memory_limit = \"2147483648B\"\n"), "{text}");
     scene.ok("train --config run.toml --max-steps 1");
     assert!(scene.path("out/data/adapter_model.safetensors").is_file());
-    // The next file and the next output folder take other names.
+    // A second call chooses a new file and a new output folder.
     let again = answer(&scene, "new --lang zh --data data.json", "zh\ndemo\n\n\nn\n");
     assert_eq!(again.code, 0, "{}", again.err);
     let text = String::from_utf8(scene.read("run-2.toml")).unwrap();

@@ -1,4 +1,5 @@
-//! Merging adapters trained on 4 bits: into the closest form, back to 4 bits, interrupted and rejected.
+//! Tests the merge of adapters that were trained on 4 bits. The merges go into the closest form or back to 4
+//! bits, and some are interrupted or rejected.
 
 mod common;
 
@@ -19,7 +20,7 @@ fn report(scene: &Scene, folder: &str) -> Value {
     serde_json::from_slice(&scene.read(&format!("{folder}/merge_report.json"))).unwrap()
 }
 
-/// Returns the report's KL of a form: merged into it, or not.
+/// Returns the report's KL for a form, either after the merge or before it.
 fn kl(report: &Value, form: &str, merged: bool) -> f64 {
     let forms = report["merge"]["forms"].as_array().unwrap();
     let found = forms.iter().find(|f| f["form"] == form && f["merged"] == merged);
@@ -44,7 +45,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     let config = String::from_utf8(scene.read("auto/config.json")).unwrap();
     assert!(!config.contains("quantization_config"), "{config}");
 
-    // Two divergences are printed, each with its reference.
+    // Two divergences are printed, each with the model that it refers to.
     let ran = scene.ok("merge out --output original --merge-base original");
     assert!(
         ran.err.contains(": the merged model compared with the adapter on the original base\n"),
@@ -55,11 +56,11 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     assert!(ran.out.contains(words), "{}", ran.out);
     let written = report(&scene, "original");
     assert_eq!(written["merge"]["merge_base"], "original");
-    // Rounding adds far less than the other base.
+    // Rounding changes the KL far less than the choice of the other base does.
     assert!((kl(&written, "original", true) / original - 1.0).abs() < 0.1, "{written} {original}");
     assert!(scene.read("auto/model.safetensors") != scene.read("original/model.safetensors"));
 
-    // A stored 4-bit base, with and without its original.
+    // The base is stored in 4 bits. It is tested with and without its original.
     scene.ok("quantize base --output base-nf4");
     scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
     scene.ok("merge stored --output stored-merged");
@@ -77,7 +78,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
         "error: the base is in 4 bits, and its original is unknown\n\nhint: name its folder with `--original DIR`\n",
     );
     assert!(!scene.path("none").exists());
-    // The weights decide about 4 bits, not `config.json`.
+    // danlu detects 4 bits from the weights and not from `config.json`.
     let mut config: Value = serde_json::from_slice(&scene.read("base-nf4/config.json")).unwrap();
     config.as_object_mut().unwrap().remove("quantization_config").unwrap();
     scene.write("base-nf4/config.json", &config.to_string());
@@ -89,7 +90,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
 #[test]
 fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     let scene = Scene::new();
-    // An f32 base that 4 bits represent exactly, with an adapter that adds nothing.
+    // The merge of an adapter that changes nothing gives an f32 base that 4 bits represent exactly.
     let over = "--quant nf4 --no-double-quant";
     let still = FLAGS.replace("1e-3", "1e-30");
     scene.ok(&format!("train --base base {over} --output still {still}"));
@@ -100,7 +101,7 @@ fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     assert_eq!(found["merge"]["merge_base"], "original");
     let (beside, rounded) = (kl(&found, "original", false), kl(&found, "dequantized", true));
     assert!(beside < rounded / 100.0, "{found}");
-    // With rounding, the merge is as close as the other one.
+    // After rounding to bf16, the merge into the original is as close as the merge into the dequantized base.
     assert!((kl(&found, "original", true) / rounded - 1.0).abs() < 0.1, "{found}");
     assert_eq!(ran.out.matches("(chosen)").count(), 1, "{}", ran.out);
 }
@@ -126,7 +127,7 @@ fn an_adapter_of_16_bits_is_merged_into_its_original_and_4_bits_are_told() {
     assert!(card.contains("trained on the unquantized base"), "{card}");
 }
 
-/// Waits until the command starts to fill `output`, at most a minute.
+/// Waits until the command starts to fill `output`, but at most one minute.
 fn wait_for(scene: &Scene, output: &str) {
     let (start, path) = (Instant::now(), scene.path(output));
     while !path.exists() && start.elapsed() < Duration::from_secs(60) {
@@ -170,13 +171,14 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     assert_eq!(names(&scene.path("deep/four")), ["merge_report.json"]);
     assert_eq!(report(&scene, "deep/four")["fidelity"]["passed"], false);
 
-    // The next attempt replaces that folder. Its report describes the 4-bit model, and the cost of 4 bits.
+    // The next attempt replaces that folder. The new report describes the 4-bit model, and the cost of 4
+    // bits.
     let ran = scene.ok("merge out --output deep/four --to nf4");
     assert!(ran.out.contains("before nf4: KL, perplexity"), "{}", ran.out);
     let folder = scene.path("deep/four");
     let found = report(&scene, "deep/four");
     let size = |name: &String| fs::metadata(folder.join(name)).unwrap().len();
-    // Report and card describe the model and are not part of it.
+    // The report and the card describe the model, so they do not count in its size.
     let is_about =
         |name: &&String| ["merge_report.json", "README.md", "card.json", "loss.svg"].contains(&name.as_str());
     let all: u64 = names(&folder).iter().filter(|name| !is_about(name)).map(size).sum();
@@ -204,7 +206,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
     assert!(!ran.err.contains("quantized too"), "{}", ran.err);
 
-    // The given threshold also applies to 4 bits.
+    // A threshold on the command line also applies to 4 bits.
     for (threshold, passed) in [
         (1e-4_f64.max(found["merge"]["quantized"]["before"]["kl"].as_f64().unwrap() * 1.5), false),
         (10.0, true),

@@ -1,13 +1,14 @@
-//! The guide in `docs/guide`: each command of a `console` block runs on the embedded base, and its output must
-//! match the page.
+//! Tests the guide in `docs/guide`. Each command of a `console` block runs on the embedded base, and its
+//! output must match the page.
 //!
-//! The pages run in the order of `SUMMARY.md`, all in one folder.
+//! The pages run in the order of `SUMMARY.md`, and all of them use one folder.
 //!
-//! - In a block `console`, a line `$ danlu ...` is a command, and the lines below it are a part of its output.
-//! - A block with a second word, such as `csv mine.csv`, is first saved under that name.
-//! - In the output, a line `...` stands for any lines, and `…` for any text within a line.
-//! - Numbers may differ by 2%, sizes by 25%. Times and speeds may differ freely.
-//! - A command fails if and only if its output on the page contains a line that starts with `error:`.
+//! - In a `console` block, a line `$ danlu ...` is a command. The lines below it are a part of its output.
+//! - A block with a second word, such as `csv mine.csv`, is first saved as a file with this name.
+//! - In the output, a line `...` stands for any number of lines, and `…` stands for any text within a line.
+//! - Numbers may differ by 2%, and sizes by 25%. Times and speeds may differ by any amount.
+//! - A command must fail if its output on the page contains a line that starts with `error:`. Otherwise it
+//!   must succeed.
 
 mod common;
 
@@ -24,19 +25,19 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The targets of the Markdown links of a page.
+/// Returns the targets of the Markdown links in a page.
 fn links(text: &str) -> Vec<&str> {
     text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(link, _)| link)).collect()
 }
 
-/// The pages of a guide that `SUMMARY.md` lists, in its order.
+/// Returns the pages of a guide, in the order of `SUMMARY.md`.
 fn pages(language: &str) -> Vec<PathBuf> {
     let folder = repository().join("docs/guide").join(language);
     let summary = fs::read_to_string(folder.join("SUMMARY.md")).unwrap();
     links(&summary).into_iter().map(|link| folder.join(link)).collect()
 }
 
-/// A fenced block: the words after the fence, and its lines.
+/// A fenced block, with the words after the fence and the lines inside.
 struct Block<'a> {
     info: Vec<&'a str>,
     lines: Vec<&'a str>,
@@ -51,7 +52,7 @@ fn blocks(page: &str) -> Vec<Block<'_>> {
     fenced.map(block).collect()
 }
 
-/// The commands of a block, each with the lines that the page shows below it.
+/// Returns the commands of a block, each with the output lines that the page shows.
 fn commands<'a>(block: &Block<'a>) -> Vec<(&'a str, Vec<&'a str>)> {
     let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
     for &line in &block.lines {
@@ -64,7 +65,7 @@ fn commands<'a>(block: &Block<'a>) -> Vec<(&'a str, Vec<&'a str>)> {
     found
 }
 
-/// The words of a command line. Double quotes hold blanks together.
+/// Splits a command line into words. Double quotes keep the blanks of a word.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quoted = false;
@@ -79,7 +80,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// How far a number may be from the page's.
+/// The kind of a number. It determines how far the number may be from the number on the page.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Plain,
@@ -91,11 +92,11 @@ enum Kind {
 enum Token {
     Char(char),
     Number(f64, Kind),
-    /// `…`: any text.
+    /// The sign `…`, which stands for any text.
     Any,
 }
 
-/// The kind of a number, from the text that follows it.
+/// Returns the kind of a number, derived from the text after the number.
 fn kind(rest: &str) -> Kind {
     let rest = rest.trim_start();
     let unit: String = rest.chars().take_while(|c| c.is_ascii_alphabetic() || *c == '/').collect();
@@ -108,7 +109,7 @@ fn kind(rest: &str) -> Kind {
     }
 }
 
-/// A line without the minutes and hours of its times: `1m 06s` becomes `06s`.
+/// Returns a line without the minutes and hours of its times. For example, `1m 06s` becomes `06s`.
 fn without_minutes(line: &str) -> String {
     let words: Vec<&str> = line.trim().split(' ').collect();
     let is_time = |word: &str, unit: char| {
@@ -187,7 +188,7 @@ fn match_tokens(page: &[Token], real: &[Token]) -> bool {
     }
 }
 
-/// The first line of the page that the output lacks.
+/// Returns the first line of the page that the output lacks.
 fn missing<'a>(shown: &[&'a str], output: &str) -> Option<&'a str> {
     let output: Vec<Vec<Token>> = output.lines().map(tokens).collect();
     let mut from = 0;
@@ -207,7 +208,7 @@ fn missing<'a>(shown: &[&'a str], output: &str) -> Option<&'a str> {
     None
 }
 
-/// Runs a command and returns its exit code and its output, in the order of a terminal.
+/// Runs a command. Returns its exit code and its output, in the order that a terminal shows.
 fn run(scene: &Scene, locale: &str, line: &str) -> (i32, String) {
     let words = words(line);
     assert_eq!(words[0], "danlu", "the guide types `{line}`");

@@ -1,4 +1,4 @@
-//! Hub names in commands, with a test server.
+//! Tests Hub names in commands, with a test server.
 
 mod common;
 
@@ -51,7 +51,7 @@ impl Hub {
         ran
     }
 
-    /// Returns the number of file requests, and resets it.
+    /// Returns the number of file requests since the last call.
     fn files_asked(&self) -> usize {
         let count = self.server.requests().iter().filter(|r| r.target.contains("/resolve/")).count();
         self.server.clear_requests();
@@ -65,7 +65,7 @@ fn a_whole_life_by_name() {
     let trained =
         hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
     assert!(trained.err.contains("fetched lab/base ("), "{}", trained.err);
-    // Name and commit are shown, and the cache path is not.
+    // The output shows the name and the commit, but not the path in the cache.
     let is_shown = |out: &str| out.contains("lab/base@") && !out.contains("snapshots");
     assert!(is_shown(&trained.err), "{}", trained.err);
     assert!(hub.files_asked() > 0);
@@ -80,7 +80,7 @@ fn a_whole_life_by_name() {
     assert!(card.contains(&pinned), "{pinned}\n{card}");
     assert!(card.contains(&format!("vllm serve lab/base --revision {commit} --enable-lora")), "{card}");
 
-    // Everything is in the cache now: the adapter finds its base by name.
+    // All files are in the cache now, so the adapter finds its base by name.
     hub.ok_offline("chat out --prompt 你好 --max-new-tokens 4");
     hub.ok_offline("merge out --output merged");
     hub.ok_offline("compare out --data data.json --max-length 64");
@@ -132,7 +132,7 @@ fn a_plan_and_a_look_at_data_fetch_no_weights() {
     hub.scene.ok("plan --base lab/base");
     hub.scene.ok("data check data.json --base lab/base");
     assert!(hub.server.requests().iter().all(|request| !request.target.contains("model.safetensors")));
-    // The index of a sharded model counts as settings, the shards do not.
+    // The index of a sharded model is downloaded with the configuration, but the shards are not.
     let index = r#"{"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}"#;
     fs::create_dir(hub.scene.path("sharded")).unwrap();
     for name in names(&hub.scene.path("elsewhere")) {
@@ -166,7 +166,7 @@ fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
     let repository = hub.scene.path("hf/hub/models--me--adapter");
     let commit = names(&repository.join("snapshots")).remove(0);
     let snapshot = repository.join("snapshots").join(&commit);
-    // PEFT's `from_pretrained` leaves two files, and no record of missing files.
+    // PEFT's `from_pretrained` downloads two files, and does not record missing files.
     let as_python = || {
         let others = names(&snapshot)
             .into_iter()
@@ -214,7 +214,7 @@ fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
         assert!(ran.code == 1 && ran.err.contains(variable.0), "{}", ran.err);
         assert!(!ran.err.contains("hf_a") && !ran.err.contains("secret"), "{}", ran.err);
     }
-    // An invalid token file is in the path of `login` and `logout`.
+    // `login` and `logout` work even if the token file is invalid.
     for text in ["hf_a b", "\u{0}\u{1}", "密"] {
         hub.scene.write("hf/token", text);
         assert!(!hub.scene.ok(start).err.contains("token"));
@@ -294,15 +294,15 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     }
     assert!(hub.server.requests().is_empty());
     hub.scene.ok("plan --base lab/base@main");
-    // A cached model is found by its name.
+    // A model in the cache is found by its name.
     hub.scene.ok("pull lab/base");
     hub.ok_offline("chat lab/base --prompt 你好 --max-new-tokens 2");
     hub.ok_offline("train --config run.toml --output out --max-steps 1 --lora-r 2");
-    // A local folder takes precedence.
+    // A local folder takes precedence over a model in the cache.
     fs::create_dir(hub.scene.path("lab/base")).unwrap();
     assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("it has neither"));
-    // An empty local folder with the name of the base hides the base on the Hub. The error says how to avoid
-    // it.
+    // An empty local folder with the name of the base hides the base on the Hub. The error explains how to
+    // avoid this.
     let ran = hub.scene.run("chat out --prompt 你好");
     let said = "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
     assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
@@ -321,7 +321,8 @@ fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
         hub.scene.ok("pull me/adapter");
         hub.scene.run("chat me/adapter --prompt 你好 --max-new-tokens 2")
     };
-    // A base path is resolved from the cache upwards, then from the working directory.
+    // A path of the base is searched from the folder in the cache upwards, and then from the working
+    // directory.
     for base in ["../elsewhere", "elsewhere", "./elsewhere"] {
         let ran = named(base);
         assert!(ran.code == 1 && ran.err.contains("is no model folder here"), "{base}: {}", ran.err);
@@ -359,7 +360,7 @@ fn what_is_cached_is_pulled_offline_and_pages_and_parts_of_commits_are_names() {
     }
     let other = hub.scene.run("pull https://github.com/lab/base");
     assert!(other.code == 1 && other.err.contains("expected `org/name`"), "{}", other.err);
-    // Other programs find the complete commit in the cache.
+    // The adapter names the full commit of the base, so that other programs find this commit in the cache.
     let base = format!("lab/base@{}", &commit[..8]);
     hub.scene.ok(&format!("train --base {base} --data data.json --output out --max-steps 1 --lora-r 2"));
     let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
@@ -395,7 +396,7 @@ fn a_download_onto_a_full_disk_is_an_error_and_goes_on_elsewhere() {
     let hub = Hub::new();
     let inner = hub.command("pull lab/base");
     let mut limited = Command::new("bash");
-    // A write beyond 4 MiB fails as on a full disk.
+    // A write beyond 4 MiB fails, as it would on a full disk.
     limited
         .args(["-c", "ulimit -f 4096 && exec \"$@\"", "bash"])
         .arg(inner.get_program())
@@ -561,7 +562,7 @@ fn a_login_that_is_ended_leaves_the_terminal_as_it_was() {
             None => terminal.env_remove(name),
         };
     }
-    // Closing the input would end the login.
+    // The login would end if its input were closed, so the input stays open.
     let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let typed = child.stdin.take();
     let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
@@ -606,7 +607,7 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     }
     let card = String::from_utf8(hub.server.read("me/huan", "main", "README.md").unwrap()).unwrap();
     assert!(card.contains("danlu chat me/huan") && !card.contains("your-name"), "{card}");
-    // The folder is unchanged. Only the upload contains the name.
+    // The local folder is unchanged. Only the uploaded files contain the name.
     assert!(String::from_utf8(hub.scene.read("out/README.md")).unwrap().contains("your-name/"));
     let commits = hub.server.commits("me/huan").len();
 
@@ -618,11 +619,12 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     hub.scene.ok("card out --notes notes.md");
     let third = hub.scene.ok("push out me/huan --message Limits");
     assert!(third.out.contains("1 file,"), "{}", third.out); // README.md
-    // The cached model stays usable offline, with a notice that it is older.
+    // The model in the cache is now older than the model on the Hub. It stays usable offline, and a notice is
+    // printed.
     assert!(third.out.contains("older version, to update it: danlu pull me/huan\n"), "{}", third.out);
     assert_eq!(hub.server.commits("me/huan").len(), commits + 1);
 
-    // In another folder, with only the names.
+    // The local folder and the cache are removed, so only the names on the Hub remain.
     fs::rename(hub.scene.path("out"), hub.scene.path("gone")).unwrap();
     fs::remove_dir_all(hub.scene.path("hf/hub")).unwrap();
     hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");

@@ -1,4 +1,4 @@
-//! The anonymous memory of `danlu merge`: at most a few times the largest tensor, and 200 MB.
+//! Tests the anonymous memory of `danlu merge`. The limit is twice the largest tensor, plus 200 MB.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -30,7 +30,8 @@ fn anonymous_peak(child: &mut std::process::Child) -> u64 {
 #[test]
 fn a_merge_holds_a_few_times_the_largest_tensor_and_little_more() {
     let scene = Scene::new();
-    // Llama 3's vocabulary with small layers, so that logits dominate.
+    // The model has small layers and a vocabulary about as large as Llama 3's, so that logits dominate the
+    // memory.
     let mut config = Preset::Base8m.config();
     (config.vocab_size, config.hidden_size, config.head_dim) = (131_072, 64, 16);
     config.num_hidden_layers = 2;

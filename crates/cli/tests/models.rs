@@ -1,4 +1,4 @@
-//! Chat, compare, merge and doctor on a small adapter.
+//! Tests `chat`, `compare`, `merge` and `doctor` with a small adapter.
 
 mod common;
 
@@ -163,7 +163,8 @@ fn more_threads_than_cores_are_not_started() {
     assert!(ran.out.contains(&format!("{cores} of {cores} cores")), "{}", ran.out);
 }
 
-/// At a few limits the base, the cache or the work buffers do not fit. Each is reported, and none aborts.
+/// At some of these limits, the base, the cache or the work buffers do not fit. Each failure is reported, and
+/// no process aborts.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_small_address_space_is_reported_without_an_abort() {

@@ -1,5 +1,5 @@
-//! Tests full disks and processes killed during a save: complete files stay intact, and a partial file never
-//! gets its final name.
+//! Tests full disks, and processes that are killed during a save. Complete files must stay intact, and a
+//! partial file must never get its final name.
 #![cfg(unix)]
 
 mod common;
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use common::{Ran, Scene, names};
 
-/// Runs with a file size limit of `kib` KiB. A larger write fails as on a full disk.
+/// Runs a command with a file size limit of `kib` KiB. A larger write fails, as it would on a full disk.
 fn limited(scene: &Scene, kib: u64, line: &str) -> Ran {
     let args: Vec<&str> = line.split_whitespace().collect();
     let inner = scene.command(&args);
     let mut command = Command::new("bash");
-    // bash counts blocks of 1024 bytes on every system.
+    // For bash, a block has 1024 bytes on every system.
     command.args(["-c", &format!("ulimit -f {kib} && exec \"$@\""), "bash"]);
     command.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
     command.current_dir(scene.path(".")).env("LANG", "C").env_remove("LC_ALL");
@@ -36,7 +36,7 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     let scene = Scene::new();
     let flags = "--base base --data data.json --lora-r 8 --num-train-epochs 4";
     scene.ok(&format!("train {flags} --output straight"));
-    // The optimizer's file is the largest: two moments per parameter.
+    // The optimizer's file is the largest, because it contains two moments per parameter.
     let limit =
         fs::metadata(scene.path("straight/checkpoint-12/optimizer.safetensors")).unwrap().len() / 1024;
 
@@ -49,7 +49,7 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     assert!(ran.code == 1 && ran.err.ends_with(&expected), "{}", ran.err);
     assert_eq!(names(&scene.path("none")), ["run.toml"]);
 
-    // A later save exceeds the limit: the first six steps run without one.
+    // A later save exceeds the limit. The first six steps run without a limit.
     scene.ok(&format!("train {flags} --output out --save-steps 3"));
     for step in [9, 12] {
         fs::remove_dir_all(scene.path(&format!("out/checkpoint-{step}"))).unwrap();
@@ -68,7 +68,7 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     assert_eq!(names(&scene.path("out")), before);
     assert_eq!(scene.read("out/checkpoint-6/optimizer.safetensors"), whole);
 
-    // A damaged newer checkpoint is not suggested.
+    // A newer checkpoint that is damaged is not suggested.
     let damaged = scene.path("out/checkpoint-6/optimizer.safetensors");
     fs::write(&damaged, &whole[1..]).unwrap();
     let ran = limited(&scene, limit, "train --output out --resume out/checkpoint-3");
@@ -77,7 +77,7 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     assert!(ran.code == 1 && ran.err.ends_with(expected), "{}", ran.err);
     fs::write(&damaged, &whole).unwrap();
 
-    // The resumed run equals an uninterrupted one.
+    // The resumed run gives the same result as an uninterrupted run.
     let ran = scene.ok("train --output out --resume");
     assert!(ran.err.contains("resuming from out/checkpoint-6, after step 6"), "{}", ran.err);
     let adapter = |folder: &str| scene.read(&format!("{folder}/adapter_model.safetensors"));
@@ -93,7 +93,7 @@ fn an_adapter_appears_after_all_that_belongs_to_it() {
         for name in last.into_iter().chain([name]) {
             fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();
         }
-        // A folder of that name cannot be replaced by a file.
+        // A file cannot replace a folder of the same name, so the write fails.
         fs::create_dir(scene.path(&format!("out/{name}"))).unwrap();
         let ran = scene.run("train --output out --resume");
         assert!(ran.code == 1 && ran.err.contains(&format!("`out/{name}`")), "{}", ran.err);
@@ -126,14 +126,14 @@ fn a_merge_that_does_not_fit_names_the_file_and_leaves_no_model() {
     let expected = format!("error: cannot write `merged/model.safetensors`: {TOO_LARGE}\n");
     assert!(ran.code == 1 && ran.err == expected, "{}", ran.err);
     assert!(!scene.path("merged").exists());
-    // An existing folder stays, empty.
+    // An output folder that existed before the merge is not removed, and it is empty.
     fs::create_dir(scene.path("mine")).unwrap();
     assert_eq!(limited(&scene, 8 << 10, "merge out --output mine").code, 1);
     assert!(names(&scene.path("mine")).is_empty());
     scene.ok("merge out --output mine");
 }
 
-/// Whether a save is in progress: its temporary folder exists.
+/// Returns whether a save is in progress. During a save, a temporary folder exists.
 fn is_saving(output: &Path) -> bool {
     let entries = fs::read_dir(output).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().into_string().unwrap()).any(|name| name.contains("-checkpoint-"))
@@ -151,11 +151,12 @@ fn killed_in_the_middle_of_a_save_every_checkpoint_is_whole_and_the_run_ends_as_
     let mut line = format!("train {flags} --output killed");
     while kills < 9 && !scene.path("killed/adapter_model.safetensors").exists() {
         let mut child = scene.start(&line);
-        // The kill hits the start of a save, or some milliseconds later.
+        // The process is killed at the start of a save, or up to 4 ms later.
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let wait = Duration::from_micros((random >> 33) % 4_000);
         let deadline = Instant::now() + Duration::from_secs(60);
-        // The next start removes what the earlier kill left.
+        // The next start removes the files of the killed save. The test first waits for this, and then for
+        // the next save.
         for saving in [false, true] {
             while is_saving(&output) != saving && child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "no save within a minute");

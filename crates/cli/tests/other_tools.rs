@@ -1,4 +1,4 @@
-//! Habits from other tools: configuration files, flag names, logs, JSON, languages and completions.
+//! Tests habits from other tools: configuration files, flag names, logs, JSON, languages and completions.
 
 mod common;
 
@@ -43,7 +43,7 @@ fn an_axolotl_file_trains() {
     {
         assert!(run.contains(line), "{line}: {run}");
     }
-    // The command line takes precedence, and the translation is a file of danlu.
+    // The command line takes precedence. The translated file is a valid configuration file of danlu.
     let toml = scene.ok("config translate axolotl.yaml");
     scene.write("run.toml", &toml.out);
     scene.ok("train --config run.toml --output_dir again --lora_r 4");
@@ -70,7 +70,7 @@ fn flags_of_other_tools_are_taken_or_answered() {
         "error: unknown flag `--gradient-checkpointing`\n\n\
          hint: danlu has no switch for it: layers recompute as much as the memory needs; set `--memory-limit 8GiB`\n",
     );
-    // A wrong guess is worse than none.
+    // A wrong suggestion is worse than no suggestion.
     let ran = scene.run("train --zzzz 1");
     assert!(ran.code == 1 && !ran.err.contains("did you mean"), "{}", ran.err);
     let ran = scene.run("serve out");

@@ -9,7 +9,7 @@ use std::process::Command;
 use common::{Ran, Scene, record};
 use serde_json::Value;
 
-/// Writes records so long that a batch dominates the memory.
+/// Writes records that are so long that a batch dominates the memory.
 fn write_long(scene: &Scene, name: &str, count: usize) {
     let records: Vec<_> = (0..count)
         .map(|i| {
@@ -39,7 +39,7 @@ fn peak(ran: &Ran) -> (f64, f64) {
     (size(), size())
 }
 
-/// Whether the forecast is within 3% or 50 MB, whichever is larger.
+/// Returns whether the peak differs from the forecast by at most 3% or 50 MB, whichever is larger.
 fn is_true((peak, forecast): (f64, f64)) -> bool {
     (peak - forecast).abs() <= (0.03 * forecast).max(50e6 / f64::from(1 << 20))
 }
@@ -60,7 +60,7 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         format!("--quant fp4 --no-double-quant --dtype bf16 --memory-limit {}B", everything * 6 / 10),
     ];
     for (i, more) in settings.iter().enumerate() {
-        // A flag given twice is an error, so `more` replaces the default.
+        // A flag must not be given twice, so the batch size in `more` replaces the default.
         let flags = match more.contains("batch-size") {
             true => flags.replace("--per-device-train-batch-size 20", ""),
             false => flags.to_owned(),
@@ -73,7 +73,7 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         assert!(ran.err.contains(words) && ran.err.contains("\nlayers "), "{}", ran.err);
         assert!(scene.read(&format!("out{i}/README.md")).windows(11).any(|w| w == b"Peak memory"));
     }
-    // Less memory gives the same bytes.
+    // A run with less memory writes exactly the same adapter.
     assert_eq!(scene.read("out0/adapter_model.safetensors"), scene.read("out2/adapter_model.safetensors"));
 }
 
@@ -86,7 +86,8 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     write_long(&scene, "long.json", 24);
     let flags = "--data long.json --max-steps 2 --lora-r 4 --per-device-train-batch-size 12 --threads 2";
     let total = bytes(&plan(&scene, flags), "total");
-    // Addresses exceed memory: the whole program is mapped, and stacks are reserved.
+    // The address space is larger than the memory, because the whole program is mapped and stacks are
+    // reserved.
     let program = fs::metadata(env!("CARGO_BIN_EXE_danlu")).unwrap().len();
     let run = |limit: u64, output: &str| {
         let line = format!("train --base base --output {output} {flags}");
@@ -100,8 +101,8 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     let ran = run(total + program + (32 << 20), "out");
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(is_true(peak(&ran)), "{}", ran.out);
-    // Under a lower limit the planner stores fewer activations, or fails. The limits include 32 MiB of
-    // address space for the stack of the thread that renders templates.
+    // Under a lower limit, the planner stores fewer activations or rejects the run. The limits include 32 MiB
+    // of address space for the stack of the thread that renders templates.
     let stack = 32 << 20;
     let less = run(total * 7 / 10 + stack, "less");
     assert!(less.code == 0 && less.err.contains("recompute from their input"), "{}", less.err);
@@ -125,7 +126,7 @@ fn what_cannot_fit_is_refused_before_anything_is_loaded_or_written() {
     let expected = " of memory, and the limit is 120 MiB\n\nhint: use `--per-device-train-batch-size ";
     assert!(ran.err.starts_with("error: the run needs ") && ran.err.contains(expected), "{}", ran.err);
     assert!(!scene.path("out").exists());
-    // The suggested setting fits, and so does the suggested limit.
+    // The suggested setting fits, and the suggested limit fits too.
     let named = |before: &str| ran.err.split_once(before).unwrap().1.split('`').next().unwrap().to_owned();
     let size = named("`--per-device-train-batch-size ");
     let data = "plan --base base --data long.json";
@@ -188,7 +189,7 @@ fn a_gpu_that_is_not_there_is_planned_by_its_memory() {
     let scene = Scene::new();
     let gpu = plan(&scene, "--device cuda --device-memory 15GiB");
     assert_eq!(gpu["on_device"], true);
-    // The context and the spare memory are not part of the plan.
+    // The CUDA context and the spare memory are subtracted first, so less than 15 GiB is available.
     let available = bytes(&gpu, "available");
     assert!((14 << 30..15 << 30).contains(&available), "{available}");
     let host = plan(&scene, "");

@@ -1,4 +1,4 @@
-//! `danlu push` with a test server.
+//! Tests `danlu push` with a test server.
 
 mod common;
 
@@ -27,7 +27,7 @@ impl Desk {
         Self { scene, server }
     }
 
-    /// As [`Desk::new`], with an adapter in `out`.
+    /// Creates a desk as [`Desk::new`] does, with an adapter in `out`.
     fn with_adapter() -> Self {
         let desk = Self::new();
         desk.scene.ok("train --base base --data data.json --output out --max-steps 1 --lora-r 2");
@@ -97,7 +97,7 @@ fn a_model_that_nobody_can_load_is_not_sent() {
         assert!(ran.err.contains(words) && ran.out.is_empty(), "{}\nlacks {words}", ran.err);
         assert!(desk.server.requests().is_empty(), "{words}");
     };
-    // The files are links to the embedded base, so they are replaced and not overwritten.
+    // The files are links to the embedded base, so they must be replaced and not overwritten.
     let replace = |name: &str, bytes: &[u8]| {
         let _ = fs::remove_file(scene.path(name));
         fs::write(scene.path(name), bytes).unwrap();
@@ -137,7 +137,7 @@ fn a_page_without_its_card_is_told_at_the_end() {
         assert!(!ran.err.contains("hf_mine") && !ran.out.contains("hf_mine"));
     }
     assert!(desk.server.read("me/huan", "main", "README.md").is_none());
-    // A token in `card.json` is rejected, also if the README escapes it.
+    // A token in `card.json` is rejected, even if `README.md` contains the token only in escaped form.
     desk.scene.write("out/README.md", &card);
     let record = String::from_utf8(desk.scene.read("out/card.json")).unwrap();
     assert!(record.contains("\"name\": \"out\""), "{record}");
@@ -179,13 +179,13 @@ fn a_push_names_the_base_of_danlu_json() {
     assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(base(), "lab/base");
     assert!(desk.scene.ok("push out me/huan").out.contains("already has all files"));
-    // A commit belongs to one base.
+    // The recorded commit belongs to one base, so it is dropped for another base.
     let read = |name: &str| -> serde_json::Value { serde_json::from_slice(&desk.scene.read(name)).unwrap() };
     let mut identity = read("out/danlu.json");
     assert_eq!(identity["base"]["hub_id"], "lab/base");
     identity["base"]["revision"] = json!("c0ffee");
     desk.scene.write("out/danlu.json", &identity.to_string());
-    // The card is not read for the base.
+    // The base is never read from the card.
     let mut record = read("out/card.json");
     record["base"]["hub_id"] = json!("lab/false");
     desk.scene.write("out/card.json", &record.to_string());
@@ -200,7 +200,7 @@ fn a_push_names_the_base_of_danlu_json() {
     assert!(!desk.text("me/huan", "README.md").contains("lab/false"));
 }
 
-/// Earlier versions wrote no base into `danlu.json`, and the name on the Hub only into the card.
+/// Earlier versions wrote no base into `danlu.json`. They wrote the Hub name of the base only into the card.
 #[test]
 fn an_adapter_of_an_earlier_version_keeps_the_base_of_its_repository() {
     let desk = Desk::with_adapter();
@@ -214,7 +214,7 @@ fn an_adapter_of_an_earlier_version_keeps_the_base_of_its_repository() {
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("lab/base") && !ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(base_of(&desk, "me/huan"), "lab/base");
-    // `danlu card --base-id` records the base.
+    // `danlu card --base-id` records the base in `danlu.json`.
     desk.scene.ok("card out --base-id lab/other");
     desk.scene.ok("push out me/huan");
     assert_eq!(base_of(&desk, "me/huan"), "lab/other");
@@ -309,7 +309,8 @@ fn an_adapter_is_not_put_beside_a_model_and_old_shards_go() {
             ran.err
         );
     }
-    // The scene's base consists of links. Other tests that create or remove one change the file's timestamp.
+    // The files of the test base are links. If another test creates or removes such a link, the timestamp of
+    // the file changes, so this test copies the files.
     fs::create_dir(desk.scene.path("whole")).unwrap();
     for name in names(&desk.scene.path("base")) {
         fs::write(desk.scene.path("whole").join(&name), desk.scene.read(&format!("base/{name}"))).unwrap();
@@ -382,13 +383,13 @@ fn no_name_in_the_listing_steers_the_terminal() {
     assert!(ran.out.contains("a [31m.txt") && !ran.out.contains('\u{1b}'), "{:?}", ran.out);
 }
 
-/// Returns the base in a repository's `adapter_config.json`.
+/// Returns the base that a repository's `adapter_config.json` names.
 fn base_of(desk: &Desk, id: &str) -> String {
     let config: serde_json::Value = serde_json::from_str(&desk.text(id, "adapter_config.json")).unwrap();
     config["base_model_name_or_path"].as_str().unwrap().to_owned()
 }
 
-/// Turns the adapter in `out` into one saved by PEFT, over the base `named`.
+/// Changes the adapter in `out` as if PEFT had saved it, with the base `named`.
 fn as_peft_saves(desk: &Desk, named: &str) {
     for name in ["card.json", "loss.svg", "danlu.json"] {
         let _ = fs::remove_file(desk.scene.path("out").join(name));
@@ -417,7 +418,7 @@ fn a_base_that_was_said_once_is_said_again() {
     assert!(card.contains("base_model: \"lab/base\""), "{card}");
     desk.scene.ok("push out me/huan --base-id lab/other");
     assert_eq!(base_of(&desk, "me/huan"), "lab/other");
-    // The repository names another base.
+    // Here the repository has another base than the local adapter.
     let identity = String::from_utf8(desk.scene.read("out/danlu.json")).unwrap();
     let identity: serde_json::Value = serde_json::from_str(&identity).unwrap();
     let mut other = identity.clone();
@@ -426,7 +427,7 @@ fn a_base_that_was_said_once_is_said_again() {
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(!ran.err.contains("the base stays"), "{}", ran.err);
-    // Without evidence, the user must give the name.
+    // Without fingerprints as evidence, the user must give the name.
     other["base"]["sha256"] = json!(null);
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
@@ -476,7 +477,7 @@ fn a_path_of_this_machine_in_a_head_is_warned_of_and_replaced() {
     for path in ["README.md", "adapter_config.json"] {
         assert!(!desk.text("me/huan", path).contains(named), "{path}");
     }
-    // The name in the repository is used even without a record, if the base exists on the Hub.
+    // The name in the repository is used even without recorded fingerprints, if the base exists on the Hub.
     desk.server.add_model("lab/base", &[("config.json", b"{}")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("the base stays `lab/base`"), "{}", ran.err);
@@ -502,7 +503,8 @@ fn a_model_without_its_tokenizer_or_with_an_adapter_in_it_is_not_sent() {
     fs::remove_file(desk.scene.path("whole/tokenizer.json")).unwrap();
     let ran = desk.refuses("push whole me/mute");
     assert!(ran.err.contains("tokenizer.json` is missing: a model cannot be used without"), "{}", ran.err);
-    // A damaged local folder was not downloaded, and an unsupported model may work elsewhere.
+    // The damaged folder is local, so its hint must not suggest a download. An unsupported model may work in
+    // other programs, so its hint names another way to upload.
     let weights = desk.scene.read("whole/model.safetensors");
     fs::write(desk.scene.path("whole/model.safetensors"), &weights[..1000]).unwrap();
     let ran = desk.refuses("push whole me/cut");
@@ -535,7 +537,7 @@ fn text_that_was_added_on_the_hub_stays() {
         assert!(ran.err.contains("README.md on the Hub has text that the local file lacks"), "{}", ran.err);
         assert_eq!(desk.text("me/huan", "README.md"), edited);
     }
-    // danlu's part and keys are still updated there.
+    // A push still updates danlu's part and danlu's keys of the file on the Hub.
     desk.scene.ok("card out --license mit");
     desk.scene.ok("push out me/huan");
     let both = desk.text("me/huan", "README.md");
@@ -543,7 +545,7 @@ fn text_that_was_added_on_the_hub_stays() {
     desk.scene.ok("push out me/huan --include README.md");
     let replaced = desk.text("me/huan", "README.md");
     assert!(replaced.contains("license: \"mit\"") && !replaced.contains("Mended"), "{replaced}");
-    // The author's additions are uploaded each time.
+    // Each push uploads the author's additions.
     let mut here = replaced;
     for text in ["One line of mine.", "Another line of mine."] {
         here += &format!("\n{text}\n");
@@ -552,12 +554,12 @@ fn text_that_was_added_on_the_hub_stays() {
         assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").contains(text));
     }
-    // A file that is not text also belongs to the author.
+    // A file on the Hub that is not text may also be the author's, so it stays.
     desk.server.commit("me/huan", &[("README.md", b"caf\xe9\n")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("README.md on the Hub has text"), "{}", ran.err);
     assert_eq!(desk.server.read("me/huan", "main", "README.md").unwrap(), b"caf\xe9\n");
-    // If a token keeps the card from the upload, the old card stays, with a warning.
+    // If the card contains a token, the card is not uploaded. The old card stays, and a warning is printed.
     desk.scene.write("out/README.md", &format!("{here}\nWith hf_mine in it\n"));
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("the page keeps its current README.md"), "{}", ran.err);
@@ -602,7 +604,7 @@ fn a_branch_is_named_wherever_the_push_is_spoken_of() {
     ] {
         assert!(desk.refuses(line).err.contains("has no revision `v9`"));
     }
-    // Without a card, nothing names the branch, so only the branch is created.
+    // Without a card, no file contains the name of the branch. The push therefore only creates the branch.
     as_peft_saves(&desk, "lab/base");
     desk.scene.ok("push out me/plain");
     let ran = desk.scene.ok("push out me/plain --revision v5");

@@ -1,4 +1,4 @@
-//! Runs every command shown in the READMEs and the guide. The embedded base and test data take the names that
+//! Runs every command that the READMEs and the guide show. The embedded base and test data get the names that
 //! the pages use.
 
 mod common;
@@ -41,7 +41,7 @@ impl Pages {
         [self.readme].into_iter().chain(self.guide)
     }
 
-    /// Returns the commands of all pages, without repeats, in order.
+    /// Returns the commands of all pages in order, without duplicates.
     fn commands(&self) -> Vec<&'static str> {
         let mut seen = BTreeSet::new();
         self.all().flat_map(commands).filter(|line| seen.insert(*line)).collect()
@@ -57,11 +57,11 @@ fn fenced(page: &str) -> impl Iterator<Item = &str> {
 fn commands(page: &str) -> Vec<&str> {
     let lines = fenced(page).filter(|line| line.starts_with("danlu "));
     let commands = lines.map(|line| line.split(" #").next().unwrap_or(line).trim());
-    // `guide.rs` runs the demo, which takes a minute.
+    // The demo takes a minute, and `guide.rs` already runs it.
     commands.filter(|line| *line != "danlu demo").collect()
 }
 
-/// Returns the words for which `of(previous word, word)` is true.
+/// Returns every word for which `of` is true. The arguments of `of` are the previous word and the word.
 fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<&'a str> {
     let pairs = commands.iter().flat_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -70,13 +70,13 @@ fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<
     pairs.filter(|(before, word)| of(before, word)).map(|(_, word)| word).collect()
 }
 
-/// Whether a word is a Hub name: local folders of the pages start with `out/` or `models/`.
+/// Returns whether a word is a Hub name. On the pages, local folders start with `out/` or `models/`.
 fn is_on_hub(word: &str) -> bool {
     word.contains('/') && !word.starts_with("out/") && !word.starts_with("models/")
 }
 
-/// Starts a Hub with the models of the pages, each a copy of the embedded base, and a user `you` with write
-/// access.
+/// Starts a Hub with the models of the pages, and with a user `you` who has write access. Each model is a
+/// copy of the embedded base.
 fn hub_with_models(scene: &Scene, commands: &[&str]) -> HubServer {
     let hub = HubServer::start();
     for name in words(commands, |before, word| ["pull", "chat"].contains(&before) && is_on_hub(word)) {
@@ -108,7 +108,8 @@ fn the_commands_of_readme_and_guide_run_as_they_stand() {
             fs::create_dir_all(scene.path(base).parent().unwrap()).unwrap();
             fs::rename(scene.path("base"), scene.path(base)).expect("one base for all commands");
         }
-        // A run creates the files in `out/`. The records are enough to hold some out.
+        // A run creates the files in `out/`. The other data files get 100 records, which is enough to hold
+        // some out.
         let palace: Vec<Value> = serde_json::from_str(include_str!("../assets/palace.json")).unwrap();
         for file in words(&commands, |_, word| word.ends_with(".json") && !word.starts_with("out/")) {
             scene.write(file, &serde_json::to_string_pretty(&palace[..100]).unwrap());

@@ -1,4 +1,4 @@
-//! `danlu report`: one run served on this machine, and several runs on one page.
+//! Tests `danlu report`, which serves one run on this machine, or shows several runs on one page.
 
 mod common;
 
@@ -51,7 +51,8 @@ fn a_report_is_served_to_this_machine_until_ctrl_c() {
     assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
     assert!(page.ends_with(&String::from_utf8(scene.read("out/report.html")).unwrap()));
     assert!(get(url, "evil.example").starts_with("HTTP/1.1 403 Forbidden\r\n"));
-    // SAFETY: `kill` takes the id of a child that is not waited for yet.
+    // SAFETY: the process id is that of a child that was not waited for yet, so no other process can have
+    // this id.
     unsafe { libc::kill(server.id() as i32, libc::SIGINT) };
     assert!(server.wait().unwrap().success());
 }

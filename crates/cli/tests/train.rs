@@ -1,4 +1,4 @@
-//! Real runs, stopped in every way.
+//! Tests real runs that are stopped in different ways.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::{Ran, Scene, names};
 const FLAGS: &str = "train --base base --data data.json --num-train-epochs 6 --save-steps 2 --logging-steps 1 \
                      --lora-r 2 --learning-rate 1e-3";
 
-/// Reads the output until `step`, and leaves the rest in the pipe.
+/// Reads the output until the line of `step`. The rest of the output stays in the pipe.
 fn wait_for_step(child: &mut Child, step: usize) {
     let lines = BufReader::new(child.stderr.as_mut().unwrap()).lines();
     let start = format!("step {step:>2}/18 ");
@@ -26,7 +26,7 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// Returns the files of the result. Card and report contain times, so they are excluded.
+/// Returns the files of the result. The card and the report contain times, so they are excluded.
 fn result(scene: &Scene, folder: &str) -> Vec<Vec<u8>> {
     let files = ["adapter_model.safetensors", "adapter_config.json"];
     files.iter().map(|name| scene.read(&format!("{folder}/{name}"))).collect()
@@ -52,7 +52,7 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
         "tokenizer_config.json",
     ];
     assert_eq!(names(&scene.path("out")), expected);
-    // 2 · rank · (in + out) over the seven projections of eight layers.
+    // The number is rank · (in + out), summed over the seven projections of eight layers. The rank is 2.
     let plan = "trainable params: 74,752 || all params: 8,074,496 || trainable%: 0.9258\n";
     assert!(ran.err.starts_with(plan), "{}", ran.err);
     assert!(ran.err.contains("after step 0 · held-out loss "), "{}", ran.err);
@@ -62,7 +62,7 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
         "train --base base --data data.json --output out",
         "error: `out` holds a run already\n\nhint: continue it with `--resume`, or start a new run in a new folder\n",
     );
-    // The folder of a run that failed in its first step.
+    // This folder is that of a run that failed in its first step.
     std::fs::create_dir(scene.path("half")).unwrap();
     scene.write("half/run.toml", &String::from_utf8(scene.read("out/run.toml")).unwrap());
     let half = scene.run("train --base base --data data.json --output half");
@@ -126,7 +126,7 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     wait_for_step(&mut child, 3);
     signal(&child, "-INT");
     let ran = Ran::of(child.wait_with_output().unwrap());
-    // The exit code stops scripts.
+    // The exit code stops scripts that use the result.
     assert_eq!(ran.code, 130, "{}", ran.err);
     assert!(ran.err.ends_with("To resume:\n  danlu train --output stopped --resume\n"), "{}", ran.err);
 
@@ -157,7 +157,7 @@ error: cannot resume `out/checkpoint-2`: another run wrote it: `learning_rate` w
 
 hint: resume with the settings, data and base of the checkpoint, or start again in another folder
 ";
-    // The error follows the plan.
+    // The error is printed after the plan.
     assert_eq!(&ran.err[ran.err.find("error: ").unwrap()..], expected);
 }
 
@@ -188,14 +188,14 @@ fn a_diverged_run_is_reported_and_not_merged() {
         "error: cannot merge `out`: it makes held-out text worse; the perplexity on `out/held_out.json` is ";
     assert!(ran.err.contains(error) && ran.err.contains("`--allow-worse`"), "{}", ran.err);
     assert!(!scene.path("merged").exists());
-    // Without held-out text, danlu measures on its own text, which also detects a model that guesses.
+    // Without held-out data, danlu measures on its own text. This also detects a model that guesses.
     std::fs::remove_file(scene.path("out/held_out.json")).unwrap();
     let ran = scene.run("merge out --output merged");
     assert!(ran.code == 1 && ran.err.contains("the perplexity on danlu's own text is "), "{}", ran.err);
     scene.ok("merge out --output merged --allow-worse");
 }
 
-/// Replaces the base's weights by a copy, because they are a link to a file that other tests read.
+/// Replaces the base's weights by a copy. The weights were a link to a file that other tests read.
 fn own_weights(scene: &Scene) -> std::path::PathBuf {
     let path = scene.path("base/model.safetensors");
     let bytes = scene.read("base/model.safetensors");
@@ -212,7 +212,7 @@ fn a_base_that_changes_under_a_run_ends_it_with_whole_checkpoints() {
     let flags = "--save-steps 2 --logging-steps 1 --lora-r 2 --num-train-epochs 6";
     let mut child = scene.start(&format!("train --base base --data data.json --output out {flags}"));
     wait_for_step(&mut child, 3);
-    // In place: the file is mapped, so the run reads the zeros.
+    // The file is changed in place. The run maps this file, so the run reads the zeros.
     let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; original.len() / 2], original.len() as u64 / 2)
         .unwrap();

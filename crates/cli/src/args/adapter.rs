@@ -1,4 +1,4 @@
-//! Flags that shape an adapter, and the limit on memory.
+//! Flags that define an adapter, and the limit on memory.
 
 use std::str::FromStr;
 
@@ -31,7 +31,7 @@ pub struct AdapterArgs {
 }
 
 impl AdapterArgs {
-    /// Sets the fields whose flags are given.
+    /// Sets the fields for which a flag is given.
     pub fn apply(&self, settings: &mut TrainSettings) {
         set(&mut settings.lora_r, &self.lora_r);
         set(&mut settings.lora_alpha, &self.lora_alpha);

@@ -9,7 +9,7 @@ use danlu_report::card::{self, Card, CardLanguage};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
 
-/// Largest file of notes.
+/// Largest notes file that is read, in bytes.
 const MAX_NOTES_BYTES: u64 = 1 << 20;
 
 /// The languages of a card.
@@ -85,7 +85,7 @@ impl CardArgs {
         self.card_lang.map_or(lang.pick(CardLanguage::Zh, CardLanguage::En), |asked| asked.in_lang(lang))
     }
 
-    /// Overwrites the values of a card that a flag gives.
+    /// Overwrites the values of a card for which a flag is given.
     pub fn apply(&self, card: &mut Card, lang: Lang) {
         if let Some(asked) = self.card_lang {
             card.language = asked.in_lang(lang);
@@ -106,7 +106,7 @@ impl NotesArgs {
     /// Reads the notes, if a file was given.
     ///
     /// # Errors
-    /// If it cannot be read, or is not UTF-8.
+    /// If the file cannot be read, or is not UTF-8.
     pub fn read(&self) -> Result<Option<String>> {
         let Some(path) = &self.notes else { return Ok(None) };
         let bytes = files::read_bounded(path, MAX_NOTES_BYTES)?;

@@ -1,4 +1,4 @@
-//! `--chat-template`: a template for bases without one.
+//! `--chat-template`: sets a template for a base that has none.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use danlu_model::{KNOWN_TEMPLATES, Tokenizer, files, known_template};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
-/// Largest template file that is read.
+/// Largest template file that is read, in bytes.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
-/// Returns the tokenizer with the template `choice`: a known name, or a file. Warns if the template uses
-/// tokens that the tokenizer lacks.
+/// Returns the tokenizer with the template `choice`, which is a known name or a file. Warns if the template
+/// uses tokens that the tokenizer lacks.
 ///
 /// # Errors
 /// If `choice` is neither a known name nor a file, or the template is not valid.

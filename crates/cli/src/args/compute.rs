@@ -1,4 +1,4 @@
-//! Device, threads, instruction set and precision.
+//! Flags for the device, threads, instruction set and precision.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,7 +29,7 @@ pub struct ComputeArgs {
 /// The value of `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first NVIDIA GPU, otherwise the CPU.
+    /// The first NVIDIA GPU if there is one, otherwise the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -81,7 +81,7 @@ impl DeviceChoice {
 /// The value of `--dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DTypeChoice {
-    /// The faster type of the device.
+    /// The type that is faster on the device.
     Auto,
     Fixed(Precision),
 }
@@ -99,22 +99,22 @@ impl FromStr for DTypeChoice {
     }
 }
 
-/// The type of matrix multiplications, and why it was chosen.
+/// The type of matrix multiplications, with the reason for its choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResolvedDType {
     pub precision: Precision,
     pub reason: DTypeReason,
 }
 
-/// Why a type was chosen.
+/// The reason for the choice of a type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DTypeReason {
-    /// The user named it, or the run began with it.
+    /// The user named the type, or the run started with it.
     #[default]
     Asked,
-    /// A GPU computes.
+    /// The type is the default of the GPU.
     Gpu,
-    /// It has the higher measured peak on this processor.
+    /// The type has the higher measured peak on this processor.
     Measured,
 }
 
@@ -124,7 +124,7 @@ impl ResolvedDType {
         self.precision.into()
     }
 
-    /// Prints the back end and the reason, if the type was measured.
+    /// Prints the back end. If the type was measured, the reason is printed too.
     pub fn announce(self, backend: &dyn Backend, printer: &Printer) {
         if self.reason == DTypeReason::Measured {
             let (name, note) = (printer.backend(&backend.name()), self.reason.note(self.precision, printer));
@@ -134,7 +134,8 @@ impl ResolvedDType {
 }
 
 impl DTypeReason {
-    /// Returns what to print behind the type, with a leading blank. Only a measured choice has a reason.
+    /// Returns a note to print after the type, with a leading blank. The note is empty unless the type was
+    /// measured.
     pub fn note(self, precision: Precision, printer: &Printer) -> &'static str {
         match (self, precision) {
             (Self::Asked | Self::Gpu, _) | (_, Precision::F16) => "",
@@ -148,12 +149,12 @@ impl DTypeReason {
     }
 }
 
-/// Returns the default type of a GPU. A GPU that does not exist is assumed to have bf16.
+/// Returns the default type of a GPU. A GPU that this machine lacks is assumed to support bf16.
 fn gpu_dtype(index: usize) -> DType {
     cuda::capability(index).map_or(DType::Bf16, cuda::default_dtype)
 }
 
-/// The diagnostic of a GPU that cannot be used.
+/// Returns the diagnostic for a GPU that cannot be used.
 pub fn unusable(error: &CudaError) -> Diagnostic {
     Diagnostic::input(error.to_string()).with_hint(error.hint())
 }
@@ -162,7 +163,8 @@ impl ComputeArgs {
     /// Opens the back end of the device, with matrix multiplications in `dtype`.
     ///
     /// # Errors
-    /// If the device cannot be used, or `DANLU_ISA` names an unknown or missing instruction set.
+    /// If the device cannot be used, or `DANLU_ISA` names an instruction set that is unknown or that this
+    /// machine lacks.
     pub fn backend(&self, dtype: DType) -> Result<Arc<dyn Backend>> {
         match self.cuda(dtype)? {
             Some(cuda) => Ok(cuda),
@@ -183,16 +185,16 @@ impl ComputeArgs {
     /// Returns the number of the GPU, or `None` for the CPU.
     ///
     /// # Errors
-    /// As [`DeviceChoice::gpu`].
+    /// Returns the errors of [`DeviceChoice::gpu`].
     pub fn gpu(&self) -> Result<Option<usize>> {
         self.device.unwrap_or_default().gpu()
     }
 
-    /// Resolves `--dtype`. `auto`, also the default, is bf16 on a GPU, f16 if it has no bf16, and on a CPU the type with the higher
-    /// measured peak.
+    /// Resolves `--dtype`, whose default is `auto`. On a GPU, `auto` is bf16, or f16 if the GPU lacks bf16.
+    /// On a CPU, `auto` is the type with the higher measured peak.
     ///
     /// # Errors
-    /// As [`ComputeArgs::backend`].
+    /// Returns the errors of [`ComputeArgs::backend`].
     pub fn dtype(&self, choice: Option<DTypeChoice>) -> Result<ResolvedDType> {
         if let Some(DTypeChoice::Fixed(precision)) = choice {
             return Ok(ResolvedDType { precision, reason: DTypeReason::Asked });
@@ -207,18 +209,18 @@ impl ComputeArgs {
         Ok(ResolvedDType { precision, reason: DTypeReason::Measured })
     }
 
-    /// Returns the number of threads: as many as asked for, but no more than the cores.
+    /// Returns the requested number of threads, but at most the number of cores.
     ///
-    /// With more threads than cores, most threads wait for one that is not scheduled.
+    /// With more threads than cores, most threads would wait for a thread that is not running.
     pub fn threads(&self) -> usize {
         self.threads.map_or(available_cores(), |threads| available_cores().min(threads.into()))
     }
 
-    /// Returns the back end that a memory plan assumes. The plan covers host memory, so it assumes the CPU
-    /// for every device.
+    /// Returns the options of the back end that a memory plan assumes. This machine may lack the GPU that
+    /// `--device` names.
     ///
     /// # Errors
-    /// As [`ComputeArgs::backend`].
+    /// Returns the errors of [`ComputeArgs::backend`].
     pub fn backend_options(&self, dtype: DType) -> Result<BackendOptions> {
         match self.planned_gpu()? {
             Some(device) => Ok(BackendOptions::Cuda(CudaOptions { device, dtype })),
@@ -226,7 +228,8 @@ impl ComputeArgs {
         }
     }
 
-    /// The index of the GPU that computes. A GPU that `--device` names need not exist.
+    /// Returns the index of the GPU that computes, or `None` for the CPU. This machine may lack the GPU that
+    /// `--device` names.
     ///
     /// # Errors
     /// If the driver fails.
@@ -240,7 +243,7 @@ impl ComputeArgs {
     /// Returns the options of the CPU back end.
     ///
     /// # Errors
-    /// As [`ComputeArgs::backend`].
+    /// Returns the errors of [`ComputeArgs::backend`].
     pub fn options(&self, dtype: DType) -> Result<CpuOptions> {
         if dtype == DType::F16 {
             let hint = "use `--dtype bf16` or `--dtype f32`, or choose a GPU with `--device cuda`";
@@ -259,7 +262,7 @@ pub fn available_cores() -> usize {
 /// Reads the instruction set from `DANLU_ISA`.
 ///
 /// # Errors
-/// If it is unknown, or this machine lacks it.
+/// If the instruction set is unknown, or this machine lacks it.
 pub fn isa_from_env() -> Result<Option<Isa>> {
     let Some(name) = std::env::var(ISA_VARIABLE).ok().filter(|name| !name.is_empty()) else {
         return Ok(None);
@@ -281,7 +284,7 @@ pub fn isa_from_env() -> Result<Option<Isa>> {
 /// Checks that `tokens` does not exceed the model's context.
 ///
 /// # Errors
-/// If it does: results beyond the context are meaningless.
+/// If `tokens` exceeds the context, because results beyond the context are meaningless.
 pub fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
     if tokens <= most {
         return Ok(());

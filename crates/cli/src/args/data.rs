@@ -23,14 +23,14 @@ pub struct ReadArgs {
 }
 
 impl ReadArgs {
-    /// The options for reading.
+    /// Returns the options for reading data files.
     pub fn options(&self) -> ReadOptions {
         let Self { format, columns, roles, dataset } = self.clone();
         let (columns, roles) = (columns.unwrap_or_default(), roles.unwrap_or_default());
         ReadOptions { format, columns, roles, dataset }
     }
 
-    /// Returns the given flags with their values.
+    /// Returns the flags that were given, with their values.
     pub fn given(&self) -> Vec<(&'static str, String)> {
         let Self { format, columns, roles, dataset } = self;
         let flags = [
@@ -46,7 +46,7 @@ impl ReadArgs {
 /// Parses the name of a format.
 ///
 /// # Errors
-/// If there is no such format; the error lists all of them.
+/// If there is no such format. The error lists all formats.
 pub fn format(name: &str) -> Result<Format, String> {
     Format::from_str(name).map_err(|_| {
         let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();

@@ -1,4 +1,4 @@
-//! `--quant` and the flags of its details.
+//! `--quant`, and the flags for its details.
 
 use std::str::FromStr;
 
@@ -24,18 +24,18 @@ pub struct QuantArgs {
 }
 
 impl QuantArgs {
-    /// Sets the fields whose flags are given.
+    /// Sets the fields for which a flag is given.
     pub fn apply(&self, settings: &mut TrainSettings) {
         settings.quant = self.quant.unwrap_or(settings.quant);
         settings.no_double_quant = self.no_double_quant.unwrap_or(settings.no_double_quant);
         settings.quant_block_size = self.quant_block_size.unwrap_or(settings.quant_block_size);
     }
 
-    /// Returns the quantization of the flags. `None` if `--quant` is not given; `Some(None)` for `--quant
-    /// none`.
+    /// Returns the quantization that the flags select. The result is `None` without `--quant`, and
+    /// `Some(None)` for `--quant none`.
     ///
     /// # Errors
-    /// If [`TrainSettings::validate`] rejects them.
+    /// If [`TrainSettings::validate`] rejects the flags.
     pub fn quantization(&self) -> Result<Option<Option<Quantization>>> {
         let mut settings = TrainSettings::default();
         self.apply(&mut settings);
@@ -43,10 +43,10 @@ impl QuantArgs {
         Ok(self.quant.map(|_| settings.quantization()))
     }
 
-    /// Returns the quantization of a model's base, from the flags or from the adapter's training.
+    /// Returns how a model's base is quantized: as the flags select, or as in the training of the adapter.
     ///
     /// # Errors
-    /// As [`QuantArgs::quantization`].
+    /// Returns the errors of [`QuantArgs::quantization`].
     pub fn choice(&self) -> Result<QuantChoice> {
         Ok(self.quantization()?.map_or(QuantChoice::AsTrained, QuantChoice::As))
     }

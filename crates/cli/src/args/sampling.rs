@@ -1,4 +1,5 @@
-//! Sampling flags. They override the model's `generation_config.json`, which overrides danlu's defaults.
+//! Sampling flags. They override the model's `generation_config.json`, and this file overrides danlu's
+//! defaults.
 
 use std::path::Path;
 
@@ -33,13 +34,13 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// Merges the flags with the model's file in `folder` and danlu's defaults.
+    /// Merges the flags, the model's `generation_config.json` in `folder`, and danlu's defaults.
     ///
     /// # Errors
-    /// If the file is not JSON, or a used value is out of range.
+    /// If the file is not JSON, or a value that is used is out of range.
     pub fn resolve(&self, folder: &Path) -> Result<SamplingOptions> {
         let model = GenerationConfig::read(folder)?;
-        // Without `do_sample`, transformers ignores the sampling values of the file.
+        // Without `do_sample`, transformers ignores the sampling values of the file, and danlu does the same.
         let samples = model.flag("do_sample").map_err(correctable)?;
         let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
             Some(flag) => Ok::<f32, Diagnostic>(flag),
@@ -65,13 +66,13 @@ impl SamplingArgs {
             },
             seed: self.seed,
         };
-        // The values of the file are valid, so a value out of range comes from a flag.
+        // The values of the file were checked above, so only a flag can be out of range here.
         sampling.check()?;
         Ok(sampling)
     }
 }
 
-/// Adds the hint for a value of the file that would be used.
+/// Adds a hint to correct the file, or to override its value.
 fn correctable(error: ModelError) -> Diagnostic {
     let hint = match &error {
         ModelError::Field { field, .. } if field == "do_sample" => {

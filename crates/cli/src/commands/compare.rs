@@ -1,4 +1,4 @@
-//! `danlu compare`: base against adapter, or any two models, on held-out data.
+//! `danlu compare`: compares a base with an adapter, or any two models, on held-out data.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ Examples:
 The first compares base and adapter on out/palace/held_out.json. The others compare two adapters, and an \
 adapter with its merge.";
 
-/// Largest difference of two losses per token that counts as equal.
+/// Largest difference between two losses per token that counts as a tie.
 const TIE: f64 = 1e-3;
 
 /// The flags of `danlu compare`.
@@ -123,7 +123,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     print_replies(args, &models, &names, &held_out[0], printer)
 }
 
-/// Opens the files of both models. A shared base is opened once.
+/// Opens the files of both models. A base that both models share is opened once.
 fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles; 2]> {
     let find = |path: &Path| {
         let path = embedded_base::resolve(path)?;
@@ -145,7 +145,7 @@ fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles
             return Err(Diagnostic::input(text).with_hint(hint));
         }
     };
-    // With one name, the base is on the left, as the state before training.
+    // If only one model is named, its base is on the left, because the base is the state before training.
     let [left, right] = if args.b.is_none() { [second, first] } else { [first, second] };
     loader.run(|_, _| {
         let is_shared = is_same_folder(&left.base, &right.base);
@@ -162,7 +162,7 @@ fn is_same_folder(a: &Path, b: &Path) -> bool {
     a == b || matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Loads both models. A shared base in the same form is loaded once.
+/// Loads both models. A base that both models use with the same quantization is loaded once.
 fn load_both(
     args: &CompareArgs,
     files: [ModelFiles; 2],
@@ -179,7 +179,7 @@ fn load_both(
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));
     let mut quantizations = [choose(&left)?, choose(&right)?];
     let is_shared = Arc::ptr_eq(left.base(), right.base());
-    // Each adapter gets the base in the form of its training, 4-bit or 16-bit.
+    // A base that is compared with its adapter gets the quantization that the adapter was trained on.
     if is_shared {
         match (left.adapter(), right.adapter()) {
             (None, Some(_)) => quantizations[0] = quantizations[1],
@@ -201,7 +201,7 @@ fn load_both(
     Ok([on(left, first)?, on(right, second)?])
 }
 
-/// Reads the records with each model's template. Keeps the records that both can read.
+/// Reads the records with the template of each model. Only records that both models can read remain.
 fn read_common(
     args: &CompareArgs,
     data: &Path,
@@ -217,7 +217,7 @@ fn read_common(
         held_out::read_held_out(data, &args.reading.options(), model.tokenizer(), &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
-    // Both skip nearly the same records, so one warning is enough.
+    // Both models skip nearly the same records, so one warning is enough.
     if left.left_out > right.left_out { &left } else { &right }.warn(data, printer);
     left.keep_common(&right);
     right.keep_common(&left);
@@ -228,13 +228,13 @@ fn read_common(
     Ok([left, right])
 }
 
-/// Returns the records that neither adapter was trained on, according to `held_out.json`.
+/// Returns the file `held_out.json`, whose records neither adapter was trained on.
 ///
-/// Records that one adapter held out may be training data of the other. Two adapters must therefore have
-/// equal files.
+/// A record that one adapter held out may be training data of the other adapter. Two adapters must therefore
+/// have equal files.
 ///
 /// # Errors
-/// If there is no such file, or it cannot be read.
+/// If there is no such file, the files differ, or a file cannot be read.
 fn common_held_out(models: &[ModelFiles; 2], named: &Path) -> Result<PathBuf> {
     let hint = "name records that were not trained on, or hold some out with `danlu train --val-size`";
     let missing = |folder: &Path| {
@@ -273,7 +273,8 @@ fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
     let count = |losses: &[RecordLoss]| losses.iter().map(|l| l.1).sum::<usize>();
     let tokens = losses.map(|losses| terminal_text::thousands(count(losses) as u64));
-    // Two tokenizers may split the same text into different numbers of tokens.
+    // Two tokenizers may split the same text into different numbers of tokens, and then both numbers are
+    // printed.
     let tokens = if tokens[0] == tokens[1] { tokens[0].clone() } else { tokens.join(" / ") };
     let records = terminal_text::thousands(losses[0].len() as u64);
     printer.status(&printer.pick(
@@ -298,7 +299,7 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
 
 /// Counts the records on which each model has the lower loss, and the ties.
 ///
-/// Rounding alone changes a loss by less than [`TIE`], for example between an adapter and its merge.
+/// Rounding alone changes a loss by less than [`TIE`], for example between an adapter and the merged model.
 fn wins(losses: [&[RecordLoss]; 2]) -> [usize; 3] {
     let mut counts = [0; 3];
     for (a, b) in losses[0].iter().zip(losses[1]) {

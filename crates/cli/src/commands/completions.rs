@@ -1,4 +1,4 @@
-//! `danlu completions`: a completion script for a shell.
+//! `danlu completions`: prints a completion script for a shell.
 
 use clap::{Args, Command};
 use clap_complete::Shell;
@@ -23,7 +23,7 @@ pub struct CompletionsArgs {
 /// Prints the script.
 ///
 /// # Errors
-/// Never: every shell has a script.
+/// Never returns an error, because every shell has a script.
 pub fn run(args: &CompletionsArgs, mut command: Command, printer: &Printer) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "danlu", &mut script);

@@ -1,4 +1,4 @@
-//! `danlu config`: configuration files of other tools.
+//! `danlu config`: translates configuration files of other tools.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub struct TranslateArgs {
 /// Prints the table of a translation, and the translated file.
 ///
 /// # Errors
-/// If the file cannot be read, or describes training that danlu does not do.
+/// If the file cannot be read, or describes training that danlu does not support.
 pub fn run(command: &ConfigCommand, printer: &Printer) -> Result<()> {
     let ConfigCommand::Translate(args) = command;
     let config = ConfigFile::read(&args.file, &TrainArgs::augment_args(Command::new("train")))?;

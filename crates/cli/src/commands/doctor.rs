@@ -1,4 +1,4 @@
-//! `danlu doctor`: the hardware of this machine, and what danlu uses.
+//! `danlu doctor`: shows the hardware of this machine, and the parts that danlu uses.
 
 use std::fs;
 use std::path::Path;
@@ -96,7 +96,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Returns the measured peaks of each instruction set: a name in both languages, and a value.
+/// Returns the measured peak of each instruction set, as a name in both languages and a value.
 fn peaks(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     let names = std::iter::once(("单线程峰值", "peak of a thread")).chain(std::iter::repeat(("", "")));
     let peaks = Isa::supported().filter_map(|isa| {
@@ -110,7 +110,7 @@ fn peaks(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     names.zip(peaks).collect()
 }
 
-/// Returns driver, devices and cuBLASLt: a name in both languages, and a value.
+/// Returns the driver, the devices and cuBLASLt, each as a name in both languages and a value.
 fn gpu(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     let survey = match survey() {
         Ok(survey) => survey,
@@ -145,7 +145,7 @@ fn gpu(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     rows
 }
 
-/// The processor's name, if the system reports it.
+/// Returns the name of the processor, if the system reports it.
 pub fn processor() -> Option<String> {
     let info = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;

@@ -1,4 +1,4 @@
-//! `danlu plan`: predicts the memory and the time of a run, and the activations its layers store.
+//! `danlu plan`: predicts the memory and the time of a run, and which activations the layers store.
 
 use std::str::FromStr;
 
@@ -47,16 +47,16 @@ pub struct PlanArgs {
     pub device_memory: Option<u64>,
 }
 
-/// A run as predicted.
+/// The prediction for a run.
 pub struct Prediction {
-    /// The base to show.
+    /// The name of the base, as it is printed.
     pub name: String,
     pub config: ModelConfig,
     pub settings: TrainSettings,
-    /// The base's stored quantization.
+    /// The quantization of the stored base, if it is in 4 bits.
     pub stored: Option<Quantization>,
     pub forecast: Forecast,
-    /// The predicted time, if it can be measured.
+    /// The predicted time, if the training speed can be measured.
     pub time: Option<TimeForecast>,
 }
 
@@ -106,7 +106,8 @@ pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -
             Some(with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?)
         }
     };
-    // The token identity is built before the baseline is measured, since `danlu train` holds one in memory.
+    // The token identity is built before the baseline is measured, because `danlu train` also has a token
+    // identity in memory.
     let settings = match &tokenizer {
         Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
         None => run.settings.clone(),
@@ -226,7 +227,7 @@ fn print_table(planned: &Prediction, printer: &Printer) {
     }
 }
 
-/// Prints the model, and its largest forward pass.
+/// Prints the model, and the size of its largest forward pass.
 fn print_heading(planned: &Prediction, printer: &Printer) {
     let Prediction { name, config, settings, stored, forecast, .. } = planned;
     let n = terminal_text::thousands;
@@ -247,7 +248,7 @@ fn print_heading(planned: &Prediction, printer: &Printer) {
     printer.data(&printer.paint_data(Style::Bold, &heading));
 }
 
-/// Lists which weights are in memory, and which are mapped from files.
+/// Lists the weights that are in memory, and the weights that are mapped from files.
 fn weights_note(plan: &MemoryPlan, printer: &Printer) -> String {
     if plan.on_device {
         return printer

@@ -1,4 +1,4 @@
-//! Quantization at the terminal: progress and Ctrl-C.
+//! Quantizes in the terminal, with progress and a stop after Ctrl-C.
 
 use std::ops::ControlFlow;
 
@@ -9,10 +9,11 @@ use crate::interrupt;
 use crate::notices::show_quantizing;
 use crate::printer::Printer;
 
-/// Quantizes weights in memory; `None` returns them unchanged.
+/// Quantizes weights in memory. Returns `weights` unchanged if `quantization` is `None`.
 ///
 /// # Errors
-/// If the weights do not match the configuration or are quantized already, or Ctrl-C stops it.
+/// If the weights do not match the configuration or are already quantized, or if Ctrl-C stops the
+/// quantization.
 pub fn quantize(
     weights: Weights,
     config: &ModelConfig,
@@ -26,7 +27,7 @@ pub fn quantize(
     weights.map_err(diagnose)
 }
 
-/// Shows progress; stops after Ctrl-C.
+/// Returns a callback that shows progress and stops after Ctrl-C.
 pub fn progress(
     quantization: Quantization,
     printer: &Printer,
@@ -45,7 +46,7 @@ pub fn diagnose(error: ModelError) -> Diagnostic {
     }
 }
 
-/// Returns the 4-bit code of a base, to print.
+/// Returns the 4-bit code of a stored base, as it is printed.
 pub fn stored_code(stored: Quantization, printer: &Printer) -> String {
     let code = stored.quant_type;
     printer.pick(format!("{code}（基座所存）"), format!("{code} (stored)"))

@@ -32,7 +32,7 @@ Examples:
 The folder has the format of bitsandbytes, and transformers loads it. `--quant nf4` does the same \
 at load time, and writes nothing.";
 
-/// Largest file that is copied besides weights and tokenizer.
+/// Largest file that is copied in addition to weights and tokenizer, in bytes.
 const MAX_CARRIED_BYTES: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.
@@ -62,7 +62,7 @@ pub struct QuantizeArgs {
 /// Quantizes the base, and writes the folder.
 ///
 /// # Errors
-/// If the base is invalid or in 4 bits already, or the folder cannot be written.
+/// If the base is invalid or already in 4 bits, or the folder cannot be written.
 pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let block_size = args.quant_block_size.unwrap_or(Quantization::BLOCK_SIZE);
     if let Err(expected) = Quantization::check_block_size(block_size) {
@@ -81,7 +81,8 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
-    // Token identity and card are read before the quantization, so that an error in them costs no time.
+    // The token identity and the card are read first, so that an error in them appears before the
+    // quantization.
     let identity = carried(base, IDENTITY_FILE)?;
     let known = known(base, printer).filter(|card| card.merge.is_some());
     let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
@@ -131,7 +132,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Parses the name of a module. transformers reads it as a pattern.
+/// Parses the name of a module. transformers reads the name as a pattern, so special characters are rejected.
 fn module(name: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
     match !name.is_empty() && name.chars().all(is_plain) {
@@ -140,7 +141,7 @@ fn module(name: &str) -> Result<String, String> {
     }
 }
 
-/// Reads the card of the base. Warns if `card.json` is invalid, and returns `None`.
+/// Reads the card of the base. If `card.json` is invalid, prints a warning and returns `None`.
 fn known(base: &Path, printer: &Printer) -> Option<Card> {
     Card::read(base).unwrap_or_else(|error| {
         printer.warn(&printer.pick(
@@ -160,7 +161,7 @@ fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
     Ok(Some((name, files::read_bounded(&path, MAX_CARRIED_BYTES)?)))
 }
 
-/// Bytes of a model's safetensors files.
+/// Returns the total size of a model's safetensors files.
 fn size_of_weights(folder: &Path) -> Result<u64> {
     let size = |file: &PathBuf| fs::metadata(file).map(|file| file.len());
     let sizes = Weights::open(folder)?.files().iter().map(size).sum::<io::Result<u64>>();

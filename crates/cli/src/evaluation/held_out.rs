@@ -14,7 +14,7 @@ use crate::terminal_text;
 /// Reads a data file.
 ///
 /// # Errors
-/// As [`danlu_data::read`], with a hint if the path looks like a data set on the Hub.
+/// Returns the errors of [`danlu_data::read`]. A hint is added if the path looks like a data set on the Hub.
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     danlu_data::read(file, options).map_err(|error| {
         let diagnostic = Diagnostic::from(error);
@@ -32,7 +32,7 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     })
 }
 
-/// Hint for a path that the shell or another tool would have replaced by files.
+/// Returns a hint for a path that the shell did not expand, or that only another tool would accept.
 fn path_hint(file: &Path) -> Option<String> {
     let text = file.to_str().filter(|_| !file.exists())?;
     match text {
@@ -73,7 +73,7 @@ impl HeldOut {
         }
     }
 
-    /// Keeps only records that `other` also holds.
+    /// Keeps only the records that `other` also contains.
     pub fn keep_common(&mut self, other: &Self) {
         let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
         let records = std::mem::take(&mut self.records).into_iter();
@@ -83,8 +83,8 @@ impl HeldOut {
     }
 }
 
-/// Reads at most `limit` records, spread evenly over the file; 0 reads all. Skips and counts bad records and
-/// those without an answer.
+/// Reads at most `limit` records, spread evenly over the file. If `limit` is 0, all records are read. Bad
+/// records, and records without an answer, are skipped and counted.
 ///
 /// # Errors
 /// If the file cannot be read, or no record is usable.

@@ -12,7 +12,8 @@ use crate::printer::Printer;
 /// Name of the file in the output folder.
 pub const HELD_OUT_FILE: &str = "held_out.json";
 
-/// Returns the file in the adapter's folder, or in the run folder of a checkpoint.
+/// Returns `held_out.json` in the adapter's folder. For a checkpoint, the file may also be in the folder of
+/// the run.
 pub fn beside(adapter: &Path) -> Option<PathBuf> {
     let is_checkpoint =
         adapter.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
@@ -20,7 +21,8 @@ pub fn beside(adapter: &Path) -> Option<PathBuf> {
     std::iter::once(adapter).chain(above).map(|folder| folder.join(HELD_OUT_FILE)).find(|file| file.is_file())
 }
 
-/// Writes the records to the output folder. Warns about a file with other records, and does not change it.
+/// Writes the records to the output folder. If the file exists with other records, prints a warning and does
+/// not change the file.
 ///
 /// # Errors
 /// If the file cannot be read or written.
@@ -40,8 +42,8 @@ pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()>
     Ok(files::write_atomic(&path, text.as_bytes())?)
 }
 
-/// Formats a JSON array with one record per line, all in one format. Returns `None` without records, or if
-/// documents and conversations are mixed.
+/// Formats the records as a JSON array with one record per line, all in one format. Returns `None` if there
+/// are no records, or if documents and conversations are mixed.
 fn render(records: &[Record]) -> Option<String> {
     let format = common_format(records)?;
     let line = |record| Some(Value::Object(to_json(record, format).ok()?).to_string());

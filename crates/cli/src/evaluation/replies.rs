@@ -1,4 +1,5 @@
-//! Greedy replies to questions of a data set. Greedy decoding makes the weights the only difference.
+//! Greedy replies to the questions of a data set. With greedy decoding, only the weights can make two replies
+//! differ.
 
 use std::ops::ControlFlow;
 
@@ -22,7 +23,7 @@ impl Question {
         self.messages.last().map_or("", |message| &message.content)
     }
 
-    /// Returns the last question of a record, if its conversation ends in an answer.
+    /// Returns the last question of a record, if the record's conversation ends with an answer.
     pub fn of(record: &Record) -> Option<Self> {
         let RecordContent::Chat(conversation) = &record.content else { return None };
         let (answer, messages) = conversation.messages.split_last()?;

@@ -1,6 +1,6 @@
 //! Patterns of hints.
 
-/// English and Chinese of the parts of hints. `; ` separates the parts.
+/// English and Chinese texts for the parts of hints. In a hint, `; ` separates the parts.
 pub const HINTS: &[(&str, &str)] = &[
     (
         "answer with a number, a folder, or a Hub name such as org/name",

@@ -1,9 +1,10 @@
-//! Chinese for errors and hints.
+//! Translates errors and hints to Chinese.
 //!
-//! A pattern is the English text with `{}` for each value. The Chinese text takes the values in the same order, or by
-//! number. A text without a pattern stays English. Errors show both languages, since people search for the English.
+//! A pattern is an English text with `{}` in place of each value. The Chinese text contains the same values,
+//! in the same order or by number. A text without a pattern stays English. An error is printed in both
+//! languages, because people search for the English text.
 //!
-//! A test reads the sources of all crates, and fails for a message or a hint without a pattern.
+//! A test reads the sources of all crates, and fails if a message or a hint has no pattern.
 
 mod hints;
 mod messages;
@@ -13,7 +14,7 @@ mod source_tests;
 use hints::HINTS;
 use messages::MESSAGES;
 
-/// Returns a message in Chinese, or `None` without a pattern for it.
+/// Returns a message in Chinese, or `None` if no pattern matches.
 pub fn message(text: &str) -> Option<String> {
     translate(MESSAGES, text)
 }
@@ -27,7 +28,7 @@ pub fn hint(text: &str) -> Option<String> {
 fn translate(patterns: &[(&str, &str)], text: &str) -> Option<String> {
     let matches = patterns.iter().filter_map(|(english, chinese)| {
         let mut values: Vec<String> = values(english, text)?.into_iter().map(str::to_owned).collect();
-        // The text after a colon is often another message.
+        // The text after a colon is often another message, so it is translated too.
         if let Some(last) = values.last_mut().filter(|_| english.ends_with(": {}"))
             && let Some(inner) = translate(patterns, last)
         {
@@ -39,14 +40,14 @@ fn translate(patterns: &[(&str, &str)], text: &str) -> Option<String> {
     best.map(|(_, chinese)| chinese)
 }
 
-/// Puts values into a Chinese text: `{}` takes the next one, `{1}` the second.
+/// Inserts values into a Chinese text. `{}` stands for the next value, and `{1}` stands for the second value.
 fn fill(chinese: &str, values: &[String]) -> String {
     let (mut out, mut rest, mut next) = (String::new(), chinese, 0);
     while let Some((before, after)) = rest.split_once('{') {
         out += before;
         let place = after.split_once('}').filter(|(number, _)| number.bytes().all(|b| b.is_ascii_digit()));
         let Some((number, after)) = place else {
-            // A brace of the text itself.
+            // This brace is a part of the text.
             out.push('{');
             rest = after;
             continue;
@@ -59,7 +60,8 @@ fn fill(chinese: &str, values: &[String]) -> String {
     out + rest
 }
 
-/// Returns the values of `text` at the places of `pattern`.
+/// Returns the values in `text` that stand for the `{}` of `pattern`. Returns `None` if `text` does not
+/// match.
 fn values<'a>(pattern: &str, text: &'a str) -> Option<Vec<&'a str>> {
     let mut pieces = pattern.split("{}");
     let mut rest = text.strip_prefix(pieces.next()?)?;

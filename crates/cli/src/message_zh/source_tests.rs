@@ -1,15 +1,15 @@
-//! Finds the messages and hints in the sources of all crates, and looks for their Chinese.
+//! Finds the messages and hints in the sources of all crates, and checks that each has a Chinese text.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{hint, message};
 
-/// Texts that reach no terminal on their own: names, fragments, and a test server.
+/// Texts that are never printed alone, such as names, fragments, and texts of a test server.
 const SKIPPED: [&str; 4] =
     ["version https://git-lfs", "--output DIR", "{first}; {more}", "danlu train --output {} --resume"];
 
-/// The sources of the crates whose messages reach a terminal, without their tests.
+/// Returns the sources of the crates whose messages are printed. Tests are removed from these sources.
 fn sources() -> Vec<String> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut folders: Vec<PathBuf> = fs::read_dir(crates)
@@ -36,7 +36,7 @@ fn sources() -> Vec<String> {
     sources
 }
 
-/// The string literal at the start of `code`, unescaped, and the code after it.
+/// Returns the string literal at the start of `code`, unescaped, and the code after it.
 fn literal(code: &str) -> Option<(String, &str)> {
     let code = code.trim_start().strip_prefix('"')?;
     let (mut text, mut chars) = (String::new(), code.char_indices());
@@ -59,7 +59,7 @@ fn literal(code: &str) -> Option<(String, &str)> {
     None
 }
 
-/// The text with a sample in each place. Returns `None` for a text without words of its own.
+/// Returns `pattern` with a sample in place of each value. Returns `None` for a pattern without words.
 fn filled(pattern: &str) -> Option<String> {
     let (mut text, mut own, mut rest) = (String::new(), String::new(), pattern);
     while let Some(at) = rest.find(['{', '}']) {
@@ -75,7 +75,7 @@ fn filled(pattern: &str) -> Option<String> {
                     text.push('7');
                     after
                 }
-                // A brace of a text that is not formatted.
+                // This brace is a part of a text that is not a format string.
                 _ => {
                     text.push_str(&brace[..1]);
                     &brace[1..]
@@ -88,7 +88,7 @@ fn filled(pattern: &str) -> Option<String> {
     (words > 1 && own.contains(' ') && !SKIPPED.contains(&pattern)).then_some(text)
 }
 
-/// The literals after each `start`, perhaps inside of `format!`.
+/// Returns the literal after each `start`. The literal may be inside `format!`.
 fn after(source: &str, start: &str) -> Vec<String> {
     let found = source.split(start).skip(1).filter_map(|code| {
         let code = code.trim_start();
@@ -98,11 +98,12 @@ fn after(source: &str, start: &str) -> Vec<String> {
     found.collect()
 }
 
-/// The literals in the bodies of functions whose name has `hint` in it.
+/// Returns the literals in all functions whose name contains `hint`.
 fn in_hint_functions(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     for code in source.split("fn ").skip(1).filter(|code| code.split('(').next().unwrap().contains("hint")) {
-        // A function of the file's top level or of an `impl` ends at a brace of that indentation.
+        // A function at the top level or in an `impl` ends at the first closing brace with the same
+        // indentation.
         let end = ["\n    }\n", "\n}\n"].into_iter().filter_map(|end| code.find(end)).min();
         let mut rest = &code[..end.unwrap_or(code.len())];
         while let Some(at) = rest.find('"') {

@@ -1,4 +1,4 @@
-//! A temporary folder with the embedded base, in which tests run `danlu`.
+//! Creates a temporary folder with the embedded base. Tests run `danlu` in this folder.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use danlu_kernels::Isa;
 use tempfile::TempDir;
 
-/// Data of most tests: short records, so that a step takes milliseconds.
+/// Data of most tests. The records are short, so that a step takes milliseconds.
 pub const RECORDS: [(&str, &str); 12] = [
     ("你好。", "臣妾给皇上请安。"),
     ("今晚吃什么？", "御膳房备了莲子羹。"),
@@ -27,7 +27,7 @@ pub const RECORDS: [(&str, &str); 12] = [
 /// A temporary folder.
 pub struct Scene {
     folder: TempDir,
-    /// Address of the Hub; unreachable unless a test sets it.
+    /// Address of the Hub. It is unreachable unless a test sets it.
     pub endpoint: String,
 }
 
@@ -39,14 +39,14 @@ pub struct Ran {
 }
 
 impl Scene {
-    /// Creates a folder with `base/`, the embedded model, and `data.json`, the records above.
+    /// Creates a folder with `base/` and `data.json`. They contain the embedded model and the records above.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = folder.path().join("base");
         fs::create_dir(&base).unwrap();
         for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base-8m")).unwrap() {
             let entry = entry.unwrap();
-            // Links where possible, since the weights take 16 MB.
+            // The files are links where possible, because the weights take 16 MB.
             let (from, to) = (entry.path(), base.join(entry.file_name()));
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
         }
@@ -68,18 +68,19 @@ impl Scene {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// Returns the command, in English without colours.
+    /// Returns the command, with output in English and without colours.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_danlu"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
         for name in ["LC_ALL", "LC_MESSAGES", "LANGUAGE", "NO_COLOR"] {
             command.env_remove(name);
         }
-        // An instruction set without bf16, so that `--dtype auto` is f32 and results equal those of any processor.
+        // This instruction set has no bf16, so `--dtype auto` is f32, and the results are the same on every
+        // processor.
         let isa = Isa::supported().find(|isa| !isa.multiplies_bf16()).unwrap();
         command.env("DANLU_ISA", isa.name());
         command.env("LANG", "C").env("COLUMNS", "80");
-        // No test contacts the real Hub, or reads this machine's cache and token.
+        // No test contacts the real Hub, or reads the cache and the token of this machine.
         for name in [
             "DANLU_LANG",
             "HF_TOKEN",
@@ -95,20 +96,21 @@ impl Scene {
         command
     }
 
-    /// Runs a command to its end. `line` is split at blanks.
+    /// Runs a command until it ends. `line` is split at blanks.
     pub fn run(&self, line: &str) -> Ran {
         let args: Vec<&str> = line.split_whitespace().collect();
         Ran::of(self.command(&args).output().unwrap())
     }
 
-    /// As [`Scene::run`]; the command must succeed.
+    /// Runs a command as [`Scene::run`] does, and asserts that it succeeds.
     pub fn ok(&self, line: &str) -> Ran {
         let ran = self.run(line);
         assert_eq!(ran.code, 0, "danlu {line}\n{}\n{}", ran.out, ran.err);
         ran
     }
 
-    /// As [`Scene::run`]; the command must fail as a user error with exactly this stderr.
+    /// Runs a command as [`Scene::run`] does, and asserts that it fails as a user error with exactly this
+    /// stderr.
     pub fn refuses(&self, line: &str, err: &str) {
         let ran = self.run(line);
         assert_eq!(ran.err, err, "danlu {line}");

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use crate::diagnostic::Result;
 
-/// Sequences and tokens per sequence, such as `2x512`.
+/// Number of sequences, and of tokens per sequence, such as `2x512`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchShape {
     pub sequences: usize,
@@ -12,7 +12,7 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
-    /// Upper limit of both numbers. Their product cannot overflow.
+    /// Upper limit of both numbers. It prevents an overflow of their product.
     pub const MAX: usize = 1 << 20;
 }
 
@@ -35,7 +35,7 @@ impl FromStr for BatchShape {
         let number = |text: &str, least| {
             text.trim().parse().ok().filter(|n| (least..=Self::MAX).contains(n)).ok_or_else(wrong)
         };
-        // The first token of a sequence has no loss.
+        // A sequence needs two tokens, because its first token has no loss.
         Ok(Self { sequences: number(sequences, 1)?, tokens: number(tokens, 2)? })
     }
 }

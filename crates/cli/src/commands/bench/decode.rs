@@ -1,4 +1,4 @@
-//! `danlu bench decode`: decodes one or several sequences.
+//! `danlu bench decode`: measures how fast one or several sequences are decoded.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,7 +44,7 @@ pub struct DecodeArgs {
     run: RunArgs,
 }
 
-/// The decoded sequences.
+/// Numbers of sequences, prompt tokens and new tokens.
 #[derive(Clone, Copy)]
 struct Job {
     sequences: usize,
@@ -63,7 +63,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let flags = "`--prompt-tokens` and `--new-tokens`";
     check_context(job.prompt + job.new, config.max_position_embeddings, flags)?;
     let before = machine.read_bandwidth(printer);
-    // The bandwidth measurement above used memory.
+    // The bandwidth measurement above used memory, which must not count in the peak.
     memory::forget_peak();
     let mut figures = BenchOutput::new("decode", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
@@ -84,7 +84,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.set("prompt_tokens", prompt);
     figures.set("new_tokens", new);
 
-    // An untied embedding is read one row per token.
+    // Of an untied embedding, decoding reads only one row per token.
     let table = if config.tie_word_embeddings { 0 } else { table_bytes(&weights) };
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
@@ -126,8 +126,9 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Decodes with the base alone and with adapters, in alternation. Returns the seconds of each token of the base
-/// alone, and the rate with adapters as a multiple of it: the median over the runs.
+/// Decodes alternately with the base alone and with adapters. Returns the seconds of each token with the base
+/// alone. Also returns the rate with adapters divided by the rate of the base alone, as the median over the
+/// runs.
 fn measure(
     decoder: &Decoder,
     work: &mut Workspace,
@@ -141,7 +142,7 @@ fn measure(
         if adapters.is_empty() {
             return Ok((run(&[])?, f64::NAN));
         }
-        // A machine that slows down in the middle favours neither.
+        // The order alternates, so that neither side has an advantage if the machine slows down.
         let (base, adapted) = match i % 2 {
             0 => (run(&[])?, run(adapters)?),
             _ => {
@@ -157,8 +158,8 @@ fn measure(
 }
 
 impl DecodeArgs {
-    /// Returns random adapters of every projection, packed as a server packs them. Their values have the type
-    /// of the matrix multiplications.
+    /// Returns adapters with random values for every projection, packed as a server packs them. The values
+    /// have the type of the matrix multiplications.
     fn adapters(&self, decoder: &Decoder, dtype: DType) -> Result<Vec<PackedAdapter>> {
         let (config, backend) = (decoder.config(), &**decoder.backend());
         let adapter = |i: u16| {
@@ -203,7 +204,8 @@ impl DecodeArgs {
     }
 }
 
-/// Reads prompts and continues them, each with the next adapter in turn. Returns the seconds of each new token.
+/// Processes the prompts and decodes new tokens. The sequences use the adapters in turn. Returns the seconds
+/// of each new token.
 fn decode(
     decoder: &Decoder,
     work: &mut Workspace,
@@ -233,13 +235,13 @@ fn decode(
     Ok(times)
 }
 
-/// The token with the highest logit.
+/// Returns the token with the highest logit.
 fn likeliest(logits: &[f32]) -> u32 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter().position(|&logit| logit == highest).unwrap_or(0) as u32
 }
 
-/// Returns the bytes that one run reads for its new tokens.
+/// Returns the number of bytes that one run reads to decode its new tokens.
 fn bytes_of_run(config: &ModelConfig, weights: u64, job: Job) -> f64 {
     let token = |held: usize| {
         let spans = vec![Span { new: 1, all: held + 1 }; job.sequences];

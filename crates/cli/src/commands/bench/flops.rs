@@ -1,11 +1,12 @@
-//! Counts work by formula: the FLOP and bytes that any implementation needs.
+//! Computes, by formula, the FLOP and bytes that any implementation needs.
 //!
-//! Recomputing, packing and converting do not count. A multiply-add is two FLOP.
+//! Recomputation, packing and conversion do not count. A multiply-add counts as two FLOP.
 
 use danlu_kernels::LoraRef;
 use danlu_model::{LoraSource, ModelConfig, Projection};
 
-/// New tokens, and the tokens that they may attend to, including themselves.
+/// The new tokens of a sequence, and all tokens that they may attend to. The new tokens are included in both
+/// numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     pub new: usize,
@@ -25,10 +26,10 @@ impl Span {
     }
 }
 
-/// Returns the FLOP of a forward pass without an adapter, in which `head_rows` rows reach the head.
+/// Returns the FLOP of a forward pass without an adapter. The head computes `head_rows` rows.
 ///
-/// The projections take `2 P` per token, attention `4 NH HS` per query-key pair, and the head `2 V C` per
-/// row. After the last layer's attention, only the rows that reach the head are computed.
+/// The projections take `2 P` per token, attention takes `4 NH HS` per query-key pair, and the head takes `2
+/// V C` per row. After the attention of the last layer, only the rows for the head are computed.
 pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     let tokens: usize = spans.iter().map(|span| span.new).sum();
     let products = |layer| {
@@ -43,9 +44,10 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
 /// Returns the FLOP of a forward and backward pass over sequences with `labels` trained tokens. A shared
 /// prefix counts once.
 ///
-/// The backward pass of a frozen weight is one more matrix multiplication, for `dinp`. Layers below the
-/// lowest adapter skip it. The backward pass of attention or of a low-rank pair costs twice its forward pass.
-/// If every projection has an adapter, the sum is close to `4 P` per token.
+/// The backward pass of a frozen weight is one more matrix multiplication, which computes `dinp`. Layers
+/// below the lowest adapter have no backward pass. The backward pass of attention costs twice its forward
+/// pass, and so does the backward pass of a low-rank pair. If every projection has an adapter, the sum is
+/// close to `4 P` per token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
@@ -56,28 +58,30 @@ pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], lab
         flops += 2.0 * attention(config, spans);
         for p in Projection::ALL {
             let rows = rows(config, layer, p, tokens, labels);
-            // The input of the lowest layer needs no gradient, so its norm, q, k and v compute none.
+            // The input of the lowest layer with an adapter needs no gradient, so q, k and v of this layer
+            // compute no `dinp`.
             let wanted = Some(layer) != lowest || !reads_the_input(p);
             flops += if wanted { 2.0 * rows * weight(config, p) } else { 0.0 };
             let Some(LoraRef { rank, d_in, d_out, .. }) = lora.pair(layer, p) else { continue };
             let side = |d: usize| 2.0 * rows * (rank * d) as f64;
             let (mid, out) = (side(d_in), side(d_out));
             let dinp = if wanted { side(d_in) } else { 0.0 };
-            // Forward, then `dmid` and `dB` over OUT, `dA` and `dinp` over IN.
+            // In this order: the forward pass, `dmid` and `dB` over OUT, `dA` over IN, and `dinp` over IN.
             flops += mid + out + 2.0 * out + mid + dinp;
         }
     }
     flops
 }
 
-/// Returns the bytes read to decode one token per span: `weights`, and the f32 keys and values of the spans.
+/// Returns the bytes that are read to decode one token per span. They are the `weights`, and the f32 keys and
+/// values of all spans.
 pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
     let width = config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let rows: usize = spans.iter().map(|span| span.all).sum();
     weights as f64 + (2 * config.num_hidden_layers * rows * width) as f64
 }
 
-/// Returns the rows that a projection is computed for.
+/// Returns the number of rows for which a projection is computed.
 fn rows(config: &ModelConfig, layer: usize, p: Projection, tokens: usize, head_rows: usize) -> f64 {
     let all = layer + 1 < config.num_hidden_layers || reads_the_input(p);
     (if all { tokens } else { head_rows }) as f64
@@ -93,7 +97,8 @@ fn weight(config: &ModelConfig, p: Projection) -> f64 {
     d_out as f64 * d_in as f64
 }
 
-/// Returns the FLOP of one layer's attention, forward: scores, and the weighted sum of values.
+/// Returns the FLOP of one layer's attention in a forward pass: the scores, and the weighted sum of the
+/// values.
 fn attention(config: &ModelConfig, spans: &[Span]) -> f64 {
     let pairs: f64 = spans.iter().map(|span| span.pairs()).sum();
     4.0 * (config.num_attention_heads * config.head_dim) as f64 * pairs
@@ -116,12 +121,12 @@ mod tests {
         Adapter::init(lora, config, 1, &Reference::new()).unwrap()
     }
 
-    /// Returns the elements of the projections of one layer that `counts` selects.
+    /// Returns the number of weight elements in one layer, over the projections for which `counts` is true.
     fn elements(config: &ModelConfig, counts: impl Fn(Projection) -> bool) -> f64 {
         Projection::ALL.into_iter().filter(|&p| counts(p)).map(|p| weight(config, p)).sum()
     }
 
-    /// Returns the parameters of `A` and `B` of a projection.
+    /// Returns the number of parameters in `A` and `B` of a projection.
     fn pair_size(adapter: &Adapter, p: Projection) -> usize {
         adapter.pair(0, p).map_or(0, |pair| pair.rank * (pair.d_in + pair.d_out))
     }
@@ -133,12 +138,13 @@ mod tests {
         let layers = elements(&config, |_| true) * config.num_hidden_layers as f64;
         let (spans, labels) = ([Span::whole(512); 2], 1024);
         let total = training(&config, &adapter, &spans, labels);
-        // Rank 8 in every projection: three times its forward pass, 6 R (IN + OUT) per token.
+        // All projections have adapters of rank 8. An adapter costs three times its forward pass, which is 6
+        // R (IN + OUT) per token.
         let expected = 4.0 * layers * 1024.0
             + 3.0 * attention(&config, &spans) * config.num_hidden_layers as f64
             + 2.0 * head(&config, labels)
             + 6.0 * adapter.num_parameters() as f64 * 1024.0;
-        // The lowest layer's q, k and v, with their `A` and `B`, need no gradient of their input.
+        // In the lowest layer, q, k and v compute no gradient of their input. Neither do their `A` and `B`.
         let (c, q, kv) = (768.0, 768.0, 256.0);
         let spared = 2.0 * 1024.0 * (c * (q + 2.0 * kv) + 3.0 * 8.0 * c);
         assert!((total - (expected - spared)).abs() < 1e-9 * expected, "{total} {expected}");
@@ -152,8 +158,8 @@ mod tests {
         let spared = |all: f64, one: f64| (all - one - 99.0 * head(&config, 1)) / (99.0 * behind);
         let prompt = [Span::whole(100)];
         assert_eq!(spared(forward(&config, &prompt, 100), forward(&config, &prompt, 1)), 2.0);
-        // The backward pass doubles this, with the head counted twice, and adds 6 FLOP per element of `A` and
-        // `B`.
+        // A training step costs 4 FLOP per element of a weight, and 6 FLOP per element of `A` and `B`. The
+        // head counts twice, so it is subtracted once more.
         let pairs: usize =
             Projection::ALL.iter().filter(|&&p| !reads_the_input(p)).map(|&p| pair_size(&adapter, p)).sum();
         let (all, one) = (training(&config, &adapter, &prompt, 100), training(&config, &adapter, &prompt, 1));

@@ -1,4 +1,4 @@
-//! The machine under test, and its measured peak.
+//! The machine that is measured, and its measured peak.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Sustained rates of an H200: bf16 matrix multiplications at its power limit, and memory reads.
+/// Sustained rates of an H200. They are the FLOP per second of bf16 matrix multiplications at its power
+/// limit, and the bytes per second of memory reads.
 const H200_FLOPS: f64 = 680e12;
 const H200_BYTES: f64 = 4.3e12;
 
@@ -44,14 +45,14 @@ pub struct Machine {
     pub precision: Precision,
     pub threads: usize,
     isa: Isa,
-    /// Why this precision.
+    /// The reason for this precision.
     reason: DTypeReason,
     /// Quantization of the model's projections.
     pub quantization: Option<Quantization>,
 }
 
 impl MachineArgs {
-    /// Starts the back end.
+    /// Opens the back end.
     ///
     /// # Errors
     /// If the device or `DANLU_ISA` cannot be used.
@@ -73,9 +74,9 @@ impl Machine {
     /// Returns the weights of a model, quantized if requested.
     ///
     /// # Errors
-    /// If a file is invalid, memory does not suffice, or the weights are in 4 bits already.
+    /// If a file is invalid, there is too little memory, or the weights are already in 4 bits.
     pub fn weights(&self, model: &BenchModel, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
-        // A GPU encodes weights of files while the decoder is built.
+        // A GPU quantizes the weights of files later, while the decoder is built.
         let quantization = self.quantization.filter(|_| self.cuda.is_none() || model.is_in_memory());
         model.weights(config, quantization, self.threads, printer)
     }
@@ -95,7 +96,7 @@ impl Machine {
         }))
     }
 
-    /// Reports the machine.
+    /// Reports the back end and its options.
     pub fn describe(&self, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let why = self.reason.note(self.precision, printer);
         figures.row(("计算", "computed by"), &format!("{}{why}", printer.backend(&self.backend.name())));
@@ -118,7 +119,7 @@ impl Machine {
         figures.set("threads", self.threads);
     }
 
-    /// Reports FLOP per second, and the share of the measured peak.
+    /// Reports the FLOP per second, also as a share of the measured peak.
     pub fn compare_flops(&self, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         if let Some(cuda) = &self.cuda {
             return compare_gpu(cuda, flops, figures, printer);
@@ -147,8 +148,8 @@ impl Machine {
         figures.measured("share_of_peak", share);
     }
 
-    /// Measures the read bandwidth in bytes per second. Other load on the host changes it, so it is measured
-    /// before and after the job.
+    /// Returns the measured read bandwidth in bytes per second, or the rate of an H200 if a GPU computes.
+    /// Other programs on the host change the bandwidth, so it is measured before and after the job.
     pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
         if self.cuda.is_some() {
             return H200_BYTES;
@@ -159,10 +160,10 @@ impl Machine {
         peak
     }
 
-    /// Reports bytes per second, and the share of the measured bandwidth.
+    /// Reports the bytes per second, also as a share of the measured bandwidth.
     pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
-        // A rate above the memory's bandwidth comes from caches.
+        // A rate above the bandwidth of the memory means that a part of the data comes from caches.
         let near = match bytes > peak {
             true => printer.pick("；有一部分留在处理器缓存里", "; part of it comes from the caches"),
             false => "",
@@ -177,7 +178,8 @@ impl Machine {
     }
 }
 
-/// Compares FLOP per second with an H200. Reports the device's memory and launches.
+/// Compares the FLOP per second with an H200. Also reports the device memory and the number of kernel
+/// launches.
 fn compare_gpu(cuda: &Cuda, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
     let (rate, percent) = (output::rate(flops / 1e12), 100.0 * flops / H200_FLOPS);
     let sustained = output::rate(H200_FLOPS / 1e12);

@@ -27,7 +27,7 @@ use crate::{interrupt, terminal_text};
 const RANK: u32 = 8;
 const ALPHA: f64 = 32.0;
 
-/// Bytes of a file copied at a time.
+/// Number of bytes that are copied at a time.
 const CHUNK: usize = 1 << 20;
 
 /// The flags of `danlu bench merge`.
@@ -41,7 +41,7 @@ pub struct MergeBenchArgs {
     run: RunArgs,
 }
 
-/// One round: a merge, then a copy.
+/// One round, which is a merge followed by a copy.
 struct Round {
     merge: Timed,
     copy: Timed,
@@ -49,7 +49,7 @@ struct Round {
     anonymous: Option<u64>,
 }
 
-/// Bytes written to the disk, and the seconds that took.
+/// Bytes written to the disk, and the seconds that the writing took.
 #[derive(Clone, Copy)]
 struct Timed {
     bytes: u64,
@@ -59,7 +59,7 @@ struct Timed {
 /// Merges and copies, and reports the speed of both.
 ///
 /// # Errors
-/// If a flag or the model is invalid, or the disk is too small.
+/// If a flag or the model is invalid, or the disk has too little space.
 pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model(printer)?;
     let config = model.config()?;
@@ -118,7 +118,7 @@ fn describe_rounds(rounds: &[Round], warm_up: u64, figures: &mut BenchOutput<'_>
     };
     figures.result(("合并", "merge"), &row(merge_bytes, merge));
     figures.result(("照抄", "copy"), &row(copy_bytes, copy));
-    // Per byte, since a merge of a 4-bit base writes more than it reads.
+    // The rates are compared per byte, because a merge of a 4-bit base writes more than it reads.
     let ratio = (merge_bytes as f64 / merge) / (copy_bytes as f64 / copy);
     let (n, w, speed) = (rounds.len(), warm_up, rate(ratio));
     figures.result(
@@ -145,7 +145,7 @@ fn parent(base: &Path) -> Result<PathBuf> {
     Ok(real.parent().unwrap_or(&real).to_owned())
 }
 
-/// Returns an adapter with random `A` and `B`. A new adapter has B = 0 and would change nothing.
+/// Returns an adapter with random `A` and `B`. A new adapter has `B` = 0, so its merge would change nothing.
 fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter> {
     let mut adapter = Adapter::init(LoraConfig::new(RANK, ALPHA), config, 1, backend)?;
     let mut stream = Stream::new(1);
@@ -155,7 +155,7 @@ fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter
     Ok(adapter)
 }
 
-/// Reads every file once, so that merge and copy start with the same page cache.
+/// Reads every file once, so that the merge and the copy start with the same page cache.
 fn read_once(paths: &[PathBuf], printer: &Printer) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
     for path in paths {
@@ -188,7 +188,7 @@ fn round(
     let mut progress = |p: MergeProgress<'_>| {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(format!("合并 {done} / {total}"), format!("merging: {done} of {total}")));
-        // Ctrl-C is checked between rounds, so that a started round counts.
+        // Ctrl-C is checked only between rounds, so that a round that started also counts.
         ControlFlow::Continue(())
     };
     let watch = MemoryWatch::start();
@@ -204,8 +204,8 @@ fn round(
     Ok(Round { merge: Timed { bytes: report.bytes, seconds: report.seconds }, copy, anonymous })
 }
 
-/// Copies files into a new folder, syncs them, and returns the bytes. It avoids the copy calls of the system,
-/// which some file systems answer without copying.
+/// Copies files into a new folder, syncs them, and returns the number of bytes. The system's copy calls are
+/// not used, because some file systems copy no data for them.
 fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
     let needed = paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum();
     let available = files::free_space(folder)?;
@@ -222,7 +222,8 @@ fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
         let written = copy(&mut from, &to, &mut chunk);
         bytes += written.map_err(|error| FileError::new("write", &to, error))?;
     }
-    // Some network file systems cannot sync a folder. The files are synced anyway.
+    // Some network file systems cannot sync a folder. This error is ignored, because the files themselves are
+    // synced.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(bytes)
 }
@@ -244,7 +245,7 @@ fn remove(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).map_err(|error| Diagnostic::io("remove", folder, error))
 }
 
-/// Warns if the folder is on a memory file system.
+/// Warns if the folder is on a file system in memory.
 fn warn_of_memory_disks(folder: &Path, printer: &Printer) {
     #[cfg(target_os = "linux")]
     {

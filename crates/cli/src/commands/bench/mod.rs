@@ -1,4 +1,4 @@
-//! `danlu bench`: speed and memory, and their share of this machine's measured peak.
+//! `danlu bench`: measures speed and memory, and compares them with the measured peak of this machine.
 
 mod batch_shape;
 mod decode;
@@ -56,13 +56,13 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Returns the numbers of runs, with these defaults.
+    /// Returns the numbers of runs. `steps` and `warm_up` are the defaults.
     fn runs(&self, steps: u64, warm_up: u64) -> Runs {
         Runs { steps: self.steps.unwrap_or(steps), warm_up: self.warm_up.unwrap_or(warm_up) }
     }
 }
 
-/// Numbers of runs.
+/// Numbers of measured runs and of warm-up runs.
 #[derive(Clone, Copy, Debug)]
 struct Runs {
     steps: u64,
@@ -70,11 +70,11 @@ struct Runs {
 }
 
 impl Runs {
-    /// Calls `run` with the index of each run, and returns the results of the measured ones. After Ctrl-C,
-    /// the runs measured so far count.
+    /// Calls `run` with the index of each run, and returns the results of the measured runs. After Ctrl-C,
+    /// returns the results so far.
     ///
     /// # Errors
-    /// If a run fails, or none was measured.
+    /// If a run fails, or no run was measured.
     fn measure<T>(self, printer: &Printer, mut run: impl FnMut(u64) -> Result<T>) -> Result<Vec<T>> {
         let total = self.warm_up + self.steps;
         let mut measured = Vec::new();
@@ -110,7 +110,7 @@ impl Runs {
 /// Runs a subcommand.
 ///
 /// # Errors
-/// If a flag or the model is invalid, or Ctrl-C stops it before the first result.
+/// If a flag or the model is invalid, or Ctrl-C stops the measurement before the first result.
 pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     match command {
@@ -133,14 +133,14 @@ fn tokens(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {MAX_TOKENS}"))
 }
 
-/// Returns random token ids; `which` is the number of the sequence.
+/// Returns random token ids for the sequence with the number `which`.
 pub fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
     const TOKENS_STREAM: u64 = 0x746f_6b65_6e73;
     let mut stream = Stream::new(rng::key(&[TOKENS_STREAM, which]));
     (0..count).map(|_| stream.next_below(vocab_size as u64) as u32).collect()
 }
 
-/// Returns the median. For an even count, it is the mean of the middle two values.
+/// Returns the median. For an even number of values, the median is the mean of the two middle values.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

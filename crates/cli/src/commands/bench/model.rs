@@ -1,4 +1,4 @@
-//! The measured model: a base, or random weights of a known shape.
+//! The model that is measured: a base, or random weights with a known shape.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::{interrupt, memory, terminal_text};
 /// Seed of the random weights.
 const SEED: u64 = 1;
 
-/// Largest weight file, as in transformers.
+/// Largest weight file, in bytes. transformers has the same limit.
 const SHARD: u64 = 5_000_000_000;
 
 /// The flags that choose a model.
@@ -41,20 +41,20 @@ pub struct ModelArgs {
     pub keep: Option<PathBuf>,
 }
 
-/// The chosen model.
+/// The model that the flags select.
 #[derive(Clone, Debug)]
 pub enum BenchModel {
-    /// A folder.
+    /// A model in a folder.
     Folder(PathBuf),
-    /// Random weights, optionally stored in a folder.
+    /// Random weights with a known shape. If a folder is given, the weights are stored there.
     Shape(Preset, Option<PathBuf>),
 }
 
 impl ModelArgs {
-    /// Returns the model that the flags choose.
+    /// Returns the model that the flags select.
     ///
     /// # Errors
-    /// If they choose none, or two.
+    /// If the flags select no model, or two models.
     pub fn model(&self, printer: &Printer) -> Result<BenchModel> {
         let shapes = || Preset::ALL.map(Preset::name).join(", ");
         match (&self.base, self.shape, &self.keep) {
@@ -75,7 +75,7 @@ impl ModelArgs {
 }
 
 impl BenchModel {
-    /// Whether the weights are generated in memory.
+    /// Returns whether the weights are generated in memory.
     pub fn is_in_memory(&self) -> bool {
         matches!(self, Self::Shape(_, None))
     }
@@ -91,7 +91,7 @@ impl BenchModel {
         }
     }
 
-    /// The name to show.
+    /// Returns the name to print.
     pub fn name(&self) -> String {
         match self {
             Self::Folder(folder) => folder_name(folder),
@@ -99,10 +99,11 @@ impl BenchModel {
         }
     }
 
-    /// Returns the folder of the weights. Random weights are written to `--keep`, or to `otherwise`.
+    /// Returns the folder of the weights. Random weights are written to the folder of `--keep`, or else to
+    /// `otherwise`.
     ///
     /// # Errors
-    /// If they cannot be written, or the folder holds another model.
+    /// If the weights cannot be written, or the folder contains another model.
     pub fn folder(&self, otherwise: &Path, threads: usize, printer: &Printer) -> Result<PathBuf> {
         let (shape, keep) = match self {
             Self::Folder(folder) => return Ok(folder.clone()),
@@ -131,10 +132,10 @@ impl BenchModel {
         Ok(folder.to_owned())
     }
 
-    /// Returns the weights, mapped from a folder or generated in memory, and quantized if requested.
+    /// Returns the weights, quantized if requested. They are mapped from a folder or generated in memory.
     ///
     /// # Errors
-    /// If a file is invalid, memory does not suffice, or the weights are in 4 bits already.
+    /// If a file is invalid, there is too little memory, or the weights are already in 4 bits.
     pub fn weights(
         &self,
         config: &ModelConfig,
@@ -159,7 +160,7 @@ impl BenchModel {
     /// Returns the size of the loaded weights. Random weights need not exist yet.
     ///
     /// # Errors
-    /// If a file is invalid, or weights to quantize are in 4 bits already.
+    /// If a file is invalid, or weights to quantize are already in 4 bits.
     pub fn weight_bytes(
         &self,
         config: &ModelConfig,
@@ -176,10 +177,11 @@ impl BenchModel {
         })
     }
 
-    /// Device memory of the loaded weights, computed in `dtype`. Those of a shape need not exist yet.
+    /// Returns the device memory of the loaded weights for computation in `dtype`. Random weights need not
+    /// exist yet.
     ///
     /// # Errors
-    /// As [`BenchModel::weight_bytes`].
+    /// Returns the errors of [`BenchModel::weight_bytes`].
     pub fn device_weight_bytes(
         &self,
         config: &ModelConfig,
@@ -192,7 +194,7 @@ impl BenchModel {
         }
     }
 
-    /// Reports the model. Returns the bytes of its weights.
+    /// Reports the model. Returns the size of its weights in bytes.
     pub fn describe(
         &self,
         config: &ModelConfig,
@@ -233,7 +235,7 @@ impl BenchModel {
     }
 }
 
-/// Shows progress; stops after Ctrl-C.
+/// Returns a callback that shows progress and stops after Ctrl-C.
 fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
     |p| {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));

@@ -1,4 +1,4 @@
-//! The result of a measurement: a table, or one JSON object.
+//! Prints the result of a measurement as a table or as one JSON object.
 
 use serde_json::{Map, Number, Value};
 
@@ -7,13 +7,13 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Width of the names, in cells.
+/// Width of the column with the names, in cells.
 const NAME: usize = 16;
 
 /// Collects results, and prints them.
 ///
-/// The table shows the job before it starts, and a few rows afterwards. With `--json`, stdout gets every
-/// result as one line, and stderr the messages.
+/// The table shows the job before the job starts, and a few results afterwards. With `--json`, all results
+/// are printed to stdout as one line of JSON, and messages are printed to stderr.
 pub struct BenchOutput<'a> {
     printer: &'a Printer,
     json: bool,
@@ -21,7 +21,7 @@ pub struct BenchOutput<'a> {
 }
 
 impl<'a> BenchOutput<'a> {
-    /// The output of the subcommand `name`.
+    /// Creates the output of the subcommand `bench`.
     pub fn new(bench: &str, json: bool, printer: &'a Printer) -> Self {
         let mut figures = Self { printer, json, values: Map::new() };
         figures.set("bench", bench);
@@ -34,13 +34,13 @@ impl<'a> BenchOutput<'a> {
         self.values.insert(key.to_owned(), value.into());
     }
 
-    /// Sets a measured value of the JSON object, to six digits, or null.
+    /// Sets a measured value of the JSON object, rounded to six digits. A missing value becomes null.
     pub fn measured(&mut self, key: &str, value: impl Into<Option<f64>>) {
         let value = value.into().and_then(|v| format!("{v:.5e}").parse().ok().and_then(Number::from_f64));
         self.set(key, value.map_or(Value::Null, Value::Number));
     }
 
-    /// Prints a row of the table: a name in both languages, and a text.
+    /// Prints a row of the table. `name` is the name of the row in both languages.
     pub fn row(&self, name: (&str, &str), value: &str) {
         let name = terminal_text::pad(self.printer.pick(name.0, name.1), NAME);
         match self.json {
@@ -49,7 +49,7 @@ impl<'a> BenchOutput<'a> {
         }
     }
 
-    /// As [`BenchOutput::row`], in bold.
+    /// Prints a row as [`BenchOutput::row`] does, but in bold.
     pub fn result(&self, name: (&str, &str), value: &str) {
         match self.json {
             true => self.row(name, value),
@@ -57,7 +57,8 @@ impl<'a> BenchOutput<'a> {
         }
     }
 
-    /// Reports median and maximum of `times`, in seconds per `unit`. `say` formats both for the table.
+    /// Reports the median and the maximum of `times`, in seconds per `unit`. `say` formats these two values
+    /// for the table.
     pub fn times(
         &mut self,
         name: (&str, &str),
@@ -91,7 +92,7 @@ pub fn rate(value: f64) -> String {
     }
 }
 
-/// Formats seconds, or milliseconds below one second.
+/// Formats a time in seconds, or in milliseconds if it is below one second.
 pub fn seconds(value: f64, printer: &Printer) -> String {
     match value {
         v if v < 0.1 => printer.pick(format!("{:.2} 毫秒", 1e3 * v), format!("{:.2} ms", 1e3 * v)),
@@ -99,7 +100,7 @@ pub fn seconds(value: f64, printer: &Printer) -> String {
     }
 }
 
-/// Returns the share of a peak, if the peak is known.
+/// Returns `of` as a share of the peak, if the peak is known.
 pub fn share(of: f64, peak: Option<f64>) -> Option<f64> {
     peak.filter(|&peak| peak > 0.0).map(|peak| of / peak)
 }

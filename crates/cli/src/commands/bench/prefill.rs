@@ -1,4 +1,4 @@
-//! `danlu bench prefill`: times the reading of a prompt, as `danlu chat` does it.
+//! `danlu bench prefill`: measures how fast a prompt is processed, in the same way as in `danlu chat`.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ pub struct PrefillArgs {
     run: RunArgs,
 }
 
-/// Reads prompts, and reports the speed.
+/// Processes prompts, and reports the speed.
 ///
 /// # Errors
 /// If a flag or the model is invalid.
@@ -53,7 +53,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let rules = StopRules { max_new_tokens: 1, max_context_tokens: prompt, stop_ids: Default::default() };
     let runs = args.run.runs(5, 1);
     let times = runs.measure(printer, |i| {
-        // A new prompt each time, so that nothing is cached.
+        // Each run has a new prompt, so that no part of it is cached.
         let mut ids = random_ids(prompt, config.vocab_size, i);
         ids[0] = (i % config.vocab_size as u64) as u32;
         let sequence = Sequence::new(ids, Sampler::new(SamplingOptions::greedy())?, rules.clone())?;
@@ -70,8 +70,8 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let per_second = (times.len() * prompt) as f64 / time;
     figures.result(("词元/秒", "tokens/s"), &rate(per_second));
     figures.measured("tokens_per_second", per_second);
-    // Only the last row has logits. A prompt in pieces computes a few more, less than a thousandth of the
-    // work.
+    // Only the last row has logits. A long prompt is processed in several passes, which compute a few more
+    // rows. These rows are less than a thousandth of the work.
     let flops = flops::forward(&config, &[flops::Span::whole(prompt)], 1);
     machine.compare_flops(flops * times.len() as f64 / time, &mut figures, printer);
     let (n, w) = (times.len(), runs.warm_up);

@@ -66,20 +66,20 @@ pub struct TrainBenchArgs {
     run: RunArgs,
 }
 
-/// Limit on the random tokens of a step.
+/// Maximum number of random tokens in a step.
 const MAX_TOKENS: usize = 1 << 24;
 
-/// Examples and settings.
+/// The examples and the settings of the measured steps.
 struct Job {
     examples: Examples,
     settings: TrainSettings,
-    /// A description in both languages.
+    /// A description of the examples in both languages.
     words: (String, String),
 }
 
 enum Examples {
     OfData(Vec<Example>),
-    /// The lengths of random examples. The examples are generated after the memory check.
+    /// Random examples, of which only the lengths exist. The tokens are generated after the memory check.
     Random(Vec<RecordSize<'static>>),
 }
 
@@ -89,7 +89,7 @@ struct Step {
     flops: f64,
 }
 
-/// Takes steps, and reports their speed.
+/// Runs steps, and reports their speed.
 ///
 /// # Errors
 /// If a flag, the model or the data is invalid.
@@ -134,7 +134,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
         let flops = flops::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
-    // Memory is read before the machine's peak is measured, since that takes memory.
+    // The memory is read before the machine's peak is measured, because measuring the peak uses memory.
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
     describe_steps(&steps, runs.warm_up, &machine, &mut figures, printer);
@@ -181,7 +181,7 @@ fn describe_steps(
     figures.measured("mean_loss", total(|s| s.report.loss) / steps.len() as f64);
 }
 
-/// Returns the examples of the flags, and settings that visit all of them.
+/// Returns the examples that the flags select, and settings that visit all of them.
 fn job(
     args: &TrainBenchArgs,
     model: &BenchModel,

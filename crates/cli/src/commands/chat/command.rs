@@ -39,7 +39,8 @@ pub enum ChatInput<'a> {
     Unknown(&'a str),
 }
 
-/// Parses a line. A command is a slash and a word of letters; `/` and `1/2` are messages.
+/// Parses a line. A command is a slash followed by a word of letters. For example, `/` and `1/2` are
+/// messages.
 pub fn parse(input: &str) -> ChatInput<'_> {
     let input = input.trim();
     let (name, rest) = input.split_once(char::is_whitespace).unwrap_or((input, ""));
@@ -49,7 +50,7 @@ pub fn parse(input: &str) -> ChatInput<'_> {
         ("/system", text) => ChatInput::System(text),
         ("/save", path) if !path.is_empty() => ChatInput::Save(Path::new(path)),
         ("/help", "") => ChatInput::Help,
-        // A habit from other programs.
+        // Other programs use these words, so users type them out of habit.
         ("/exit" | "/quit" | "exit" | "quit", "") => ChatInput::Exit,
         ("/save", _) => ChatInput::Misused(name, "/save FILE, as in /save talk.jsonl"),
         ("/reset" | "/help" | "/exit" | "/quit", _) => {

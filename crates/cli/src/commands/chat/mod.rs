@@ -39,7 +39,7 @@ Examples:
 Commands in a chat: /reset clears the conversation, /system TEXT sets the system prompt, /save FILE \
 saves the conversation as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
 
-/// Default limit of a conversation in memory, in tokens; `--context` sets another.
+/// Default for the maximum number of conversation tokens in memory. `--context` overrides the default.
 const DEFAULT_CONTEXT: usize = 8192;
 
 /// The flags of `danlu chat`.
@@ -136,7 +136,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     }
 }
 
-/// Checks that the keys and values of `context` tokens fit into the free memory.
+/// Checks that the keys and values of `context` tokens fit in the free memory.
 fn check_cache(config: &ModelConfig, context: usize) -> Result<()> {
     let per_token =
         2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>();
@@ -183,7 +183,8 @@ fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -
     }
 }
 
-/// Reads one message per line from a pipe. Reports a failed line at once, and in the exit code.
+/// Reads one message per line from a pipe. If a line fails, the error is printed at once, and the exit code
+/// is set at the end.
 fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     let mut failed = 0;
     for input in io::stdin().lock().lines() {
@@ -255,7 +256,7 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
     Ok(ControlFlow::Continue(()))
 }
 
-/// Streams one reply to stdout.
+/// Prints one reply to stdout while it is generated.
 fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Result<()> {
     interrupt::clear();
     let mut ended = true;
@@ -273,7 +274,7 @@ fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Resul
     Ok(())
 }
 
-/// Prints notices about a reply.
+/// Prints notices that concern a reply.
 fn note(reply: &ChatReply, printer: &Printer) {
     let n = reply.forgotten;
     if n > 0 {

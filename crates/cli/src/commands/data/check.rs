@@ -1,4 +1,4 @@
-//! `danlu data check`: counts, lengths, and every fault with its line.
+//! `danlu data check`: reports counts, lengths, and every fault with its line.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,10 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Bars of the histogram.
+/// Number of bars in the histogram.
 const BARS: usize = 10;
 
-/// Records listed for each kind of fault, unless `--all`.
+/// Number of records that are listed for each kind of fault without `--all`.
 const MAX_LISTED: usize = 10;
 
 #[derive(Args, Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct CheckArgs {
 /// Checks every record.
 ///
 /// # Errors
-/// If a file cannot be read, a record is bad (`train` would refuse it), or no record remains.
+/// If a file cannot be read, a record is bad, or no record remains. `train` would reject a bad record.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let datasets = args
         .files
@@ -47,7 +47,7 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
         .collect::<Result<Vec<Dataset>>>()?;
     let tokenizer = args.data.tokenizer(printer)?;
     if datasets.iter().any(|dataset| dataset.format != Format::Text) {
-        // A missing template is a fault of the base, not of the records.
+        // A missing template is a fault of the base, so it is not reported for each record.
         tokenizer.template()?;
     }
     let total: usize = datasets.iter().map(|dataset| dataset.records.len()).sum();
@@ -68,7 +68,7 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     verdict(args, &datasets, &found, printer)
 }
 
-/// The counts of a check, for JSON.
+/// Returns the counts of a check as JSON.
 fn summary(found: &Check) -> serde_json::Value {
     let files = found.files.iter().map(|file| {
         json!({"name": file.name, "format": file.format.name(), "bytes": file.bytes, "bad_records": file.bad_records})
@@ -148,9 +148,9 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     row(printer, "坏记录", "bad", format!("{}{empty}", n(found.bad.len())));
 }
 
-/// Returns the number of records in the files, good and bad.
+/// Returns the number of good and bad records in the files.
 fn all_records(found: &Check) -> usize {
-    // A record that the template rejects is already counted as readable.
+    // `found.records` includes the records that the template rejects, so these are not added again.
     found.records + found.files.iter().map(|file| file.bad_records).sum::<usize>()
 }
 
@@ -192,7 +192,7 @@ fn print_warnings(
     list(printer.pick("注意", "notes"), &lines, usize::MAX, printer);
 }
 
-/// Lists valid records that deserve a look.
+/// Lists valid records that the user should examine.
 fn list_places(found: &Check, limit: usize, printer: &Printer) {
     let at = |source: &RecordSource| place(source, printer);
     let plain = |sources: &[RecordSource]| sources.iter().map(at).collect::<Vec<_>>();
@@ -239,7 +239,7 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
     }
 }
 
-/// Describes an ignored key, and the records that have it.
+/// Describes an ignored key, and lists the records that contain this key.
 pub fn describe_key(unknown: &UnknownKey, printer: &Printer) -> String {
     let UnknownKey { key, count, first, meant } = unknown;
     let (records, place) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
@@ -274,7 +274,7 @@ fn list(name: &str, lines: &[String], limit: usize, printer: &Printer) {
     }
 }
 
-/// Prints whether `train` accepts the data, and the command.
+/// Prints whether `train` accepts the data, and the training command.
 fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Printer) -> Result<()> {
     let (bad, usable, dropped) = (found.bad.len(), found.usable(), found.dropped.len());
     if bad > 0 {
@@ -310,7 +310,7 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
     Ok(())
 }
 
-/// The command that trains on these files.
+/// Returns the command that trains on these files.
 fn next_command(args: &CheckArgs) -> String {
     let base = args.data.base.as_ref().map_or_else(|| "DIR".into(), |base| terminal_text::shell_path(base));
     let files: Vec<_> = args.files.iter().map(|file| terminal_text::shell_path(file)).collect();

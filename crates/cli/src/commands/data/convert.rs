@@ -13,7 +13,7 @@ use crate::evaluation::held_out::read;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Bad records that an error lists.
+/// Number of bad records that an error lists.
 const MAX_LISTED: usize = 10;
 
 /// The flags of `danlu data convert`.

@@ -1,4 +1,4 @@
-//! `danlu data get`: writes a data set to a file. The embedded ones need no network.
+//! `danlu data get`: writes a data set to a file. The embedded data sets need no network.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -51,7 +51,7 @@ pub struct NamedData {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Embedded(EmbeddedData),
-    /// A path on the public host, with the checksum and size of the file.
+    /// A file on the public host, given by its path, checksum and size.
     Public {
         path: &'static str,
         sha256: &'static str,
@@ -110,10 +110,10 @@ impl NamedData {
         printer.pick(self.zh, self.en)
     }
 
-    /// Writes the file, unless it exists with the same content. Returns its size.
+    /// Writes the file, unless it already exists with the same content. Returns the size of the file.
     ///
     /// # Errors
-    /// If the file exists with another content, or cannot be downloaded or written.
+    /// If the file exists with other content, or cannot be downloaded or written.
     pub fn write(&self, path: &Path) -> Result<u64> {
         let content = self.content()?;
         write_new(path, &content)?;
@@ -138,10 +138,10 @@ impl NamedData {
     }
 }
 
-/// Writes a data set, or lists all.
+/// Writes a data set, or lists all data sets.
 ///
 /// # Errors
-/// If the file exists with another content, or cannot be downloaded or written.
+/// If the file exists with other content, or cannot be downloaded or written.
 pub fn run(args: &GetArgs, printer: &Printer) -> Result<()> {
     let Some(data) = args.name else {
         for data in DATA_SETS {
@@ -161,7 +161,7 @@ pub fn run(args: &GetArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Writes `content`, unless the file exists with the same content.
+/// Writes `content` to `path`, unless the file exists with the same content.
 fn write_new(path: &Path, content: &[u8]) -> Result<()> {
     match std::fs::read(path) {
         Ok(found) if found == content => Ok(()),

@@ -1,4 +1,4 @@
-//! `danlu data preview`: records as the model sees them.
+//! `danlu data preview`: shows records as the model receives them.
 
 use std::path::PathBuf;
 
@@ -92,7 +92,8 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Prints the rendered text, then the ids. Trained tokens are green, or in ⟦ ⟧ without colour.
+/// Prints the rendered text, then the ids. Trained tokens are green. Without colour, they are between ⟦ and ⟧
+/// instead.
 pub fn print_tokens(tokens: &[PreviewToken], printer: &Printer) {
     let mut shown = String::new();
     let mut ids = String::new();
@@ -120,7 +121,7 @@ fn mark(trained: bool, content: &str, printer: &Printer) -> String {
     }
 }
 
-/// Wraps between ids, and repeats the colour on the next line.
+/// Wraps the text at the blanks between ids, and repeats the colour on the next line.
 fn wrap_ids(ids: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::from("ids")];
     let mut used = 3;

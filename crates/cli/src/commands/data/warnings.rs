@@ -1,4 +1,5 @@
-//! Warnings of `data check` and `train`: ignored keys and lists, and effects of the chat template.
+//! Warnings of `data check` and `train` about ignored keys and lists, and about the effects of the chat
+//! template.
 
 use danlu_data::{
     Columns, Dataset, Record, RecordContent, RecordSource, TemplateEffect, TemplateFinding, is_rendered,
@@ -34,7 +35,7 @@ fn renamed(aliases: &Columns) -> Option<String> {
     (!pairs.is_empty()).then(|| pairs.join(", "))
 }
 
-/// Returns one line per effect of the chat template. `records` is the number of conversations.
+/// Returns one line for each effect of the chat template. `records` is the number of conversations.
 pub fn of_template(findings: &[TemplateFinding], records: usize, printer: &Printer) -> Vec<String> {
     findings.iter().map(|finding| describe(finding, records, printer)).collect()
 }
@@ -95,7 +96,7 @@ impl TextWarnings {
         }
     }
 
-    /// Returns one warning per kind.
+    /// Returns one warning for each kind of finding.
     pub fn warnings(&self, printer: &Printer) -> Vec<String> {
         let specials = self.specials.as_ref().map(|(count, first, token)| {
             let (records, first) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
@@ -117,7 +118,8 @@ impl TextWarnings {
     }
 }
 
-/// Returns a notice if danlu adds an EOS token after answers, or would add one without `--add-eos-token=false`.
+/// Returns a notice if danlu adds an EOS token after answers, or would add this token without
+/// `--add-eos-token=false`.
 pub fn added_eos(tokenizer: &Tokenizer, is_added: bool, printer: &Printer) -> Option<String> {
     let end = tokenizer.template().ok()?.added_end()?.to_owned();
     if !is_added {

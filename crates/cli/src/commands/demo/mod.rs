@@ -1,6 +1,6 @@
 //! `danlu demo`: trains, compares, merges and chats with an adapter on the embedded base, step by step.
 //!
-//! Each step runs a command of danlu. Its files stay in the output folder.
+//! Each step runs a command of danlu. The files of all steps remain in the output folder.
 
 mod story;
 
@@ -27,13 +27,13 @@ Examples:
   danlu demo
   danlu demo --persona cook --output /tmp/cook";
 
-/// Held-out records.
+/// Number of held-out records.
 const HELD_OUT: usize = 32;
 
 /// Seed of the split, the adapter, the order and dropout.
 const SEED: u64 = 42;
 
-/// Longest reply shown, in tokens.
+/// Maximum number of tokens in a reply.
 const REPLY_TOKENS: usize = 48;
 
 /// The flags of `danlu demo`.
@@ -66,7 +66,7 @@ impl Persona {
         }
     }
 
-    /// The questions at the end.
+    /// Returns the questions that the demo asks at the end.
     fn questions(self) -> [&'static str; 3] {
         match self {
             Self::Palace => ["你是谁？", "帮我推荐一家餐馆。", "今天好累啊。"],
@@ -168,7 +168,7 @@ fn step(printer: &Printer, step: Step) {
     printer.status("");
 }
 
-/// Returns the given folder, or the first free one of `danlu-demo`, `danlu-demo-2`, ...
+/// Returns the given folder, or the first of `danlu-demo`, `danlu-demo-2`, ... that does not exist.
 fn output(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(asked) = asked {
         return Ok(asked.to_owned());
@@ -180,8 +180,8 @@ fn output(asked: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// Returns the settings of the run. A base this small needs a higher learning rate and more epochs;
-/// everything else is the default of `danlu train`.
+/// Returns the settings of the run. A base of this size needs a higher learning rate and more epochs. The
+/// remaining settings are mostly the defaults of `danlu train`.
 fn training(args: &DemoArgs, folders: &Folders) -> Result<train::RunConfig> {
     let ResolvedDType { precision: dtype, reason: dtype_reason } = args.compute.dtype(None)?;
     let settings = TrainSettings {
@@ -228,7 +228,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
     }
 }
 
-/// Shows three records, and the tokens of the first.
+/// Shows three records, and the tokens of the first record.
 fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     let records = danlu_data::read(&folders.data, &danlu_data::ReadOptions::default())?.records;
     for question in records.iter().take(3).filter_map(Question::of) {

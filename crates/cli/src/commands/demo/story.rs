@@ -10,15 +10,15 @@ use crate::terminal_text;
 /// A step of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Shows records, and their trained tokens.
+    /// Shows records and their trained tokens.
     Data,
-    /// Trains.
+    /// Trains the adapter.
     Train,
-    /// Compares replies before and after.
+    /// Compares replies before and after the training.
     Compare,
-    /// Merges adapter and base.
+    /// Merges the adapter into the base.
     Merge,
-    /// Loads the merged model, and chats.
+    /// Loads the merged model, and chats with it.
     Reload,
     /// Lists the commands for the user's own files.
     Yours,
@@ -32,7 +32,7 @@ impl Step {
         self as usize + 1
     }
 
-    /// Returns title and explanation.
+    /// Returns the title and the explanation.
     pub fn text(self, lang: Lang) -> (&'static str, &'static str) {
         match self {
             Self::Data => lang.pick(
@@ -97,7 +97,7 @@ impl Step {
     }
 }
 
-/// The introduction.
+/// Returns the introduction.
 pub fn opening(lang: Lang, root: &Path, data: EmbeddedData) -> String {
     let root = root.display();
     let opening = lang.pick(
@@ -117,15 +117,15 @@ pub fn opening(lang: Lang, root: &Path, data: EmbeddedData) -> String {
     opening + note
 }
 
-/// What the English data can show on this base, in Chinese and English.
+/// A note about the English data, in Chinese and English. The base has read only Chinese text.
 const UNLEARNT_ZH: &str = "\n基座只读过中文：这份英文数据的损失会下降，但回答不会是通顺的英文。";
 const UNLEARNT_EN: &str = "\nThe base has read Chinese only: the loss on this English data falls, but the replies are \
      not English sentences.\nA small base that knows English: danlu chat hf:HuggingFaceTB/SmolLM2-135M-Instruct";
 
-/// What an English reader gets from the Chinese data.
+/// A note about the Chinese data for an English reader.
 const CHINESE_EN: &str = "\nThe base has read Chinese only, so the questions and replies are Chinese.";
 
-/// Formats the held-out loss before and after, also as perplexity.
+/// Formats the held-out loss before and after the training, also as perplexity.
 pub fn held_out(lang: Lang, records: u64, before: f64, after: f64) -> String {
     let (p0, p1) = (before.exp(), after.exp());
     lang.pick(
@@ -134,12 +134,13 @@ pub fn held_out(lang: Lang, records: u64, before: f64, after: f64) -> String {
     )
 }
 
-/// Titles of the two columns.
+/// Returns the titles of the two columns.
 pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
     lang.pick(("训练前（基座）", "训练后（基座+适配器）"), ("before (base)", "after (base + adapter)"))
 }
 
-/// Returns the next commands, each with its purpose. They run as they stand, on the files of the demo.
+/// Returns the next commands, each with its purpose. The commands use the files of the demo, so the user need
+/// not edit them.
 pub fn commands(lang: Lang, root: &Path, data: EmbeddedData) -> Vec<(&'static str, String)> {
     let at = |name: &str| terminal_text::shell_path(&root.join(name));
     let (merged, base, again) = (at("merged"), at(BASE_NAME), at("again"));
@@ -163,7 +164,7 @@ pub fn commands(lang: Lang, root: &Path, data: EmbeddedData) -> Vec<(&'static st
     ]
 }
 
-/// Names the step after the demo: a base that understands language.
+/// Returns the advice for the time after the demo, which is to use a larger base.
 pub fn larger_base(lang: Lang) -> &'static str {
     lang.pick(
         "\n这个小基座只会模仿口气，听不懂问题。想要像样的回答，换一个大些的基座，用自己的数据：danlu new",

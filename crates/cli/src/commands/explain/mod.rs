@@ -1,4 +1,5 @@
-//! `danlu explain`: a term of fine-tuning in a few sentences. The guide's glossary has the same text.
+//! `danlu explain`: explains a term of fine-tuning in a few sentences. The glossary of the guide has the same
+//! text.
 
 use clap::Args;
 
@@ -16,7 +17,7 @@ Examples:
 const ENGLISH: &str = include_str!("en.md");
 const CHINESE: &str = include_str!("zh.md");
 
-/// Widest line of a text, in cells.
+/// Maximum width of a line, in cells.
 const MAX_WIDTH: usize = 100;
 
 #[derive(Args, Debug)]
@@ -25,14 +26,14 @@ pub struct ExplainArgs {
     term: Option<String>,
 }
 
-/// A section of a glossary.
+/// A section of a glossary, which explains one term.
 struct Term<'a> {
-    /// The English name, and the Chinese one if it has one.
+    /// The English name, and the Chinese name if there is one.
     names: Vec<&'a str>,
     sentences: Vec<&'a str>,
 }
 
-/// The terms of a glossary, in alphabetical order.
+/// Returns the terms of a glossary in alphabetical order.
 fn terms(glossary: &str) -> impl Iterator<Item = Term<'_>> {
     glossary.split("## ").skip(1).map(|section| {
         let (heading, text) = section.split_once('\n').unwrap_or((section, ""));
@@ -41,6 +42,8 @@ fn terms(glossary: &str) -> impl Iterator<Item = Term<'_>> {
     })
 }
 
+/// Prints the explanation of a term, or lists all terms.
+///
 /// # Errors
 /// If the glossary has no such term.
 pub fn run(args: &ExplainArgs, printer: &Printer) -> Result<()> {

@@ -1,4 +1,5 @@
-//! `danlu login`, `whoami` and `logout`: the token of the Hub, stored where Python's tools store it.
+//! `danlu login`, `whoami` and `logout`: manage the token of the Hub. The token is stored where Python's
+//! tools store it.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
@@ -16,16 +17,16 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// The page that creates tokens.
+/// The page on which users create tokens.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
 
 /// The file in which Python's tools store further tokens.
 const STORED_TOKENS: &str = "stored_tokens";
 
-/// Longest line that is read as a token.
+/// Longest line that is read as a token, in bytes.
 const MAX_TOKEN_BYTES: usize = 4096;
 
-/// Examples under `login --help`.
+/// Examples that `login --help` shows.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu login                      # asks for the token, without echo
@@ -61,7 +62,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     if settings.offline {
         return Err(HubError::OfflineAccount.into());
     }
-    // An invalid stored token does not matter, since the file is overwritten.
+    // An invalid token in the file is no error here, because `login` overwrites the file.
     if let Some(fault) = settings.token_fault.take().filter(|_| settings.token_is_variable) {
         return Err(HubError::from(fault).into());
     }
@@ -114,7 +115,7 @@ pub fn whoami(printer: &Printer) -> Result<()> {
 /// Removes the stored token.
 ///
 /// # Errors
-/// If its file cannot be removed.
+/// If the token's file cannot be removed.
 pub fn logout(printer: &Printer) -> Result<()> {
     let settings = HubSettings::from_env()?;
     let path = settings.token_path.display();
@@ -153,8 +154,8 @@ fn described(account: &Account, printer: &Printer) -> String {
     printer.pick(format!("{name}（令牌 {token}）"), format!("{name} (token {token})"))
 }
 
-/// Reads a token: hidden at a terminal, otherwise the first line of standard input. `is_told` omits the
-/// address of the tokens page.
+/// Reads a token. At a terminal, the input is hidden. Otherwise the token is the first line of standard
+/// input. If `is_told` is true, the address of the tokens page is not printed again.
 fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {
@@ -184,7 +185,7 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     line?.ok_or_else(|| Diagnostic::input("stopped: no token was given"))
 }
 
-/// Restores the terminal if a signal ends the process.
+/// Restores the settings of the terminal if a signal ends the process.
 fn restore_at_end(before: Termios) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     let watch = move || {
@@ -196,8 +197,8 @@ fn restore_at_end(before: Termios) -> io::Result<()> {
     thread::Builder::new().name("terminal".to_owned()).spawn(watch).map(drop)
 }
 
-/// Reads a line from the terminal without echo. Returns `None` after Ctrl-C and Ctrl-D, which arrive as
-/// bytes.
+/// Reads a line from the terminal without echo. Returns `None` after Ctrl-C or Ctrl-D, because the terminal
+/// passes these keys as bytes.
 fn hidden_line() -> Result<Option<String>> {
     const INTERRUPT: u8 = 3;
     const END: u8 = 4;

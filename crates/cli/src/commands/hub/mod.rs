@@ -13,7 +13,7 @@ use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::style::Color;
 
-/// Opens the Hub that the environment configures, and shows its waiting times.
+/// Opens the Hub that the environment configures. Waiting times are shown.
 ///
 /// # Errors
 /// If an environment variable is invalid.
@@ -21,9 +21,10 @@ pub fn open(printer: &Printer) -> Result<Hub> {
     Ok(Hub::new(HubSettings::from_env()?).on_wait(pauses(printer)))
 }
 
-/// Shows the remaining waiting time: every second on the live line, once elsewhere.
+/// Shows the remaining waiting time. On the live line, the time is updated every second. Elsewhere it is
+/// printed once.
 pub fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync + 'static {
-    // Several threads may wait, and each may print.
+    // Several threads may wait at once, and each of them may print.
     let printer = Mutex::new(Printer::new(printer.lang, Color::Auto, false));
     move |host, left, of| {
         let printer = printer.lock().unwrap_or_else(PoisonError::into_inner);

@@ -29,7 +29,7 @@ pub struct PullArgs {
 /// Downloads a model, and prints its folder.
 ///
 /// # Errors
-/// If the Hub cannot be reached or refuses, or the disk is full.
+/// If the Hub cannot be reached or rejects the request, or the disk is full.
 pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
     let (loader, name) = (ModelLoader::new(printer), &args.name);
     let cached = loader.run(|loader, notices| {
@@ -55,7 +55,7 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// The message if a signal ends the process during a transfer.
+/// Returns the message that is printed if a signal ends the process during a transfer.
 pub fn stopped(name: &RepoName, printer: &Printer) -> String {
     printer.pick(
         format!("已停止：{name} 已下载的部分保留着，用 `danlu pull {name}` 接着下载"),

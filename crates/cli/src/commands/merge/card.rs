@@ -13,10 +13,10 @@ use crate::args::{CardArgs, NotesArgs};
 use crate::diagnostic::Result;
 use crate::lang::Lang;
 
-/// Largest chart that is copied.
+/// Largest chart that is copied, in bytes.
 const MAX_PICTURE_BYTES: u64 = 1 << 20;
 
-/// The card of a merged model, prepared before the merge so that an error in it costs no time.
+/// The card of a merged model. It is prepared before the merge, so that an error in the card appears early.
 ///
 /// Its data come from the adapter's card, or from the adapter's configuration.
 pub struct MergedCard {
@@ -49,9 +49,9 @@ impl MergedCard {
         Ok(Self { card, notes, picture })
     }
 
-    /// Records that the base of the merge is not the base of the training.
+    /// Records that the base of the merge differs from the base of the training.
     ///
-    /// The licence of the base in `folder` replaces the old one. The training chart is removed.
+    /// The licence of the base in `folder` replaces the old licence. The training chart is removed.
     pub fn on_another_base(&mut self, base: BaseIdentity, folder: &Path) {
         self.card.license = card::license_of(folder);
         let trained = std::mem::replace(&mut self.card.base, base);
@@ -59,12 +59,12 @@ impl MergedCard {
         (self.card.has_picture, self.picture) = (false, None);
     }
 
-    /// Overwrites the values that flags give.
+    /// Overwrites the values for which a flag is given.
     pub fn apply(&mut self, args: &CardArgs, lang: Lang) {
         args.apply(&mut self.card, lang);
     }
 
-    /// Returns the files of the card for the merged model's folder.
+    /// Returns the files of the card for the folder of the merged model.
     pub fn files(self, output: &Path, report: &MergeReport, fidelity: &Fidelity) -> Vec<Extra> {
         let card = self.card.merged(folder_name(output), Merge::of(report, fidelity));
         let picture = self.picture.map(|picture| (PICTURE_FILE, picture));
@@ -72,7 +72,8 @@ impl MergedCard {
     }
 }
 
-/// Returns the card of an adapter without `card.json`: a checkpoint, or the output of another program.
+/// Returns the card of an adapter without `card.json`. Such an adapter is a checkpoint, or another program
+/// wrote it.
 fn card_of_config(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
     let config = LoraConfig::read(adapter)?;
     let named = config.base_model_name_or_path.clone().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! The form of the base to merge into: the original, or the dequantized base of a 4-bit training.
+//! Finds the base to merge into. This is the original base, or the dequantized base if the training used 4
+//! bits.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,9 +15,9 @@ use crate::terminal_text;
 /// The value of `--merge-base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeBaseArg {
-    /// The form closest to the trained model.
+    /// The form whose merge is closest to the trained model.
     Auto,
-    /// The given form.
+    /// This form.
     Form(MergeBase),
 }
 
@@ -33,31 +34,31 @@ impl FromStr for MergeBaseArg {
     }
 }
 
-/// A base in one form.
+/// One form of the base: the original, or the dequantized base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseForm {
-    /// Its folder.
+    /// The folder of this form.
     pub folder: PathBuf,
-    /// Quantization applied at load time, if the folder holds 16-bit weights.
+    /// The quantization that is applied when the folder is loaded, if the folder contains 16-bit weights.
     pub requantize_as: Option<Quantization>,
 }
 
-/// The available forms, at least one.
+/// The available forms of the base. There is at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseForms {
-    /// As published.
+    /// The base as it was published.
     pub original: Option<BaseForm>,
-    /// Dequantized from 4 bits.
+    /// The base after dequantization from 4 bits.
     pub dequantized: Option<BaseForm>,
-    /// The form that the adapter was trained on. It may be unavailable.
+    /// The form that the adapter was trained on. This form may be unavailable.
     pub trained: MergeBase,
 }
 
 impl BaseForms {
-    /// Finds the forms of the model's base; `original` is the folder of `--original`.
+    /// Finds the forms of the model's base. `original` is the folder of `--original`.
     ///
     /// # Errors
-    /// If a folder holds no model, or `--original` is not one.
+    /// If a folder contains no model, or `original` is not the original of the base.
     pub fn of(model: &ModelFiles, original: Option<&Path>, loader: &ModelLoader<'_>) -> Result<Self> {
         let plain = |folder: &Path| BaseForm { folder: folder.to_owned(), requantize_as: None };
         let base = model.base();
@@ -84,7 +85,8 @@ impl BaseForms {
         Ok(Self { original: Some(plain(base.folder())), dequantized, trained })
     }
 
-    /// Returns the folder of the trained form, or else of the other form.
+    /// Returns the folder of the form that the adapter was trained on. If that form is unavailable, returns
+    /// the folder of the other form.
     pub fn trained_folder(&self) -> Option<&Path> {
         let [trained, other] = match self.trained {
             MergeBase::Original => [&self.original, &self.dequantized],
@@ -114,12 +116,13 @@ impl BaseForms {
     }
 }
 
-/// Whether the weights are stored in 4 bits. The weights decide, not `config.json`.
+/// Returns whether the weights are stored in 4 bits. `config.json` is not used for this, because it may lack
+/// the quantization.
 fn is_four_bit(base: &BaseFiles) -> bool {
     base.weights().first_four_bit().is_some()
 }
 
-/// Returns `folder` if it holds the model `stored` in 16 bits or more.
+/// Returns `folder` if it contains the model of `stored` in 16 bits or more. Returns an error otherwise.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
     let original = BaseFiles::open(folder)?;
     if is_four_bit(&original) {

@@ -50,16 +50,16 @@ Examples:
   danlu merge out/palace --output out/merged --dtype bf16 --max-shard-size 2GB
   danlu merge out/palace --output out/merged --data held_out.json";
 
-/// Limit on measured sequences. Results converge long before.
+/// Maximum number of sequences in the measurement. The results converge with far fewer sequences.
 const MAX_SEQUENCES: usize = 64;
 
-/// Limit on the tokens of a measured sequence.
+/// Maximum number of tokens in a measured sequence.
 const MAX_LENGTH: usize = 512;
 
-/// Largest perplexity with the adapter, relative to the base. A smaller rise is noise.
+/// Largest perplexity with the adapter, divided by the perplexity of the base. A smaller increase is noise.
 const MAX_PERPLEXITY_RATIO: f64 = 1.01;
 
-/// A model guesses if its perplexity reaches this share of the vocabulary size.
+/// A model guesses if its perplexity is at least this share of the vocabulary size.
 const GUESSING: f64 = 0.9;
 
 /// The flags of `danlu merge`.
@@ -126,10 +126,10 @@ fn dtype(name: &str) -> Result<DType, String> {
     }
 }
 
-/// Merges, reloads the result, measures it and prints.
+/// Merges, reloads the result, measures it, and prints the results.
 ///
 /// # Errors
-/// If a file is invalid, the output folder holds other files, or the result exceeds the threshold.
+/// If a file is invalid, the output folder contains other files, or the difference exceeds the threshold.
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         return Err(Diagnostic::input(format!("`--threshold` is {threshold}, expected 0 or more")));
@@ -138,7 +138,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let model = open_adapter(args, &loader)?;
     let check = token_check(args.allow_template_mismatch);
     let tokens = loader.run(|_, notices| ModelTokens::read(&model, check, notices))?;
-    // f32 keeps rounding errors out of the measurement.
+    // The measurement computes in f32, so that rounding errors do not change its result.
     let backend = args.compute.backend(DType::F32)?;
     let adapter = loader.run(|_, notices| {
         let files = model.require_adapter()?;
@@ -148,13 +148,13 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         tokens.tokenizer.limit_ids(changed.as_ref().unwrap_or(model.base()).config());
         Ok(adapter)
     })?;
-    // Text and card are read first: an error in them costs no merge.
+    // The card and the text are read first, so that an error in them appears before the merge.
     let mut card = MergedCard::of(&model, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
     let sequences = held_out_sequences(args, file.as_deref(), tokens, printer)?;
     let original = args.original.as_deref();
     let original = original.map(|folder| loader.base_folder(folder, FetchScope::Full)).transpose()?;
-    // Until here Ctrl-C exits at once; a rerun resumes the download.
+    // Before this line, Ctrl-C exits at once, and a second run resumes the download.
     let _stop = interrupt::graceful_stop(None)?;
     let forms = BaseForms::of(&model, original.as_deref(), &loader)?;
     if let Some((base, folder)) = other_base(&model, &forms, &loader)? {
@@ -187,7 +187,7 @@ fn open_adapter(args: &MergeArgs, loader: &ModelLoader<'_>) -> Result<ModelFiles
     loader.run(|_, _| ModelFiles::open(dirs))
 }
 
-/// Returns the sequences for the measurement, from `file` or from danlu's own text.
+/// Returns the sequences for the measurement. They come from `file`, or else from danlu's own text.
 fn held_out_sequences(
     args: &MergeArgs,
     file: Option<&Path>,
@@ -202,7 +202,7 @@ fn held_out_sequences(
     Ok(held_out.sequences)
 }
 
-/// Returns the base with its folder, if the adapter was trained on another base.
+/// Returns the base of the merge with its folder, if the adapter was trained on another base.
 fn other_base(
     model: &ModelFiles,
     forms: &BaseForms,
@@ -241,21 +241,21 @@ struct Job<'a> {
     printer: &'a Printer,
 }
 
-/// A staged and measured merge.
+/// A merge that is staged and measured, but not published.
 struct Merged {
     staged: StagedMerge,
     fidelity: Fidelity,
-    /// The base that was merged into.
+    /// The base that the adapter was merged into.
     base: MergedBase,
 }
 
-/// A base in memory, in the forms that a measurement needs.
+/// A base in memory, with and without the changes of the adapter, as a measurement needs it.
 struct MergedBase {
-    /// Without the adapter.
+    /// The base without the adapter.
     alone: Decoder,
-    /// With the tensors that the adapter replaces, if it replaces any.
+    /// The base with the tensors that the adapter replaces, if there are any.
     changed: Option<Decoder>,
-    /// The adapter, prepared for this form of the base.
+    /// The adapter, loaded for this form of the base.
     adapter: Adapter,
 }
 
@@ -269,8 +269,8 @@ impl Job<'_> {
     /// Merges, measures, publishes and prints.
     fn run(&self, card: MergedCard, file: Option<&Path>) -> Result<()> {
         let args = self.args;
-        // A merge to 4 bits is first written in 16 bits to a hidden folder in the output, which is removed
-        // later.
+        // A merge to 4 bits is first written in 16 bits to a hidden folder inside the output folder. The
+        // hidden folder is removed later.
         let quantized = match args.to {
             Some(code) => {
                 Some((code, StagedFolder::create_beside(&args.output, |name| name == REPORT_FILE)?))
@@ -313,16 +313,16 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Rejects an adapter that predicts the text worse than its base: its run has diverged.
+    /// Rejects an adapter that predicts the text worse than its base, because such a training has diverged.
     ///
-    /// danlu's own text differs from what the adapter was trained on. It only shows a model that guesses.
+    /// danlu's own text differs from the training data, so it can only reveal a model that guesses.
     fn check_adapter(&self, fidelity: &Fidelity, file: Option<&Path>, vocab_size: usize) -> Result<()> {
         let (base, adapter) = (fidelity.perplexity_base, fidelity.perplexity_adapter);
         let guessing = GUESSING * vocab_size as f64;
         let limit = match file {
             Some(_) => base * MAX_PERPLEXITY_RATIO,
             None if base < guessing => guessing,
-            // A base that guesses itself, such as one of random weights, gives no measure.
+            // If the base itself guesses, for example with random weights, there is no useful limit.
             None => f64::INFINITY,
         };
         if self.args.allow_worse || adapter <= limit {
@@ -337,8 +337,8 @@ impl Job<'_> {
         Err(Diagnostic::input(error).with_hint(hint))
     }
 
-    /// Merges, measures the result, and then renames it to its final name. `auto` selects the form whose
-    /// result is closest to base plus adapter.
+    /// Merges, measures the result, and then renames the result to its final name. `auto` selects the form
+    /// whose merged model is closest to base plus adapter.
     fn merge(&self, output: &Path) -> Result<Merged> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
@@ -350,7 +350,7 @@ impl Job<'_> {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Dequantized, output),
             };
         };
-        // A merge into the trained base is exact up to rounding, so there is nothing to compare.
+        // A merge into the base of the training is exact up to rounding, so no forms are compared.
         if self.forms.trained == MergeBase::Original {
             return match wanted {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Original, output),
@@ -365,7 +365,8 @@ impl Job<'_> {
         }
 
         let mut merged = self.merge_into(MergeBase::Dequantized, output)?;
-        // The adapter on the original base predicts the merge, which is not written yet.
+        // The merge into the original base is not written yet. The adapter on the original base predicts its
+        // result.
         let unmerged = {
             let (base, limits) = (self.load_form(original)?, Limits::of(DType::F32));
             let found = self.measure(&merged.base, base.changed(), Some(&base.adapter), limits)?;
@@ -382,14 +383,14 @@ impl Job<'_> {
         Ok(merged)
     }
 
-    /// Compares a merge into the original with the adapter on `trained`, the dequantized base.
+    /// Compares a merge into the original base with the adapter on `trained`, which is the dequantized base.
     fn figures_of_original(&self, merged: &Merged, trained: &MergedBase) -> Result<FormFidelity> {
         let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
         let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
         Ok(figures(MergeBase::Original, true, &found))
     }
 
-    /// Merges into one form, and compares with the adapter on that form.
+    /// Merges into one form of the base, and compares the result with the adapter on this form.
     fn merge_into(&self, form: MergeBase, output: &Path) -> Result<Merged> {
         let (args, printer, form) = (self.args, self.printer, self.forms.get(form)?);
         let options = MergeOptions {
@@ -397,7 +398,7 @@ impl Job<'_> {
             max_shard_size: args.max_shard_size,
             threads: Some(args.compute.threads()),
             requantize_as: form.requantize_as,
-            // The merged model keeps the token identity of the adapter.
+            // The merged model has the tokens of the adapter, so the token identity is copied too.
             also_copy: vec![IDENTITY_FILE.to_owned()],
         };
         let mut progress = |p: merge::MergeProgress<'_>| {
@@ -422,8 +423,8 @@ impl Job<'_> {
         Ok(Merged { staged, fidelity, base })
     }
 
-    /// Quantizes a merge into the output's folder. Returns the report with the cost of 4 bits, and the
-    /// measured result.
+    /// Quantizes a merged model into `model`, the folder of the output. Returns the report, which includes
+    /// the cost of 4 bits, and the measured result.
     fn quantize(
         &self,
         merged: Merged,
@@ -435,7 +436,7 @@ impl Job<'_> {
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let merged = self.load(&BaseFiles::open(staged.folder())?, Some(quantization))?;
-        // The user requested 4 bits, so the cost is reported and nothing is rejected.
+        // The user requested 4 bits, so the cost is only reported, and no result is rejected.
         let limits = Limits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;
@@ -465,7 +466,7 @@ impl Job<'_> {
         Ok((staged.report.clone(), cost))
     }
 
-    /// Loads the adapter again: its factors depend on the form of the base.
+    /// Loads the adapter again, because its factors depend on the form of the base.
     fn load_adapter(&self) -> Result<Adapter> {
         let (base, backend) = (self.model.base(), &*self.backend);
         self.loader.run(|_, _| self.model.require_adapter()?.load(base.config(), base.folder(), backend))
@@ -483,13 +484,14 @@ impl Job<'_> {
         Ok(MergedBase { alone, changed, adapter })
     }
 
-    /// Loads a model, quantized if requested. Its files stay open as long as the decoder lives.
+    /// Loads a model, and quantizes it if requested. The files of the model stay open as long as the decoder
+    /// exists.
     fn load(&self, files: &BaseFiles, quantization: Option<Quantization>) -> Result<Decoder> {
         let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
         self.loader.run(|loader, _| loader.load_decoder(files, quantization, threads, backend))
     }
 
-    /// Compares `merged`, or the adapter on it, with the adapter on `base`.
+    /// Compares `merged` with the adapter on `base`. If `merged_lora` is given, it is applied to `merged`.
     fn measure(
         &self,
         base: &MergedBase,
@@ -514,7 +516,7 @@ fn figures(form: MergeBase, merged: bool, f: &Fidelity) -> FormFidelity {
     FormFidelity { form, merged, kl: f.kl, perplexity: f.perplexity_merged }
 }
 
-/// Returns the written type with the coarsest rounding.
+/// Returns the type with the coarsest rounding among the types that were written.
 fn narrowest(report: &MergeReport) -> DType {
     let has = |name: &str| report.dtype.iter().any(|dtype| dtype == name);
     match () {
@@ -524,8 +526,8 @@ fn narrowest(report: &MergeReport) -> DType {
     }
 }
 
-/// Returns danlu's own sentences in both languages, for merges without data. They suffice to detect a wrong
-/// merge.
+/// Returns danlu's own sentences in both languages, for merges without data. These sentences suffice to
+/// detect a wrong merge.
 fn own_text(tokenizer: &Tokenizer) -> Result<Vec<LabeledSequence>> {
     let sentences = include_str!("../../../assets/held_out.txt");
     let encode = |line: &str| -> Result<LabeledSequence> {

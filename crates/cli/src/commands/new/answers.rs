@@ -1,4 +1,4 @@
-//! The answers to the five questions.
+//! The user's answers to the five questions.
 
 use std::path::{Path, PathBuf};
 
@@ -11,33 +11,33 @@ use crate::embedded_base;
 use crate::lang::Lang;
 use crate::model_loader::hub_name;
 
-/// What the user wants.
+/// The answers of the user.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answers {
     /// Language of the data and of the model card.
     pub language: Lang,
     pub base: PathBuf,
     pub data: DataAnswer,
-    /// The system message of the character.
+    /// The system message that describes the character.
     pub character: Option<String>,
     pub limits: Limits,
 }
 
-/// The data: a file, or a data set that danlu writes.
+/// The training data: a file, or a data set that danlu writes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataAnswer {
     File(PathBuf),
     Named(NamedData),
 }
 
-/// What the run may take.
+/// Limits on the time and the memory of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Limits {
     pub seconds: Option<f64>,
     pub memory: Option<u64>,
 }
 
-/// A base to choose, with its description in Chinese and English.
+/// A base that the user can choose, with its description in Chinese and English.
 type BaseChoice = (&'static str, &'static str, &'static str);
 
 const DEMO: BaseChoice = (
@@ -63,7 +63,7 @@ fn base_choices(language: Lang) -> [BaseChoice; 3] {
 }
 
 impl Answers {
-    /// Asks the questions that no flag answers.
+    /// Asks every question that no flag answers.
     ///
     /// # Errors
     /// If an answer is invalid.
@@ -121,7 +121,7 @@ fn parse_language(text: &str) -> Result<Lang> {
     }
 }
 
-/// Parses a number of `choices`, a folder or a Hub name.
+/// Parses the answer about the base: a number in the list `choices`, a folder or a Hub name.
 fn parse_base(text: &str, choices: &[&str]) -> Result<PathBuf> {
     let number = text.parse::<usize>().ok().and_then(|number| choices.get(number.checked_sub(1)?));
     let path = PathBuf::from(number.copied().unwrap_or(text));

@@ -1,4 +1,4 @@
-//! Questions and answers, one line each.
+//! Asks questions and reads answers, one line each.
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -21,9 +21,10 @@ impl<'a> Interview<'a> {
         Self { printer, asked: Cell::new(0) }
     }
 
-    /// Returns the parsed answer: that of the flag, of the user, or the default for an empty line.
+    /// Returns the parsed answer. The answer comes from the flag or from the user. An empty line selects the
+    /// default.
     ///
-    /// At a terminal, an invalid answer is asked for again.
+    /// At a terminal, the question is repeated after an invalid answer.
     ///
     /// # Errors
     /// If the answer is invalid, or stdin cannot be read.
@@ -70,7 +71,8 @@ impl<'a> Interview<'a> {
         }
     }
 
-    /// Prints the prompt, and returns a line without its end. The end of the input is an empty line.
+    /// Prints the prompt, and returns a line without its line end. The end of the input counts as an empty
+    /// line.
     fn prompted(&self, prompt: &str) -> Result<String> {
         self.printer.clear_live();
         let mut line = String::new();

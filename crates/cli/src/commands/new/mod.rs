@@ -1,4 +1,5 @@
-//! `danlu new`: asks five questions, proposes a run, writes its configuration file, and starts it if told to.
+//! `danlu new`: asks five questions, proposes a run, and writes its configuration file. If the user agrees,
+//! it also starts the run.
 
 mod answers;
 mod interview;
@@ -55,7 +56,7 @@ pub struct NewArgs {
     pub compute: ComputeArgs,
 }
 
-/// Asks, proposes, writes, and trains if told to.
+/// Asks the questions, proposes a run, writes its file, and trains if the user agrees.
 ///
 /// # Errors
 /// If an answer is invalid, the run does not fit, or a file cannot be written.
@@ -87,7 +88,7 @@ fn read(path: &Path) -> Result<RunConfig> {
     RunConfig::resolve(&command.try_get_matches_from(line).map_err(|error| usage(&error))?)
 }
 
-/// Returns the given file, or the first free one of `run.toml`, `run-2.toml`, ...
+/// Returns the given file, or the first of `run.toml`, `run-2.toml`, ... that does not exist.
 fn file_to_write(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         return match path.exists() {
@@ -103,7 +104,7 @@ fn file_to_write(asked: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// Prints what the run will be, and what it needs.
+/// Prints the proposed run, and the resources that it needs.
 fn print(proposal: &Proposal, printer: &Printer) {
     let row = |zh: &str, en: &str, value: String| {
         let label = printer.paint_data(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));

@@ -15,30 +15,30 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Most parameters of a base that learns best with the settings of the demo.
+/// Largest number of parameters of a base that learns best with the settings of the demo.
 const MAX_SMALL_PARAMETERS: u64 = 50_000_000;
 
-/// Checkpoints that the run keeps.
+/// Number of checkpoints that the run keeps.
 const KEPT_CHECKPOINTS: usize = 2;
 
-/// Disk space of report, card and held-out records.
+/// Estimated disk space for the report, the card and the held-out records, in bytes.
 const DOCUMENT_BYTES: u64 = 2 << 20;
 
 /// A run with its forecast.
 pub struct Proposal {
     pub run: RunConfig,
     pub prediction: Prediction,
-    /// Bytes that the output folder will take.
+    /// Number of bytes that the output folder will take.
     pub disk: u64,
-    /// Whether the run needs 4 bits to fit.
+    /// Whether the base is quantized, because the run fits only in 4 bits.
     is_quantized: bool,
-    /// The steps of the whole run, if the time allows only a part.
+    /// Number of steps in the whole run, if the time allows only some of them.
     all_steps: Option<u64>,
 }
 
 impl Proposal {
-    /// Proposes a run for the answers. Quantizes the base if it does not fit otherwise, and takes fewer steps if
-    /// the time is short.
+    /// Proposes a run for the answers. If the run does not fit, the base is quantized. If the time is short,
+    /// the run gets fewer steps.
     ///
     /// # Errors
     /// If the run does not fit even in 4 bits, or an input is invalid.
@@ -94,7 +94,7 @@ impl Proposal {
         Ok(Self { run, prediction, disk, is_quantized, all_steps })
     }
 
-    /// The predicted time of the proposed steps.
+    /// Returns the predicted time of the proposed steps.
     pub fn time(&self) -> Option<TimeForecast> {
         let time = self.prediction.time?;
         Some(TimeForecast { steps: self.run.settings.max_steps.or(time.steps), ..time })
@@ -130,7 +130,7 @@ impl Proposal {
     }
 }
 
-/// The settings of a small base. A larger base learns with smaller steps.
+/// Returns the settings for a small base. A larger base later gets a lower learning rate and more epochs.
 fn settings(answers: &Answers, compute: &ComputeArgs) -> Result<TrainSettings> {
     let dtype = compute.dtype(None)?.precision;
     Ok(TrainSettings {
@@ -145,7 +145,8 @@ fn settings(answers: &Answers, compute: &ComputeArgs) -> Result<TrainSettings> {
     })
 }
 
-/// Limits the steps to those that fit into `seconds`. Returns the steps of the whole run if it is longer.
+/// Limits the steps to the number that fits into `seconds`. If this shortens the run, returns the number of
+/// steps in the whole run.
 fn shorten(run: &mut RunConfig, prediction: &Prediction, seconds: Option<f64>) -> Option<u64> {
     let (time, limit) = (prediction.time?, seconds?);
     let all = time.steps.filter(|_| time.seconds().is_some_and(|seconds| seconds > limit))?;
@@ -153,7 +154,8 @@ fn shorten(run: &mut RunConfig, prediction: &Prediction, seconds: Option<f64>) -
     Some(all)
 }
 
-/// Returns `out/` and the name of the data, or the next free one.
+/// Returns the folder `out/NAME`, where `NAME` is the name of the data file. If this folder exists, a number
+/// is appended.
 fn output_for(data: &Path) -> Result<PathBuf> {
     let stem = data.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
     let names = std::iter::once(stem.clone()).chain((2..1000).map(|n| format!("{stem}-{n}")));

@@ -9,7 +9,7 @@ use super::proposal::Proposal;
 use crate::lang::Lang;
 use crate::terminal_text;
 
-/// The text of the file, which grows by one commented key at a time.
+/// The text of the file. Each added key is written with a comment.
 struct CommentedKeys {
     text: String,
     lang: Lang,
@@ -23,7 +23,7 @@ impl CommentedKeys {
     }
 }
 
-/// Renders the file. `path` is its name in the first comment.
+/// Renders the file. The first comment of the file contains `path`.
 pub fn render(proposal: &Proposal, path: &Path, lang: Lang) -> String {
     let word = terminal_text::shell_path(path);
     let text = lang.pick(
@@ -112,7 +112,7 @@ fn add_learning(keys: &mut CommentedKeys, settings: &TrainSettings) {
     }
 }
 
-/// Adds the size of a pass, and what it may need in memory.
+/// Adds the settings of a pass, and the limit on its memory.
 fn add_passes(keys: &mut CommentedKeys, proposal: &Proposal) {
     let settings = &proposal.run.settings;
     keys.add(

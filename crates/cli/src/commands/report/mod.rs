@@ -1,4 +1,4 @@
-//! `danlu report`: the report of a run, served on this machine, or several runs on one page.
+//! `danlu report`: serves the report of a run on this machine, or compares several runs on one page.
 
 mod server;
 
@@ -26,7 +26,7 @@ Examples:
 
 The page is served on 127.0.0.1 until Ctrl-C. The page of a running training reloads itself.";
 
-/// Largest report and largest run.toml.
+/// Largest report and largest `run.toml` that are read, in bytes.
 const MAX_REPORT_BYTES: u64 = 256 << 20;
 const MAX_RUN_FILE_BYTES: u64 = 1 << 20;
 
@@ -47,10 +47,10 @@ pub struct ReportArgs {
     pub open: bool,
 }
 
-/// Serves the page until Ctrl-C, or writes it.
+/// Serves the page until Ctrl-C, or writes the page to a file.
 ///
 /// # Errors
-/// If a folder holds no run, or the port or the file cannot be used.
+/// If a folder contains no run, or the port or the file cannot be used.
 pub fn run(args: &ReportArgs, printer: &Printer) -> Result<()> {
     args.runs.iter().try_for_each(|run| check_run(run))?;
     let first = render(&args.runs, printer)?;
@@ -81,7 +81,7 @@ fn check_run(folder: &Path) -> Result<()> {
     Err(Diagnostic::input(text).with_hint("name the folder that `danlu train --output` wrote"))
 }
 
-/// Returns the page of one run, or the comparison of several.
+/// Returns the page of one run, or a page that compares several runs.
 fn render(runs: &[PathBuf], printer: &Printer) -> Result<String> {
     let language = printer.lang.of_page();
     if let [run] = runs {

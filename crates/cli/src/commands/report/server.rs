@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 
-/// Largest head of a request.
+/// Largest head of a request, in bytes.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 
-/// Longest wait for a request, and for the browser to take the page.
+/// Maximum time to receive a request, and to send the page.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// Pause between two looks for a new connection.
+/// Pause between two checks for a new connection.
 const POLL: Duration = Duration::from_millis(50);
 
-/// A server of one page, for programs on this machine.
+/// A server for one page. Only programs on this machine can connect.
 pub struct PageServer {
     listener: TcpListener,
     port: u16,
@@ -46,11 +46,11 @@ impl PageServer {
     /// Answers requests with `page` until Ctrl-C.
     ///
     /// # Errors
-    /// If the listener fails. An error of `page` is answered with status 500, and the server goes on.
+    /// If the listener fails. If `page` fails, the response has status 500, and the server continues.
     pub fn serve(&self, page: &dyn Fn() -> Result<String>) -> Result<()> {
         while !interrupt::requested() {
             match self.listener.accept() {
-                // A browser that goes away early is no fault of the server.
+                // A browser that closes the connection early is no error of the server.
                 Ok((stream, _)) => drop(self.answer(stream, page)),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     thread::sleep(POLL);
@@ -83,8 +83,8 @@ impl PageServer {
         stream.write_all(body.as_bytes())
     }
 
-    /// Checks a request. A page of another site must not read the report through a name that resolves to this
-    /// machine, so the host must be the loopback address.
+    /// Checks a request, and returns the status of the response. The host must be the loopback address.
+    /// Otherwise a page of another site could read the report through a name that resolves to this machine.
     fn status(&self, head: &str) -> &'static str {
         let mut lines = head.lines();
         let mut words = lines.next().unwrap_or_default().split(' ');
@@ -102,7 +102,7 @@ impl PageServer {
     }
 }
 
-/// Reads the head of a request. Limits its size and its time.
+/// Reads the head of a request, with limits on its size and its time.
 fn read_head(stream: &mut TcpStream) -> io::Result<String> {
     let end = Instant::now() + TIME_LIMIT;
     let (mut head, mut piece) = (Vec::new(), [0; 1024]);

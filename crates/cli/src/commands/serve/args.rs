@@ -1,4 +1,4 @@
-//! The flags of `danlu serve`, and the values that they stand for.
+//! The flags of `danlu serve`, and the parsers of their values.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -131,7 +131,7 @@ fn named_adapter(text: &str) -> Result<ServedAdapter, String> {
         ModelRef::Folder(folder) => AdapterSource::Folder(folder),
         reference => match hub_name(path.as_ref()) {
             Some(name) => AdapterSource::Hub(name),
-            // A mistyped folder is told apart by the loader.
+            // The loader reports a mistyped folder.
             None => match reference {
                 ModelRef::Ambiguous { path, .. } | ModelRef::Folder(path) => AdapterSource::Folder(path),
                 ModelRef::Hub(name) => AdapterSource::Hub(name),
@@ -141,10 +141,10 @@ fn named_adapter(text: &str) -> Result<ServedAdapter, String> {
     Ok(ServedAdapter { name, source })
 }
 
-/// Checks a pattern: a name on the Hub, which may end in `*`.
+/// Checks a pattern. A pattern is a Hub name that may end in `*`.
 fn hub_pattern(text: &str) -> Result<String, String> {
     let name = match text.strip_suffix('*') {
-        // A star stands for any rest of a name.
+        // The star matches the rest of a name, so a letter replaces it for the check.
         Some(prefix) => format!("{prefix}x"),
         None => text.to_owned(),
     };

@@ -1,4 +1,4 @@
-//! Memory of a server, before it loads its base.
+//! Plans the memory of a server before the base is loaded.
 
 use danlu_model::ModelConfig;
 use danlu_train::memory::display;
@@ -9,24 +9,24 @@ use crate::diagnostic::{Diagnostic, Result};
 /// Default limit of a conversation, in tokens.
 const DEFAULT_CONTEXT: usize = 8192;
 
-/// Least memory of adapters by default.
+/// Smallest default for the memory of adapters, in bytes.
 const MIN_ADAPTER_BYTES: u64 = 64 << 20;
 
-/// Limits of a server that follow from the memory.
+/// Limits of a server that follow from its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeLimits {
-    /// Most tokens of a prompt and its reply.
+    /// Maximum number of tokens in a prompt and its reply.
     pub context: usize,
-    /// Most tokens whose keys and values are in memory.
+    /// Maximum number of tokens whose keys and values are in memory.
     pub kv_tokens: usize,
-    /// Bytes of those.
+    /// Bytes of these keys and values.
     pub kv_bytes: u64,
-    /// Most bytes of adapters.
+    /// Maximum number of bytes for adapters.
     pub adapter_bytes: u64,
 }
 
 impl ServeLimits {
-    /// Chooses the limits for `config` in `available` bytes, where the flags leave them open.
+    /// Chooses the limits that the flags do not set, for `config` and `available` bytes of memory.
     ///
     /// # Errors
     /// If a flag exceeds the model's context or the memory.

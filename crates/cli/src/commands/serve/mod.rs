@@ -1,4 +1,4 @@
-//! `danlu serve`: an HTTP server of a base and its adapters.
+//! `danlu serve`: serves a base and its adapters over HTTP.
 
 mod args;
 mod memory;
@@ -33,10 +33,10 @@ Examples:
 Clients of OpenAI, vLLM and Ollama work with it: their `model` is the name of the base or of an adapter. \
 Ctrl-C finishes the running replies, a second Ctrl-C ends at once.";
 
-/// Time between two looks for a signal.
+/// Interval between two checks for a signal.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Serves until a signal.
+/// Serves until a signal arrives.
 ///
 /// # Errors
 /// If the model or an adapter cannot be loaded, or the address cannot be bound.
@@ -136,7 +136,7 @@ fn serve_options(args: &ServeArgs, files: &ModelFiles, limits: &ServeLimits) -> 
     }
 }
 
-/// Returns the base's name on the Hub, or that of its folder.
+/// Returns the base's name on the Hub, or the name of its folder.
 fn base_name(args: &ServeArgs, files: &ModelFiles) -> String {
     let typed: &Path = match (&args.base, files.adapter()) {
         (Some(base), _) => base,
@@ -146,7 +146,7 @@ fn base_name(args: &ServeArgs, files: &ModelFiles) -> String {
     hub_name(typed).map_or_else(|| folder_name(files.base().folder()), |name| name.id().to_owned())
 }
 
-/// Prints what the server may hold in memory.
+/// Prints how much memory the server may use.
 fn forecast(limits: &ServeLimits, base: &LoadedBase, printer: &Printer) {
     let weights = display(base.files().weights().total_bytes());
     let (kv, adapters) = (display(limits.kv_bytes), display(limits.adapter_bytes));
@@ -160,7 +160,7 @@ fn forecast(limits: &ServeLimits, base: &LoadedBase, printer: &Printer) {
     );
 }
 
-/// Prints where the server is, what it serves, and a request to paste.
+/// Prints the address of the server, the models that it serves, and a request to paste.
 fn announce(server: &Server, options: &ServeOptions, printer: &Printer) {
     let url = format!("http://{}", server.address());
     let names: Vec<String> = options.base_names.iter().cloned().chain(server.adapters()).collect();

@@ -256,7 +256,7 @@ mod tests {
             let help = arg.get_help().unwrap().to_string();
             let Some((_, shown)) = help.split_once("[default: ") else { continue };
             let shown = shown.trim_end_matches(']');
-            // The command decides both.
+            // The command sets these two defaults itself.
             let of_command = [("val_size", "0.02 from 50 records on"), ("dtype", "auto")];
             if let Some((_, default)) = of_command.iter().find(|(of, _)| *of == name) {
                 assert_eq!(shown, *default);

@@ -1,4 +1,4 @@
-//! Detects that the files of a base change while a run reads them.
+//! Detects whether the files of a base change while a run reads them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use danlu_model::base_sample;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::terminal_text;
 
-/// Size and time of modification of a file.
+/// Size and modification time of a file.
 type FileState = (u64, Option<SystemTime>);
 
-/// The files of a base as they were before the first step.
+/// The state of a base's files before the first step.
 pub struct BaseWatch {
     base: Arc<BaseFiles>,
     files: Vec<(PathBuf, FileState)>,
@@ -23,10 +23,10 @@ pub struct BaseWatch {
 }
 
 impl BaseWatch {
-    /// Records the files of `base`.
+    /// Records the state of the files of `base`.
     ///
     /// # Errors
-    /// If its folder cannot be read.
+    /// If the folder of the base cannot be read.
     pub fn new(base: Arc<BaseFiles>) -> Result<Self> {
         let (folder, sample) = (base.folder(), base.sample()?);
         let entries = fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()));
@@ -39,10 +39,11 @@ impl BaseWatch {
         Ok(Self { base, files, sample })
     }
 
-    /// Compares the files with those before the first step: their sizes, their times and a sampled hash.
+    /// Compares the files with their state before the first step. Sizes, times and a sampled hash are
+    /// compared.
     ///
     /// # Errors
-    /// If a file changed. A checkpoint of this run in `output` is from before the last check.
+    /// If a file changed. The hint names the command that resumes from the last checkpoint in `output`.
     pub fn check(&self, output: &Path) -> Result<()> {
         let sized = self.files.iter().map(|(path, before)| (path, *before, state(path)));
         let changed: Vec<_> = sized.filter(|(_, before, now)| before != now).collect();
@@ -55,7 +56,8 @@ impl BaseWatch {
                 now.0
             ),
             (None, first) => {
-                // A file with another time may be another file than the one that is open.
+                // A file with another modification time may have replaced the file that is open. The sample
+                // is then read from the folder and not from the open file.
                 let now = match first {
                     Some(_) => base_sample(self.base.folder())?,
                     None => self.base.sample()?,
@@ -77,7 +79,7 @@ impl BaseWatch {
     }
 }
 
-/// Returns size and time of a file; a missing file has size 0.
+/// Returns the size and the modification time of a file. A missing file has size 0.
 fn state(path: &Path) -> FileState {
     fs::metadata(path).map_or((0, None), |metadata| (metadata.len(), metadata.modified().ok()))
 }

@@ -15,8 +15,8 @@ use crate::terminal_text;
 
 /// Writes the card of a finished run, and its chart.
 ///
-/// Values that the author changed in an earlier card stay. A `README.md` with missing or damaged markers is
-/// not changed, and the run succeeds.
+/// Values that the author changed in an earlier card are preserved. If the markers in `README.md` are missing
+/// or damaged, the file is not changed, and the run still succeeds.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -33,7 +33,8 @@ pub fn write_for_run(
     let template = tokens.fingerprint().template_sha256.clone();
     let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
     let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
-    // A resumed run measures only its own part, which may be only the writing of the adapter.
+    // A resumed run measures only its own part of the run. This part may only write the adapter, so the
+    // larger value is used.
     if recorded > training.memory {
         training.memory = recorded;
     }
@@ -51,7 +52,7 @@ pub fn write_for_run(
             card.repository.clone_from(&earlier.repository);
             card.language = earlier.language;
             card.license = earlier.license.clone().or(card.license);
-            // Earlier versions recorded a later name only in the card.
+            // In earlier versions, a Hub name that was given after the training is only in the card.
             if let (None, Some(id)) = (&card.base.hub_id, &earlier.base.hub_id) {
                 card.base = card.base.with_hub_id(id);
             }
@@ -68,7 +69,7 @@ pub fn write_for_run(
     write_card(&card, &run.files.output, printer)
 }
 
-/// Writes `card.json`. Writes the card into `README.md` if that file has markers or no text.
+/// Writes `card.json`. Also writes the card into `README.md`, if that file has markers or no text.
 fn write_card(card: &Card, folder: &Path, printer: &Printer) -> Result<(), ReportError> {
     card.write_record(folder)?;
     let output = terminal_text::shell_path(folder);
@@ -96,7 +97,7 @@ fn write_card(card: &Card, folder: &Path, printer: &Printer) -> Result<(), Repor
     }
 }
 
-/// Warns that the card was not written, and names the command to write it.
+/// Warns that the card was not written, and names the command that writes the card.
 fn warn_of_readme(error: &ReportError, output: &str, printer: &Printer) {
     let hint = error.hint().unwrap_or_default();
     printer.warn(&printer.pick(

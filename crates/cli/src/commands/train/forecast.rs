@@ -1,4 +1,4 @@
-//! Predicted memory of a run: current use is measured, the rest is planned.
+//! Predicts the memory of a run. The current memory is measured, and the rest is planned.
 
 use danlu_adapter::TrainingIdentity;
 use danlu_kernels::cuda::{self, CudaOptions};
@@ -22,17 +22,18 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Memory that a run adds after planning: code pages, stacks and small allocations.
+/// Memory that a run uses in addition to the plan: code pages, stacks and small allocations.
 const GROWTH: u64 = 5 << 20;
 
 /// Memory of the program, if the system does not report it.
 const PROGRAM: u64 = 16 << 20;
 
-/// Memory of a tokenizer that is not loaded: Llama 3's 128,256 tokens take 51 MiB, 8,192 tokens 6.6 MiB.
+/// Parameters that estimate the memory of a tokenizer that is not loaded. A tokenizer takes 51 MiB for the
+/// 128,256 tokens of Llama 3, and 6.6 MiB for 8,192 tokens.
 const TOKENIZER_BASE: u64 = 4 << 20;
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
 
-/// Measures memory while a run is prepared.
+/// Measures the memory while a run is prepared.
 pub struct MemoryBaseline {
     start: Option<u64>,
     tokenizer: Option<u64>,
@@ -41,23 +42,23 @@ pub struct MemoryBaseline {
 }
 
 impl MemoryBaseline {
-    /// Measures before anything is loaded.
+    /// Measures the memory before anything is loaded.
     pub fn new() -> Self {
         Self { start: in_use(), tokenizer: None, data: None, copied: 0 }
     }
 
-    /// Measures after the tokenizer is loaded.
+    /// Measures the memory after the tokenizer is loaded.
     pub fn tokenizer(&mut self, tokens: &TrainingIdentity) {
         self.tokenizer = in_use();
         self.copied = tokens.largest_file();
     }
 
-    /// Measures after the data is encoded.
+    /// Measures the memory after the data is encoded.
     pub fn data(&mut self) {
         self.data = in_use();
     }
 
-    /// Returns the measured baseline. The size of a tokenizer that is not loaded is estimated from its
+    /// Returns the measured baseline. If the tokenizer is not loaded, its size is estimated from the
     /// vocabulary.
     fn present(&self, vocab_size: usize) -> BaselineMemory {
         let program = self.start.unwrap_or(PROGRAM);
@@ -69,13 +70,13 @@ impl MemoryBaseline {
     }
 }
 
-/// Returns the baseline of a process without data: program and peak.
+/// Returns the baseline of a process without data, which consists of the program and the peak.
 pub fn present() -> BaselineMemory {
     let (program, peak) = (in_use().unwrap_or(PROGRAM) + GROWTH, memory::peak().unwrap_or(0));
     BaselineMemory { program, peak, ..BaselineMemory::default() }
 }
 
-/// Returns the resident bytes, without free heap pages.
+/// Returns the number of resident bytes, without free heap pages.
 fn in_use() -> Option<u64> {
     allocator::trim();
     memory::resident()
@@ -84,7 +85,7 @@ fn in_use() -> Option<u64> {
 /// A plan with its limits.
 pub struct Forecast {
     pub plan: MemoryPlan,
-    /// The user's limit.
+    /// The limit that the user set.
     pub limit: Option<u64>,
     /// Memory available to this process, if the system reports it.
     pub available: Option<u64>,
@@ -92,20 +93,20 @@ pub struct Forecast {
     pub weights_evictable: bool,
 }
 
-/// The planned run.
+/// The run to plan.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     /// The base's weights, if they exist yet.
     pub weights: Option<&'a Weights>,
     pub config: &'a ModelConfig,
     pub settings: &'a TrainSettings,
-    /// Limits on the machine.
+    /// The device, the threads and the memory that the run may use.
     pub limits: &'a RunLimits,
 }
 
 impl Forecast {
-    /// Plans a run as [`Forecast::with_input`] does. Without data, every record has the longest allowed
-    /// length.
+    /// Plans a run as [`Forecast::with_input`] does. Without data, every record is assumed to have the
+    /// longest allowed length.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are invalid.
@@ -120,9 +121,9 @@ impl Forecast {
         })
     }
 
-    /// Plans `input`. `flags` formats the flags of a smaller run for a hint.
+    /// Plans `input`. For a hint, `flags` formats the flags of a smaller run.
     ///
-    /// Without a limit, the available memory is the limit.
+    /// If the user sets no limit, the available memory is the limit.
     ///
     /// # Errors
     /// If the run does not fit.
@@ -135,8 +136,8 @@ impl Forecast {
             return Self::on_gpu(input, limit, usable_memory(device, gpu_memory)?, flags);
         }
         let here = memory::resident().unwrap_or(0);
-        // No limit of the user can exceed the address space of the process. Weights that are mapped already are
-        // part of the plan.
+        // The address space of the process limits the run even if the user's limit is larger. Weights that
+        // are already mapped are a part of the plan, so they count as free space here.
         let space = memory::address_space().map(|free| free + here + input.weights.open);
         let available = memory::free().map(|free| free + here).into_iter().chain(space).min();
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
@@ -148,7 +149,8 @@ impl Forecast {
             Err(TrainError::Memory { needed, fits, .. }) if space == Some(room) => {
                 Err(beyond_space(needed, room, fits.map(flags)))
             }
-            // Weights are mapped from a file. Without a user limit, the system may evict and reread them.
+            // Weights are mapped from a file. If the user sets no limit, the system may evict pages of the
+            // weights and read them again.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
                 let room = (room + input.weights.mapped).min(space.unwrap_or(u64::MAX));
                 settled(
@@ -173,7 +175,7 @@ impl Forecast {
         Ok(Self { plan, limit, available, weights_evictable: false })
     }
 
-    /// Allocates the buffers of the trainer as planned.
+    /// Allocates the buffers of the trainer with the planned sizes.
     pub fn reserve(&self, trainer: &mut Trainer) {
         let plan = &self.plan;
         let room = (plan.tokens as usize, plan.trained_tokens as usize, plan.sharing_tokens as usize);
@@ -194,7 +196,7 @@ impl Forecast {
         self.warn(printer);
     }
 
-    /// Warns if the weights do not stay in memory.
+    /// Warns if the system may evict pages of the weights.
     pub fn warn(&self, printer: &Printer) {
         if self.weights_evictable {
             printer.warn(printer.pick(
@@ -204,7 +206,7 @@ impl Forecast {
         }
     }
 
-    /// Formats the peak and its parts.
+    /// Formats the peak and the parts that it consists of.
     pub fn peak(&self, printer: &Printer) -> String {
         let plan = &self.plan;
         let state = plan.adapter + plan.optimizer + plan.gradients;
@@ -218,7 +220,7 @@ impl Forecast {
         )
     }
 
-    /// Formats the limit in force, such as ` of 8.00 GiB available`.
+    /// Formats the limit that applies, such as ` of 8.00 GiB available`.
     fn bound(&self, printer: &Printer) -> String {
         match (self.limit, self.available) {
             (Some(limit), _) => {
@@ -233,7 +235,7 @@ impl Forecast {
         }
     }
 
-    /// Returns the forecast with the measured peak.
+    /// Returns the plan together with the measured peak.
     pub fn measured(self, backend: &dyn Backend) -> MemoryUse {
         let peak = match self.plan.on_device {
             true => backend.device_memory().map(|memory| memory.peak),
@@ -243,7 +245,8 @@ impl Forecast {
     }
 }
 
-/// The diagnostic of a run that exceeds the limit (`given`) or the available memory.
+/// Returns the diagnostic for a run that does not fit. `given` is true if the user set the limit, and false
+/// if the available memory is the limit.
 fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> String) -> Diagnostic {
     match error {
         TrainError::Memory { needed, limit, fits } if !given => {
@@ -263,7 +266,7 @@ fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> St
     }
 }
 
-/// The diagnostic of a run that exceeds the limit of the address space.
+/// Returns the diagnostic for a run that exceeds the limit of the address space.
 fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
     let (needed, space) = (display(needed), display(space));
     let text = format!(
@@ -275,7 +278,7 @@ fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
     )
 }
 
-/// The memory of a GPU that a run can use, or `None` if it is not known.
+/// Returns the memory of a GPU that a run can use, or `None` if this memory is unknown.
 fn usable_memory(device: usize, memory: GpuMemory) -> Result<Option<u64>> {
     if let GpuMemory::Total(total) = memory {
         return Ok(Some(cuda::usable_bytes_of(total)));
@@ -287,7 +290,7 @@ fn usable_memory(device: usize, memory: GpuMemory) -> Result<Option<u64>> {
     }
 }
 
-/// Describes which activations layers store, and how micro-batches run.
+/// Describes which activations the layers store, and how micro-batches are processed.
 pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     let kept = kept(&plan.layers, printer);
     if let Some(rows) = plan.max_pass_rows {
@@ -324,7 +327,7 @@ fn kept(layers: &LayerPolicies, printer: &Printer) -> String {
     }
 }
 
-/// Formats measured peak and forecast. Returns `None` if the system reports no peak.
+/// Formats the measured peak and the forecast. Returns `None` if the system reports no peak.
 pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
     let (peak, planned) = (display(memory.peak?), display(memory.plan.total));
     if memory.plan.on_device {
@@ -380,7 +383,7 @@ fn input<'a>(
         let prompt = tokenizer.template().ok()?.render(&question.messages, true).ok()?;
         Some(tokenizer.encode(&prompt).ok()?.len())
     };
-    // A question that the template rejects is reported later, when it is asked.
+    // If the template rejects a question, the error is reported later, when the question is asked.
     let prompt_tokens = questions.iter().filter_map(tokens).max().unwrap_or(0);
     input.reply = ReplySize { prompt_tokens, new_tokens: REPLY_TOKENS };
     Ok(input)

@@ -1,4 +1,4 @@
-//! `report.html` during a run. A browser reloads it every few seconds.
+//! Writes `report.html` during a run. A browser reloads this page every few seconds.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::summary::{RunFacts, summarize};
 use crate::browser;
 use crate::printer::Printer;
 
-/// Time between two writes. Each write waits for the disk.
+/// Time between two writes. Each write waits until the data is on the disk.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Writes the report of a running training.
@@ -24,9 +24,9 @@ pub struct LiveReport<'a> {
     base: BaseIdentity,
     printer: &'a Printer,
     written: Instant,
-    /// Whether a browser is still to be opened.
+    /// Whether a browser must still be opened.
     opens: bool,
-    /// Whether a write failed. The training goes on without further writes.
+    /// Whether a write failed. If so, the training continues, and the page is not written again.
     has_failed: bool,
 }
 
@@ -43,7 +43,8 @@ impl<'a> LiveReport<'a> {
         }
     }
 
-    /// Writes the page, if the last write is long enough ago. The first one of `--open` is written at once.
+    /// Writes the page, if the last write is long enough ago. With `--open`, the first page is written at
+    /// once.
     pub fn update(&mut self, trainer: &Trainer) {
         if self.has_failed || !(self.opens || self.written.elapsed() >= INTERVAL) {
             return;

@@ -1,4 +1,4 @@
-//! `danlu train`: resolve the inputs, plan the memory, train, publish.
+//! `danlu train`: resolves the inputs, plans the memory, trains, and publishes.
 
 mod args;
 mod base_watch;
@@ -50,12 +50,12 @@ use summary::RunFacts;
 /// Number of questions in the report.
 pub const REPLIES: usize = 4;
 
-/// Longest reply in the report, in tokens.
+/// Maximum number of tokens in a reply of the report.
 pub const REPLY_TOKENS: usize = 64;
 
 /// The result of a run.
 pub enum RunOutcome {
-    /// All steps are done and all files written.
+    /// All steps are done, and all files are written.
     Finished(Box<RunSummary>),
     /// Ctrl-C stopped the run after it wrote a checkpoint.
     Stopped,
@@ -74,14 +74,14 @@ pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
         }
         RunOutcome::Stopped => {
             printer.event("stopped", || json!({"output": run.files.output.display().to_string()}));
-            // The exit code keeps scripts from using an unfinished run.
+            // The exit code prevents scripts from using an unfinished run.
             interrupt::exit_interrupted()
         }
     }
     Ok(())
 }
 
-/// The last event of a run.
+/// Returns the last event of a run.
 fn finished(output: &Path, summary: &RunSummary) -> serde_json::Value {
     let verdict = Verdict::of(summary);
     json!({
@@ -99,7 +99,7 @@ fn finished(output: &Path, summary: &RunSummary) -> serde_json::Value {
 /// Trains, and writes all files.
 ///
 /// # Errors
-/// As [`run()`].
+/// Returns the errors of [`run()`].
 pub fn execute(run: &RunConfig, printer: &Printer) -> Result<RunOutcome> {
     let mut inputs = resolve(&run.files, &run.settings, printer)?;
     let planned = plan(&mut inputs, &run.limits, printer)?;
@@ -116,11 +116,11 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<RunOutcome> {
 /// The opened inputs of a run.
 struct Inputs {
     files: RunFiles,
-    /// With the template's date set.
+    /// The settings, with the date of the template.
     settings: TrainSettings,
     base: Arc<BaseFiles>,
     tokenizer: Tokenizer,
-    /// The base's stored quantization.
+    /// The quantization of the stored base, if it is in 4 bits.
     stored: Option<Quantization>,
     tokens: TrainingIdentity,
     lora: LoraConfig,
@@ -132,10 +132,11 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let loader = ModelLoader::new(printer);
     let files = files.resolve_base(FetchScope::Full, &loader)?;
     let base = Arc::new(loader.run(|_, _| BaseFiles::open(&files.base))?);
-    // Whatever form the base has, its 4 bits can be recreated from the original.
+    // The quantization of a stored 4-bit base is recorded, so that the same 4 bits can be recreated from the
+    // original.
     let stored = loader.run(|_, _| base.stored_quantization())?;
     let unquantized = base.weights().unquantized_modules(base.config());
-    // The plan counts these pages with the weights.
+    // The plan counts these pages as weights, so they are released before the measurement.
     base.weights().release_all();
     let mut baseline = MemoryBaseline::new();
     let tokenizer = loader.run(|_, notices| {
@@ -189,13 +190,14 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
 struct OutputFolder {
     checkpoint: Option<PathBuf>,
     notes: Option<String>,
-    /// The card of an earlier, interrupted part of the run.
+    /// The card that an earlier, interrupted part of the run wrote.
     earlier: Option<Card>,
     _lock: Option<File>,
 }
 
 impl OutputFolder {
-    /// Opens the folder. Notes and card are read first, so that an error in them costs no run.
+    /// Opens the folder. The notes and the card are read first, so that an error in them appears before the
+    /// run.
     fn open(run: &RunConfig, printer: &Printer) -> Result<Self> {
         let notes = run.card.notes.read()?;
         let earlier = Card::read(&run.files.output)?;
@@ -213,11 +215,11 @@ struct Trained {
     questions: Vec<Question>,
     data: DataSummary,
     forecast: Forecast,
-    /// Delays Ctrl-C until the result is written.
+    /// Delays the effect of Ctrl-C until the result is written.
     stop: GracefulStop,
 }
 
-/// Loads the base and takes the steps. Returns `None` if Ctrl-C stopped the run.
+/// Loads the base and runs the steps. Returns `None` if Ctrl-C stopped the run.
 fn train(
     inputs: Inputs,
     planned: Planned,
@@ -267,10 +269,9 @@ fn train(
     Ok(Some(Trained { trainer, tokenizer, tokens, base, questions, data: summary, forecast, stop }))
 }
 
-/// Identifies the base, without its path: name, commit and fingerprints.
+/// Identifies the base by its name, commit and fingerprints, but not by its path.
 ///
-/// Its name on the Hub comes from the first of these that has one: `--base-id`, the run's `danlu.json`, the
-/// settings.
+/// The Hub name comes from `--base-id`, else from the run's `danlu.json`, else from the settings.
 fn trained_base(files: &RunFiles, base: &BaseFiles, card: &CardOptions) -> Result<BaseIdentity> {
     let base = BaseIdentity {
         sha256: Some(base.fingerprint()?),

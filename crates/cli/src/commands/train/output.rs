@@ -18,10 +18,11 @@ use crate::terminal_text;
 /// Name of the report in the output folder.
 pub const REPORT_FILE: &str = "report.html";
 
-/// Prepares the folder. Returns the checkpoint to resume from, if any, and a lock against a second run.
+/// Prepares the folder. Returns the checkpoint to resume from, if there is one. Also returns a lock that
+/// prevents a second run in this folder.
 ///
 /// # Errors
-/// If the folder holds other files, cannot be written, or holds no run to resume.
+/// If the folder contains other files, cannot be written, or contains no run to resume.
 pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
     let output = &files.output;
     let holds_run = output.join(RUN_FILE).is_file();
@@ -68,8 +69,8 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
     Ok((checkpoint, lock))
 }
 
-/// Checks that the disk has room for a checkpoint and the adapter. Warns if it lacks room for all
-/// checkpoints. `copied` is the size of the largest file beside the weights.
+/// Checks that the disk has room for one checkpoint and the adapter. Warns if the disk lacks room for all
+/// checkpoints. `copied` is the size of the largest file that is saved with the weights.
 ///
 /// # Errors
 /// If the first save would fill the disk.
@@ -100,7 +101,7 @@ pub fn check_space(output: &Path, trainer: &Trainer, copied: u64, printer: &Prin
     Ok(())
 }
 
-/// Resumes from the checkpoint, and writes the settings.
+/// Resumes from the checkpoint, if there is one, and writes the settings.
 ///
 /// # Errors
 /// If the folder cannot be written, or the checkpoint belongs to another run.
@@ -142,7 +143,7 @@ pub fn save(output: &Path, trainer: &Trainer, tokens: &TrainingIdentity) -> Resu
     trainer.save_checkpoint(output, tokens).map(drop).map_err(|error| unsaved(output, error))
 }
 
-/// The diagnostic of a failed write. It names the checkpoint to resume from.
+/// Returns the diagnostic for a failed write. The hint names the checkpoint to resume from.
 fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     let (diagnostic, output) = (error.into(), folder.display());
     let (Ok(newest), Ok(whole)) = (latest_checkpoint(folder), latest_whole_checkpoint(folder)) else {
@@ -163,7 +164,7 @@ fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     })
 }
 
-/// The diagnostic of an unusable checkpoint. It names a usable one.
+/// Returns the diagnostic for a checkpoint that cannot be used. The hint explains how to resume instead.
 fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagnostic {
     if let TrainError::Resume { differences, .. } = &error {
         let is_base = differences.iter().any(|difference| difference.field == "base");
@@ -194,7 +195,7 @@ fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagn
     Diagnostic::from(error).with_hint(hint)
 }
 
-/// Writes `danlu.json`, the card and the report, and the adapter last. A folder with an adapter is therefore
+/// Writes `danlu.json`, the card and the report, and then the adapter. A folder with an adapter is therefore
 /// complete.
 ///
 /// # Errors

@@ -18,35 +18,37 @@ use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Bad records listed in the terminal; a file lists all of them.
+/// Number of bad records that are listed in the terminal. A file lists all bad records.
 const MAX_LISTED: usize = 10;
 
-/// Share of the records that is held out unless `--val-size` is given.
+/// Share of the records that is held out without `--val-size`.
 pub const DEFAULT_VAL_SIZE: f64 = 0.02;
 
-/// Fewest records that are split by default. A share of fewer records measures nothing.
+/// Smallest number of records that are split by default. With fewer records, the held-out share is too small
+/// to measure anything.
 const MIN_SPLIT_RECORDS: usize = 50;
 
-/// Name of the file in the output folder that lists the records left out.
+/// Name of the file in the output folder that lists the skipped records.
 pub const SKIPPED_FILE: &str = "skipped_records.txt";
 
 /// Encoded and split records.
 pub struct Prepared {
     pub examples: Vec<Example>,
-    /// The same records before encoding.
+    /// The records of `examples`, before encoding.
     pub records: Vec<Record>,
     pub held_out: Vec<Example>,
-    /// The same records before encoding.
+    /// The records of `held_out`, before encoding.
     pub held_out_records: Vec<Record>,
     pub summary: DataSummary,
     /// Skipped records with their faults.
     pub bad: Vec<BadRecord>,
-    /// The size of the split: as requested, or the default for this number of records.
+    /// Size of the held-out part. It is the requested size, or the default for this number of records.
     pub val_size: f64,
 }
 
 impl Prepared {
-    /// Returns `count` questions for base and adapter, from the held-out records if there are any.
+    /// Returns `count` questions for the base and the adapter. They come from the held-out records if there
+    /// are any.
     pub fn questions(&self, count: usize) -> Vec<Question> {
         let held_out = !self.held_out_records.is_empty();
         replies::questions(if held_out { &self.held_out_records } else { &self.records }, count)
@@ -56,7 +58,8 @@ impl Prepared {
 /// Records with their examples.
 type Items = Vec<(Record, Example)>;
 
-/// Reads, encodes and splits. Without a `val_size`, holds out [`DEFAULT_VAL_SIZE`] of enough records.
+/// Reads, encodes and splits the data. Without a `val_size`, holds out [`DEFAULT_VAL_SIZE`] if there are
+/// enough records.
 ///
 /// # Errors
 /// If a file cannot be read, records are bad and not skipped, or no record remains.
@@ -98,7 +101,7 @@ pub fn prepare(
                 );
             }
             if matches!(record.content, RecordContent::Chat(_)) {
-                // A missing template is an error of the base, not of the record.
+                // A missing template is an error of the base, so it is not reported as a bad record.
                 tokenizer.template()?;
             }
             texts.add(&record, tokenizer);
@@ -157,7 +160,7 @@ fn hold_out(items: Items, summary: &DataSummary, val_size: f64, seed: u64) -> Re
     Ok((train, held_out))
 }
 
-/// Counts the records of both parts.
+/// Counts the records of the training part and of the held-out part.
 fn prepared(train: Items, held_out: Items, mut summary: DataSummary, bad: Vec<BadRecord>) -> Prepared {
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
     let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();
@@ -196,7 +199,8 @@ fn languages(records: &[Record]) -> Vec<String> {
     language.codes()
 }
 
-/// Adds a record to `items` and counts its truncation. Returns an error record if no token carries a loss.
+/// Adds a record to `items`, and counts the record if it was truncated. Returns a bad record if no token has
+/// a loss.
 fn take(
     record: Record,
     encoded: EncodedRecord,
@@ -231,7 +235,7 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Diagnostic {
     Diagnostic::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }
 
-/// Lists the skipped records: the first ones in the terminal, and all in a file if there are many.
+/// Lists the skipped records. The first ones are printed. If there are many, a file lists all of them.
 ///
 /// # Errors
 /// If the file cannot be written.

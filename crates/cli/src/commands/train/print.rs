@@ -1,4 +1,4 @@
-//! Output of a run before its first step and after its last.
+//! Prints the output of a run before the first step and after the last step.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub fn print_plan(
     let trainable = trainer.adapter().num_parameters() as u64;
     let all = config.num_parameters() + trainable;
     let percent = 100.0 * trainable as f64 / all as f64;
-    // The same line as PEFT's `print_trainable_parameters`.
+    // PEFT's `print_trainable_parameters` prints the same line.
     let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
     printer.status(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
 

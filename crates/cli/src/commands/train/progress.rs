@@ -1,4 +1,4 @@
-//! Progress of a run: one live line on a terminal, a line every `logging_steps` elsewhere.
+//! Progress of a run. A terminal shows one live line. Elsewhere, one line is printed every `logging_steps`.
 
 use std::collections::VecDeque;
 
@@ -9,25 +9,26 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Steps for the estimate of the remaining time: enough to average short and long records.
+/// Number of steps for the estimate of the remaining time. They are enough to average short and long records.
 const WINDOW: usize = 50;
 
-/// Steps before the first estimate. The first steps include page faults and warm-up.
+/// Number of steps before the first estimate. The first steps are slow because of page faults and warm-up.
 const SETTLED: usize = 3;
 
-/// Follows the steps of one run.
+/// Shows the progress of one run.
 pub struct StepProgress<'a> {
     printer: &'a Printer,
     total: u64,
     logging_steps: u64,
     recent: VecDeque<StepMetrics>,
-    /// Losses since the last log line, which shows their mean as `trainer_state.json` does.
+    /// Losses since the last log line. A log line shows the mean of these losses, as `trainer_state.json`
+    /// does.
     losses: Vec<f64>,
     estimated: bool,
 }
 
 impl<'a> StepProgress<'a> {
-    /// A run of `total` steps.
+    /// Creates the progress of a run with `total` steps.
     pub fn new(printer: &'a Printer, total: u64, logging_steps: u64) -> Self {
         Self { printer, total, logging_steps, recent: VecDeque::new(), losses: Vec::new(), estimated: false }
     }
@@ -76,7 +77,7 @@ impl<'a> StepProgress<'a> {
     }
 }
 
-/// Draws the loss curve, unless the run has few steps.
+/// Draws the loss curve, unless the run has too few steps.
 pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, f64)]) {
     if steps.len() < 4 {
         return;
@@ -99,7 +100,7 @@ pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, 
     ));
 }
 
-/// Averages over windows of a fortieth of the run, since single losses depend on their records.
+/// Averages the losses over windows of one fortieth of the run, because a single loss depends on its records.
 fn smooth(steps: &[StepMetrics]) -> Vec<(f64, f64)> {
     let window = steps.len().div_ceil(40);
     steps

@@ -24,14 +24,14 @@ use crate::model_loader::{ModelLoader, hub_hint, hub_name};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// A run. Flags override the configuration file, which overrides the defaults.
+/// The settings of a run. Flags override the configuration file, and the file overrides the defaults.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
     /// Files that the run reads and writes.
     pub files: RunFiles,
     /// Settings that decide the result.
     pub settings: TrainSettings,
-    /// Limits on the machine.
+    /// The device, the threads and the memory that the run may use.
     pub limits: RunLimits,
     /// The author's additions to the card.
     pub card: CardOptions,
@@ -40,49 +40,49 @@ pub struct RunConfig {
 /// The files that a run reads and writes.
 #[derive(Clone, Debug, Default)]
 pub struct RunFiles {
-    /// Folder of the base, or its Hub name until [`RunFiles::resolve_base`].
+    /// Folder of the base. Before [`RunFiles::resolve_base`], this may be a Hub name.
     pub base: PathBuf,
     /// The Hub name, if the base has one.
     pub on_hub: Option<RepoName>,
     pub data: Vec<PathBuf>,
     pub reading: ReadOptions,
-    /// Chat template instead of the base's: a known name, or a file.
+    /// Chat template that replaces the base's template. It is a known name or a file.
     pub chat_template: Option<String>,
     /// Whether bad records are skipped.
     pub skip_bad: bool,
-    /// Whether the number of records decides how many are held out.
+    /// Whether `--val-size` is not given, so that the number of records decides how many are held out.
     pub splits_by_default: bool,
     pub output: PathBuf,
     pub report_to: ReportTo,
     /// Whether to open the report in a browser during the run.
     pub opens_report: bool,
-    /// Whether to resume, and from which checkpoint if one is named.
+    /// Whether to resume. The inner value is the checkpoint, if the user named one.
     pub resume: Option<Option<PathBuf>>,
-    /// The configuration file, for diagnostics.
+    /// The configuration file. Diagnostics quote it.
     pub config: Option<ConfigFile>,
 }
 
-/// Limits on the machine.
+/// The device, the threads and the memory that a run may use.
 #[derive(Clone, Debug, Default)]
 pub struct RunLimits {
     pub compute: ComputeArgs,
-    /// Why the run has its `dtype`.
+    /// The reason for the `dtype` of the run.
     pub dtype_reason: DTypeReason,
-    /// Memory limit in bytes.
+    /// Limit on memory, in bytes.
     pub memory: Option<u64>,
-    /// The memory of the GPU.
+    /// The GPU memory that the plan assumes.
     pub gpu_memory: GpuMemory,
 }
 
-/// The memory of the GPU that a run is planned for.
+/// The GPU memory for which a run is planned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GpuMemory {
     /// The free memory of the GPU that computes.
     #[default]
     Free,
-    /// The free memory if this machine has the GPU, otherwise unlimited.
+    /// The free memory if this machine has the GPU. Otherwise the memory is unlimited.
     FreeOrUnlimited,
-    /// An idle GPU with this much memory in bytes.
+    /// The memory of an idle GPU that has this many bytes in total.
     Total(u64),
 }
 
@@ -90,14 +90,15 @@ pub enum GpuMemory {
 #[derive(Clone, Debug, Default)]
 pub struct CardOptions {
     pub args: CardArgs,
-    /// The flags of this command line only. They replace values of an earlier card.
+    /// The flags of this command line only. They replace the values of an earlier card.
     pub given: CardArgs,
-    /// The file of notes. The card stores its text, so `run.toml` omits the flag.
+    /// The file of notes. The card stores the text of the notes, so `run.toml` omits this flag.
     pub notes: NotesArgs,
 }
 
 impl RunConfig {
-    /// Resolves a command line. With `--resume` alone, settings come from the output folder.
+    /// Resolves a command line. If `--resume` is given without settings, the settings come from the output
+    /// folder.
     ///
     /// # Errors
     /// If the file is invalid, a path is missing, or a setting is out of range.
@@ -124,10 +125,11 @@ impl RunConfig {
         Ok(run)
     }
 
-    /// As [`RunConfig::resolve`], for `danlu plan`: data and output may be missing. A `base` replaces the flag.
+    /// Resolves a command line as [`RunConfig::resolve`] does, for `danlu plan`. The data and the output may
+    /// be missing. `base` replaces the flag.
     ///
     /// # Errors
-    /// As [`RunConfig::resolve`].
+    /// Returns the errors of [`RunConfig::resolve`].
     pub fn resolve_plan(matches: &ArgMatches, base: Option<&Path>) -> Result<Self> {
         let mut run = Self::merge_sources(matches)?;
         if let Some(base) = base {
@@ -140,7 +142,7 @@ impl RunConfig {
         Ok(run)
     }
 
-    /// Merges flags, file and defaults. Missing paths are empty.
+    /// Merges the flags, the file and the defaults. A missing path is empty.
     fn merge_sources(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let card_given = args.card.clone();
@@ -163,7 +165,7 @@ impl RunConfig {
             None => None,
             Some(path) => {
                 let command = TrainArgs::augment_args(Command::new("train"));
-                // A resumed run keeps the type that it began with.
+                // A resumed run must have the type that it started with.
                 let keeps_dtype = resume.is_some() && args.settings.dtype == Some(DTypeChoice::Auto);
                 let is_replaced =
                     |flag: &str| was_on_command_line(matches, flag) && !(keeps_dtype && flag == "dtype");
@@ -260,10 +262,10 @@ impl RunConfig {
             table.extend(value.map(|value| (name.to_owned(), value.into())));
         }
         for (name, value) in self.settings.entries() {
-            // Epochs and steps exclude each other. Null means unset.
+            // Epochs and steps exclude each other. A null value means that a setting is not set.
             let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
             if !idle && !value.is_null() {
-                // `TrainSettings::validate` keeps numbers within what TOML holds.
+                // `TrainSettings::validate` rejects numbers that TOML cannot represent.
                 table.insert(name, toml::Value::try_from(value).expect("a valid setting is a TOML value"));
             }
         }
@@ -274,10 +276,10 @@ impl RunConfig {
 }
 
 impl RunFiles {
-    /// Resolves the base to a folder. Downloads it if the cache lacks it.
+    /// Resolves the base to a folder. Downloads the base if the cache lacks it.
     ///
     /// # Errors
-    /// As [`danlu_loader::Loader::base_folder`].
+    /// Returns the errors of [`danlu_loader::Loader::base_folder`].
     pub fn resolve_base(&self, scope: FetchScope, loader: &ModelLoader<'_>) -> Result<Self> {
         let on_hub = hub_name(&self.base);
         let base = loader.base_folder(&self.base, scope)?;
@@ -297,25 +299,25 @@ impl RunFiles {
         (!self.splits_by_default).then_some(settings.val_size)
     }
 
-    /// Returns the data files that were found at another path than the configuration file gives.
+    /// Returns the data files whose paths differ from the paths in the configuration file.
     pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
         let data = self.data.iter().map(PathBuf::as_path);
         data.filter(move |path| !named.is_empty() && !named.iter().any(|named| Path::new(named) == *path))
     }
 
-    /// Returns the base as the user named it when the run began.
+    /// Returns the base under the name that the user gave when the run started.
     pub fn base_as_named(&self) -> String {
         if let Some(name) = &self.on_hub {
             return name.to_string();
         }
         let named = self.config.as_ref().and_then(|config| config.values("base").first().copied());
-        // Other programs do not know the embedded base by its name, so files name its folder.
+        // Other programs cannot resolve the name of the embedded base, so files name its folder instead.
         let named = named.filter(|named| !embedded_base::is_demo(Path::new(named)));
         named.map_or_else(|| self.base.display().to_string(), str::to_owned)
     }
 
-    /// Returns the base to print: a folder, or a Hub name with its commit.
+    /// Returns the base as it is printed: a folder, or a Hub name with its commit.
     pub fn base_shown(&self) -> String {
         match self.on_hub.as_ref().and_then(|_| parse_snapshot_path(&self.base)) {
             Some((id, commit)) => format!("{id}@{}", commit.get(..8).unwrap_or(&commit)),
@@ -330,7 +332,8 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
         danlu_train::TrainError::Setting { name, .. } => {
             let flag = name.replace('_', "-");
             let place = config.and_then(|c| c.snippet(&flag, ""));
-            // With a file, the error must say that the value comes from the command line.
+            // If there is a configuration file, the error must state that the value comes from the command
+            // line.
             let typed = config.is_some() && was_on_command_line(matches, &flag);
             let source = typed.then(|| format!("`--{flag}` on the command line"));
             Diagnostic::from(error).with_snippet(place).with_details(source.into_iter().collect())
@@ -339,10 +342,11 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
     })
 }
 
-/// Resolves a path. A path in a configuration file is relative to the working directory or to the file.
+/// Resolves a path. A path in a configuration file is relative to the working directory or to the folder of
+/// the file.
 ///
-/// The `run.toml` of a resumed run (`is_own`) is also searched for in the parent folders, since checkpoints
-/// verify the contents.
+/// If the file is the `run.toml` of a resumed run (`is_own`), the parent folders are searched too. A wrong
+/// file would be found later, because checkpoints verify the contents.
 fn found(
     config: Option<&ConfigFile>,
     is_own: bool,
@@ -387,14 +391,14 @@ fn check_one_length(config: &ConfigFile) -> Result<()> {
     Err(diagnostic.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
 }
 
-/// Formats bytes in the largest exact unit, as the flag parses them.
+/// Formats bytes in the largest unit that represents them exactly. The flag can parse the result.
 fn byte_size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20)];
     let exact = units.into_iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift);
     exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
-/// Sets the date for a template that uses one. It stays the same when the run is resumed.
+/// Sets the date for a template that uses a date. A resumed run has the same date.
 pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> TrainSettings {
     let mut settings = settings.clone();
     let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
@@ -413,15 +417,15 @@ pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> Tra
 /// Checks that records fit the base's context.
 ///
 /// # Errors
-/// If `max_length` exceeds the context: such positions are untrained. The error underlines the value in the
-/// configuration file.
+/// If `max_length` exceeds the context, because positions beyond the context are untrained. The error
+/// underlines the value in the configuration file.
 pub fn check_length(settings: &TrainSettings, config: &ModelConfig, file: Option<&ConfigFile>) -> Result<()> {
     let fits = check_context(settings.max_length, config.max_position_embeddings, "`--max-length`");
     fits.map_err(|diagnostic| diagnostic.with_snippet(file.and_then(|file| file.snippet("max-length", ""))))
 }
 
-/// Returns the configuration of the adapter. It names the base as the user did. A Hub name gets its commit,
-/// since a name may point to another model later.
+/// Returns the configuration of the adapter. The base has the name that the user gave. A Hub name is stored
+/// with its commit, because the name may refer to another model later.
 pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
     match &files.on_hub {
         Some(name) => {
@@ -443,7 +447,7 @@ pub fn point_into_config(config: Option<&ConfigFile>, error: danlu_adapter::Adap
     Diagnostic::from(error).with_snippet(place)
 }
 
-/// Whether `flag`, or its alternative, was on the command line.
+/// Returns whether `flag`, or the flag that it excludes, was on the command line.
 fn was_on_command_line(matches: &ArgMatches, flag: &str) -> bool {
     let direct = |flag: &str| {
         let id = flag.replace('-', "_");
@@ -478,7 +482,7 @@ mod tests {
     fn without_flags_the_defaults_hold() {
         let run = resolve(&PATHS).unwrap();
         let val_size = DEFAULT_VAL_SIZE;
-        // The machine decides the type.
+        // `dtype` depends on the machine.
         let dtype = run.settings.dtype;
         assert_eq!(run.settings, TrainSettings { val_size, dtype, ..TrainSettings::default() });
         assert_ne!(run.limits.dtype_reason, DTypeReason::Asked);
@@ -550,7 +554,8 @@ mod tests {
         assert!(again.files.skip_bad);
         assert_eq!(again.limits.memory, Some(3 << 29));
         assert_eq!(format!("{:?}", again.card.args), format!("{:?}", run.card.args));
-        // The card in the output folder stores the notes and later edits by hand.
+        // The card in the output folder stores the notes and later manual edits, so the configuration omits
+        // the file of notes.
         assert_eq!((again.card.notes.notes, run.card.notes.notes), (None, Some("n.md".into())));
     }
 

@@ -13,7 +13,7 @@ use crate::printer::Printer;
 /// The value of `--report-to`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReportTo {
-    /// No further log.
+    /// No additional log.
     #[default]
     None,
     /// Event files of TensorBoard.

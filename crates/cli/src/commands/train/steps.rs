@@ -16,7 +16,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Takes the remaining steps. Returns `false` if Ctrl-C stopped the run.
+/// Runs the remaining steps. Returns `false` if Ctrl-C stopped the run.
 pub fn take_steps(
     files: &RunFiles,
     trainer: &mut Trainer,
@@ -34,7 +34,7 @@ pub fn take_steps(
     }
     while !trainer.is_finished() && !interrupt::requested() {
         let step = trainer.step().map_err(|error| {
-            // A changed base explains a failed step better than the step itself.
+            // If the base changed, this change explains the failed step better than the error of the step.
             watch.check(&files.output).err().unwrap_or_else(|| with_cause(files, error))
         })?;
         let mean = progress.step(&step);
@@ -79,8 +79,8 @@ pub fn take_steps(
     Ok(false)
 }
 
-/// The diagnostic of a failed step. For a loss that is not finite, it names a weight that is not finite, if
-/// any.
+/// Returns the diagnostic for a failed step. If the loss is not finite, the diagnostic names a weight that is
+/// not finite, if there is one.
 fn with_cause(files: &RunFiles, error: TrainError) -> Diagnostic {
     if !matches!(error, TrainError::NonFinite { .. }) {
         return error.into();

@@ -14,7 +14,8 @@ use crate::evaluation::replies;
 use crate::interrupt;
 use crate::printer::Printer;
 
-/// Returns replies of base and adapter to the same questions. Ctrl-C skips the rest.
+/// Returns replies of the base and of the adapter to the same questions. After Ctrl-C, the remaining
+/// questions are skipped.
 pub fn before_and_after(
     trainer: &Trainer,
     tokenizer: &Tokenizer,
@@ -43,14 +44,14 @@ pub fn before_and_after(
     Ok(out)
 }
 
-/// The data of a finished run.
+/// The data of a finished run, from which the summary is made.
 pub struct RunFacts<'a> {
     pub output: &'a Path,
     pub trainer: &'a Trainer,
-    /// Counts of the data.
+    /// Counts of the training data.
     pub data: DataSummary,
     pub replies: Vec<Reply>,
-    /// Planned and measured memory, after the run.
+    /// Planned and measured memory. It is set only after the run.
     pub memory: Option<MemoryUse>,
     pub base: &'a BaseIdentity,
 }

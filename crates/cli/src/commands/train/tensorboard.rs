@@ -1,7 +1,7 @@
 //! Writes TensorBoard's event files.
 //!
-//! A file is a sequence of TFRecords: the length (u64), a checksum of the length, the data, and a checksum of the
-//! data. The data is a protobuf message `Event`, of which four fields are written:
+//! A file is a sequence of TFRecords. A TFRecord consists of the length (u64), a checksum of the length, the
+//! data, and a checksum of the data. The data is a protobuf message `Event`. Four of its fields are written:
 //! `wall_time = 1` (double), `step = 2` (int64), `file_version = 3` (string) and `summary = 5`.
 
 use std::fs::{self, File};
@@ -21,7 +21,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Creates an event file in the output folder. A resumed run adds a file, and TensorBoard joins them.
+    /// Creates an event file in the output folder. A resumed run creates one more file, and TensorBoard joins
+    /// all files.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -70,13 +71,13 @@ fn scalar_event(time: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, value) in values {
         let mut entry = bytes(1, tag.as_bytes());
-        // Field 2, a 32-bit float.
+        // This is field 2, a 32-bit float.
         entry.push(2 << 3 | 5);
         entry.extend((*value as f32).to_le_bytes());
         summary.extend(bytes(1, &entry));
     }
     let mut event = double(1, time);
-    // Field 2, a varint.
+    // This is field 2, a varint.
     event.push(2 << 3);
     event.extend(varint(step));
     event.extend(bytes(5, &summary));
@@ -106,7 +107,7 @@ fn varint(mut value: u64) -> Vec<u8> {
     out
 }
 
-/// CRC-32C, rotated and shifted as the format requires.
+/// Returns the CRC-32C of `data`, rotated and offset as the format requires.
 fn masked_crc(data: &[u8]) -> u32 {
     let crc = crc32c(data);
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
@@ -135,7 +136,8 @@ mod tests {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
-    /// Expected bytes: `RecordWriter` and `Event.SerializeToString` of PyPI's tensorboard 2.21.0.
+    /// The expected bytes come from `RecordWriter` and `Event.SerializeToString` of tensorboard 2.21.0 on
+    /// PyPI.
     #[test]
     fn events_are_the_bytes_of_tensorboard() {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();

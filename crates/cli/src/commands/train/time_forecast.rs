@@ -1,7 +1,8 @@
-//! Predicted time of a run, from a short measurement on this machine.
+//! Predicts the time of a run from a short measurement on this machine.
 //!
-//! The measurement trains one layer with the sizes of the base and random weights. Its FLOP per second, divided
-//! into the FLOP of the run, give the time. Neither weights of the base nor records are needed.
+//! The measurement trains one layer, which has the sizes of the base and random weights. The time is the FLOP
+//! of the run, divided by the measured FLOP per second. The measurement needs neither the weights of the base
+//! nor the records.
 
 use std::sync::Arc;
 
@@ -20,17 +21,19 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Vocabulary of the measured layer. The head is counted in FLOP, so its size need not be the base's.
+/// Vocabulary size of the measured layer. The head is counted in FLOP, so its size may differ from the
+/// base's.
 const SAMPLE_VOCAB: usize = 4096;
 
-/// Most tokens of a measured step.
+/// Maximum number of tokens in a measured step.
 const MAX_SAMPLE_TOKENS: usize = 1024;
 
-/// Seconds after which the measurement ends, and its most steps.
+/// The measurement ends after this many seconds, or after this many steps.
 const SAMPLE_SECONDS: f64 = 0.4;
 const MAX_SAMPLE_STEPS: u64 = 20;
 
-/// Share of a step's FLOP that a layer repeats if it recomputes its activations: the forward pass of 4 P.
+/// Share of a step's FLOP that a layer repeats if it recomputes its activations. It repeats the forward pass,
+/// which is 2 P of 4 P.
 const RECOMPUTED_SHARE: f64 = 0.5;
 
 /// Seed of the random weights and tokens.
@@ -39,7 +42,7 @@ const SEED: u64 = 1;
 /// The predicted time of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimeForecast {
-    /// Optimizer steps, if the data or `--max-steps` sets their number.
+    /// Number of optimizer steps, if the data or `--max-steps` determines this number.
     pub steps: Option<u64>,
     pub seconds_per_step: f64,
     /// FLOP per second of the measured layer.
@@ -49,15 +52,16 @@ pub struct TimeForecast {
 /// The sequences of an epoch.
 #[derive(Clone, Debug, PartialEq)]
 struct Epoch {
-    /// Length and trained tokens of each record.
+    /// The length and the number of trained tokens of each record.
     records: Vec<(usize, usize)>,
     steps: u64,
-    /// Optimizer steps of the run, if known.
+    /// Number of optimizer steps in the run, if it is known.
     run: Option<u64>,
 }
 
 impl Epoch {
-    /// Returns the records of `data`, or one step of records with the longest allowed length.
+    /// Returns an epoch over the records of `data`. Without data, returns one step of records with the
+    /// longest allowed length.
     fn new(settings: &TrainSettings, data: Option<&Prepared>) -> Self {
         let (batch, accumulation) =
             (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
@@ -81,7 +85,8 @@ impl Epoch {
         (spans, self.records.iter().map(|record| record.1).sum())
     }
 
-    /// Returns the examples of a measured step: as many as in a step of the run, with the mean length.
+    /// Returns the examples of a measured step. Their number is that of a step of the run, and their length
+    /// is the mean length.
     fn sample(&self, settings: &TrainSettings) -> Vec<Example> {
         let (count, tokens) = (self.records.len().max(1), self.records.iter().map(|it| it.0).sum::<usize>());
         let mean = if settings.packing { settings.max_length } else { tokens.div_ceil(count) };
@@ -100,7 +105,7 @@ impl Epoch {
 }
 
 impl TimeForecast {
-    /// Measures one layer, and predicts the time of the run. Returns `None` on a GPU, and if the memory has no
+    /// Measures one layer, and predicts the time of the run. Returns `None` on a GPU, or if the memory has no
     /// room for the layer.
     ///
     /// # Errors
@@ -114,7 +119,7 @@ impl TimeForecast {
         let Subject { config, settings, limits, .. } = *subject;
         let backend_options = limits.compute.backend_options(settings.dtype.into())?;
         let sample = sample_config(config);
-        // bf16 weights, and their tiles while they are packed.
+        // The layer needs memory for its bf16 weights, and for the tiles into which they are packed.
         let needed = 3 * 2 * sample.num_parameters();
         let free = memory::available().into_iter().chain(memory::address_space()).min();
         if matches!(backend_options, BackendOptions::Cuda(_)) || free.is_some_and(|free| free < needed) {
@@ -138,7 +143,7 @@ impl TimeForecast {
         self.steps.map(|steps| steps as f64 * self.seconds_per_step)
     }
 
-    /// Formats the time, and how it was found.
+    /// Formats the predicted time, and the measurement that it is based on.
     pub fn describe(&self, printer: &Printer) -> (String, String) {
         let step = short_time(self.seconds_per_step);
         let speed = self.flops_per_second / 1e9;
@@ -160,7 +165,7 @@ impl TimeForecast {
         }
     }
 
-    /// The values for `--json`.
+    /// Returns the values for `--json`.
     pub fn to_json(self) -> serde_json::Value {
         json!({
             "steps": self.steps,
@@ -180,7 +185,7 @@ fn short_time(seconds: f64) -> String {
     }
 }
 
-/// One layer with the sizes of `config`.
+/// Returns the configuration of a model with one layer, which has the sizes of `config`.
 fn sample_config(config: &ModelConfig) -> ModelConfig {
     let mut sample = Preset::Base8m.config();
     sample.hidden_size = config.hidden_size;
@@ -196,7 +201,7 @@ fn sample_config(config: &ModelConfig) -> ModelConfig {
     sample
 }
 
-/// Trains the layer for a moment, and returns its FLOP per second.
+/// Trains the layer for a short time, and returns its FLOP per second.
 fn measure_layer(subject: &Subject<'_>, sample: &ModelConfig, examples: Vec<Example>) -> Result<f64> {
     let Subject { settings, limits, .. } = *subject;
     let backend = limits.compute.backend(settings.dtype.into())?;
@@ -218,7 +223,7 @@ fn measure_layer(subject: &Subject<'_>, sample: &ModelConfig, examples: Vec<Exam
     let adapter = Adapter::init(settings.lora_config("sample"), sample, SEED, &*backend)?;
     let flops = flops::training(sample, &adapter as &dyn LoraSource, &spans, labels);
     let mut trainer = Trainer::new(decoder, adapter, examples, settings, String::new())?;
-    // The first step allocates buffers.
+    // The first step also allocates buffers, so its time does not count.
     trainer.step()?;
     let (mut steps, mut seconds) = (0, 0.0);
     while steps < MAX_SAMPLE_STEPS && seconds < SAMPLE_SECONDS {

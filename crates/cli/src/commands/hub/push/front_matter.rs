@@ -1,12 +1,13 @@
-//! The base in the front matter of a `README.md` without a card.
+//! Finds and replaces the base in the front matter of a `README.md` that has no card.
 
-/// Returns the lines of the front matter that name a base, counted from 1.
+/// Returns the lines of the front matter that name a base, with their numbers. The first line has the number
+/// 1.
 pub fn bases(readme: &str) -> Vec<(usize, String)> {
     let lines = head(readme).into_iter().enumerate();
     lines.filter_map(|(i, (_, value))| Some((i + 2, value?.to_owned()))).collect()
 }
 
-/// Replaces the base `named` with `id` in the front matter.
+/// Replaces the base `named` by `id` in the front matter.
 pub fn renamed(readme: &str, named: &str, id: &str) -> String {
     let mut out: Vec<String> = readme.split('\n').map(str::to_owned).collect();
     for (i, (line, value)) in head(readme).into_iter().enumerate() {
@@ -18,8 +19,8 @@ pub fn renamed(readme: &str, named: &str, id: &str) -> String {
     out.join("\n")
 }
 
-/// Returns the lines of the front matter, each with the base that it names: `base_model: x`, an item of such
-/// a list, or the tag `base_model:adapter:x`.
+/// Returns the lines of the front matter, each with the base that the line names. Such a line is `base_model:
+/// x`, an item of a list `base_model`, or the tag `base_model:adapter:x`.
 fn head(readme: &str) -> Vec<(&str, Option<&str>)> {
     let mut lines = readme.split('\n');
     if lines.next().is_none_or(|line| line.trim_end() != "---") {
@@ -36,7 +37,7 @@ fn head(readme: &str) -> Vec<(&str, Option<&str>)> {
     lines.collect()
 }
 
-/// Removes surrounding blanks and quotes.
+/// Removes blanks and quotes around `value`.
 fn bare(value: &str) -> &str {
     value.trim().trim_matches(['"', '\''])
 }

@@ -9,7 +9,7 @@ use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, W
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// A folder with one of these files holds a whole model.
+/// A folder that contains one of these files is a whole model.
 const MODEL: [&str; 2] = [SINGLE_FILE, INDEX_FILE];
 
 /// The hint for a damaged file.
@@ -22,7 +22,8 @@ const OTHER_TOOLS: &str = "upload it with `hf upload NAME DIR` of Python's huggi
 /// The files of a tokenizer.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
-/// Opens the files of a folder, headers only. Returns the files that loading needs.
+/// Opens the files of a folder, and reads only their headers. Returns the files that are needed to load the
+/// folder.
 ///
 /// # Errors
 /// If a file of the adapter or the model is invalid.
@@ -43,10 +44,10 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// Rejects an upload without one of the `needed` files.
+/// Rejects an upload that skips one of the `needed` files.
 ///
 /// # Errors
-/// If one of them is skipped.
+/// If a needed file is skipped.
 pub fn refuse_without(upload_set: &UploadSet, needed: &[String]) -> Result<()> {
     let goes = |name: &str| upload_set.files().iter().any(|file| file.path() == name);
     match needed.iter().find(|name| !goes(name)) {
@@ -69,7 +70,7 @@ fn adapter(folder: &Path) -> Result<Vec<String>> {
     Ok([CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into())
 }
 
-/// Returns the error without its file name.
+/// Returns the inner error, without the name of the file.
 fn unpacked(error: &AdapterError) -> &AdapterError {
     match error {
         AdapterError::InFile { source, .. } => unpacked(source),
@@ -77,7 +78,8 @@ fn unpacked(error: &AdapterError) -> &AdapterError {
     }
 }
 
-/// Converts the error of a local folder to a diagnostic without hints about downloads.
+/// Converts the error of a local folder to a diagnostic. Hints about downloads are replaced, because the
+/// folder was not downloaded.
 fn of_model(error: &ModelError, diagnostic: Diagnostic) -> Diagnostic {
     match error {
         ModelError::Header { message, .. } if message.contains("version https://git-lfs") => diagnostic,
@@ -113,7 +115,7 @@ fn model(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// The diagnostic for a needed file that is skipped.
+/// Returns the diagnostic for a needed file that is skipped.
 fn stays(upload_set: &UploadSet, name: &str) -> Diagnostic {
     let left = upload_set.skipped().iter().find(|left| left.path == name);
     let path = upload_set.folder().join(name);

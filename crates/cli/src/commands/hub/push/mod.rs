@@ -80,8 +80,8 @@ pub struct PushArgs {
 /// Prints the preview, and pushes.
 ///
 /// # Errors
-/// If the folder holds no model that can be loaded, no token has write access, or the Hub cannot be reached.
-/// Nothing is published then.
+/// If the folder contains no model that can be loaded, no token has write access, or the Hub cannot be
+/// reached. In these cases nothing is published.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     let converted = as_peft(&args.folder, printer)?;
     if let Some(converted) = &converted {
@@ -91,7 +91,8 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     push_folder(args, printer)
 }
 
-/// Writes an adapter of another form to a temporary folder as PEFT would, with the other files of its folder.
+/// Converts an adapter that is not in PEFT's format. The converted adapter is written to a temporary folder,
+/// with the other files of `folder`. Returns `None` if the adapter needs no conversion.
 fn as_peft(folder: &Path, printer: &Printer) -> Result<Option<TrackedTempDir>> {
     if !folder.join(CONFIG_FILE).is_file() {
         return Ok(None);
@@ -172,7 +173,7 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Selects the files to upload, and rewrites those that differ on the Hub.
+/// Selects the files to upload, and rewrites the files that must differ on the Hub.
 fn upload_set(
     args: &PushArgs,
     token: Option<danlu_hub::Token>,
@@ -188,7 +189,7 @@ fn upload_set(
         );
     }
     let options = UploadOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
-    // A stopped run gets its own error.
+    // The folder of a stopped run has its own error.
     if folder.is_dir() && matches!(FolderKind::of(folder), FolderKind::StoppedRun { .. }) {
         return Err(LoadError::no_model(folder).into());
     }
@@ -210,7 +211,7 @@ fn upload_set(
             "README.md on the Hub has text that the local file lacks: only danlu's part is updated there; `--include README.md` uploads the local file instead",
         ));
     }
-    // The card repeats what `card.json` holds, so both may contain the token.
+    // `README.md` shows the content of `card.json`, so a token in `card.json` is also in `README.md`.
     let is_record =
         |left: &&SkippedFile| left.path == card::CARD_FILE && matches!(left.reason, SkipReason::Token { .. });
     if let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_record) {
@@ -222,7 +223,7 @@ fn upload_set(
     Ok(upload_set)
 }
 
-/// Returns errors of the push before anything is printed.
+/// Rejects a push that would fail, before anything is printed.
 fn refuse(
     differences: &RepoDiff,
     args: &PushArgs,
@@ -263,8 +264,8 @@ fn send(
         let commits = stage == PushStage::Committing;
         if commits != is_committing {
             is_committing = commits;
-            // Dropping the guard clears the exit message, so the old guard is dropped before a new one is
-            // set.
+            // Dropping a guard clears the exit message. The old guard must therefore be dropped before a new
+            // message is set.
             drop(words.take());
             words = interrupt::exit_message(match commits {
                 true => stopped_committing(name, printer),
@@ -343,7 +344,7 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
     }
 }
 
-/// The message if the push is stopped before its commit.
+/// Returns the message for a push that is stopped before its commit.
 fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
     let made = match exists {
         true => "",
@@ -355,7 +356,7 @@ fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
     )
 }
 
-/// The message if the push is stopped during its commit.
+/// Returns the message for a push that is stopped during its commit.
 fn stopped_committing(name: &RepoName, printer: &Printer) -> String {
     printer.pick(
         format!("在提交到 {name} 的过程中停止：再次运行同一条命令，会看到提交是否已完成，没有则接着做"),

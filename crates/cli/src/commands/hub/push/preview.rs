@@ -1,4 +1,4 @@
-//! Preview of a push: which files are uploaded, removed or skipped.
+//! Preview of a push. It shows which files are uploaded, removed or skipped.
 
 use danlu_hub::{RepoDiff, RepoName, SkipReason, SkippedFile, UploadSet};
 use danlu_report::card;
@@ -59,7 +59,7 @@ pub fn show(
     }
 }
 
-/// Describes the repository, the branch, and which of them will be created.
+/// Describes the repository and the branch, and whether they will be created.
 fn describe_target(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
     let branch = name.revision();
     if !differences.exists {
@@ -90,7 +90,7 @@ fn describe_target(differences: &RepoDiff, name: &RepoName, args: &PushArgs, pri
     }
 }
 
-/// Warns if the repository's page will not show this model's card.
+/// Warns if the page of the repository will not show the card of this model.
 pub fn warn_of_no_card(upload_set: &UploadSet, differences: &RepoDiff, printer: &Printer) {
     let is_card = |left: &&SkippedFile| left.path == card::README_FILE;
     let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_card) else { return };

@@ -1,4 +1,4 @@
-//! The repository before a push: its `README.md`, and the base that it names.
+//! The repository before a push: its `README.md`, and the base that the repository names.
 
 use std::path::Path;
 use std::str::Utf8Error;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::diagnostic::Result as Diagnosed;
 
-/// Largest file that is read.
+/// Largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// The files of a repository before a push.
@@ -22,11 +22,11 @@ pub struct RemoteCard<'a> {
     readme: Option<Vec<u8>>,
 }
 
-/// The base of a repository.
+/// The base that a repository names.
 pub struct RemoteBase {
-    /// Its name on the Hub.
+    /// The base's name on the Hub.
     pub id: String,
-    /// Whether its fingerprint equals that of the local base.
+    /// Whether the fingerprint of this base equals the fingerprint of the local base.
     pub is_ours: bool,
 }
 
@@ -41,8 +41,8 @@ impl<'a> RemoteCard<'a> {
         Ok(Self { hub, name, identity, readme })
     }
 
-    /// Returns the base's Hub name in the repository. Returns `None` if that base is not `ours`, or if
-    /// `named` is the name already.
+    /// Returns the Hub name of the base that the repository names. Returns `None` if this base differs from
+    /// `ours`, or if its name is `named`.
     ///
     /// # Errors
     /// If the Hub cannot be reached.
@@ -64,7 +64,7 @@ impl<'a> RemoteCard<'a> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_known_name(self.hub, Path::new(id)));
-        // Without recorded fingerprints, the last push is the only evidence.
+        // The repository has no fingerprint of its base, so the name from the last push is the only evidence.
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 

@@ -1,6 +1,7 @@
 //! Files that are rewritten before the upload.
 //!
-//! The card gets the name of the repository. `adapter_config.json` and `danlu.json` get the base's name on the Hub.
+//! The card gets the name of the repository. `adapter_config.json` and `danlu.json` get the Hub name of the
+//! base.
 
 use std::path::Path;
 
@@ -17,18 +18,18 @@ use super::{PushArgs, front_matter};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
-/// The key of the base in an adapter's configuration.
+/// The key that names the base in an adapter's configuration.
 const BASE: &str = "base_model_name_or_path";
 
-/// Largest configuration that is read.
+/// Largest configuration that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Largest `README.md` that is searched for paths.
+/// Largest `README.md` that is searched for paths, in bytes.
 const MAX_README_BYTES: u64 = 16 << 20;
 
 /// The rewritten files of a push.
 pub struct RewrittenFiles {
-    /// Names and bytes of these files.
+    /// Names and contents of the rewritten files.
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// The origin of the uploaded `README.md`.
     pub readme: ReadmeSource,
@@ -37,15 +38,15 @@ pub struct RewrittenFiles {
 /// The origin of the repository's `README.md` after a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadmeSource {
-    /// The folder's file.
+    /// The file of the local folder.
     Folder,
-    /// The Hub's file, with danlu's part updated.
+    /// The file on the Hub. Only danlu's part of it is updated.
     Both,
-    /// The Hub's file, unchanged.
+    /// The file on the Hub, unchanged.
     Hub,
 }
 
-/// Rewrites files for the upload. The folder does not change.
+/// Rewrites files for the upload. The local folder does not change.
 ///
 /// # Errors
 /// If the card or the adapter's configuration cannot be read, or the Hub cannot be reached.
@@ -67,7 +68,7 @@ pub fn files(
     let bases = Bases { has_card: card.is_some(), trained, named: named.as_deref() };
     let base_id = base_id(args, hub, page, bases, printer)?;
     let here = card::read_readme(folder)?;
-    // `--include README.md` uploads the folder's file in any case.
+    // With `--include README.md`, the folder's file replaces the file on the Hub.
     let there = page.readme().filter(|_| !args.include.iter().any(|path| path == card::README_FILE));
     let is_text = !matches!(there, Some(Err(_)));
     let there = there.and_then(|readme| readme.ok());
@@ -88,7 +89,7 @@ pub fn files(
         None => authors_readme(here, there, named.as_deref().zip(base_id.as_deref())),
     };
     let (readme, text) = match readme {
-        // The file is not text, so it may be the author's.
+        // The file on the Hub is not text. It may be the author's file, so it is not replaced.
         _ if !is_text => (ReadmeSource::Hub, None),
         ToPublish::Ours(text) => (ReadmeSource::Folder, Some(text)),
         ToPublish::Theirs(text) => (ReadmeSource::Both, Some(text)),
@@ -106,7 +107,8 @@ pub fn files(
     Ok(RewrittenFiles { files, readme })
 }
 
-/// Returns the `README.md` of a folder without a card. A local base name becomes the Hub name.
+/// Returns the `README.md` to publish for a folder without a card. A local name of the base is replaced by
+/// the Hub name.
 fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&str, &str)>) -> ToPublish {
     let here = here.unwrap_or_default();
     let here = match renamed {
@@ -121,21 +123,21 @@ fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&s
     }
 }
 
-/// The base according to the files of the folder.
+/// The bases that the files of the folder name.
 #[derive(Clone, Copy)]
 struct Bases<'a> {
     has_card: bool,
-    /// The base in `danlu.json`.
+    /// The base that `danlu.json` records.
     trained: Option<&'a BaseIdentity>,
-    /// The base in `adapter_config.json`.
+    /// The base that `adapter_config.json` names.
     named: Option<&'a str>,
 }
 
-/// Returns the base's Hub name, if the files need it.
+/// Returns the Hub name of the base, if the files need this name.
 ///
-/// Looks at `--base-id`, then at `danlu.json`, then at the repository if that has the same base.
-/// The card is never read for it. Earlier versions recorded no base in `danlu.json`: their adapters use the last step.
-/// Warns if the base cannot be found from another computer.
+/// The name comes from `--base-id`, else from `danlu.json`, else from the repository if that has the same
+/// base. The card is never read for this name. Earlier versions recorded no base in `danlu.json`, so the name
+/// for their adapters comes from the repository. Warns if the base cannot be found from another computer.
 fn base_id(
     args: &PushArgs,
     hub: &Hub,
@@ -179,7 +181,7 @@ fn base_id(
     Ok(None)
 }
 
-/// Warns if the base cannot be found from another computer, and lists lines with local paths.
+/// Warns if the base cannot be found from another computer, and lists the lines that contain local paths.
 fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     if !is_path(named) {
         let is_folder = relative_path::find_above(folder, Path::new(named), Path::is_dir).is_some();
@@ -214,7 +216,7 @@ fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Whether a base's name can only be a path.
+/// Returns whether the name of a base can only be a path.
 fn is_path(named: &str) -> bool {
     named.starts_with(['/', '~', '.', '\\']) || named.get(1..2) == Some(":")
 }
