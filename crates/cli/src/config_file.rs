@@ -241,7 +241,8 @@ fn top_level(path: &Path, keys: Value) -> Result<Map<String, Value>> {
     }
 }
 
-/// Returns the range of the value of a top-level key in YAML or JSON, on the line of the key.
+/// Returns the range of the value of a top-level key in YAML or JSON. The value must be on the line of the
+/// key.
 fn find_value(source: &str, key: &str) -> Option<Range<usize>> {
     let mut start = 0;
     for line in source.split_inclusive('\n') {

@@ -200,7 +200,7 @@ pub fn hub_hint(path: &Path) -> Option<String> {
     ModelRef::parse(path).hub_hint(&LazyHub::of_cache())
 }
 
-/// Maps `--allow-template-mismatch` to the check it controls.
+/// Maps `--allow-template-mismatch` to the check that this flag controls.
 pub fn token_check(allow_mismatch: bool) -> TokenCheck {
     if allow_mismatch { TokenCheck::Warn } else { TokenCheck::Require }
 }

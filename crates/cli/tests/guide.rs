@@ -143,7 +143,7 @@ fn tokens(line: &str) -> Vec<Token> {
             let text = rest[..end].trim_end_matches([',', '.']);
             let number = text.replace(',', "").parse();
             let Ok(number) = number else {
-                // A version, such as 0.1.0, is text.
+                // A version, such as 0.1.0, is compared as text.
                 tokens.extend(text.chars().map(Token::Char));
                 rest = &rest[text.len()..];
                 continue;

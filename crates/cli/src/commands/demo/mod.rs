@@ -30,7 +30,7 @@ Examples:
 /// Number of held-out records.
 const HELD_OUT: usize = 32;
 
-/// Seed of the split, the adapter, the order and dropout.
+/// Seed for the split, the adapter, the order of the records, and dropout.
 const SEED: u64 = 42;
 
 /// Maximum number of tokens in a reply.
@@ -96,10 +96,10 @@ impl Folders {
     }
 }
 
-/// Trains, compares, merges, reloads and chats, explaining each step.
+/// Trains, compares, merges, reloads and chats. Each step is explained.
 ///
 /// # Errors
-/// If the output folder holds other files or cannot be written.
+/// If the output folder contains other files or cannot be written.
 pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     let data = args.persona.data();
     let folders = Folders::new(output(args.output.as_deref())?, data.file);

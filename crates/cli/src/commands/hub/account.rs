@@ -49,7 +49,7 @@ pub struct LoginArgs {
 /// Reads a token, verifies it with the Hub and stores it.
 ///
 /// # Errors
-/// If no token is given, the Hub rejects it, or it cannot be stored.
+/// If no token is given, the Hub rejects the token, or the token cannot be stored.
 pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     if !args.words.is_empty() {
         let diagnostic = Diagnostic::input(
@@ -99,7 +99,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
 /// Prints the account of the current token.
 ///
 /// # Errors
-/// If there is no token, or the Hub rejects it.
+/// If there is no token, or the Hub rejects the token.
 pub fn whoami(printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
     let account = hub.whoami()?;

@@ -183,7 +183,8 @@ pub struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// Returns the settings, with defaults for missing flags. The machine decides `dtype`.
+    /// Returns the settings, with defaults for missing flags. `dtype` is resolved later, because it depends
+    /// on the machine.
     pub fn settings(&self) -> TrainSettings {
         let mut s = TrainSettings::default();
         set(&mut s.max_length, &self.max_length);

@@ -25,7 +25,7 @@ use crate::terminal_text;
 /// Memory that a run uses in addition to the plan: code pages, stacks and small allocations.
 const GROWTH: u64 = 5 << 20;
 
-/// Memory of the program, if the system does not report it.
+/// Assumed memory of the program, if the system does not report this memory.
 const PROGRAM: u64 = 16 << 20;
 
 /// Parameters that estimate the memory of a tokenizer that is not loaded. A tokenizer takes 51 MiB for the

@@ -169,7 +169,7 @@ struct Planned {
     forecast: Forecast,
 }
 
-/// Reads the data, and plans the memory of the worst steps.
+/// Reads the data, and plans the memory of the steps that need the most memory.
 fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Planned> {
     let Inputs { files, settings, tokenizer, .. } = &*inputs;
     let (reading, val_size) = (&files.reading, files.val_size(settings));
@@ -186,7 +186,7 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
     Ok(Planned { data, questions, forecast })
 }
 
-/// The locked output folder of a run.
+/// The output folder of a run, with its lock.
 struct OutputFolder {
     checkpoint: Option<PathBuf>,
     notes: Option<String>,

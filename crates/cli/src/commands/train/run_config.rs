@@ -294,7 +294,7 @@ impl RunFiles {
         }
     }
 
-    /// Returns the requested number of held-out records, or `None` if the number of records decides.
+    /// Returns the requested number of held-out records, or `None` if it depends on the number of records.
     pub fn val_size(&self, settings: &TrainSettings) -> Option<f64> {
         (!self.splits_by_default).then_some(settings.val_size)
     }

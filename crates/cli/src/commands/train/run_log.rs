@@ -45,7 +45,7 @@ impl FromStr for ReportTo {
     }
 }
 
-/// Writes each event of a run.
+/// Writes each event of a run to the logs.
 pub struct RunLog<'a> {
     printer: &'a Printer,
     events: Option<EventFile>,
