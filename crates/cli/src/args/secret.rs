@@ -1,4 +1,4 @@
-//! Keys on the command line.
+//! Secret keys on the command line.
 
 use std::convert::Infallible;
 use std::fmt;
