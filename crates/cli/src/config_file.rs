@@ -174,7 +174,8 @@ impl ConfigFile {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// Returns the position of the value of `flag`. If the value contains `part`, returns the position of `part`.
+    /// Returns the position of the value of `flag`. If the value contains `part`, returns the position of
+    /// `part`.
     pub fn snippet(&self, flag: &str, part: &str) -> Option<Snippet> {
         let span = self.entries.get(flag)?.span.clone();
         let value = self.source.get(span.clone())?;
