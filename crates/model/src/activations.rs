@@ -1,4 +1,4 @@
-//! Activations that a layer stores for its backward pass, and those that it recomputes.
+//! The activations that a layer stores or recomputes for its backward pass.
 
 use std::fmt;
 use std::mem;
@@ -8,17 +8,17 @@ use danlu_kernels::{Backend, Element};
 use crate::workspace::GrowBuffer;
 use crate::{ModelConfig, Projection};
 
-/// The activations that a layer stores between forward and backward. No policy changes a result: operations
-/// repeat bit for bit, and dropout masks come from counters.
+/// The activations that a layer stores between its forward and its backward pass. The choice of a policy does
+/// not change any result: recomputed values have the same bits, and dropout masks are derived from counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ActivationPolicy {
     /// Stores every activation.
     KeepAll,
-    /// Stores the results of attention and of all matrix multiplications. Recomputes both norms and
+    /// Stores the results of attention and of all matrix multiplications. The layer recomputes both norms and
     /// `silu(gate) · up`.
     #[default]
     KeepSome,
-    /// Stores only the input of the block, and recomputes the whole block before its backward pass.
+    /// Stores only the input of the block. The layer recomputes the whole block before its backward pass.
     Recompute,
 }
 
@@ -39,63 +39,64 @@ impl fmt::Display for ActivationPolicy {
     }
 }
 
-/// Buffers that the backward pass of one layer reads.
+/// Buffers for the backward pass of one layer.
 #[derive(Debug, Default)]
 pub(crate) struct LayerActivations {
-    /// The residual stream at entry, `(N, C)`.
+    /// Residual stream at the start of the block, `(N, C)`.
     pub inp: GrowBuffer,
-    /// Input norm, `(N, C)` and `(N)`.
+    /// Output `(N, C)` and `rstd (N)` of the norm before attention.
     pub norm1: GrowBuffer,
     pub rstd1: GrowBuffer,
-    /// Queries `(N, NH · HS)`, keys and values `(N, KH · HS)`; queries and keys after RoPE.
+    /// Queries `(N, NH · HS)`, keys and values `(N, KH · HS)`. Queries and keys are stored after RoPE.
     pub q: GrowBuffer,
     pub k: GrowBuffer,
     pub v: GrowBuffer,
-    /// Queries and keys before their norms, and the `rstd` of the norms, if the model has them.
+    /// Queries and keys before their norms, and the `rstd` of these norms. Used only if the model has such
+    /// norms.
     pub q_raw: GrowBuffer,
     pub k_raw: GrowBuffer,
     pub q_rstd: GrowBuffer,
     pub k_rstd: GrowBuffer,
-    /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
+    /// Attention output `(N, NH · HS)`, and the logarithms of its softmax denominators `(N, NH)`.
     pub attn: GrowBuffer,
     pub lse: GrowBuffer,
     /// Buffers of the second half of the block.
     pub mlp: MlpActivations,
-    /// `drop(inp) Aᵀ` of each projection with low-rank matrices.
+    /// `drop(inp) Aᵀ` of each projection that has low-rank matrices.
     pub mid: Mids,
 }
 
-/// Buffers of the second half of the block, with `M` rows. In the last layer, `M` counts the rows that reach
-/// the head. In the others, `M = N`.
+/// Buffers of the second half of the block, with `M` rows. In the last layer, `M` is the number of rows that
+/// reach the head. In the other layers, `M = N`.
 #[derive(Debug, Default)]
 pub(crate) struct MlpActivations {
     /// Residual stream between attention and MLP, `(M, C)`.
     pub res: GrowBuffer,
-    /// Post-attention norm, `(M, C)` and `(M)`.
+    /// Output `(M, C)` and `rstd (M)` of the norm before the MLP.
     pub norm2: GrowBuffer,
     pub rstd2: GrowBuffer,
-    /// `(M, FF)` each.
+    /// Gate, up, and their product after the activation, `(M, FF)` each.
     pub gate: GrowBuffer,
     pub up: GrowBuffer,
     pub act: GrowBuffer,
-    /// Attention output and MLP output before the norms that follow them, `(M, C)`, with the `rstd (M)` of the
-    /// norms, if the model has them.
+    /// Attention output and MLP output before the norms that follow them, `(M, C)`, and the `rstd (M)` of
+    /// these norms. Used only if the model has such norms.
     pub attn_proj: GrowBuffer,
     pub attn_rstd: GrowBuffer,
     pub mlp_proj: GrowBuffer,
     pub mlp_rstd: GrowBuffer,
 }
 
-/// Indexed by [`Projection`]. `(N, R)` for q, k and v, `(M, R)` for the others.
+/// Indexed by [`Projection`]. The shape is `(N, R)` for q, k and v, and `(M, R)` for the other projections.
 pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 
-/// The strictest policy that still stores a buffer.
+/// Of the policies that store a buffer, the one that stores the fewest activations.
 type KeptUnder = ActivationPolicy;
 
-/// Buffers with equal row counts and element types that one operation reads or writes.
+/// Buffers that one operation reads or writes. They have the same number of rows and the same element type.
 struct BufferGroup<'a> {
     buffers: Vec<&'a mut GrowBuffer>,
-    /// Elements per row of each buffer.
+    /// Number of elements in a row of each buffer.
     widths: Vec<usize>,
     element: Element,
     kept_under: KeptUnder,
@@ -108,7 +109,7 @@ impl<'a> BufferGroup<'a> {
 }
 
 impl LayerActivations {
-    /// Every buffer except `mid`.
+    /// Returns the buffers of this struct except `mid` and `mlp`.
     fn groups(&mut self, config: &ModelConfig) -> Vec<BufferGroup<'_>> {
         use ActivationPolicy::*;
         use Element::{Activation, Exact, Residual};
@@ -133,7 +134,7 @@ impl LayerActivations {
             });
             return groups;
         };
-        // A norm of heads needs rows without gaps, so each buffer has its own allocation.
+        // The norm of each head needs rows without gaps, so each buffer has its own allocation.
         for (buffer, width, element) in [
             (&mut self.q, q, Activation),
             (&mut self.k, kv, Activation),
@@ -148,8 +149,8 @@ impl LayerActivations {
         groups
     }
 
-    /// Reserves the buffers that `policy` stores, or with `shared`, the others. Buffers before the attention
-    /// output get `n` rows, the others `m`.
+    /// Reserves the buffers that `policy` stores. With `shared`, reserves the buffers that `policy` does not
+    /// store. The buffers of the second half of the block get `m` rows, and all other buffers get `n` rows.
     pub fn reserve(
         &mut self,
         config: &ModelConfig,
@@ -168,7 +169,7 @@ impl LayerActivations {
         self.mlp.groups(config).into_iter().for_each(|group| reserve(group, m));
     }
 
-    /// Swaps the buffers that `policy` does not store with the shared ones.
+    /// Swaps the buffers that `policy` does not store with those of `shared`.
     pub fn exchange(&mut self, shared: &mut Self, policy: ActivationPolicy) {
         match policy {
             ActivationPolicy::KeepAll => {}
@@ -180,11 +181,11 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // Stores the low-rank intermediate of `down_proj`, because recomputing it would repeat the
-                // last matrix multiplication of the block.
+                // The layer stores the low-rank intermediate of `down_proj`, because recomputing it would
+                // repeat the last matrix multiplication of the block.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
-                // Stores the output of that multiplication too if a norm follows.
+                // The layer also stores the output of that matrix multiplication, if a norm follows.
                 mem::swap(&mut self.mlp.mlp_proj, &mut shared.mlp.mlp_proj);
                 mem::swap(&mut self.mlp.mlp_rstd, &mut shared.mlp.mlp_rstd);
             }

@@ -1,11 +1,11 @@
-//! Reads the tokens in the other tokenizer files, as transformers 5 does.
+//! Reads the tokens that are listed outside `tokenizer.json`, as transformers 5 does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-/// The JSON files in the folder of a tokenizer.
+/// JSON files of a tokenizer's folder that list tokens.
 #[derive(Debug, Default)]
 pub(crate) struct TokenFiles {
     /// `tokenizer_config.json`.
@@ -17,8 +17,9 @@ pub(crate) struct TokenFiles {
 }
 
 impl TokenFiles {
-    /// The named tokens: every key that ends in `_token`, and the names in an `extra_special_tokens` object. The
-    /// configuration decides over the map.
+    /// Returns the named tokens: every key that ends in `_token`, and the names in an `extra_special_tokens`
+    /// object. If both files contain a name, `tokenizer_config.json` takes precedence over
+    /// `special_tokens_map.json`.
     pub fn named(&self) -> BTreeMap<String, String> {
         let mut named = BTreeMap::new();
         for file in self.objects() {
@@ -33,8 +34,8 @@ impl TokenFiles {
         named
     }
 
-    /// The tokens to add to a tokenizer with the added tokens `present`, in the order that decides their ids: those
-    /// that the files list by id, then the special ones without an id.
+    /// Returns the tokens to add to a tokenizer that already has the added tokens `present`. The order
+    /// decides their ids: first the tokens that the files list by id, then the special tokens without an id.
     pub fn additions(&self, present: &BTreeSet<String>) -> Vec<AddedToken> {
         let mut seen = present.clone();
         let mut additions = self.listed();
@@ -48,7 +49,8 @@ impl TokenFiles {
         additions
     }
 
-    /// The tokens that `added_tokens_decoder` lists by id, or `added_tokens.json` in older folders.
+    /// Returns the tokens that `added_tokens_decoder` lists by id. Older folders list them in
+    /// `added_tokens.json`.
     fn listed(&self) -> Vec<AddedToken> {
         let decoder = self.config.as_ref().and_then(|config| config.get("added_tokens_decoder")?.as_object());
         let mut tokens: Vec<(u64, AddedToken)> = match decoder {
@@ -69,7 +71,8 @@ impl TokenFiles {
         tokens.into_iter().map(|(_, token)| token).filter(|token| !token.content.is_empty()).collect()
     }
 
-    /// The special tokens without a name: the list `extra_special_tokens`, or `additional_special_tokens`.
+    /// Returns the special tokens without a name: the list `extra_special_tokens`, or
+    /// `additional_special_tokens`.
     fn extra(&self) -> Vec<String> {
         let lists = ["extra_special_tokens", "additional_special_tokens"];
         let lists =
@@ -82,7 +85,7 @@ impl TokenFiles {
     }
 }
 
-/// The text of a token, which is a string or an object with `content`.
+/// Returns the text of a token. The token is a string, or an object with a `content` key.
 fn content(value: &Value) -> Option<&str> {
     match value {
         Value::String(token) => Some(token),
@@ -91,7 +94,7 @@ fn content(value: &Value) -> Option<&str> {
     }
 }
 
-/// A token as transformers writes it into `added_tokens_decoder`.
+/// Reads a token in the format of transformers' `added_tokens_decoder`.
 fn described(value: &Value) -> Option<AddedToken> {
     let flag = |name: &str, default: bool| value.get(name).and_then(Value::as_bool).unwrap_or(default);
     let is_special = flag("special", false);

@@ -1,5 +1,5 @@
-//! Backward pass of the decoder. It runs the operations of each block in reverse, down to the lowest
-//! adapted layer.
+//! Backward pass of the decoder. It runs the operations of each block in reverse order, and stops at the
+//! lowest layer with an adapter.
 
 use std::array;
 use std::mem;
@@ -18,10 +18,11 @@ use crate::lora::{LoraRows, OutputFactors};
 use crate::workspace::{FactorScratch, Gradients, GrowBuffer, Workspace};
 use crate::{Batch, ModelError, Projection};
 
-/// Outputs of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
+/// Outputs of [`Decoder::add_gradients`]. They remain in the memory of the device between the passes of a
+/// step.
 #[derive(Debug)]
 pub struct StepBuffers<'a> {
-    /// Gradients of the adapter's parameters, in the layout of the parameters.
+    /// Gradients of the adapter's parameters, in the same layout as the parameters.
     pub grads: &'a mut Buffer,
     /// One loss per trained token of the step.
     pub losses: &'a mut Buffer,
@@ -34,7 +35,7 @@ impl Decoder {
     /// d(sum of losses) / d(adapter parameters)` to `grads`, as [`Decoder::add_gradients`] does.
     ///
     /// # Errors
-    /// If a token id is outside the vocabulary, or the device failed.
+    /// If a token id is outside the vocabulary, or the device fails.
     pub fn losses_and_gradients(
         &self,
         work: &mut Workspace,
@@ -56,9 +57,9 @@ impl Decoder {
     /// Runs forward and backward over a batch. Writes the loss of every trained token, in nats, to
     /// `into.losses`. Adds `Σ dloss[i] · d losses[i] / d(adapter parameters)` to `into.grads`.
     ///
-    /// The gradients have the layout of the parameter buffer of `lora`. Entries of `lora` add their gradients
-    /// in order. No gradient of a base weight is formed, and nothing is computed below the lowest adapted
-    /// layer. A batch without a trained token adds nothing.
+    /// The gradients have the layout of the parameter buffer of `lora`. The entries of `lora` add their
+    /// gradients in order. The gradients of base weights are not computed. Nothing is computed for layers
+    /// below the lowest adapted layer. A batch without a trained token adds nothing.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -118,7 +119,8 @@ impl Decoder {
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
                 Some(head) if is_last => {
-                    // `d.q` is unused until attention's backward pass, so it serves as scratch here.
+                    // `d.q` is not used before the backward pass of attention, so `d.q` serves as scratch
+                    // memory here.
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
                     self.mlp_backward(layer, &act, &work.head_attn, d, grads, &head.rows);
@@ -140,14 +142,15 @@ impl Decoder {
         }
     }
 
-    /// For each of `n` rows of `cols` elements: `dinp[r] = Σ dout[i]` over every `i` with `rows[i] = r`.
+    /// For each of `n` rows of `cols` elements, computes `dinp[r] = Σ dout[i]` over every `i` with `rows[i] =
+    /// r`.
     fn scatter(&self, dinp: &mut GrowBuffer, dout: &GrowBuffer, rows: &Indices, (n, cols): (usize, usize)) {
         self.backend.gather_rows_backward(dinp.get_mut(), n, dout.get(), rows, cols);
     }
 
-    /// Backward pass of the second half of a block. On entry, `d.hidden` holds the gradient of the block's
-    /// output. On return, it holds the gradient of the residual stream between the halves, and `d.attn` holds
-    /// the gradient of `attn`.
+    /// Backward pass of the second half of a block. At the start, `d.hidden` contains the gradient of the
+    /// block's output. At the end, `d.hidden` contains the gradient of the residual stream between the two
+    /// halves, and `d.attn` contains the gradient of `attn`.
     fn mlp_backward(
         &self,
         layer: usize,
@@ -189,9 +192,10 @@ impl Decoder {
         (d.attn, d.factors) = (dattn, scratch);
     }
 
-    /// Backward pass of the first half of a block. On entry, `d.attn` holds the gradient of the attention
-    /// output, and `d.hidden` the gradient of the residual stream. If `wanted`, `d.hidden` becomes the
-    /// gradient of the block's input. Otherwise only adapter gradients are computed.
+    /// Backward pass of the first half of a block. At the start, `d.attn` contains the gradient of the
+    /// attention output, and `d.hidden` contains the gradient of the residual stream. If `wanted` is true,
+    /// the function writes the gradient of the block's input to `d.hidden`. Otherwise it computes only the
+    /// gradients of the adapters.
     fn attend_backward(
         &self,
         layer: usize,
@@ -254,8 +258,8 @@ impl Decoder {
         }
     }
 
-    /// Backward pass of a group of projections with one input: `dinp = Σ dout W` if wanted. Each adapter gets
-    /// the gradients of its own rows.
+    /// Backward pass of a group of projections with one input. If the gradient of the input is wanted,
+    /// computes `dinp = Σ dout W`. Each adapter gets the gradients of its own rows.
     fn project_backward<const N: usize>(
         &self,
         layer: usize,
@@ -280,8 +284,8 @@ impl Decoder {
         self.backend.project_backward(grads, &dout, saved, operands, rows.n);
     }
 
-    /// Backward of the factors of DoRA: adds the gradients of the magnitudes, and writes the gradients of the outputs
-    /// before they were scaled to `scratch.dout`. Those outputs are computed again.
+    /// Backward pass of the DoRA factors. Adds the gradients of the magnitudes. Recomputes the outputs before
+    /// scaling, and writes their gradients to `scratch.dout`.
     fn factors_backward<const N: usize>(
         &self,
         scratch: &mut FactorScratch,
@@ -314,7 +318,8 @@ impl Decoder {
     }
 }
 
-/// The buffer with the gradient of what attention or MLP add to the residual stream.
+/// The buffer that contains the gradient of the output of attention or MLP, before it is added to the
+/// residual stream.
 #[derive(Clone, Copy)]
 enum BranchGradient {
     Hidden,
@@ -330,8 +335,8 @@ impl BranchGradient {
     }
 }
 
-/// Backward of a norm after attention or MLP, from `d.hidden` to `d.proj`. Without the norm, the gradient is
-/// `d.hidden` itself.
+/// Backward pass of a norm after attention or the MLP: reads the gradient from `d.hidden` and writes to
+/// `d.proj`. If the model has no such norm, the gradient is `d.hidden` itself.
 fn norm_after_backward(
     backend: &dyn Backend,
     d: &mut Gradients,

@@ -1,4 +1,4 @@
-//! Fingerprints of model folders. They show whether an adapter's base is the one it was trained on.
+//! Fingerprints of model folders. They show whether a base is the one on which an adapter was trained.
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -10,17 +10,18 @@ use sha2::{Digest, Sha256};
 use crate::files;
 use crate::{FileError, Weights};
 
-/// Weight files up to this size are hashed whole, in about a second.
+/// Weight files up to this size are hashed completely, which takes about a second.
 const WHOLE: u64 = 256 << 20;
 
-/// Bytes hashed at the start of a larger file. They hold the name, shape and offset of every tensor.
+/// Bytes hashed at the start of a larger file. They contain the name, shape and offset of every tensor.
 const HEAD: u64 = 8 << 20;
 
-/// Pages hashed in the rest of a larger file, evenly spread. Training changes every page of a model.
+/// Number of evenly spread pages that are hashed in the rest of a larger file. A training run changes every
+/// page of a model.
 const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// Bytes and pages of the quick fingerprint, which every load computes.
+/// Bytes and pages of the quick fingerprint, which is computed each time a model is loaded.
 const SAMPLE_HEAD: u64 = 64 << 10;
 const SAMPLE_PAGES: u64 = 64;
 
@@ -32,8 +33,8 @@ pub fn base_fingerprint(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &FINGERPRINT)
 }
 
-/// Returns a quick fingerprint: a few pages of each file. It detects another base, but not every changed
-/// byte.
+/// Returns a quick fingerprint, computed from a few pages of each file. The quick fingerprint detects another
+/// base, but does not detect every changed byte.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -41,7 +42,8 @@ pub fn base_sample(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &SAMPLE)
 }
 
-/// As [`base_fingerprint`], from the bytes of `config.json` and the open weights.
+/// Returns the same value as [`base_fingerprint`], computed from the bytes of `config.json` and the open
+/// weights.
 ///
 /// # Errors
 /// If the folder cannot be listed, or a safetensors file cannot be read.
@@ -49,10 +51,10 @@ pub fn base_fingerprint_of(config_json: &[u8], weights: &Weights) -> Result<Stri
     of_open_base(config_json, weights, &FINGERPRINT)
 }
 
-/// As [`base_sample`], from the bytes of `config.json` and the open weights.
+/// Returns the same value as [`base_sample`], computed from the bytes of `config.json` and the open weights.
 ///
 /// # Errors
-/// As [`base_fingerprint_of`].
+/// The errors of [`base_fingerprint_of`].
 pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, FileError> {
     of_open_base(config_json, weights, &SAMPLE)
 }
@@ -81,7 +83,8 @@ fn of_open_base(config_json: &[u8], weights: &Weights, depth: &Depth) -> Result<
     Ok(hex::encode(hash.finalize()))
 }
 
-/// A position in an open file. Several threads may read one file, so the file's own position stays as it is.
+/// A read position in an open file. Several threads may read the same file, so the cursor does not move the
+/// file's own position.
 struct FileCursor<'a> {
     file: &'a File,
     at: u64,
@@ -116,7 +119,7 @@ fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
     Ok(hex::encode(hash.finalize()))
 }
 
-/// Returns the safetensors files of `folder`, and those of torch, sorted by name.
+/// Returns the safetensors files and the torch files of `folder`, sorted by name.
 fn weight_files_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let mut paths: Vec<PathBuf> = Vec::new();
     let error = |e| FileError::new("read", folder, e);
@@ -166,7 +169,7 @@ fn sample(hash: &mut Sha256, file: &mut (impl Read + Seek), depth: &Depth) -> io
     Ok(())
 }
 
-/// Returns the SHA-256 of a file, which is read in pieces.
+/// Returns the SHA-256 of a file. The file is never loaded into memory as a whole.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -197,7 +200,7 @@ mod tests {
         bytes[4999] = 1;
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         assert_ne!(base_fingerprint(folder.path()).unwrap(), first);
-        // The sample detects another model. The cost of a sample does not grow with the model.
+        // The quick fingerprint detects another model. The time to compute it does not grow with the model.
         let sample = |bytes: &[u8]| {
             fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
             base_sample(folder.path()).unwrap()
@@ -207,7 +210,7 @@ mod tests {
         assert_ne!(sample(&large), sample(&small));
         let trained: Vec<u8> = large.iter().enumerate().map(|(i, _)| u8::from(i > 100_000)).collect();
         assert_ne!(sample(&large), sample(&trained));
-        // Open files give the same fingerprint, each time.
+        // The fingerprint of open files equals the fingerprint of the folder, each time it is computed.
         let base = Path::new("../cli/assets/base-8m");
         let config = fs::read(base.join("config.json")).unwrap();
         let weights = Weights::open(base).unwrap();

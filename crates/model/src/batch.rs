@@ -1,29 +1,30 @@
-//! Packed sequences without padding. Attention stays within a sequence. A shared prefix has one set of
-//! rows.
+//! Packed sequences without padding. A token attends only to tokens of its own sequence. The rows of a shared
+//! prefix are stored once.
 
 use danlu_kernels::Segment;
 
 use crate::prefix_sharing::{SharedPrefix, find_shared_prefixes};
 
-/// A training or evaluation example: token ids, and which of them carry a loss.
+/// A training or evaluation example: token ids, and a flag for each token that carries a loss.
 ///
-/// If `trained[i]`, token `i` is a target, predicted from the tokens before it. `trained[0]` has no effect.
+/// If `trained[i]` is true, token `i` is a target that the model predicts from the tokens before it.
+/// `trained[0]` has no effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabeledSequence {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Whether each token carries a loss; as long as `ids`.
+    /// Whether each token carries a loss. This list is as long as `ids`.
     pub trained: Vec<bool>,
 }
 
 impl LabeledSequence {
-    /// Number of tokens that carry a loss.
+    /// Returns the number of tokens that carry a loss.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().skip(1).filter(|&&t| t).count()
     }
 
-    /// Returns the leading tokens that other sequences may share. They exclude the last token and all rows
-    /// from the first label on.
+    /// Returns the tokens at the start that other sequences may share. The returned tokens end before the
+    /// first row with a label, and never include the last token.
     pub fn beginning(&self) -> &[u32] {
         let last = self.ids.len().saturating_sub(1);
         let first_label = self.trained.iter().skip(1).position(|&trained| trained);
@@ -33,32 +34,33 @@ impl LabeledSequence {
 
 /// Packed sequences with their boundaries and labels.
 ///
-/// A prefix shared with an earlier sequence has rows in that sequence only. Token `t` of sequence `s` has row
-/// `keys[segments[s].kv_start + t]`.
+/// If a sequence shares a prefix with an earlier sequence, only the earlier sequence has rows for the prefix.
+/// Token `t` of sequence `s` has row `keys[segments[s].kv_start + t]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token id of each row, `(N)`.
     pub ids: Vec<u32>,
     /// Position of each row within its own sequence, `(N)`.
     pub positions: Vec<u32>,
-    /// One segment per sequence: its rows and its keys.
+    /// One segment per sequence. The segment contains the rows and the keys of the sequence.
     pub segments: Vec<Segment>,
-    /// Row of each token of each sequence, `(M)`.
+    /// The row of each token of each sequence, `(M)`.
     pub keys: Vec<u32>,
-    /// Rows whose next token is a target, ascending.
+    /// Rows whose next token is a target, in ascending order.
     pub label_rows: Vec<u32>,
-    /// Target of each of `label_rows`.
+    /// The target token of each row in `label_rows`.
     pub targets: Vec<u32>,
 }
 
 impl Batch {
     /// Packs `sequences` in order.
     ///
-    /// Sequences with a [common prefix](find_shared_prefixes) share its rows, and thus its adapter and
-    /// dropout mask. For sequences with different adapters, [append](Batch::append) separate batches.
+    /// Sequences with a [common prefix](find_shared_prefixes) share the rows of the prefix, so they also
+    /// share the adapter and the dropout mask of these rows. For sequences with different adapters,
+    /// [append](Batch::append) separate batches.
     ///
     /// # Panics
-    /// If a sequence's `trained` is not as long as its `ids`.
+    /// If the lengths of `trained` and `ids` of a sequence differ.
     pub fn new<'a>(sequences: impl IntoIterator<Item = &'a LabeledSequence>) -> Self {
         let sequences: Vec<&LabeledSequence> = sequences
             .into_iter()
@@ -88,7 +90,7 @@ impl Batch {
         batch
     }
 
-    /// Appends another batch. The two batches share no rows.
+    /// Appends another batch. Rows are never shared between the two batches.
     pub fn append(&mut self, other: &Self) {
         let (row, key) = (self.rows(), self.tokens());
         let behind = |rows: &[u32]| -> Vec<u32> { rows.iter().map(|r| row as u32 + r).collect() };
@@ -109,7 +111,7 @@ impl Batch {
         self.ids.len()
     }
 
-    /// Returns the number of tokens of all sequences, `M`. It exceeds `N` if prefixes are shared.
+    /// Returns the number of tokens of all sequences, `M`. `M` is larger than `N` if prefixes are shared.
     pub fn tokens(&self) -> usize {
         self.keys.len()
     }

@@ -1,4 +1,5 @@
-//! Chat templates: render conversations to text and find the assistant's spans.
+//! Chat templates. A template renders a conversation to text, and returns the byte ranges of the assistant's
+//! messages.
 
 use std::collections::{BTreeMap, HashSet};
 use std::error::Error as _;
@@ -18,24 +19,25 @@ use crate::guarded_thread::{self, NoResult, WorkLimits};
 use crate::jinja::{self, BASE_FUEL, Clock, Raised};
 use crate::template_rewrite;
 
-/// Published templates stay under 64 kB.
+/// Maximum size of a template. Published templates are smaller than 64 kB.
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
 
-/// Limits of one rendering, besides what grows with its conversation. Fuel ends most templates long before.
+/// Limits of one rendering. An amount that grows with the conversation is added to them. Most templates that
+/// exceed a limit run out of fuel long before they reach these limits.
 const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
-/// Most bytes of a rendering, besides 16 bytes for each byte of its conversation.
+/// Maximum size of a rendered text. 16 bytes for each byte of the conversation are added to this limit.
 const BASE_OUTPUT: usize = 1 << 20;
 
-/// Fuel of an ordinary rendering, besides what grows with its conversation.
+/// Fuel that an ordinary rendering uses. An amount that grows with the conversation is added to it.
 const ORDINARY_FUEL: u64 = 50_000;
 
-/// Limit on the fuel that all renderings of a template together may use beyond the ordinary amount. A
-/// template uses that much within seconds.
+/// Maximum fuel that all renderings of a template together may use beyond the ordinary amount. A template
+/// needs a few seconds to use this much fuel.
 const MAX_EXCESS_FUEL: u64 = 100_000_000;
 
-/// Renderings in a row that run out of fuel before the template is given up.
+/// If this many renderings in a row run out of fuel, the template is not rendered again.
 const MAX_EXHAUSTED: u64 = 3;
 
 const OUT_OF_FUEL: &str = "it takes far more work than a conversation can ask for";
@@ -43,7 +45,8 @@ const OUT_OF_FUEL: &str = "it takes far more work than a conversation can ask fo
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// Other keys that the template may read, such as `tool_calls`. A `content` key here replaces the text of
+    /// the message.
     pub role: String,
     /// Text of the message.
     pub content: String,
@@ -64,11 +67,12 @@ impl Message {
 pub struct Rendered {
     /// Text of the whole conversation.
     pub text: String,
-    /// Ascending, disjoint ranges on character boundaries. Each includes its end-of-turn token.
+    /// Disjoint ranges in ascending order, on character boundaries. Each range includes its end-of-turn
+    /// token.
     pub spans: Vec<Range<usize>>,
 }
 
-/// A Jinja chat template that renders as in transformers.
+/// A Jinja chat template that renders conversations as transformers does.
 #[derive(Clone)]
 pub struct ChatTemplate {
     path: PathBuf,
@@ -85,10 +89,10 @@ pub struct ChatTemplate {
     tools_bytes: usize,
 }
 
-/// The work of a template's renderings so far, which all its copies share.
+/// Fuel that the renderings of a template have used. All copies of the template share this counter.
 #[derive(Default)]
 struct Spent {
-    /// Fuel beyond the ordinary.
+    /// Fuel used beyond the ordinary amount.
     excess: AtomicU64,
     /// Renderings in a row that ran out of fuel.
     exhausted: AtomicU64,
@@ -97,8 +101,8 @@ struct Spent {
 }
 
 impl Spent {
-    /// Counts a rendering's fuel beyond the ordinary. Ends the template once it spends too much over a file
-    /// of records, or runs out of fuel for three in a row.
+    /// Counts the fuel that a rendering used beyond the ordinary amount. Abandons the template if its
+    /// renderings use too much fuel in total, or if three renderings in a row run out of fuel.
     fn add(&self, excess: u64, is_exhausted: bool) {
         let excess = excess + self.excess.fetch_add(excess, Ordering::Relaxed);
         let in_a_row = match is_exhausted {
@@ -115,13 +119,13 @@ impl Spent {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`, which came from `path`.
+    /// Compiles `source`, which was read from `path`.
     ///
     /// `variables` are the named tokens (`bos_token`, `eos_token`, ...) that the template may write.
-    /// `special_tokens` are the texts of all special tokens; the end-of-turn token is one of them.
+    /// `special_tokens` are the texts of all special tokens. The end-of-turn token is one of them.
     ///
     /// # Errors
-    /// If the template is not valid Jinja, or too long.
+    /// If the template is not valid Jinja, or is too long.
     pub fn new(
         path: &Path,
         source: &str,
@@ -158,15 +162,16 @@ impl ChatTemplate {
             template.added_end = template.find_missing_end(special_tokens);
             template.end_of_turn.clone_from(&template.added_end);
         }
-        // A fixed day: a default system message with today's date would differ tomorrow.
+        // The date is fixed, because a default system message with today's date would be different tomorrow.
         template.clock.set(Some(0));
         template.default_system = template.find_default_system();
         template.clock.set(None);
         Ok(template)
     }
 
-    /// Rejects a template that writes an undefined name such as `user_token`, which would render as empty
-    /// text. transformers leaves the seven standard names empty, so those may be undefined.
+    /// Rejects a template that writes an undefined name such as `user_token`, because the name would render
+    /// as empty text. The seven standard names may be undefined, because transformers renders them as empty
+    /// text too.
     fn check_named_tokens(&self, undeclared: HashSet<String>) -> Result<(), ModelError> {
         const STANDARD: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
@@ -192,7 +197,7 @@ impl ChatTemplate {
         Self { tools: Value::from(Serde(tools)), tools_bytes, ..self.clone() }
     }
 
-    /// Returns a copy that appends no EOS token to answers: see [`ChatTemplate::added_end`].
+    /// Returns a copy that does not append an EOS token to answers. See [`ChatTemplate::added_end`].
     pub fn without_added_end(&self) -> Self {
         let end_of_turn = self.end_of_turn.clone().filter(|_| self.added_end.is_none());
         Self { added_end: None, end_of_turn, ..self.clone() }
@@ -203,12 +208,12 @@ impl ChatTemplate {
         self.source.contains("strftime_now")
     }
 
-    /// Returns the date that the template would get now, `YYYY-MM-DD`.
+    /// Returns the date that the template would get now, in the form `YYYY-MM-DD`.
     pub fn today(&self) -> String {
         self.clock.date()
     }
 
-    /// Fixes the template's time to `seconds` since 1970, also for all clones.
+    /// Fixes the template's time to `seconds` since 1970. The time of all clones is fixed too.
     pub fn stop_clock(&self, seconds: u64) {
         self.clock.set(Some(seconds));
     }
@@ -223,7 +228,8 @@ impl ChatTemplate {
         hex::encode(Sha256::digest(self.source.as_bytes()))
     }
 
-    /// Returns the special token that ends an assistant's turn: the first one after the content.
+    /// Returns the special token that ends an assistant's turn. It is the first special token after the
+    /// content.
     pub fn end_of_turn(&self) -> Option<&str> {
         self.end_of_turn.as_deref()
     }
@@ -238,8 +244,8 @@ impl ChatTemplate {
         self.default_system.as_deref()
     }
 
-    /// Renders a conversation. With `add_generation_prompt`, the text ends at the start of the assistant's
-    /// reply.
+    /// Renders a conversation. With `add_generation_prompt`, the text ends at the position where the
+    /// assistant's reply starts.
     ///
     /// # Errors
     /// If the template raises an exception, fails, or exceeds the work limit.
@@ -249,16 +255,18 @@ impl ChatTemplate {
 
     /// Renders a conversation and finds the spans of the assistant's messages.
     ///
-    /// A template with `{% generation %}` marks the spans. An end-of-turn token that follows a span is added
-    /// to it, because an untrained end token would leave the model unable to stop.
+    /// A template with `{% generation %}` marks the spans itself. If an end-of-turn token follows such a
+    /// span, the token is added to the span. Otherwise the end-of-turn token would not be trained, and the
+    /// model could not stop.
     ///
     /// For other templates, the span of message `i` is the text of `messages[..=i]` without the text of
-    /// `messages[..i]` and its generation prompt. The span ends with the end-of-turn token; a line break
-    /// after that token is excluded. Some templates render a message differently once others follow. There,
-    /// the content is located by substitution, and the span is the content with its end-of-turn token.
+    /// `messages[..i]` and without the generation prompt. The span ends with the end-of-turn token. A line
+    /// break after that token is excluded. Some templates render a message differently if other messages
+    /// follow. For these templates, the content is found by substitution, and the span is the content with
+    /// its end-of-turn token.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`]; and if neither method finds a message.
+    /// The errors of [`ChatTemplate::render`]. Also returns an error if neither method finds a message.
     pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
         let mut rendered = self.render_marked(messages, false)?;
         if self.marks_generation {
@@ -289,14 +297,14 @@ impl ChatTemplate {
         Ok(rendered)
     }
 
-    /// Renders the conversation and finds the spans of the messages at `indices`, which ascend. A span covers
-    /// the message's text and its end-of-turn token.
+    /// Renders the conversation and finds the spans of the messages at `indices`, which must ascend. A span
+    /// contains the message's text and its end-of-turn token.
     ///
-    /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`],
-    /// whose number may differ. Otherwise there is one span per index.
+    /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`]. The
+    /// number of these spans may differ from the number of indices. Otherwise there is one span per index.
     ///
     /// # Errors
-    /// As [`ChatTemplate::assistant_spans`].
+    /// The errors of [`ChatTemplate::assistant_spans`].
     pub fn message_spans(
         &self,
         messages: &[Message],
@@ -326,7 +334,7 @@ impl ChatTemplate {
         Ok((text, spans))
     }
 
-    /// Returns the span of answer `nth` among those that `{% generation %}` marks.
+    /// Returns the span of the assistant's answer number `nth`, as marked by `{% generation %}`.
     fn marked_span(
         &self,
         text: &str,
@@ -345,7 +353,7 @@ impl ChatTemplate {
         Ok(marked[nth].start..self.past_end_of_turn(text, marked[nth].end))
     }
 
-    /// Returns the span of message `index`, if rendering more messages only appends text.
+    /// Returns the span of message `index`, if the rendering of a longer conversation only appends text.
     fn span_by_prefix(&self, messages: &[Message], index: usize, text: &str) -> Option<Range<usize>> {
         let before = self.render(&messages[..index], true).ok()?;
         let after = match index + 1 == messages.len() {
@@ -358,14 +366,15 @@ impl ChatTemplate {
             None => after.len(),
             Some(token) => match turn.rfind(token.as_str()) {
                 Some(at) => start + at + token.len(),
-                // Some templates write the end of a turn only before another turn.
+                // Some templates write the end of a turn only if another turn follows.
                 None => self.past_end_of_turn(text, after.len()),
             },
         };
         (after.get(..end.min(after.len())).is_some_and(|known| text.starts_with(known))).then_some(start..end)
     }
 
-    /// Returns the span of message `index`: the part of `text` that changes with the content of the message.
+    /// Returns the span of message `index`. The span is the part of `text` that changes with the content of
+    /// the message.
     fn span_by_substitution(
         &self,
         messages: &[Message],
@@ -393,15 +402,16 @@ impl ChatTemplate {
         Ok(head.len()..self.past_end_of_turn(text, content_end))
     }
 
-    /// Returns the position after the end-of-turn token that follows `at`, or `at` if none follows. White
-    /// space may precede the token.
+    /// Returns the position after the end-of-turn token that follows `at`. White space before the token is
+    /// skipped. Returns `at` if no end-of-turn token follows.
     fn past_end_of_turn(&self, text: &str, at: usize) -> usize {
         let Some(token) = &self.end_of_turn else { return at };
         let rest = text.get(at..).unwrap_or_default().trim_start();
         if rest.starts_with(token.as_str()) { text.len() - rest.len() + token.len() } else { at }
     }
 
-    /// Renders, removes the sentinels of `{% generation %}` and returns their positions.
+    /// Renders the conversation, removes the sentinels of `{% generation %}`, and returns the positions of
+    /// the sentinels.
     fn render_marked(
         &self,
         messages: &[Message],
@@ -421,7 +431,7 @@ impl ChatTemplate {
         };
         context.insert("messages", messages.iter().map(turn).collect::<Vec<_>>().into());
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        // transformers passes both, as None if there are none.
+        // transformers always passes both names. Their value is None if there are no tools or documents.
         context.insert("tools", self.tools.clone());
         context.insert("documents", Value::from(()));
         context.insert(jinja::OPEN, Value::from(open.to_string()));
@@ -447,7 +457,7 @@ impl ChatTemplate {
         Ok(rendered)
     }
 
-    /// Renders `context` on a thread of its own, within limits that grow with `messages`.
+    /// Renders `context` on a separate thread, within limits that grow with the size of `messages`.
     fn run(&self, context: Value, messages: &[Message]) -> Result<String, ModelError> {
         let fault = |message: String| ModelError::Template { path: self.path.clone(), line: None, message };
         if let Some(reason) = self.spent.abandoned.get() {
@@ -494,7 +504,7 @@ impl ChatTemplate {
         Ok(text)
     }
 
-    /// Returns the first special token after the assistant's content in a probe conversation.
+    /// Returns the first special token that follows the assistant's content in a probe conversation.
     fn find_end_of_turn(&self, special_tokens: &[String]) -> Option<String> {
         let [marker, _] = unused_characters(&[], &self.source);
         let turns = [Message::new("user", "a"), Message::new("assistant", marker)];
@@ -502,11 +512,11 @@ impl ChatTemplate {
         let after = text.rsplit_once(marker)?.1;
         let first = |token: &&String| after.find(token.as_str());
         let found = special_tokens.iter().filter(|t| !t.is_empty() && first(t).is_some());
-        // If two tokens start at one position, the longest wins, as in a tokenizer.
+        // If two tokens start at the same position, the longest token is chosen, as in a tokenizer.
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
     }
 
-    /// Returns the EOS token, if the template writes an answer exactly once and never writes EOS.
+    /// Returns the EOS token, if the template writes an answer exactly once and never writes the EOS token.
     fn find_missing_end(&self, special_tokens: &[String]) -> Option<String> {
         let eos = self.variables.get("eos_token").filter(|eos| special_tokens.contains(eos))?;
         let [marker, _] = unused_characters(&[], &self.source);
@@ -516,8 +526,8 @@ impl ChatTemplate {
         (text.matches(marker).count() == 4 && !text.contains(eos.as_str())).then(|| eos.clone())
     }
 
-    /// Returns the system message of a conversation without one. It is found by comparison with a
-    /// conversation that has a marker as its system message.
+    /// Returns the system message that the template adds to a conversation without one. It is found by
+    /// comparison with a conversation whose system message is a marker.
     fn find_default_system(&self) -> Option<String> {
         let [marker, user] = unused_characters(&[], &self.source);
         let user = Message::new("user", user);
@@ -525,7 +535,7 @@ impl ChatTemplate {
         let without = self.render(&[user], false).ok()?;
         let (head, tail) = with.split_once(marker)?;
         let default = without.strip_prefix(head)?.strip_suffix(tail)?;
-        // Text without special tokens around it belongs to the first message and is not a system message.
+        // Text that has no special tokens around it belongs to the first message. It is not a system message.
         let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
         (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
     }
@@ -542,14 +552,14 @@ fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     let taken =
         |c: char| source.contains(c) || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c));
     let mut free = ('\u{f0000}'..='\u{ffffd}').filter(|&c| !taken(c));
-    // A text with every private-use character is not natural text. Repeating one then only loses the
-    // spans.
+    // No natural text contains every private-use character. If a text does, a character is used twice, and
+    // only the spans are lost.
     let first = free.next().unwrap_or('\u{f0000}');
     [first, free.next().unwrap_or('\u{f0001}')]
 }
 
-/// Compiles `source` on a thread of its own, as the parser and the compiler recurse. Returns the names that
-/// the template reads, too.
+/// Compiles `source` on a separate thread, because the parser and the compiler recurse. Also returns the
+/// names that the template reads.
 fn compile(
     path: &Path,
     source: String,
@@ -569,7 +579,7 @@ fn compile(
     compiled.map_err(fault)?.map_err(|e| failed(path, &e))
 }
 
-/// Bytes of all strings in a JSON value, and some for each item.
+/// Returns the size of a JSON value: the bytes of all strings, and a few bytes for each item.
 fn text_bytes(value: &serde_json::Value) -> usize {
     match value {
         serde_json::Value::String(text) => text.len(),

@@ -44,7 +44,7 @@ const MARKED: &str = "\
 {%- endif %}
 {% endfor %}";
 
-/// As Qwen3's template: thoughts stay in the last turn only.
+/// A template like Qwen3's, which writes thoughts only in the last turn.
 const THINKING: &str = "\
 {%- for message in messages %}
     {%- set content = message.content %}
@@ -69,7 +69,7 @@ fn dialogue(contents: &[&str]) -> Vec<Message> {
     roles.zip(contents).map(|(role, content)| Message::new(role, *content)).collect()
 }
 
-/// Renders the text with each span in guillemets.
+/// Renders the text and puts each span in guillemets.
 fn marked(template: &ChatTemplate, messages: &[Message]) -> String {
     let Rendered { text, spans } = template.assistant_spans(messages).unwrap();
     assert_eq!(text, template.render(messages, false).unwrap());
@@ -255,7 +255,7 @@ fn text_ids_and_labels_equal_transformers() {
     }
 }
 
-/// Each template ends with an error before it exhausts time, memory or stack.
+/// Each of these templates fails with an error before it uses up the time, the memory or the stack.
 #[test]
 fn a_hostile_template_is_an_error() {
     let turn = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}";

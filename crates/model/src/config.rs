@@ -1,4 +1,4 @@
-//! `config.json`: the sizes and flags of a decoder, as transformers 4 and 5 write them.
+//! `config.json`: the sizes and flags of a decoder, in the formats of transformers 4 and 5.
 
 mod architecture;
 mod family;
@@ -16,7 +16,8 @@ use crate::json::{self, Fields};
 use crate::sidecar_files::torch_name;
 use crate::{ModelError, Projection, Quantization, files};
 
-/// Upper limits of sizes. No real model reaches them, and the product of two sizes cannot overflow.
+/// Upper limits of sizes. No real model reaches these limits. Below them, the product of two sizes cannot
+/// overflow.
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_INTERMEDIATE: u64 = 1 << 24;
 const MAX_VOCABULARY: u64 = 1 << 24;
@@ -24,15 +25,15 @@ const MAX_LAYERS: u64 = 1 << 12;
 const MAX_HEADS: u64 = 1 << 16;
 const MAX_POSITIONS: u64 = 1 << 31;
 
-/// A decoder's configuration, checked: every size is at least 1 and products of sizes do not overflow.
+/// A checked configuration of a decoder. Every size is at least 1, and products of sizes do not overflow.
 ///
-/// Fields keep `config.json`'s names.
+/// The fields have the same names as in `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelConfig {
     /// Family of the model: `llama`, `qwen3`.
     pub model_type: String,
-    /// `C`.
+    /// Width of the residual stream, `C`.
     pub hidden_size: usize,
     /// Width of the feed-forward block.
     pub intermediate_size: usize,
@@ -42,15 +43,15 @@ pub struct ModelConfig {
     pub num_attention_heads: usize,
     /// Key and value heads, `KH`, which divides `NH`.
     pub num_key_value_heads: usize,
-    /// Head size, `HS`, even; `NH * HS` need not be `C`.
+    /// Head size `HS`, an even number. `NH * HS` may differ from `C`.
     pub head_dim: usize,
-    /// `V`.
+    /// Vocabulary size, `V`.
     pub vocab_size: usize,
-    /// Context length of the pretraining, in tokens.
+    /// Context length in tokens with which the model was pretrained.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in every norm.
+    /// Value added to the mean square in every norm.
     pub rms_norm_eps: f32,
-    /// Whether the output head is the embedding table.
+    /// Whether the embedding table is also the output head.
     pub tie_word_embeddings: bool,
     /// Rotary position embedding.
     pub rope: Rope,
@@ -70,17 +71,17 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder.
     ///
     /// # Errors
-    /// If the file cannot be read, or describes an impossible or unsupported model. The error names the
-    /// field.
+    /// If the file cannot be read, or describes a model that is impossible or not supported. The error names
+    /// the field.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
         Self::parse(&path, &files::read_bounded(&path, json::MAX_CONFIG_BYTES)?)
     }
 
-    /// Parses the bytes of a `config.json`; `path` is for messages.
+    /// Parses the bytes of a `config.json`. `path` is used only in error messages.
     ///
     /// # Errors
-    /// As [`ModelConfig::read`].
+    /// The errors of [`ModelConfig::read`].
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
         Self::from_value(path, &json::parse(path, bytes)?)
     }
@@ -148,7 +149,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Returns the text of a `config.json` that transformers 4 and 5 both read.
+    /// Returns the text of a `config.json` that both transformers 4 and 5 can read.
     pub fn to_json(&self) -> Vec<u8> {
         // transformers writes a single id as a number, not as a list.
         let eos = match self.eos_token_id[..] {
@@ -174,7 +175,7 @@ impl ModelConfig {
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
             "pretraining_tp": 1,
-            // The decimal 1e-5, not the nearest f32 with seventeen digits.
+            // Writes the decimal 1e-5, and not the seventeen digits of the nearest f32.
             "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
             "rope_scaling": self.rope.scaling_json(),
             "rope_theta": self.rope.theta,
@@ -191,7 +192,7 @@ impl ModelConfig {
         text
     }
 
-    /// Returns `(OUT, IN)` of a projection's weight.
+    /// Returns the shape `(OUT, IN)` of a projection's weight.
     pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
@@ -204,7 +205,8 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the name and shape of every tensor of the checkpoint, in the order of a forward pass.
+    /// Returns the name and shape of every tensor of the checkpoint, in the order in which a forward pass
+    /// reads them.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let table = vec![self.vocab_size, hidden];
@@ -216,7 +218,7 @@ impl ModelConfig {
             .chain(head)
     }
 
-    /// Returns the tensors of a layer.
+    /// Returns the name and shape of every tensor of a layer.
     fn layer_tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
         let norm = |name: &str, width| (format!("model.layers.{layer}.{name}.weight"), vec![width]);
         let mut tensors: Vec<_> =
@@ -244,7 +246,7 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the lengths of the weights of the norms of queries and keys.
+    /// Returns the lengths of the norm weights of queries and keys.
     pub fn qk_norm_widths(&self) -> Option<[usize; 2]> {
         let heads = [self.num_attention_heads, self.num_key_value_heads];
         self.architecture.qk_norm.map(|norm| match norm {
@@ -253,13 +255,13 @@ impl ModelConfig {
         })
     }
 
-    /// Returns the epsilon of norms over the residual stream. The decoder divides the stream by
-    /// `residual_scale`, so that attention and MLP add to the stream without a factor.
+    /// Returns the epsilon of norms over the residual stream. The decoder divides the residual stream by
+    /// `residual_scale`, so that attention and MLP add to the residual stream without a factor.
     pub(crate) fn stream_eps(&self) -> f32 {
         self.rms_norm_eps / self.architecture.residual_scale.powi(2)
     }
 
-    /// Returns the factor of the embeddings in the divided stream.
+    /// Returns the factor of the embeddings in the residual stream after its division by `residual_scale`.
     pub(crate) fn stream_embedding_scale(&self) -> f32 {
         self.architecture.embedding_scale / self.architecture.residual_scale
     }
@@ -273,8 +275,8 @@ impl ModelConfig {
         }
     }
 
-    /// Returns scale, window and cap of a layer's attention scores. The scale includes the factor of cosine
-    /// and sine of queries and keys, because every element is rotated.
+    /// Returns the scale, the window and the softcap of a layer's attention scores. The scale includes the
+    /// RoPE factor of queries and keys, because RoPE rotates every element.
     pub fn attention_scores(&self, layer: usize) -> AttentionScores {
         let scale = self.architecture.attention_scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt());
         let factor = self.layer_rope(layer).map_or(1.0, Rope::attention_factor);
@@ -285,18 +287,18 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the number of parameters; tied tables count once.
+    /// Returns the number of parameters. A table that is both embedding and head counts once.
     pub fn num_parameters(&self) -> u64 {
         self.tensors().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
-    /// Returns the rotation of each element pair, in radians a token, `(HS / 2)`.
+    /// Returns the rotation of each pair of elements, in radians per token, `(HS / 2)`.
     pub fn inv_freq(&self) -> Vec<f32> {
         self.rope.inv_freq(self.head_dim)
     }
 }
 
-/// Rejects settings that would change the arithmetic. The error names the field.
+/// Rejects settings with which the model would compute something else than danlu. The error names the field.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
         return Err(fields.unsupported("attention_dropout", "0.0"));
@@ -307,7 +309,8 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Reads the rotary embedding of layers with full attention. Gemma 3 and OLMo 3 nest it in transformers 5.
+/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store it
+/// in a nested object.
 fn global_rope(
     fields: &Fields<'_>,
     default_theta: f64,
@@ -322,8 +325,8 @@ fn global_rope(
     Rope::read(fields, default_theta, max_position_embeddings)
 }
 
-/// Reads `quantization_config`, which must be 4 bits of bitsandbytes. The weight files show which weights are
-/// in 4 bits.
+/// Reads `quantization_config`, which must be a 4-bit format of bitsandbytes. It does not list the weights
+/// that are in 4 bits; the weight files show this.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
     const READ: &str = "4 bits of bitsandbytes (nf4, fp4), and weights in bf16, f16 or f32";
@@ -337,7 +340,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
         return Err(nested.wrong("load_in_4bit", "true"));
     }
     let quant_type = match nested.text("bnb_4bit_quant_type")? {
-        // The default of transformers.
+        // transformers uses this code by default.
         None => FourBitCode::Fp4,
         Some(name) => {
             name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4`"))?
@@ -347,7 +350,8 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
     Ok(Some(Quantization { quant_type, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
-/// Reads the saved element type. An unsupported type is reported with the tensors.
+/// Reads the element type of the saved weights. An unsupported type is not an error here. It is reported when
+/// the tensors are read.
 fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ModelError> {
     let name = match fields.text("dtype")? {
         Some(name) => Some(name),

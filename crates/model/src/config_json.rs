@@ -1,4 +1,4 @@
-//! `config.json`, which is read once for all uses.
+//! `config.json`, read once and then shared by all readers.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ const FILE: &str = "config.json";
 
 /// The bytes and values of a `config.json`.
 ///
-/// They describe the model's shape, the end tokens of the tokenizer and the fingerprint of the base.
+/// They contain the shape of the model and the end tokens. The fingerprint of the base includes the bytes.
 #[derive(Clone, Debug)]
 pub struct ConfigJson {
     path: PathBuf,
@@ -58,7 +58,7 @@ impl ConfigJson {
         ModelConfig::from_value(&self.path, &self.value)
     }
 
-    /// Returns the tokens that end a generation.
+    /// Returns the ids of the tokens that end a reply.
     pub(crate) fn eos_token_ids(&self) -> Result<Vec<u32>, ModelError> {
         Fields::new(&self.path, &self.value)?.token_ids("eos_token_id")
     }

@@ -138,8 +138,8 @@ fn malformed_json_is_placed_by_line_and_column() {
 fn assert_close(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        // PyTorch's vectorised pow is exact to one unit in the last place, and the interpolation adds two
-        // roundings.
+        // The vectorised `pow` of PyTorch is exact to one unit in the last place. The interpolation rounds
+        // two more times.
         assert!((f - e).abs() <= 4e-7 * e, "{i}: {f:e}, expected {e:e}");
     }
 }

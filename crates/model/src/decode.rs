@@ -1,16 +1,17 @@
-//! Prefill and decode: prompts are read, then tokens are appended one by one, over a [`KvCache`].
+//! Prefill and decode. Prefill reads prompts, and decode appends generated tokens one by one. Both write to a
+//! [`KvCache`].
 //!
-//! The values of a row do not depend on the other rows of the pass. A matrix multiplication of few rows may
-//! sum in another order than one of many rows (see [`Backend::row_invariant_from`]). The kind of row
-//! therefore determines the order:
+//! The values of a row do not depend on the other rows of the pass. However, the order of summation in a
+//! matrix multiplication may depend on the number of rows (see [`Backend::row_invariant_from`]). The kind of
+//! row therefore determines the order of summation:
 //!
 //! | rows | order of summation |
 //! |---|---|
-//! | prompt tokens ([`Decoder::prefill`]) | that of many rows, also for the short last piece of a prompt |
-//! | generated tokens ([`Decoder::decode`]) | that of few rows, and [`Backend::attention_decode`]; many sequences run in several passes |
-//! | rows whose logits are returned, after the last attention | that of few rows |
+//! | prompt tokens ([`Decoder::prefill`]) | the order for many rows, even if the last chunk of a prompt has few rows |
+//! | generated tokens ([`Decoder::decode`]) | the order for few rows, with [`Backend::attention_decode`]; many sequences run in several passes |
+//! | rows whose logits are returned, after the last attention | the order for few rows |
 //!
-//! A reply therefore has the same bits alone, in a batch, and after any interruption.
+//! Therefore a reply has the same bits if it is generated alone, in a batch, or after any interruption.
 
 use std::mem;
 
@@ -21,21 +22,21 @@ use danlu_kernels::Segment;
 use crate::forward_pass::ForwardPass;
 use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
 
-/// The kind of the rows of a pass, which decides the order of sums.
+/// The kind of the rows of a pass, which decides the order of summation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RowKind {
     Prompt,
     Generated,
 }
 
-/// Tokens that a pass appends to one slot.
+/// The tokens that a pass appends to one slot.
 #[derive(Clone, Copy)]
 pub struct SlotInput<'a> {
     /// The slot. Each slot occurs once in a pass.
     pub slot: SlotId,
     /// Tokens to append, at least one.
     pub ids: &'a [u32],
-    /// Adapter of the slot.
+    /// The adapter for this slot.
     pub lora: Option<&'a dyn LoraSource>,
     /// Whether to compute the logits of the last token.
     pub wants_logits: bool,
@@ -55,14 +56,14 @@ impl Decoder {
     }
 
     /// Appends prompt tokens to slots of `cache`. Returns the logits `(S, V)` of the last token of each input
-    /// with `wants_logits`, in the order of `inputs`.
+    /// that has `wants_logits`, in the order of `inputs`.
     ///
     /// # Errors
-    /// If an input has no ids, more ids than its slot has room for, or an id outside the vocabulary. No slot
-    /// is changed then.
+    /// If an input has no ids, has more ids than its slot has room for, or has an id outside the vocabulary.
+    /// If there is an error, no slot is changed.
     ///
     /// # Panics
-    /// If a slot was removed, or two inputs name one slot.
+    /// If a slot was removed, or if two inputs name the same slot.
     pub fn prefill(
         &self,
         work: &mut Workspace,
@@ -73,13 +74,13 @@ impl Decoder {
         self.append_in_passes(work, cache, inputs, RowKind::Prompt)
     }
 
-    /// As [`Decoder::prefill`], for generated tokens.
+    /// Appends generated tokens to slots of `cache`. Returns logits as [`Decoder::prefill`] does.
     ///
     /// # Errors
-    /// As [`Decoder::prefill`].
+    /// The errors of [`Decoder::prefill`].
     ///
     /// # Panics
-    /// As [`Decoder::prefill`], and if an input has more than one id.
+    /// The panics of [`Decoder::prefill`]. Also panics if an input has more than one id.
     pub fn decode(
         &self,
         work: &mut Workspace,
@@ -106,7 +107,8 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Returns the largest number of rows that still use the summation order of few rows.
+    /// Returns the largest number of rows for which a matrix multiplication still sums in the order for few
+    /// rows.
     fn max_slots(&self) -> usize {
         match self.backend.row_invariant_from() {
             0 | 1 => usize::MAX,
@@ -171,7 +173,7 @@ impl Decoder {
     }
 }
 
-/// Returns the rows of each adapter. Adjacent inputs with one adapter share an entry.
+/// Returns the rows of each adapter. If neighbouring inputs have the same adapter, they share one entry.
 fn lora_rows<'a>(inputs: &[SlotInput<'a>]) -> Vec<LoraRows<'a>> {
     let mut found: Vec<LoraRows<'a>> = Vec::new();
     let mut start = 0;

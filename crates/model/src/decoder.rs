@@ -1,6 +1,8 @@
-//! Forward pass of a decoder. It calls operations that each have a backward, without a tape or graph.
+//! Forward pass of a decoder. It calls operations that each have a backward operation. There is no tape and
+//! no graph.
 //!
-//! One block, forward; [`backward`](crate::backward) runs the same operations in reverse:
+//! The forward pass of one block is shown here. [`backward`](crate::backward) runs the same operations in
+//! reverse:
 //!
 //! ```text
 //! norm1 = rmsnorm(inp)            q, k, v = linear(norm1) + lora       rope(q), rope(k)
@@ -9,11 +11,11 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP, and moves or replaces
-//! the other parts.
+//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP. It can also move or
+//! replace other operations.
 //!
-//! After attention the rows are independent. The last layer therefore computes `res` and everything after it
-//! only for the rows that reach the head.
+//! After attention, no row depends on another row. The last layer therefore computes `res` and all later
+//! values only for the rows that reach the head.
 
 use std::mem;
 use std::ops::{ControlFlow, Range};
@@ -37,7 +39,7 @@ use crate::{
     QuantizeProgress, Weights, projections,
 };
 
-/// A base model with a forward pass, and a backward pass to its adapters.
+/// A base model with a forward pass, and with a backward pass that computes the gradients of its adapters.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) config: ModelConfig,
@@ -46,29 +48,29 @@ pub struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Buffer,
     pub(crate) lm_head: Matrix,
-    /// Frequencies of [`LayerRope::Global`] and [`LayerRope::Local`].
+    /// The frequencies for [`LayerRope::Global`] and [`LayerRope::Local`].
     pub(crate) inv_freq: [Buffer; 2],
 }
 
-/// Frozen weights of one block, named as in the checkpoint.
+/// Frozen weights of one block. The names are those of the checkpoint.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    /// The norms of [`BlockNorms`](crate::BlockNorms).
+    /// The weights of the norms that [`BlockNorms`](crate::BlockNorms) lists.
     pub before_attention: Option<Buffer>,
     pub after_attention: Option<Buffer>,
     pub before_mlp: Option<Buffer>,
     pub after_mlp: Option<Buffer>,
-    /// Norms of queries and keys.
+    /// Weights of the norms of queries and keys.
     pub qk_norm: Option<[Buffer; 2]>,
     /// Indexed by [`Projection`].
     pub projections: [Matrix; Projection::ALL.len()],
     pub biases: [Option<Buffer>; Projection::ALL.len()],
 }
 
-/// Name, rows and columns of a weight.
+/// Name, number of rows and number of columns of a weight.
 type TensorName = (String, usize, usize);
 
-/// Releases the mapped memory of weights that a device holds.
+/// Releases the mapped memory of weights that were copied to a device.
 fn release_placed(weights: &Weights, backend: &dyn Backend, names: &[TensorName]) {
     if backend.device_memory().is_some() {
         names.iter().filter_map(|(name, ..)| weights.info(name)).for_each(|info| weights.release(info));
@@ -76,8 +78,8 @@ fn release_placed(weights: &Weights, backend: &dyn Backend, names: &[TensorName]
 }
 
 impl Layer {
-    /// Builds a layer. `vector` returns a vector by name and length, and gets whether it is the weight of a
-    /// norm.
+    /// Builds a layer. `vector` returns a vector by name and length. Its last argument says whether the
+    /// vector is the weight of a norm.
     fn build(
         config: &ModelConfig,
         layer: usize,
@@ -117,7 +119,8 @@ impl Layer {
 }
 
 impl Decoder {
-    /// Opens a Hugging Face folder: `config.json` and memory-mapped safetensors.
+    /// Opens a model folder of Hugging Face, with `config.json` and safetensors files. The files are
+    /// memory-mapped.
     ///
     /// # Errors
     /// If a file is missing or malformed, the model is not supported, or a tensor is missing, unexpected or
@@ -126,7 +129,7 @@ impl Decoder {
         Self::new(ModelConfig::read(folder)?, &Weights::open(folder)?, backend)
     }
 
-    /// Builds a decoder over opened weights.
+    /// Builds a decoder from opened weights.
     ///
     /// # Errors
     /// If a tensor is missing, unexpected or misshaped.
@@ -147,12 +150,15 @@ impl Decoder {
         Self::build(config, backend, matrix, group, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
     }
 
-    /// As [`Decoder::new`], with every projection of a layer encoded in 4 bits while it is loaded.
+    /// Builds a decoder as [`Decoder::new`] does. Every projection of a layer is quantized to 4 bits while it
+    /// is loaded.
     ///
-    /// The back end encodes the projections if it can. Otherwise `threads` threads of the host do, with the same bits.
+    /// The back end quantizes the projections if it can. Otherwise `threads` threads of the host quantize
+    /// them. The resulting bits are the same.
     ///
     /// # Errors
-    /// As [`Decoder::new`], or if weights are in 4 bits already, a value is not finite, or `progress` stops.
+    /// The errors of [`Decoder::new`]. Also returns an error if weights are in 4 bits already, if a value is
+    /// not finite, or if `progress` stops.
     pub fn quantized(
         config: ModelConfig,
         weights: &Weights,
@@ -189,7 +195,7 @@ impl Decoder {
         Self::build(config, backend, matrix, group, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
     }
 
-    /// Builds a decoder of this shape on a back end that computes nothing. Opens no file.
+    /// Builds a decoder of this shape on a back end that computes nothing. No file is opened.
     pub fn trace(config: ModelConfig, trace: Arc<Trace>) -> Self {
         let matrix = |_: &str, rows, cols| Ok(Trace::matrix(rows, cols));
         let group = |names: &[TensorName]| {
@@ -259,7 +265,7 @@ impl Decoder {
         &self.config
     }
 
-    /// Returns the weight of a projection, in the form in which it computes.
+    /// Returns the weight of a projection, in the format in which the decoder uses it.
     pub fn projection(&self, layer: usize, projection: Projection) -> &Matrix {
         self.layers[layer].projection(projection)
     }
@@ -269,8 +275,8 @@ impl Decoder {
         &self.backend
     }
 
-    /// Allocates every training buffer for batches of up to `rows` rows, `labels` of them with a label.
-    /// `keys` is the largest number of tokens of a batch with shared prefixes.
+    /// Allocates every training buffer for batches of up to `rows` rows. Of these rows, `labels` have a
+    /// label. `keys` is the largest number of tokens in a batch with shared prefixes.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let [rows, labels] = self.computed_rows([rows, labels]);
         work.reserve_prefix_kv(&self.config, &*self.backend, keys);
@@ -278,8 +284,8 @@ impl Decoder {
         work.reserve_gradients(&self.config, &*self.backend, rows, labels);
     }
 
-    /// Allocates the remaining memory of training passes of that size: the low-rank intermediates of `lora`
-    /// and the working memory of the back end. Passes then allocate nothing.
+    /// Allocates the remaining memory that training passes of this size need: the low-rank intermediates of
+    /// `lora` and the working memory of the back end. Later passes then allocate nothing.
     pub fn reserve_pass(&self, work: &mut Workspace, lora: &dyn LoraSource, rows: usize, labels: usize) {
         let [rows, labels] = self.computed_rows([rows, labels]);
         let rank = |layer, projection| lora.pair(layer, projection).map_or(0, |pair| pair.rank);
@@ -288,12 +294,12 @@ impl Decoder {
         self.backend.reserve(PassSize { rows, labels, hidden_size, head_dim, vocab_size });
     }
 
-    /// Raises row counts to the number of rows that the back end computes at least.
+    /// Raises both row counts to the smallest number of rows that the back end computes.
     fn computed_rows(&self, rows: [usize; 2]) -> [usize; 2] {
         rows.map(|rows| rows.max(self.backend.row_invariant_from()))
     }
 
-    /// Returns the loss of every trained token in nats, in the batch's order.
+    /// Returns the loss of every trained token in nats, in the order of the batch.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -338,8 +344,8 @@ impl Decoder {
         self.logits_of(work, &states, 0..batch.rows())
     }
 
-    /// Returns the residual stream after the last layer, `(N, C)`. [`Decoder::logits_of`] turns some of its
-    /// rows into logits at a time.
+    /// Returns the residual stream after the last layer, `(N, C)`. [`Decoder::logits_of`] computes the logits
+    /// of some of these rows at a time.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -361,10 +367,10 @@ impl Decoder {
         Ok(states)
     }
 
-    /// Returns the logits of `rows` of [`Decoder::hidden_states`], `(rows, V)`.
+    /// Returns the logits `(rows, V)` of the given rows of [`Decoder::hidden_states`].
     ///
     /// # Errors
-    /// If the device failed.
+    /// If the device fails.
     pub fn logits_of(
         &self,
         work: &mut Workspace,
@@ -379,9 +385,9 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Embeds the ids of an uploaded pass and runs every block, over `cache` if given. The result is in
-    /// `work.head_inp`, or in `work.hidden` if no rows are selected for the head. With `keep`, every layer
-    /// stores the activations that its policy names.
+    /// Embeds the ids of an uploaded pass and runs every block. If a `cache` is given, attention reads and
+    /// extends it. The result is written to `work.head_inp`, or to `work.hidden` if no rows are selected for
+    /// the head. With `keep`, every layer stores the activations that its policy requires.
     pub(crate) fn blocks(
         &self,
         work: &mut Workspace,
@@ -408,8 +414,8 @@ impl Decoder {
                     self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
                 }
                 _ => {
-                    // If all layers store activations, a block writes into the input buffer of the next
-                    // block.
+                    // If all layers store activations, a block writes its output to the input buffer of the
+                    // next block.
                     let next =
                         if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
                     self.mlp(layer, mlp, mid, next, (attn, inp), &pass.rows);
@@ -422,7 +428,7 @@ impl Decoder {
         }
     }
 
-    /// First half of a block: from `act.inp` to `act.attn`.
+    /// Runs the first half of a block. It reads `act.inp` and writes `act.attn`.
     fn attend(
         &self,
         layer: usize,
@@ -504,8 +510,8 @@ impl Decoder {
         HeadOperands { inp: inp.get(), head: &self.lm_head, targets, softcap }
     }
 
-    /// Returns the keys and values of the segments of `pass`: the layer's `own`, or `copies` if sequences
-    /// share rows.
+    /// Returns the keys and values of the segments of `pass`. They are the layer's `own` keys and values, or
+    /// `copies` if sequences share rows.
     pub(crate) fn keys_of<'b>(
         &self,
         own: [&'b GrowBuffer; 2],
@@ -521,7 +527,8 @@ impl Decoder {
         copies.each_ref().map(GrowBuffer::get)
     }
 
-    /// Second half of a block: from the attention output and the residual stream to `out`.
+    /// Runs the second half of a block. It reads the attention output and the residual stream, and writes
+    /// `out`.
     fn mlp(
         &self,
         layer: usize,
@@ -543,7 +550,7 @@ impl Decoder {
         be.add(out.get_mut(), act.res.get(), n * c);
     }
 
-    /// Second half of a block without its last matrix multiplication.
+    /// Runs the second half of a block without its last matrix multiplication.
     fn mlp_activations(
         &self,
         layer: usize,
@@ -571,7 +578,7 @@ impl Decoder {
         self.gate_activation(act, n);
     }
 
-    /// Computes `act.norm2`, if the block has a norm before the MLP. Returns whether it has.
+    /// Computes `act.norm2`, if the block has a norm before the MLP. Returns whether the block has this norm.
     fn norm_before_mlp(&self, layer: usize, act: &mut MlpActivations, n: usize) -> bool {
         let Some(weight) = &self.layers[layer].before_mlp else { return false };
         let (out, rstd) = (act.norm2.get_mut(), act.rstd2.get_mut());
@@ -587,8 +594,9 @@ impl Decoder {
         self.backend.gated_forward(out, GatedOperands { gate, up, activation }, len);
     }
 
-    /// Recomputes the activations that the layer's policy did not store, bit for bit. The last layer needs no
-    /// call: its backward pass follows its forward pass immediately.
+    /// Recomputes the activations that the layer's policy did not store. The recomputed bits are the same.
+    /// The last layer does not need this call, because its backward pass follows its forward pass
+    /// immediately.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -615,8 +623,8 @@ impl Decoder {
         }
     }
 
-    /// `out[i] = inp Wᵀ` for each projection of a group, plus the update of each adapter on its own rows,
-    /// plus a residual.
+    /// Computes `out[i] = inp Wᵀ` for each projection of a group. Adds the update of each adapter to the rows
+    /// of that adapter. Adds the residual, if there is one.
     fn project<const N: usize>(
         &self,
         layer: usize,
@@ -639,7 +647,7 @@ impl Decoder {
         let residual = residual.map(GrowBuffer::get);
         let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
         let factors = factor_segments(layer, group, rows);
-        // Factors apply before the residual is added.
+        // The factors must be applied before the residual is added.
         let fused = residual.filter(|_| factors.is_empty());
         be.project(&mut out, &mut mid, inp.get(), operands, fused, rows.computed);
         for (i, rows, factors) in &factors {
@@ -662,7 +670,7 @@ impl Decoder {
         self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
-    /// Appends the logits of the first `n` rows of `work.head_inp`, `(N, V)`, to `logits`.
+    /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp`, and appends them to `logits`.
     pub(crate) fn head_logits(
         &self,
         logits: &mut Vec<f32>,
@@ -685,7 +693,7 @@ impl Decoder {
     /// Checks that every id is in the vocabulary.
     ///
     /// # Errors
-    /// [`ModelError::TokenOutOfRange`] with the first id outside.
+    /// Returns [`ModelError::TokenOutOfRange`] with the first id that is outside the vocabulary.
     pub fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
         let vocab_size = self.config.vocab_size;
         match ids.iter().find(|&&id| id as usize >= vocab_size) {
@@ -695,8 +703,8 @@ impl Decoder {
     }
 }
 
-/// Returns the factors of each adapter of `rows` for the projections of a group: the index of the projection, the rows,
-/// and the factors.
+/// Returns the DoRA factors of each adapter of `rows`, for the projections of a group. Each entry contains
+/// the index of the projection, the rows, and the factors.
 pub(crate) fn factor_segments<'a>(
     layer: usize,
     group: &[Projection],
@@ -715,8 +723,8 @@ fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
     source.into_iter().map(|source| LoraRows::all(source, n)).collect()
 }
 
-/// Returns the low-rank matrices of each adapter of `rows` for the projections of a group. Adapters that
-/// adapt none of the projections are left out.
+/// Returns the low-rank matrices of each adapter of `rows`, for the projections of a group. An adapter that
+/// adapts none of these projections is skipped.
 pub(crate) fn lora_segments<'a>(
     layer: usize,
     group: &[Projection],

@@ -1,7 +1,7 @@
 //! Encodes a long text window by window.
 //!
-//! The tokenizers library stores some 256 bytes for each byte of a text, so a long text is never encoded at once.
-//! The ids equal those of the whole text:
+//! The tokenizers library needs some 256 bytes of memory for each byte of a text. Therefore danlu never
+//! encodes a long text as a whole. The resulting ids are the same as for the whole text:
 //!
 //! ```text
 //! window = the start of the text
@@ -9,39 +9,41 @@
 //!     next = a window that starts at a token near the end of `window`
 //!     run  = the longest run of tokens that `window` and `next` share
 //!     emit the tokens of `window` up to the middle of `run`
-//!     go on behind the middle of `run` in `next`
+//!     continue after the middle of `run` in `next`
 //! ```
 //!
-//! Both edges of a window change tokens: words are cut, and a prefix may be added. The overlap must share
-//! `MIN_RUN` tokens, so that edges lie outside. Inside a word, the join is exact for byte-pair encoding: the first
-//! merge across the join would happen between its two tokens, and `window` shows that they do not merge. Other
-//! models are joined between words only.
+//! The tokens at both edges of a window may be wrong: words are cut, and a prefix may be added. The two
+//! windows must share `MIN_RUN` tokens, so that these edges are outside the shared run. For byte-pair
+//! encoding, a join inside a word is also exact: the first merge across the join would merge the two tokens
+//! at the join, and `window` shows that these tokens are not merged. For other tokenizers, windows are joined
+//! only between words.
 
 use std::ops::{ControlFlow, Range};
 
-/// Bytes of a window.
+/// Size of a window in bytes.
 const WINDOW_BYTES: usize = 256 << 10;
 
-/// Most bytes of a window that grows because it shares too few tokens with the next.
+/// Maximum size of a window. A window grows if it shares too few tokens with the next window.
 const MAX_WINDOW_BYTES: usize = 4 << 20;
 
-/// Fewest tokens that two windows share at their join.
+/// Minimum number of tokens that two windows share where they are joined.
 const MIN_RUN: usize = 32;
 
-/// Most characters by which the start of a window is shifted until it shares tokens with the one before.
+/// Maximum number of characters by which the start of a window is shifted. The start is shifted until the
+/// window shares enough tokens with the previous window.
 const MAX_SHIFT: usize = 16;
 
-/// A token of a text.
+/// A token and its position in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TextToken {
     pub id: u32,
-    /// Bytes of the text.
+    /// Byte range of the token in the text.
     pub range: Range<usize>,
-    /// The word of its window.
+    /// Index of the word in its window, if the token belongs to a word.
     pub word: Option<u32>,
 }
 
-/// Sizes of windows.
+/// Sizes of windows, and the places where two windows may be joined.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WindowOptions {
     pub bytes: usize,
@@ -51,18 +53,19 @@ pub(crate) struct WindowOptions {
 }
 
 impl WindowOptions {
-    /// The sizes in use.
+    /// Returns the default sizes.
     pub fn new(between_words: bool) -> Self {
         Self { bytes: WINDOW_BYTES, max_bytes: MAX_WINDOW_BYTES, between_words }
     }
 }
 
-/// The reason why a text has no tokens.
+/// The reason why a text could not be encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum WindowFault<E> {
-    /// A window was not encoded.
+    /// A window could not be encoded.
     Encode(E),
-    /// A window of the largest size, at this byte, shares too few tokens with the next.
+    /// The window that starts at this byte has the maximum size, and still shares too few tokens with the
+    /// next window.
     Indivisible(usize),
 }
 
@@ -89,7 +92,8 @@ pub(crate) fn encode_windows<E>(
             Some(joined) => joined,
             None if window.len() >= options.max_bytes => return Err(WindowFault::Indivisible(window.start)),
             None => {
-                // The tokens before `first` are emitted, and a longer window begins alike.
+                // The tokens before `first` were already emitted. A longer window starts with the same
+                // tokens.
                 window = Window::read(text, window.start, 2 * window.len(), encode)?;
                 continue;
             }
@@ -99,12 +103,12 @@ pub(crate) fn encode_windows<E>(
         }
         (window, first) = (next, there);
     }
-    // Nothing follows, so the answer of `visit` has no effect.
+    // This was the last call of `visit`, so its return value has no effect.
     let _ = visit(&window.tokens[first..]);
     Ok(())
 }
 
-/// A piece of a text with its tokens.
+/// A part of a text, and the tokens of this part.
 struct Window {
     start: usize,
     end: usize,
@@ -112,7 +116,7 @@ struct Window {
 }
 
 impl Window {
-    /// Encodes at most `bytes` bytes of `text` from `start` on.
+    /// Encodes at most `bytes` bytes of `text`, starting at byte `start`.
     fn read<E>(
         text: &str,
         start: usize,
@@ -132,8 +136,8 @@ impl Window {
     }
 }
 
-/// Reads the window after `window`. Returns it with the positions of the join in the tokens of both, or `None` if the
-/// windows share too few tokens.
+/// Reads the window after `window`. Returns the new window, and the position of the join in the tokens of
+/// `window` and in the tokens of the new window. Returns `None` if the windows share too few tokens.
 fn join_next<E>(
     text: &str,
     window: &Window,
@@ -143,14 +147,16 @@ fn join_next<E>(
     let after = |overlap: usize| first_token_after(text, &window.tokens, window.end - overlap);
     let near = after(window.len() / 32);
     let far = after(window.len() / 4);
-    // In a run of one character, a prefix shifts all tokens of a window. Another start shifts them back.
+    // If one character is repeated many times, a prefix may shift all tokens of a window. Another start of
+    // the window can undo this shift.
     let shifts = if options.between_words { 0 } else { MAX_SHIFT };
     let shifted = near.into_iter().flat_map(|from| (1..=shifts).map(move |shift| (from, shift)));
     for (from, shift) in near.into_iter().chain(far).map(|from| (from, 0)).chain(shifted) {
         let begin = window.tokens[from].range.start;
         let Some(start) = text[begin..].char_indices().nth(shift).map(|(at, _)| begin + at) else { continue };
         let next = Window::read(text, start, options.bytes, encode)?;
-        // A window of one long word may be shorter than the overlap, and would not go on.
+        // If a window contains one long word, the next window may end before it. Such a window makes no
+        // progress.
         if next.end > window.end
             && let Some(join) = join(&window.tokens[from..], &next.tokens, options.between_words)
         {
@@ -160,7 +166,8 @@ fn join_next<E>(
     Ok(None)
 }
 
-/// Returns the first token that begins at or after byte `start`, and shares no character with the token before it.
+/// Returns the first token that starts at or after byte `start`. A token that shares a character with the
+/// token before it is skipped.
 fn first_token_after(text: &str, tokens: &[TextToken], start: usize) -> Option<usize> {
     let from = tokens.partition_point(|token| token.range.start < start);
     (from.max(1)..tokens.len()).find(|&at| {
@@ -169,7 +176,7 @@ fn first_token_after(text: &str, tokens: &[TextToken], start: usize) -> Option<u
     })
 }
 
-/// Returns the positions in both lists of the middle of the longest run of tokens that they share.
+/// Returns the middle of the longest run of tokens that both lists share, as an index into each list.
 fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<[usize; 2]> {
     let is_same = |l: &TextToken, r: &TextToken| l.id == r.id && l.range == r.range;
     let (mut l, mut r, mut run) = (0, 0, 0);
@@ -194,7 +201,8 @@ fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<
     }
     let margin = MIN_RUN / 2;
     let begins_word = |tokens: &[TextToken], at: usize| tokens[at].word != tokens[at - 1].word;
-    // The number of tokens behind the join, nearest to the middle first.
+    // Possible numbers of tokens between the join and the end of the run. Numbers close to the middle come
+    // first.
     let mut behind: Vec<usize> = (margin..=length - margin).collect();
     behind.sort_by_key(|n| n.abs_diff(length / 2));
     let is_join = |n: &usize| !between_words || begins_word(left, l - n) && begins_word(right, r - n);

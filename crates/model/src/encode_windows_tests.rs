@@ -10,7 +10,7 @@ const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m/t
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/tokenizers");
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/tokenizer");
 
-/// Each tokenizer of the repository, and those of `shared/` where it is.
+/// Returns each tokenizer of the repository, and those of `shared/` if this folder exists.
 fn tokenizers() -> Vec<(String, Tokenizer)> {
     let mut files = vec![BASE.to_owned(), format!("{SEEDS}/bpe.json"), format!("{SEEDS}/unigram.json")];
     if let Ok(folders) = std::fs::read_dir(SHARED) {
@@ -32,7 +32,7 @@ fn tokens(inner: &Tokenizer, text: &str) -> Result<Vec<TextToken>, String> {
     Ok(ids.map(|((&id, &(start, end)), &word)| TextToken { id, range: start..end, word }).collect())
 }
 
-/// The ids and ranges of `text`, window by window, with the longest window.
+/// Returns the ids and ranges of `text` encoded window by window, and the length of the longest window.
 fn in_windows(
     inner: &Tokenizer,
     text: &str,
@@ -62,7 +62,7 @@ fn check(inner: &Tokenizer, name: &str, text: &str, bytes: usize) {
     }
 }
 
-/// Parts of texts that are hard to divide, with how often each may repeat.
+/// Parts of texts that are hard to divide. The number is how often the part may be repeated.
 const PARTS: [(&str, usize); 27] = [
     ("臣妾做不到啊", 200),
     ("甄嬛", 900),
@@ -93,7 +93,7 @@ const PARTS: [(&str, usize); 27] = [
     ("supercalifragilistic", 100),
 ];
 
-/// A text of parts, with added tokens of the tokenizer between some of them.
+/// Returns a text made of these parts. Between some parts there are added tokens of the tokenizer.
 fn text(choices: &[(usize, usize, usize)], added: &[String]) -> String {
     let mut text = String::new();
     for &(part, times, token) in choices {
@@ -133,7 +133,7 @@ fn windows_give_the_ids_and_ranges_of_the_whole_text() {
 fn a_long_run_of_one_part_needs_no_long_window() {
     const BYTES: usize = 64 << 10;
     for (name, inner) in tokenizers() {
-        // The small tokenizers of the fuzz targets have no token for most of these characters.
+        // The small tokenizers of the fuzz targets have no tokens for most of these characters.
         if name.starts_with(SEEDS) {
             continue;
         }

@@ -204,7 +204,7 @@ impl Tokenizer {
         }
         let encoding = self.guarded(text, |inner, text| inner.encode_fast(text, false))?;
         self.check_rows(encoding.get_ids())?;
-        // Nothing follows, so the answer of `visit` has no effect.
+        // This was the last call of `visit`, so its return value has no effect.
         let _ = visit(encoding.get_ids());
         Ok(())
     }

@@ -37,7 +37,7 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Wavelengths below the original context divided by this do not change.
         high_freq_factor: f64,
-        /// Context length of the pretraining, in tokens.
+        /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
     },
     /// YaRN. Frequencies that turn fewer than `beta_slow` times in the original context are divided by
@@ -54,7 +54,7 @@ pub enum RopeScaling {
         attention_factor: f64,
         /// Whether the ends of the interpolation are whole indices.
         truncate: bool,
-        /// Context length of the pretraining, in tokens.
+        /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
     },
 }
