@@ -145,7 +145,7 @@ fn five_answers_give_a_run_with_a_comment_on_every_key() {
 #[test]
 fn yes_answers_with_the_defaults_and_trains() {
     let scene = Scene::new();
-    let ran = scene.ok("new --yes --base demo --data data.json --limits 1s");
+    let ran = scene.ok("new --yes --base demo --data data.json --limits 0.01s");
     assert!(ran.err.contains("the time allows"), "{}", ran.err);
     assert!(scene.path("out/data/report.html").is_file());
 }
