@@ -271,9 +271,10 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["benchmark", "perf"], "did you mean `bench`?"),
     (&["estimate", "memory"], "did you mean `plan`?"),
     (&["completion", "complete-shell"], "did you mean `completions`?"),
+    (&["server", "api", "vllm-serve", "api-server"], "did you mean `serve`?"),
     (
-        &["serve", "server", "api", "webui", "web", "ui", "gradio", "vllm-serve"],
-        "danlu has no server yet: chat in the terminal with `danlu chat`, or merge and serve the folder with vLLM",
+        &["webui", "web", "ui", "gradio"],
+        "danlu has no web page: chat in the terminal with `danlu chat`, or connect a client to `danlu serve`",
     ),
     (
         &["dpo", "orpo", "kto", "grpo", "ppo", "reward"],

@@ -73,8 +73,8 @@ fn flags_of_other_tools_are_taken_or_answered() {
     // A wrong suggestion is worse than no suggestion.
     let ran = scene.run("train --zzzz 1");
     assert!(ran.code == 1 && !ran.err.contains("did you mean"), "{}", ran.err);
-    let ran = scene.run("serve out");
-    assert!(ran.code == 1 && ran.err.contains("danlu has no server yet"), "{}", ran.err);
+    let ran = scene.run("webui out");
+    assert!(ran.code == 1 && ran.err.contains("danlu has no web page"), "{}", ran.err);
 }
 
 #[test]
