@@ -10,23 +10,23 @@ use crate::base_changes::{BaseChanges, BaseScope};
 use crate::dora::DoraFactors;
 use crate::{AdapterError, AdapterNote, LoraConfig, targets};
 
-/// Key of the random stream for initial values. No other use of the seed has this key.
+/// Key of the random stream for initial values. No other random stream uses this key.
 const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
 
-/// One adapted projection, and the offsets of its matrices in [`Adapter::params`].
+/// One adapted projection, with the offsets of its matrices in [`Adapter::params`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Module {
-    /// Layer, from 0.
+    /// Layer number, starting at 0.
     pub layer: usize,
     /// Projection within the layer.
     pub projection: Projection,
-    /// `R`.
+    /// Rank `R`.
     pub rank: usize,
-    /// `IN`.
+    /// Number of inputs, `IN`.
     pub d_in: usize,
-    /// `OUT`.
+    /// Number of outputs, `OUT`.
     pub d_out: usize,
-    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    /// Scaling factor: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scaling: f32,
     /// Offset of `A (R, IN)`, in elements.
     pub a: usize,
@@ -42,7 +42,7 @@ impl Module {
         self.projection.module_path(self.layer)
     }
 
-    /// Returns `A`, `B` and the magnitudes of DoRA, under PEFT's names.
+    /// Returns `A`, `B` and DoRA's magnitudes, with the names that PEFT uses.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor> + use<> {
         let path = self.path();
         let tensor = |name: &str, shape: &[usize], offset| Tensor {
@@ -59,7 +59,7 @@ impl Module {
     }
 }
 
-/// PEFT's name of the magnitudes of DoRA.
+/// PEFT's name for DoRA's magnitudes.
 pub(crate) const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// Prefix of module paths in PEFT's files.
@@ -70,7 +70,7 @@ pub(crate) const PREFIX: &str = "base_model.model.";
 pub struct Tensor {
     /// PEFT's name: `base_model.model.<module path>.lora_A.weight`.
     pub name: String,
-    /// Rows and columns, or the length of a vector.
+    /// Number of rows and columns, or the length of a vector.
     pub shape: Vec<usize>,
     /// Offset in [`Adapter::params`], in elements.
     pub offset: usize,
@@ -82,7 +82,7 @@ impl Tensor {
         self.shape.iter().product()
     }
 
-    /// Returns `false`: ranks begin at 1.
+    /// Returns `false`, because every rank is at least 1.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -90,31 +90,31 @@ impl Tensor {
 
 /// Low-rank matrices `A` and `B` for the projections of one base model.
 ///
-/// Gradients and optimizer state are buffers of [`num_parameters`](Adapter::num_parameters) in the same
-/// layout, so that one AdamW call updates everything.
+/// Gradients and optimizer state are buffers of [`num_parameters`](Adapter::num_parameters) elements. These
+/// buffers have the same layout as the parameters, so one AdamW call updates everything.
 pub struct Adapter {
     /// Configuration of the adapter.
     pub config: LoraConfig,
-    /// `A` then `B` of each module, in the order of [`modules`](Adapter::modules).
+    /// The matrices `A` and `B` of each module, in the order of [`modules`](Adapter::modules).
     pub params: Buffer,
     modules: Vec<Module>,
-    /// Index into `modules` by `layer * 7 + projection`.
+    /// Indices into `modules`. The index of a projection is at `layer * 7 + projection`.
     by_place: Vec<Option<u32>>,
     source: Option<PathBuf>,
     pub(crate) notes: Vec<AdapterNote>,
     pub(crate) changes: Option<BaseChanges>,
-    /// Factors of DoRA on a base, by module: see [`Adapter::prepare`].
+    /// DoRA's factors for each module on the current base. [`Adapter::prepare`] computes these factors.
     pub(crate) factors: Option<DoraFactors>,
-    /// Whether the magnitudes of DoRA still have to be set to the norms of the base.
+    /// Whether DoRA's magnitudes still have to be set to the norms of the base.
     pub(crate) needs_magnitudes: bool,
 }
 
 impl Adapter {
-    /// Returns an untrained adapter, which has no effect: `B` is zero. `A` is uniform in `(-1/sqrt(IN),
-    /// 1/sqrt(IN))`, which is PEFT's Kaiming initialisation with `a = sqrt(5)`.
+    /// Returns an untrained adapter. The adapter has no effect, because `B` is zero. `A` is uniform in
+    /// `(-1/sqrt(IN), 1/sqrt(IN))`, which is PEFT's Kaiming initialisation with `a = sqrt(5)`.
     ///
-    /// The values depend only on `seed`, layer, projection and index. Another target does not change the
-    /// others.
+    /// Each value depends only on `seed`, layer, projection and index. An additional target does not change
+    /// the values of the other targets.
     ///
     /// # Errors
     /// If the configuration does not fit the model.
@@ -165,7 +165,7 @@ impl Adapter {
         }
     }
 
-    /// Returns the adapted projections by layer, then in the order of [`Projection`].
+    /// Returns the adapted projections, ordered by layer and then by [`Projection`].
     pub fn modules(&self) -> &[Module] {
         &self.modules
     }
@@ -185,7 +185,7 @@ impl Adapter {
         self.source.as_deref()
     }
 
-    /// What the files differ in from those that PEFT writes.
+    /// Returns the differences between the loaded files and the files that PEFT writes.
     pub fn notes(&self) -> &[AdapterNote] {
         &self.notes
     }
@@ -195,8 +195,8 @@ impl Adapter {
         self.changes.is_some()
     }
 
-    /// Returns the base with the tensors that the adapter replaces, or `None` if it replaces none. The pairs of
-    /// matrices belong to the changed base.
+    /// Returns the base with the tensors that the adapter replaces, or `None` if the adapter replaces no
+    /// tensor. The low-rank matrices of the adapter belong to this changed base.
     ///
     /// # Errors
     /// If a tensor of the base is missing or invalid.
@@ -208,11 +208,11 @@ impl Adapter {
         self.changes.as_ref().map(|changes| changes.apply(model, base, BaseScope::Everything)).transpose()
     }
 
-    /// As [`Adapter::changed_base`], but with the rows of new tokens as the only change. Text of the adapter's
-    /// tokenizer can be measured on this base.
+    /// Returns the base with the rows of new tokens as the only change, or `None` if the adapter replaces no
+    /// tensor. This base accepts text that was encoded with the adapter's tokenizer.
     ///
     /// # Errors
-    /// As [`Adapter::changed_base`].
+    /// The same errors as [`Adapter::changed_base`].
     pub fn resized_base(
         &self,
         model: &ModelConfig,
@@ -224,14 +224,14 @@ impl Adapter {
     /// Returns all parameters, in the order of their offsets.
     ///
     /// # Errors
-    /// If the device failed.
+    /// If an operation of the device fails.
     pub fn to_vec(&self, backend: &dyn Backend) -> Result<Vec<f32>, BackendError> {
         let mut values = vec![0.0; self.num_parameters()];
         backend.read(&mut values, &self.params, 0)?;
         Ok(values)
     }
 
-    /// Returns the module of a projection, if it is adapted.
+    /// Returns the module of a projection, if the projection is adapted.
     pub fn module(&self, layer: usize, projection: Projection) -> Option<&Module> {
         let index = (*self.by_place.get(place(layer, projection))?)?;
         Some(&self.modules[index as usize])

@@ -1,8 +1,8 @@
-//! Tensors of the base that an adapter replaces: tables of a larger vocabulary, rows of new tokens, low-rank updates
-//! of the tables, and whole modules such as norms.
+//! Tensors of the base that an adapter replaces. These are tables of a larger vocabulary, rows of new tokens,
+//! low-rank updates of the tables, and whole modules such as norms.
 //!
-//! PEFT stores them beside the pairs of the projections: `modules_to_save`, `trainable_token_indices`, targets among
-//! the tables, and both tables wherever the vocabulary was resized.
+//! PEFT writes these tensors into the adapter file for `modules_to_save`, for `trainable_token_indices`, and
+//! for tables in `target_modules`. If the vocabulary was resized, PEFT always writes both tables.
 
 use std::collections::BTreeMap;
 
@@ -27,39 +27,40 @@ pub(crate) struct TableTarget {
     pub scaling: f32,
 }
 
-/// The tensors of an adapter that change its base.
+/// The tensors of an adapter that change the base.
 #[derive(Clone, Debug)]
 pub(crate) struct BaseChanges {
-    /// The adapter's file, and its tensors that belong to no pair.
+    /// All tensors of the adapter's file. `stored` lists the tensors that match no projection.
     pub weights: Weights,
     pub stored: Vec<TensorInfo>,
-    /// Replaced tensors other than the tables, with their names in the base.
+    /// Replaced tensors other than the two tables, with their names in the base.
     others: Vec<(String, TensorInfo)>,
     embedding: TableChange,
     head: TableChange,
-    /// Number of tokens of the changed tables.
+    /// Number of tokens in the changed tables.
     vocab_size: usize,
-    /// Whether the head stays the embedding table.
+    /// Whether the output head is still the embedding table.
     tied: bool,
 }
 
-/// Which changes apply.
+/// The changes to apply to a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BaseScope {
-    /// All.
+    /// All changes.
     Everything,
-    /// The rows of new tokens: the base after it was resized, before training.
+    /// Only the rows of new tokens. The result is the base after its vocabulary was resized and before
+    /// training.
     NewRows,
 }
 
 /// The change of one table.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct TableChange {
-    /// Replaces the table of the base.
+    /// A tensor that replaces the whole table.
     whole: Option<TensorInfo>,
-    /// Rows that replace those of the tokens, and the tokens.
+    /// New rows, and the tokens whose rows are replaced.
     rows: Option<(TensorInfo, Vec<u32>)>,
-    /// `A`, `B` and scaling. `A` of an embedding is `(R, V)`, that of a head `(R, C)`.
+    /// `A`, `B` and the scaling. The shape of `A` is `(R, V)` for an embedding and `(R, C)` for a head.
     pair: Option<(TensorInfo, TensorInfo, f32)>,
 }
 
@@ -68,7 +69,7 @@ impl TableChange {
         *self == Self::default()
     }
 
-    /// Number of rows of the changed table.
+    /// Returns the number of rows of the changed table. `base` is the number of rows of the base's table.
     fn rows(&self, base: usize) -> usize {
         let whole = self.whole.as_ref().map_or(base, |info| info.shape[0]);
         let last =
@@ -77,10 +78,10 @@ impl TableChange {
     }
 }
 
-/// The tensors of one name in the base.
+/// All tensors of an adapter that have the same tensor name in the base.
 type Parts<'a> = BTreeMap<Part, &'a TensorInfo>;
 
-/// What the adapter and its base say about the tables.
+/// Settings of the adapter and of the base that determine the changes of both tables.
 struct Tables<'a> {
     config: &'a LoraConfig,
     model: &'a ModelConfig,
@@ -88,10 +89,12 @@ struct Tables<'a> {
 }
 
 impl BaseChanges {
-    /// Matches the tensors that belong to no pair with tensors of the base. Returns `None` if there are none.
+    /// Matches the tensors in `rest` with tensors of the base. These tensors are not part of a low-rank pair.
+    /// Returns `None` if `rest` is empty.
     ///
     /// # Errors
-    /// If a tensor belongs to nothing, is misshaped, or a tensor that the configuration names is missing.
+    /// If a tensor matches nothing or has a wrong shape, or if a tensor that the configuration names is
+    /// missing.
     pub fn bind(
         rest: &[&TensorInfo],
         found: &Weights,
@@ -107,7 +110,7 @@ impl BaseChanges {
             let known = BaseTensorName::parse(&info.name)
                 .filter(|name| shapes.contains_key(&name.tensor) && name.changes_base());
             let taken = known.map(|name| names.entry(name.tensor).or_default().insert(name.part, info));
-            // A second tensor for one purpose would have no effect.
+            // A second tensor for the same part would have no effect.
             if !matches!(taken, Some(None)) {
                 unbound.push(info.name.clone());
             }
@@ -138,7 +141,7 @@ impl BaseChanges {
         Ok(Some(changes))
     }
 
-    /// Rejects new tokens without a row: PEFT would fill them with random values.
+    /// Rejects new tokens without a row, because PEFT would fill the missing rows with random values.
     fn check_rows(&self, model: &ModelConfig) -> Result<(), AdapterError> {
         for change in [&self.embedding, &self.head] {
             let from = change.whole.as_ref().map_or(model.vocab_size, |info| info.shape[0]);
@@ -151,7 +154,7 @@ impl BaseChanges {
         Ok(())
     }
 
-    /// Names of the changed tensors, and the number of tokens if it changes.
+    /// Returns the names of the changed tensors, and the old and new number of tokens if the number changes.
     pub fn describe(&self, model: &ModelConfig) -> (Vec<String>, Option<[usize; 2]>) {
         let tables = [(EMBEDDING, &self.embedding), (HEAD, &self.head)];
         let tables =
@@ -176,7 +179,7 @@ impl BaseChanges {
         let head = if model.tie_word_embeddings { EMBEDDING } else { HEAD };
         for (name, original, change) in [(EMBEDDING, EMBEDDING, &self.embedding), (HEAD, head, &self.head)] {
             if name == HEAD && self.tied {
-                // A file may hold the tied head a second time.
+                // The file of a tied base may contain a copy of the head.
                 weights.remove(HEAD);
                 continue;
             }
@@ -206,7 +209,7 @@ impl BaseChanges {
                 weights.replace_with(name, &self.weights, info);
                 return Ok(());
             }
-            // A head that no longer follows the embedding keeps the values of the base.
+            // A head that is no longer tied to the embedding has the values of the base.
             None if is_whole => {
                 if let Some(info) = base.info(original) {
                     weights.replace_with(name, base, info);
@@ -269,7 +272,7 @@ fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
     (0..values.len()).map(|at| values[at % rows * cols + at / rows]).collect()
 }
 
-/// The modules of `modules_to_save` without a tensor.
+/// Returns the names in `modules_to_save` for which the file has no tensor.
 pub(crate) fn missing_modules<'a>(
     config: &LoraConfig,
     tensors: impl Iterator<Item = &'a str> + Clone,
@@ -311,14 +314,15 @@ fn check_shape(info: &TensorInfo, expected: Vec<usize>) -> Result<(), AdapterErr
     Err(AdapterError::Shape { name: info.name.clone(), expected, found: info.shape.clone() })
 }
 
-/// Matches tensors other than tables with those of the base.
+/// Matches tensors other than the two tables with tensors of the base.
 fn bind_others(
     names: BTreeMap<String, Parts<'_>>,
     shapes: &BTreeMap<String, Vec<usize>>,
 ) -> Result<Vec<(String, TensorInfo)>, AdapterError> {
     let mut bound = Vec::new();
     for (name, parts) in names {
-        // The trained copy replaces the original, which other programs store beside it.
+        // Other programs write the original and the trained copy into the file. Only the trained copy is
+        // used.
         let own = [Part::Saved, Part::Plain, Part::Base].iter().find_map(|part| parts.get(part));
         let info = own.expect("a name has at least one tensor, which is whole");
         check_shape(info, shapes[&name].clone())?;
@@ -328,8 +332,9 @@ fn bind_others(
 }
 
 impl Tables<'_> {
-    /// Resolves the changes of both tables as PEFT does. With a tied base, a table of the file without
-    /// `modules_to_save` is that of both; PEFT reads the head last.
+    /// Resolves the changes of both tables as PEFT does. If the base is tied and a table is not in
+    /// `modules_to_save`, the table in the file replaces both tables. If the file contains both, the head
+    /// replaces both, because PEFT reads the head last.
     fn bind<'a>(
         &self,
         [mut embedding, mut head]: [Parts<'a>; 2],
@@ -352,7 +357,8 @@ impl Tables<'_> {
             && saved[1].is_none()
             && saved[0].is_some_and(|info| {
                 let of_head = of_base[1].map_or(self.model.vocab_size, |info| info.shape[0]);
-                // The head of a resized vocabulary can only be the new table.
+                // If the saved embedding has another number of rows than the head, the embedding also
+                // replaces the head.
                 self.config.ensure_weight_tying || info.shape.first() != Some(&of_head)
             });
         let whole = [saved[0].or(of_base[0]), if follows { saved[0] } else { saved[1].or(of_base[1]) }];
@@ -381,7 +387,7 @@ impl Tables<'_> {
         Ok((embedding, head))
     }
 
-    /// The rows of `trainable_token_indices`.
+    /// Returns the rows of `trainable_token_indices` and their tokens.
     fn rows(
         &self,
         parts: &mut Parts<'_>,
@@ -394,7 +400,7 @@ impl Tables<'_> {
             (Some(info), None) => {
                 return Err(AdapterError::Binding { unbound: vec![info.name.clone()], missing: Vec::new() });
             }
-            // PEFT stores the rows of tied tables once.
+            // If the tables are tied, PEFT stores the rows only once.
             (None, Some(_)) if module == "lm_head" && self.model.tie_word_embeddings => return Ok(None),
             (None, Some((name, _))) => {
                 let missing = vec![format!("{PREFIX}*{name}.token_adapter.trainable_tokens_delta")];
@@ -405,7 +411,7 @@ impl Tables<'_> {
         Ok(Some((info.clone(), tokens.clone())))
     }
 
-    /// The low-rank update of a table with `rows` rows.
+    /// Returns the low-rank update of a table with `rows` rows.
     fn pair(
         &self,
         parts: &mut Parts<'_>,
@@ -434,7 +440,7 @@ impl Tables<'_> {
     }
 }
 
-/// Whether a configuration's name means the module: its last segment counts.
+/// Returns whether the last segment of `name`, a name in a configuration, is `module`.
 fn is_named(module: &str, name: &str) -> bool {
     name.rsplit('.').next() == Some(module)
 }

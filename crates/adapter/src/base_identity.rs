@@ -1,4 +1,4 @@
-//! The base of an adapter's training: its name, its repository on the Hub, and fingerprints.
+//! The base that an adapter was trained on: its name, its repository on the Hub, and its fingerprints.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use danlu_model::is_repo_id;
 use serde::{Deserialize, Serialize};
 
-/// Usual names of local folders. `models/base` is a path, not a repository.
+/// Common names of local folders. For example, `models/base` is a path and not a repository.
 const FOLDERS: [&str; 16] = [
     "base",
     "bases",
@@ -26,10 +26,10 @@ const FOLDERS: [&str; 16] = [
     "weights",
 ];
 
-/// Identity of a base, without its path.
+/// Identity of a base. The path of the base is not included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseIdentity {
-    /// Name of its folder.
+    /// Name of the base's folder.
     pub name: String,
     /// Repository on the Hub, `owner/name`, if known.
     pub hub_id: Option<String>,
@@ -37,7 +37,7 @@ pub struct BaseIdentity {
     pub revision: Option<String>,
     /// Fingerprint of configuration and weights.
     pub sha256: Option<String>,
-    /// Quick fingerprint of a sample, which every load compares.
+    /// Fast fingerprint of a few pages of each file. Every load compares this fingerprint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }
@@ -49,11 +49,11 @@ impl BaseIdentity {
         Self { name, hub_id: Some(id.to_owned()), revision: Some(revision.to_owned()), ..Self::default() }
     }
 
-    /// Returns the identity of the base in `folder`. `named` is its name in the command or the adapter: a
-    /// path, or a repository on the Hub.
+    /// Returns the identity of the base in `folder`. `named` is the name of the base in the command or in the
+    /// adapter: a path, or a repository on the Hub.
     ///
-    /// `owner/name` is a repository unless it is a local folder, or `owner` is a usual name of a folder of
-    /// models.
+    /// `owner/name` is a repository, with two exceptions: a local folder of that name exists, or `owner` is a
+    /// common name of a folder of models.
     pub fn of_folder(named: &str, folder: &Path) -> Self {
         let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
         let name = real.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -65,10 +65,10 @@ impl BaseIdentity {
         Self { name, hub_id: hub_id.map(str::to_owned), ..Self::default() }
     }
 
-    /// Checks the values that are printed or inserted into links and commands.
+    /// Checks the fields that are printed or inserted into links and commands.
     ///
     /// # Errors
-    /// Returns the first invalid field, and the reason.
+    /// Returns the name of the first invalid field, and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(id) = self.hub_id.as_ref().filter(|id| !is_repo_id(id)) {
             return Err(("hub_id", format!("{id:?}, expected owner/name")));
@@ -84,13 +84,13 @@ impl BaseIdentity {
         Ok(())
     }
 
-    /// Returns the base under another repository. The commit is dropped if the repository changes.
+    /// Returns the same base with another repository. The commit is removed if the repository changes.
     pub fn with_hub_id(self, id: &str) -> Self {
         let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
         Self { hub_id: Some(id.to_owned()), revision, ..self }
     }
 
-    /// Returns the repository with its commit, `owner/name@commit`, if known.
+    /// Returns the repository and the commit as `owner/name@commit`, if known.
     pub fn at_revision(&self) -> Option<String> {
         let id = self.hub_id.as_ref()?;
         Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
@@ -102,10 +102,10 @@ impl BaseIdentity {
     }
 }
 
-/// Describes the form that [`is_revision`] accepts.
+/// Text for messages that describes the syntax accepted by [`is_revision`].
 pub const REVISION_FORM: &str = "a branch, tag or commit of letters, digits and `._-/+=#`";
 
-/// Returns whether `revision` has the form of a branch, a tag or a commit.
+/// Returns whether `revision` is a syntactically valid branch, tag or commit.
 pub fn is_revision(revision: &str) -> bool {
     let known = |c: char| c.is_alphanumeric() || "._-/+=#".contains(c);
     !revision.starts_with('-') && (1..=255).contains(&revision.len()) && revision.chars().all(known)

@@ -1,25 +1,25 @@
-//! PEFT's names for tensors that change the base itself.
+//! PEFT's names for tensors that change the base.
 
 use crate::base_changes::{EMBEDDING, HEAD};
 
-/// What a tensor is to the tensor of the base.
+/// The relation of an adapter's tensor to the tensor of the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
-    /// Under the base's own name: `lm_head.weight`.
+    /// A tensor with the same name as in the base: `lm_head.weight`.
     Plain,
-    /// The original below a wrapper: `base_layer.weight`, `original_module.weight`.
+    /// A copy of the base's original tensor inside a wrapper: `base_layer.weight`, `original_module.weight`.
     Base,
     /// A trained copy: `modules_to_save.weight`.
     Saved,
-    /// Rows of single tokens: `token_adapter.trainable_tokens_delta`.
+    /// Replaced rows of single tokens: `token_adapter.trainable_tokens_delta`.
     Rows,
-    /// `lora_A` or `lora_embedding_A` of a table.
+    /// The matrix `A` for a table: `lora_A` or `lora_embedding_A`.
     A,
-    /// `lora_B` or `lora_embedding_B` of a table.
+    /// The matrix `B` for a table: `lora_B` or `lora_embedding_B`.
     B,
 }
 
-/// A name, taken apart.
+/// A parsed tensor name.
 #[derive(Debug, PartialEq)]
 pub(crate) struct BaseTensorName {
     /// The tensor's name in the base: `model.embed_tokens.weight`.
@@ -27,20 +27,21 @@ pub(crate) struct BaseTensorName {
     pub part: Part,
 }
 
-/// Segments before the decoder's modules.
+/// Segments of a tensor name that may precede the decoder's modules.
 const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_model"];
 
-/// Modules below the decoder.
+/// Names of the decoder's direct submodules.
 const MODULES: [&str; 3] = ["embed_tokens", "layers", "norm"];
 
 impl BaseTensorName {
-    /// Whether the tensor can change its base: it is whole, or belongs to a table.
+    /// Returns whether the tensor can change the base. A whole tensor can change the base, and so can any
+    /// tensor of a table.
     pub fn changes_base(&self) -> bool {
         matches!(self.part, Part::Plain | Part::Base | Part::Saved)
             || [EMBEDDING, HEAD].contains(&self.tensor.as_str())
     }
 
-    /// Takes a name apart. Returns `None` for names of another kind.
+    /// Parses a tensor name. Returns `None` for a name with another structure.
     pub fn parse(name: &str) -> Option<Self> {
         let segments: Vec<&str> = name.split('.').collect();
         let start = segments.iter().position(|segment| !PREFIXES.contains(segment))?;

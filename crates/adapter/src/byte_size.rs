@@ -1,11 +1,11 @@
-//! Sizes as people write them: `2GB`, `500MB`, `1GiB`.
+//! Parses sizes as people write them: `2GB`, `500MB`, `1GiB`.
 
 use crate::AdapterError;
 
-/// Parses a size such as `5GB` (1000³) or `1GiB` (1024³). A number without a unit counts bytes.
+/// Parses a size such as `5GB` (1000³) or `1GiB` (1024³). A number without a unit is a number of bytes.
 ///
 /// # Errors
-/// If the text is not such a size, or the size is 0 or exceeds 64 bits.
+/// If the text is not such a size, or if the size is 0 or does not fit into 64 bits.
 pub fn parse_byte_size(text: &str) -> Result<u64, AdapterError> {
     let wrong = || AdapterError::Size { found: text.to_owned() };
     let trimmed = text.trim();
@@ -25,7 +25,7 @@ pub fn parse_byte_size(text: &str) -> Result<u64, AdapterError> {
     };
     let bytes = match number.parse::<u64>() {
         Ok(whole) => whole.checked_mul(factor).ok_or_else(wrong)?,
-        // A fraction may be rounded. The cast saturates, and the check below rejects the largest value.
+        // A fraction may be rounded. The cast saturates, and the check below rejects the largest `u64`.
         Err(_) => (number.parse::<f64>().map_err(|_| wrong())? * factor as f64) as u64,
     };
     if bytes == 0 || bytes == u64::MAX { Err(wrong()) } else { Ok(bytes) }

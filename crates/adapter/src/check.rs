@@ -11,19 +11,20 @@ use crate::base_tensor_name::BaseTensorName;
 use crate::files::no_weights;
 use crate::{Adapter, AdapterError, LoraConfig, WEIGHTS_FILE, targets};
 
-/// Tensors `A`, `B` and magnitudes of a module in a file.
+/// The tensors `A`, `B` and magnitudes of one module, if the file contains them.
 type Pair<'a> = [Option<&'a TensorInfo>; 3];
 
-/// Names of the tensors of a module.
+/// Names of a module's tensors.
 const PARTS: [&str; 3] = ["lora_A", "lora_B", MAGNITUDE];
 
 impl Adapter {
-    /// Checks that the tensors of an adapter folder match its configuration: `A` and `B` of the configured
-    /// rank for every target. Only headers are read. Loading checks the shapes against the base.
+    /// Checks that the tensors of an adapter folder match its configuration: every target needs `A` and `B`
+    /// of the configured rank. Only the headers of the files are read. The shapes are compared with the base
+    /// when the adapter is loaded.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the configuration has an unsupported setting, or tensors and
-    /// configuration differ.
+    /// If a file is missing or damaged, if the configuration has an unsupported setting, or if tensors and
+    /// configuration do not match.
     pub fn check(folder: &Path) -> Result<LoraConfig, AdapterError> {
         let config = LoraConfig::read(folder)?;
         let path = folder.join(WEIGHTS_FILE);
@@ -42,22 +43,22 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     for info in found.tensors() {
         let of_pair = pair_of(&info.name).and_then(|(path, half)| {
             let slot = &mut pairs.entry(path).or_default()[half];
-            // A second tensor for one matrix would bind to nothing.
+            // A second tensor for the same matrix would match nothing.
             slot.replace(info).is_none().then_some(())
         });
         if of_pair.is_some() {
             continue;
         }
         match BaseTensorName::parse(&info.name) {
-            // Loading compares the shape with that of the base.
+            // The shape is compared with the base when the adapter is loaded.
             Some(name) if info.dtype().is_some() && name.changes_base() => changed.push(name.tensor),
             _ => unbound.push(info.name.clone()),
         }
     }
     let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
     let (ranks, unused) = targets::ranks(config, &paths)?;
-    // PEFT accepts a name without a matching module if another name matches. If the base is unknown, every
-    // projection is assumed to exist.
+    // PEFT accepts a name without a matching module if another name matches. The base is unknown here, so a
+    // name without a match is an error only if it names a projection or if no name matches.
     let is_unused = ranks.iter().all(Option::is_none);
     let is_projection = |target: &&str| {
         is_unused || target.rsplit('.').next().is_some_and(|name| Projection::from_name(name).is_some())
@@ -93,8 +94,8 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
     if info.dtype().is_none() {
         return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
     }
-    // `A` is (rank, inputs), `B` is (outputs, rank), and the magnitudes are (outputs). The base determines inputs and
-    // outputs.
+    // The shape is (rank, inputs) for `A`, (outputs, rank) for `B`, and (outputs) for the magnitudes. Only
+    // the base determines the number of inputs and outputs.
     let mut expected = info.shape.clone();
     expected.resize(if half == 2 { 1 } else { 2 }, 1);
     if half < 2 {
@@ -109,7 +110,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
 /// Returns the module of a tensor, and the index of the tensor in [`PARTS`].
 fn pair_of(name: &str) -> Option<(&str, usize)> {
     let name = name.strip_prefix(PREFIX)?;
-    // PEFT omits the adapter's name when it saves. Other programs write it.
+    // PEFT omits the adapter's name from tensor names when it saves a file. Other programs write the name.
     if let Some(path) = name.strip_suffix(MAGNITUDE) {
         return Some((path.strip_suffix('.')?, 2));
     }

@@ -1,7 +1,8 @@
-//! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
+//! Reads and writes `adapter_config.json` in the format of PEFT 0.5 to 0.21.
 //!
-//! A setting that changes results is either applied or rejected by name. A setting of PEFT's internals is
-//! ignored. An unknown setting is rejected unless its value is empty.
+//! A setting that changes results is either applied or rejected with an error that names the setting. A
+//! setting that only concerns PEFT's internals is ignored. An unknown setting is rejected unless its value is
+//! empty.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -11,65 +12,67 @@ use serde_json::{Map, Value, json};
 
 use crate::{AdapterError, mlx};
 
-/// Name of the file in an adapter folder.
+/// Name of the configuration file in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 
-/// Largest configuration that is read. A list of every module of a large model takes some 100 KB.
+/// Maximum size of a configuration file. A list of all modules of a large model has about 100 KB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// Most keys in `rank_pattern` or `alpha_pattern`. Each is a regular expression tried on every module.
+/// Maximum number of keys in `rank_pattern` or `alpha_pattern`. Every key is a regular expression that is
+/// tested on every module.
 const MAX_PATTERNS: usize = 4096;
 
-/// Largest rank in a configuration. A second check compares the rank with the weight.
+/// Largest rank in a configuration. A second check compares the rank with the size of the weight.
 const MAX_RANK: u32 = 1 << 16;
 
-/// Largest token id. The largest vocabularies of today have 262,208 tokens.
+/// Largest token id. Today's largest vocabularies have 262,208 tokens.
 const MAX_TOKEN: u32 = (1 << 22) - 1;
 
-/// The configuration of a LoRA adapter. Field names are PEFT's.
+/// The configuration of a LoRA adapter. The field names are the same as in PEFT.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
-    /// Rank of every module without an entry in `rank_pattern`.
+    /// Rank of every module that has no entry in `rank_pattern`.
     pub r: u32,
-    /// Alpha of every module without an entry in `alpha_pattern`. The update is scaled by `alpha / rank`.
+    /// Alpha of every module that has no entry in `alpha_pattern`. The update is scaled by `alpha / rank`.
     pub lora_alpha: f64,
-    /// Probability of zeroing an input of `A` in training, in `[0, 1)`.
+    /// Dropout probability for the inputs of `A` during training, in `[0, 1)`.
     pub lora_dropout: f64,
-    /// Scale by `alpha / sqrt(rank)` instead. Source: Kalajdzievski, 2023,
+    /// Whether the update is scaled by `alpha / sqrt(rank)` instead. Source: Kalajdzievski, 2023,
     /// <https://arxiv.org/abs/2312.03732>.
     pub use_rslora: bool,
-    /// Whether each output has a magnitude of its own. Source: Liu et al., 2024, <https://arxiv.org/abs/2402.09353>.
+    /// Whether each output has a separate magnitude (DoRA). Source: Liu et al., 2024,
+    /// <https://arxiv.org/abs/2402.09353>.
     pub use_dora: bool,
-    /// Adapted modules.
+    /// Modules to adapt.
     pub target_modules: TargetModules,
-    /// Modules to leave out, although `target_modules` matches them.
+    /// Modules that are not adapted, even if `target_modules` matches them.
     pub exclude_modules: Option<TargetModules>,
-    /// Adapted layers, or `None` for all. Requires a list of targets.
+    /// Numbers of the adapted layers, or `None` for all layers. Requires a list of targets.
     pub layers_to_transform: Option<Vec<i64>>,
-    /// Names of the module list that the layer number indexes, such as `layers`. Empty: any name.
+    /// Names of the module list that contains the layers, such as `layers`. If empty, any name is accepted.
     pub layers_pattern: Vec<String>,
-    /// Ranks by regular expression on the end of a module's path. The first match wins.
+    /// Ranks for modules whose path ends with a match of the regular expression. The first match applies.
     pub rank_pattern: Vec<(String, u32)>,
-    /// Alphas, by the rule of `rank_pattern`.
+    /// Alphas for modules, by the same rule as in `rank_pattern`.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Base of the training: a folder, or a repository on the Hub.
+    /// The base that the adapter was trained on: a folder, or a repository on the Hub.
     pub base_model_name_or_path: Option<String>,
     /// Revision of the base on the Hub.
     pub revision: Option<String>,
-    /// Modules that the adapter holds whole: names as in `target_modules`.
+    /// Modules that the adapter stores completely. The names have the same syntax as in `target_modules`.
     pub modules_to_save: Vec<String>,
-    /// Tokens whose rows the adapter holds, by the name of the table.
+    /// Tokens whose rows the adapter stores, for each table name.
     pub trainable_token_indices: Vec<(String, Vec<u32>)>,
-    /// Whether the head of a tied base follows a replaced embedding table.
+    /// Whether the head of a tied base uses the embedding table that replaces the original.
     pub ensure_weight_tying: bool,
 }
 
-/// A choice of modules in one of PEFT's three forms.
+/// A selection of modules, in one of PEFT's three notations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
     /// Every projection of every layer (`"all-linear"`).
     AllLinear,
-    /// Modules whose path is one of these, or ends with `.` and one of these.
+    /// Modules whose path is equal to one of these names, or ends with `.` and one of these names.
     List(Vec<String>),
     /// Modules whose whole path matches this regular expression.
     Regex(String),
@@ -78,8 +81,8 @@ pub enum TargetModules {
 impl FromStr for TargetModules {
     type Err = AdapterError;
 
-    /// Parses `all-linear`, names between commas, or a regular expression. Any character that a module path
-    /// cannot have marks a regular expression.
+    /// Parses `all-linear`, comma-separated names, or a regular expression. The text is a regular expression
+    /// if it contains a character that cannot occur in a module path.
     fn from_str(text: &str) -> Result<Self, AdapterError> {
         let text = text.trim();
         if text.eq_ignore_ascii_case("all-linear") {
@@ -103,7 +106,7 @@ impl FromStr for TargetModules {
 }
 
 impl LoraConfig {
-    /// Returns a configuration of rank `r` for every projection, with PEFT's defaults.
+    /// Returns a configuration that adapts every projection with rank `r` and PEFT's defaults.
     pub fn new(r: u32, lora_alpha: f64) -> Self {
         Self {
             r,
@@ -128,7 +131,7 @@ impl LoraConfig {
     /// Reads `adapter_config.json` of an adapter folder.
     ///
     /// # Errors
-    /// As [`LoraConfig::parse`], with the path of the file.
+    /// The same errors as [`LoraConfig::parse`], with the path of the file.
     pub fn read(folder: &Path) -> Result<Self, AdapterError> {
         let path = folder.join(CONFIG_FILE);
         let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
@@ -147,12 +150,12 @@ impl LoraConfig {
     /// Parses the contents of an `adapter_config.json`.
     ///
     /// # Errors
-    /// If it is not JSON, a value is out of range, or a setting is not supported.
+    /// If the text is not JSON, if a value is out of range, or if a setting is not supported.
     pub fn parse(bytes: &[u8]) -> Result<Self, AdapterError> {
         let map = parse_object(bytes)?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);
-        // A missing setting has PEFT's default. PEFT itself fails on a null.
+        // A missing setting has PEFT's default. A null is rejected, because PEFT fails on a null.
         for key in ["r", "lora_alpha", "lora_dropout"] {
             if map.get(key).is_some_and(Value::is_null) {
                 return Err(wrong(key, map.get(key), "a number"));
@@ -182,12 +185,12 @@ impl LoraConfig {
         Ok(config)
     }
 
-    /// Checks every value by itself. [`targets::resolve`](crate::targets::resolve) compares the values with a
-    /// model.
+    /// Checks every value without a model. [`targets::resolve`](crate::targets::resolve) compares the values
+    /// with a model.
     ///
     /// # Errors
     /// If a rank is 0, an alpha is not positive, a dropout is outside `[0, 1)`, a list of targets is empty,
-    /// or layers are chosen together with a regular expression.
+    /// or layers are selected together with a regular expression.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let ranks = self.rank_pattern.iter().map(|(k, r)| (format!("rank_pattern.{k}"), *r));
         for (key, rank) in ranks.chain([("r".to_owned(), self.r)]) {
@@ -197,8 +200,8 @@ impl LoraConfig {
         }
         let alphas = self.alpha_pattern.iter().map(|(k, a)| (format!("alpha_pattern.{k}"), *a));
         for (key, alpha) in alphas.chain([("lora_alpha".to_owned(), self.lora_alpha)]) {
-            // The scaling is an f32, alpha divided by the rank. Outside these limits it would be infinite
-            // or zero.
+            // The scaling is an f32: alpha divided by the rank. With an alpha outside these limits, the
+            // scaling would be infinite or zero.
             if !(1e-30..=1e30).contains(&alpha) {
                 return Err(value(key, alpha, "a number from 1e-30 to 1e30".to_owned()));
             }
@@ -228,9 +231,10 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The JSON text, in PEFT's order and layout: the keys that PEFT 0.3 has, and others only where they are set.
+    /// Returns the JSON text with PEFT's key order and layout. The text contains the keys of PEFT 0.3, and
+    /// any other key only if its setting is used.
     ///
-    /// PEFT before 0.14 rejects a key that it does not have.
+    /// Other keys are omitted because PEFT before 0.14 rejects unknown keys.
     pub fn to_json(&self) -> String {
         let integral = |a: f64| if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) };
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), integral(*a))).collect();
@@ -272,8 +276,8 @@ impl LoraConfig {
 }
 
 impl TargetModules {
-    /// Returns the JSON value. Like PEFT, it writes `all-linear` as a list of names, because the meaning of
-    /// the shorthand depends on PEFT's release.
+    /// Returns the JSON value. Like PEFT, danlu writes `all-linear` as a list of names, because the meaning
+    /// of `all-linear` depends on the version of PEFT.
     fn to_value(&self) -> Value {
         match self {
             Self::AllLinear => json!(danlu_model::Projection::ALL.map(|p| p.name())),
@@ -283,7 +287,8 @@ impl TargetModules {
     }
 }
 
-/// Escapes everything beyond ASCII. PEFT opens the file in the locale's encoding, which may not be UTF-8.
+/// Escapes all characters that are not ASCII. PEFT opens the file in the encoding of the locale, which may
+/// not be UTF-8.
 fn ascii(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -306,14 +311,14 @@ const HARMLESS: &[&str] = &[
     "megatron_core",
     "runtime_config",
     "qalora_group_size",
-    // These set initial values, which loading replaces.
+    // These settings determine initial values, which are overwritten when the adapter is loaded.
     "eva_config",
     "corda_config",
     "lora_ga_config",
     "loftq_config",
 ];
 
-/// Supported settings.
+/// Settings that danlu supports.
 const READ: &[&str] = &[
     "r",
     "lora_alpha",
@@ -395,7 +400,7 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
     Ok(())
 }
 
-/// Typed access by key. `null` counts as absent.
+/// A JSON object with typed access by key. A `null` is treated as a missing key.
 struct Keys<'a>(&'a Map<String, Value>);
 
 impl Keys<'_> {
@@ -445,7 +450,7 @@ impl Keys<'_> {
         Ok(self.get::<Vec<_>>(key, "layer numbers", read)?.filter(|layers| !layers.is_empty()))
     }
 
-    /// Tokens by table. A list alone is of the embedding table.
+    /// Reads token ids for each table. A list without a table name belongs to the embedding table.
     fn tokens(&self, key: &str) -> Result<Vec<(String, Vec<u32>)>, AdapterError> {
         let ids = |v: &Value| -> Option<Vec<u32>> {
             v.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
@@ -468,7 +473,7 @@ impl Keys<'_> {
             Value::String(s) if s.eq_ignore_ascii_case("all-linear") && key == "target_modules" => {
                 Some(TargetModules::AllLinear)
             }
-            // Commas cannot occur in the path of a module, so these are names in one text.
+            // A module path cannot contain a comma, so this text is a list of names.
             Value::String(s) if s.contains(',') => match s.parse() {
                 Ok(TargetModules::List(names)) => Some(TargetModules::List(names)),
                 _ => Some(TargetModules::Regex(s.clone())),
@@ -477,7 +482,7 @@ impl Keys<'_> {
             v => string_list(v).map(TargetModules::List),
         };
         let modules = self.get(key, "a list of module names or a regular expression", read)?;
-        // PEFT writes an empty exclusion in three forms.
+        // PEFT writes an empty exclusion as null, as an empty list, or as an empty text.
         let empty = |m: &TargetModules| match m {
             TargetModules::AllLinear => false,
             TargetModules::List(names) => names.is_empty(),

@@ -1,11 +1,12 @@
-//! DoRA: every output of a projection has a magnitude of its own. Source: Liu et al., 2024,
+//! DoRA: every output of a projection has a separate magnitude. Source: Liu et al., 2024,
 //! <https://arxiv.org/abs/2402.09353>.
 //!
 //! ```text
 //! out = m / |W + scaling · B A| · (inp Wᵀ + scaling · (inp Aᵀ) Bᵀ)
 //! ```
 //!
-//! The norm is that of a row. It depends on the base, so an adapter is prepared for the base that it runs on.
+//! `|…|` is the norm of each row. The norms depend on the base, so an adapter must be prepared for the base
+//! that it is used with.
 
 use std::thread;
 
@@ -15,19 +16,19 @@ use danlu_model::{Decoder, ModelError};
 use crate::merge_rows::{Delta, add_delta};
 use crate::{Adapter, AdapterError, Module};
 
-/// Elements of a block of rows: 512 KB of f32.
+/// Number of elements in a block of rows: 512 KB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 17;
 
-/// Factors `m / |W + scaling · B A|` of all modules.
+/// The factors `m / |W + scaling · B A|` of all modules.
 #[derive(Debug)]
 pub(crate) struct DoraFactors {
     pub values: Buffer,
     pub inverse_norms: Buffer,
-    /// Index of each module's first factor.
+    /// Index of the first factor of each module.
     pub offsets: Vec<usize>,
 }
 
-/// Returns the factor of a row of `W + scaling · B A`.
+/// Returns the factor for one row of `W + scaling · B A`.
 pub(crate) fn factor(magnitude: f32, row: &[f32]) -> f32 {
     (f64::from(magnitude) / norm(row)) as f32
 }
@@ -37,13 +38,14 @@ fn norm(row: &[f32]) -> f64 {
 }
 
 impl Adapter {
-    /// Computes the factors of a DoRA adapter on its base, by `threads` threads. Other adapters need no preparation.
+    /// Computes the factors of a DoRA adapter on its base with `threads` threads. An adapter without DoRA
+    /// needs no preparation.
     ///
-    /// Training prepares an adapter for every step, because the norms change with the pairs. The first preparation of an
-    /// untrained adapter sets its magnitudes to the norms, so that it has no effect.
+    /// Training calls this function in every step, because the norms change with `A` and `B`. The first call
+    /// for an untrained adapter sets the magnitudes to the norms, so that the adapter has no effect.
     ///
     /// # Errors
-    /// If the back end cannot scale outputs, or a factor is not finite.
+    /// If the back end cannot scale outputs, or if a factor is not finite.
     pub fn prepare(&mut self, decoder: &Decoder, threads: usize) -> Result<(), AdapterError> {
         if !self.config.use_dora {
             return Ok(());
@@ -54,7 +56,7 @@ impl Adapter {
                 let weight = decoder.projection(module.layer, module.projection);
                 matches!(weight.storage(), MatrixStorage::Opaque(_))
             });
-        // The norms are computed from weights in host memory.
+        // The norms are computed from weights in host memory, so weights on a device are not supported.
         if is_on_device || !backend.supports(FamilyOperation::ColumnScale) {
             let (family, backend) = ("dora".to_owned(), backend.name());
             let operation = FamilyOperation::ColumnScale;
@@ -71,7 +73,7 @@ impl Adapter {
             Some(factors) => (factors.values, factors.inverse_norms),
             None => (reserve(), reserve()),
         };
-        // A trace has no weights, and needs the buffers only.
+        // A `Trace` has no weights, so only the buffers are allocated.
         if backend.computes() {
             self.write_factors(decoder, threads, [&mut values, &mut inverse_norms])?;
         }
@@ -129,7 +131,7 @@ fn norms(modules: &[Module], params: &[f32], decoder: &Decoder, threads: usize) 
     (0..modules.len()).map(|i| parts[i % threads].next().expect("a part has each of its modules")).collect()
 }
 
-/// The norms of one module, over the weight of its projection.
+/// Returns the norms of one module's rows. `weight` is the weight of the projection.
 fn of_module(module: &Module, params: &[f32], weight: &Matrix) -> Vec<f32> {
     let &Module { rank, d_in, d_out, scaling, a, b, .. } = module;
     let (a, b) = (&params[a..][..rank * d_in], &params[b..][..d_out * rank]);

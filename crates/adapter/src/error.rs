@@ -8,7 +8,7 @@ use danlu_model::files::FileError;
 use crate::OtherAdapterFile;
 use crate::other_files::is_of_image_model;
 
-/// Why an adapter cannot be built, read or merged.
+/// The reason why an adapter cannot be built, read or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
@@ -16,40 +16,40 @@ pub enum AdapterError {
     #[error(transparent)]
     File(#[from] FileError),
 
-    /// A device failed.
+    /// An operation on a device failed.
     #[error(transparent)]
     Backend(#[from] danlu_kernels::BackendError),
 
-    /// The base model has a fault.
+    /// The base model cannot be read or used.
     #[error(transparent)]
     Model(#[from] ModelError),
 
-    /// An error in a file.
+    /// An error in the contents of a file.
     #[error("cannot use `{}`: {source}", path.display())]
     InFile {
         /// Path of the file.
         path: PathBuf,
-        /// The error.
+        /// The error in the contents.
         source: Box<AdapterError>,
     },
 
     /// Malformed JSON.
     #[error("line {line}, column {column}: {message}")]
     Json {
-        /// Line of the fault, from 1.
+        /// Line of the error, starting at 1.
         line: usize,
-        /// Column of the fault, from 1; 0 at the end of a file.
+        /// Column of the error, starting at 1. The column is 0 at the end of the file.
         column: usize,
         /// The parser's message.
         message: String,
     },
 
-    /// A setting with an impossible value.
+    /// A setting with an invalid value.
     #[error("`{key}` is {found}, expected {expected}")]
     Value {
-        /// The setting, as PEFT names it.
+        /// Name of the setting in PEFT.
         key: String,
-        /// Its value as JSON, or `missing`.
+        /// Value of the setting as JSON, or `missing`.
         found: String,
         /// Accepted values.
         expected: String,
@@ -58,22 +58,22 @@ pub enum AdapterError {
     /// A setting of PEFT that changes results and is not supported.
     #[error("`{key}` is {found}, which is not supported")]
     Unsupported {
-        /// The setting, as PEFT names it.
+        /// Name of the setting in PEFT.
         key: String,
-        /// Its value as JSON.
+        /// Value of the setting as JSON.
         found: String,
-        /// What to do instead.
+        /// Advice on how to avoid the setting.
         advice: String,
     },
 
-    /// An invalid regular expression, or one that takes too long to match.
+    /// A regular expression that is invalid or takes too long to match.
     #[error("cannot use the pattern `{pattern}` of `{key}`: {message}")]
     Pattern {
         /// The setting.
         key: String,
         /// The pattern.
         pattern: String,
-        /// Message of the regular expression engine.
+        /// Message of the regular expression library.
         message: String,
     },
 
@@ -91,20 +91,20 @@ pub enum AdapterError {
     NotAdaptable {
         /// The name or regular expression.
         target: String,
-        /// A module that it matches.
+        /// A module that the target matches.
         module: String,
-        /// Reason, which completes the sentence.
+        /// The reason. This text is the end of the error message.
         reason: &'static str,
     },
 
-    /// The exclusions remove every module.
+    /// All modules that match are excluded.
     #[error("cannot choose modules: `target_modules` matches {removed}, and all are excluded")]
     NothingTargeted {
-        /// Number of modules before exclusion.
+        /// Number of modules that were excluded.
         removed: usize,
     },
 
-    /// A layer number beyond the model's last layer.
+    /// A layer number that is larger than the number of the model's last layer.
     #[error(
         "cannot adapt layer {layer} of `layers_to_transform`: the base model has {layers} layers, from 0"
     )]
@@ -115,25 +115,25 @@ pub enum AdapterError {
         layers: usize,
     },
 
-    /// A rank or alpha that applies to no adapted module.
+    /// A rank or alpha pattern that matches no adapted module.
     #[error("cannot use the key `{pattern}` of `{key}`: it matches no adapted module")]
     UnusedPattern {
         /// `rank_pattern` or `alpha_pattern`.
         key: &'static str,
-        /// The key within it.
+        /// The pattern that matches no module.
         pattern: String,
     },
 
-    /// A rank larger than the sides of the weight.
+    /// A rank that is larger than a dimension of the weight.
     #[error("cannot adapt `{module}`: rank {rank} exceeds the sides of its weight, {d_out} x {d_in}")]
     RankTooLarge {
         /// Path of the module.
         module: String,
         /// Rank of the module.
         rank: usize,
-        /// Rows of the weight.
+        /// Number of rows of the weight.
         d_out: usize,
-        /// Columns of the weight.
+        /// Number of columns of the weight.
         d_in: usize,
     },
 
@@ -143,14 +143,14 @@ pub enum AdapterError {
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// Weight file in another format, if the folder has one.
+        /// Name of a weight file in another format, if the folder contains one.
         other: Option<String>,
     },
 
     /// A file that is not valid safetensors.
     #[error("it is not a valid safetensors file: {message}")]
     Header {
-        /// Reason.
+        /// The reason why the file is not valid.
         message: String,
     },
 
@@ -159,7 +159,7 @@ pub enum AdapterError {
     DType {
         /// The tensor.
         name: String,
-        /// Its type, as safetensors spells it.
+        /// Type of the tensor, as safetensors spells it.
         found: String,
     },
 
@@ -168,7 +168,7 @@ pub enum AdapterError {
     Shape {
         /// The tensor.
         name: String,
-        /// Shape that the base and the rank imply.
+        /// Shape that follows from the base and the rank.
         expected: Vec<usize>,
         /// Shape in the file.
         found: Vec<usize>,
@@ -179,14 +179,14 @@ pub enum AdapterError {
     EmptyTensor {
         /// The tensor.
         name: String,
-        /// Its shape.
+        /// Shape of the tensor.
         shape: Vec<usize>,
     },
 
-    /// A pickle that is no file of tensors.
+    /// A pickle file that does not contain tensors.
     #[error("cannot read the pickle: {message}")]
     Pickle {
-        /// The fault.
+        /// The reason why the pickle file cannot be read.
         message: String,
     },
 
@@ -197,57 +197,57 @@ pub enum AdapterError {
         listing("are missing", missing)
     )]
     Binding {
-        /// Tensors in the file that belong to no adapted projection.
+        /// Tensors in the file that match no adapted projection.
         unbound: Vec<String>,
-        /// Tensors of adapted projections that the file lacks.
+        /// Tensors of adapted projections that are missing in the file.
         missing: Vec<String>,
     },
 
-    /// A token of `trainable_token_indices` beyond the table, and a token before it without values.
+    /// A new token without values. The token is not in `trainable_token_indices` and has no row in the table.
     #[error("token {token} has no row: the table has {rows}, and `trainable_token_indices` leaves it out")]
     NoRow {
         /// The token.
         token: usize,
-        /// Rows of the table.
+        /// Number of rows of the table.
         rows: usize,
     },
 
-    /// Infinity or not-a-number.
+    /// A tensor element that is infinite or not a number.
     #[error("element {element} of tensor `{name}` is {value}")]
     NotFinite {
         /// The tensor.
         name: String,
-        /// The first such value.
+        /// The first value that is not finite.
         value: f32,
-        /// Index, row-major.
+        /// Row-major index of the element.
         element: usize,
     },
 
-    /// A value outside the range of the output's element type.
+    /// A value that is out of range for the element type of the output.
     #[error("cannot write tensor `{name}`: element {element} is {value:e}, beyond the range of {dtype}")]
     Overflow {
         /// The tensor.
         name: String,
-        /// The value in f32.
+        /// The value before conversion.
         value: f32,
-        /// Index, row-major.
+        /// Row-major index of the element.
         element: usize,
         /// The requested type.
         dtype: &'static str,
     },
 
-    /// The disk is too small for the merged model.
+    /// The disk has too little free space for the merged model.
     #[error("cannot merge into `{}`: the model needs {needed} bytes, the disk has {available} free", path.display())]
     Space {
         /// The output folder.
         path: PathBuf,
-        /// Bytes to write.
+        /// Number of bytes to write.
         needed: u64,
-        /// Free bytes on the disk.
+        /// Number of free bytes on the disk.
         available: u64,
     },
 
-    /// Base and merged model have different vocabularies.
+    /// The base and the merged model have different vocabularies.
     #[error("cannot compare the models: the base has {base} tokens, the merged model {merged}")]
     Vocabulary {
         /// Vocabulary size of the base.
@@ -256,7 +256,7 @@ pub enum AdapterError {
         merged: usize,
     },
 
-    /// There is no text to measure on.
+    /// There is no held-out text for the comparison.
     #[error("cannot measure the merge: there is no held-out text")]
     NothingToMeasure,
 
@@ -277,7 +277,7 @@ pub enum AdapterError {
     },
 }
 
-/// Lists the first names below a heading. Returns an empty text for an empty list.
+/// Returns `heading` followed by the first names. Returns an empty text for an empty list.
 fn listing(heading: &str, names: &[String]) -> String {
     const MAX_SHOWN: usize = 6;
     if names.is_empty() {
@@ -297,13 +297,13 @@ impl AdapterError {
     /// Adds the path of the file to the error.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
         match self {
-            // These errors have a path already.
+            // These errors already contain a path.
             Self::File(_) | Self::Model(_) | Self::InFile { .. } => self,
             source => Self::InFile { path: path.to_owned(), source: Box::new(source) },
         }
     }
 
-    /// Adds missing tensors to a mismatch.
+    /// Adds `others` to the missing tensors of an [`AdapterError::Binding`] error.
     pub(crate) fn and_missing(self, others: &[String]) -> Self {
         match self {
             Self::Binding { unbound, mut missing } => {
@@ -314,7 +314,7 @@ impl AdapterError {
         }
     }
 
-    /// Returns whether the adapter is valid but was made for a base with other modules or shapes.
+    /// Returns whether the adapter is valid but belongs to a base with other modules or shapes.
     pub fn is_of_another_base(&self) -> bool {
         match self {
             Self::InFile { source, .. } => source.is_of_another_base(),

@@ -1,18 +1,21 @@
-//! Compares a merged model with the base plus its adapter over the same held-out text.
+//! Compares a merged model with the base plus its adapter on the same held-out text.
 //!
-//! **Origin of the limits.** Rounding to bf16 changes a weight by up to 2⁻⁹ of its size, at random. The
-//! output of a projection with merged weights is thus off by about 0.1%. Over `n` consecutive projections the
-//! error grows like `sqrt(n)`: to a percent or two of a logit at the last layer of a deep model. The
-//! divergence of two softmax distributions is about half the variance of the logit differences: at most 10⁻³
-//! nats, usually far less. The limit for bf16 is 10⁻². f16 has three more bits, which divides the divergence
-//! by 64. In f32 only the order of summation differs.
+//! **Origin of the limits.** Rounding to bf16 changes a weight by a random amount of at most 2⁻⁹ of its size.
+//! The output of a projection with merged weights therefore has a relative error of about 0.1%. Over `n`
+//! consecutive projections, this error grows like `sqrt(n)`. At the last layer of a deep model, the error is
+//! one or two percent of a logit. The divergence of two softmax distributions is about half the variance of
+//! the logit differences. For these errors the divergence is at most 10⁻³ nats, and usually far smaller. The
+//! limit for bf16 is 10⁻². f16 has three more bits than bf16, which divides the divergence by 64. In f32,
+//! results differ only because sums are added in another order.
 //!
-//! A fixed limit alone would pass a merge that lost a small adapter entirely, so the adapter's own effect is
-//! measured too. A divergence grows with the square of the logit differences. A quarter of the adapter's own
-//! divergence is half of its effect on the logits; a wrong scale or a wrong base exceeds that. In tests,
-//! rounding to bf16 removed a sixth of the effect of an adapter trained for one step, and far less of longer
-//! trainings. Below a thousandth of the fixed limit, a divergence is noise. The smaller of the two limits
-//! applies.
+//! A fixed limit alone would accept a merge that lost a small adapter entirely. The adapter's own effect is
+//! therefore measured too, as the divergence between the base with the adapter and the base without it. A
+//! divergence grows with the square of the logit differences. The second limit is a quarter of the adapter's
+//! own divergence, which is half of the adapter's effect on the logits. A merge with a wrong scale or a wrong
+//! base exceeds this limit. In tests, rounding to bf16 removed a sixth of the effect of an adapter that was
+//! trained for one step. Adapters that were trained longer lost a far smaller share. The smaller of the two
+//! limits applies. The second limit is at least a thousandth of the fixed limit, because a smaller divergence
+//! is noise.
 //!
 //! Both decoders should compute in f32, so that the measurement does not include rounding errors of bf16
 //! multiplications.
@@ -27,22 +30,23 @@ use serde::{Deserialize, Serialize};
 use crate::Adapter;
 use crate::AdapterError;
 
-/// Most logits of one model in memory at a time: 16 MB, for any length and vocabulary.
+/// Maximum number of logits of one model in memory at a time: 16 MB, for any length and vocabulary.
 const MAX_LOGITS: usize = 1 << 22;
 
-/// Largest differences that pass.
+/// Limits for the differences between a merged model and its adapter on the base.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Mean divergence of the next-token distributions, in nats, for any adapter.
+    /// Limit for the mean divergence of the next-token distributions, in nats, for any adapter.
     pub kl: f64,
-    /// The divergence limit as a fraction of the adapter's own divergence. `None`: only `kl` applies.
+    /// Limit for the mean divergence as a fraction of the adapter's own divergence. With `None`, only `kl`
+    /// applies.
     pub share_of_adapter: Option<f64>,
-    /// Relative change of the perplexity.
+    /// Limit for the relative change of the perplexity.
     pub perplexity: f64,
 }
 
 impl Limits {
-    /// Returns the limits for rounding to `dtype`: ten times the expected difference.
+    /// Returns the limits for rounding to `dtype`. Each limit is ten times the expected difference.
     pub fn of(dtype: DType) -> Self {
         let (kl, perplexity) = match dtype {
             DType::F32 => (1e-6, 1e-3),
@@ -52,14 +56,14 @@ impl Limits {
         Self { kl, share_of_adapter: Some(0.25), perplexity }
     }
 
-    /// Returns the limits for a merged model in 4 bits. It may lose as much of the adapter as any other
-    /// merge, and a quarter of the perplexity, because quantization changes the base too. Its fixed
-    /// divergence limit is one nat.
+    /// Returns the limits for a merged model in 4 bits. The limit relative to the adapter's effect is the
+    /// same as for other merges. The perplexity may change by a quarter, because quantization changes the
+    /// base too. The fixed divergence limit is one nat.
     pub fn four_bit() -> Self {
         Self { kl: 1.0, share_of_adapter: Some(0.25), perplexity: 0.25 }
     }
 
-    /// Replaces the divergence limits by `kl`, for any adapter.
+    /// Replaces both divergence limits by `kl`, which then applies to any adapter.
     pub fn with_kl(self, kl: f64) -> Self {
         Self { kl, share_of_adapter: None, ..self }
     }
@@ -78,21 +82,21 @@ impl Limits {
 pub struct Fidelity {
     /// Number of measured sequences.
     pub sequences: usize,
-    /// Number of tokens; each has a distribution over the next token.
+    /// Number of tokens. A next-token distribution is compared at each token.
     pub tokens: usize,
-    /// Number of tokens that count for the perplexities.
+    /// Number of tokens that are included in the perplexities.
     pub trained_tokens: usize,
-    /// Largest difference of a logit.
+    /// Largest absolute difference of a logit.
     pub max_logit_difference: f64,
-    /// Mean difference of all logits.
+    /// Mean absolute difference over all logits.
     pub mean_logit_difference: f64,
-    /// Mean divergence KL(adapter on base ‖ merged), in nats a token.
+    /// Mean divergence KL(adapter on base ‖ merged), in nats per token.
     pub kl: f64,
-    /// Mean divergence KL(adapter on base ‖ base): the adapter's own effect.
+    /// Mean divergence KL(adapter on base ‖ base), which measures the effect of the adapter.
     pub kl_of_adapter: f64,
-    /// The divergence limit that applied: see [`Limits::kl_beside`].
+    /// The divergence limit that was applied: see [`Limits::kl_beside`].
     pub kl_limit: f64,
-    /// Fraction of tokens with the same most likely next token.
+    /// Fraction of tokens at which both models predict the same most likely next token.
     pub same_choice: f64,
     /// Perplexity of the base without the adapter.
     pub perplexity_base: f64,
@@ -100,26 +104,26 @@ pub struct Fidelity {
     pub perplexity_adapter: f64,
     /// Perplexity of the merged model.
     pub perplexity_merged: f64,
-    /// Limits that applied.
+    /// The limits that were applied.
     pub limits: Limits,
     /// Whether all values are within the limits: see [`Fidelity::faults`].
     pub passed: bool,
 }
 
 impl Fidelity {
-    /// Returns the share of the adapter's effect that remains, by divergence. At 1, the merged model equals
-    /// the adapter on its base. At 0, it differs as much as the base alone, or more. `None` if the adapter
-    /// has no effect.
+    /// Returns the share of the adapter's effect that remains, measured by divergence. At 1, the merged model
+    /// equals the adapter on its base. At 0, the merged model differs from the adapter on its base at least
+    /// as much as the base without the adapter. Returns `None` if the adapter has no effect.
     pub fn adapter_kept(&self) -> Option<f64> {
         let is_something = self.kl_of_adapter > 0.0;
         is_something.then(|| (1.0 - self.kl / self.kl_of_adapter).clamp(0.0, 1.0))
     }
 
-    /// Returns the reasons why the merge fails, one sentence each. Empty if it passes.
+    /// Returns the reasons why the merge fails, one sentence each. The list is empty if the merge passes.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let perplexity = self.limits.perplexity;
-        // In this form, a NaN fails.
+        // With this comparison, a NaN fails.
         let is_near = self.kl <= self.kl_limit;
         if !is_near {
             faults.push(format!(
@@ -141,23 +145,24 @@ impl Fidelity {
     }
 }
 
-/// An adapter, and the two forms of its base.
+/// An adapter, its base, and the base with the tensors that the adapter replaces.
 #[derive(Clone, Copy)]
 pub struct AdapterOnBase<'a> {
     /// The base without the adapter.
     pub base: &'a Decoder,
-    /// The base with the tensors that the adapter replaces: see [`Adapter::changed_base`]. Usually `base` itself.
+    /// The base with the tensors that the adapter replaces: see [`Adapter::changed_base`]. If the adapter
+    /// replaces none, this is the same decoder as `base`.
     pub changed: &'a Decoder,
-    /// The pairs of matrices.
+    /// The low-rank matrices of the adapter.
     pub adapter: &'a dyn LoraSource,
 }
 
-/// Compares `merged` with an adapter on its base over `sequences`. With `merged_lora`, `merged` is another form
-/// of the base and runs with that adapter. `progress` gets the number of finished sequences and may stop the
-/// measurement.
+/// Compares `merged` with an adapter on its base over `sequences`. If `merged_lora` is given, `merged` is
+/// another variant of the base, and runs with that adapter. `progress` receives the number of finished
+/// sequences and may stop the measurement.
 ///
 /// # Errors
-/// If there is no token to measure, the vocabularies differ, or a token is outside the vocabulary;
+/// If there is no token to measure, the vocabularies differ, or a token is outside the vocabulary. Returns
 /// [`ModelError::Stopped`] if `progress` breaks.
 pub fn measure(
     AdapterOnBase { base, changed, adapter }: AdapterOnBase<'_>,
@@ -216,18 +221,19 @@ struct Sums {
     kl: f64,
     kl_of_adapter: f64,
     same: usize,
-    /// Negative log-likelihoods: base with adapter, merged, base.
+    /// Sums of negative log-likelihoods for the base with adapter, the merged model and the base.
     losses: [f64; 3],
 }
 
 impl Sums {
-    /// Adds one token. The arguments are the logits of base plus adapter, merged model, and base.
+    /// Adds one token. `adapter`, `merged` and `base` are the logits of the base with adapter, of the merged
+    /// model and of the base.
     fn add(&mut self, adapter: &[f32], merged: &[f32], base: &[f32], next: Option<usize>) {
         let normalisers = [adapter, merged, base].map(log_sum_exp);
         for ((x, y), z) in adapter.iter().zip(merged).zip(base) {
             let [x, y, z] = [*x as f64, *y as f64, *z as f64];
             let difference = (x - y).abs();
-            // `max` would drop a NaN.
+            // `f64::max` would ignore a NaN.
             self.max_difference =
                 if difference <= self.max_difference { self.max_difference } else { difference };
             self.difference += difference;
@@ -259,7 +265,7 @@ impl Sums {
             trained_tokens: self.trained,
             max_logit_difference: self.max_difference,
             mean_logit_difference: self.difference / (tokens * vocabulary as f64),
-            // Rounding can move a divergence of zero slightly below zero.
+            // Rounding can make a divergence of zero slightly negative.
             kl: at_least_zero(self.kl / tokens),
             kl_of_adapter,
             kl_limit: limits.kl_beside(kl_of_adapter),
@@ -275,7 +281,7 @@ impl Sums {
     }
 }
 
-/// As `max(0)`, but a NaN stays a NaN.
+/// Returns `v`, or 0 for a negative `v`. Unlike `f64::max`, this function returns NaN for a NaN.
 fn at_least_zero(v: f64) -> f64 {
     if v < 0.0 { 0.0 } else { v }
 }

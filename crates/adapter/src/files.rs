@@ -1,4 +1,4 @@
-//! An adapter folder as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`.
+//! Reads and writes adapter folders in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,26 +15,27 @@ use crate::other_files::OtherAdapterFile;
 use crate::source::AdapterTensors;
 use crate::{AdapterError, AdapterNote, LoraConfig, targets, tensor_names};
 
-/// Name of the tensors' file in an adapter folder.
+/// Name of the weight file in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 impl Adapter {
-    /// Reads an adapter folder for a base model, from danlu, PEFT or mlx-lm. Tensors are f32, bf16 or f16.
+    /// Reads an adapter folder of danlu, PEFT or mlx-lm for a base model. The tensors may be f32, bf16 or
+    /// f16.
     ///
-    /// The tensors decide: a name in the configuration that matches no module of the base is a note, as long as
-    /// another name matches and every tensor binds.
+    /// A name in the configuration may match no module of the base if another name matches and if every
+    /// tensor in the file matches a module. Such a name is reported as a note.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the configuration has an unsupported setting or does not fit the
-    /// model, or a tensor is missing, unexpected, misshaped or not finite.
+    /// If a file is missing or damaged, if the configuration has an unsupported setting or does not fit the
+    /// model, or if a tensor is missing, unexpected, not finite or has a wrong shape.
     pub fn load(folder: &Path, model: &ModelConfig, backend: &dyn Backend) -> Result<Self, AdapterError> {
         Self::load_with(LoraConfig::read(folder)?, folder, model, backend)
     }
 
-    /// As [`Adapter::load`], with a configuration that is read already.
+    /// Loads an adapter like [`Adapter::load`], but with a configuration that the caller already read.
     ///
     /// # Errors
-    /// As [`Adapter::load`].
+    /// The same errors as [`Adapter::load`].
     pub fn load_with(
         config: LoraConfig,
         folder: &Path,
@@ -45,7 +46,7 @@ impl Adapter {
             targets::resolve_finished(&config, model).map_err(|e| e.in_file(&folder.join(CONFIG_FILE)))?;
         let AdapterTensors { path, weights: found, mut notes } = AdapterTensors::read(folder)?;
         let read = || {
-            // Shapes are checked first, so that no allocation is larger than the file.
+            // Shapes are checked before any allocation, so no allocation is larger than the file.
             let Matched { bound, missing, rest } = match_pairs(&resolved.modules, &found);
             let changes = BaseChanges::bind(&rest, &found, &config, model, &resolved.tables);
             let changes = changes.map_err(|error| error.and_missing(&missing))?;
@@ -85,8 +86,8 @@ impl Adapter {
         Ok(())
     }
 
-    /// Writes `adapter_model.safetensors`, then `adapter_config.json`, each atomically. Other files of the
-    /// folder do not change.
+    /// Writes `adapter_model.safetensors`, then `adapter_config.json`. Each file is written atomically. Other
+    /// files in the folder are not changed.
     ///
     /// # Errors
     /// If the folder cannot be created or written.
@@ -102,7 +103,7 @@ impl Adapter {
                 (TensorSpec { name, dtype, shape, bytes }, SavedTensor::Copied(weights, info))
             }));
         }
-        // PEFT sorts by name.
+        // PEFT sorts tensors by name.
         tensors.sort_by(|(x, _), (y, _)| x.name.cmp(&y.name));
         let (specs, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().unzip();
         let mut writer = ShardWriter::create(&folder.join(WEIGHTS_FILE), &specs)?;
@@ -128,29 +129,29 @@ impl Adapter {
     }
 }
 
-/// A tensor of an adapter that is saved.
+/// A tensor to write into an adapter file.
 enum SavedTensor<'a> {
-    /// From the parameters.
+    /// A tensor of the adapter's parameters.
     Own(Tensor),
-    /// A change of the base, as it was loaded.
+    /// A tensor that replaces a tensor of the base, copied unchanged from the loaded file.
     Copied(&'a Weights, &'a TensorInfo),
 }
 
-/// The tensors of a file, beside those of the modules.
+/// The result of matching the tensors of a file with the tensors of the modules.
 struct Matched<'a> {
     bound: Vec<(Tensor, &'a TensorInfo)>,
-    /// Names that the file lacks.
+    /// Names of module tensors that are missing in the file.
     missing: Vec<String>,
-    /// Tensors of no pair, by name.
+    /// Tensors of the file that match no module, sorted by name.
     rest: Vec<&'a TensorInfo>,
 }
 
-/// Matches the tensors of the modules with those of the file.
+/// Matches the tensors of the modules with the tensors of the file.
 fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Matched<'a> {
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut rest = Vec::new();
     for info in found.tensors() {
-        // A second tensor of the same pair belongs to nothing.
+        // A second tensor with the same canonical name matches no module.
         rest.extend(by_name.insert(tensor_names::canonical(&info.name), info));
     }
     let mut bound = Vec::new();
@@ -166,7 +167,7 @@ fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Matched<'a> {
     Matched { bound, missing, rest }
 }
 
-/// Checks type and shape of the tensors of pairs.
+/// Checks the type and shape of the matched tensors.
 fn check_pairs<'a>(
     bound: Vec<(Tensor, &'a TensorInfo)>,
 ) -> Result<Vec<(Tensor, &'a TensorInfo, DType)>, AdapterError> {
@@ -187,7 +188,8 @@ fn check_pairs<'a>(
     bound.into_iter().map(check).collect()
 }
 
-/// Returns the error for a folder without an adapter file that danlu reads. It names the file that is there instead.
+/// Returns the error for a folder that contains no adapter file that danlu can read. The error names the
+/// weight file in another format, if there is one.
 pub(crate) fn no_weights(folder: &Path) -> AdapterError {
     let names = files::names_in(folder).unwrap_or_default();
     let find = |is_it: &dyn Fn(&str) -> bool| names.iter().find(|name| is_it(name)).cloned();

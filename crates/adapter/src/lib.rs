@@ -1,8 +1,9 @@
-//! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.
+//! LoRA adapters: configuration, initialisation, PEFT's files, and merging into a base.
 //!
-//! This crate maps PEFT's names on disk to danlu's. An [`Adapter`] is one flat f32 buffer and a table with
-//! the offsets of each module's matrices. A decoder reads the matrices through `danlu_model::LoraSource`.
-//! [`merge`] adds an adapter to a copy of its base, and [`fidelity`] measures the result.
+//! This crate maps PEFT's names in files to danlu's names. An [`Adapter`] is one flat f32 buffer and a table
+//! with the offsets of each module's matrices. A decoder reads the matrices through
+//! `danlu_model::LoraSource`. [`merge`] adds an adapter to a copy of its base, and [`fidelity`] measures the
+//! result.
 //!
 //! ```
 //! use danlu_adapter::{Adapter, LoraConfig};
@@ -13,7 +14,7 @@
 //! config.target_modules = "q_proj,v_proj".parse()?;
 //! let adapter = Adapter::init(config, &Preset::Llama3_2_1b.config(), 42, &Reference::new())?;
 //! assert_eq!(adapter.modules().len(), 2 * 16);
-//! // As PEFT counts: 8 · (2048 + 2048) for a q_proj and 8 · (2048 + 512) for a v_proj.
+//! // PEFT reports the same number: 16 layers · 8 · ((2048 + 2048) + (2048 + 512)).
 //! assert_eq!(adapter.num_parameters(), 851_968);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -1,9 +1,9 @@
 //! Adds an adapter to the weights of its base: `W' = round(W + scaling · B A)`, one tensor at a time.
 //!
-//! The base is memory-mapped, and results pass through buffers of a few hundred KB into the new files.
-//! Tensors that are not adapted are copied. All files are staged in a hidden folder inside the output, where
-//! the model can be measured. `config.json` is renamed last, so an interrupted or rejected merge never loads
-//! as a model.
+//! The base is memory-mapped, and the results are written to the new files through buffers of a few hundred
+//! KB. Tensors without an update are copied. All files are written to a hidden folder inside the output
+//! folder, where the model can be measured. `config.json` is published last, so an interrupted or rejected
+//! merge cannot be loaded as a model.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -36,31 +36,32 @@ const CONFIG_FILE: &str = "config.json";
 /// Options of a merge.
 #[derive(Clone, Debug, Default)]
 pub struct MergeOptions {
-    /// Element type of every float tensor. `None`: that of the base.
+    /// Element type of every float tensor. With `None`, each tensor has the same type as in the base.
     pub dtype: Option<DType>,
-    /// Most bytes of tensors in one file. `None`: the division of the base.
+    /// Maximum size of the tensors in one file, in bytes. With `None`, tensors are assigned to files as in
+    /// the base.
     pub max_shard_size: Option<u64>,
-    /// Number of threads. `None`: all cores.
+    /// Number of threads. With `None`, all cores are used.
     pub threads: Option<usize>,
-    /// Quantizes and dequantizes the projections of a 16-bit base first. The adapter was trained on these
-    /// values.
+    /// Quantization that is applied to the projections of a 16-bit base and reversed before the update is
+    /// added. The adapter was trained on these dequantized values.
     pub requantize_as: Option<Quantization>,
-    /// Additional files to copy from the adapter's folder, if present.
+    /// Names of additional files to copy from the adapter's folder, if present.
     pub also_copy: Vec<String>,
 }
 
 /// Progress of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeProgress<'a> {
-    /// Name of the tensor just written.
+    /// Name of the last tensor that was written.
     pub tensor: &'a str,
-    /// Bytes of tensors written.
+    /// Number of bytes of tensors written so far.
     pub bytes: u64,
-    /// Bytes of tensors in all.
+    /// Total number of bytes of tensors to write.
     pub total: u64,
 }
 
-/// A merged model that is written but not published. Dropping it removes it.
+/// A merged model in a hidden folder, before publication. Dropping this value removes the model.
 pub struct StagedMerge {
     output: StagedFolder,
     names: Vec<String>,
@@ -69,26 +70,26 @@ pub struct StagedMerge {
 }
 
 impl StagedMerge {
-    /// Returns the hidden folder, which loads as a model.
+    /// Returns the hidden folder, from which the model can be loaded.
     pub fn folder(&self) -> &Path {
         self.output.staging()
     }
 
-    /// Adds a file to publish with the others, such as a model card.
+    /// Adds a file, such as a model card, that is published with the other files.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), AdapterError> {
         files::write_atomic(&self.output.staged(name), bytes)?;
-        // `config.json` completes the model, so it stays last.
+        // `config.json` completes the model, so it is always the last name.
         self.names.insert(self.names.len() - 1, name.to_owned());
         Ok(())
     }
 
-    /// Publishes every file, with `merge_report.json` if there was a measurement.
+    /// Publishes every file. If there was a measurement, `merge_report.json` is published too.
     ///
     /// # Errors
-    /// If the folder cannot be written. The folder then has no model.
+    /// If the folder cannot be written. The folder then contains no model.
     pub fn publish(mut self, fidelity: Option<&Fidelity>) -> Result<MergeReport, AdapterError> {
         if let Some(fidelity) = fidelity {
             self.add(REPORT_FILE, &self.report_json(fidelity))?;
@@ -106,7 +107,8 @@ impl StagedMerge {
         text
     }
 
-    /// Removes the model and leaves only `merge_report.json` in `folder`, which states the reason.
+    /// Removes the model and writes `merge_report.json` to `folder`. The report contains the reason for the
+    /// rejection.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -118,7 +120,7 @@ impl StagedMerge {
 /// Merges `adapter` into the model at `base` and publishes the result without a measurement: see [`stage`].
 ///
 /// # Errors
-/// As [`stage`] and [`StagedMerge::publish`].
+/// The same errors as [`stage`] and [`StagedMerge::publish`].
 pub fn merge(
     base: &Path,
     adapter: &Adapter,
@@ -132,13 +134,14 @@ pub fn merge(
 
 /// Merges `adapter` into the model at `base` and stages the new model folder at `out`.
 ///
-/// `out` must be absent or empty. The tokenizer's files come from the adapter's folder if present, otherwise
-/// from the base. The result does not depend on the number of threads. `progress` may stop the merge.
+/// `out` must be absent or empty. The tokenizer's files are copied from the adapter's folder if present,
+/// otherwise from the base. The result does not depend on the number of threads. `progress` may stop the
+/// merge.
 ///
 /// # Errors
-/// If the base is incomplete or does not fit the adapter, `out` has other files, the disk is too small or
-/// fails, or a result is not finite or exceeds the range of its type; [`ModelError::Stopped`] if `progress`
-/// breaks. `out` has no model then.
+/// If the base is incomplete or does not fit the adapter, if `out` contains other files, if the disk is too
+/// small or fails, or if a result is not finite or out of range for its type. Returns [`ModelError::Stopped`]
+/// if `progress` breaks. After an error, `out` contains no model.
 pub fn stage(
     base: &Path,
     adapter: &Adapter,
@@ -173,7 +176,7 @@ pub fn stage(
     if bytes > available {
         return Err(AdapterError::Space { path: files::final_path(out), needed: bytes, available });
     }
-    // A rejected merge leaves its report, which the next attempt may replace.
+    // A rejected merge writes a report to `out`. The next attempt may replace this report.
     let output = StagedFolder::create_beside(out, |name| name == REPORT_FILE)?;
 
     let mut writer = TensorWriter::new(&weights, &model, adapter, backend, options)?;
@@ -202,14 +205,14 @@ pub fn stage(
     Ok(StagedMerge { output, names, report })
 }
 
-/// Returns the element types of the new model, spelt as in `config.json`, without repetition.
+/// Returns the element types of the new model as `config.json` spells them, each type once.
 fn dtype_names(tensors: &[TensorInfo], options: &MergeOptions) -> Vec<String> {
     let dtypes = tensors.iter().filter_map(|info| target_dtype(info, options.dtype));
     let names: BTreeSet<&str> = dtypes.map(torch_name).collect();
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// Returns the scaling factors of the adapter's updates, ascending, without repetition.
+/// Returns the scaling factors of the adapter's updates in ascending order, each factor once.
 fn scalings(adapter: &Adapter) -> Vec<f32> {
     let mut scalings: Vec<f32> = adapter.modules().iter().map(|m| m.scaling).collect();
     scalings.sort_by(f32::total_cmp);
@@ -242,8 +245,8 @@ impl OtherFiles {
         self.sidecars.iter().map(|file| file.bytes).sum::<u64>() + generated as u64
     }
 
-    /// Writes the files. Returns their names in the order of publication; `config.json`, which completes the
-    /// model, comes last.
+    /// Writes the files. Returns their names in the order of publication. The last name is `config.json`,
+    /// which completes the model.
     fn write(self, output: &StagedFolder) -> Result<Vec<String>, AdapterError> {
         let mut names = Vec::new();
         for file in &self.sidecars {
@@ -259,15 +262,14 @@ impl OtherFiles {
     }
 }
 
-/// Writes the tensors of the new model in order.
 struct TensorWriter<'a> {
     weights: &'a Weights,
     options: &'a MergeOptions,
     threads: usize,
-    /// Parameters of the adapter on the host.
+    /// Parameters of the adapter in host memory.
     params: Vec<f32>,
     modules: HashMap<String, &'a Module>,
-    /// Names of the projections' weights.
+    /// Names of the projection weights.
     projections: HashSet<String>,
     merged_tensors: usize,
 }
@@ -336,14 +338,15 @@ impl<'a> TensorWriter<'a> {
         Ok(())
     }
 
-    /// Returns the values that the update is added to. `None` if the bytes of the base are copied.
+    /// Returns the values to which the update is added. Returns `None` if the bytes of the base are copied.
     fn source(&self, info: &TensorInfo, is_merged: bool) -> Result<Option<Matrix>, AdapterError> {
         let requantize_as = self.options.requantize_as.filter(|_| self.projections.contains(&info.name));
         if let (Some(quantization), &[rows, cols]) = (requantize_as, &info.shape[..]) {
             let weight = Arc::new(self.weights.encode(&info.name, quantization, self.threads)?);
             return Ok(Some(Matrix::four_bit(weight, rows, cols)));
         }
-        // `info` of a 4-bit weight describes the original, which differs from the tensor in the file.
+        // For a 4-bit weight, `info` describes the original tensor, which differs from the tensor in the
+        // file.
         let is_stored = self.weights.info(&info.name) == Some(info);
         if is_stored && !is_merged && info.dtype() == target_dtype(info, self.options.dtype) {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Report of a merge: inputs, files, and the measurements that decided.
+//! Report of a merge: inputs, files, and the measurements that decided whether the merge passed.
 
 use std::path::{Path, PathBuf};
 
@@ -11,34 +11,34 @@ pub struct MergeReport {
     /// Folder of the base.
     #[serde(serialize_with = "lossy")]
     pub base: PathBuf,
-    /// Folder of the adapter, if it was loaded from one.
+    /// Folder from which the adapter was loaded, if there is one.
     #[serde(serialize_with = "lossy_if_any")]
     pub adapter: Option<PathBuf>,
-    /// Form of the base that the updates were added to.
+    /// The variant of the base that the updates were added to.
     pub merge_base: MergeBase,
-    /// Difference of each form of the base from the trained model, if both forms were available.
+    /// Difference of each variant of the base from the trained model, if both variants were available.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forms: Vec<FormFidelity>,
-    /// Cost of quantizing the merged model, if it was quantized.
+    /// Loss of accuracy by quantizing the merged model, if it was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<QuantizedFidelity>,
-    /// Element types of the result, spelt as in `config.json`, and the code of 4-bit weights.
+    /// Element types of the result, as `config.json` spells them, and the code of 4-bit weights.
     pub dtype: Vec<String>,
-    /// Scaling factors of the updates, ascending, without repetition.
+    /// Scaling factors of the updates in ascending order, each factor once.
     pub scaling: Vec<f32>,
-    /// Tensors that received an update.
+    /// Number of tensors to which an update was added.
     pub merged_tensors: usize,
-    /// Tensors copied unchanged.
+    /// Number of tensors that were copied unchanged.
     pub copied_tensors: usize,
     /// Names of the weight files.
     pub shards: Vec<String>,
-    /// Bytes of all files except this report.
+    /// Total size of all files except this report, in bytes.
     pub bytes: u64,
-    /// Duration.
+    /// Duration of the merge in seconds.
     pub seconds: f64,
 }
 
-/// JSON cannot represent every path. Invalid UTF-8 becomes U+FFFD.
+/// Serializes a path. JSON cannot represent every path, so invalid UTF-8 is replaced by U+FFFD.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
@@ -47,18 +47,18 @@ fn lossy_if_any<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<
     path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
-/// The form of the base that an adapter is merged into.
+/// A variant of the base that an adapter can be merged into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MergeBase {
-    /// The published weights, in 16 bits or more.
+    /// The original weights of the base, in 16 bits or more.
     Original,
-    /// The weights as dequantized from 4 bits.
+    /// The weights of the base after quantization to 4 bits and dequantization.
     Dequantized,
 }
 
 impl MergeBase {
-    /// Returns the name of the form: `original`.
+    /// Returns the name of the variant, such as `original`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Original => "original",
@@ -67,43 +67,45 @@ impl MergeBase {
     }
 }
 
-/// Difference of one form of the base from the trained model. The trained model is the adapter on the
-/// dequantized form.
+/// Difference of one variant of the base from the trained model. The trained model is the adapter on the
+/// dequantized variant.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormFidelity {
-    /// Form of the base.
+    /// The variant of the base.
     pub form: MergeBase,
-    /// Whether the merged and rounded weights were measured. Otherwise the adapter on this form was measured.
+    /// Whether the merged and rounded weights were measured. Otherwise, the adapter was measured on this
+    /// variant without merging.
     pub merged: bool,
-    /// Mean divergence from the trained model, in nats a token.
+    /// Mean divergence from the trained model, in nats per token.
     pub kl: f64,
-    /// Perplexity of the held-out text.
+    /// Perplexity on the held-out text.
     pub perplexity: f64,
 }
 
-/// Cost of quantizing a merged model. `MergeReport` then holds the measurement of the quantized model.
+/// Loss of accuracy by quantizing a merged model. If a `MergeReport` contains this value, its other
+/// measurements are of the quantized model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedFidelity {
     /// Settings of the quantization.
     #[serde(flatten)]
     pub quantization: Quantization,
-    /// Mean divergence from the base with adapter, in nats a token.
+    /// Mean divergence from the base with adapter, in nats per token.
     pub kl: f64,
     /// Perplexity of the merged 4-bit model on the held-out text.
     pub perplexity: f64,
-    /// Share of the adapter's effect that remains, by divergence: `Fidelity::adapter_kept`.
+    /// Share of the adapter's effect that remains, measured by divergence: see `Fidelity::adapter_kept`.
     #[serde(default)]
     pub adapter_kept: Option<f64>,
-    /// Measurement of the merge before quantization.
+    /// Measurement of the merged model before quantization.
     #[serde(default)]
     pub before: Option<UnquantizedFidelity>,
 }
 
-/// Measurement of a merge before it is quantized.
+/// Measurement of a merged model before quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnquantizedFidelity {
-    /// Mean divergence from the base with adapter, in nats a token.
+    /// Mean divergence from the base with adapter, in nats per token.
     pub kl: f64,
-    /// Perplexity of the held-out text.
+    /// Perplexity on the held-out text.
     pub perplexity: f64,
 }

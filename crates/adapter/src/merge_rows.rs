@@ -1,8 +1,9 @@
-//! One tensor of a merge, in blocks of rows: convert to f32, add `scaling · B A`, check, round once.
+//! Merges one tensor in blocks of rows. Each block is converted to f32, `scaling · B A` is added, and the
+//! result is checked and rounded once.
 //!
-//! Blocks have a few hundred KB, so the memory of a merge does not depend on the model. Threads compute
-//! blocks while the caller writes finished ones in order. Each element is summed over the rank in order, in
-//! any block and thread.
+//! A block has a few hundred KB, so the memory of a merge does not depend on the model. Threads compute
+//! blocks while the caller writes finished blocks in order. The sum over the rank has the same order for each
+//! element, regardless of the block and the thread.
 
 use std::ops::Range;
 use std::sync::mpsc;
@@ -13,25 +14,25 @@ use danlu_model::TensorSpec;
 
 use crate::{AdapterError, dora};
 
-/// Elements of one block: 512 KB of f32.
+/// Number of elements in one block: 512 KB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 17;
-/// Columns processed while their part of `A` stays in the L1 cache.
+/// Number of columns that are processed at a time, so that these columns of `A` fit into the L1 cache.
 const BLOCK_COLUMNS: usize = 256;
-/// Rows and columns of a tile of sums held in registers.
+/// Number of rows and columns in a tile of sums. A tile fits into the registers.
 const TILE: (usize, usize) = (4, 8);
 
-/// A low-rank update of one weight: `A (R, IN)`, `B (OUT, R)`.
+/// A low-rank update of one weight, with `A (R, IN)` and `B (OUT, R)`.
 #[derive(Clone, Copy)]
 pub struct Delta<'a> {
     pub a: &'a [f32],
     pub b: &'a [f32],
     pub rank: usize,
     pub scaling: f32,
-    /// The magnitudes of DoRA, which the rows of the sum are scaled to, `(OUT)`.
+    /// DoRA's magnitudes `(OUT)`. The rows of the sum are scaled to these norms.
     pub magnitude: Option<&'a [f32]>,
 }
 
-/// A stored weight, its new type, and the update to add.
+/// A stored weight, its new element type, and the update to add.
 #[derive(Clone, Copy)]
 pub struct MergeRows<'a> {
     pub name: &'a str,
@@ -44,7 +45,7 @@ impl MergeRows<'_> {
     /// Passes the new bytes to `write`, in order.
     ///
     /// # Errors
-    /// If a result is not finite or exceeds the range of its type, or `write` fails.
+    /// If a result is not finite or out of range for its type, or if `write` fails.
     pub fn stream(
         &self,
         threads: usize,
@@ -68,7 +69,7 @@ impl MergeRows<'_> {
                 queues.push(receiver);
                 scope.spawn(move || {
                     for i in (first..blocks).step_by(threads) {
-                        // A closed channel means that another block failed.
+                        // The channel is closed if another block failed.
                         if sender.send(block(i)).is_err() {
                             return;
                         }
@@ -104,13 +105,14 @@ impl MergeRows<'_> {
     }
 
     fn check(&self, values: &[f32], place: usize) -> Result<(), AdapterError> {
-        // The smallest magnitudes that round to infinity.
+        // The smallest magnitude that rounds to infinity.
         let limit = match self.to {
             DType::F32 => f32::INFINITY,
             DType::Bf16 => f32::from_bits(0x7f7f_8000),
             DType::F16 => 65_520.0,
         };
-        // In this form, a NaN is out of range too. No early exit, so that the loop is vectorised.
+        // With this comparison, a NaN is out of range too. The loop has no early exit, so that the compiler
+        // can vectorize it.
         let is_within = |v: f32| v.abs() < limit;
         if values.iter().fold(true, |all, &v| all & is_within(v)) {
             return Ok(());
@@ -129,7 +131,7 @@ impl MergeRows<'_> {
     }
 }
 
-/// Adds `scaling · B A` to a range of rows: `out` and `b` hold the same rows.
+/// Adds `scaling · B A` to a range of rows. `out` and `delta.b` contain the same range of rows.
 pub fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
     for start in (0..cols).step_by(BLOCK_COLUMNS) {
         let columns = start..cols.min(start + BLOCK_COLUMNS);

@@ -1,4 +1,4 @@
-//! Files of a merged model, and the tensors in each.
+//! Assigns the tensors of a merged model to files.
 
 use std::collections::HashMap;
 
@@ -38,8 +38,9 @@ pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -
     Ok(())
 }
 
-/// Returns the tensors of a changed base. A changed tensor keeps the element type and the file of the original, and a
-/// head that becomes a table of its own has those of the embedding table.
+/// Returns the tensors of a changed base. A changed tensor has the same element type and file as the
+/// original. If the head becomes a separate table, it has the same element type and file as the embedding
+/// table.
 ///
 /// # Errors
 /// If the state of a 4-bit weight is invalid.
@@ -51,18 +52,18 @@ pub fn changed_tensors(weights: &Weights, original: &Weights) -> Result<Vec<Tens
             (info.file, info.dtype_name) = (of_base.file, of_base.dtype_name.clone());
         }
     }
-    // A new tensor comes last, and the tensors of a file must follow each other.
+    // A new tensor is at the end of the list, but the tensors of one file must be consecutive.
     tensors.sort_by_key(|info| info.file);
     Ok(tensors)
 }
 
-/// Returns the element type of a tensor in the merged model. `None` for a tensor of integers, which is
-/// copied.
+/// Returns the element type of a tensor in the merged model. Returns `None` for a tensor of integers, because
+/// such a tensor is copied.
 pub fn target_dtype(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
     info.dtype().map(|own| dtype.unwrap_or(own))
 }
 
-/// Assigns the tensors, in the base's order, to files.
+/// Assigns the tensors to files, in the order of the base.
 pub fn divide<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>> {
     let mut shards: Vec<Shard> = Vec::new();
     let (mut room, mut file) = (0, None);

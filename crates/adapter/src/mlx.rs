@@ -1,4 +1,4 @@
-//! Adapters of mlx-lm: `adapters.safetensors`, and an `adapter_config.json` of its own.
+//! Reads adapters of mlx-lm: `adapters.safetensors`, and mlx-lm's own `adapter_config.json`.
 
 use std::path::Path;
 
@@ -10,19 +10,19 @@ use crate::adapter::MAGNITUDE;
 use crate::source::copy_of;
 use crate::{AdapterError, LoraConfig, TargetModules};
 
-/// Name of the tensors' file.
+/// Name of the weight file.
 pub(crate) const MLX_WEIGHTS_FILE: &str = "adapters.safetensors";
 
-/// Whether an `adapter_config.json` is mlx-lm's.
+/// Returns whether an `adapter_config.json` was written by mlx-lm.
 pub(crate) fn is_config(config: &Map<String, Value>) -> bool {
     !config.contains_key("peft_type") && config.get("lora_parameters").is_some_and(Value::is_object)
 }
 
-/// Returns the configuration of an mlx-lm adapter. Its modules come from the tensor names, because mlx-lm
-/// counts layers from the end of the model.
+/// Returns the configuration of an mlx-lm adapter. The adapted modules are taken from the tensor names,
+/// because the layer numbers in the configuration count from the end of the model.
 ///
 /// # Errors
-/// If the adapter is not a LoRA, a setting is missing, or the tensors cannot be read.
+/// If the adapter is not a LoRA or DoRA adapter, if a setting is missing, or if the tensors cannot be read.
 pub(crate) fn config(config: &Map<String, Value>, folder: &Path) -> Result<LoraConfig, AdapterError> {
     let kind = config.get("fine_tune_type").and_then(Value::as_str).unwrap_or("lora");
     if !matches!(kind, "lora" | "dora") {
@@ -54,7 +54,7 @@ pub(crate) fn config(config: &Map<String, Value>, folder: &Path) -> Result<LoraC
     })
 }
 
-/// Returns the tensors under PEFT's names. `lora_a (IN, R)` and `lora_b (R, OUT)` are transposed.
+/// Returns the tensors with PEFT's names. `lora_a (IN, R)` and `lora_b (R, OUT)` are transposed.
 pub(crate) fn tensors(weights: &Weights) -> Vec<RawTensor> {
     let tensor = |info: &danlu_model::TensorInfo| {
         let (path, half) = match info.name.rsplit_once('.') {

@@ -1,20 +1,20 @@
-//! Files of adapters in forms that danlu does not read, by their names.
+//! Recognizes adapter files in formats that danlu does not read, by their names.
 
-/// A form of adapter that danlu does not read.
+/// An adapter format that danlu does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtherAdapterFile {
-    /// llama.cpp's.
+    /// An adapter for llama.cpp.
     Gguf,
-    /// An adapter of an image model, as diffusers writes it.
+    /// An adapter of an image model in the format of diffusers.
     Diffusers,
-    /// An adapter of mlx-examples before mlx-lm.
+    /// An adapter of mlx-examples, from the time before mlx-lm.
     Npz,
-    /// A checkpoint of torch's FSDP in parts.
+    /// A sharded checkpoint of PyTorch's FSDP.
     Distributed,
 }
 
 impl OtherAdapterFile {
-    /// Recognizes a file or folder by its name.
+    /// Recognizes the format of a file or folder by its name.
     pub fn of(name: &str) -> Option<Self> {
         match name {
             _ if name.ends_with(".gguf") => Some(Self::Gguf),
@@ -27,7 +27,7 @@ impl OtherAdapterFile {
         }
     }
 
-    /// Returns what to do instead.
+    /// Returns a hint on how to convert or replace the adapter.
     pub fn hint(self) -> &'static str {
         match self {
             Self::Gguf => {
@@ -48,7 +48,7 @@ impl OtherAdapterFile {
     }
 }
 
-/// Whether the name of a tensor is that of an image model's adapter, as kohya and diffusers write it.
+/// Returns whether kohya or diffusers use this tensor name for an adapter of an image model.
 pub(crate) fn is_of_image_model(tensor: &str) -> bool {
     let starts =
         ["lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "unet.", "text_encoder.", "transformer."];

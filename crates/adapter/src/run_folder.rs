@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use danlu_model::{FileError, files};
 
-/// Name of the file with every setting of the run.
+/// Name of the file with all settings of the run.
 pub const RUN_FILE: &str = "run.toml";
 
-/// Prefix of a checkpoint folder's name, before the number of steps.
+/// Prefix of a checkpoint folder's name. The number of steps follows.
 pub const CHECKPOINT_PREFIX: &str = "checkpoint-";
 
 /// Name of the file that identifies a checkpoint folder.
@@ -21,8 +21,8 @@ pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>, FileError> {
     Ok(checkpoints(output)?.pop().map(|(_, path)| path))
 }
 
-/// Returns the checkpoints of an output folder with their steps, oldest first. Returns none if the folder
-/// does not exist.
+/// Returns the checkpoints of an output folder with their steps, oldest first. The list is empty if the
+/// folder does not exist.
 ///
 /// # Errors
 /// If the folder cannot be read.

@@ -1,4 +1,4 @@
-//! The tensors of an adapter folder under PEFT's names. Reads all supported file formats.
+//! Reads the tensors of an adapter folder in any supported file format, and gives them PEFT's names.
 
 use std::path::{Path, PathBuf};
 
@@ -12,57 +12,56 @@ use crate::mlx::{self, MLX_WEIGHTS_FILE};
 use crate::tensor_names;
 use crate::{Adapter, AdapterError, LoraConfig};
 
-/// Name of the tensors' file that PEFT wrote until 0.6: a pickle.
+/// Name of the weight file, a pickle, that PEFT wrote up to version 0.6.
 const PICKLE_FILE: &str = "adapter_model.bin";
 
-/// A fact about an adapter that another program saved in its own way. The caller puts it into words.
+/// A difference between an adapter's files and the files that PEFT writes. The caller formats the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdapterNote {
-    /// The tensors come from a file in another form, such as `adapter_model.bin`.
+    /// The tensors were read from a file in another format, such as `adapter_model.bin`.
     OtherForm {
         /// The file.
         file: PathBuf,
     },
-    /// Tensors have names other than PEFT's.
+    /// Some tensors have names that PEFT does not use.
     RenamedTensors {
-        /// How many.
+        /// Number of these tensors.
         count: usize,
-        /// The name of one.
+        /// Name of one of these tensors.
         example: String,
-        /// The wrapper that put a segment into the name, such as `torch.compile`.
+        /// The wrapper that added a segment to the name, such as `torch.compile`.
         wrapper: Option<&'static str>,
     },
     /// The adapter replaces tensors of the base.
     OwnTensors {
-        /// Their names in the base.
+        /// Names of these tensors in the base.
         tensors: Vec<String>,
-        /// Numbers of tokens of base and adapter, if they differ.
+        /// Number of tokens of the base and of the adapter, if the numbers differ.
         vocab_sizes: Option<[usize; 2]>,
     },
     /// Names in a setting that match no module of the base.
     UnusedNames {
-        /// The setting, as PEFT names it.
+        /// Name of the setting in PEFT.
         key: &'static str,
         /// The names.
         names: Vec<String>,
     },
 }
 
-/// The tensors of an adapter folder.
 pub(crate) struct AdapterTensors {
-    /// Their file.
+    /// Path of the file that contains the tensors.
     pub path: PathBuf,
-    /// The tensors, under PEFT's names.
+    /// The tensors, with PEFT's names.
     pub weights: Weights,
-    /// What differs from PEFT's own form.
+    /// Differences from the files that PEFT writes.
     pub notes: Vec<AdapterNote>,
 }
 
 impl AdapterTensors {
-    /// Reads the tensors of `folder`.
+    /// Reads the tensors of the adapter in `folder`.
     ///
     /// # Errors
-    /// If there is no file of tensors, or it is damaged.
+    /// If the folder contains no weight file, or if the file is damaged.
     pub fn read(folder: &Path) -> Result<Self, AdapterError> {
         let path = folder.join(WEIGHTS_FILE);
         if path.exists() {
@@ -84,7 +83,7 @@ impl AdapterTensors {
         Err(no_weights(folder))
     }
 
-    /// Tensors of another form of file.
+    /// Creates the value from tensors that were read from a file in another format.
     fn converted(path: PathBuf, tensors: Vec<RawTensor>) -> Result<Self, AdapterError> {
         let weights = Weights::from_bytes(&path, safetensors_bytes(&tensors))?;
         let mut read = Self::renamed(path.clone(), weights)?;
@@ -92,7 +91,7 @@ impl AdapterTensors {
         Ok(read)
     }
 
-    /// Gives each tensor PEFT's name, if the names stay apart.
+    /// Gives each tensor PEFT's name. If two tensors would get the same name, all names are unchanged.
     fn renamed(path: PathBuf, weights: Weights) -> Result<Self, AdapterError> {
         let names: Vec<String> = weights.names().map(tensor_names::canonical).collect();
         let changed: Vec<&str> =
@@ -120,8 +119,9 @@ impl AdapterTensors {
 }
 
 impl Adapter {
-    /// Writes the adapter in `folder` to `out` as PEFT writes it, if another program saved it in its own form: as a
-    /// pickle, or as mlx-lm does. Returns the file in that form, or `None` if the adapter has PEFT's form already.
+    /// Converts the adapter in `folder` to PEFT's format and writes the result to `out`, if another program
+    /// wrote the adapter as a pickle or in the format of mlx-lm. Returns the path of the converted file, or
+    /// `None` if no conversion is needed.
     ///
     /// # Errors
     /// If a file cannot be read or written, or is damaged.
@@ -133,7 +133,7 @@ impl Adapter {
         let AdapterTensors { weights, .. } = AdapterTensors::read(folder)?;
         let mut tensors: Vec<RawTensor> =
             weights.tensors().iter().map(|info| copy_of(&weights, info)).collect();
-        // PEFT sorts by name.
+        // PEFT sorts tensors by name.
         tensors.sort_by(|x, y| x.name.cmp(&y.name));
         files::write_atomic(&out.join(WEIGHTS_FILE), &safetensors_bytes(&tensors))?;
         files::write_atomic(&out.join(CONFIG_FILE), config.to_json().as_bytes())?;
@@ -141,7 +141,7 @@ impl Adapter {
     }
 }
 
-/// A copy of a tensor. An element type that danlu does not read keeps its name.
+/// Copies a tensor. The name of the element type is copied too, even if danlu does not support the type.
 pub(crate) fn copy_of(weights: &Weights, info: &TensorInfo) -> RawTensor {
     RawTensor {
         name: info.name.clone(),
@@ -151,7 +151,7 @@ pub(crate) fn copy_of(weights: &Weights, info: &TensorInfo) -> RawTensor {
     }
 }
 
-/// A safetensors file of these tensors.
+/// Returns the bytes of a safetensors file with these tensors.
 fn safetensors_bytes(tensors: &[RawTensor]) -> Vec<u8> {
     let mut header = Map::new();
     let mut end = 0;

@@ -1,8 +1,9 @@
 //! Resolves the targets of an adapter's configuration to projections by PEFT's matching rules.
 //!
-//! A list entry matches a module whose path is equal to it, or ends with `.` and the entry. A string is a
-//! regular expression on the whole path. Keys of `rank_pattern` and `alpha_pattern` are regular expressions
-//! on the end of the path, after a `.`. The first match wins.
+//! An entry of a list matches a module if the module's path is equal to the entry, or ends with `.` and the
+//! entry. A string is a regular expression that must match the whole path. A key of `rank_pattern` or
+//! `alpha_pattern` is a regular expression that must match the end of the path after a `.`. The first
+//! matching key applies.
 
 use std::collections::HashSet;
 
@@ -13,14 +14,14 @@ use crate::base_changes::TableTarget;
 use crate::config::{LoraConfig, TargetModules};
 use crate::{AdapterError, AdapterNote, Module};
 
-/// Most backtracking steps of one match. Ordinary patterns need a few.
+/// Maximum number of backtracking steps in one match. Ordinary patterns need only a few steps.
 const MAX_BACKTRACK_STEPS: usize = 20_000;
 
-/// Returns the projections that `config` adapts, by layer and then in the order of [`Projection`]. Their
-/// offsets are contiguous: `A` then `B` of each.
+/// Returns the projections that `config` adapts, ordered by layer and then by [`Projection`]. The offsets are
+/// contiguous, with `A` before `B` for each projection.
 ///
 /// # Errors
-/// If a target, a layer or a pattern matches nothing, or a rank is larger than its weight.
+/// If a target, a layer or a pattern matches nothing, or if a rank is larger than a dimension of the weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
     let Resolved { modules, notes, tables } = resolve_finished(config, model)?;
     if let Some(TableTarget { path, .. }) = tables.first() {
@@ -33,20 +34,20 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
     }
 }
 
-/// The modules of a finished adapter.
+/// The resolved modules of a trained adapter.
 pub(crate) struct Resolved {
     pub modules: Vec<Module>,
     /// Tables with a low-rank update.
     pub tables: Vec<TableTarget>,
-    /// Names in the configuration that match nothing.
+    /// Names in the configuration that match no module.
     pub notes: Vec<AdapterNote>,
 }
 
-/// Resolves the targets of a finished adapter. In contrast to [`resolve`], a name that matches nothing
-/// becomes a note if another name matches.
+/// Resolves the targets of a trained adapter. In contrast to [`resolve`], a name that matches nothing becomes
+/// a note if another name matches.
 ///
 /// # Errors
-/// If nothing matches, or a rank is too large for its weight.
+/// If nothing matches, or if a rank is too large for the weight.
 pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Result<Resolved, AdapterError> {
     config.validate()?;
     let filter = TargetFilter::new(config)?;
@@ -92,7 +93,7 @@ pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Resu
     Ok(Resolved { modules, tables, notes })
 }
 
-/// The error for a name in the setting `key` that matches nothing.
+/// Returns the error for a name in the setting `key` that matches no module.
 fn unused(key: &'static str, name: &str, model: &ModelConfig) -> AdapterError {
     match key {
         "target_modules" => no_such_target(name),
@@ -112,21 +113,21 @@ fn no_such_target(target: &str) -> AdapterError {
 /// Path, layer and kind of a projection.
 type Candidate = (String, usize, Projection);
 
-/// The modules that a configuration adapts.
+/// The modules that a configuration selects.
 struct Chosen {
     projections: Vec<Candidate>,
     tables: Vec<&'static str>,
-    /// Targets that match nothing.
+    /// Targets that match no module.
     unused: Vec<String>,
 }
 
 /// Module paths of the tables.
 const TABLES: [&str; 2] = ["model.embed_tokens", "lm_head"];
 
-/// Why a table is no target of a training.
+/// The reason why a table cannot be a target of a training run.
 const TABLE: &str = "is not yet supported as a target";
 
-/// Settings of a configuration that choose modules.
+/// The settings of a configuration that select modules.
 struct TargetFilter<'a> {
     targets: Matcher<'a>,
     excluded: Option<Matcher<'a>>,
@@ -159,7 +160,7 @@ impl<'a> TargetFilter<'a> {
         Ok(())
     }
 
-    /// The modules that pass every setting.
+    /// Returns the modules that all settings select.
     fn choose(&self, model: &ModelConfig) -> Result<Chosen, AdapterError> {
         let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
         for (path, layer, projection) in projections(model) {
@@ -167,7 +168,8 @@ impl<'a> TargetFilter<'a> {
             if hits.is_empty() {
                 continue;
             }
-            // As in PEFT, a full path is adapted regardless of `layers_to_transform`.
+            // As in PEFT, a target that is a full path is adapted even if `layers_to_transform` does not list
+            // its layer.
             let in_full = hits.contains(&path.as_str());
             matched.extend(hits.into_iter().map(str::to_owned));
             if self.is_excluded(&path)? || !(in_full || self.layers.contains(&path)?) {
@@ -194,8 +196,8 @@ impl<'a> TargetFilter<'a> {
     }
 }
 
-/// Returns the rank of each of `paths`, and the targets that match none of them. A path that is not adapted
-/// has no rank.
+/// Returns the rank of each of `paths`, and the targets that match none of `paths`. The rank is `None` for a
+/// path that is not adapted.
 pub(crate) fn ranks<'c>(
     config: &'c LoraConfig,
     paths: &[String],
@@ -220,13 +222,13 @@ pub(crate) fn ranks<'c>(
     Ok((ranks, unused))
 }
 
-/// Returns path, layer and kind of every module with LoRA support.
+/// Returns the path, layer and kind of every module with LoRA support.
 fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
     let of_layer = |layer: usize| Projection::ALL.into_iter().map(move |p| (p.module_path(layer), layer, p));
     (0..model.num_hidden_layers).flat_map(of_layer).collect()
 }
 
-/// Returns every other module, and why it has no LoRA support.
+/// Returns every module without LoRA support, and the reason.
 fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
     const NOT_LINEAR: &str = "is not a linear projection";
     let mut paths: Vec<(String, _)> = Vec::new();
@@ -242,7 +244,7 @@ fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
     paths
 }
 
-/// A compiled choice of modules.
+/// A compiled selection of modules.
 enum Matcher<'a> {
     AllLinear,
     List(&'a [String]),
@@ -260,7 +262,7 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// Returns the names or the pattern. Each must match a module.
+    /// Returns the names, or the regular expression. Each must match at least one module.
     fn names(&self) -> Vec<&'a str> {
         match self {
             Self::AllLinear => Vec::new(),
@@ -299,7 +301,7 @@ impl<'a> Matcher<'a> {
     }
 }
 
-/// `layers_to_transform` and `layers_pattern`.
+/// The settings `layers_to_transform` and `layers_pattern`.
 struct LayerFilter<'a> {
     layers: Option<&'a [i64]>,
     patterns: Vec<Regex>,
@@ -310,7 +312,7 @@ impl<'a> LayerFilter<'a> {
         let layers = config.layers_to_transform.as_deref();
         let key = "layers_pattern";
         let patterns = match config.layers_pattern.as_slice() {
-            // Any list name matches. The first number in the path is the number of the layer.
+            // The list of layers may have any name. The first number in the path is the layer number.
             [] => vec![compile(key, "", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?],
             names => names
                 .iter()
@@ -320,7 +322,7 @@ impl<'a> LayerFilter<'a> {
         Ok(Self { layers, patterns })
     }
 
-    /// The layers that the model lacks.
+    /// Returns the layer numbers that do not exist in the model.
     fn missing(&self, model: &ModelConfig) -> impl Iterator<Item = i64> {
         let layers = self.layers.unwrap_or_default().iter().copied();
         layers.filter(move |layer| !usize::try_from(*layer).is_ok_and(|l| l < model.num_hidden_layers))
@@ -340,7 +342,7 @@ impl<'a> LayerFilter<'a> {
     }
 }
 
-/// `rank_pattern` or `alpha_pattern`, in the file's order.
+/// The compiled keys of `rank_pattern` or `alpha_pattern`, in the order of the file.
 struct Patterns<'a, T> {
     key: &'static str,
     entries: Vec<(&'a str, Regex, T)>,
@@ -355,7 +357,7 @@ impl<'a, T: Copy> Patterns<'a, T> {
         Ok(Self { key, entries: entries.iter().map(entry).collect::<Result<_, AdapterError>>()? })
     }
 
-    /// The patterns that no chosen projection matches.
+    /// Returns the patterns that match no selected projection.
     fn unused(&self, chosen: &[Candidate]) -> Result<Vec<String>, AdapterError> {
         let mut unused = Vec::new();
         for (pattern, regex, _) in &self.entries {
@@ -380,8 +382,8 @@ impl<'a, T: Copy> Patterns<'a, T> {
     }
 }
 
-/// Compiles `pattern` by itself first, so that an unbalanced bracket cannot escape its anchors. Then compiles
-/// `anchored`.
+/// Compiles `pattern` first, so that an unbalanced bracket in `pattern` cannot change the meaning of the
+/// anchors around it. Then compiles `anchored`.
 fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, AdapterError> {
     let build = |text: &str| {
         RegexBuilder::new(text)

@@ -1,22 +1,24 @@
-//! PEFT's names for the tensors of adapters that other programs saved.
+//! Converts the tensor names in adapters of other programs to PEFT's names.
 
 use crate::adapter::{MAGNITUDE, PREFIX};
 
-/// Segments that wrappers put into a module's path: torch.compile, data parallelism, FSDP, checkpointing.
+/// Segments that wrappers insert into a module's path. The wrappers are torch.compile, data parallelism, FSDP
+/// and activation checkpointing.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// Segments before the layers, by PEFT, the model's own classes, and models of text and images.
+/// Segments that may precede the layers. PEFT, the model's own classes, and models of text and images insert
+/// these segments.
 const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_model"];
 
-/// The name that PEFT gives the tensor `name`: without wrappers and the adapter's own name, and with PEFT's prefix
-/// once. A name of another kind stays as it is.
+/// Returns PEFT's name for the tensor `name`. This name contains no wrappers and no adapter name, and has
+/// PEFT's prefix exactly once. A name of another kind is returned without its wrappers.
 pub(crate) fn canonical(name: &str) -> String {
     let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
     let is_half = |segment: &&str| matches!(*segment, "lora_A" | "lora_B" | MAGNITUDE);
     let Some(half) = segments.iter().rposition(is_half) else {
         return segments.join(".");
     };
-    // `lora_A.weight`, `lora_A.<name of the adapter>.weight`, or `lora_A` alone.
+    // The possible ends are `lora_A.weight`, `lora_A.<name of the adapter>.weight`, and `lora_A`.
     let is_weight = match &segments[half + 1..] {
         [] | ["weight"] => true,
         [_, last] => *last == "weight",
@@ -26,7 +28,7 @@ pub(crate) fn canonical(name: &str) -> String {
     let start =
         layers.filter(|&at| at < half && segments[..at].iter().all(|segment| PREFIXES.contains(segment)));
     match start {
-        // PEFT saves the magnitudes as a parameter without a module.
+        // PEFT saves the magnitudes as a parameter without `.weight`.
         Some(start) if segments[half] == MAGNITUDE && (is_weight || segments.len() == half + 2) => {
             format!("{PREFIX}model.{}", segments[start..=half].join("."))
         }
@@ -37,7 +39,7 @@ pub(crate) fn canonical(name: &str) -> String {
     }
 }
 
-/// The wrapper in a name, in words.
+/// Returns the wrapper that inserted a segment into the name, in words.
 pub(crate) fn wrapper(name: &str) -> Option<&'static str> {
     let has = |wanted: &str| name.split('.').any(|segment| segment == wanted);
     match () {

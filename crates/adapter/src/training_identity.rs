@@ -1,6 +1,6 @@
-//! `danlu.json`: tokenizer, template, default system prompt and base of an adapter's training.
+//! `danlu.json`: the tokenizer, template, default system prompt and base that an adapter was trained with.
 //!
-//! With another template an adapter gives poor answers without any error. Loading therefore compares
+//! With another template, an adapter gives poor answers without any error. Loading therefore compares
 //! fingerprints.
 
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ pub const IDENTITY_FILE: &str = "danlu.json";
 /// Name of the file with a chat template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// Files of a tokenizer. Some bases lack some of them.
+/// Files of a tokenizer. Some bases do not have all of these files.
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE];
 
-/// Largest tokenizer file that is copied. The largest in use have about 30 MB.
+/// Maximum size of a tokenizer file that is copied. The largest tokenizer files in use have about 30 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Identity of an adapter: tokenizer, template, default system prompt and base.
+/// The tokenizer, template, default system prompt and base that an adapter was trained with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainingIdentity {
     folder: PathBuf,
-    /// Template of the run, if it differs from the base's.
+    /// The template of the run, if it differs from the template of the base.
     template: Option<String>,
     written: Written,
 }
@@ -37,25 +37,25 @@ pub struct TrainingIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Written {
     danlu_version: String,
-    /// System prompt for conversations without one.
+    /// System prompt for conversations without a system prompt.
     default_system: Option<String>,
     tokens: TokenFingerprint,
-    /// Quantization of the base in training, on load or in its files.
+    /// Quantization of the base during training, either applied while loading or already in the base's files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
-    /// Modules in 16 bits.
+    /// Modules of the base that were not quantized.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     skip_modules: Vec<String>,
-    /// Base of the training.
+    /// The base of the training run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base: Option<BaseIdentity>,
-    /// Quantization of the base's own files.
+    /// Quantization of the base's own files during training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stored_quantization: Option<Quantization>,
 }
 
 impl TrainingIdentity {
-    /// Returns the identity of the tokenizer in `folder`, which was read as `tokenizer`.
+    /// Returns the identity for `tokenizer`, which was read from `folder`.
     pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
         let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
         let tokens = tokenizer.fingerprint();
@@ -71,42 +71,42 @@ impl TrainingIdentity {
         Self { folder: folder.to_owned(), template: None, written }
     }
 
-    /// Sets a template that differs from the base's.
+    /// Sets a template that differs from the template of the base.
     pub fn with_template(mut self, source: Option<String>) -> Self {
         self.template = source;
         self
     }
 
-    /// Sets the quantization of the base, without the modules of `skip_modules`.
+    /// Sets the quantization of the base. The modules in `skip_modules` were not quantized.
     pub fn over(mut self, quantization: Option<Quantization>, skip_modules: Vec<String>) -> Self {
         self.written.quantization = quantization;
         self.written.skip_modules = skip_modules;
         self
     }
 
-    /// Sets the base of the training, and the quantization of its files.
+    /// Sets the base of the training run, and the quantization of the base's files.
     pub fn trained_on(mut self, base: BaseIdentity, stored: Option<Quantization>) -> Self {
         self.written.base = Some(base);
         self.written.stored_quantization = stored;
         self
     }
 
-    /// Returns the base of the training. Older versions did not record it.
+    /// Returns the base of the training run. Older versions of danlu did not record the base.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.written.base.as_ref()
     }
 
-    /// Returns the quantization of the base's files in training.
+    /// Returns the quantization of the base's own files during training.
     pub fn stored_quantization(&self) -> Option<Quantization> {
         self.written.stored_quantization
     }
 
-    /// Returns the modules that the quantization left in 16 bits.
+    /// Returns the modules of the base that were not quantized.
     pub fn skip_modules(&self) -> &[String] {
         &self.written.skip_modules
     }
 
-    /// Returns the quantization of the base in training.
+    /// Returns the quantization of the base during training.
     pub fn quantization(&self) -> Option<Quantization> {
         self.written.quantization
     }
@@ -135,7 +135,8 @@ impl TrainingIdentity {
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
 
-    /// Reads `danlu.json` of an adapter's folder. Adapters of other programs have none.
+    /// Reads `danlu.json` of an adapter's folder. Returns `None` if the folder has no such file, because
+    /// another program wrote the adapter.
     ///
     /// # Errors
     /// If the file cannot be read or is invalid.
@@ -154,7 +155,8 @@ impl TrainingIdentity {
         Ok(Some(Self { folder: adapter.to_owned(), template: None, written }))
     }
 
-    /// Returns the `danlu.json` of an adapter's folder with another base. All other fields are unchanged.
+    /// Returns the `danlu.json` of an adapter's folder with `base` in place of its base. All other fields are
+    /// unchanged.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -170,17 +172,17 @@ impl TrainingIdentity {
         Ok(serde_json::to_vec_pretty(&fields).expect("JSON that was read is written again"))
     }
 
-    /// Returns the system prompt for conversations without one.
+    /// Returns the system prompt for conversations without a system prompt.
     pub fn default_system(&self) -> Option<&str> {
         self.written.default_system.as_deref()
     }
 
-    /// Compares the tokens with those of `tokenizer`. Returns a sentence for each difference.
+    /// Compares the training tokenizer with `tokenizer`. Returns a sentence for each difference.
     pub fn differences(&self, tokenizer: &Tokenizer) -> Vec<String> {
         self.written.tokens.difference(&tokenizer.fingerprint(), ["in training", "now"])
     }
 
-    /// Returns the fingerprint of template, special tokens and tokenizer.
+    /// Returns the fingerprint of the template, the special tokens and the tokenizer.
     pub fn fingerprint(&self) -> &TokenFingerprint {
         &self.written.tokens
     }

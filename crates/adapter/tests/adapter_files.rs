@@ -1,5 +1,5 @@
-//! Tests that PEFT's adapter folders are read and written tensor for tensor, and that damaged ones are
-//! rejected.
+//! Tests that adapter folders in PEFT's format are read and written without changing a tensor, and that
+//! damaged folders are rejected.
 
 mod common;
 
@@ -33,7 +33,7 @@ fn load(folder: &Path) -> Result<Adapter, AdapterError> {
     Adapter::load(folder, &config(), &backend())
 }
 
-/// Rewrites the tensors of an adapter file.
+/// Rewrites an adapter file with edited tensors.
 fn edit(
     folder: &Path,
     change: impl Fn(&str, Vec<usize>, Vec<u8>) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
@@ -90,12 +90,12 @@ fn a_fresh_adapter_has_no_effect_and_depends_on_seed_and_module() {
         let bound = 1.0 / (m.d_in as f32).sqrt();
         assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.8 * bound));
         assert!(values[m.b..][..m.d_out * m.rank].iter().all(|&v| v == 0.0));
-        // An additional target does not change the values of the others.
+        // An additional target does not change the values of the other targets.
         assert_eq!(a, &of_all[all.module(m.layer, m.projection).unwrap().a..][..a.len()]);
     }
     assert_ne!(init(lora(4, "q_proj,up_proj"), 8).to_vec(&backend()).unwrap(), values);
     assert_eq!(init(lora(4, "q_proj,up_proj"), 7).to_vec(&backend()).unwrap(), values);
-    // Each layer has its own values.
+    // The values differ between layers.
     let q = &values[..4 * 48];
     assert_ne!(q, &values[adapter.module(1, Projection::QProj).unwrap().a..][..4 * 48]);
 }
@@ -256,7 +256,7 @@ fn a_configuration_larger_than_the_file_allocates_nothing() {
     assert!(error.to_string().contains("are missing"), "{error}");
 }
 
-/// Returns the error without the path of the file.
+/// Returns the error inside the file, without the path of the file.
 fn bare(error: AdapterError) -> AdapterError {
     match error {
         AdapterError::InFile { source, .. } => bare(*source),
@@ -280,7 +280,7 @@ fn a_folder_is_checked_without_its_base() {
         fs::write(&config, &text).unwrap();
         checked
     };
-    // Other ranks, for all or some modules, and other targets.
+    // The configuration has another rank for all modules, another rank for some modules, or other targets.
     let is_shape = |error: &AdapterError| matches!(error, AdapterError::Shape { expected, found, .. } if expected != found);
     assert!(is_shape(&with("\"r\": 4", "\"r\": 8").unwrap_err()));
     assert!(is_shape(&with("\"r\": 4", "\"r\": 4, \"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
@@ -291,7 +291,8 @@ fn a_folder_is_checked_without_its_base() {
     let error = with("\"r\": 4", "\"r\": 4, \"exclude_modules\": [\"q_proj\"]").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
 
-    // One matrix missing, one twice, another name, an empty file, too few bytes, no file.
+    // The cases are a missing matrix, a duplicate matrix, another name, an empty file, a truncated file, and
+    // no file.
     let whole = fs::read(&weights).unwrap();
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
     let edited = |change: &dyn Fn(&str) -> Vec<String>| {
@@ -322,7 +323,7 @@ fn a_folder_is_checked_without_its_base() {
     assert!(matches!(error, AdapterError::NoWeights { .. }) && error.hint().is_some());
 }
 
-/// Values in f32 of one tensor of a folder.
+/// Returns all parameters of an adapter as f32.
 fn values(adapter: &Adapter) -> Vec<f32> {
     adapter.to_vec(&backend()).unwrap()
 }

@@ -1,4 +1,5 @@
-//! Adapters that replace tensors of their base: whole tables, rows of tokens, pairs on the tables, and norms.
+//! Tests adapters that replace tensors of the base: whole tables, rows of tokens, low-rank updates of the
+//! tables, and norms.
 
 mod common;
 
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-/// Width of the model, and its number of tokens.
+/// Hidden size and vocabulary size of the model.
 const C: usize = 48;
 const V: usize = 100;
 
@@ -25,7 +26,7 @@ fn random(key: u64, len: usize) -> Vec<f32> {
     (0..len as u64).map(|i| rng::uniform(key, i) - 0.5).collect()
 }
 
-/// Saves an adapter for `q_proj` with these keys and tensors besides.
+/// Saves an adapter for `q_proj` with these additional keys and tensors.
 fn saved(folder: &Path, keys: Value, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
     let lora = LoraConfig { target_modules: "q_proj".parse().unwrap(), ..LoraConfig::new(4, 8.0) };
     let mut adapter = Adapter::init(lora, &config(), 1, &backend()).unwrap();
@@ -61,7 +62,7 @@ fn values(weights: &Weights, name: &str) -> Vec<f32> {
     out
 }
 
-/// Saves an adapter and applies it to the random base. Returns the changed base, and the original table.
+/// Saves an adapter and applies it to the random base. Returns the changed base and the original table.
 fn changed(keys: Value, tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> (ModelConfig, Weights, Vec<f32>) {
     let folder = tempfile::tempdir().unwrap();
     write_model(&folder.path().join("base"), 1);
@@ -94,7 +95,7 @@ fn a_saved_head_is_the_tied_models_own() {
     }
 }
 
-/// PEFT leaves the head of a tied model at the original table, unless `ensure_weight_tying` is set.
+/// In PEFT, the head of a tied model is still the original table, unless `ensure_weight_tying` is set.
 #[test]
 fn a_saved_embedding_leaves_the_head_unless_the_setting_ties_it() {
     let table = random(5, V * C);
@@ -119,7 +120,7 @@ fn a_larger_vocabulary_changes_both_tables_and_the_configuration() {
     let (model, weights, _) = changed(json!({}), &tensors);
     assert_eq!((model.vocab_size, model.tie_word_embeddings), (V + 2, true));
     assert_eq!(values(&weights, EMBEDDING), table);
-    // A saved embedding of another size can only be the head as well.
+    // A saved embedding with another number of rows also replaces the head.
     let keys = json!({ "modules_to_save": ["embed_tokens"] });
     let (model, ..) = changed(keys, &tensors[1..]);
     assert_eq!((model.vocab_size, model.tie_word_embeddings), (V + 2, true));
@@ -143,7 +144,7 @@ fn rows_of_tokens_replace_those_of_the_table() {
     }
 }
 
-/// `W + s·(B A)ᵀ` of the embedding and `W + s·B A` of the head, as PEFT merges them.
+/// PEFT merges the embedding as `W + s·(B A)ᵀ` and the head as `W + s·B A`.
 #[test]
 fn pairs_on_the_tables_are_added_to_them() {
     let (r, s) = (4, 2.0);

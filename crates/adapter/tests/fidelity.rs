@@ -1,4 +1,4 @@
-//! Tests that a good merge passes its measurement, and that a wrong one fails with the reason.
+//! Tests that a correct merge passes the measurement, and that a wrong merge fails with the reason.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn decoder(folder: &Path) -> Decoder {
     Decoder::load(folder, Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..Default::default() }))).unwrap()
 }
 
-/// Returns an adapter with an effect on the model at `base`.
+/// Returns an adapter that changes the output of the model at `base`.
 fn adapter(base: &Path, alpha: f64, size: f32) -> Adapter {
     let model = ModelConfig::read(base).unwrap();
     let mut adapter = Adapter::init(LoraConfig::new(4, alpha), &model, 1, &backend()).unwrap();
@@ -44,7 +44,7 @@ fn staged(base: &Path, adapter: &Adapter, out: &Path) -> StagedMerge {
         .unwrap()
 }
 
-/// An adapter that changes no tensor of its base.
+/// Returns the operands of `measure` for an adapter that replaces no tensor of its base.
 fn alone<'a>(base: &'a Decoder, adapter: &'a Adapter) -> AdapterOnBase<'a> {
     AdapterOnBase { base, changed: base, adapter }
 }
@@ -72,7 +72,7 @@ fn a_merge_is_as_near_as_its_type_rounds() {
         assert_eq!((found.sequences, found.tokens, found.trained_tokens), (3, 60, 27));
         assert!(found.kl < found.kl_of_adapter / 100.0);
         assert!(found.mean_logit_difference <= found.max_logit_difference);
-        // Each type has fewer bits than the one before.
+        // Each type has fewer bits than the previous type, so its error is larger.
         assert!(found.max_logit_difference > last);
         last = found.max_logit_difference;
     }
@@ -87,7 +87,7 @@ fn a_merge_with_another_scale_or_none_at_all_fails() {
     let wrong = merged(&base, &adapter(&base, 16.0, 0.5), &folder.path().join("wrong"), None);
     let found = compare(&base, &right, &wrong, DType::Bf16);
     assert!(!found.passed && found.faults()[0].starts_with("the divergence is"), "{found:?}");
-    // The adapter is so weak that losing it entirely is within the error of rounding.
+    // This adapter is so weak that its whole effect is smaller than the fixed limit for rounding.
     let weak = adapter(&base, 8.0, 0.08);
     let found = compare(&base, &weak, &decoder(&base), DType::Bf16);
     assert!(found.kl_of_adapter < found.limits.kl && found.kl_of_adapter > 1e-5, "{found:?}");
@@ -95,7 +95,8 @@ fn a_merge_with_another_scale_or_none_at_all_fails() {
     assert_eq!(found.kl_limit, found.kl_of_adapter / 4.0);
     let fault = &found.faults()[0];
     assert!(!found.passed && fault.contains("is allowed; the whole adapter makes "), "{fault}");
-    // A requested limit replaces both others. The effect of an untrained adapter is noise.
+    // `with_kl` replaces both limits. For an adapter without an effect, the limit is a thousandth of the
+    // fixed limit.
     assert_eq!(found.limits.with_kl(0.5).kl_beside(found.kl_of_adapter), 0.5);
     assert_eq!(found.limits.kl_beside(0.0), found.limits.kl / 1000.0);
     assert_eq!(found.limits.kl_beside(f64::MAX), found.limits.kl);
@@ -116,7 +117,7 @@ fn the_report_keeps_merge_and_measurement() {
     let merge: MergeReport = serde_json::from_value(kept["merge"].clone()).unwrap();
     assert_eq!(merge, report);
     let again: Fidelity = serde_json::from_value(kept["fidelity"].clone()).unwrap();
-    // A decimal number may be read back as a neighbouring float.
+    // A decimal number in JSON may be parsed as a neighbouring float.
     assert!((again.perplexity_merged / found.perplexity_merged - 1.0).abs() < 1e-12);
     assert_eq!((again.tokens, again.limits, again.passed), (found.tokens, found.limits, found.passed));
 }

@@ -1,4 +1,5 @@
-//! Merging: PEFT's values, the formula, shards, types, and the state after a failure.
+//! Tests the values of a merge against PEFT and the formula, the files and element types, and the state after
+//! a failure.
 
 mod common;
 
@@ -55,8 +56,9 @@ fn figures_are_those_of_pefts_merge_and_unload() {
             let number = |k: &str| expected[k].as_f64().unwrap();
             let sum: f64 = values.iter().map(|&v| v as f64).sum();
             let l2 = values.iter().map(|&v| (v as f64).powi(2)).sum::<f64>().sqrt();
-            // f32: dot products of length 8 are summed in another order. bf16: an element near a rounding
-            // boundary may round to the other side, one part in 2⁸ of its value.
+            // In f32, dot products of length 8 are summed in another order. In bf16, an element near a
+            // rounding boundary may be rounded in the other direction, which changes its value by one part in
+            // 2⁸.
             let (sum_slack, l2_slack, step) =
                 if key == "f32" { (1e-5, 1e-8, 1e-7) } else { (2e-3, 1e-6, 1.0 / 256.0) };
             assert!((sum - number("sum")).abs() <= sum_slack, "{key} {name}: sum {sum} {}", number("sum"));
@@ -94,7 +96,7 @@ fn a_weight_is_rounded_once_after_adding_in_f32() {
         touched.insert(name);
     }
     assert!(before.iter().all(|(name, values)| touched.contains(name) || after[name] == *values));
-    // A tied model has no head tensor, before or after.
+    // A tied model has no head tensor, neither before nor after the merge.
     assert!(!after.contains_key("lm_head.weight") && after.len() == before.len());
     assert_eq!(fs::read(base.join("config.json")).unwrap(), fs::read(out.join("config.json")).unwrap());
 }
@@ -201,7 +203,8 @@ fn the_tokenizer_trained_with_is_the_one_that_goes_along() {
     run(&base, &load(), &out, MergeOptions { also_copy, ..Default::default() }).unwrap();
     assert_eq!(text(&out, "tokenizer.json").unwrap(), "own");
     assert_eq!(text(&out, "danlu.json").unwrap(), "more");
-    // The base's template would override the one in the adapter's tokenizer_config.json.
+    // The base's `chat_template.jinja` is not copied, because it would override the template in the adapter's
+    // `tokenizer_config.json`.
     assert_eq!(text(&out, "chat_template.jinja"), None);
 }
 
@@ -227,13 +230,13 @@ fn a_failed_merge_leaves_no_model() {
     assert!(matches!(error, AdapterError::NotFinite { .. }), "{error}");
     assert!(names(&out).is_empty());
 
-    // The next merge removes what a killed merge left.
+    // The next merge removes the temporary folder of an interrupted merge.
     fs::create_dir(out.join(".danlu-tmp-model")).unwrap();
     fs::write(out.join(".danlu-tmp-model/model.safetensors"), "half").unwrap();
     run(&base, &adapter(0.3), &out, MergeOptions::default()).unwrap();
     assert!(!names(&out).contains(".danlu-tmp-model"));
 
-    // A finished model is not overwritten.
+    // A complete model is not overwritten.
     let error = run(&base, &adapter(0.3), &out, MergeOptions::default()).unwrap_err();
     assert!(error.to_string().contains("already holds other things"), "{error}");
     let error = run(&base, &adapter(0.3), &base, MergeOptions::default()).unwrap_err();

@@ -1,4 +1,5 @@
-//! `adapter_config.json`: what is read, written and rejected, and which modules it selects.
+//! Tests which settings of `adapter_config.json` are read, written and rejected, and which modules they
+//! select.
 
 mod common;
 
@@ -11,7 +12,7 @@ fn parse(value: Value) -> Result<LoraConfig, AdapterError> {
     LoraConfig::parse(value.to_string().as_bytes())
 }
 
-/// Returns a configuration with these keys changed.
+/// Returns a configuration in which these keys are changed.
 fn with(changes: Value) -> Value {
     let mut value =
         json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"] });
@@ -27,7 +28,7 @@ fn paths(changes: Value) -> Vec<String> {
     resolve(changes).unwrap().iter().map(|m| m.path().replace("model.layers.", "")).collect()
 }
 
-/// PEFT 0.3 accepts these twelve keys and rejects others.
+/// PEFT 0.3 accepts these twelve keys and rejects all other keys.
 #[test]
 fn the_smallest_configuration_has_the_keys_of_the_first_peft() {
     let text = LoraConfig::new(8, 16.0).to_json();
@@ -86,7 +87,7 @@ fn a_configuration_survives_being_written() {
 
 #[test]
 fn early_releases_are_read() {
-    // The keys of PEFT 0.5.
+    // These are the keys that PEFT 0.5 writes.
     let config = parse(json!({
         "auto_mapping": null, "base_model_name_or_path": "x", "bias": "none", "fan_in_fan_out": false,
         "inference_mode": true, "init_lora_weights": true, "layers_pattern": null, "layers_to_transform": null,
@@ -133,7 +134,7 @@ fn the_first_pattern_that_matches_gives_rank_and_alpha() {
         (2, "v_proj", 4, 8.0),
     ];
     assert_eq!(found, expected);
-    // A key is a whole name after a dot, so `_proj` matches no module.
+    // A key must match all characters between a dot and the end of the path, so `_proj` matches no module.
     assert!(matches!(
         resolve(json!({ "rank_pattern": { "_proj": 2 } })),
         Err(AdapterError::UnusedPattern { .. })

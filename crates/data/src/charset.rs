@@ -11,9 +11,9 @@ pub enum Charset {
     Utf16Le,
     /// UTF-16, big-endian, without a byte order mark.
     Utf16Be,
-    /// Simplified Chinese: GB 18030 and its subsets GBK and GB 2312.
+    /// Simplified Chinese, in GB 18030 or in one of its subsets GBK and GB 2312.
     Gb18030,
-    /// Western European: Windows-1252 and its subset Latin-1.
+    /// Western European, in Windows-1252 or in its subset Latin-1.
     Windows1252,
 }
 
@@ -22,7 +22,7 @@ impl Charset {
     /// is zero.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            // No byte of the mark occurs in UTF-8, so the first byte decides.
+            // The first byte of the mark never occurs in UTF-8, so one byte is enough to detect UTF-16.
             [0xff | 0xfe, ..] => Some(Self::Utf16),
             [0, ..] => Some(Self::Utf16Be),
             [_, 0, ..] => Some(Self::Utf16Le),
@@ -30,7 +30,7 @@ impl Charset {
         }
     }
 
-    /// The encoding's common name.
+    /// Returns the common name of the encoding.
     pub fn name(self) -> &'static str {
         match self {
             Self::Utf16 | Self::Utf16Le | Self::Utf16Be => "UTF-16",
@@ -71,7 +71,8 @@ impl Charset {
 #[derive(Debug, Default)]
 pub(crate) struct CharsetEvidence {
     utf8: bool,
-    /// Number of non-ASCII bytes that have a non-ASCII neighbour. `isolated` counts the others.
+    /// Number of non-ASCII bytes that have a non-ASCII neighbour. `isolated` counts the other non-ASCII
+    /// bytes.
     paired: usize,
     alone: usize,
 }
@@ -98,7 +99,7 @@ impl CharsetEvidence {
 
     /// Returns the likely encoding, or `None` for UTF-8 with a few damaged bytes.
     ///
-    /// In GB 18030, non-ASCII bytes come in pairs. In Windows-1252, an accented letter has ASCII neighbours.
+    /// In GB 18030, non-ASCII bytes occur in pairs. In Windows-1252, an accented letter has ASCII neighbours.
     pub fn encoding(&self) -> Option<Charset> {
         match (self.utf8, self.paired, self.alone) {
             (true, ..) | (_, 0, 0) => None,
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn chinese_and_western_bytes_are_distinguished() {
-        // printf '你好，甄嬛。' | iconv -t GB18030; printf 'Café déjà' | iconv -t LATIN1
+        // Expected bytes: `printf '你好，甄嬛。' | iconv -t GB18030` and `printf 'Café déjà' | iconv -t LATIN1`.
         let chinese = b"\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3";
         let western = b"Caf\xe9 d\xe9j\xe0";
         assert_eq!(seen(&[b"plain", chinese]), Some(Charset::Gb18030));

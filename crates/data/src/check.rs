@@ -1,4 +1,4 @@
-//! Statistics and warnings about data before training.
+//! Collects statistics and warnings about data before training.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -15,30 +15,30 @@ use crate::{
 /// The result of [`check`].
 #[derive(Clone, Debug, Default)]
 pub struct Check {
-    /// The files with their formats and counts.
+    /// Format, checksum and counts of each file.
     pub files: Vec<DataFileFingerprint>,
     /// Number of readable records.
     pub records: usize,
     /// Record lengths before truncation.
     pub lengths: Lengths,
-    /// Tokens of one epoch.
+    /// Number of tokens in one epoch.
     pub tokens: usize,
-    /// Tokens of one epoch that carry a loss.
+    /// Number of tokens in one epoch that have a loss.
     pub trained_tokens: usize,
     /// Records that were shortened to `max_length`.
     pub shortened: Vec<RecordSource>,
-    /// Records that were dropped because their answer alone exceeds `max_length`.
+    /// Records that were dropped because the last answer is longer than `max_length`.
     pub dropped: Vec<RecordSource>,
-    /// Exact copies of an earlier record, as `(copy, first)`.
+    /// Exact copies of an earlier record, as pairs `(copy, first)`.
     pub duplicates: Vec<(RecordSource, RecordSource)>,
-    /// Records that repeat an earlier question with another answer, as `(later, first)`. Often this is
-    /// intended.
+    /// Records with the same question as an earlier record and another answer, as pairs `(later, first)`.
+    /// Such records are often intended.
     pub same_question: Vec<(RecordSource, RecordSource)>,
-    /// Records whose text contains a special token, with that token. The tokenizer encodes it as the special
-    /// token.
+    /// Records whose text contains a special token, together with the token. The tokenizer encodes this text
+    /// as the special token and not as ordinary text.
     pub specials: Vec<(RecordSource, String)>,
-    /// Documents that contain an end-of-turn token, which are conversations rendered by another program. All
-    /// their tokens are trained.
+    /// Documents that contain an end-of-turn token before the end. Such a document is a conversation that
+    /// another program rendered. All tokens of the document are trained.
     pub rendered: Vec<RecordSource>,
     /// Effects of the chat template on messages.
     pub template: Vec<TemplateFinding>,
@@ -49,24 +49,24 @@ pub struct Check {
 }
 
 impl Check {
-    /// Number of records to train on.
+    /// Returns the number of records to train on.
     pub fn usable(&self) -> usize {
         self.lengths.count() - self.dropped.len()
     }
 
-    /// Number of empty records.
+    /// Returns the number of empty records.
     pub fn empty(&self) -> usize {
         self.bad.iter().filter(|bad| bad.fault == RecordFault::Empty).count()
     }
 
-    /// Share of all tokens that carry a loss; 0 without tokens.
+    /// Returns the share of all tokens that have a loss, or 0 if there are no tokens.
     pub fn trained_share(&self) -> f64 {
         self.trained_tokens as f64 / self.tokens.max(1) as f64
     }
 }
 
-/// Encodes every record as training does, and collects statistics. `progress` receives the number of finished
-/// records.
+/// Encodes every record in the same way as training, and collects statistics. `progress` receives the number
+/// of finished records.
 pub fn check(
     datasets: &[Dataset],
     tokenizer: &Tokenizer,
@@ -103,7 +103,7 @@ pub fn check(
 }
 
 impl Check {
-    /// Records special tokens in conversations, and documents that contain an end-of-turn token.
+    /// Records conversations that contain special tokens, and documents that contain an end-of-turn token.
     fn record_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
         let chat = match &record.content {
             RecordContent::Chat(chat) => chat,
@@ -118,7 +118,7 @@ impl Check {
         self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
     }
 
-    /// Counts a record and returns its length before truncation, or `None` for a bad record.
+    /// Counts a record and returns the record's length before truncation, or `None` for a bad record.
     fn count(&mut self, record: &Record, encoded: &EncodedRecord) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();
         if trained == 0 && !matches!(encoded.truncation, Truncation::Dropped { .. }) {
@@ -141,8 +141,8 @@ impl Check {
     }
 }
 
-/// 128-bit hashes of all questions and records so far. Among a million records, two hashes collide with
-/// probability 1e-26.
+/// 128-bit hashes of all questions and records so far. For a million records, the probability of a collision
+/// is 1e-26.
 #[derive(Default)]
 struct Seen {
     records: HashMap<u128, RecordSource>,
@@ -179,7 +179,7 @@ impl Seen {
     }
 }
 
-/// Hashes texts and their boundaries, so that `ab, c` differs from `a, bc`.
+/// Hashes texts together with the boundaries between them, so that `ab, c` and `a, bc` have different hashes.
 fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> u128 {
     let mut state = [1u64, 2];
     for part in parts {
@@ -200,14 +200,14 @@ pub struct Lengths {
     sorted: Vec<usize>,
 }
 
-/// One histogram bar: the number of lengths in `from ..= to`.
+/// One bar of a histogram: the number of lengths in `from ..= to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// Smallest length in this bar.
+    /// Smallest length in the bar.
     pub from: usize,
-    /// Greatest length in this bar.
+    /// Largest length in the bar.
     pub to: usize,
-    /// Number of lengths.
+    /// Number of lengths in the bar.
     pub count: usize,
 }
 
@@ -218,34 +218,35 @@ impl Lengths {
         Self { sorted: lengths }
     }
 
-    /// Number of lengths.
+    /// Returns the number of lengths.
     pub fn count(&self) -> usize {
         self.sorted.len()
     }
 
-    /// Smallest length; 0 if empty.
+    /// Returns the smallest length, or 0 if there are no lengths.
     pub fn min(&self) -> usize {
         self.quantile(0.0)
     }
 
-    /// Greatest length; 0 if empty.
+    /// Returns the largest length, or 0 if there are no lengths.
     pub fn max(&self) -> usize {
         self.quantile(1.0)
     }
 
-    /// Arithmetic mean; 0 if empty.
+    /// Returns the arithmetic mean, or 0 if there are no lengths.
     pub fn mean(&self) -> f64 {
         self.sorted.iter().sum::<usize>() as f64 / self.count().max(1) as f64
     }
 
-    /// The smallest length that is at least as large as a share `q` of all lengths; 0 if empty.
-    /// `quantile(0.5)` is the median.
+    /// Returns the smallest length that is not smaller than a share `q` of all lengths, or 0 if there are no
+    /// lengths. For example, `quantile(0.5)` is the median.
     pub fn quantile(&self, q: f64) -> usize {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
     }
 
-    /// Returns at most `bars` bars that cover all lengths. All bars have the same width, a round number.
+    /// Returns at most `bars` bars that together contain all lengths. All bars have the same width, which is
+    /// a round number.
     pub fn histogram(&self, bars: usize) -> Vec<Bucket> {
         let (Some(&min), Some(&max)) = (self.sorted.first(), self.sorted.last()) else { return Vec::new() };
         let bars = bars.max(1);

@@ -1,15 +1,15 @@
-//! Maps record keys with other names to a format's keys. The user gives the names, or a known alias set such
-//! as `question` and `answer` matches.
+//! Maps the keys of a file to the keys of a format. The user specifies the keys, or danlu recognizes a known
+//! alias set such as `question` and `answer`.
 
 use std::{fmt, str::FromStr};
 
 use crate::{Format, fields::Object, spelling::closest_word};
 
-/// Message keys that `--columns` may rename, in addition to the record keys of the formats.
+/// Message keys that `--columns` may rename. `--columns` may also rename the record keys of all formats.
 pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
 
-/// Alias sets: `(file's key, format's key, is required)`. A set applies to a record that has all its required
-/// keys. Optional keys are renamed if present.
+/// Alias sets, as `(file's key, format's key, is required)`. A set applies to a record that contains all
+/// required keys of the set. Optional keys are renamed if present.
 const ALIASES: [&[(&str, &str, bool)]; 16] = [
     &[("question", "instruction", true), ("answer", "output", true)],
     &[("query", "instruction", true), ("response", "output", true)],
@@ -39,30 +39,30 @@ pub struct Columns {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameMapError {
-    /// An entry without `=`, or with an empty side.
+    /// An entry that has no `=`, or no text on one side of the `=`.
     #[error("`{found}` is not a pair, expected `NAME=NAME`")]
     NotAPair {
-        /// The given entry.
+        /// The invalid entry.
         found: String,
     },
-    /// A key that no format has.
+    /// A key that does not belong to any format.
     #[error("`{found}` is not a key of any format, expected {expected}")]
     Key {
-        /// The given key.
+        /// The unknown key.
         found: String,
-        /// The most similar key, or all keys.
+        /// The most similar key, or all keys if no key is similar.
         expected: String,
     },
     /// A name that is not a role.
     #[error("`{found}` is not a role, expected `system`, `user` or `assistant`")]
     Role {
-        /// The given role.
+        /// The unknown role.
         found: String,
     },
     /// A name that occurs in two entries.
     #[error("`{name}` is mapped twice, expected one pair per name")]
     Twice {
-        /// The name.
+        /// The repeated name.
         name: String,
     },
 }
@@ -82,7 +82,7 @@ pub(crate) fn pairs(text: &str) -> Result<Vec<(&str, &str)>, NameMapError> {
         .collect()
 }
 
-/// Every key that `--columns` may map.
+/// Returns every key that `--columns` may map.
 fn all_keys() -> Vec<&'static str> {
     let mut keys: Vec<&str> =
         Format::ALL.iter().flat_map(|format| format.keys()).chain(MESSAGE_KEYS).collect();
@@ -111,17 +111,17 @@ impl Columns {
         Ok(self)
     }
 
-    /// Returns the file's key for `ours`, if one is mapped.
+    /// Returns the file's key for the format's key `ours`, if it is mapped.
     fn theirs(&self, ours: &str) -> Option<&str> {
         self.pairs.iter().find(|(key, _)| *key == ours).map(|(_, theirs)| theirs.as_str())
     }
 
-    /// Returns the file's key for the message key `role` or `content`, if one is mapped.
+    /// Returns the file's key for the message key `role` or `content`, if it is mapped.
     pub(crate) fn message_key(&self, ours: &'static str) -> Option<&str> {
         self.theirs(ours)
     }
 
-    /// Iterates over the mapped keys as `(format's key, file's key)`.
+    /// Iterates over the mapped keys as pairs `(format's key, file's key)`.
     pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.pairs.iter().map(|(ours, theirs)| (*ours, theirs.as_str()))
     }
@@ -144,7 +144,7 @@ impl Columns {
         *record = renamed.collect();
     }
 
-    /// Returns the first alias set whose required keys the record has.
+    /// Returns the first alias set whose required keys are all in the record.
     pub(crate) fn alias(record: &Object) -> Option<Self> {
         let has = |set: &&&[(&str, &str, bool)]| {
             set.iter().all(|(theirs, _, required)| !required || record.contains_key(*theirs))
@@ -154,7 +154,7 @@ impl Columns {
         Some(Self { pairs: renamed.map(|(theirs, ours, _)| (*ours, (*theirs).to_owned())).collect() })
     }
 
-    /// Adds the entries of `more` whose keys are not mapped yet.
+    /// Adds the entries of `more` whose format's keys are not mapped yet.
     pub(crate) fn extend(&mut self, more: Self) {
         for (ours, theirs) in more.pairs {
             if self.theirs(ours).is_none() {
@@ -167,7 +167,7 @@ impl Columns {
 impl FromStr for Columns {
     type Err = NameMapError;
 
-    /// Parses `KEY=FILE_KEY,…`, such as `instruction=question,output=answer`.
+    /// Parses a list `KEY=FILE_KEY,…`, such as `instruction=question,output=answer`.
     fn from_str(text: &str) -> Result<Self, NameMapError> {
         pairs(text)?
             .into_iter()

@@ -1,11 +1,11 @@
-//! Validates conversations.
+//! Builds and validates conversations.
 
 use danlu_model::Message;
 
 use crate::record::{Conversation, Mismatch, RecordContent, RecordFault, TurnLoss};
 
-/// Maximum number of messages in a conversation. [`encode`](crate::encode()) takes time quadratic in their
-/// number.
+/// Maximum number of messages in a conversation. The time of [`encode`](crate::encode()) is quadratic in the
+/// number of messages.
 const MAX_MESSAGES: usize = 4096;
 
 impl Conversation {
@@ -15,32 +15,33 @@ impl Conversation {
         self.loss.push(loss);
     }
 
-    /// Adds a question and its answer. Only the answer carries a loss.
+    /// Adds a question and its answer. Only the answer has a loss.
     pub(crate) fn push_exchange(&mut self, question: impl Into<String>, answer: impl Into<String>) {
         self.push(message("user", question), TurnLoss::Context);
         self.push(message("assistant", answer), TurnLoss::Whole);
     }
 
-    /// Adds a system message unless `text` is blank. Most data sets write a blank text for a missing one.
+    /// Adds a system message unless `text` is blank. Most data sets contain a blank text if there is no
+    /// system message.
     pub(crate) fn push_system(&mut self, text: Option<&str>) {
         if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
             self.push(message("system", text), TurnLoss::Context);
         }
     }
 
-    /// Iterates over the messages that carry a loss.
+    /// Iterates over the messages that have a loss.
     pub fn answers(&self) -> impl Iterator<Item = &Message> {
         self.messages.iter().zip(&self.loss).filter(|(_, loss)| loss.is_trained()).map(|(message, _)| message)
     }
 
-    /// The system message, if there is one.
+    /// Returns the system message, if there is one.
     pub fn system(&self) -> Option<&str> {
         let first = self.messages.first()?;
         (first.role == "system").then_some(first.content.as_str())
     }
 
-    /// Returns the conversation with `text` as its system message. `None` if it has a system message or
-    /// `text` is blank.
+    /// Returns the conversation with `text` as its system message. Returns `None` if the conversation already
+    /// has a system message or if `text` is blank.
     pub(crate) fn with_default_system(&self, text: Option<&str>) -> Option<Self> {
         let mut chat = Self { tools: self.tools.clone(), ..Self::default() };
         chat.push_system(text.filter(|_| self.system().is_none()));
@@ -57,8 +58,8 @@ pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
     Message::new(role, content)
 }
 
-/// Validates a conversation. Any order of turns passes: the rules differ between templates, and the template
-/// checks them.
+/// Validates a conversation. The order of turns is not checked here, because the allowed order depends on the
+/// chat template, and the template checks the order.
 pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch> {
     if chat.messages.len() > MAX_MESSAGES {
         let found = format!("a conversation of {} messages", chat.messages.len());

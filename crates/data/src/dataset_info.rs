@@ -1,4 +1,5 @@
-//! Reads LLaMA-Factory's `dataset_info.json`, which lists data files with their columns and role names.
+//! Reads LLaMA-Factory's `dataset_info.json`, which lists data files together with the names of columns and
+//! roles.
 
 use std::path::{Path, PathBuf};
 
@@ -8,17 +9,17 @@ use crate::{Columns, DataError, Format, ReadOptions, columns::NameMapError, fiel
 
 const FILE_NAME: &str = "dataset_info.json";
 
-/// Largest `dataset_info.json` that is parsed.
+/// Maximum size of a `dataset_info.json`.
 const MAX_INFO_BYTES: u64 = 16 << 20;
 
-/// Keys that name an entry's data. A file of this name whose entries have none of them is not
-/// LLaMA-Factory's.
+/// Keys that name the data of an entry. If no entry has one of these keys, LLaMA-Factory did not write the
+/// file.
 const SOURCES: [&str; 5] = ["file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url"];
 
-/// Column keys of an entry whose data danlu cannot train on.
+/// Column keys of data that danlu cannot train on.
 const UNSUPPORTED: [&str; 6] = ["chosen", "rejected", "kto_tag", "images", "videos", "audios"];
 
-/// Column keys of alpaca entries, as `(LLaMA-Factory's, ours)`.
+/// Column keys of alpaca entries, as pairs `(LLaMA-Factory's key, danlu's key)`.
 const ALPACA: [(&str, &str); 5] = [
     ("prompt", "instruction"),
     ("query", "input"),
@@ -27,7 +28,8 @@ const ALPACA: [(&str, &str); 5] = [
     ("history", "history"),
 ];
 
-/// Returns the data file that a `dataset_info.json` names, and its options. `None` for any other file.
+/// Returns the data file that a `dataset_info.json` names, and the options for that file. Returns `None` for
+/// any other file.
 pub(crate) fn resolve(
     file: &Path,
     options: &ReadOptions,
@@ -64,7 +66,7 @@ pub(crate) fn resolve(
     Ok(Some((file.parent().unwrap_or(Path::new("")).join(data), resolved)))
 }
 
-/// Returns the options of one entry. The user's flags take precedence.
+/// Returns the options of one entry. The user's flags take precedence over the entry.
 fn entry_options(entry: &Value, options: &ReadOptions) -> Result<ReadOptions, String> {
     if entry.get("ranking").and_then(Value::as_bool) == Some(true) {
         return Err("`ranking` is preference data, which danlu does not train on".into());
@@ -107,7 +109,7 @@ fn with(columns: Columns, (ours, theirs): (&str, &str)) -> Result<Columns, NameM
     if ours == theirs { Ok(columns) } else { columns.with(ours, theirs) }
 }
 
-/// Returns `(ours, theirs)` for each key that the entry renames.
+/// Returns a pair `(ours, theirs)` for each key that the entry renames.
 fn pairs<'a>(
     keys: &[(&str, &'static str)],
     value: &dyn Fn(&str) -> Option<&'a str>,

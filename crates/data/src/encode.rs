@@ -1,7 +1,7 @@
 //! Encodes a record as token ids with a loss mask.
 //!
-//! A conversation is rendered and tokenized as a whole, so training and chat produce the same ids. The mask
-//! of a token follows from the rendered bytes that it covers.
+//! A conversation is rendered and tokenized as a whole, so training and chat produce the same ids. Whether a
+//! token has a loss depends on the rendered bytes of the token.
 
 use std::{
     borrow::Cow,
@@ -21,11 +21,12 @@ use crate::{
 pub struct EncodeOptions {
     /// Maximum length of a sequence in tokens.
     pub max_length: usize,
-    /// Whether system and user messages carry a loss too.
+    /// Whether system and user messages have a loss too.
     pub train_on_prompt: bool,
-    /// System message for conversations without one.
+    /// System message for conversations without a system message.
     pub default_system: Option<String>,
-    /// Whether an EOS token follows an answer whose template writes no end token, and a document.
+    /// Whether an EOS token is added to each document, and to each answer after which the template writes no
+    /// end token.
     pub add_eos_token: bool,
 }
 
@@ -38,44 +39,44 @@ impl Default for EncodeOptions {
 /// An encoded record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedRecord {
-    /// Ids and loss mask; empty for a dropped record.
+    /// Token ids and loss mask. The sequence is empty for a dropped record.
     pub sequence: LabeledSequence,
     /// The rendered text.
     pub text: String,
-    /// Byte range in `text` of each token. Tokens that share a character have the same range. A token without
-    /// text, such as a document's BOS token, has an empty range.
+    /// Byte range in `text` for each token. Tokens that share a character have the same range. A token
+    /// without text, such as the BOS token of a document, has an empty range.
     pub offsets: Vec<Range<usize>>,
-    /// Effect of `max_length`.
+    /// Effect of the length limit.
     pub truncation: Truncation,
 }
 
 /// Effect of the length limit on a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncation {
-    /// The record is shorter than the limit.
+    /// The record does not exceed the limit.
     None,
     /// Text was removed. The last answer and its end-of-turn token are complete.
     Shortened {
-        /// Length before truncation.
+        /// Number of tokens before truncation.
         tokens: usize,
     },
-    /// The last answer exceeds the limit even with a shortened question. The sequence is empty.
+    /// The record exceeds the limit even with the shortest question. The sequence is empty.
     Dropped {
-        /// Length before truncation.
+        /// Number of tokens before truncation.
         tokens: usize,
     },
 }
 
 /// Encodes a record.
 ///
-/// - **BOS**: in a conversation only the template writes it, as in transformers' `apply_chat_template`. A
-///   document gets the tokens that the tokenizer adds before a text, and an EOS token. A token that the text
-///   already has is not added again.
-/// - **Loss**: answers and their end-of-turn tokens carry a loss. With `train_on_prompt`, and in documents,
-///   every token but the first does. A token that crosses the border of an answer belongs to the side with
-///   more of its bytes. On a tie it belongs to the prompt.
-/// - **Truncation**: `truncate.rs` shortens a conversation, or drops it if no shorter form fits. A document
-///   loses its end.
+/// - **BOS**: in a conversation, only the template adds a BOS token, as in transformers'
+///   `apply_chat_template`. A document gets the tokens that the tokenizer adds before a text, and an EOS
+///   token. A token that the text already contains at this position is not added again.
+/// - **Loss**: an answer and its end-of-turn token have a loss. In documents, and in conversations with
+///   `train_on_prompt`, every token except the first has a loss. A token across the border of an answer has a
+///   loss if more than half of its bytes belong to the answer.
+/// - **Truncation**: `truncate.rs` shortens a conversation, or drops the conversation if no shorter version
+///   fits. A document is cut at the end.
 ///
 /// # Errors
 /// If the template rejects the conversation or the tokenizer rejects the text.
@@ -165,7 +166,7 @@ fn masked(
     Ok(EncodedRecord { sequence: LabeledSequence { ids, trained }, text, offsets, truncation })
 }
 
-/// Returns the byte ranges of a rendered message that carry a loss.
+/// Returns the byte ranges of a rendered message that have a loss.
 fn trained_parts(
     chat: &Conversation,
     index: usize,
@@ -182,13 +183,13 @@ fn trained_parts(
     Ok(parts.iter().map(|part| start + part.start..end(part)).collect())
 }
 
-/// Returns `true` for each token with more than half of its bytes inside the spans.
+/// Returns `true` for each token that has more than half of its bytes inside the spans.
 fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
     let mut next = 0;
     offsets
         .iter()
         .map(|token| {
-            // Both lists ascend, so one scan suffices.
+            // Both lists are in ascending order, so one scan is enough.
             while next < spans.len() && spans[next].end <= token.start {
                 next += 1;
             }
@@ -206,7 +207,7 @@ fn document(
     &EncodeOptions { max_length, add_eos_token, .. }: &EncodeOptions,
 ) -> Result<EncodedRecord, ModelError> {
     let starts = tokenizer.starting_ids()?;
-    // A long text is encoded in pieces, of which only the start is stored.
+    // The tokenizer encodes a long text in pieces. Only the tokens before `max_length` are stored.
     let room = max_length.max(starts.len());
     let (mut ids, mut offsets, mut tokens) = (Vec::new(), Vec::new(), 0);
     tokenizer.visit_tokens(text, &mut |piece| {
@@ -244,14 +245,14 @@ fn document(
     })
 }
 
-/// Whether `text` ends with a token that stops a generation, followed by white space at most.
+/// Returns whether `text` ends with a token that stops generation. White space may follow the token.
 fn ends_a_turn(text: &str, tokenizer: &Tokenizer) -> bool {
     let text = text.trim_end();
     tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token_str(*id)).any(|token| text.ends_with(&token))
 }
 
-/// Whether a document contains an end-of-turn token before its end. Such a document is a conversation that
-/// another program rendered.
+/// Returns whether a document contains an end-of-turn token before its end. Such a document is a conversation
+/// that another program rendered.
 pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
     let end = tokenizer.template().ok().and_then(|template| template.end_of_turn().map(str::to_owned));
     end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))

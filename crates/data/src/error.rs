@@ -1,4 +1,4 @@
-//! Errors that concern a whole data file. A bad record is a [`crate::BadRecord`].
+//! Errors that concern a whole data file. A single bad record is reported as a [`crate::BadRecord`].
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ pub enum DataError {
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// Names of its files.
+        /// Names of the files in the folder.
         files: Vec<String>,
     },
     /// The file is UTF-16.
@@ -26,7 +26,7 @@ pub enum DataError {
     Utf16 {
         /// The file.
         file: PathBuf,
-        /// The byte order.
+        /// The encoding, including the byte order.
         encoding: Charset,
     },
     /// The file has a type that contains no readable records.
@@ -42,9 +42,9 @@ pub enum DataError {
     DatasetInfo {
         /// The file.
         file: PathBuf,
-        /// The entry's name, if one was chosen.
+        /// Name of the entry, if one was selected.
         name: Option<String>,
-        /// The reason.
+        /// The reason why the entry is invalid.
         reason: String,
         /// The names of all entries.
         names: Vec<String>,
@@ -55,7 +55,7 @@ pub enum DataError {
         /// The file.
         file: PathBuf,
     },
-    /// The file is one JSON object over several lines: neither an array nor JSON lines.
+    /// The file is one JSON object over several lines. Such a file is neither an array nor JSON lines.
     #[error(
         "cannot read `{}`: found one JSON object over several lines from line {line}, expected a JSON array or one record per line",
         file.display()
@@ -63,7 +63,7 @@ pub enum DataError {
     ObjectOverLines {
         /// The file.
         file: PathBuf,
-        /// First line of the object.
+        /// Number of the object's first line.
         line: u64,
     },
     /// No record could be parsed, so the format is unknown.
@@ -76,12 +76,12 @@ pub enum DataError {
         /// The likely encoding, if the file is not UTF-8.
         encoding: Option<Charset>,
     },
-    /// Reading stopped at a limit of bad records. The format is probably wrong.
+    /// Reading stopped because there were too many bad records. The format is probably wrong.
     #[error("cannot read `{}`: stopped after {count} invalid records; the first: {first}", file.display())]
     TooManyBad {
         /// The file.
         file: PathBuf,
-        /// Number of bad records read.
+        /// Number of bad records that were read.
         count: usize,
         /// The first bad record.
         first: Box<BadRecord>,
@@ -93,7 +93,7 @@ pub enum DataError {
         place: RecordSource,
         /// The record's keys, formatted for the message.
         keys: String,
-        /// A question about misspelt keys, if some keys resemble those of a format.
+        /// A question about misspelt keys, if some keys are similar to keys of a format.
         meant: Option<String>,
     },
     /// The first record matches several formats.
@@ -113,13 +113,13 @@ pub enum DataError {
     /// A format name that does not exist.
     #[error("cannot use the data format `{name}`: it is unknown")]
     UnknownFormatName {
-        /// The given name.
+        /// The unknown name.
         name: String,
     },
 }
 
 impl DataError {
-    /// Returns an imperative hint, if one exists.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read(error) => error.hint(),
@@ -154,7 +154,7 @@ impl DataError {
 const LAYOUTS: &str =
     "write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV";
 
-/// Hint for a folder: the data files in it, those for training first.
+/// Returns the hint for a folder: the data files in it, with training files first.
 fn folder_hint(folder: &Path, files: &[String]) -> String {
     const MAX_SHOWN: usize = 4;
     let endings = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst"];

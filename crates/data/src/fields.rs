@@ -1,4 +1,4 @@
-//! Reads typed fields of a JSON object. Errors show the actual value.
+//! Reads typed fields of a JSON object. Errors contain the actual value.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 
 use crate::record::{Mismatch, RecordFault};
 
-/// A JSON object.
 pub(crate) type Object = Map<String, Value>;
 
 /// Reads a required string.
@@ -17,7 +16,7 @@ pub(crate) fn text<'a>(object: &'a Object, key: &str) -> Result<&'a str, Mismatc
     })
 }
 
-/// Reads a string that may be missing or null.
+/// Reads a string field that may be missing or null.
 pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<&'a str>, Mismatch> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -26,7 +25,7 @@ pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<
     }
 }
 
-/// Reads a list. Returns an empty list if the key is missing or null, or a table's cell is empty.
+/// Reads a list. Returns an empty list if the key is missing, the value is null, or a table cell is empty.
 pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(Cow::Borrowed(&[])),
@@ -35,7 +34,7 @@ pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a,
     }
 }
 
-/// Reads a required list. In tables, a list is stored as JSON text.
+/// Reads a required list. A table contains lists as JSON text.
 pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     let is_list = |text: &&String| text.trim_start().starts_with('[');
     match object.get(key) {
@@ -52,7 +51,8 @@ pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Valu
     }
 }
 
-/// Rejects a record with any of the keys `unsupported`: training would silently ignore their content.
+/// Rejects a record that contains any of the keys `unsupported`. Training would silently ignore the content
+/// of these keys.
 pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismatch> {
     for key in unsupported {
         if object.get(*key).is_some_and(|value| !is_void(value)) {
@@ -66,7 +66,7 @@ pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismat
     Ok(())
 }
 
-/// Whether a value is equivalent to a missing one.
+/// Returns whether a value is equivalent to a missing value.
 pub(crate) fn is_void(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -77,7 +77,7 @@ pub(crate) fn is_void(value: &Value) -> bool {
     }
 }
 
-/// Builds the mismatch for a value of the wrong type.
+/// Creates the mismatch for a value of the wrong type.
 pub(crate) fn type_mismatch(value: &Value, place: &str, expected: &str) -> Mismatch {
     Mismatch::new(RecordFault::Shape, format!("{} in `{place}`", describe(value)), expected)
 }
@@ -107,7 +107,7 @@ pub(crate) fn keys(object: &Object) -> String {
     }
 }
 
-/// Returns at most `limit` characters of a text, on one line.
+/// Returns the first `limit` characters of a text, on one line. A `…` is added if the text is longer.
 pub(crate) fn clipped(text: &str, limit: usize) -> String {
     let mut chars = text.chars().map(|char| if char.is_control() { ' ' } else { char });
     let mut shown: String = chars.by_ref().take(limit).collect();

@@ -1,4 +1,4 @@
-//! Record formats, which are recognized by their keys.
+//! Record formats. danlu recognizes a format by the keys of a record.
 
 use std::{fmt, str::FromStr};
 
@@ -11,25 +11,25 @@ use crate::DataError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// Keys `instruction`, `input`, `output`, and optionally `system` and `history`.
+    /// The keys `instruction`, `input`, `output`, and optionally `system` and `history`.
     Alpaca,
-    /// Key `messages`: a list of objects with `role` and `content`.
+    /// The key `messages`: a list of objects with `role` and `content`.
     Messages,
-    /// Key `conversations`: a list of objects with `from` and `value`.
+    /// The key `conversations`: a list of objects with `from` and `value`.
     #[serde(rename = "sharegpt")]
     ShareGpt,
-    /// Keys `prompt` and `completion`: texts or lists of messages.
+    /// The keys `prompt` and `completion`, which are texts or lists of messages.
     PromptCompletion,
-    /// Key `text`: a document without roles.
+    /// The key `text`: a document without roles.
     Text,
 }
 
 impl Format {
-    /// Every format, in the documentation's order.
+    /// All formats, in the same order as in the documentation.
     pub const ALL: [Self; 5] =
         [Self::Alpaca, Self::Messages, Self::ShareGpt, Self::PromptCompletion, Self::Text];
 
-    /// The name on the command line.
+    /// Returns the format's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Alpaca => "alpaca",
@@ -40,7 +40,7 @@ impl Format {
         }
     }
 
-    /// Keys that every record must have. These keys identify the format.
+    /// Returns the keys that every record must contain. These keys identify the format.
     pub fn required_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["instruction", "output"],
@@ -51,7 +51,7 @@ impl Format {
         }
     }
 
-    /// Keys that a record may have.
+    /// Returns the keys that a record may contain.
     pub fn optional_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["input", "system", "history"],
@@ -61,12 +61,13 @@ impl Format {
         }
     }
 
-    /// All keys that danlu reads.
+    /// Returns all keys that danlu reads.
     pub(crate) fn keys(self) -> impl Iterator<Item = &'static str> {
         self.required_keys().iter().chain(self.optional_keys()).copied()
     }
 
-    /// Returns the formats whose required keys the record has. An unambiguous record matches exactly one.
+    /// Returns the formats whose required keys are all in the record. For an unambiguous record, this is
+    /// exactly one format.
     pub fn candidates(record: &Map<String, Value>) -> Vec<Self> {
         let fits = |format: &Self| format.required_keys().iter().all(|key| record.contains_key(*key));
         Self::ALL.into_iter().filter(fits).collect()

@@ -7,18 +7,19 @@ use std::{fmt, str::FromStr};
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
 
-/// Random stream of the held-out choice. It is independent of the other random streams of the same seed.
+/// Key of the random stream that selects held-out records. Other random streams of the same seed are
+/// independent of this stream.
 const SPLIT_STREAM: u64 = 0x0073_706c_6974;
 
-/// The size of the held-out part: a share if below 1, otherwise a number of records. scikit-learn and
-/// LLaMA-Factory use the same rule.
+/// The size of the held-out part. A number below 1 is a share, and any other number is a number of records.
+/// scikit-learn and LLaMA-Factory use the same rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub enum ValSize {
-    /// Nothing.
+    /// No records are held out.
     #[default]
     None,
-    /// A share between 0 and 1, both excluded.
+    /// A share between 0 and 1, excluding 0 and 1.
     Share(f64),
     /// A number of records.
     Count(usize),
@@ -28,18 +29,18 @@ pub enum ValSize {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("a held-out size of {found}, expected 0, a share such as 0.05, or a whole number of records")]
 pub struct ValSizeError {
-    /// The given value.
+    /// The invalid value.
     pub found: String,
 }
 
 impl ValSize {
-    /// Returns how many of `records` to hold out. A share is rounded up. At least one record remains for
-    /// training.
+    /// Returns how many of `records` to hold out. A share is rounded up. At least one record is always used
+    /// for training.
     pub fn of(self, records: usize) -> usize {
         self.wanted(records).min(records.saturating_sub(1))
     }
 
-    /// Returns how many of `records` the size requests, even if none remains for training.
+    /// Returns the requested number of held-out records, even if no record remains for training.
     pub fn wanted(self, records: usize) -> usize {
         match self {
             Self::None => 0,
@@ -90,10 +91,12 @@ impl fmt::Display for ValSize {
     }
 }
 
-/// Splits `items` into a training part and a held-out part. Both keep the original order.
+/// Splits `items` into a training part and a held-out part. The order of the items is preserved in both
+/// parts.
 ///
-/// The choice depends on the seed, the number of items, and which items have equal `content`. Items of equal
-/// content land in the same part, so the held-out part may be smaller than requested, or empty.
+/// The selection depends on the seed, the number of items, and which items have equal `content`. Items with
+/// equal content are never split between the parts, so the held-out part may be smaller than requested, or
+/// empty.
 pub fn split<T, K: Eq + Hash + ?Sized>(
     items: Vec<T>,
     size: ValSize,

@@ -1,13 +1,14 @@
-//! Recognizes how a JSON file separates its records, from the file's first bytes.
+//! Recognizes the layout of a JSON file from its first bytes.
 
 use serde_json::Value;
 
 use crate::{Format, json_nesting::JsonNesting};
 
-/// Number of bytes in which the list of records must start. Otherwise, the file is read as JSON lines.
+/// Number of bytes within which the list of records must start. If the list starts later, the file is read as
+/// JSON lines.
 pub(crate) const LOOK_AHEAD: usize = 1 << 20;
 
-/// Keys that exporters use for the list of records, in lower case.
+/// Keys for the list of records that data exporters use, in lower case.
 const WRAPPERS: [&str; 11] = [
     "data",
     "train",
@@ -22,7 +23,7 @@ const WRAPPERS: [&str; 11] = [
     "dataset",
 ];
 
-/// How the file separates records.
+/// The layout of the records in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// One JSON array of records.
@@ -31,14 +32,14 @@ pub(crate) enum Shape {
     Lines,
     /// One object that contains the list of records under a key.
     Wrapped {
-        /// The key.
+        /// The key of the list.
         key: String,
         /// Number of bytes from the `{` to the first byte after the `[`.
         skip: usize,
     },
 }
 
-/// Recognizes the layout from the first bytes after leading white space.
+/// Recognizes the layout. `ahead` contains the first bytes after leading white space.
 pub(crate) fn shape(ahead: &[u8]) -> Shape {
     match ahead.first() {
         Some(b'[') if is_conversation_per_line(ahead) => Shape::Lines,
@@ -48,8 +49,8 @@ pub(crate) fn shape(ahead: &[u8]) -> Shape {
     }
 }
 
-/// Whether the first line is an array of messages and only arrays follow, so that each line is one
-/// conversation.
+/// Returns whether each line is one conversation. The first line must be an array of messages, and only
+/// arrays may follow.
 fn is_conversation_per_line(ahead: &[u8]) -> bool {
     let mut nesting = JsonNesting::default();
     for (index, byte) in ahead.iter().enumerate() {
@@ -74,7 +75,7 @@ fn holds_messages(line: &[u8]) -> bool {
     !list.is_empty() && list.iter().all(is_message)
 }
 
-/// Finds the list of records in an object, if it comes before any key of a format.
+/// Finds the list of records in an object. The list must precede all keys of a format.
 fn wrapped(ahead: &[u8]) -> Option<Shape> {
     let mut at = 1;
     loop {
@@ -106,12 +107,12 @@ fn skip_blanks(bytes: &[u8], from: usize) -> usize {
     from + rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
 }
 
-/// Returns the index after the string that starts at `at`.
+/// Returns the index after the end of the string that starts at `at`.
 fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
     (bytes.get(at) == Some(&b'"')).then(|| value_end(bytes, at)).flatten()
 }
 
-/// Returns the index after the value that starts at `at`.
+/// Returns the index after the end of the value that starts at `at`.
 fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
     let is_plain = !matches!(bytes.get(at)?, b'"' | b'{' | b'[');
     let mut nesting = JsonNesting::default();

@@ -1,20 +1,20 @@
-//! Tracks open brackets and strings while a record is scanned byte by byte.
+//! Tracks open brackets and strings while the bytes of a record are scanned.
 
-/// Maximum nesting depth of a record: serde_json's recursion limit.
+/// Maximum nesting depth of a record, which is the recursion limit of serde_json.
 pub(crate) const MAX_DEPTH: usize = 127;
 
 #[derive(Debug, Default)]
 pub(crate) struct JsonNesting {
-    /// The closing bracket that each open bracket needs, innermost last.
+    /// The expected closing bracket for each open bracket. The innermost bracket is last.
     closers: Vec<u8>,
     in_text: bool,
     escaped: bool,
-    /// The last byte outside strings that is not white space.
+    /// The last byte outside strings, except white space.
     before: u8,
 }
 
 impl JsonNesting {
-    /// Whether every bracket and string is closed.
+    /// Returns whether all brackets and strings are closed.
     pub fn is_closed(&self) -> bool {
         self.closers.is_empty() && !self.in_text
     }
@@ -33,13 +33,13 @@ impl JsonNesting {
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
-    /// Whether a `{` at this position must start another record, because it is illegal inside the current
-    /// one.
+    /// Returns whether a `{` at this position must be the start of another record, because a `{` is illegal
+    /// here inside the current record.
     pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }
 
-    /// Describes the found and the expected text if `byte` is invalid at this position.
+    /// Returns a description of the found and the expected text if `byte` is invalid at this position.
     pub fn fault(&self, byte: u8) -> Option<(String, String)> {
         let sign = |byte: u8| format!("`{}`", char::from(byte));
         match byte {
@@ -61,7 +61,7 @@ impl JsonNesting {
         }
     }
 
-    /// Advances past `byte`. A line break ends a string, because JSON strings contain none.
+    /// Advances past `byte`. A line break ends a string, because a JSON string cannot contain a line break.
     pub fn take(&mut self, byte: u8) {
         if self.in_text {
             self.in_text = byte != b'\n' && (self.escaped || byte != b'"');

@@ -11,7 +11,7 @@ use crate::{
     scanner::Position,
 };
 
-/// Most values of a record. A conversation of 4096 messages has some 20,000.
+/// Maximum number of values in a record. A conversation of 4096 messages has about 20,000 values.
 const MAX_VALUES: usize = 1 << 18;
 
 pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>> {
@@ -39,7 +39,7 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
             Err(bad(None, RecordFault::Shape, fields::describe(&other), "a record, which is a JSON object"))
         }
         Err(error) => {
-            // serde_json counts line and column within the piece, and the column in bytes.
+            // serde_json counts lines from the start of the piece, and columns in bytes.
             let line_start = match error.line() {
                 0 | 1 => 0,
                 line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
@@ -47,7 +47,8 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
             let offset = line_start + error.column().saturating_sub(1);
             let offset =
                 (0..=offset.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            // At an early end, serde_json reports the position of the last character, not the one after it.
+            // If the text ends too early, serde_json reports the position of the last character and not the
+            // position after it.
             let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
             let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
             Err(bad(Some(place(piece, offset)), RecordFault::Json, found, expected))
@@ -55,7 +56,8 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
     }
 }
 
-/// Counts the items of all lists and objects by their commas. Each takes some 200 bytes of memory once parsed.
+/// Returns the number of items in all lists and objects, by counting commas. Each parsed item needs about 200
+/// bytes of memory.
 fn count_values(bytes: &[u8]) -> usize {
     let mut nesting = JsonNesting::default();
     let is_comma = |byte: &&u8| {
@@ -65,7 +67,7 @@ fn count_values(bytes: &[u8]) -> usize {
     1 + bytes.iter().filter(is_comma).count()
 }
 
-/// Parses JSON. Python's `NaN`, `Infinity` and `-Infinity` become null.
+/// Parses JSON. `NaN`, `Infinity` and `-Infinity`, which Python writes, become null.
 fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(text).or_else(|error| match without_nan(text) {
         Some(text) => serde_json::from_str(&text).map_err(|_| error),
@@ -73,13 +75,14 @@ fn parse(text: &str) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// Replaces Python's non-finite numbers outside strings by null. Returns `None` if there are none.
+/// Replaces Python's non-finite numbers outside strings by null. Returns `None` if there are no such numbers.
 fn without_nan(text: &str) -> Option<String> {
     let mut replaced = String::with_capacity(text.len());
     let (mut nesting, mut copied, mut skip_to) = (JsonNesting::default(), 0, 0);
     for (at, byte) in text.bytes().enumerate() {
         if !nesting.in_string() && at >= skip_to {
-            // A damaged record has other characters outside strings, so `at` may lie inside one.
+            // In a damaged record, other characters may be outside strings, so `at` may be inside a
+            // character.
             let rest = &text.as_bytes()[at..];
             let words = ["NaN", "-Infinity", "Infinity"];
             let word = words.into_iter().find(|word| rest.starts_with(word.as_bytes()));
@@ -95,18 +98,18 @@ fn without_nan(text: &str) -> Option<String> {
     (copied > 0).then_some(replaced)
 }
 
-/// Whether a list is a conversation: every element is an object.
+/// Returns whether a list is a conversation, which means that every element is an object.
 fn is_conversation(list: &[Value]) -> bool {
     !list.is_empty() && list.iter().all(Value::is_object)
 }
 
-/// Wraps a list of turns as a record.
+/// Returns a record that contains a list of turns.
 fn conversation(list: Vec<Value>) -> Object {
     let key = if list[0].get("from").is_some() { "conversations" } else { "messages" };
     Object::from_iter([(key.to_owned(), Value::Array(list))])
 }
 
-/// Returns the record inside a row of the Hub's data set viewer, or any other object unchanged.
+/// Returns the record inside a row of the Hub's data set viewer. Any other object is returned unchanged.
 fn unwrapped(mut object: Object) -> Object {
     match object.contains_key("row_idx").then(|| object.remove("row")) {
         Some(Some(Value::Object(row))) => row,
@@ -118,7 +121,7 @@ fn unwrapped(mut object: Object) -> Object {
     }
 }
 
-/// Returns the file position of byte `offset` of a piece.
+/// Returns the position in the file of the byte `offset` of a piece.
 fn place(piece: &Piece, offset: usize) -> Position {
     let before = &piece.bytes[..offset.min(piece.bytes.len())];
     let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;

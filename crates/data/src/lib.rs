@@ -2,38 +2,13 @@
 //!
 //! | step | function | file |
 //! |---|---|---|
-//! | parse a file into records; each fault has a line number | [`read()`] | `read.rs`, `record_splitter.rs`, `formats/` |
+//! | parse a file into records | [`read()`] | `read.rs`, `record_splitter.rs`, `formats/` |
 //! | encode a record as ids and loss mask within a length | [`encode()`] | `encode.rs`, `truncate.rs` |
 //! | collect statistics and warnings before training | [`check()`] | `check.rs` |
 //! | show a record token by token | [`preview()`] | `preview.rs` |
 //! | hold records out | [`split()`] | `hold_out.rs` |
 //!
-//! The keys of the first record identify the format:
-//!
-//! ```
-//! use danlu_data::{Format, ReadOptions, RecordContent, read_from};
-//!
-//! let file = br#"{"prompt": "Who are you?", "completion": "Zhen Huan."}
-//! {"prompt": "And where?"}"#;
-//! let dataset = read_from(&file[..], "chat.jsonl".as_ref(), &ReadOptions::default())?;
-//! assert_eq!(dataset.format, Format::PromptCompletion);
-//!
-//! let RecordContent::Chat(chat) = &dataset.records[0].content else { panic!("not a text") };
-//! assert_eq!(chat.messages[1].role, "assistant");
-//! assert_eq!(
-//!     dataset.bad[0].to_string(),
-//!     "chat.jsonl:2 (record 2): found the key `prompt`, \
-//!      expected `prompt`, `completion` of the prompt-completion format (and perhaps `tools`)"
-//! );
-//! # Ok::<(), danlu_data::DataError>(())
-//! ```
-//! | step | function | file |
-//! |---|---|---|
-//! | bytes to records, each fault with its line | [`read()`] | `read.rs`, over `record_splitter.rs` and `formats/` |
-//! | a record to ids and loss mask, within a length | [`encode()`] | `encode.rs`, `shorten.rs` |
-//! | statistics and warnings before training | [`check()`] | `check.rs` |
-//! | a record token by token | [`preview()`] | `preview.rs` |
-//! | held-out records | [`split()`] | `hold_out.rs` |
+//! Every fault in a file is reported with its line number.
 //!
 //! The keys of the first record identify the format:
 //!

@@ -1,4 +1,4 @@
-//! Finds the start of the next record after a broken one in an array.
+//! Finds the start of the next record after a damaged record in an array.
 
 use std::io::{self, BufRead};
 
@@ -7,37 +7,41 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// Maximum white space between a `{` and the first key of a record.
+/// Maximum number of white space characters between a `{` and the first key of a record.
 const MAX_BLANKS: usize = 256;
 
-/// The start of a record, used to find the next record if this one is broken.
+/// The start of a record. If the record is damaged, its start is used to find the next record.
 ///
-/// - If records start on their own lines, the next record is a `{` in the same column that starts a line.
-/// - In column 1, a nested object may start a line too. The `{` then counts only if it is illegal inside the
-///   broken record, or if the first key is the same as in the file's first record.
-/// - If records do not start on their own lines, those two conditions alone decide.
+/// - If the record is at the start of a line, the next record starts with a `{` at the start of a line and in
+///   the same column.
+/// - In column 1, a nested object may be at the start of a line too. The `{` is then accepted only if a `{`
+///   is illegal here inside the damaged record, or if the first key is the same as in the file's first
+///   record.
+/// - If the record is not at the start of a line, a `{` at any position is accepted under the same two
+///   conditions.
 ///
-/// A JSON string never matches, because it contains no unescaped quotes or line breaks.
+/// Text inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
+/// breaks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordStart {
     pub at: Position,
     begins_line: bool,
 }
 
-/// The start of the next record, and the brackets that the broken record left open.
+/// The start of the next record, and the brackets that are still open in the damaged record.
 pub(crate) struct NextRecord {
     pub at: Position,
     pub open: JsonNesting,
 }
 
 impl RecordStart {
-    /// Returns the start of a record at the scanner's position.
+    /// Returns the start of a record that starts at the scanner's position.
     pub fn of<R: BufRead>(scanner: &Scanner<R>) -> Self {
         Self { at: scanner.at(), begins_line: scanner.begins_line() }
     }
 
-    /// Rewinds the scanner to the record's second byte. `bytes` are the record's bytes up to the scanner's
-    /// position.
+    /// Rewinds the scanner to the second byte of the record. `bytes` are the bytes of the record up to the
+    /// scanner's position.
     pub fn go_back<R: BufRead>(self, scanner: &mut Scanner<R>, bytes: &[u8]) {
         if let Some(rest) = bytes.get(1..) {
             let Position { line, column } = self.at;
@@ -45,7 +49,7 @@ impl RecordStart {
         }
     }
 
-    /// Advances to the next record, if it starts before `limit`. `key` is the first key of the file's first
+    /// Advances to the start of the next record before `limit`. `key` is the first key of the file's first
     /// record.
     pub fn find_next<R: BufRead>(
         self,
@@ -77,7 +81,7 @@ impl RecordStart {
     }
 }
 
-/// Whether an object with the first key `key` starts at the scanner's position.
+/// Returns whether an object whose first key is `key` starts at the scanner's position.
 fn opens_with<R: BufRead>(scanner: &mut Scanner<R>, key: &[u8]) -> io::Result<bool> {
     let ahead = scanner.ahead(key.len() + MAX_BLANKS)?;
     Ok(ahead[1..].trim_ascii_start().starts_with(key))

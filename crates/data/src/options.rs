@@ -2,14 +2,14 @@
 
 use crate::{Columns, Format, Roles};
 
-/// Options of [`read`](crate::read()). With the default options, every property is detected from the file.
+/// Options of [`read`](crate::read()). By default, all properties are detected from the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadOptions {
-    /// The format of every record; `None` detects the format from the first record.
+    /// Format of all records. With `None`, the format is detected from the first record.
     pub format: Option<Format>,
-    /// The keys that the file uses in place of the format's keys.
+    /// Keys in the file that replace the keys of the format.
     pub columns: Columns,
-    /// The role names that the file uses.
+    /// Role names in the file.
     pub roles: Roles,
     /// The entry to read from a LLaMA-Factory `dataset_info.json`.
     pub dataset: Option<String>,

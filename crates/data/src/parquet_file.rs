@@ -16,13 +16,13 @@ thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is inside the Parquet decoder. [`read`](crate::read()) turns a panic of the decoder
-/// into an error, so a panic hook should not print it.
+/// Returns whether the current thread runs the Parquet decoder. [`read`](crate::read()) converts a panic of
+/// the decoder into an error, so a panic hook should not print such a panic.
 pub fn is_decoding_parquet() -> bool {
     DECODING.get()
 }
 
-/// Runs the decoder and turns a panic into an error.
+/// Runs the decoder and converts a panic into an error.
 fn guarded<T>(decode: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     DECODING.set(true);
     let result = catch_unwind(AssertUnwindSafe(decode));
@@ -39,7 +39,8 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// Opens a Parquet file from its bytes. The whole file must be in memory because its index is at the end.
+    /// Opens a Parquet file from its bytes. The whole file must be in memory, because the index of a Parquet
+    /// file is at the end.
     pub fn new(bytes: Vec<u8>) -> io::Result<Self> {
         guarded(|| {
             let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(invalid)?;

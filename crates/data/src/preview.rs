@@ -9,15 +9,15 @@ use crate::EncodedRecord;
 pub struct PreviewToken {
     /// Token id.
     pub id: u32,
-    /// The token's text. Control characters appear as symbols such as `↵`, `→`, `␀`. The text is empty if an
-    /// earlier token contains the same character.
+    /// Text of the token. Control characters are shown as symbols such as `↵`, `→`, `␀`. The text is empty if
+    /// an earlier token contains the same character.
     pub text: String,
-    /// Whether the token carries a loss.
+    /// Whether the token has a loss.
     pub trained: bool,
 }
 
-/// Returns the tokens of an encoded record. Their texts concatenate to the rendered text. A token without
-/// text, such as a document's BOS token, appears by its name.
+/// Returns the tokens of an encoded record. The concatenated texts of all tokens are the rendered text. A
+/// token without text, such as the BOS token of a document, is shown by its name.
 pub fn preview(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
     let mut shown = 0;
     let tokens = encoded.sequence.ids.iter().zip(&encoded.sequence.trained).zip(&encoded.offsets);
@@ -33,16 +33,16 @@ pub fn preview(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> Vec<PreviewTok
         .collect()
 }
 
-/// Replaces control characters by printable symbols, so that a text cannot control the terminal.
+/// Replaces control characters by printable symbols, so that the text cannot control the terminal.
 pub fn replace_controls(text: &str) -> String {
     text.chars()
         .map(|char| match char {
             '\n' => '↵',
             '\t' => '→',
-            // Unicode's control pictures follow the order of the control characters.
+            // Unicode's control pictures have the same order as the control characters.
             '\0'..='\x1f' => char::from_u32(0x2400 + char as u32).unwrap_or('\u{fffd}'),
             '\x7f' => '␡',
-            // C1 controls, and characters that change the text direction.
+            // This range contains C1 control characters, and characters that change the direction of text.
             '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
             _ => char,
         })

@@ -25,7 +25,7 @@ use crate::{
     unsupported_file::{self, UnsupportedFile},
 };
 
-/// Reading stops after this number of bad records.
+/// Maximum number of bad records. Reading stops after this number.
 const MAX_BAD: usize = 100_000;
 
 /// The records of a data file.
@@ -39,9 +39,9 @@ pub struct Dataset {
     pub bad: Vec<BadRecord>,
     /// Keys of good records that danlu does not read, in file order.
     pub unknown_keys: Vec<UnknownKey>,
-    /// Keys that were read in place of a format's keys, such as `question` for `instruction`.
+    /// Keys that were read instead of the format's keys, such as `question` instead of `instruction`.
     pub aliases: Columns,
-    /// Keys of other lists in the file, such as `test` if `train` was read.
+    /// Keys of other lists in the file that were not read, such as `test` if `train` was read.
     pub unread_lists: Vec<String>,
     /// The likely encoding of a file that is not valid UTF-8.
     pub encoding: Option<Charset>,
@@ -49,12 +49,12 @@ pub struct Dataset {
     pub fingerprint: DataFileFingerprint,
 }
 
-/// Identifies a data file in a model card. It contains no path.
+/// Identifies a data file in a model card. This fingerprint contains no path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFileFingerprint {
     /// File name without folders.
     pub name: String,
-    /// SHA-256 of the bytes, in hexadecimal.
+    /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
     /// Size in bytes.
     pub bytes: u64,
@@ -67,11 +67,11 @@ pub struct DataFileFingerprint {
 }
 
 /// Reads a data file: JSON in any layout, CSV, TSV or Parquet, optionally compressed with gzip or Zstandard.
-/// For a `dataset_info.json` of LLaMA-Factory, reads the file that it names.
+/// If the file is a `dataset_info.json` of LLaMA-Factory, reads the data file that `dataset_info.json` names.
 ///
 /// # Errors
-/// If the file cannot be read, is empty, or has no known format. A bad record is not an error:
-/// [`Dataset::bad`] lists it.
+/// If the file cannot be read, is empty, or has no known format. A bad record is not an error, but is listed
+/// in [`Dataset::bad`].
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let named = dataset_info::resolve(file, options)?;
     let (file, options) = named.as_ref().map_or((file, options), |(file, options)| (file.as_path(), options));
@@ -81,7 +81,8 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     read_from(open(file)?, file, options)
 }
 
-/// Opens a data file. A pipe of the shell, such as `<(zcat a.gz)`, is below `/dev` and has a writer.
+/// Opens a data file. A file below `/dev` or `/proc` may be a pipe of the shell, such as `<(zcat a.gz)`. Any
+/// other file must be a regular file.
 fn open(file: &Path) -> Result<File, FileError> {
     match file.starts_with("/dev") || file.starts_with("/proc") {
         true => File::open(file).map_err(|source| FileError::new("read", file, source)),
@@ -89,16 +90,16 @@ fn open(file: &Path) -> Result<File, FileError> {
     }
 }
 
-/// Reads data from a stream. Messages call the stream `name`.
+/// Reads data from a stream. Messages use `name` as the name of the file.
 ///
 /// # Errors
-/// Same as [`read`].
+/// The same errors as [`read`].
 pub fn read_from(input: impl Read, name: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let failed = |source| DataError::from(FileError::new("read", name, source));
     let mut raw = Hashing::new(input);
     let mut reading = Reading::new(name, options);
     reading.read_stream(&mut raw)?;
-    // The hash includes the bytes after the last record.
+    // The checksum includes the bytes after the last record.
     io::copy(&mut raw, &mut io::sink()).map_err(failed)?;
     let bytes = raw.bytes;
     reading.finish(raw.sha256(), bytes)
@@ -109,7 +110,7 @@ struct Reading<'a> {
     file: Arc<Path>,
     options: &'a ReadOptions,
     format: Option<Format>,
-    /// The user's keys and the alias set of the first record.
+    /// The keys of the user and of the alias set that matches the first record.
     columns: Columns,
     aliases: Columns,
     records: Vec<Record>,
@@ -188,7 +189,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Reads Parquet. Messages give row numbers instead of line numbers.
+    /// Reads Parquet. Messages contain row numbers instead of line numbers.
     fn read_parquet(&mut self, mut stream: impl Read) -> Result<(), DataError> {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).map_err(|source| self.failed(source))?;
@@ -209,7 +210,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds the next record or flaw of a JSON file.
+    /// Adds the next record or flaw of a JSON file to the result.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {
@@ -240,7 +241,7 @@ impl<'a> Reading<'a> {
         self.check_bad_count()
     }
 
-    /// Adds a record, good or bad.
+    /// Adds a record to the good or the bad records.
     fn take_object(&mut self, mut object: Object, source: RecordSource) -> Result<(), DataError> {
         self.columns.rename(&mut object);
         let format = match self.format {
@@ -340,14 +341,14 @@ fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError
 const PREFERENCE: &str = "this is preference data (DPO), which danlu does not train on; to train on the chosen answers \
     alone, keep only `prompt` and `chosen` and pass `--columns completion=chosen`";
 
-/// Returns the hint for a file with one message per record instead of one conversation.
+/// Returns the hint for a file that has one message per record instead of one conversation per record.
 fn message_hint(object: &Object) -> Option<String> {
     let is_message = ["role", "from"].iter().any(|key| object.contains_key(*key))
         && ["content", "value"].iter().any(|key| object.contains_key(*key));
     is_message.then(|| "put the messages of each conversation in one list: `{\"messages\": […]}`".to_owned())
 }
 
-/// Returns the hint for records that another program prepared, or laid out in another way.
+/// Returns the hint for records that another program tokenized or rendered, or that have another layout.
 fn layout_hint(object: &Object) -> Option<String> {
     let has = |key: &str| object.contains_key(key);
     let body_has_messages = || object.get("body").and_then(|body| body.get("messages")).is_some();

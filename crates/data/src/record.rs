@@ -17,38 +17,38 @@ pub struct Record {
 /// The content of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordContent {
-    /// A conversation, rendered with the model's chat template.
+    /// A conversation, which is rendered with the model's chat template.
     Chat(Conversation),
-    /// A document without roles. Every token but the first carries a loss.
+    /// A document without roles. Every token except the first has a loss.
     Text(String),
 }
 
-/// Messages in order, and which parts of them carry a loss.
+/// Messages in order, and the parts of the messages that have a loss.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// The messages: an optional `system` message, then the turns.
+    /// The messages. An optional `system` message is first, and the turns follow.
     pub messages: Vec<Message>,
     /// The trained part of each message.
     pub loss: Vec<TurnLoss>,
-    /// Definitions of tools, which the template renders.
+    /// Definitions of tools, which the template adds to the text.
     pub tools: Vec<Value>,
 }
 
-/// The part of a message that carries a loss.
+/// The part of a message that has a loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TurnLoss {
-    /// None: the message is a question, or an answer inside a prompt.
+    /// No part. The message is a question, or an answer inside a prompt.
     Context,
-    /// None, even if prompts are trained: the data masks this message.
+    /// No part, even if prompts are trained, because the data masks this message.
     Masked,
-    /// The text and its end-of-turn token.
+    /// The whole text and its end-of-turn token.
     Whole,
     /// Byte ranges of the text. The end-of-turn token is included if a range reaches the end of the text.
     Parts(Vec<Range<usize>>),
 }
 
 impl TurnLoss {
-    /// Whether any part of the message carries a loss.
+    /// Returns whether any part of the message has a loss.
     pub fn is_trained(&self) -> bool {
         matches!(self, Self::Whole | Self::Parts(_))
     }
@@ -59,9 +59,10 @@ impl TurnLoss {
 pub struct RecordSource {
     /// The path that the user gave.
     pub file: Arc<Path>,
-    /// First line of the record, from 1.
+    /// Number of the record's first line, starting at 1.
     pub line: u64,
-    /// Index among all records of the file, good or bad, from 0. Messages print it from 1.
+    /// Index among all good and bad records of the file, starting at 0. Messages print this index starting at
+    /// 1.
     pub index: usize,
 }
 
@@ -80,45 +81,45 @@ impl fmt::Debug for RecordSource {
 /// A record that cannot be trained on, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadRecord {
-    /// The record's position. `line` is the line of the fault.
+    /// Position of the record. Here, `line` is the line of the fault.
     pub source: RecordSource,
-    /// Column of the fault in `source.line`, in characters from 1, if known.
+    /// Column of the fault in the line `source.line`, if known. Columns count characters and start at 1.
     pub column: Option<u64>,
     /// The kind of fault.
     pub fault: RecordFault,
-    /// Description of the value found.
+    /// Description of the actual value.
     pub found: String,
-    /// Description of the value expected.
+    /// Description of the expected value.
     pub expected: String,
-    /// Whether reading stopped here. The file may contain more records.
+    /// Whether reading stopped at this record. The file may contain more records.
     pub rest_unread: bool,
 }
 
-/// Kinds of faults of a record.
+/// The kind of a record's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordFault {
-    /// Not UTF-8.
+    /// The record is not UTF-8.
     Charset,
-    /// Not JSON.
+    /// The record is not valid JSON.
     Json,
-    /// An unexpected byte between two records of an array.
+    /// There is an unexpected byte between two records of an array.
     Array,
-    /// Valid JSON whose keys or types differ from the format.
+    /// The record is valid JSON, but its keys or types do not match the format.
     Shape,
-    /// An empty question, answer or text.
+    /// A question, an answer or a text is empty.
     Empty,
-    /// Content that danlu does not train on, such as images.
+    /// The record has content that danlu does not train on, such as images.
     Unsupported,
-    /// A sequence of roles that is not a conversation.
+    /// The sequence of roles is not a conversation.
     Conversation,
     /// The chat template rejects the conversation.
     Template,
-    /// No token carries a loss.
+    /// No token has a loss.
     Untrained,
 }
 
 impl BadRecord {
-    /// Creates the fault of a valid record without a trained token.
+    /// Creates the bad record for a valid record in which no token has a loss.
     pub fn untrained(source: RecordSource) -> Self {
         let expected = "an answer, or a text, that some token of the model stands for";
         Mismatch::new(RecordFault::Untrained, "no token that carries a loss", expected).at(source)
@@ -142,7 +143,7 @@ impl fmt::Display for BadRecord {
     }
 }
 
-/// A fault without its position.
+/// A fault without the position of its record.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mismatch {
     pub fault: RecordFault,

@@ -1,9 +1,10 @@
-//! Splits a JSON array or JSON lines into records without parsing them.
+//! Splits a JSON array or JSON lines into records without parsing the records.
 //!
-//! Memory holds one record at a time, of at most [`MAX_RECORD_BYTES`]. The splitter counts brackets instead
-//! of recursing, so a hostile file can exhaust neither the stack nor memory.
+//! Only one record is in memory at a time, with at most [`MAX_RECORD_BYTES`]. The splitter counts brackets
+//! instead of using recursion. A hostile file can therefore exhaust neither the stack nor the memory.
 //!
-//! After a broken record in an array, reading resumes at the next record, which [`RecordStart`] finds.
+//! After a damaged record in an array, reading resumes at the next record. [`RecordStart`] finds the next
+//! record.
 
 use std::io::{self, BufRead};
 
@@ -14,7 +15,8 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// Maximum size of a record in bytes. A conversation of a million tokens takes about 4 MiB, the longest novels 90 MiB.
+/// Maximum size of a record in bytes. A conversation of a million tokens has about 4 MiB, and the longest
+/// novels have 90 MiB.
 pub(crate) const MAX_RECORD_BYTES: usize = 128 << 20;
 
 /// The bytes of one record.
@@ -30,20 +32,20 @@ pub(crate) struct Flaw {
     pub at: Position,
     pub found: String,
     pub expected: String,
-    /// Whether the flaw replaces a record. Otherwise it lies between two records.
+    /// Whether this part is a damaged record. Otherwise, this part is between two records.
     pub is_record: bool,
-    /// Whether the rest of the file is skipped, because no further record was found.
+    /// Whether the rest of the file is skipped, because no other record was found.
     pub fatal: bool,
 }
 
-/// How the file separates records.
+/// The layout of the records in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     Array,
     Lines,
 }
 
-/// The tokens that may come next in an array.
+/// The kind of token that may follow in an array.
 #[derive(Clone, Copy, PartialEq)]
 enum Expect {
     FirstRecord,
@@ -57,11 +59,11 @@ pub(crate) struct Splitter<R> {
     scanner: Scanner<R>,
     layout: Layout,
     expect: Expect,
-    /// Start of the last record.
+    /// The start of the last record.
     last: Option<RecordStart>,
-    /// First key of the first record, including its quotes.
+    /// The first key of the file's first record, including its quotes.
     usual_key: Option<Vec<u8>>,
-    /// Whether the array is the value of a key.
+    /// Whether the array is the value of a key in an object.
     wrapped: bool,
     /// Keys of the other lists in the object that contains the array.
     unread_lists: Vec<String>,
@@ -104,7 +106,7 @@ impl<R: BufRead> Splitter<R> {
         self.layout
     }
 
-    /// Returns the next record or flaw. Returns `None` at the end and after a fatal flaw.
+    /// Returns the next record or flaw. Returns `None` at the end of the file and after a fatal flaw.
     pub fn next(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         match self.layout {
             Layout::Array => self.next_element(),
@@ -159,7 +161,7 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// Ends the array. Only white space, or the rest of the object around the array, may follow.
+    /// Handles the end of the array. Only white space may follow, or the rest of the object around the array.
     fn close(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         self.expect = Expect::Nothing;
         self.scanner.bump()?;
@@ -178,8 +180,8 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// Skips to the end of the object around the array and collects the keys of other lists. Returns `false`
-    /// if the object has no end.
+    /// Skips to the end of the object around the array, and collects the keys of other lists. Returns `false`
+    /// if the end is missing.
     fn skip_wrapper(&mut self) -> io::Result<bool> {
         let mut nesting = JsonNesting::default();
         nesting.take(b'{');
@@ -206,11 +208,11 @@ impl<R: BufRead> Splitter<R> {
         Ok(false)
     }
 
-    /// Reports an unexpected byte between two records.
+    /// Returns the flaw for an unexpected byte between two records.
     fn stray(&mut self, found: Option<u8>, expected: &str) -> io::Result<Flaw> {
         let at = self.scanner.at();
         let resumed = match (found, self.last) {
-            // After a complete record, a `{` must start the next one.
+            // A `{` after a complete record must be the start of the next record.
             (Some(b'{'), Some(_)) => true,
             (Some(_), Some(last)) => {
                 last.find_next(&mut self.scanner, self.usual_key.as_deref(), None)?.is_some()
@@ -222,7 +224,7 @@ impl<R: BufRead> Splitter<R> {
         Ok(Flaw { at, found: describe(found), expected: expected.into(), is_record: false, fatal })
     }
 
-    /// Reads one array element, up to its closing bracket or the next separator.
+    /// Reads one element of the array, up to its closing bracket or the next separator.
     fn element(&mut self) -> io::Result<Result<Piece, Flaw>> {
         let start = RecordStart::of(&self.scanner);
         self.last = Some(start);
@@ -265,8 +267,8 @@ impl<R: BufRead> Splitter<R> {
         Ok(Ok(Piece { at: start.at, bytes }))
     }
 
-    /// Reports a broken record, with its `fault` if one is known. Reading resumes at the next record, which
-    /// may start before the fault.
+    /// Returns the flaw for a damaged record, with the `fault` if it is known. Reading resumes at the next
+    /// record, which may start before the fault.
     fn broken(
         &mut self,
         start: RecordStart,
@@ -294,7 +296,8 @@ impl<R: BufRead> Splitter<R> {
         })
     }
 
-    /// Reports an oversized record if another record starts inside it. Reading resumes there.
+    /// Returns the flaw for an oversized record if another record starts inside it. Reading resumes at that
+    /// other record.
     fn swallowed(&mut self, start: RecordStart, bytes: &[u8]) -> io::Result<Option<Flaw>> {
         let here = self.scanner.at();
         let key = self.usual_key.clone().or_else(|| first_key(bytes));
@@ -307,7 +310,7 @@ impl<R: BufRead> Splitter<R> {
     }
 }
 
-/// Reports a record that is not closed before the next record starts.
+/// Returns the flaw for a record that is not closed before the next record starts.
 fn unclosed(at: Position, next: &NextRecord) -> Flaw {
     let place = match next.at.line == at.line {
         true => format!("in column {}", next.at.column),
@@ -321,7 +324,7 @@ fn oversized(at: Position) -> Flaw {
     Flaw { at, found: too_long(), expected: "a smaller one".into(), is_record: true, fatal: false }
 }
 
-/// Describes a record of more than [`MAX_RECORD_BYTES`].
+/// Returns the description of a record that is larger than [`MAX_RECORD_BYTES`].
 pub(crate) fn too_long() -> String {
     format!("a record of more than {} MiB", MAX_RECORD_BYTES >> 20)
 }

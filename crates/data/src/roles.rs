@@ -1,13 +1,13 @@
-//! Maps role names such as `USER`, `Human`, `gpt` or `developer` to standard roles. The user may add names.
+//! Maps role names such as `USER`, `Human`, `gpt` or `developer` to standard roles. The user may add more
+//! names.
 
 use std::{fmt, str::FromStr};
 
 use crate::NameMapError;
 
-/// The standard roles.
 pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
-/// Known names of each role, in lower case. The first name is the standard one.
+/// Known names of each role, in lower case. The first name is the standard role.
 const KNOWN: [(&str, &[&str]); 3] = [
     ("system", &["system", "developer"]),
     ("user", &["user", "human", "person", "customer", "usr"]),
@@ -17,7 +17,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// The user's role names, as `(name, standard role)`.
+/// The user's role names, as pairs `(name, standard role)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
     pairs: Vec<(String, &'static str)>,
@@ -32,7 +32,8 @@ impl Roles {
         self
     }
 
-    /// Returns the standard role for `name`. The user's names take precedence. Known names match in any case.
+    /// Returns the standard role for `name`. The user's names take precedence over the known names. The case
+    /// of a known name is ignored.
     pub(crate) fn role(&self, name: &str) -> Option<&'static str> {
         let own = self.pairs.iter().find(|(own, _)| own == name).map(|(_, role)| *role);
         own.or_else(|| {
@@ -42,7 +43,7 @@ impl Roles {
     }
 }
 
-/// Returns the standard role with exactly this name.
+/// Returns the standard role whose name is exactly `name`.
 fn standard(name: &str) -> Option<&'static str> {
     ROLES.into_iter().find(|role| *role == name)
 }
@@ -50,7 +51,8 @@ fn standard(name: &str) -> Option<&'static str> {
 impl FromStr for Roles {
     type Err = NameMapError;
 
-    /// Parses `NAME=ROLE,…`. Accepts `ROLE=NAME` too if only the left side is a standard role.
+    /// Parses a list `NAME=ROLE,…`. A pair `ROLE=NAME` is accepted too if only its left side is a standard
+    /// role.
     fn from_str(text: &str) -> Result<Self, NameMapError> {
         let mut pairs = Vec::new();
         for (left, right) in crate::columns::pairs(text)? {

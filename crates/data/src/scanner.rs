@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead};
 
-/// A position in a file: line and column from 1, the column in characters.
+/// A position in a file. Line and column start at 1, and the column counts characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub line: u64,
@@ -13,8 +13,8 @@ pub(crate) struct Scanner<R> {
     input: R,
     at: Position,
     begins_line: bool,
-    /// Bytes that precede the rest of `input`, to be read from index `next`. Bytes before `next` were already
-    /// read.
+    /// Bytes that are read before the rest of `input`, starting at index `next`. Bytes before this index were
+    /// already read.
     pending: Vec<u8>,
     next: usize,
 }
@@ -36,12 +36,12 @@ impl<R: BufRead> Scanner<R> {
         self.at
     }
 
-    /// Whether only white space precedes the next byte on its line.
+    /// Returns whether only white space precedes the next byte on its line.
     pub fn begins_line(&self) -> bool {
         self.begins_line
     }
 
-    /// Returns the next byte without consuming it, or `None` at the end.
+    /// Returns the next byte without consuming it, or `None` at the end of the file.
     pub fn peek(&mut self) -> io::Result<Option<u8>> {
         if let Some(byte) = self.pending.get(self.next) {
             return Ok(Some(*byte));
@@ -77,9 +77,10 @@ impl<R: BufRead> Scanner<R> {
         Ok(())
     }
 
-    /// Rewinds to `at`, on the same line. `bytes` are the bytes from `at` to the current position.
+    /// Rewinds to the position `at`, which must be on the same line. `bytes` are the bytes from `at` to the
+    /// current position.
     pub fn push_back(&mut self, bytes: &[u8], at: Position) {
-        // Up to 128 MiB may be pending and a file can force many rewinds, so this branch copies no bytes.
+        // No bytes are copied here, because 128 MiB may be pending and a file can force many rewinds.
         match self.next.checked_sub(bytes.len()) {
             Some(next) => self.next = next,
             None => {
@@ -90,7 +91,8 @@ impl<R: BufRead> Scanner<R> {
         (self.at, self.begins_line) = (at, false);
     }
 
-    /// Returns the next `count` bytes, or fewer at the end, without consuming them.
+    /// Returns the next `count` bytes without consuming them. Near the end of the file, there may be fewer
+    /// bytes.
     pub fn ahead(&mut self, count: usize) -> io::Result<&[u8]> {
         if self.pending.len() - self.next < count {
             self.pending.drain(..self.next);
@@ -119,7 +121,7 @@ impl<R: BufRead> Scanner<R> {
                 Err(error) => return Err(error),
             }
         }
-        // The borrow checker rejects a return inside the loop. A second call returns the same buffer.
+        // The borrow checker does not allow a return inside the loop. A second call returns the same buffer.
         self.input.fill_buf()
     }
 }

@@ -1,10 +1,11 @@
-//! Suggests a known word for a misspelt one.
+//! Finds a known word that is similar to a misspelt word.
 
-/// Longest word that is compared: the comparison takes quadratic time, and a file's key may be of any length.
+/// Maximum length of a word that is compared. The time of a comparison is quadratic in the length, and a key
+/// in a file may have any length.
 const MAX_BYTES: usize = 128;
 
-/// Returns the word in `known` with the smallest edit distance to `word`. Returns `None` if more than a third
-/// of the characters differ.
+/// Returns the word in `known` that has the smallest edit distance to `word`. Returns `None` if more than a
+/// third of the characters differ.
 pub fn closest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > MAX_BYTES {
         return None;
@@ -14,8 +15,8 @@ pub fn closest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     known.into_iter().map(|k| (edit_distance(&word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }
 
-/// Returns the edit distance that counts a swap of neighbours as one edit (optimal string alignment).
-/// Words above 128 bytes are not compared, and count as entirely different.
+/// Returns the edit distance, in which a swap of two neighbouring characters is one edit (optimal string
+/// alignment). Words above 128 bytes are not compared, but treated as entirely different.
 pub fn edit_distance(a: &str, b: &str) -> usize {
     if a.len().max(b.len()) > MAX_BYTES {
         return a.len().max(b.len());

@@ -1,7 +1,7 @@
 use super::*;
 
-/// Formats a record as `line:column text`, and a flaw as `line:column found, expected`. A flaw between
-/// records has the suffix `-`, a fatal one `!`.
+/// Formats a record as `line:column text`, and a flaw as `line:column found, expected`. A `-` marks a flaw
+/// between two records, and a `!` marks a fatal flaw.
 fn split(input: &[u8]) -> Vec<String> {
     let Some(mut splitter) = Splitter::new(input).unwrap() else { return vec!["no records".into()] };
     let mut seen = Vec::new();

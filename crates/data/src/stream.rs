@@ -1,4 +1,4 @@
-//! Opens a data file, returns its first bytes and decompresses it.
+//! Opens a data file, decompresses the data, and returns the first bytes.
 
 use std::io::{self, BufReader, Read};
 
@@ -7,21 +7,21 @@ use sha2::{Digest, Sha256};
 
 use crate::unsupported_file::Compression;
 
-/// Number of first bytes that detection may inspect.
+/// Number of bytes at the start of a file that are used to detect its type.
 const HEAD_BYTES: u64 = 1 << 16;
 
-/// Maximum ratio of decompressed to compressed bytes. Text usually has a ratio of ten.
+/// Maximum ratio of decompressed to compressed bytes. The ratio is about 10 for ordinary text.
 const MAX_EXPANSION: u64 = 1 << 10;
 
-/// A stream together with a copy of its first bytes.
+/// A stream, together with a copy of its first bytes.
 pub(crate) struct Opened<'a> {
-    /// The first bytes, decompressed.
+    /// The first bytes, after decompression.
     pub head: Vec<u8>,
-    /// All bytes from the start, decompressed.
+    /// All bytes from the start, after decompression.
     pub stream: Box<dyn Read + 'a>,
 }
 
-/// Opens `input`, decompressing gzip and Zstandard.
+/// Opens `input`, and decompresses gzip and Zstandard.
 pub(crate) fn open<'a>(input: impl Read + 'a) -> io::Result<Opened<'a>> {
     let opened = peek(input)?;
     let Some(compression) = Compression::of(&opened.head) else { return Ok(opened) };
@@ -57,10 +57,10 @@ impl<R: Read> Read for Counting<R> {
     }
 }
 
-/// A decoder that fails if the ratio of output to input exceeds [`MAX_EXPANSION`].
+/// A decoder that fails if the ratio of output bytes to input bytes exceeds [`MAX_EXPANSION`].
 struct Limited<R, F> {
     decoder: R,
-    /// Returns the number of compressed bytes read so far.
+    /// A function that returns the number of compressed bytes read so far.
     source: F,
     bytes: u64,
 }
@@ -95,7 +95,7 @@ impl<R: Read> Hashing<R> {
         Self { inner, sha256: Sha256::new(), bytes: 0 }
     }
 
-    /// SHA-256 of the bytes read, in hexadecimal.
+    /// Returns the SHA-256 of the bytes read, in hexadecimal.
     pub fn sha256(self) -> String {
         hex::encode(self.sha256.finalize())
     }

@@ -1,4 +1,4 @@
-//! Reads CSV and TSV. The header's names are the record's keys.
+//! Reads CSV and TSV. The names in the header become the keys of the records.
 
 use std::io::{self, Read};
 
@@ -11,7 +11,7 @@ use crate::{
     record_splitter::{MAX_RECORD_BYTES, too_long},
 };
 
-/// Longest header in bytes.
+/// Maximum length of a header in bytes.
 const MAX_HEADER_BYTES: usize = 1 << 12;
 
 /// Delimiters in order of preference.
@@ -48,8 +48,8 @@ pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     }
 }
 
-/// Creates a reader of rows that end in `\n`: with `\r\n`, the csv crate miscounts lines. [`without_return`]
-/// removes the `\r`.
+/// Creates a reader in which a row ends with `\n`. If a row could end with `\r\n`, the csv crate would count
+/// lines incorrectly. [`without_return`] removes the `\r`.
 fn reader<R: Read>(input: R, delimiter: u8) -> csv::Reader<R> {
     let mut builder = ReaderBuilder::new();
     builder.delimiter(delimiter).terminator(Terminator::Any(b'\n')).has_headers(false).flexible(true);
@@ -71,7 +71,7 @@ fn without_return(row: ByteRecord) -> ByteRecord {
 /// A reader that fails if a row is too long, for example because the `"` of a cell is never closed.
 struct RowLimit<R> {
     inner: R,
-    /// Bytes that the current row may still read.
+    /// Number of bytes that may still be read for the current row.
     left: usize,
 }
 
@@ -96,16 +96,16 @@ pub(crate) struct Table<R> {
 }
 
 pub(crate) struct Row {
-    /// First line of the row, from 1.
+    /// Number of the row's first line, starting at 1.
     pub line: u64,
-    /// The row's cells, one per line, for the guess of the encoding.
+    /// The row's cells, one per line. These bytes are used to guess the encoding.
     pub bytes: Vec<u8>,
     /// The record, or the reason why the row is invalid.
     pub object: Result<Object, Mismatch>,
 }
 
 impl<R: Read> Table<R> {
-    /// Reads the header. In names that are not UTF-8, the replacement character stands for invalid bytes.
+    /// Reads the header. In a name that is not UTF-8, invalid bytes become the replacement character.
     pub fn new(input: R, delimiter: u8) -> Result<Self, csv::Error> {
         let mut rows = reader(RowLimit { inner: input, left: MAX_RECORD_BYTES }, delimiter);
         let mut header = ByteRecord::new();
@@ -118,7 +118,7 @@ impl<R: Read> Table<R> {
         Ok(Self { rows, names })
     }
 
-    /// Returns the next row, or `None` at the end.
+    /// Returns the next row, or `None` at the end of the table.
     pub fn next_row(&mut self) -> Result<Option<Row>, csv::Error> {
         let mut row = ByteRecord::new();
         loop {

@@ -1,5 +1,5 @@
-//! Detects how a chat template changes the messages of each record. It renders markers in place of the texts
-//! and compares the output.
+//! Detects how a chat template changes the messages of each record. The template renders markers instead of
+//! the texts, and the output is searched for these markers.
 //!
 //! Records whose messages have the same traits share one rendering.
 
@@ -13,15 +13,17 @@ use crate::{
     record::{Record, RecordContent, RecordSource, TurnLoss},
 };
 
-/// The first marker. Plane 16 is for private use, so ordinary text does not contain these characters.
+/// The first marker. Markers are characters of plane 16, which is for private use, so ordinary text does not
+/// contain them.
 const FIRST_MARKER: u32 = 0x10_0000;
 
-/// White space around a marker. A template that trims text removes it, and no template writes this character.
+/// White space around each marker. A template that trims texts removes this character, and no template writes
+/// this character itself.
 const BLANK: char = '\u{2003}';
 
 const THOUGHT_END: &str = "</think>";
 
-/// Message keys that contain an answer's reasoning.
+/// Message keys for the reasoning of an answer.
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// An effect of a chat template on a message.
@@ -44,13 +46,13 @@ pub enum TemplateEffect {
     Repeated,
     /// The template removes white space around a message.
     Trimmed,
-    /// The text before the last answer differs from the prompt of a generation.
+    /// The text before the last answer differs from the prompt that chat would use for this answer.
     PromptDiffers,
-    /// An answer is not followed by a token that stops a generation.
+    /// No token that stops generation follows an answer.
     EndMissing,
 }
 
-/// An effect and the records that have it.
+/// An effect of the template, and the number of records with this effect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TemplateFinding {
     /// The effect.
@@ -61,12 +63,12 @@ pub struct TemplateFinding {
     pub first: RecordSource,
 }
 
-/// The properties of a message that a template may depend on: its role, and which parts it has.
+/// The properties of a message that a template may depend on: the role, and the parts of the message.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Trait {
     role: String,
     thinks: bool,
-    /// The key of the message's reasoning, if it has one.
+    /// Key of the message's reasoning, if the message has such a key.
     reasoning_key: Option<&'static str>,
     calls: bool,
     blank_before: bool,
@@ -90,7 +92,7 @@ impl Trait {
 #[derive(Debug)]
 pub struct TemplateAudit<'a> {
     tokenizer: &'a Tokenizer,
-    /// Effects by the traits of all messages and by whether the record has tools.
+    /// Effects for each combination of the traits of all messages and the presence of tools.
     shapes: HashMap<(Vec<Trait>, bool), Vec<TemplateEffect>>,
     findings: Vec<TemplateFinding>,
     records: usize,
@@ -102,7 +104,7 @@ impl<'a> TemplateAudit<'a> {
         Self { tokenizer, shapes: HashMap::new(), findings: Vec::new(), records: 0 }
     }
 
-    /// Adds a record. `encoded` is empty for a dropped record.
+    /// Adds a record. For a dropped record, `encoded` is empty.
     pub fn add(&mut self, record: &Record, encoded: &EncodedRecord) {
         let (RecordContent::Chat(chat), Ok(template)) = (&record.content, self.tokenizer.template()) else {
             return;
@@ -121,7 +123,7 @@ impl<'a> TemplateAudit<'a> {
         }
     }
 
-    /// Whether each range of trained tokens ends with a token that stops a generation.
+    /// Returns whether each range of trained tokens ends with a token that stops generation.
     fn every_answer_ends(&self, encoded: &EncodedRecord) -> bool {
         if matches!(encoded.truncation, Truncation::Dropped { .. }) {
             return true;
@@ -138,7 +140,7 @@ impl<'a> TemplateAudit<'a> {
         }
     }
 
-    /// Number of conversations added.
+    /// Returns the number of conversations that were added.
     pub fn records(&self) -> usize {
         self.records
     }
@@ -150,15 +152,15 @@ impl<'a> TemplateAudit<'a> {
     }
 }
 
-/// The marker in the definition of a tool.
+/// The marker inside the definition of a tool.
 const TOOL_MARKER: char = '\u{10fffd}';
 
-/// Returns the marker for a part of a message: its text, reasoning or call.
+/// Returns the marker for one part of a message: its text, its reasoning or its tool call.
 fn marker(index: usize, part: u32) -> char {
     char::from_u32(FIRST_MARKER + 3 * index as u32 + part).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-/// Creates a message with these traits, whose parts are markers.
+/// Creates a message that has these traits and contains markers.
 fn probe((index, part): (usize, &Trait)) -> Message {
     let blank = |is_there: bool| if is_there { String::from(BLANK) } else { String::new() };
     let thought = match part.thinks {
@@ -179,8 +181,8 @@ fn probe((index, part): (usize, &Trait)) -> Message {
     message
 }
 
-/// Renders markers for messages with these traits and returns the effects. Returns none if the template
-/// rejects the conversation.
+/// Renders messages with these traits and returns the effects of the template. The list is empty if the
+/// template rejects the conversation.
 fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<TemplateEffect> {
     let messages: Vec<Message> = shape.iter().enumerate().map(probe).collect();
     let tool = json!({ "type": "function", "function": { "name": TOOL_MARKER.to_string(), "description": "", "parameters": {} } });
@@ -198,7 +200,7 @@ fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<Tem
             _ => TemplateEffect::QuestionDropped,
         };
         match text.matches(marker(index, 0)).count() {
-            // A template may write the call instead of the text.
+            // A template may write the tool call instead of the text.
             0 if !part.calls => found.push(dropped),
             0 | 1 => {}
             _ => found.push(TemplateEffect::Repeated),

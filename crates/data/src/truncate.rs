@@ -1,10 +1,11 @@
-//! Shortens a conversation. The last answer is never cut, because its end teaches the model to stop.
+//! Shortens a conversation. The last answer is never cut, because the model learns from the end of an answer
+//! when to stop.
 
 use danlu_model::{Message, ModelError};
 
 use crate::record::{Conversation, TurnLoss};
 
-/// Bytes of the first end of a question that is tried.
+/// Length in bytes of the first suffix of a question that is tested.
 const SHORTEST_END: usize = 1 << 12;
 
 /// Result of [`truncate`].
@@ -12,13 +13,13 @@ const SHORTEST_END: usize = 1 << 12;
 pub(crate) enum Fit {
     /// A shorter conversation that fits.
     Shorter(Conversation),
-    /// No shorter form fits: the last answer is too long.
+    /// No shorter conversation fits, because the last answer is too long.
     Never,
 }
 
-/// Returns the longest form of the conversation for which `fits` is true.
+/// Returns the longest shortened conversation for which `fits` returns true.
 ///
-/// Text is removed in this order: messages after the last answer, the first turns, the start of the last
+/// Text is removed in this order: messages after the last answer, the first turns, and the start of the last
 /// question. The system message is never removed.
 pub(crate) fn truncate(
     chat: &Conversation,
@@ -31,7 +32,7 @@ pub(crate) fn truncate(
     let turns = &chat.messages[system..=last_answer];
     let loss = &chat.loss[system..=last_answer];
 
-    // Returns the system message and the turns from `start` on.
+    // Returns the system message and all turns that start at index `start` or later.
     let from = |start: usize| {
         let messages = [&chat.messages[..system], &turns[start..]].concat();
         let loss = [&chat.loss[..system], &loss[start..]].concat();
@@ -45,7 +46,7 @@ pub(crate) fn truncate(
         return Ok(Fit::Shorter(from(starts[index])));
     }
 
-    // The last question and answer do not fit, so the question loses its start.
+    // The last question and its answer do not fit, so the start of the question is removed.
     let chat = from(starts.last().copied().unwrap_or(0));
     let is_question = |at: &usize| chat.messages[*at].role == "user" && !chat.loss[*at].is_trained();
     let Some(question) = (0..chat.messages.len()).rev().find(is_question) else {
@@ -59,16 +60,18 @@ pub(crate) fn truncate(
         chat
     };
     let longest = longest_end(&text, &|at| fits(&cut_at(at).messages))?;
-    // White space is not a question, so no cut leaves only white space.
+    // A question of white space only is not accepted.
     Ok(match longest.map(cut_at) {
         Some(chat) if !chat.messages[question].content.trim().is_empty() => Fit::Shorter(chat),
         _ => Fit::Never,
     })
 }
 
-/// Returns the start of the longest proper end of `text` that fits, at least one character long.
+/// Returns the start of the longest suffix of `text` that fits. The suffix is shorter than `text` and has at
+/// least one character.
 ///
-/// The ends are tried from short to long, so the work follows the length of the result.
+/// Suffixes are tested from short to long, so the time depends on the length of the result and not on the
+/// length of `text`.
 fn longest_end(
     text: &str,
     fits: &dyn Fn(usize) -> Result<bool, ModelError>,
@@ -78,7 +81,7 @@ fn longest_end(
     for length in (SHORTEST_END.ilog2()..usize::BITS).map(|bits| 1usize << bits) {
         let start = text.ceil_char_boundary(text.len().saturating_sub(length)).max(first);
         if start >= end || !fits(start)? {
-            // The longest end that fits begins between `start` and `end`.
+            // The longest suffix that fits starts between `start` and `end`.
             let cuts: Vec<usize> =
                 text[start.min(end)..end].char_indices().map(|(at, _)| start + at).collect();
             let found = first_that_fits(cuts.len(), &|index| fits(cuts[index]))?;
@@ -89,10 +92,10 @@ fn longest_end(
     Ok((end < text.len()).then_some(end))
 }
 
-/// Finds the smallest index below `len` that fits by binary search, assuming that lengths shrink as the index
-/// grows.
+/// Finds the smallest index below `len` that fits. The binary search assumes that a larger index gives a
+/// shorter text.
 ///
-/// Tokenization violates the assumption slightly, but the returned index was tested.
+/// Tokenization violates this assumption slightly, but the returned index was tested with `fits`.
 fn first_that_fits(
     len: usize,
     fits: &dyn Fn(usize) -> Result<bool, ModelError>,
@@ -114,7 +117,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Counts one token per character and two per message.
+    /// Returns a length of one token per character and two tokens per message.
     fn length(messages: &[Message]) -> usize {
         messages.iter().map(|message| message.content.chars().count() + 2).sum()
     }
@@ -196,8 +199,8 @@ mod tests {
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {
-                    // Then the system message, the last answers and a question that ends in 12 blanks are too
-                    // long.
+                    // If nothing fits, the budget is smaller than the system message, the last answers and a
+                    // question that ends in 12 blanks.
                     let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
                     let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
                     let system = system.map_or(0, |text| text.len() + 2);

@@ -1,4 +1,4 @@
-//! Collects keys that a format does not define. Many are misspelt.
+//! Collects keys that a format does not define. Many of these keys are misspelt.
 
 use crate::{
     Format,
@@ -16,15 +16,15 @@ const MAX_KEYS: usize = 100;
 pub struct UnknownKey {
     /// The key.
     pub key: String,
-    /// Number of records with the key.
+    /// Number of records that contain the key.
     pub count: usize,
-    /// First record with the key.
+    /// The first record that contains the key.
     pub first: RecordSource,
-    /// A similar key of the format that is missing from the first record.
+    /// A similar key of the format, if the first record does not contain that key.
     pub meant: Option<&'static str>,
 }
 
-/// Counts the keys of `record` and of its messages (`message_keys`) that `format` does not define.
+/// Counts the keys of `record`, and of its messages (`message_keys`), that `format` does not define.
 pub(crate) fn count_unknown(
     found: &mut Vec<UnknownKey>,
     format: Format,
@@ -62,7 +62,8 @@ fn count(
     }
 }
 
-/// Returns a question about misspelt keys if every missing required key has a similar key in the record.
+/// Returns a question about misspelt keys if, for every missing required key, the record contains a similar
+/// key.
 pub(crate) fn misspelt(record: &Object, format: Format) -> Option<String> {
     let missing = format.required_keys().iter().filter(|key| !record.contains_key(**key));
     let meant = missing.map(|key| {

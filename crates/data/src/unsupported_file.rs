@@ -1,5 +1,5 @@
-//! Recognizes files that contain no readable records, such as archives and workbooks, by their first bytes.
-//! Errors and hints name the file type.
+//! Recognizes files without readable records, such as archives and workbooks, by their first bytes. Errors
+//! and hints name the type of the file.
 
 use std::path::Path;
 
@@ -25,11 +25,11 @@ pub enum UnsupportedFile {
     Pdf,
     /// An SQLite database.
     Sqlite,
-    /// A bzip2 or xz stream, a 7z, RAR or tar archive.
+    /// A bzip2 or xz stream, or a 7z, RAR or tar archive.
     Archive,
     /// A Python pickle or a NumPy file.
     Python,
-    /// A Git LFS pointer file, which stands in for the real file.
+    /// A Git LFS pointer file, which has the name of the real file but not its contents.
     LfsPointer,
 }
 
@@ -50,13 +50,13 @@ impl Compression {
     }
 }
 
-/// Whether a file starts with Parquet's magic number.
+/// Returns whether a file starts with the magic number of Parquet.
 pub(crate) fn is_parquet(head: &[u8]) -> bool {
     head.starts_with(b"PAR1")
 }
 
 impl UnsupportedFile {
-    /// Recognizes the file type. A few kilobytes of `head` are enough.
+    /// Recognizes the type of a file from its first bytes. A few kilobytes of `head` are enough.
     pub(crate) fn of(head: &[u8]) -> Option<Self> {
         const MAGIC: [(&[u8], UnsupportedFile); 14] = [
             (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", UnsupportedFile::Ole),
@@ -92,7 +92,7 @@ impl UnsupportedFile {
         }
     }
 
-    /// Returns the type of a ZIP archive, from the file names that it lists.
+    /// Returns the type of a ZIP archive, which depends on the file names in the archive.
     fn zipped(head: &[u8]) -> Self {
         let contains = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
         match () {
@@ -102,7 +102,7 @@ impl UnsupportedFile {
         }
     }
 
-    /// The type's common name, with an article.
+    /// Returns the common name of the type, with an article.
     pub fn name(self) -> &'static str {
         match self {
             Self::Xlsx => "an Excel workbook (xlsx)",

@@ -1,4 +1,4 @@
-//! Writes records in a format: the inverse of reading.
+//! Converts records to JSON objects of a format, which is the inverse of reading.
 
 use danlu_model::Message;
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use crate::{
     record::{BadRecord, Conversation, Mismatch, Record, RecordContent, RecordFault, TurnLoss},
 };
 
-/// Converts a record to a JSON object of `format`. Reading the object gives the same content, except that an
-/// answer inside a prompt may become masked.
+/// Converts a record to a JSON object of `format`. Reading this object returns the same content, except that
+/// an answer inside a prompt may become masked.
 ///
 /// # Errors
 /// If the format cannot express the record.
@@ -42,7 +42,7 @@ pub fn to_json(record: &Record, format: Format) -> Result<Object, Box<BadRecord>
 }
 
 /// Returns the most common format that can express all of `records`. Returns `None` if there are no records,
-/// or if documents and conversations are mixed.
+/// or if the records contain both documents and conversations.
 pub fn common_format(records: &[Record]) -> Option<Format> {
     let chats: Vec<&Conversation> = records
         .iter()
@@ -61,8 +61,8 @@ pub fn common_format(records: &[Record]) -> Option<Format> {
     }
 }
 
-/// Returns the index of the first trained answer if all later answers are trained; 0 if all are. Returns
-/// `None` if single messages are masked.
+/// Returns the index of the message after the last untrained answer, or 0 if all answers are trained. Returns
+/// `None` if a trained answer precedes an untrained answer, or if single messages are masked.
 fn first_answer(chat: &Conversation) -> Option<usize> {
     let is_answer = |index: &usize| chat.messages[*index].role == "assistant";
     let plain = |index: usize, loss: &TurnLoss| {
@@ -77,7 +77,6 @@ fn first_answer(chat: &Conversation) -> Option<usize> {
     (!mixed).then_some(last_context + 1)
 }
 
-/// Adds the conversation's tools to its record.
 fn with_tools(mut record: Value, chat: &Conversation) -> Value {
     if !chat.tools.is_empty() {
         record["tools"] = chat.tools.clone().into();
@@ -85,8 +84,8 @@ fn with_tools(mut record: Value, chat: &Conversation) -> Value {
     record
 }
 
-/// Returns the turns from `start` on. A turn gets a `train` key if its loss differs from the default for its
-/// role.
+/// Returns the turns that start at index `start` or later. A turn gets a `train` key if its loss differs from
+/// the default of its role.
 fn turns(chat: &Conversation, start: usize, role: &str, content: &str) -> Vec<Value> {
     let names: &[(&str, &str)] =
         if role == "from" { &[("user", "human"), ("assistant", "gpt")] } else { &[] };
@@ -108,7 +107,7 @@ fn turns(chat: &Conversation, start: usize, role: &str, content: &str) -> Vec<Va
     chat.messages.iter().zip(&chat.loss).skip(start).map(turn).collect()
 }
 
-/// Converts byte ranges to axolotl's character offsets, whose end is inclusive.
+/// Converts byte ranges to axolotl's character offsets, in which the end is inclusive.
 fn detail(content: &str, parts: &[std::ops::Range<usize>]) -> Value {
     let chars = |at: usize| content[..at].chars().count();
     let part = |part: &std::ops::Range<usize>| json!({ "begin_offset": chars(part.start), "end_offset": chars(part.end) - 1, "train": true });
@@ -126,7 +125,7 @@ fn prompt_completion(chat: &Conversation) -> Value {
     let at = first_answer(chat).filter(|at| *at > 0).unwrap_or(answer);
     let mut prompt = turns(chat, 0, "role", "content");
     let completion = prompt.split_off(at);
-    // Inside a prompt, an answer carries no loss by default.
+    // Inside a prompt, an answer has no loss by default.
     for (turn, loss) in prompt.iter_mut().zip(&chat.loss) {
         if let (Some(turn), TurnLoss::Context) = (turn.as_object_mut(), loss) {
             turn.remove("train");

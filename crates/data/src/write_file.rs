@@ -1,4 +1,4 @@
-//! Writes records to a file: JSON, JSON lines, CSV, TSV or Parquet, perhaps compressed.
+//! Writes records to a file in JSON, JSON lines, CSV, TSV or Parquet, optionally compressed.
 
 use std::{
     io::{self, Write},
@@ -58,10 +58,10 @@ impl OutputKind {
         Some(Self { layout, compression })
     }
 
-    /// Returns the contents of a file with `records`. In tables, a list is written as JSON text.
+    /// Returns the contents of a file that contains `records`. In tables, a list is written as JSON text.
     ///
     /// # Errors
-    /// If a table cannot hold the records.
+    /// If a table cannot represent the records.
     pub fn bytes(self, records: &[Object]) -> io::Result<Vec<u8>> {
         let plain = match self.layout {
             Layout::Json | Layout::JsonLines => self.json(records),
@@ -90,7 +90,7 @@ impl OutputKind {
     }
 }
 
-/// Returns the keys of all records, in order of first use.
+/// Returns the keys of all records, in the order of first use.
 fn columns(records: &[Object]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for key in records.iter().flat_map(Object::keys) {
@@ -101,12 +101,13 @@ fn columns(records: &[Object]) -> Vec<&str> {
     names
 }
 
-/// Returns one cell: a string unchanged, any other value as JSON. A missing key gives an empty cell.
+/// Returns the text of one cell. A string is unchanged, and any other value is written as JSON. The cell is
+/// empty if the key is missing.
 fn cell(record: &Object, name: &str) -> io::Result<String> {
     match record.get(name) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),
-        // A reader would parse a prompt that is JSON text as a list of messages.
+        // A reader would parse a prompt of JSON text as a list of messages.
         Some(_) if name == "prompt" || name == "completion" => {
             let message =
                 format!("`{name}` is a list of messages, which a table cannot hold; write `--to messages`");

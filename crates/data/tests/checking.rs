@@ -1,4 +1,4 @@
-//! The report of `check`.
+//! Tests the statistics and warnings of `check`.
 
 use std::path::Path;
 

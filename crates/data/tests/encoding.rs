@@ -1,4 +1,4 @@
-//! Encodes records to token ids and loss masks, with real tokenizers and templates.
+//! Tests the token ids and loss masks of records, with real tokenizers and templates.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use danlu_model::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// The model that comes with the program; its template is Llama 3's.
+/// Returns the tokenizer of the bundled model, which has the template of Llama 3.
 fn bundled() -> Tokenizer {
     Tokenizer::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m"))).unwrap()
 }
@@ -36,7 +36,7 @@ fn encoded(record: &Record, tokenizer: &Tokenizer, max_length: usize) -> Encoded
     encode(record, tokenizer, &EncodeOptions { max_length, ..Default::default() }).unwrap()
 }
 
-/// The text of the trained tokens.
+/// Returns the text of the trained tokens.
 fn learnt(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> String {
     let sequence = &encoded.sequence;
     let ids: Vec<u32> = sequence
@@ -51,7 +51,8 @@ fn learnt(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> String {
 
 #[test]
 fn ids_and_labels_equal_those_of_transformers() {
-    // chat_ids.json: transformers' apply_chat_template over the first 50 records of the tutorial's data.
+    // `chat_ids.json` contains the output of transformers' `apply_chat_template` for the first 50 records of
+    // the tutorial's data.
     let (Some(model), Some(golden)) = (shared("golden/tiny"), shared("golden/chat_ids.json")) else { return };
     let tokenizer = Tokenizer::read(&model).unwrap();
     let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
@@ -229,7 +230,7 @@ fn no_eos_token_is_added_if_the_option_says_so() {
     assert_eq!((with.last(), with[..with.len() - 1].to_vec()), (Some(&eos), without));
 }
 
-/// More text than the tokenizer encodes at once.
+/// Returns a text that is too long for the tokenizer to encode at once.
 fn novel() -> String {
     (0..9000).map(|n| format!("第{n}回：甄嬛道：“臣妾做不到啊。” She said so {n} times.\n")).collect()
 }

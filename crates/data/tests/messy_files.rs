@@ -1,4 +1,5 @@
-//! Files as people have them: tables, compressed files, wrapped lists, other names for keys and roles.
+//! Tests files as users have them: tables, compressed files, lists inside an object, and other names for keys
+//! and roles.
 
 use std::{io::Write, path::Path};
 
@@ -20,7 +21,7 @@ fn parse(bytes: &[u8]) -> Result<Dataset, DataError> {
     read_from(bytes, Path::new("data"), &ReadOptions::default())
 }
 
-/// Records as `line role: content | …`, then bad records as their message.
+/// Formats good records as `line role: content | …`, and bad records as their message. Bad records are last.
 fn lines(dataset: &Dataset) -> Vec<String> {
     let record = |record: &danlu_data::Record| match &record.content {
         RecordContent::Text(text) => format!("{} {text}", record.source.line),
@@ -62,7 +63,7 @@ fn tables_are_read_with_their_lines() {
 
 #[test]
 fn a_gbk_table_names_its_encoding() {
-    // printf 'prompt,completion\n你好，甄嬛。,好\n' | iconv -t GBK
+    // Source of the bytes: `printf 'prompt,completion\n你好，甄嬛。,好\n' | iconv -t GBK`.
     let table = b"prompt,completion\n\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3,\xba\xc3\n";
     let dataset = read_from(&table[..], Path::new("data"), &ReadOptions::default()).unwrap_err();
     assert!(dataset.hint().unwrap().contains("GB18030"), "{dataset}");

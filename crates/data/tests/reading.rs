@@ -1,4 +1,4 @@
-//! Files in, records and complaints out.
+//! Tests which records and errors are read from a file.
 
 use std::{io::Read, path::Path};
 
@@ -8,7 +8,7 @@ fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
     read_from(bytes, Path::new("folder/chat.json"), &format.into())
 }
 
-/// Good records as `line role: content | …`, bad ones as their message.
+/// Formats good records as `line role: content | …`, and bad records as their message.
 fn lines(dataset: &Dataset) -> Vec<String> {
     let mut seen: Vec<(usize, String)> = Vec::new();
     for record in &dataset.records {
@@ -196,7 +196,7 @@ fn another_encoding_is_named_with_its_conversion() {
         let piped = read_from(first.chain(rest), Path::new("folder/chat.json"), &ReadOptions::default());
         assert_eq!(piped.unwrap_err().to_string(), refused, "a pipe may give one byte first");
     }
-    // printf '{"text": "你好"}' | iconv -t GB18030
+    // Source of the bytes: `printf '{"text": "你好"}' | iconv -t GB18030`.
     let (error, next) = hint(b"{\"text\": \"\xc4\xe3\xba\xc3\"}\n");
     assert!(
         error.starts_with("cannot read `folder/chat.json`: every record is invalid; the first: "),
@@ -270,14 +270,14 @@ fn a_depth_bomb_is_a_bad_record() {
 fn the_fingerprint_names_the_bytes_and_no_folder() {
     let dataset = parse(b"{\"text\": \"a\"}\n{}\n", None).unwrap();
     assert_eq!(dataset.fingerprint.name, "chat.json");
-    // printf '{"text": "a"}\n{}\n' | sha256sum
+    // Expected checksum: `printf '{"text": "a"}\n{}\n' | sha256sum`.
     assert_eq!(
         dataset.fingerprint.sha256,
         "0c90a0a7b7f4f698aa83053f569ab5ddcb6643af00148f9ed1f7ebd1732e455f"
     );
     assert_eq!((dataset.fingerprint.bytes, dataset.fingerprint.records), (17, 1));
     assert_eq!(dataset.fingerprint.bad_records, 1);
-    // A break in the middle must not shorten what is hashed.
+    // If reading stops in the middle of a file, the checksum must still include the whole file.
     let whole = parse(b"[{\"text\": \"a\"}}, and more", None).unwrap();
     assert_eq!(whole.fingerprint.bytes, 25);
 }

@@ -1,4 +1,4 @@
-//! Effects of a chat template on records, and their report.
+//! Tests that the effects of a chat template on records are detected and reported.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use danlu_model::Tokenizer;
 const HEADERS: &str =
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n";
 
-/// The bundled tokenizer with another template.
+/// Returns the bundled tokenizer with another template.
 fn tokenizer(template: &str) -> Tokenizer {
     let folder = tempfile::tempdir().unwrap();
     let assets = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m"));
@@ -25,7 +25,7 @@ fn checked(template: &str, records: &[&str]) -> Check {
     check(&[dataset], &tokenizer(template), &EncodeOptions::default(), &mut |_| {})
 }
 
-/// Effects with the number of records and the line of the first.
+/// Returns each effect with the number of records, and the line of the first record.
 fn effects(template: &str, records: &[&str]) -> Vec<(TemplateEffect, usize, u64)> {
     let found = checked(template, records);
     assert_eq!(found.bad, []);

@@ -1,4 +1,4 @@
-//! A small model of random weights, and the location of the shared golden files.
+//! A small model with random weights, and the location of the shared golden files.
 
 #![allow(dead_code)]
 
@@ -58,7 +58,7 @@ pub fn write_model(folder: &Path, shards: usize) {
             .map(|(tensor, shape)| {
                 let len = shape.iter().product::<usize>();
                 let key = rng::key(&[tensor.len() as u64, tensor.bytes().map(u64::from).sum()]);
-                // Norms near 1, and tables wide enough for distinct logits.
+                // Norms are near 1, and the tables have a wide range so that logits are distinct.
                 let (centre, width) = match tensor.as_str() {
                     "model.embed_tokens.weight" => (0.0, 1.0),
                     name if name.ends_with("norm.weight") => (1.0, 0.2),
@@ -83,7 +83,7 @@ pub fn write_model(folder: &Path, shards: usize) {
     }
 }
 
-/// Gives every parameter a value, so that `B` is not zero.
+/// Sets every parameter to a random value, so that `B` is not zero.
 pub fn randomise(adapter: &mut Adapter, size: f32) {
     let values: Vec<f32> =
         (0..adapter.num_parameters() as u64).map(|i| size * (rng::uniform(77, i) - 0.5)).collect();

@@ -1,4 +1,4 @@
-//! Stanford Alpaca records, with the later additions `system` and `history`.
+//! Reads records in the format of Stanford Alpaca, with the later additions `system` and `history`.
 
 use serde_json::Value;
 

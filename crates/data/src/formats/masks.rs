@@ -1,4 +1,4 @@
-//! Reads the keys that exclude turns from the loss. The keys are those of common trainers.
+//! Reads keys that exclude turns from the loss. Common trainers use these keys.
 
 use std::ops::Range;
 
@@ -10,18 +10,19 @@ use crate::{
     record::{Mismatch, RecordFault, TurnLoss},
 };
 
-/// Message keys: true, 1 or null trains the message. `train_detail` lists the trained parts of its text.
+/// Message keys for the loss. The value true, 1 or null trains the message. `train_detail` lists the trained
+/// parts of the message's text.
 pub(crate) const TURN_KEYS: [&str; 8] =
     ["train", "train_detail", "training_detail", "loss", "loss_mask", "trainable", "weight", "mask_loss"];
 
-/// Record keys with one value per message, or per answer.
+/// Record keys with a list of one value per message or one value per answer.
 pub(crate) const LIST_KEYS: [&str; 7] =
     ["train", "loss", "loss_mask", "trainable", "weight", "weights", "train_mask"];
 
-/// Keys whose value true excludes the message.
+/// Keys for which the value true excludes the message.
 const INVERTED: [&str; 1] = ["mask_loss"];
 
-/// Reads the mask keys of a message whose text is `content`.
+/// Reads the mask keys of a message. `content` is the text of the message.
 pub(super) fn of_turn(turn: &Object, content: &str) -> Result<Option<TurnLoss>, Mismatch> {
     let mut decided: Option<(&str, TurnLoss)> = None;
     for key in TURN_KEYS {
@@ -36,7 +37,7 @@ pub(super) fn of_turn(turn: &Object, content: &str) -> Result<Option<TurnLoss>, 
                 false => TurnLoss::Masked,
             },
         };
-        // `train_detail` refines the message's own mask key.
+        // `train_detail` takes precedence over the message's other mask keys.
         match &decided {
             Some((first, earlier))
                 if *earlier != loss && !key.ends_with("detail") && !first.ends_with("detail") =>
@@ -66,8 +67,8 @@ fn flag(value: &Value, key: &str) -> Result<bool, Mismatch> {
     }
 }
 
-/// Reads axolotl's `train_detail`: objects with `begin_offset`, an inclusive `end_offset` and `train`.
-/// Offsets count characters.
+/// Reads axolotl's `train_detail`: objects with `begin_offset`, an inclusive `end_offset` and `train`. The
+/// offsets count characters.
 fn parts_of(parts: &[Value], content: &str, key: &str) -> Result<TurnLoss, Mismatch> {
     let starts: Vec<usize> = content.char_indices().map(|(at, _)| at).chain([content.len()]).collect();
     let mut trained: Vec<Range<usize>> = Vec::new();
@@ -92,7 +93,7 @@ fn parts_of(parts: &[Value], content: &str, key: &str) -> Result<TurnLoss, Misma
     Ok(if trained.is_empty() { TurnLoss::Masked } else { TurnLoss::Parts(trained) })
 }
 
-/// Applies the record's lists of masks, which have one value per message or per answer.
+/// Applies the mask lists of the record. A list has one value per message or one value per answer.
 pub(super) fn apply_lists(
     record: &Object,
     messages: &[Message],
@@ -102,7 +103,7 @@ pub(super) fn apply_lists(
         let values = match record.get(key) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(values)) => values,
-            // Here `loss` is a measured loss, not a mask.
+            // In this record, `loss` is a measured loss and not a mask.
             Some(Value::Number(number))
                 if key == "loss" && ![0.0, 1.0].map(Some).contains(&number.as_f64()) =>
             {
@@ -131,7 +132,7 @@ pub(super) fn apply_lists(
             match (flag(value, key)?, is_answer) {
                 (false, _) => loss[at] = TurnLoss::Masked,
                 (true, true) if loss[at] == TurnLoss::Context => loss[at] = TurnLoss::Whole,
-                // A list of ones is a default and adds no loss to questions.
+                // A value of 1 adds no loss to a question, because a list of ones is the default.
                 (true, _) => {}
             }
         }

@@ -7,7 +7,7 @@ use crate::{
     record::{Conversation, Mismatch, RecordContent},
 };
 
-/// Converts a record whose turns are in the list `key`.
+/// Converts a record that contains its turns in the list `key`.
 pub(super) fn convert(record: &Object, key: &str, turns: &mut TurnReader) -> Result<RecordContent, Mismatch> {
     let mut chat = Conversation { tools: tools(record)?, ..Conversation::default() };
     chat.push_system(optional_text(record, "system")?);

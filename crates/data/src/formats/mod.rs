@@ -16,7 +16,7 @@ use crate::{
     unknown_keys,
 };
 
-/// Record keys that would change the model's input but cannot be rendered.
+/// Record keys whose content would change the model's input but cannot be rendered.
 pub(crate) const UNSUPPORTED: [&str; 6] = ["functions", "images", "image", "audios", "videos", "documents"];
 
 pub(crate) fn convert(
@@ -48,7 +48,7 @@ pub(crate) fn convert(
     }
 }
 
-/// Converts a record and formats its messages or its fault.
+/// Converts a record and formats the messages, or the fault.
 #[cfg(test)]
 fn shown(format: Format, record: &str) -> String {
     let options = crate::ReadOptions::default();

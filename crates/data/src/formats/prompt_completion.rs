@@ -1,6 +1,6 @@
 //! Reads `prompt` and `completion`: two texts, or two lists of messages.
 //!
-//! Two texts become one question and its answer. With lists, only answers in `completion` carry a loss.
+//! Two texts become one question and its answer. With lists, only answers in `completion` have a loss.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) fn convert(record: &Object, turns: &mut TurnReader) -> Result<RecordContent, Mismatch> {
-    // KTO data labels each completion, and a rejected one must not be trained.
+    // KTO data has a label for each completion, and a rejected completion must not be trained.
     if record.get("label").is_some_and(Value::is_boolean) {
         let found = "`label`, which marks a completion as good or bad";
         let expected = "completions to learn, without `label`; preference training is not supported";
@@ -24,7 +24,7 @@ pub(super) fn convert(record: &Object, turns: &mut TurnReader) -> Result<RecordC
     validate(chat)
 }
 
-/// Adds the prompt or the completion: a text or a list of messages. Only the completion carries a loss.
+/// Adds the prompt or the completion, which is a text or a list of messages. Only the completion has a loss.
 fn side(record: &Object, key: &str, chat: &mut Conversation, turns: &mut TurnReader) -> Result<(), Mismatch> {
     let is_prompt = key == "prompt";
     match &record[key] {

@@ -1,5 +1,5 @@
-//! Reads turns of a conversation, with OpenAI's keys (`role`, `content`), ShareGPT's (`from`, `value`) or the
-//! user's.
+//! Reads the turns of a conversation. The keys are OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`)
+//! or the user's.
 
 use danlu_model::Message;
 use serde_json::Value;
@@ -12,29 +12,29 @@ use crate::{
     record::{Conversation, Mismatch, RecordFault, TurnLoss},
 };
 
-/// Keys of the role, in order of preference.
+/// Keys for the role, in order of preference.
 const ROLE_KEYS: [&str; 2] = ["role", "from"];
 
-/// Keys of the text, in order of preference.
+/// Keys for the text, in order of preference.
 const CONTENT_KEYS: [&str; 2] = ["content", "value"];
 
 /// Message keys that danlu cannot render.
 const UNSUPPORTED: [&str; 4] = ["function_call", "images", "audio", "refusal"];
 
-/// Message keys that the template receives unchanged.
+/// Message keys that are passed to the template unchanged.
 const PASSED: [&str; 6] =
     ["tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"];
 
-/// LLaMA-Factory's ShareGPT role for a turn whose text is a tool call.
+/// ShareGPT role that LLaMA-Factory uses for a turn whose text is a tool call.
 const CALL_ROLE: &str = "function_call";
 
 /// Roles of turns that contain a tool's result.
 const TOOL_ROLES: [&str; 5] = ["tool", "function", "observation", "tool_response", "ipython"];
 
-/// Converts lists of turns, and collects keys that it does not read.
+/// Converts lists of turns, and collects the keys that were not read.
 pub(crate) struct TurnReader<'a> {
     options: &'a ReadOptions,
-    /// Keys of messages that were not read, once per record.
+    /// Keys of messages that were not read. A key is listed once per record.
     pub unknown_keys: Vec<String>,
 }
 
@@ -43,8 +43,8 @@ impl<'a> TurnReader<'a> {
         Self { options, unknown_keys: Vec::new() }
     }
 
-    /// Adds the turns in the list `key` to `chat`. Answers carry a loss unless the message or the record
-    /// masks them. With `context`, no answer does.
+    /// Adds the turns in the list `key` to `chat`. Answers have a loss unless the message or the record masks
+    /// them. With `context`, no answer has a loss.
     pub fn add(
         &mut self,
         chat: &mut Conversation,
@@ -64,7 +64,7 @@ impl<'a> TurnReader<'a> {
         masks::apply_lists(record, &chat.messages[first..], &mut chat.loss[first..])
     }
 
-    /// Reads one turn, and the loss that its mask keys request.
+    /// Reads one turn, and the loss that the turn's mask keys request.
     fn turn(&mut self, value: &Value) -> Result<(Message, Option<TurnLoss>), Mismatch> {
         let Value::Object(object) = value else {
             let found = fields::describe(value);
@@ -90,13 +90,13 @@ impl<'a> TurnReader<'a> {
         Ok((Message { extra, ..message(role, content) }, mask))
     }
 
-    /// Returns the key of `object` that is used for `ours`.
+    /// Returns the key of `object` that contains the value of `ours`.
     fn key(&self, object: &Object, ours: &'static str, known: &[&'static str]) -> &'a str {
         let present = |key: &&str| object.contains_key(*key);
         let options: &'a ReadOptions = self.options;
         let own = options.columns.message_key(ours).filter(present);
         own.or_else(|| known.iter().copied().find(present)).unwrap_or(match ours {
-            // A message with ShareGPT's `from` also uses ShareGPT's `value`.
+            // A message that contains ShareGPT's `from` also contains ShareGPT's `value`.
             "content" if object.contains_key("from") && !object.contains_key("role") => "value",
             _ => ours,
         })
@@ -126,12 +126,13 @@ fn within(mut mismatch: Mismatch, index: usize) -> Mismatch {
     mismatch
 }
 
-/// Reads the tools of a record: a list, or its JSON text.
+/// Reads the tools of a record, from a list or from the JSON text of a list.
 pub(super) fn tools(record: &Object) -> Result<Vec<Value>, Mismatch> {
     Ok(optional_list(record, "tools")?.into_owned())
 }
 
-/// Reads the text of a turn and the keys for the template. The text may be null if the turn has a tool call.
+/// Reads the text of a turn and the keys for the template. The text may be null if the turn contains a tool
+/// call.
 fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatch> {
     let mut extra = Object::new();
     for key in PASSED {
@@ -147,7 +148,7 @@ fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatc
     Ok((content(object, content_key)?, extra))
 }
 
-/// Reads a turn whose text is a tool call: JSON with `name` and `arguments`.
+/// Reads a turn whose text is a tool call in JSON, with `name` and `arguments`.
 fn tool_call(object: &Object, content_key: &str) -> Result<Message, Mismatch> {
     let text = text(object, content_key)?;
     let call: Value = serde_json::from_str(text).unwrap_or_default();
@@ -165,7 +166,8 @@ fn tool_call(object: &Object, content_key: &str) -> Result<Message, Mismatch> {
     Ok(message)
 }
 
-/// Reads a string or a list of text parts. Parts are concatenated without a separator, as OpenAI does.
+/// Reads a string or a list of text parts. The parts are concatenated without a separator, as in OpenAI's
+/// API.
 fn content(object: &Object, key: &str) -> Result<String, Mismatch> {
     let Some(Value::Array(parts)) = object.get(key) else {
         return text(object, key).map(str::to_owned);
