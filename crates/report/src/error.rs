@@ -6,15 +6,15 @@ use danlu_model::FileError;
 
 use crate::card::ReadmeFault;
 
-/// An error of reading or writing a card.
+/// An error while reading or writing a card.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each variant has a doc, and its message names the fields")]
 pub enum ReportError {
-    /// `card.json` has a value that no card can be written from.
+    /// `card.json` contains a value that is not valid in a card.
     #[error("{}: {reason}", path.display())]
     Card { path: PathBuf, reason: String },
-    /// danlu cannot tell its own part of a `README.md` from the author's.
+    /// danlu cannot separate its own part of a `README.md` from the author's text.
     #[error("cannot update `{}`: {fault}", path.display())]
     Readme { path: PathBuf, fault: ReadmeFault },
     /// A file cannot be read or written.
@@ -23,7 +23,7 @@ pub enum ReportError {
 }
 
 impl ReportError {
-    /// Returns the next step for the user, if one is known.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Card { .. } => Some(

@@ -1,8 +1,8 @@
-//! The two languages of pages and cards.
+//! The two languages of HTML pages and model cards.
 
 use serde::{Deserialize, Serialize};
 
-/// Language of a page, or of one half of a card.
+/// The language of a page, or of one half of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Language {
@@ -14,7 +14,7 @@ pub enum Language {
 }
 
 impl Language {
-    /// Returns the argument for this language.
+    /// Returns `zh` for Chinese and `en` for English.
     pub fn pick<T>(self, zh: T, en: T) -> T {
         match self {
             Self::Zh => zh,

@@ -1,11 +1,12 @@
 //! The HTML page and the model card of a run, and the run summary that contains their data.
 //!
-//! - [`summary`]: the run as plain values, without local paths.
+//! - [`summary`]: the results of a run as plain values, without local paths.
 //! - [`page`]: `report.html`, one self-contained page, and the loss as an SVG file.
 //! - [`card`]: `README.md` and `card.json` of an adapter or a merged model.
-//! - [`number_format`]: numbers for the page, the card and the terminal.
+//! - [`number_format`]: number formats for the page, the card and the terminal.
 //!
-//! The crate writes cards and returns pages. It neither trains nor uses the Hub.
+//! This crate writes cards, and returns pages to the caller. The crate neither trains models nor uses the
+//! Hub.
 
 pub mod card;
 pub mod number_format;

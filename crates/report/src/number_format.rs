@@ -1,4 +1,4 @@
-//! Number formats of the terminal, the page and the card.
+//! Number formats for the terminal, the page and the card.
 
 /// Formats `1234567` as `1,234,567`.
 pub fn thousands(n: u64) -> String {

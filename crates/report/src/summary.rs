@@ -1,44 +1,44 @@
-//! The summary of a run, the source of page and card.
+//! The summary of a run. The page and the card are created from this summary.
 
 use danlu_train::{MemoryPlan, StepMetrics, TrainSettings};
 use serde::{Deserialize, Serialize};
 
-/// A finished run. It holds names, but no path of the machine.
+/// The summary of a finished run. The summary contains names, but no local paths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSummary {
     /// Name of the adapter's folder.
     pub adapter_name: String,
-    /// Name of the base on the Hub, or of its folder.
+    /// Name of the base on the Hub, or name of the base's folder.
     pub base_name: String,
-    /// Parameters of base and adapter in total, as PEFT counts them.
+    /// Number of parameters of base and adapter together, as PEFT counts them.
     pub all_parameters: u64,
-    /// Parameters of the adapter.
+    /// Number of parameters of the adapter.
     pub trainable_parameters: u64,
-    /// All settings.
+    /// All settings of the run.
     pub settings: TrainSettings,
-    /// Training and held-out data.
+    /// Counts of training data and held-out data.
     pub data: DataSummary,
-    /// Measurements of each step.
+    /// Metrics of each step.
     pub steps: Vec<StepMetrics>,
-    /// Step and held-out loss. Step 0 is the base without an adapter.
+    /// Step and held-out loss of each evaluation. Step 0 is the base without an adapter.
     pub evaluations: Vec<(u64, f64)>,
-    /// Replies of base and adapter to the same questions.
+    /// Replies to the same questions by the base and by the base with the adapter.
     pub replies: Vec<Reply>,
     /// Name of the back end.
     pub backend: String,
-    /// Planned and measured memory.
+    /// Predicted and measured memory.
     #[serde(default)]
     pub memory: Option<MemoryUse>,
-    /// Version of danlu.
+    /// Version of danlu that trained the adapter.
     pub version: String,
 }
 
 /// Predicted and measured memory of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryUse {
-    /// The predicted peak by cause.
+    /// The predicted peak memory and its components.
     pub plan: MemoryPlan,
-    /// The measured peak in bytes, if the system reports it.
+    /// The measured peak memory in bytes, if the system reports this value.
     pub peak: Option<u64>,
 }
 
@@ -46,34 +46,34 @@ pub struct MemoryUse {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataSummary {
-    /// Files in the order of the command line.
+    /// Data files, in the order of the command line.
     pub files: Vec<DataFile>,
-    /// Number of records for training.
+    /// Number of training records.
     pub training_records: u64,
     /// Number of held-out records.
     pub held_out_records: u64,
-    /// Tokens of the training records.
+    /// Number of tokens in the training records.
     pub tokens: u64,
-    /// Training tokens that have a label.
+    /// Number of tokens in the training records that have a loss.
     pub trained_tokens: u64,
-    /// Tokens of the longest training record.
+    /// Number of tokens in the longest training record.
     pub longest: u64,
-    /// Records that were truncated.
+    /// Number of records that were shortened.
     pub shortened: u64,
-    /// Records dropped because truncation would remove every label.
+    /// Number of records that were dropped because truncation would have removed all trained tokens.
     pub dropped: u64,
-    /// Unreadable records.
+    /// Number of unreadable records.
     pub skipped: u64,
-    /// Languages of the trained text, as the Hub spells them. Uncertain languages are left out.
+    /// Languages of the trained text, as the Hub spells them. Uncertain languages are omitted.
     pub languages: Vec<String>,
 }
 
-/// One file of records.
+/// One data file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataFile {
-    /// File name without its path.
+    /// Name of the file without its folder.
     pub name: String,
-    /// Detected or given format.
+    /// Format of the records, either detected or specified by the user.
     pub format: String,
     /// Number of records.
     pub records: u64,
@@ -81,50 +81,50 @@ pub struct DataFile {
     pub sha256: String,
 }
 
-/// A question, and the replies of base and adapter.
+/// A question, and the replies with and without the adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// The question.
     pub prompt: String,
-    /// Reply of the base.
+    /// Reply of the base without the adapter.
     pub before: String,
-    /// Reply with the adapter.
+    /// Reply of the base with the adapter.
     pub after: String,
 }
 
 impl RunSummary {
-    /// Returns the time spent in steps, in seconds.
+    /// Returns the total duration of all steps, in seconds.
     pub fn seconds(&self) -> f64 {
         self.steps.iter().map(|s| s.seconds).sum()
     }
 
-    /// Returns the tokens per second of training.
+    /// Returns the number of tokens that training processed per second.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let tokens: u64 = self.steps.iter().map(|s| s.tokens).sum();
         let seconds = self.seconds();
         (seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
-    /// Returns the held-out loss before the first and after the last step, if both were measured.
+    /// Returns the held-out loss before the first step and after the last step, if both were measured.
     pub fn held_out(&self) -> Option<(f64, f64)> {
         let (first, last) = (self.evaluations.first()?, self.evaluations.last()?);
         (first.0 == 0 && last.0 > 0).then_some((first.1, last.1))
     }
 
-    /// Returns the mean training loss of the first and of the last tenth of the steps.
+    /// Returns the mean training loss over the first tenth of the steps, and over the last tenth.
     pub fn train_loss(&self) -> Option<(f64, f64)> {
         let tenth = self.steps.len().div_ceil(10);
         let mean = |steps: &[StepMetrics]| steps.iter().map(|s| s.loss).sum::<f64>() / steps.len() as f64;
         (tenth > 0).then(|| (mean(&self.steps[..tenth]), mean(&self.steps[self.steps.len() - tenth..])))
     }
 
-    /// Returns the trainable parameters as a percentage of all.
+    /// Returns the number of trainable parameters as a percentage of all parameters.
     pub fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
     }
 }
 
-/// Formats a setting as text: `q_proj, v_proj` instead of JSON.
+/// Formats the value of a setting as text, such as `q_proj, v_proj` for a list in JSON.
 pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
     use serde_json::Value;
     match value {
@@ -139,7 +139,7 @@ pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
 pub(crate) mod tests {
     use super::*;
 
-    /// Returns a run with hostile names and texts in every field.
+    /// Returns a run whose names and texts try to inject markup.
     pub(crate) fn sample() -> RunSummary {
         let step = |step: u64| StepMetrics {
             step,

@@ -1,43 +1,45 @@
-//! The judgement of a finished run: whether it learned, overfitted or diverged.
+//! The verdict on a finished run: whether it learned, overfitted or diverged.
 
 use danlu_train::StepMetrics;
 use serde::{Deserialize, Serialize};
 
 use crate::{Language, RunSummary};
 
-/// Smallest relative change of a loss that counts. Smaller changes are noise.
+/// Smallest relative change of a loss that is significant. Smaller changes are noise.
 const MIN_CHANGE: f64 = 0.01;
 
-/// Number of steps below which a constant training loss is no sign of a failure.
+/// Minimum number of steps for a warning that the training loss did not fall.
 const MIN_STEPS: usize = 20;
 
-/// Number of steps whose median loss is compared with the next step.
+/// Number of steps over which the median loss is computed. The loss of the next step is compared with this
+/// median.
 const SPIKE_WINDOW: usize = 20;
 
-/// A step is a spike if its loss exceeds the median by this factor and by this many nats.
+/// A step is a spike if its loss is larger than the median by this factor, and also by [`SPIKE_NATS`].
 const SPIKE_FACTOR: f64 = 2.0;
 const SPIKE_NATS: f64 = 1.0;
 
-/// What the losses of a run show. The first finding is the outcome. A run without losses has no findings.
+/// The findings from the losses of a run. The first finding is the main result. A run without losses has no
+/// findings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Verdict(Vec<Finding>);
 
-/// One conclusion from the losses of a run.
+/// One finding from the losses of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
-    /// The held-out loss is higher than without the adapter.
+    /// The held-out loss is higher with the adapter than without it.
     #[serde(alias = "held_out_worse")]
     HeldOutRose {
-        /// Held-out loss of the base.
+        /// Held-out loss of the base without the adapter.
         first: f64,
-        /// Held-out loss with the adapter.
+        /// Held-out loss of the base with the adapter.
         last: f64,
     },
-    /// The held-out loss rose after its minimum.
+    /// The held-out loss first fell and then rose.
     Overfitted {
-        /// The step after which the held-out loss was lowest.
+        /// The step with the lowest held-out loss.
         step: u64,
         /// The lowest held-out loss.
         best: f64,
@@ -46,9 +48,9 @@ pub enum Finding {
     },
     /// The held-out loss hardly changed.
     NoGain {
-        /// Held-out loss of the base.
+        /// Held-out loss of the base without the adapter.
         first: f64,
-        /// Held-out loss with the adapter.
+        /// Held-out loss of the base with the adapter.
         last: f64,
     },
     /// The held-out loss fell.
@@ -58,32 +60,32 @@ pub enum Finding {
     },
     /// The training loss rose.
     TrainLossRose {
-        /// Mean over the first tenth of the steps.
+        /// Mean training loss over the first tenth of the steps.
         first: f64,
-        /// Mean over the last tenth of the steps.
+        /// Mean training loss over the last tenth of the steps.
         last: f64,
     },
     /// The training loss did not fall.
     TrainLossFlat {
-        /// Mean over the first tenth of the steps.
+        /// Mean training loss over the first tenth of the steps.
         first: f64,
-        /// Mean over the last tenth of the steps.
+        /// Mean training loss over the last tenth of the steps.
         last: f64,
     },
-    /// The training loss fell, and no records were held out.
+    /// The training loss fell, but there were no held-out records.
     Untested {
         /// The decrease as a fraction of the first loss.
         gain: f64,
     },
-    /// Single steps had a much higher loss than the steps before them.
+    /// Single steps had a much higher loss than the steps before.
     Spikes {
-        /// Number of such steps.
+        /// Number of steps with a spike.
         count: u64,
-        /// The step with the highest of these losses.
+        /// The spike with the highest loss.
         step: u64,
-        /// The loss of that step.
+        /// The loss of this spike.
         loss: f64,
-        /// Median loss of the steps before it.
+        /// Median loss of the steps before this spike.
         usual: f64,
     },
 }
@@ -94,19 +96,20 @@ impl Verdict {
         let held_out = run.held_out().map(|losses| judge_held_out(losses, &run.evaluations));
         let training = run.train_loss().map(|losses| judge_training(losses, run.steps.len()));
         let spikes = find_spikes(&run.steps);
-        // Held-out records outweigh the training loss, which differs from batch to batch.
+        // The held-out loss takes precedence over the training loss, because the training loss differs
+        // between batches.
         let training = match held_out {
             None => training,
             Some(Finding::Learned { .. }) => None,
             Some(_) => training.filter(|found| found.is_warning() && run.steps.len() >= MIN_STEPS),
         };
-        // `NoGain` advises a higher learning rate, which is wrong for an unstable run.
+        // `NoGain` suggests a higher learning rate, which is wrong advice for an unstable run.
         let is_unstable = spikes.is_some() || matches!(training, Some(Finding::TrainLossRose { .. }));
         let held_out = held_out.filter(|found| !(is_unstable && matches!(found, Finding::NoGain { .. })));
         Self([held_out, training, spikes].into_iter().flatten().collect())
     }
 
-    /// Returns all findings, the outcome first.
+    /// Returns all findings. The first finding is the main result.
     pub fn findings(&self) -> &[Finding] {
         &self.0
     }
@@ -116,7 +119,7 @@ impl Verdict {
         self.0.is_empty()
     }
 
-    /// Returns whether a merge of the adapter is worth suggesting.
+    /// Returns whether danlu should suggest to merge the adapter.
     pub fn is_usable(&self) -> bool {
         !self
             .0
@@ -140,12 +143,12 @@ impl Finding {
         }
     }
 
-    /// Returns whether the finding is a sign of a failure.
+    /// Returns whether the finding indicates a problem.
     pub fn is_warning(&self) -> bool {
         !matches!(self, Self::Learned { .. } | Self::Untested { .. })
     }
 
-    /// Returns the values in one sentence, and the flag to change.
+    /// Returns one sentence with the values of the finding and the flag to change.
     pub fn text(&self, language: Language) -> String {
         language.pick(self.text_zh(), self.text_en())
     }
@@ -212,7 +215,7 @@ impl Finding {
     }
 }
 
-/// Judges the first and last held-out loss, and all evaluations between them.
+/// Judges the held-out losses. `first` and `last` are the losses of the first and the last evaluation.
 fn judge_held_out((first, last): (f64, f64), evaluations: &[(u64, f64)]) -> Finding {
     if is_higher(first, last) {
         return Finding::HeldOutRose { first, last };
@@ -226,7 +229,7 @@ fn judge_held_out((first, last): (f64, f64), evaluations: &[(u64, f64)]) -> Find
     }
 }
 
-/// Judges the training loss of the first and last tenth of `steps` steps.
+/// Judges the training loss. `first` and `last` are the means over the first and the last tenth of the steps.
 fn judge_training((first, last): (f64, f64), steps: usize) -> Finding {
     let gain = 1.0 - last / first;
     match () {
@@ -236,12 +239,12 @@ fn judge_training((first, last): (f64, f64), steps: usize) -> Finding {
     }
 }
 
-/// Returns whether a loss rose noticeably. A loss that is not finite counts as risen.
+/// Returns whether a loss rose significantly. A loss that is not finite is treated as a loss that rose.
 fn is_higher(first: f64, last: f64) -> bool {
     !last.is_finite() || last > first * (1.0 + MIN_CHANGE)
 }
 
-/// Returns the steps whose loss is far above the median of the steps before them.
+/// Returns the steps whose loss is much higher than the median of the steps before.
 fn find_spikes(steps: &[StepMetrics]) -> Option<Finding> {
     let (mut count, mut worst) = (0, None);
     for (i, step) in steps.iter().enumerate().skip(SPIKE_WINDOW) {
@@ -263,7 +266,7 @@ mod tests {
     use super::*;
     use crate::summary::tests::sample;
 
-    /// Judges a run with these training losses and held-out losses by step.
+    /// Judges a run with these training losses, and with held-out losses as pairs of step and loss.
     fn judge(losses: &[f64], held_out: &[(u64, f64)]) -> Verdict {
         let mut run = sample();
         let step = run.steps[0];
@@ -273,7 +276,7 @@ mod tests {
         Verdict::of(&run)
     }
 
-    /// Returns 60 losses that fall from 4.
+    /// Returns 60 decreasing losses that start at 4.
     fn falling() -> Vec<f64> {
         (0..60).map(|i| 4.0 - 0.05 * f64::from(i)).collect()
     }
@@ -310,7 +313,7 @@ mod tests {
             assert!(verdict.is_usable() && !verdict.is_empty());
             assert!(!verdict.findings().iter().any(Finding::is_warning), "{verdict:?}");
         }
-        // A rise of the training loss does not refute a lower held-out loss.
+        // If the held-out loss fell, the run learned, even if the training loss did not fall.
         assert!(matches!(judge(&[4.0; 20], &[(0, 4.0), (20, 3.0)]).findings(), [Finding::Learned { .. }]));
     }
 
@@ -338,7 +341,7 @@ mod tests {
         let verdict = judge(&losses, &[]);
         let [Finding::Untested { .. }, spikes] = verdict.findings() else { panic!("{verdict:?}") };
         assert!(matches!(spikes, Finding::Spikes { count: 2, step: 41, loss: 9.0, .. }), "{spikes:?}");
-        // The advice of `NoGain` to raise the learning rate would be wrong.
+        // `NoGain` would suggest a higher learning rate, which is wrong advice for this run.
         let verdict = judge(&losses, &[(0, 4.0), (60, 3.99)]);
         assert!(matches!(verdict.findings(), [Finding::Spikes { .. }]), "{verdict:?}");
     }
@@ -349,7 +352,7 @@ mod tests {
         let stored = serde_json::to_value(&verdict).unwrap();
         assert_eq!(stored[0][verdict.findings()[0].name()]["last"], 9.0);
         assert_eq!(serde_json::from_value::<Verdict>(stored).unwrap(), verdict);
-        // Older cards use another name.
+        // Older cards use another name for this finding.
         let older = r#"[{"held_out_worse": {"first": 6.6, "last": 9.0}}]"#;
         assert_eq!(serde_json::from_str::<Verdict>(older).unwrap(), verdict);
     }

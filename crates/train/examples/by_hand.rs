@@ -1,7 +1,8 @@
 //! `cargo run --release -p danlu-train --example by_hand -- out/by-hand`
 //!
-//! One LoRA fine-tuning from end to end without a trainer: load a base, add an adapter, take ten steps, merge.
-//! `danlu_train::Trainer` does the same with a data order, dropout, checkpoints and a memory plan.
+//! One LoRA fine-tuning from start to end without a trainer: load a base, add an adapter, take ten steps,
+//! merge. `danlu_train::Trainer` takes the same steps, and adds a data order, dropout, checkpoints and a
+//! memory plan.
 //!
 //! ```text
 //! step  1  loss 7.6066  gradient norm 9.4460
@@ -22,7 +23,7 @@ use danlu_data::{EncodeOptions, ReadOptions, encode, read_from};
 use danlu_kernels::{AdamW, Backend, Buffer, Cpu, CpuOptions, DType, Element};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, Tokenizer, Workspace};
 
-/// Two conversations: a question and the answer to learn.
+/// Two conversations, each with a question and the answer to learn.
 const DATA: &str = r#"
 {"prompt": "你是谁？", "completion": "臣妾是甄嬛，家父是大理寺少卿甄远道。"}
 {"prompt": "你叫什么名字？", "completion": "臣妾姓甄，单名一个嬛字。"}
@@ -38,13 +39,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     run(&base, Path::new(&output)).map(drop)
 }
 
-/// Trains an adapter for the base in `base`, writes the merged model to `output`, and returns the loss of each step.
+/// Trains an adapter for the model in `base` and writes the merged model to `output`. Returns the loss of
+/// each step.
 pub fn run(base: &Path, output: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
-    // The back end computes. The decoder holds the frozen weights, which stay in their mapped files.
+    // The back end runs all operations. The decoder refers to the frozen weights, which are in memory-mapped
+    // files.
     let backend: Arc<dyn Backend> = Arc::new(Cpu::new(CpuOptions::default()));
     let decoder = Decoder::load(base, Arc::clone(&backend))?;
 
-    // A fresh adapter does not change the model, because B is zero. One flat buffer holds all parameters.
+    // A new adapter does not change the model, because B is zero. One flat buffer contains all parameters.
     let config = LoraConfig::new(8, 16.0);
     let mut adapter = Adapter::init(config, decoder.config(), 42, &*backend)?;
 
@@ -57,7 +60,7 @@ pub fn run(base: &Path, output: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
         losses.push(loss);
     }
 
-    // W + scaling · B A, one tensor at a time. The result is an ordinary model folder.
+    // The merge computes W + scaling · B A, one tensor at a time. The result is an ordinary model folder.
     let options = MergeOptions { dtype: Some(DType::F32), ..MergeOptions::default() };
     let report = merge(base, &adapter, &*backend, output, &options, &mut |_| ControlFlow::Continue(()))?;
     println!("merged {} projections into {}", report.merged_tensors, output.display());
@@ -86,7 +89,7 @@ fn tokenize(base: &Path) -> Result<Vec<LabeledSequence>, Box<dyn Error>> {
     Ok(sequences)
 }
 
-/// The gradient and AdamW's two moments, in the layout of the adapter's parameters.
+/// The gradient and AdamW's two moments. Each has the same layout as the adapter's parameters.
 struct Optimizer {
     grads: Buffer,
     first: Buffer,
@@ -100,7 +103,7 @@ impl Optimizer {
         Self { grads: alloc(), first: alloc(), second: alloc(), len }
     }
 
-    /// Takes one step: forward, backward, clipping, update. Returns the mean loss and the gradient norm.
+    /// Takes one step: forward, backward, clipping, and update. Returns the mean loss and the gradient norm.
     fn step(
         &mut self,
         decoder: &Decoder,
@@ -111,18 +114,20 @@ impl Optimizer {
     ) -> Result<(f64, f64), Box<dyn Error>> {
         let backend = &**decoder.backend();
 
-        // Sequences are concatenated without padding, and no sequence attends to another.
+        // Sequences are concatenated without padding. Attention never crosses the border between two
+        // sequences.
         let batch = Batch::new(sequences);
         let lora = [LoraRows { rows: 0..batch.rows(), source: &*adapter, dropout: None }];
 
-        // The loss is the mean over all trained tokens, so each token has this share of the gradient.
+        // The loss is the mean over all trained tokens, so the gradient of each token is divided by their
+        // number.
         let labels = batch.trained_tokens();
         let dloss = 1.0 / labels as f32;
         backend.zero(&mut self.grads, self.len);
         let losses = decoder.losses_and_gradients(work, &batch, &lora, dloss, &mut self.grads)?;
         let loss = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / labels as f64;
 
-        // Scales the gradient to a norm of at most MAX_GRAD_NORM. Then AdamW updates all parameters.
+        // The gradient is scaled to a norm of at most MAX_GRAD_NORM. AdamW then updates all parameters.
         let (mut squares, mut sum) = (backend.alloc_scalars(1), [0.0]);
         backend.sum_of_squares(&mut squares, 0, &self.grads, self.len);
         backend.read_scalars(&mut sum, &squares)?;

@@ -1,7 +1,8 @@
-//! Folders that are written and removed atomically.
+//! Writes and removes folders atomically.
 //!
-//! A folder is filled under a temporary name, its files are synced, then it is renamed. A process killed at
-//! any moment leaves at most a temporary folder, which [`sweep_leftovers`] recognizes by its name.
+//! The files of a folder are written to a temporary folder and synced. The temporary folder is then renamed.
+//! If the process is killed, only a temporary folder can remain, which [`sweep_leftovers`] recognizes by its
+//! name.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,10 +13,10 @@ use danlu_model::files::{TEMPORARY_PREFIX, names_in};
 
 use crate::TrainError;
 
-/// Prefix, after the temporary one, of an old folder that is being replaced.
+/// Prefix for an old folder that is being replaced. This prefix follows the temporary prefix.
 const ASIDE: &str = "aside-";
 
-/// Creates `parent/name` with the files that `fill` writes. Replaces an existing folder.
+/// Creates the folder `parent/name` with the files that `fill` writes. An existing folder is replaced.
 pub(crate) fn write(
     parent: &Path,
     name: &str,
@@ -25,11 +26,12 @@ pub(crate) fn write(
     let mut builder = tempfile::Builder::new();
     let suffix = format!("-{name}");
     builder.prefix(TEMPORARY_PREFIX).suffix(&suffix);
-    // Applies the umask, as for any new folder. tempfile would restrict access to the owner.
+    // These permissions are reduced by the umask, as for any new folder. By default, tempfile restricts
+    // access to the owner.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let filled = builder.tempdir_in(parent).map_err(|e| FileError::new("write to", parent, e))?;
-    // tempfile makes the path absolute, but errors should show the caller's path.
+    // tempfile makes the path absolute, but errors should contain the path that the caller gave.
     let staged = parent.join(filled.path().file_name().unwrap_or_default());
     fill(&staged)?;
     sync_tree(&staged)?;
@@ -39,12 +41,12 @@ pub(crate) fn write(
     let aside = parent.join(format!("{TEMPORARY_PREFIX}{ASIDE}{name}"));
     let replaces = path.exists();
     if replaces {
-        // A rename cannot replace a folder that has files. `sweep_leftovers` undoes the first of the two
-        // renames.
+        // A rename cannot replace a folder that contains files, so two renames are needed. If the process is
+        // killed between them, `sweep_leftovers` undoes the first rename.
         fs::rename(&path, &aside).map_err(error)?;
     }
     fs::rename(filled.path(), &path).map_err(error)?;
-    // The folder has its final name, so tempfile must not remove it.
+    // The folder now has its final name, so tempfile must not remove the folder.
     let _ = filled.keep();
     sync_folder(parent).map_err(|e| FileError::new("write to", parent, e))?;
     if replaces {
@@ -53,7 +55,7 @@ pub(crate) fn write(
     Ok(path)
 }
 
-/// Removes a folder. It is renamed to a temporary name first.
+/// Removes a folder. The folder is first renamed to a temporary name.
 pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     let error = |e| FileError::new("remove", path, e);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -62,10 +64,10 @@ pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     Ok(fs::remove_dir_all(&gone).map_err(error)?)
 }
 
-/// Removes the temporary folders and files that a killed run left in an output folder.
+/// Removes temporary folders and files that a killed run left in an output folder.
 ///
-/// An old folder that was being replaced gets its name back if the new folder is missing. A missing output
-/// folder is no error.
+/// If the new folder is missing, the old folder that was being replaced is renamed to its original name. A
+/// missing output folder is not an error.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -84,7 +86,7 @@ pub fn sweep_leftovers(output: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Syncs every file of a flat folder, then the folder.
+/// Syncs every file of a folder without subfolders, and then the folder itself.
 fn sync_tree(folder: &Path) -> Result<(), TrainError> {
     for name in names_in(folder)? {
         let path = folder.join(name);
@@ -95,7 +97,7 @@ fn sync_tree(folder: &Path) -> Result<(), TrainError> {
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // Some network file systems cannot sync a folder. The files in it are synced.
+        // Some network file systems cannot sync a folder. The files in the folder are already synced.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     }

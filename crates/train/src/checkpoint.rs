@@ -1,5 +1,5 @@
 //! `checkpoint-N`: a PEFT adapter folder with the state of the run. A resumed run equals an uninterrupted
-//! one.
+//! run.
 //!
 //! | file | contents |
 //! |---|---|
@@ -9,15 +9,6 @@
 //! | `trainer_state.json` | progress and log in transformers' format |
 //! | `danlu_state.json` | settings, schedule, data position, seed; fingerprints of data and base |
 //! | `history.jsonl` | the metrics of every step, one per line |
-//! | `checksums.sha256` | the SHA-256 of each of these files |
-//! | file | holds |
-//! |---|---|
-//! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
-//! | `danlu.json`, `tokenizer.json`, ... | tokenizer and template: see [`TrainingIdentity`] |
-//! | `optimizer.safetensors` | AdamW's moments |
-//! | `trainer_state.json` | progress and log in transformers' format |
-//! | `danlu_state.json` | settings, schedule, data cursor, seed; fingerprints of data and base |
-//! | `history.jsonl` | every step, one per line |
 //! | `checksums.sha256` | the SHA-256 of each of these files |
 
 use std::fmt::Write as _;
@@ -38,7 +29,7 @@ use crate::{ExamplesFingerprint, StepMetrics, TrainError, TrainSettings, Trainer
 
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
-/// Format 1 had no checksums.
+/// Version of the checkpoint format. Version 1 had no checksums.
 const FORMAT: u32 = 2;
 
 /// Files that [`Trainer::resume`] requires.
@@ -51,27 +42,28 @@ const NEEDED: [&str; 6] = [
     HISTORY_FILE,
 ];
 
-/// Largest file that is read. A history of ten million steps fits.
+/// Maximum size of a file that is read. A history of ten million steps is smaller.
 const MAX_BYTES: u64 = 2 << 30;
 
 /// The contents of `danlu_state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RunState {
-    /// Version of this format.
+    /// Version of the checkpoint format.
     format: u32,
     danlu_version: String,
     global_step: u64,
     total_steps: u64,
     warmup_steps: u64,
-    /// The position and the seed determine the order and dropout of every later step.
+    /// Position in the data. The position and the seed determine the data order and the dropout masks of all
+    /// later steps.
     cursor: DataPosition,
     seed: u64,
     settings: TrainSettings,
     data: ExamplesFingerprint,
     base_sha256: String,
     backend: String,
-    /// Scale of the loss after the checkpoint's step, in f16.
+    /// Scale of the loss after the checkpoint's step, if activations are f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss_scale: Option<LossScale>,
 }
@@ -79,15 +71,15 @@ struct RunState {
 /// The result of [`Trainer::resume`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resumed {
-    /// Steps completed at the checkpoint.
+    /// Number of steps completed at the checkpoint.
     pub step: u64,
-    /// The back end of the checkpoint and the current one, if they round differently. The run then differs
-    /// from an uninterrupted one.
+    /// The back end of the checkpoint and the current back end, if the two round differently. The resumed run
+    /// then differs from an uninterrupted run.
     pub backend_changed: Option<(String, String)>,
 }
 
 impl Trainer {
-    /// Writes `output/checkpoint-N` atomically, then removes the oldest checkpoints beyond
+    /// Writes `output/checkpoint-N` atomically. Then removes the oldest checkpoints if there are more than
     /// `save_total_limit`.
     ///
     /// # Errors
@@ -119,11 +111,12 @@ impl Trainer {
         Ok(path)
     }
 
-    /// Resumes from a checkpoint. All later numbers equal those of an uninterrupted run.
+    /// Resumes from a checkpoint. All later results equal the results of an uninterrupted run.
     ///
     /// # Errors
-    /// If a file is missing or changed, or the checkpoint has another format, settings, data or base. The
-    /// error lists each difference with both values. The trainer cannot be used after an error.
+    /// If a file is missing or changed, or if the checkpoint has another format, other settings, other data
+    /// or another base. The error lists each difference with both values. The trainer cannot be used after an
+    /// error.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
         check_whole(checkpoint)?;
         let saved: RunState = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
@@ -143,7 +136,8 @@ impl Trainer {
             let reason = format!("`global_step` is {}, expected {}", state.global_step, saved.global_step);
             return Err(TrainError::damaged(&path, reason));
         }
-        // The current configuration is used, because PEFT's file loses some spellings such as `all-linear`.
+        // Only the parameters are replaced. The current configuration is more exact than PEFT's file, which
+        // does not preserve notations such as `all-linear`.
         self.adapter.params = adapter.params;
         let TrainerState { logging_steps, save_steps, eval_steps, .. } = self.state;
         self.state = TrainerState { logging_steps, save_steps, eval_steps, ..state };
@@ -189,7 +183,7 @@ impl Trainer {
         if !differences.is_empty() {
             return Err(TrainError::Resume { path: checkpoint.to_owned(), differences });
         }
-        // Settings and data determine these values. If they differ, the file was edited.
+        // The settings and the data determine these values. If a value differs, the file was edited.
         let expected = RunState {
             global_step: saved.global_step,
             cursor: self.order.position(saved.global_step),
@@ -218,7 +212,7 @@ impl Trainer {
     }
 }
 
-/// Returns the newest checkpoint of an output folder whose files are intact.
+/// Returns the newest checkpoint in an output folder for which all files are intact.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -227,20 +221,20 @@ pub fn latest_whole_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainEr
     Ok(newest_first.find(|path| check_whole(path).is_ok()))
 }
 
-/// The course of a run up to its newest intact checkpoint.
+/// The metrics of a run up to its newest intact checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunHistory {
-    /// Measurements of each step.
+    /// Metrics of each step.
     pub steps: Vec<StepMetrics>,
     /// Step and held-out loss of each evaluation.
     pub evaluations: Vec<(u64, f64)>,
 }
 
 impl RunHistory {
-    /// Reads the history from the output folder of a run. Returns `None` without an intact checkpoint.
+    /// Reads the history from the output folder of a run. Returns `None` if there is no intact checkpoint.
     ///
     /// # Errors
-    /// If a file cannot be read, or does not match its checkpoint.
+    /// If a file cannot be read or does not match its checkpoint.
     pub fn read(output: &Path) -> Result<Option<Self>, TrainError> {
         let Some(checkpoint) = latest_whole_checkpoint(output)? else { return Ok(None) };
         let state: TrainerState = read_json(&checkpoint.join(TRAINER_STATE_FILE))?;
@@ -255,7 +249,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     if listed {
         checksums::verify(checkpoint, &NEEDED)?;
     }
-    // Another format may have other fields, so only its number is parsed.
+    // Another version of the format may have other fields, so only the version is parsed.
     let state: serde_json::Value = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
     match state.get("format").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(FORMAT) => {
@@ -266,7 +260,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Returns a back end's name without the number of threads, on which no result depends.
+/// Returns the name of a back end without the number of threads, because no result depends on this number.
 fn without_threads(name: &str) -> String {
     name.split(", ").filter(|part| !part.contains("thread")).collect::<Vec<_>>().join(", ")
 }

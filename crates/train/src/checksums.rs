@@ -1,7 +1,7 @@
 //! `checksums.sha256` of a checkpoint, in the format of `sha256sum -c`.
 //!
-//! A weight with a flipped bit is still a valid number. Without checksums, a resumed run would silently
-//! differ.
+//! A weight with a flipped bit is still a valid number. Without checksums, a run could resume from a damaged
+//! checkpoint and give other results without any error.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,10 +13,10 @@ use crate::TrainError;
 
 pub(crate) const CHECKSUMS_FILE: &str = "checksums.sha256";
 
-/// Largest checksum file that is read. A checkpoint has about a dozen files.
+/// Maximum size of a checksum file that is read. A checkpoint has about a dozen files.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Writes the checksum of every file of a folder.
+/// Writes the checksums of all files in a folder.
 pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     let mut text = String::new();
     for name in files::names_in(folder)? {
@@ -26,7 +26,7 @@ pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     Ok(files::write_atomic(&folder.join(CHECKSUMS_FILE), text.as_bytes())?)
 }
 
-/// Whether a folder has a checksum file.
+/// Returns whether a folder contains a checksum file.
 pub(crate) fn are_in(folder: &Path) -> bool {
     folder.join(CHECKSUMS_FILE).is_file()
 }
@@ -44,7 +44,7 @@ pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), TrainError> {
         .map_err(|_| TrainError::damaged(&path, "it is not UTF-8"))?;
     let mut sums = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()) {
-        // The name is joined to the folder, so it must not contain a path.
+        // The name is joined to the folder's path, so the name must not contain a path.
         let Some((sum, name)) = line.split_once("  ").filter(|(_, name)| is_plain(name)) else {
             let reason = format!("line {number} is `{line}`, expected a SHA-256 and a file's name");
             return Err(TrainError::damaged(&path, reason));
@@ -93,7 +93,7 @@ mod tests {
         fs::write(at("a"), "abc").unwrap();
         fs::write(at("b"), "").unwrap();
         write(folder.path()).unwrap();
-        // sha256sum a b
+        // Expected text: the output of `sha256sum a b`.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a\n\
                         e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  b\n";
         assert_eq!(fs::read_to_string(at(CHECKSUMS_FILE)).unwrap(), expected);

@@ -1,26 +1,26 @@
 //! Selects the records of each micro-batch from the seed and the step.
 //!
-//! The order depends on no random state, so a checkpoint stores only the step.
+//! The order does not depend on a random state, so a checkpoint stores only the step.
 
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainSettings;
 
-/// Key of the random stream that orders the records.
+/// Key of the random stream that shuffles the records.
 const ORDER_STREAM: u64 = 0x6f72_6465_7200;
 
 /// A position in the training data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPosition {
-    /// Completed epochs.
+    /// Number of completed epochs.
     pub epoch: u64,
-    /// Completed optimizer steps of the current epoch.
+    /// Number of completed optimizer steps in the current epoch.
     pub step_in_epoch: u64,
 }
 
-/// The order of the records over a run.
+/// The order of the records in a run.
 #[derive(Debug)]
 pub(crate) struct DataOrder {
     /// The elements of a micro-batch: single records, or packs of records.
@@ -29,16 +29,16 @@ pub(crate) struct DataOrder {
     accumulation: usize,
     seed: u64,
     shuffle: bool,
-    /// The order of the most recent epoch, cached.
+    /// The order in the most recently used epoch.
     ordered: Option<(u64, Vec<usize>)>,
 }
 
 impl DataOrder {
-    /// Creates the order of records with these lengths.
+    /// Creates the order for records of these lengths.
     pub fn new(lengths: &[usize], settings: &TrainSettings) -> Self {
         let (seed, shuffle) = (settings.seed, settings.shuffle_dataset);
         let units = if settings.packing {
-            // Records are packed once, so every epoch has the same number of steps.
+            // Records are packed only once, so every epoch has the same number of steps.
             let order = order(lengths.len(), shuffle, rng::key(&[seed, ORDER_STREAM]));
             pack(&order, lengths, settings.max_length)
         } else {
@@ -49,7 +49,7 @@ impl DataOrder {
         Self { units, batch_size, accumulation, seed, shuffle, ordered: None }
     }
 
-    /// Number of micro-batches per epoch.
+    /// Returns the number of micro-batches per epoch.
     pub fn micro_batches(&self) -> usize {
         self.units.len().div_ceil(self.batch_size)
     }
@@ -64,14 +64,15 @@ impl DataOrder {
         DataPosition { epoch: done / steps, step_in_epoch: done % steps }
     }
 
-    /// Returns the epochs completed after `done` steps, counted in micro-batches as in transformers.
+    /// Returns the number of epochs after `done` steps, including a fraction. As in transformers, the
+    /// fraction counts micro-batches.
     pub fn epochs(&self, done: u64) -> f64 {
         let DataPosition { epoch, step_in_epoch } = self.position(done);
         epoch as f64 + (step_in_epoch * self.accumulation as u64) as f64 / self.micro_batches().max(1) as f64
     }
 
-    /// Returns the records of each micro-batch of step `step`, counted from 1. The last step of an epoch may
-    /// have fewer micro-batches.
+    /// Returns the records of each micro-batch in step `step`. Steps start at 1. The last step of an epoch
+    /// may have fewer micro-batches than other steps.
     pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
         let DataPosition { epoch, step_in_epoch } = self.position(step - 1);
         if self.ordered.as_ref().is_none_or(|(e, _)| *e != epoch) {
@@ -96,8 +97,8 @@ fn order(len: usize, shuffle: bool, key: u64) -> Vec<usize> {
     order
 }
 
-/// Packs records greedily: each record joins the first pack in which it fits. A pack has at most `capacity`
-/// tokens.
+/// Packs records greedily: each record is added to the first pack that has enough room. A pack has at most
+/// `capacity` tokens.
 fn pack(order: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut packs: Vec<(usize, Vec<usize>)> = Vec::new();
     // Packs before `first_open` have no room for the shortest record.
@@ -158,7 +159,7 @@ mod tests {
     #[test]
     fn epochs_count_micro_batches() {
         let data = data_order(6, 2, 2);
-        // Three micro-batches: the second step of an epoch has one of them.
+        // There are three micro-batches per epoch, and the second step of an epoch has only one.
         assert_eq!([0, 1, 2, 3].map(|done| data.epochs(done)), [0.0, 2.0 / 3.0, 1.0, 1.0 + 2.0 / 3.0]);
         assert_eq!(data.position(3), DataPosition { epoch: 1, step_in_epoch: 1 });
     }

@@ -9,93 +9,93 @@ use danlu_model::{FileError, ModelError};
 use crate::memory::display;
 use crate::plan::SuggestedLimits;
 
-/// An error of a run.
+/// An error in a training run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The back end failed.
+    /// An operation of the back end failed.
     #[error(transparent)]
     Backend(#[from] danlu_kernels::BackendError),
-    /// A setting that is out of range.
+    /// A setting is out of range.
     #[error("`{name}` is {value}, expected {expected}")]
     Setting {
-        /// The setting's name, as in the config file.
+        /// Name of the setting in the config file.
         name: &'static str,
-        /// The given value.
+        /// The invalid value.
         value: String,
         /// The allowed values.
         expected: &'static str,
     },
-    /// No records.
+    /// There are no records.
     #[error("cannot train on 0 records")]
     NoExamples,
-    /// A record without a token that carries a loss.
+    /// No token of the record has a loss.
     #[error("cannot train on `{origin}`: none of its {tokens} tokens carries a loss")]
     NoTrainedToken {
-        /// The record: file and line.
+        /// File and line of the record.
         origin: String,
-        /// Its number of tokens.
+        /// Number of tokens in the record.
         tokens: usize,
     },
-    /// A record longer than `max_length`.
+    /// The record is longer than `max_length`.
     #[error("cannot train on `{origin}`: it has {tokens} tokens, and `max_length` is {max_length}")]
     TooLong {
-        /// The record: file and line.
+        /// File and line of the record.
         origin: String,
-        /// Its number of tokens.
+        /// Number of tokens in the record.
         tokens: usize,
         /// The limit.
         max_length: usize,
     },
-    /// Token ids and a loss mask of different lengths.
+    /// The token ids and the loss mask have different lengths.
     #[error("cannot train on `{origin}`: it has {ids} token ids, and its loss mask has {marks} elements")]
     Uneven {
-        /// The record: file and line.
+        /// File and line of the record.
         origin: String,
-        /// Number of ids.
+        /// Number of token ids.
         ids: usize,
         /// Length of the mask.
         marks: usize,
     },
-    /// A token outside the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("cannot train on `{origin}`: token id {id} is outside the vocabulary of {vocab_size}")]
     UnknownToken {
-        /// The record: file and line.
+        /// File and line of the record.
         origin: String,
-        /// The id.
+        /// The token id.
         id: u32,
         /// Size of the vocabulary.
         vocab_size: usize,
     },
-    /// A loss, norm or parameter that is not finite.
+    /// A loss, a norm or a parameter is not finite.
     #[error("cannot take step {step}: the {what} is {value}; its records: {}", first_few(records))]
     NonFinite {
-        /// The optimizer step, from 1.
+        /// Number of the optimizer step, starting at 1.
         step: u64,
-        /// Loss, gradient norm or adapter.
+        /// Name of the value: loss, gradient norm or adapter.
         what: &'static str,
         /// NaN or infinity.
         value: f64,
         /// The records of the step.
         records: Vec<String>,
     },
-    /// A call of [`Trainer::step`](crate::Trainer::step) after the last step.
+    /// [`Trainer::step`](crate::Trainer::step) was called after the last step.
     #[error("cannot take another step: all {steps} steps are done")]
     Finished {
         /// Number of steps of the run.
         steps: u64,
     },
-    /// A memory limit that no memory strategy satisfies.
+    /// No memory strategy fits into the memory limit.
     #[error("the run needs at least {} of memory, and the limit is {}", display(*needed), display(*limit))]
     Memory {
-        /// Bytes that the strategy with the lowest memory use needs.
+        /// Memory in bytes that the strategy with the lowest memory use needs.
         needed: u64,
         /// The limit in bytes.
         limit: u64,
-        /// The largest settings that fit.
+        /// The largest settings that fit into the limit.
         fits: Option<SuggestedLimits>,
     },
-    /// A weight of the base that is not finite.
+    /// A weight of the base is not finite.
     #[error("{}: tensor `{tensor}` of the base holds {value} at element {element}", path.display())]
     BaseNotFinite {
         /// The file.
@@ -107,15 +107,15 @@ pub enum TrainError {
         /// Row-major index of the element.
         element: usize,
     },
-    /// A checkpoint of another run.
+    /// Another run wrote the checkpoint.
     #[error("cannot resume `{}`: another run wrote it: {}", path.display(), list(differences))]
     Resume {
         /// The checkpoint.
         path: PathBuf,
-        /// The differences.
+        /// The differences between the two runs.
         differences: Vec<Difference>,
     },
-    /// A checkpoint in the format of another danlu version.
+    /// The checkpoint has the format of another version of danlu.
     #[error(
         "cannot resume `{}`: it has format {found} of {} danlu, and this one resumes format {expected}",
         path.display(),
@@ -124,17 +124,17 @@ pub enum TrainError {
     CheckpointFormat {
         /// The checkpoint.
         path: PathBuf,
-        /// Its format.
+        /// Format version of the checkpoint.
         found: u64,
-        /// The format that is read.
+        /// Format version that this version of danlu reads.
         expected: u64,
     },
-    /// A checkpoint file with wrong contents.
+    /// A checkpoint file has invalid contents.
     #[error("cannot read `{}`: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// The fault, with the found and the expected value.
+        /// The error, with the actual and the expected value.
         reason: String,
     },
     /// A file could not be read or written.
@@ -151,11 +151,11 @@ pub enum TrainError {
 /// One difference between a checkpoint and the current run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Its name: a setting, `data`, `base`.
+    /// Name of the field: a setting, `data`, or `base`.
     pub field: String,
     /// The value in the checkpoint.
     pub saved: String,
-    /// The current value.
+    /// The value in the current run.
     pub current: String,
 }
 
@@ -165,7 +165,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Lists the first records of a step. A step may have thousands.
+/// Returns the first records of a step as text. A step may have thousands of records.
 fn first_few(records: &[String]) -> String {
     const SHOWN: usize = 8;
     let mut text = records.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -180,9 +180,10 @@ fn list(differences: &[Difference]) -> String {
 }
 
 impl TrainError {
-    /// Returns the hint of [`TrainError::Memory`]: flags that fit, or a limit that allows the `needed` bytes.
+    /// Returns the hint of [`TrainError::Memory`]: either `flags` with values that fit, or a limit that is
+    /// large enough for `needed` bytes.
     pub fn room_hint(needed: u64, flags: Option<String>) -> String {
-        // Memory use before the run varies by a few pages between starts.
+        // The memory use before the run differs by a few pages between starts of the program.
         let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
         match flags {
             Some(flags) => format!("use `{flags}`, which fits, or allow more: {more}"),
@@ -190,7 +191,7 @@ impl TrainError {
         }
     }
 
-    /// Returns an imperative hint, if one exists.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoTrainedToken { .. } => Some(

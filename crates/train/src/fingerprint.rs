@@ -1,4 +1,4 @@
-//! Fingerprint of the training data, which a resumed run checks.
+//! Fingerprint of the training data. A resumed run checks this fingerprint.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -11,14 +11,14 @@ use crate::Example;
 pub struct ExamplesFingerprint {
     /// Number of records.
     pub records: u64,
-    /// Number of tokens of all records.
+    /// Total number of tokens in all records.
     pub tokens: u64,
-    /// SHA-256 of ids and masks in order.
+    /// SHA-256 of the token ids and masks of all records, in order.
     pub sha256: String,
 }
 
 impl ExamplesFingerprint {
-    /// The fingerprint of `examples`.
+    /// Returns the fingerprint of `examples`.
     pub fn of(examples: &[Example]) -> Self {
         let mut hash = Sha256::new();
         let mut tokens = 0;

@@ -1,4 +1,5 @@
-//! Finds weights of a base that are not finite. A run checks them only after its loss became infinite or NaN.
+//! Finds weights of a base that are not finite. A run searches for such weights only after its loss became
+//! infinite or NaN.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use crate::TrainError;
 /// Checks that every weight of the base in `folder` is finite.
 ///
 /// # Errors
-/// [`TrainError::BaseNotFinite`] names the first weight that is not finite. Other errors are read errors.
+/// Returns [`TrainError::BaseNotFinite`] with the first weight that is not finite. Any other error is a read
+/// error.
 pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
     let weights = Weights::open(folder)?;
     for info in weights.tensors() {
@@ -28,7 +30,7 @@ mod tests {
     use super::*;
     use safetensors::tensor::{Dtype, TensorView};
 
-    /// More elements than the check converts at once.
+    /// A number of elements that is larger than one chunk of the check.
     const CHUNK_ELEMENTS: usize = 1 << 16;
 
     #[test]

@@ -1,25 +1,27 @@
 //! Fuses small micro-batches of a step into one batch.
 //!
 //! A matrix multiplication reads and packs each base weight once, so one large batch is faster than several
-//! small ones. Each micro-batch has its own dropout masks, and gradients are summed in the order of the
-//! micro-batches. The results equal those of separate micro-batches bit for bit.
+//! small batches. Each micro-batch has separate dropout masks, and gradients are summed in the order of the
+//! micro-batches. The results are bit-identical to the results of separate micro-batches.
 
 use std::ops::Range;
 
 use danlu_model::{Batch, LabeledSequence};
 
-/// How the micro-batches of a step are divided into passes.
+/// Determines how the micro-batches of a step are divided into passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassGrouping {
-    /// Whether small micro-batches are fused, which is faster and gives the same bits.
+    /// Whether small micro-batches are fused, which is faster and has bit-identical results.
     pub fuse: bool,
-    /// Most rows of a pass. A larger micro-batch without shared prefixes is split between its records.
+    /// Maximum number of token rows in a pass. A larger micro-batch without shared prefixes is split between
+    /// records.
     ///
-    /// Each part has its own dropout masks, and gradients are summed per part, so a split rounds differently.
+    /// Each part of a split micro-batch has separate dropout masks, and gradients are summed for each part. A
+    /// split therefore changes the dropout masks and the rounding.
     pub max_rows: Option<usize>,
 }
 
-/// Maximum number of token rows in a fused batch. Larger batches are hardly faster.
+/// Maximum number of token rows in a fused batch. A larger batch would hardly be faster.
 const MAX_FUSED_ROWS: usize = 512;
 
 /// One batch that contains consecutive micro-batches of a step.
@@ -28,7 +30,7 @@ pub(crate) struct FusedBatch {
     pub batch: Batch,
     /// Indices of the micro-batches in the step.
     pub micros: Range<usize>,
-    /// The index of this part of a split micro-batch.
+    /// Index of this part if a micro-batch is split, otherwise 0.
     pub part: usize,
     /// The token rows of each micro-batch in `batch`.
     pub rows: Vec<Range<usize>>,
@@ -58,12 +60,12 @@ impl FusedBatch {
         groups(&rows, grouping.fuse).into_iter().flat_map(split).collect()
     }
 
-    /// The parts of one micro-batch, with at most `max_rows` rows if they have several records.
+    /// Splits one micro-batch into parts. A part has at most `max_rows` rows, or only one record.
     fn parts_of(micro: &[&LabeledSequence], micros: Range<usize>, max_rows: usize) -> Vec<Self> {
         let lengths: Vec<usize> = micro.iter().map(|sequence| sequence.ids.len()).collect();
         let part = |(part, records): (usize, Range<usize>)| {
             let mut batch = Batch::default();
-            // Appended batches share no prefix.
+            // Records are appended as separate batches, so they share no prefix.
             micro[records].iter().for_each(|sequence| batch.append(&Batch::new([*sequence])));
             let rows = Vec::from_iter(std::iter::once(0..batch.rows()));
             Self { rows, micros: micros.clone(), part, batch }
@@ -72,14 +74,16 @@ impl FusedBatch {
     }
 }
 
-/// Returns the row limit that splits a group of micro-batches, or `None` if the group runs in one pass.
+/// Returns the row limit for splitting a group of micro-batches, or `None` if the group runs in one pass.
 ///
-/// `rows` and `tokens` describe the group's only micro-batch.
+/// `micros` is the number of micro-batches in the group. `rows` and `tokens` are the sizes of the first
+/// micro-batch. Only a group of one micro-batch is split.
 pub(crate) fn parts(micros: usize, rows: usize, tokens: usize, grouping: PassGrouping) -> Option<usize> {
     grouping.max_rows.filter(|&most| micros == 1 && rows > most && rows == tokens)
 }
 
-/// Cuts records of these lengths into consecutive parts of at most `max_rows` rows and at least one record.
+/// Divides records of these lengths into consecutive parts. A part has at most `max_rows` rows, or only one
+/// record.
 pub(crate) fn cut(lengths: &[usize], max_rows: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in lengths.iter().enumerate() {
@@ -95,7 +99,7 @@ pub(crate) fn cut(lengths: &[usize], max_rows: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// Groups micro-batches with these row counts into batches.
+/// Divides micro-batches with these numbers of rows into groups. Each group becomes one batch.
 pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in rows.iter().enumerate() {

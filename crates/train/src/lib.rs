@@ -1,9 +1,9 @@
-//! Fine-tuning: the step, the schedule, the memory plan, checkpoints.
+//! Fine-tuning: training steps, learning rate schedules, the memory plan, and checkpoints.
 //!
-//! The caller drives a [`Trainer`] one optimizer step at a time.
-//! Every number follows from [`TrainSettings`], the records and the base.
-//! A resumed run, or one with another number of threads, writes the same bytes.
-//! `examples/by_hand.rs` shows one whole step without a trainer.
+//! The caller runs a [`Trainer`] one optimizer step at a time. Every result is determined by
+//! [`TrainSettings`], the records and the base. A resumed run writes the same bytes as an uninterrupted run,
+//! and the number of threads changes no byte. `examples/by_hand.rs` shows a whole training run without a
+//! trainer.
 //!
 //! ```
 //! use std::{path::Path, sync::Arc};

@@ -1,9 +1,9 @@
-//! Dynamic loss scaling for back ends whose activations are f16.
+//! Dynamic loss scaling for back ends with f16 activations.
 //!
-//! The loss is multiplied by the scale before the backward pass, and the gradient is divided by it in the
-//! update. Small gradients of activations then stay above the smallest f16. If a gradient overflows, the scale
-//! is halved and the step is computed again, so no step is skipped. Source: Micikevicius et al., 2018, section
-//! 3.2.
+//! The loss is multiplied by a scale before the backward pass, and the update divides the gradient by the
+//! same scale. Without the scale, small gradients of activations would be below the smallest f16. If a
+//! gradient overflows, the scale is halved and the step is computed again. No step is skipped. Source:
+//! Micikevicius et al., 2018, section 3.2.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 const INITIAL: f64 = 65_536.0;
 /// Largest scale.
 const MAX_SCALE: f64 = 16_777_216.0;
-/// Smallest scale. A gradient that overflows without a scale is an error.
+/// Smallest scale. If a gradient overflows at this scale, the step fails with an error.
 const MIN_SCALE: f64 = 1.0;
-/// Steps without an overflow after which the scale doubles.
+/// Number of steps without an overflow after which the scale is doubled.
 const GROWTH_STEPS: u32 = 2000;
 
-/// The scale, a power of two, and the steps since it last changed.
+/// The scale, which is a power of two, and the number of steps since the scale changed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LossScale {
@@ -31,18 +31,18 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// The factor of the loss.
+    /// Returns the factor by which the loss is multiplied.
     pub fn factor(self) -> f64 {
         self.factor
     }
 
-    /// Whether the values can come from this program.
+    /// Returns whether danlu can have produced these values.
     pub fn is_valid(self) -> bool {
         let is_power = self.factor.is_finite() && self.factor.log2().fract() == 0.0;
         is_power && (MIN_SCALE..=MAX_SCALE).contains(&self.factor) && self.good_steps < GROWTH_STEPS
     }
 
-    /// Halves the scale after an overflow. Returns false if it is the smallest already.
+    /// Halves the scale after an overflow. Returns false if the scale already has its smallest value.
     pub fn halve(&mut self) -> bool {
         if self.factor <= MIN_SCALE {
             return false;

@@ -1,35 +1,37 @@
-//! Memory of this process and of the machine, in bytes.
+//! Memory use of this process, and memory of the machine, in bytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Resident memory of this process, including pages of mapped files. `None` if the system does not report it.
+/// Returns the resident memory of this process, including pages of mapped files. Returns `None` if the system
+/// does not report this value.
 pub fn resident() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// Peak of [`resident`].
+/// Returns the peak of [`resident`].
 pub fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// Resident memory of this process without pages of mapped files.
+/// Returns the resident memory of this process, excluding pages of mapped files.
 pub fn anonymous() -> Option<u64> {
     status("RssAnon:")
 }
 
-/// Total and available memory of the machine.
+/// Returns the total and the available memory of the machine.
 pub fn machine() -> Option<(u64, u64)> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
 }
 
-/// Memory that a process can still allocate: the minimum of [`free`] and [`address_space`].
+/// Returns the memory that this process can still allocate, which is the minimum of [`free`] and
+/// [`address_space`].
 pub fn available() -> Option<u64> {
     free().into_iter().chain(address_space()).min()
 }
 
-/// Free memory: the minimum over the machine and the control groups.
+/// Returns the free memory, which is the minimum over the machine and the control groups.
 pub fn free() -> Option<u64> {
     let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -37,20 +39,21 @@ pub fn free() -> Option<u64> {
     groups.chain([machine]).min()
 }
 
-/// Address space that is left under a limit such as `ulimit -v`. Mapped files count. `None` without a limit.
+/// Returns the remaining address space if there is a limit such as `ulimit -v`, otherwise `None`. Mapped
+/// files use address space too.
 pub fn address_space() -> Option<u64> {
     let limit = address_limit(&fs::read_to_string("/proc/self/limits").ok()?)?;
     Some(limit.saturating_sub(status("VmSize:")?))
 }
 
-/// Returns the soft limit of `/proc/self/limits` in bytes, or `None` for `unlimited`.
+/// Returns the soft limit in `/proc/self/limits` in bytes, or `None` for `unlimited`.
 fn address_limit(limits: &str) -> Option<u64> {
     let values = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     values.split_whitespace().next()?.parse().ok()
 }
 
-/// Formats bytes as `310 MiB` or `1.25 GiB`. The value is rounded up, so a limit of the printed size is
-/// enough.
+/// Formats bytes as `310 MiB` or `1.25 GiB`. The value is rounded up, so that a memory limit of the printed
+/// size is large enough.
 ///
 /// ```
 /// assert_eq!(danlu_train::memory::display(1 << 30), "1.00 GiB");
@@ -69,15 +72,16 @@ fn status(name: &str) -> Option<u64> {
     field(&fs::read_to_string("/proc/self/status").ok()?, name)
 }
 
-/// Parses a line such as `VmRSS:     1234 kB` and returns bytes.
+/// Parses a line such as `VmRSS:     1234 kB` and returns the number of bytes.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Returns the memory left in the tightest control group that a line of `/proc/self/cgroup` names.
+/// Returns the smallest amount of free memory over a control group and its parents. `line` is a line of
+/// `/proc/self/cgroup`.
 ///
-/// A line is `0::/user.slice` in version 2 and `4:memory:/docker/1` in version 1.
+/// The line looks like `0::/user.slice` in version 2 and like `4:memory:/docker/1` in version 1.
 fn group_room(root: &Path, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?);
@@ -91,7 +95,7 @@ fn group_room(root: &Path, line: &str) -> Option<u64> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let room = |folder: &Path| {
         let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
-        // The kernel counts inactive pages of files as used, although it frees them on demand.
+        // The kernel counts inactive pages of files as used memory, although it frees these pages on demand.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
         Some((limit + cached.unwrap_or(0)).saturating_sub(used))

@@ -12,10 +12,10 @@ use crate::{TrainError, TrainSettings};
 
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
-/// Names of the moments, as in PyTorch.
+/// Names of the moments in the file, as in PyTorch.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
-/// First and second moments of every parameter, in the adapter's layout.
+/// First and second moments of all parameters, with the same layout as the adapter's parameters.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     first: Buffer,
@@ -24,18 +24,19 @@ pub(crate) struct Optimizer {
 }
 
 impl Optimizer {
-    /// Creates moments of zero for `len` parameters.
+    /// Creates moments for `len` parameters. All moments are zero.
     pub fn new(backend: &dyn Backend, len: usize) -> Self {
         let moment = || backend.alloc(len, Element::Exact);
         Self { first: moment(), second: moment(), len }
     }
 
-    /// Updates `params` by the gradient `grads`.
+    /// Updates `params` with the gradient `grads`.
     pub fn update(&mut self, backend: &dyn Backend, params: &mut Buffer, grads: &Buffer, update: AdamW) {
         backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
     }
 
-    /// Temporary memory of [`Optimizer::save`] in bytes: both moments and the file.
+    /// Returns the temporary memory of [`Optimizer::save`] in bytes: both moments, and the contents of the
+    /// file.
     pub fn saving_bytes(len: usize) -> u64 {
         2 * (2 * 4 * len as u64)
     }
@@ -58,7 +59,7 @@ impl Optimizer {
     /// Reads the file that [`Optimizer::save`] wrote.
     pub fn load(&mut self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
         let path = folder.join(OPTIMIZER_FILE);
-        // The file has two f32 per parameter and a header. A larger file is invalid.
+        // The file contains two f32 values per parameter and a header. A larger file is invalid.
         let limit = (self.len as u64 * 8).saturating_add(1 << 16);
         let found = Weights::from_bytes(&path, files::read_bounded(&path, limit)?)?;
         let [first, second] = MOMENTS.map(|name| found.vector_f32(name, self.len));
@@ -78,7 +79,7 @@ impl Optimizer {
     }
 }
 
-/// Returns the AdamW update of step `step`. A gradient of norm `norm` is clipped as in
+/// Returns the AdamW update of step `step`. `norm` is the norm of the gradient, which is clipped as in
 /// `torch.nn.utils.clip_grad_norm_`.
 pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, norm: f64) -> AdamW {
     AdamW {
@@ -87,7 +88,7 @@ pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, nor
         beta2: settings.adam_beta2 as f32,
         eps: settings.adam_epsilon as f32,
         weight_decay: settings.weight_decay as f32,
-        // `TrainSettings::validate` keeps runs below 2^32 steps.
+        // `TrainSettings::validate` limits runs to fewer than 2^32 steps.
         step: u32::try_from(step).unwrap_or(u32::MAX),
         grad_scale: clip_factor(norm, settings.max_grad_norm) as f32,
     }

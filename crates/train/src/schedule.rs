@@ -1,4 +1,4 @@
-//! Learning rate schedules, equal to those of `transformers.get_scheduler`.
+//! Learning rate schedules that equal the schedules of `transformers.get_scheduler`.
 
 use std::f64::consts::PI;
 use std::fmt;
@@ -6,18 +6,18 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The type of schedule, with the names of `transformers`.
+/// The type of schedule. The names are the same as in `transformers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {
-    /// Rises during the warmup, then falls linearly to zero.
+    /// The learning rate rises during the warmup, and then falls linearly to zero.
     #[default]
     Linear,
-    /// Rises during the warmup, then falls to zero along half a cosine.
+    /// The learning rate rises during the warmup, and then falls to zero along half a cosine.
     Cosine,
-    /// Constant, without a warmup.
+    /// The learning rate is constant, without a warmup.
     Constant,
-    /// Rises during the warmup, then is constant.
+    /// The learning rate rises during the warmup, and is then constant.
     ConstantWithWarmup,
 }
 
@@ -25,7 +25,7 @@ impl LrSchedulerType {
     /// All schedule types.
     pub const ALL: [Self; 4] = [Self::Linear, Self::Cosine, Self::Constant, Self::ConstantWithWarmup];
 
-    /// The name in flags and files.
+    /// Returns the name in flags and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
@@ -55,13 +55,13 @@ impl FromStr for LrSchedulerType {
 /// The learning rate as a function of the step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// Its shape.
+    /// Type of the schedule.
     pub kind: LrSchedulerType,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps of the warmup.
+    /// Number of warmup steps.
     pub warmup_steps: u64,
-    /// Steps of the run.
+    /// Number of steps in the run.
     pub total_steps: u64,
 }
 
@@ -72,12 +72,12 @@ impl Schedule {
         Self { kind, learning_rate, warmup_steps, total_steps }
     }
 
-    /// Returns the learning rate of step `step`, counted from 1.
+    /// Returns the learning rate of step `step`. Steps start at 1.
     pub fn at(&self, step: u64) -> f64 {
         self.learning_rate * self.factor(step.saturating_sub(1))
     }
 
-    /// Returns the factor on the peak learning rate after `done` steps.
+    /// Returns the factor for the peak learning rate after `done` steps.
     fn factor(&self, done: u64) -> f64 {
         let (warmup, total) = (self.warmup_steps, self.total_steps);
         if self.kind != LrSchedulerType::Constant && done < warmup {
@@ -99,8 +99,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// Expected values: `get_scheduler(kind, SGD(lr=1e-4), warmup, total)` of transformers 5.23.0 on torch
-    /// 2.15.0, `param_groups[0]["lr"]` before each `optimizer.step()`.
+    /// The expected values are `param_groups[0]["lr"]` before each `optimizer.step()`, with
+    /// `get_scheduler(kind, SGD(lr=1e-4), warmup, total)` of transformers 5.23.0 on torch 2.15.0.
     #[test]
     fn every_shape_equals_transformers() {
         use LrSchedulerType::*;
@@ -153,7 +153,8 @@ mod tests {
             let schedule = Schedule { kind, learning_rate: 1e-4, warmup_steps, total_steps };
             for (step, &expected) in (1..).zip(expected) {
                 let found = schedule.at(step);
-                // The same formula in f64: only the order of two multiplications may differ.
+                // Both sides compute the same formula in f64. Only the order of two multiplications may
+                // differ.
                 assert!(
                     (found - expected).abs() <= 1e-15 * 1e-4_f64.max(expected),
                     "{kind} {step}: {found} {expected}"

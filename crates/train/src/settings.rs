@@ -1,4 +1,4 @@
-//! The settings of a run, named as in TRL and PEFT.
+//! The settings of a run. The names are the same as in TRL and PEFT.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,13 +12,13 @@ use serde_json::Value;
 use crate::error::Difference;
 use crate::{LrSchedulerType, Schedule, TrainError};
 
-/// The settings of a run. Defaults come from the tutorial, otherwise from transformers.
+/// The settings of a run. The defaults are taken from the tutorial, and otherwise from transformers.
 ///
-/// Field names are the flags (`--lora-r`) and the keys of the config file (`lora_r`). Unknown keys are
-/// errors.
+/// The names of the fields are also the names of the flags (`--lora-r`) and of the keys in the config file
+/// (`lora_r`). An unknown key is an error.
 ///
 /// Two runs with equal settings, data and base write equal files. The output folder and the number of threads
-/// are therefore not part of the settings.
+/// are therefore not settings.
 ///
 /// ```
 /// use danlu_train::TrainSettings;
@@ -33,16 +33,16 @@ use crate::{LrSchedulerType, Schedule, TrainError};
 pub struct TrainSettings {
     /// Rank of the adapter.
     pub lora_r: u32,
-    /// The adapter's output is multiplied by alpha / rank.
+    /// Alpha. The adapter's output is multiplied by alpha / rank.
     pub lora_alpha: f64,
-    /// Probability of dropping an element of the adapter's input.
+    /// Dropout probability for an element of the adapter's input.
     pub lora_dropout: f64,
     /// The projections that get an adapter: `"all-linear"`, a list of names, or a regular expression.
     #[serde(with = "target_modules")]
     pub target_modules: TargetModules,
-    /// Divide alpha by the square root of the rank.
+    /// Whether alpha is divided by the square root of the rank instead of the rank.
     pub use_rslora: bool,
-    /// Whether each output of a projection has a trained magnitude (DoRA). Requires a dropout of 0.
+    /// Whether each output of a projection has a trained magnitude (DoRA). DoRA requires a dropout of 0.
     pub use_dora: bool,
 
     /// Peak learning rate.
@@ -51,61 +51,65 @@ pub struct TrainSettings {
     pub lr_scheduler_type: LrSchedulerType,
     /// Warmup steps as a share of all steps.
     pub warmup_ratio: f64,
-    /// Number of epochs, possibly fractional. Ignored if `max_steps` is set.
+    /// Number of epochs, which may be a fraction. Ignored if `max_steps` is set.
     pub num_train_epochs: f64,
-    /// Number of optimizer steps. Replaces `num_train_epochs`.
+    /// Number of optimizer steps. Replaces `num_train_epochs` if set.
     pub max_steps: Option<u64>,
-    /// Records per micro-batch. With `packing`, packs of `max_length` tokens per micro-batch.
+    /// Number of records per micro-batch. With `packing`, the number of packs of `max_length` tokens per
+    /// micro-batch.
     pub per_device_train_batch_size: usize,
-    /// Micro-batches per optimizer step.
+    /// Number of micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
-    /// Maximum norm of the gradient; 0 disables clipping.
+    /// Maximum norm of the gradient. With 0, the gradient is not clipped.
     pub max_grad_norm: f64,
-    /// Decay of AdamW's first moment.
+    /// Decay rate of AdamW's first moment.
     pub adam_beta1: f64,
-    /// Decay of AdamW's second moment.
+    /// Decay rate of AdamW's second moment.
     pub adam_beta2: f64,
-    /// Added to the square root of AdamW's second moment.
+    /// Number that is added to the square root of AdamW's second moment.
     pub adam_epsilon: f64,
 
     /// Maximum record length in tokens.
     pub max_length: usize,
-    /// Whether to pack several records into one sequence. Attention stays within each record.
+    /// Whether to pack several records into one sequence. Attention never crosses the border between two
+    /// records.
     pub packing: bool,
-    /// Whether to shuffle the records in every epoch. Otherwise they keep the order of the files.
+    /// Whether to shuffle the records in every epoch. Otherwise, the records are used in file order.
     pub shuffle_dataset: bool,
-    /// Whether system and user messages carry a loss too.
+    /// Whether system and user messages have a loss too.
     pub train_on_prompt: bool,
-    /// Whether an EOS token follows an answer whose template writes no end token, and a document.
+    /// Whether an EOS token is added to each document, and to each answer after which the template writes no
+    /// end token.
     pub add_eos_token: bool,
-    /// System message for conversations without one.
+    /// System message for conversations without a system message.
     pub default_system: Option<String>,
-    /// The current date that the chat template receives, as `YYYY-MM-DD`.
+    /// Date that the chat template receives as the current date, in the format `YYYY-MM-DD`.
     ///
-    /// The date is a setting so that a run resumed on another day has the same tokens.
+    /// The date is a setting so that a run that is resumed on another day has the same tokens.
     pub template_date: Option<String>,
-    /// Size of the held-out part: a share below 1, otherwise a number of records.
+    /// Size of the held-out part. A number below 1 is a share, and any other number is a number of records.
     pub val_size: f64,
-    /// Seed of initialization, data order and dropout.
+    /// Seed for initialization, data order and dropout.
     pub seed: u64,
-    /// Precision of attention and of matrix multiplications by the base's weights.
+    /// Precision of attention, and of matrix multiplications with the base's weights.
     pub dtype: Precision,
     /// Quantization that is applied to the base's projections while loading.
     pub quant: Quant,
-    /// Whether to store the scales of 4-bit weights in f32, without quantizing them.
+    /// Whether the scales of 4-bit weights are stored in f32. Otherwise, the scales are quantized too.
     pub no_double_quant: bool,
     /// Number of 4-bit weights per scale.
     pub quant_block_size: usize,
 
-    /// Steps between two entries of the log.
+    /// Number of steps between two entries of the log.
     pub logging_steps: u64,
-    /// Steps between two checkpoints; 0 saves only after the last step.
+    /// Number of steps between two checkpoints. With 0, only the last step has a checkpoint.
     pub save_steps: u64,
-    /// Maximum number of checkpoints; `None` for no limit.
+    /// Maximum number of checkpoints. With `None`, there is no limit.
     pub save_total_limit: Option<usize>,
-    /// Steps between two evaluations. `None` evaluates only before the first step and after the last.
+    /// Number of steps between two evaluations. With `None`, only the state before the first step and the
+    /// state after the last step are evaluated.
     pub eval_steps: Option<u64>,
 }
 
@@ -139,7 +143,7 @@ impl Default for TrainSettings {
             template_date: None,
             val_size: 0.0,
             seed: 42,
-            // With f32, results equal PEFT's on every processor.
+            // With f32, the results equal PEFT's results on every processor.
             dtype: Precision::F32,
             quant: Quant::None,
             no_double_quant: false,
@@ -152,10 +156,10 @@ impl Default for TrainSettings {
     }
 }
 
-/// Precision of matrix multiplications by the base's weights.
+/// Precision of matrix multiplications with the base's weights.
 ///
-/// On a processor with bf16 instructions the precision also applies to attention. All other operations use
-/// f32.
+/// On a processor with bf16 instructions, the precision also applies to attention. All other operations are
+/// computed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -164,7 +168,8 @@ pub enum Precision {
     F32,
     /// Operands are rounded to bf16. Sums are in f32.
     Bf16,
-    /// Operands are rounded to f16, on a GPU. Sums and the residual stream are in f32, and the loss is scaled.
+    /// Operands are rounded to f16. Sums and the residual stream are in f32, and the loss is scaled. f16 is
+    /// only available on a GPU.
     F16,
 }
 
@@ -211,14 +216,14 @@ impl FromStr for Precision {
     }
 }
 
-/// Quantization of a 16-bit base while it is loaded.
+/// Quantization that is applied to a 16-bit base while loading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quant {
     /// No quantization.
     #[default]
     None,
-    /// 4-bit NormalFloat: quantiles of a normal distribution.
+    /// 4-bit NormalFloat. The codes are quantiles of a normal distribution.
     Nf4,
     /// 4-bit floating point.
     Fp4,
@@ -237,23 +242,23 @@ impl FromStr for Quant {
     }
 }
 
-/// Largest batch size, and largest number of micro-batches in a step. No machine has memory for more.
+/// Maximum batch size, and maximum number of micro-batches in a step. No machine has enough memory for more.
 const MAX_BATCH: usize = 1 << 24;
 
-/// Settings that affect no computed number.
+/// Settings that do not affect any computed number.
 const BOOKKEEPING: [&str; 4] = ["logging_steps", "save_steps", "save_total_limit", "eval_steps"];
 
 impl TrainSettings {
     /// Checks that every value is in range.
     ///
     /// # Errors
-    /// Names the first setting out of range and its value.
+    /// Returns the first setting that is out of range, with its value.
     pub fn validate(&self) -> Result<(), TrainError> {
         let at_least_one = |name, value: usize| check(value >= 1, name, value, "at least 1");
         let share = |name, value: f64| {
             check((0.0..1.0).contains(&(value as f32)), name, value, "at least 0 and below 1")
         };
-        // Kernels compute in f32, so the value must be in range as an f32.
+        // Kernels compute in f32, so the value must also be in range as an f32.
         let positive = |name, value: f64| {
             check(value as f32 > 0.0 && (value as f32).is_finite(), name, value, "more than 0")
         };
@@ -275,7 +280,7 @@ impl TrainSettings {
             "0 for `constant`; `constant_with_warmup` has a warmup",
         )?;
         positive("num_train_epochs", self.num_train_epochs)?;
-        // AdamW counts steps in 32 bits.
+        // AdamW counts steps in a 32-bit integer.
         let steps = self.max_steps.is_none_or(|steps| (1..=u64::from(u32::MAX)).contains(&steps));
         check(steps, "max_steps", self.max_steps.unwrap_or(0), "between 1 and 4294967295")?;
         at_least_one("per_device_train_batch_size", self.per_device_train_batch_size)?;
@@ -287,14 +292,14 @@ impl TrainSettings {
         not_negative("max_grad_norm", self.max_grad_norm)?;
         share("adam_beta1", self.adam_beta1)?;
         share("adam_beta2", self.adam_beta2)?;
-        // A subnormal epsilon would have no effect in the sum.
+        // A subnormal epsilon would not change the sum.
         let epsilon = self.adam_epsilon as f32;
         let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
         check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
         let block = self.quant_block_size;
         let holds = Quantization::check_block_size(block).is_ok();
         check(holds, "quant_block_size", block, Quantization::BLOCK_SIZES)?;
-        // These settings have no effect without `quant`.
+        // These settings have no effect if `quant` is not set.
         let quantises = self.quant != Quant::None;
         const BESIDE: &str = "`quant` nf4 or fp4 beside it";
         check(quantises || !self.no_double_quant, "no_double_quant", self.no_double_quant, BESIDE)?;
@@ -317,7 +322,7 @@ impl TrainSettings {
         )
     }
 
-    /// Checks the integers that have no smaller limit: `run.toml` holds 63 bits.
+    /// Checks the integers without a smaller limit, because `run.toml` stores integers in 63 bits.
     fn check_toml_range(&self) -> Result<(), TrainError> {
         for (name, value) in [
             ("seed", self.seed),
@@ -332,7 +337,7 @@ impl TrainSettings {
         Ok(())
     }
 
-    /// Returns the quantization of the base, or `None` without `quant`.
+    /// Returns the quantization of the base, or `None` if `quant` is not set.
     pub fn quantization(&self) -> Option<Quantization> {
         let quant_type = match self.quant {
             Quant::None => return None,
@@ -343,23 +348,23 @@ impl TrainSettings {
         Some(Quantization { quant_type, block_size, double_quant })
     }
 
-    /// Returns the number of optimizer steps for `micro_batches` per epoch.
+    /// Returns the number of optimizer steps. `micro_batches` is the number of micro-batches per epoch.
     pub fn total_steps(&self, micro_batches: usize) -> u64 {
         let per_epoch = micro_batches.div_ceil(self.gradient_accumulation_steps.max(1)).max(1);
         self.max_steps.unwrap_or_else(|| (self.num_train_epochs * per_epoch as f64).ceil() as u64)
     }
 
-    /// Returns the template's date in seconds since 1970.
+    /// Returns the date for the template in seconds since 1970.
     pub fn template_seconds(&self) -> Option<u64> {
         seconds_of_date(self.template_date.as_ref()?)
     }
 
-    /// Creates the learning rate schedule of a run of `total_steps`.
+    /// Creates the learning rate schedule of a run with `total_steps` steps.
     pub fn schedule(&self, total_steps: u64) -> Schedule {
         Schedule::new(self.lr_scheduler_type, self.learning_rate, self.warmup_ratio, total_steps)
     }
 
-    /// Creates the adapter's configuration for a base with this name.
+    /// Creates the configuration of an adapter for the base `base_name`.
     pub fn lora_config(&self, base_name: &str) -> LoraConfig {
         LoraConfig {
             lora_dropout: self.lora_dropout,
@@ -371,7 +376,7 @@ impl TrainSettings {
         }
     }
 
-    /// Returns all settings by name, in the order of the fields.
+    /// Returns the names and values of all settings, in the order of the fields.
     pub fn entries(&self) -> Vec<(String, Value)> {
         match serde_json::to_value(self) {
             Ok(Value::Object(fields)) => fields.into_iter().collect(),
@@ -379,7 +384,7 @@ impl TrainSettings {
         }
     }
 
-    /// Returns the settings that differ from `saved` and affect computed numbers.
+    /// Returns the settings that affect computed numbers and differ from `saved`.
     pub fn differences(&self, saved: &Self) -> Vec<Difference> {
         let pairs = saved.entries().into_iter().zip(self.entries());
         pairs
@@ -393,8 +398,8 @@ impl TrainSettings {
     }
 }
 
-/// Returns midnight UTC of `YYYY-MM-DD` in seconds since 1970. Returns `None` for other formats and earlier
-/// dates.
+/// Returns midnight UTC of the date `YYYY-MM-DD`, in seconds since 1970. Returns `None` for other formats and
+/// for dates before 1970.
 fn seconds_of_date(date: &str) -> Option<u64> {
     let parsed = chrono::NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()?;
     // chrono also accepts numbers without leading zeros.
@@ -404,7 +409,7 @@ fn seconds_of_date(date: &str) -> Option<u64> {
     u64::try_from(parsed.and_time(chrono::NaiveTime::MIN).and_utc().timestamp()).ok()
 }
 
-/// Serializes `target_modules`: a list, `"all-linear"`, comma-separated names, or a pattern.
+/// Serializes `target_modules`, which is a list, `"all-linear"`, comma-separated names, or a pattern.
 mod target_modules {
     use danlu_adapter::TargetModules;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
@@ -513,7 +518,7 @@ mod tests {
 
     #[test]
     fn dates_are_seconds_since_1970() {
-        // date -u -d DATE +%s
+        // The expected values are the output of `date -u -d DATE +%s`.
         assert_eq!(seconds_of_date("1970-01-01"), Some(0));
         assert_eq!(seconds_of_date("2024-02-29"), Some(1_709_164_800));
         assert_eq!(seconds_of_date("2100-03-01"), Some(4_107_542_400));
@@ -525,7 +530,8 @@ mod tests {
     #[test]
     fn steps_are_counted_as_transformers_counts_them() {
         let settings = TrainSettings::default();
-        // The tutorial: 3,729 records in twos are 1,865 micro-batches, the last step has one of them.
+        // In the tutorial, 3,729 records in batches of two are 1,865 micro-batches. The last step has only
+        // one micro-batch.
         assert_eq!(settings.total_steps(1865), 933);
         assert_eq!(TrainSettings { num_train_epochs: 2.5, ..settings.clone() }.total_steps(3), 5);
         assert_eq!(TrainSettings { max_steps: Some(7), ..settings }.total_steps(1865), 7);

@@ -22,12 +22,12 @@ use crate::{ExamplesFingerprint, LogEntry, Schedule, TrainError, TrainSettings, 
 /// Key of the random stream of dropout masks.
 const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
 
-/// A training record and its name in messages.
+/// A training record, and its name for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// Token ids and loss mask.
     pub sequence: LabeledSequence,
-    /// Where it came from: `huanhuan.json:812`.
+    /// File and line of the record: `huanhuan.json:812`.
     pub origin: String,
 }
 
@@ -35,40 +35,40 @@ pub struct Example {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepMetrics {
-    /// Steps done, this one included.
+    /// Number of steps completed, including this step.
     pub step: u64,
-    /// Passes over the data so far.
+    /// Number of epochs so far, including a fraction.
     pub epoch: f64,
-    /// Mean over all trained tokens of the step, nats.
+    /// Mean loss over all trained tokens of the step, in nats.
     pub loss: f64,
     /// L2 norm of the whole gradient, before clipping.
     pub grad_norm: f64,
-    /// Learning rate of the step.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Tokens of its records. A shared prefix counts for each record.
+    /// Number of tokens in the records of the step. A shared prefix is counted for each record.
     pub tokens: u64,
-    /// Tokens with a loss.
+    /// Number of tokens that have a loss.
     pub trained_tokens: u64,
-    /// Duration in seconds.
+    /// Duration of the step in seconds.
     pub seconds: f64,
 }
 
 /// The metrics of one evaluation on held-out records.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalMetrics {
-    /// Mean over all trained tokens, in nats.
+    /// Mean loss over all trained tokens, in nats.
     pub loss: f64,
     /// Exponential of the loss.
     pub perplexity: f64,
-    /// Tokens that carried a loss.
+    /// Number of tokens that have a loss.
     pub tokens: u64,
-    /// Duration in seconds.
+    /// Duration of the evaluation in seconds.
     pub seconds: f64,
 }
 
-/// A run in progress.
+/// A training run in progress.
 ///
-/// The caller writes the loop and may print, save or stop between steps.
+/// The caller writes the loop, and may print, save or stop between steps.
 ///
 /// ```no_run
 /// # fn run(mut trainer: danlu_train::Trainer) -> Result<(), danlu_train::TrainError> {
@@ -93,22 +93,23 @@ pub struct Trainer {
     pub(crate) base: String,
     examples: Vec<Example>,
     grads: Buffer,
-    /// The losses of a step's trained tokens, which are read once at the end of the step.
+    /// The losses of all trained tokens of a step. The losses are read once, at the end of the step.
     losses: Option<Buffer>,
     /// The sum of squares of the gradient or of the parameters.
     squares: Scalars,
-    /// `None` if the back end needs no scale.
+    /// Scale of the loss, or `None` if the back end needs no scale.
     pub(crate) loss_scale: Option<LossScale>,
     work: Workspace,
     grouping: PassGrouping,
 }
 
 impl Trainer {
-    /// Creates a run before its first step. `base` is the base's
-    /// [fingerprint](danlu_model::base_fingerprint).
+    /// Creates a run before its first step. `base` is the [fingerprint](danlu_model::base_fingerprint) of the
+    /// base.
     ///
     /// # Errors
-    /// If a setting is out of range, or a record has no trained token, is too long, or has an unknown token.
+    /// If a setting is out of range, or if a record has no trained token, is too long, or contains an unknown
+    /// token.
     pub fn new(
         decoder: Arc<Decoder>,
         adapter: Adapter,
@@ -170,9 +171,9 @@ impl Trainer {
     /// does not depend on its micro-batch.
     ///
     /// # Errors
-    /// If the run is finished, or loss or gradient is not finite. Adapter and optimizer are then unchanged.
-    /// If the update makes a parameter infinite, the trainer cannot be used further. The last checkpoint is
-    /// intact.
+    /// If the run is finished, or if the loss or the gradient is not finite. The adapter and the optimizer
+    /// are then unchanged. If the update makes a parameter infinite, the trainer cannot be used any more, but
+    /// the last checkpoint is intact.
     pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let step = self.state.global_step + 1;
         if self.is_finished() {
@@ -186,7 +187,7 @@ impl Trainer {
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.scaled_gradients(step, &passes)?;
-        // The second moment stores squares in f32. Once infinite, it would stay infinite.
+        // The second moment stores squares in f32. An infinite second moment would never become finite again.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
             records.concat().into_iter().map(|r| examples[r].origin.clone()).collect()
@@ -217,7 +218,8 @@ impl Trainer {
         Ok(report)
     }
 
-    /// As [`Self::gradients`]. If a scaled gradient overflows, halves the scale and computes the step again.
+    /// Same as [`Self::gradients`], but if a scaled gradient overflows, halves the scale and computes the
+    /// step again.
     fn scaled_gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         loop {
             let (loss, norm) = self.gradients(step, passes)?;
@@ -229,13 +231,13 @@ impl Trainer {
         }
     }
 
-    /// The factor of the loss, and of the gradient until the update.
+    /// Returns the scale of the loss. The gradient has the same scale until the update.
     fn scale(&self) -> f64 {
         self.loss_scale.map_or(1.0, LossScale::factor)
     }
 
-    /// Runs forward and backward of a step. Returns the mean loss and the norm of the gradient without the
-    /// scale of the loss.
+    /// Runs the forward and backward passes of a step. Returns the mean loss and the norm of the gradient,
+    /// both without the scale of the loss.
     fn gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         let scale = self.scale();
         let backend = self.decoder.backend().clone();
@@ -264,7 +266,7 @@ impl Trainer {
         let (mut values, mut squares) = (vec![0.0; trained], [0.0]);
         backend.read(&mut values, losses, 0)?;
         backend.read_scalars(&mut squares, &self.squares)?;
-        // Losses are summed batch by batch in f64.
+        // The losses of each batch are summed separately, in f64.
         let (mut sum, mut rest) = (0.0, &values[..]);
         for pass in passes {
             let (of_pass, after) = rest.split_at(pass.batch.trained_tokens());
@@ -274,7 +276,7 @@ impl Trainer {
         Ok((sum / trained as f64, squares[0].sqrt() / scale))
     }
 
-    /// The L2 norm of the adapter.
+    /// Returns the L2 norm of the adapter's parameters.
     fn parameter_norm(&mut self) -> Result<f64, TrainError> {
         let (backend, mut squares) = (self.decoder.backend(), [0.0]);
         let parameters = self.adapter.num_parameters();
@@ -292,19 +294,21 @@ impl Trainer {
         learning_rate
     }
 
-    /// Runs the operations of a step on its back end, for the memory plan.
+    /// Runs the operations of a step for the memory plan, on the back end of the trainer.
     pub(crate) fn dry_run(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
         let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.grouping))?;
         self.update(1, grad_norm);
         Ok(())
     }
 
-    /// Sets the memory strategy and allocates the buffers of the largest pass.
+    /// Sets the memory strategy and allocates the buffers of the largest pass. A run that needs too much
+    /// memory therefore fails before its first step.
     ///
-    /// Only a split micro-batch changes results, by rounding and other dropout masks.
+    /// The largest pass has `rows` token rows and `labels` trained tokens. If the pass shares a prefix,
+    /// `keys` is the number of copied attention keys.
     ///
-    /// The largest pass has `rows` token rows, `labels` trained tokens, and `keys` copied attention keys if
-    /// it shares a prefix. A run that does not fit into memory therefore fails before its first step.
+    /// The memory strategy changes results only if a micro-batch is split, by rounding and by other dropout
+    /// masks.
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
@@ -318,7 +322,7 @@ impl Trainer {
         self.losses = Some(self.decoder.backend().alloc(self.most_trained_tokens(), Element::Exact));
     }
 
-    /// An upper bound of the trained tokens of a step.
+    /// Returns an upper bound of the number of trained tokens in a step.
     fn most_trained_tokens(&self) -> usize {
         let mut tokens: Vec<usize> =
             self.examples.iter().map(|example| example.sequence.trained_tokens()).collect();
@@ -330,13 +334,13 @@ impl Trainer {
         tokens.iter().take(records).sum()
     }
 
-    /// Frees the buffers of the steps. The next step allocates them again.
+    /// Frees the buffers that steps use. The next step allocates these buffers again.
     pub fn release(&mut self) {
         self.losses = None;
         self.work.clear();
     }
 
-    /// Returns the micro-batches of step `step`, counted from 1.
+    /// Returns the micro-batches of step `step`. Steps start at 1.
     pub fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let sequence = |&record: &usize| &self.examples[record].sequence;
         self.order.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
@@ -345,7 +349,7 @@ impl Trainer {
     /// Evaluates the current adapter on `sequences` without dropout.
     ///
     /// # Errors
-    /// If no token carries a loss, or a token id is outside the vocabulary.
+    /// If no token has a loss, or if a token id is outside the vocabulary.
     pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalMetrics, TrainError> {
         let start = Instant::now();
         self.adapter.prepare(&self.decoder, available_threads())?;
@@ -372,7 +376,7 @@ impl Trainer {
         self.state.log_evaluation(report.loss, report.seconds);
     }
 
-    /// Writes the adapter's two files in PEFT's format.
+    /// Writes the two files of the adapter in PEFT's format.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -380,62 +384,62 @@ impl Trainer {
         Ok(self.adapter.save(folder, &**self.decoder.backend())?)
     }
 
-    /// Whether all steps are done.
+    /// Returns whether all steps are completed.
     pub fn is_finished(&self) -> bool {
         self.state.global_step >= self.schedule.total_steps
     }
 
-    /// Whether a checkpoint is due at the current step.
+    /// Returns whether a checkpoint is due at the current step.
     pub fn checkpoint_due(&self) -> bool {
         is_multiple(self.state.global_step, self.settings.save_steps)
     }
 
-    /// Whether an evaluation is due at the current step.
+    /// Returns whether an evaluation is due at the current step.
     pub fn evaluation_due(&self) -> bool {
         is_multiple(self.state.global_step, self.settings.eval_steps.unwrap_or(0))
     }
 
-    /// Completed steps.
+    /// Returns the number of completed steps.
     pub fn global_step(&self) -> u64 {
         self.state.global_step
     }
 
-    /// Number of steps of the run.
+    /// Returns the number of steps in the run.
     pub fn total_steps(&self) -> u64 {
         self.schedule.total_steps
     }
 
-    /// The adapter in its current state.
+    /// Returns the adapter in its current state.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
-    /// The adapter, by value.
+    /// Returns the adapter and drops the trainer.
     pub fn into_adapter(self) -> Adapter {
         self.adapter
     }
 
-    /// The base.
+    /// Returns the decoder of the base.
     pub fn decoder(&self) -> &Arc<Decoder> {
         &self.decoder
     }
 
-    /// The settings of the run.
+    /// Returns the settings of the run.
     pub fn settings(&self) -> &TrainSettings {
         &self.settings
     }
 
-    /// Progress and log of the run.
+    /// Returns the progress and the log of the run.
     pub fn state(&self) -> &TrainerState {
         &self.state
     }
 
-    /// The metrics of every step, including those from before a resumption.
+    /// Returns the metrics of every step, including the steps before the run was resumed.
     pub fn history(&self) -> &[StepMetrics] {
         &self.history
     }
 
-    /// Records a finished step.
+    /// Adds a finished step to the history, the state and the log.
     fn account(&mut self, report: StepMetrics) {
         let StepMetrics { step, epoch, grad_norm, learning_rate, .. } = report;
         self.history.push(report);
@@ -475,7 +479,8 @@ fn is_multiple(step: u64, of: u64) -> bool {
     of > 0 && step > 0 && step.is_multiple_of(of)
 }
 
-/// Groups records for evaluation in order. A group has as many records as fit, and at least one.
+/// Divides records into groups for evaluation, in order. A group has as many records as fit, and at least one
+/// record.
 pub(crate) fn evaluation_groups<T>(
     records: &[T],
     tokens: impl Fn(&T) -> usize,

@@ -1,4 +1,4 @@
-//! `trainer_state.json` in transformers' format: progress and log.
+//! `trainer_state.json`: progress and log of a run, in transformers' format.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,56 +15,56 @@ pub struct TrainerState {
     /// The checkpoint of the best evaluation, unless it was removed.
     #[serde(default)]
     pub best_model_checkpoint: Option<String>,
-    /// Epochs completed.
+    /// Number of epochs so far, including a fraction.
     pub epoch: f64,
-    /// Steps between two evaluations.
+    /// Number of steps between two evaluations.
     #[serde(default)]
     pub eval_steps: u64,
-    /// Optimizer steps done.
+    /// Number of optimizer steps completed.
     pub global_step: u64,
     /// Always false.
     #[serde(default)]
     pub is_hyper_param_search: bool,
-    /// Always true: a run has one process.
+    /// Always true, because a run has only one process.
     pub is_local_process_zero: bool,
-    /// Always true: a run has one process.
+    /// Always true, because a run has only one process.
     pub is_world_process_zero: bool,
-    /// Everything logged, oldest first.
+    /// All entries of the log, oldest first.
     pub log_history: Vec<LogEntry>,
-    /// Steps between two entries of the log.
+    /// Number of steps between two entries of the log.
     pub logging_steps: u64,
-    /// Optimizer steps of the whole run.
+    /// Number of optimizer steps in the whole run.
     pub max_steps: u64,
-    /// Tokens processed in training.
+    /// Number of tokens processed in training.
     #[serde(default)]
     pub num_input_tokens_seen: u64,
-    /// Epochs of the whole run, rounded up.
+    /// Number of epochs in the whole run, rounded up.
     pub num_train_epochs: u64,
-    /// Steps between two checkpoints.
+    /// Number of steps between two checkpoints.
     pub save_steps: u64,
-    /// Unused; written because transformers writes it.
+    /// Unused. danlu writes this field because transformers writes it.
     #[serde(default)]
     pub stateful_callbacks: Map<String, Value>,
-    /// Floating-point operations; not counted.
+    /// Number of floating-point operations, which danlu does not count.
     #[serde(default)]
     pub total_flos: f64,
-    /// Records per micro-batch.
+    /// Number of records per micro-batch.
     pub train_batch_size: u64,
-    /// Unused; written because transformers writes it.
+    /// Unused. danlu writes this field because transformers writes it.
     #[serde(default)]
     pub trial_name: Option<String>,
-    /// Unused; written because transformers writes it.
+    /// Unused. danlu writes this field because transformers writes it.
     #[serde(default)]
     pub trial_params: Option<Map<String, Value>>,
 }
 
-/// A log entry.
+/// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LogEntry {
     /// Metrics of the steps since the previous entry.
     Train {
-        /// Epochs completed.
+        /// Number of epochs so far, including a fraction.
         epoch: f64,
         /// Norm of the last step's gradient, before clipping.
         grad_norm: f64,
@@ -72,26 +72,26 @@ pub enum LogEntry {
         learning_rate: f64,
         /// Mean loss of these steps, in nats per token.
         loss: f64,
-        /// The last step.
+        /// Number of the last step.
         step: u64,
     },
     /// An evaluation on the held-out records.
     Eval {
-        /// Epochs completed.
+        /// Number of epochs so far, including a fraction.
         epoch: f64,
         /// Mean loss in nats per token.
         eval_loss: f64,
-        /// Duration in seconds.
+        /// Duration of the evaluation in seconds.
         eval_runtime: f64,
-        /// The number of completed steps.
+        /// Number of completed steps.
         step: u64,
     },
-    /// An entry that another program wrote. It is preserved.
+    /// An entry that another program wrote. Such an entry is preserved unchanged.
     Other(Map<String, Value>),
 }
 
 impl TrainerState {
-    /// Adds an evaluation to the log, and records the best one.
+    /// Adds an evaluation to the log, and records the best evaluation.
     pub(crate) fn log_evaluation(&mut self, eval_loss: f64, eval_runtime: f64) {
         let (epoch, step) = (self.epoch, self.global_step);
         self.log_history.push(LogEntry::Eval { epoch, eval_loss, eval_runtime, step });
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(state.best_metric, Some(1.5));
     }
 
-    /// The keys of a `trainer_state.json` that transformers 5.23.0 wrote.
+    /// This `trainer_state.json` has the keys that transformers 5.23.0 writes.
     #[test]
     fn what_transformers_writes_is_read() {
         let text = r#"{ "best_global_step": null, "best_metric": null, "best_model_checkpoint": null, "epoch": 1.0,

@@ -1,4 +1,4 @@
-//! The example program runs, and its loss falls.
+//! Tests that the example program runs, and that the loss falls.
 
 #[path = "../examples/by_hand.rs"]
 #[allow(dead_code)]

@@ -1,5 +1,6 @@
-//! The embedded base and data against transformers and PEFT, from a fresh clone: ids and labels, logits, greedy
-//! replies and the merge. Every value in `tests/expected` is from `reference/training.py`, torch 2.15.
+//! Compares the embedded base and data with transformers and PEFT: token ids and labels, logits, greedy
+//! replies, and the merge. These tests need no shared files. All expected values in `tests/expected` were
+//! computed by `reference/training.py` with torch 2.15.
 
 mod common;
 
@@ -30,7 +31,7 @@ fn the_embedded_data_is_what_the_values_were_computed_from() {
     assert_eq!(found, json(&expected("training.json"))["data_sha256"].as_str().unwrap());
 }
 
-/// Compares template, begin-of-text token, line breaks before an input, and mask.
+/// Compares the template, the begin-of-text token, the line break before an input, and the mask.
 #[test]
 fn encoded_records_equal_transformers_ids_and_labels() {
     let tokenizer = Tokenizer::read(&base_8m()).unwrap();
@@ -59,7 +60,7 @@ fn rendered_prompts_equal_transformers_generation_prompts() {
     }
 }
 
-/// Trains an adapter and merges it in f32 into a folder.
+/// Trains an adapter, and merges the adapter in f32 into a new folder.
 fn merged_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let decoder = common::decoder(&base_8m(), 1);
@@ -76,7 +77,7 @@ fn trained_adapter(decoder: &Decoder) -> Adapter {
     Adapter::load(&expected("adapter_after_10_steps"), decoder.config(), &**decoder.backend()).unwrap()
 }
 
-/// Calls `visit` with the base, the base with its adapter, and the merged model, on every back end.
+/// Calls `visit` with the base, the base with its adapter, and the merged model, for every back end.
 fn on_every_model(mut visit: impl FnMut(&str, &str, &Decoder, Option<&dyn LoraSource>)) {
     let folder = merged_folder();
     for backend in backends() {
@@ -90,7 +91,8 @@ fn on_every_model(mut visit: impl FnMut(&str, &str, &Decoder, Option<&dyn LoraSo
     }
 }
 
-/// Within 1e-4 of logits that reach 12: PyTorch's own f32 is 7e-6 from its f64, and we sum in other orders.
+/// The largest logit is about 12, and the tolerance is 1e-4. In PyTorch, f32 and f64 logits differ by 7e-6.
+/// The tolerance is larger because danlu adds sums in another order than PyTorch.
 #[test]
 fn logits_of_base_adapter_and_merge_equal_transformers() {
     let training = json(&expected("training.json"));
@@ -111,7 +113,8 @@ fn logits_of_base_adapter_and_merge_equal_transformers() {
     });
 }
 
-/// The prompts were chosen so that the two best tokens never come closer than 5e-3: rounding cannot swap them.
+/// For all chosen prompts, the logits of the two most likely tokens differ by at least 5e-3. Rounding
+/// therefore cannot change the most likely token.
 #[test]
 fn greedy_replies_of_base_adapter_and_merge_equal_transformers() {
     let training = json(&expected("training.json"));
@@ -120,7 +123,7 @@ fn greedy_replies_of_base_adapter_and_merge_equal_transformers() {
             let target = ids(&prompt[kind]["new_ids"]);
             assert_eq!(target.len(), 24);
             let sampling = SamplingOptions::greedy();
-            // The reference does not stop at the end-of-turn token either.
+            // The reference does not stop at the end-of-turn token, so this test does not stop either.
             let options = GenerateOptions { max_new_tokens: 24, stop_ids: [].into(), sampling };
             let ids = ids(&prompt["prompt_ids"]);
             let mut go_on = |_| ControlFlow::Continue(());
@@ -130,8 +133,8 @@ fn greedy_replies_of_base_adapter_and_merge_equal_transformers() {
     });
 }
 
-/// An element may be rounded once more or less, 6e-8 of it: the inner products of length 2 may or may not be fused.
-/// Over a tensor that averages out.
+/// An inner product of length 2 may or may not use a fused multiply-add. One rounding more or less changes an
+/// element by 6e-8 of its value. In the sums over a tensor, these differences average out.
 #[test]
 fn merged_projections_have_the_figures_of_pefts_merge() {
     let folder = merged_folder();

@@ -1,5 +1,5 @@
-//! Tiny models of every supported family compared with transformers and PEFT
-//! (`shared/golden/families`, if present).
+//! Compares tiny models of every supported family with transformers and PEFT. The expected values are in
+//! `shared/golden/families`. Without this folder, the tests are skipped.
 
 mod common;
 
@@ -17,7 +17,7 @@ use danlu_train::{Example, TrainSettings, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// Largest difference of a logit: the golden files' own bound.
+/// Largest allowed difference of a logit, which is the tolerance in the golden files.
 const LOGIT: f32 = 3e-4;
 
 const FAMILIES: [&str; 11] = [
@@ -119,7 +119,7 @@ fn both_spellings_of_a_configuration_mean_the_same() {
     }
 }
 
-/// The rows of `batch.safetensors` without padding.
+/// Returns the rows of `batch.safetensors` without padding.
 fn golden_batch(golden: &Golden) -> Batch {
     let [input, mask, labels] = ["input_ids", "attention_mask", "labels"].map(|name| golden.integers(name));
     let len = input.len() / 4;
@@ -196,8 +196,8 @@ fn ten_losses_on_a_gpu_equal_peft() {
     }
 }
 
-/// Largest relative differences of the ten steps. `tensor` is a share of the distance that the ten steps move
-/// a tensor.
+/// Largest allowed relative differences after ten steps. The difference of a tensor is divided by the
+/// distance that the ten steps move this tensor.
 #[derive(Clone, Copy, Debug)]
 struct Tolerance {
     loss: f64,
@@ -276,7 +276,7 @@ fn merged_weights_logits_and_greedy_texts_equal_peft() {
     }
 }
 
-/// The sum and the norm of every merged tensor.
+/// Compares the norm and the first elements of every merged tensor with PEFT.
 fn assert_sums(folder: &Path, merged: &Path) {
     let weights = Weights::open(merged).unwrap();
     for (name, expected) in json(&folder.join("merged_checksums.json")).as_object().unwrap() {
@@ -296,7 +296,7 @@ fn assert_sums(folder: &Path, merged: &Path) {
 
 fn greedy(decoder: &Decoder, lora: Option<&Adapter>, prompt: &[u32]) -> Vec<u32> {
     let lora = lora.map(|lora| lora as &dyn LoraSource);
-    // As in the reference, the end token does not end.
+    // The reference does not stop at the end token, so this test does not stop either.
     let options =
         GenerateOptions { max_new_tokens: 16, stop_ids: [].into(), sampling: SamplingOptions::greedy() };
     let mut go_on = |_| ControlFlow::Continue(());

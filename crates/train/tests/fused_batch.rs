@@ -1,4 +1,4 @@
-//! Tests that fused micro-batches give the same bits as separate ones.
+//! Tests that fused micro-batches give the same bits as separate micro-batches.
 
 mod common;
 
@@ -10,7 +10,7 @@ use danlu_kernels::{Cpu, CpuOptions, DType, Isa};
 use danlu_model::Decoder;
 use danlu_train::{PassGrouping, TrainSettings, Trainer};
 
-/// Losses, gradient norms and the adapter after an epoch.
+/// Returns the losses and gradient norms of one run, and the bytes of its adapter.
 fn run(
     isa: Isa,
     dtype: DType,

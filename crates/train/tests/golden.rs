@@ -1,7 +1,7 @@
-//! Ten steps and one batch's gradients against PyTorch and PEFT.
+//! Compares ten steps, and the gradients of one batch, with PyTorch and PEFT.
 //!
-//! The embedded base's values are in `tests/expected` (`reference/training.py`); those of `shared/golden` are
-//! compared where it is present.
+//! The expected values for the embedded base are in `tests/expected` and were computed by
+//! `reference/training.py`. The expected values in `shared/golden` are only compared if that folder exists.
 
 mod common;
 
@@ -16,7 +16,7 @@ use danlu_train::{Example, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// A folder of expected values, and what they were computed with.
+/// A folder of expected values, with the base and the records from which the values were computed.
 struct Expected {
     folder: PathBuf,
     base: PathBuf,
@@ -42,7 +42,8 @@ impl Expected {
         })
     }
 
-    /// A value that one of the two layouts keeps under `train` or `batch`.
+    /// Returns a value of the file. The value has one of two paths, because one of the two files nests its
+    /// values in `train` or `batch`.
     fn value(&self, paths: [&str; 2]) -> &Value {
         paths.iter().find_map(|path| self.training.pointer(path)).expect("one of the paths is there")
     }
@@ -56,7 +57,8 @@ impl Expected {
     }
 }
 
-/// Largest difference of an element relative to the tensor's largest, and the relative distance of the whole.
+/// Returns the largest difference of an element divided by the largest expected element, and the L2 norm of
+/// all differences divided by the expected L2 norm.
 fn distance(found: &[f32], expected: &[f32]) -> (f64, f64) {
     let pairs = || found.iter().zip(expected).map(|(&f, &e)| (f64::from(f), f64::from(e)));
     let largest = pairs().map(|(_, e)| e.abs()).fold(0.0, f64::max);
@@ -67,20 +69,21 @@ fn distance(found: &[f32], expected: &[f32]) -> (f64, f64) {
     (worst / largest, apart / whole)
 }
 
-/// Largest relative differences after ten steps.
+/// Largest allowed relative differences after ten steps.
 struct Tolerance {
-    /// Losses of the steps, and after them.
+    /// Difference of the losses during and after the ten steps.
     loss: f64,
     grad_norm: f64,
-    /// Each tensor of the adapter, by its norm.
+    /// L2 norm of a tensor's difference divided by the L2 norm of the tensor.
     tensor: f64,
-    /// Share of the elements beyond 1e-3 of their tensor's largest, and the farthest of them.
+    /// Share of elements that differ by more than 1e-3 of the largest element in their tensor. `element`
+    /// limits the largest difference.
     beyond: f64,
     element: f64,
 }
 
-/// f32 sums in another order. Where a gradient is next to nothing, AdamW still takes a step of the learning rate, in a
-/// direction that is rounding.
+/// danlu adds f32 sums in another order than PyTorch. If a gradient is almost zero, AdamW still takes a step
+/// as large as the learning rate, and rounding determines the direction of this step.
 const EXACT: Tolerance = Tolerance { loss: 1e-4, grad_norm: 1e-4, tensor: 1e-3, beyond: 1e-3, element: 1e-2 };
 
 #[test]
@@ -103,7 +106,8 @@ fn ten_steps_on_a_gpu_equal_peft() {
     ten_steps(&expected, Arc::new(Decoder::load(&expected.base, backend).unwrap()), EXACT);
 }
 
-/// bf16 has 8 bits: a loss is off by 2^-8, and AdamW turns small gradients' rounding into steps.
+/// bf16 has 8 significant bits, so the relative error of a loss is about 2^-8. AdamW turns rounding errors of
+/// small gradients into full steps.
 #[test]
 fn ten_steps_on_a_gpu_in_bf16_stay_near_peft() {
     let Some(backend) = common::cuda(DType::Bf16) else { return };
@@ -112,7 +116,7 @@ fn ten_steps_on_a_gpu_in_bf16_stay_near_peft() {
     ten_steps(&expected, Arc::new(Decoder::load(&expected.base, backend).unwrap()), tolerance);
 }
 
-/// f16 has 11 bits. The loss is scaled, so small gradients keep theirs.
+/// f16 has 11 significant bits. The loss is scaled, so that small gradients have 11 bits too.
 #[test]
 fn ten_steps_on_a_gpu_in_f16_stay_near_peft() {
     let Some(backend) = common::cuda(DType::F16) else { return };
@@ -181,7 +185,7 @@ fn gradients_on_the_tiny_model_equal_peft() {
     }
 }
 
-/// The gradient of every adapter tensor within 1e-4 of its largest element.
+/// Compares the gradient of every adapter tensor. The tolerance is 1e-4 of the tensor's largest element.
 fn gradients(expected: &Expected) {
     let decoder: Arc<Decoder> = decoder(&expected.base, 2);
     let adapter = expected.adapter("adapter_for_gradients", &decoder);

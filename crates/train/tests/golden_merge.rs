@@ -1,5 +1,6 @@
-//! The merged model against transformers and PEFT (`shared/golden`, where present), on every back end. The figures
-//! of its tensors are held in `crates/adapter/tests/merging.rs`.
+//! Compares the merged model with transformers and PEFT on every back end. Without the folder
+//! `shared/golden`, the tests are skipped. `crates/adapter/tests/merging.rs` compares the values of the
+//! merged tensors.
 
 mod common;
 
@@ -14,7 +15,7 @@ use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LabeledSequence, Workspace};
 use safetensors::SafeTensors;
 
-/// `golden/tiny` with one of its adapters merged in f32, on every back end.
+/// Merges an adapter into `golden/tiny` in f32, and calls `visit` with the merged model for every back end.
 fn on_every_back_end(golden: &Path, adapter: &str, mut visit: impl FnMut(&str, &Decoder)) {
     let base = golden.join("tiny");
     let maker = decoder(&base, 1);
@@ -29,7 +30,8 @@ fn on_every_back_end(golden: &Path, adapter: &str, mut visit: impl FnMut(&str, &
     }
 }
 
-/// Within 1e-5 of the largest logit, as for the base: a merge in f32 only sums in another order.
+/// The tolerance is 1e-5 of the largest logit, as for the base, because a merge in f32 only changes the order
+/// of sums.
 #[test]
 fn merged_logits_equal_pefts_adapter_on_the_base() {
     let Some(shared) = shared() else { return };
@@ -58,7 +60,7 @@ fn merged_greedy_generations_equal_transformers() {
             let target = ids(&case["new_ids"]);
             let options = GenerateOptions {
                 max_new_tokens: target.len(),
-                // As in the reference, the end token does not end.
+                // The reference does not stop at the end token, so this test does not stop either.
                 stop_ids: [].into(),
                 sampling: SamplingOptions::greedy(),
             };

@@ -1,4 +1,5 @@
-//! Runs on a GPU repeat and resume bit for bit. Skipped without a GPU.
+//! Tests that runs on a GPU are repeatable and can be resumed with bit-identical results. Without a GPU, the
+//! tests are skipped.
 
 mod common;
 
@@ -10,10 +11,10 @@ use danlu_kernels::DType;
 use danlu_model::{ActivationPolicy, Decoder};
 use danlu_train::{PassGrouping, TrainSettings, Trainer};
 
-/// Tokens of the longest micro-batch: three records of `max_length`.
+/// Number of tokens in the longest micro-batch, which has three records of `max_length`.
 const MAX_ROWS: usize = 3 * 128;
 
-/// A trainer whose micro-batches run in parts of about 48 tokens, and whose layers recompute.
+/// Returns a trainer that splits micro-batches into parts of about 48 tokens and recomputes all layers.
 fn trainer_in_parts(decoder: &Arc<Decoder>, settings: &TrainSettings) -> Trainer {
     let config = settings.lora_config("base-8m");
     let adapter = Adapter::init(config, decoder.config(), settings.seed, &**decoder.backend()).unwrap();
@@ -60,7 +61,7 @@ fn no_step_allocates_device_memory() {
     let reserved = allocated();
     trainer.step().unwrap();
     let lists = allocated() - reserved;
-    // Positions, segments and ids of a pass.
+    // A step only allocates the lists of positions, segments and token ids.
     assert!(lists < 64 << 10, "{lists} bytes");
     finish(&mut trainer);
     assert!(allocated() - reserved < 64 << 10, "{} bytes", allocated() - reserved);

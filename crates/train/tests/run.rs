@@ -1,4 +1,5 @@
-//! What a run promises: resuming, repeating, normalising, refusing.
+//! Tests that a run can be resumed and repeated, does not depend on the batch size, and rejects invalid
+//! input.
 
 mod common;
 
@@ -11,7 +12,7 @@ use danlu_model::{LabeledSequence, Tokenizer};
 use danlu_train::{StepMetrics, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers};
 use sha2::{Digest, Sha256};
 
-/// A step without its time, which is the one thing allowed to differ.
+/// Returns the metrics without durations, because the duration of a step may differ between runs.
 fn timeless(history: &[StepMetrics]) -> Vec<StepMetrics> {
     history.iter().map(|s| StepMetrics { seconds: 0.0, ..*s }).collect()
 }
@@ -25,7 +26,7 @@ fn resumed_run_equals_straight_run() {
 
         let output = tempfile::tempdir().unwrap();
         let mut first = trainer(&settings, examples(9), 2);
-        // Inside an epoch, and between two entries of the log.
+        // The run is interrupted inside an epoch, and between two entries of the log.
         for _ in 0..first.total_steps() / 2 {
             first.step().unwrap();
         }
@@ -42,7 +43,7 @@ fn resumed_run_equals_straight_run() {
         assert_eq!(timeless(second.history()), timeless(straight.history()));
         assert_eq!(adapter_bytes(&second), adapter_bytes(&straight));
         assert_eq!(second.state().num_input_tokens_seen, straight.state().num_input_tokens_seen);
-        // The same log, but for the one evaluation made on the way.
+        // Both logs are equal, except for the evaluation before the interruption.
         let (mut log, evaluations) = (second.state().log_history.clone(), second.state().evaluations());
         assert_eq!(evaluations, [(resumed.step, evaluation.loss)]);
         log.retain(|entry| !matches!(entry, danlu_train::LogEntry::Eval { .. }));
@@ -80,7 +81,7 @@ fn two_times_two_records_equal_one_times_four() {
     for (batch, accumulation) in [(2, 2), (1, 4)] {
         for (a, b) in run(batch, accumulation).iter().zip(&reference) {
             assert_eq!((a.trained_tokens, a.tokens, a.epoch), (b.trained_tokens, b.tokens, b.epoch));
-            // Equal but for the order of sums in f32.
+            // Only the order of sums in f32 differs between the runs.
             assert!((a.loss - b.loss).abs() < 1e-6 * b.loss, "{} {}", a.loss, b.loss);
             assert!(
                 (a.grad_norm - b.grad_norm).abs() < 1e-5 * b.grad_norm,
@@ -139,7 +140,8 @@ fn a_damaged_checkpoint_is_refused_by_file() {
         let path = folder.join(&name);
         let whole = fs::read(&path).unwrap();
         let mut flipped = whole.clone();
-        // In a weight or a moment, which stays a number.
+        // In a tensor file, this position is in a weight or a moment, which is still a valid number after the
+        // flip.
         let place = flipped.len() - 2;
         flipped[place] ^= 1;
         for damaged in [Some(flipped), Some(whole[..whole.len() / 2].to_vec()), Some(Vec::new()), None] {
@@ -171,7 +173,7 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
     };
     let state = fs::read_to_string(folder.join("danlu_state.json")).unwrap();
     for (format, age, article) in [(1, "older", "an"), (3, "newer", "a")] {
-        // Its fields may be others.
+        // Another version of the format may have other fields.
         let other = format!("\"format\": {format},\n  \"other\": 1");
         fs::write(folder.join("danlu_state.json"), state.replace("\"format\": 2", &other)).unwrap();
         let sums = folder.join("checksums.sha256");
@@ -195,7 +197,7 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
     assert!(hint.starts_with("resume from an older checkpoint"), "{hint}");
 }
 
-/// Changes a file of a checkpoint, and its checksum with it.
+/// Changes a file of a checkpoint, and updates the checksum of the file.
 fn tamper(folder: &Path, name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>) {
     let sum = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
     let (path, sums) = (folder.join(name), folder.join("checksums.sha256"));
@@ -258,11 +260,12 @@ fn checkpoints_appear_whole_and_the_oldest_go() {
         trainer.save_checkpoint(output.path(), &tokens()).unwrap();
         assert_eq!(names(), expected);
     }
-    // Saving the same step again replaces it.
+    // A second checkpoint at the same step replaces the first.
     trainer.save_checkpoint(output.path(), &tokens()).unwrap();
     assert_eq!(names(), ["checkpoint-2", "checkpoint-3"]);
 
-    // A killed run's half-made folder is never taken for a checkpoint, and is swept away.
+    // The incomplete folder of a killed run is never used as a checkpoint, and `sweep_leftovers` removes this
+    // folder.
     for name in [".danlu-tmp-half", "checkpoint-99", "checkpoint-x", "checkpoint-007"] {
         fs::create_dir(output.path().join(name)).unwrap();
     }
@@ -282,7 +285,7 @@ fn a_save_that_fails_leaves_the_checkpoint_before_it() {
     let folder = trainer.save_checkpoint(output.path(), &tokens()).unwrap();
     let bytes = fs::read(folder.join("optimizer.safetensors")).unwrap();
     trainer.step().unwrap();
-    // A tokenizer file that cannot be copied any more, being too long; the adapter was written before it.
+    // The tokenizer file is now too large to copy. The adapter is written before the tokenizer file.
     let base = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(common::base_8m().join(name), base.path().join(name)).unwrap();
@@ -300,7 +303,7 @@ fn a_save_that_fails_leaves_the_checkpoint_before_it() {
 
 #[test]
 fn a_step_that_is_not_finite_changes_nothing() {
-    // The largest alpha that is accepted makes the first change of B overflow the next forward.
+    // With the largest accepted alpha, the first change of B makes the next forward pass overflow.
     let settings = TrainSettings { lora_alpha: 1e30, max_grad_norm: 1.0, ..settings() };
     let mut trainer = trainer(&settings, examples(8), 2);
     let error = loop {

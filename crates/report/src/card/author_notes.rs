@@ -1,25 +1,25 @@
-//! The author's notes in a card, between a begin marker and an end marker. They describe the limits of the
-//! model.
+//! The author's notes in a card, between a begin marker and an end marker. The notes describe the limits of
+//! the model.
 //!
-//! danlu writes the notes only if `--notes` is given.
+//! danlu only writes the notes if `--notes` is given.
 
 use super::readme::Readme;
 use crate::Language;
 
-/// Line above the notes.
+/// The line above the notes.
 const START: &str = "<!-- notes -->";
 
-/// Line below the notes.
+/// The line below the notes.
 const STOP: &str = "<!-- /notes -->";
 
 /// Title of the section, in Chinese and English.
 const TITLE: [&str; 2] = ["局限与说明", "Limits and notes"];
 
-/// Text in place of missing notes, in Chinese and English.
+/// Text that is shown if there are no notes, in Chinese and English.
 const PLACEHOLDER: [&str; 2] =
     ["作者还没有写明这个模型的局限。", "The author has not described the limits of this model yet."];
 
-/// Returns the notes in a card: the text between the markers. Each marker is on its own line.
+/// Returns the notes of a card, which are the lines between the begin and the end marker.
 pub fn notes_of(card: &str) -> Option<String> {
     let text = Readme::parse(card).map_or_else(|_| card.to_owned(), |readme| readme.without_block());
     let lines: Vec<&str> = text.lines().collect();
@@ -30,10 +30,11 @@ pub fn notes_of(card: &str) -> Option<String> {
     (!notes.trim().is_empty()).then_some(notes)
 }
 
-/// Returns the card with these notes, between its markers or in a new section at the end.
+/// Returns the card with these notes. The notes replace the lines between the markers. If there are no
+/// markers, a new section is added at the end.
 pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> String {
     let line_end = if card.contains("\r\n") { "\r\n" } else { "\n" };
-    // Text inside danlu's part may look like a mark, so only the rest is searched.
+    // danlu's part may contain text that looks like a marker, so only the rest of the card is searched.
     let hidden = Readme::parse(card).ok().and_then(|readme| readme.block_lines());
     let lines: Vec<&str> = card.split_inclusive('\n').collect();
     let visible = |i: usize| hidden.as_ref().is_none_or(|hidden| !hidden.contains(&i));
@@ -51,7 +52,7 @@ pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> Str
     format!("{card}{end}{gap}{}", own.replace('\n', line_end))
 }
 
-/// Returns the section with its title.
+/// Returns the section of the notes, including its title.
 fn section(languages: &[Language], notes: &str) -> String {
     let title: Vec<&str> = languages.iter().map(|language| language.pick(TITLE[0], TITLE[1])).collect();
     format!("## {}\n\n{}", title.join(" · "), marked(languages, notes))
@@ -72,7 +73,7 @@ fn marked(languages: &[Language], notes: &str) -> String {
     format!("{START}\n{notes}\n{STOP}\n")
 }
 
-/// Returns the lines of the first start mark and the last end mark.
+/// Returns the line numbers of the first begin marker and the last end marker.
 fn find(lines: &[&str]) -> Option<(usize, usize)> {
     let start = lines.iter().position(|line| line.trim() == START)?;
     let stop = lines.iter().rposition(|line| line.trim() == STOP)?;
@@ -83,7 +84,7 @@ fn is_placeholder(line: &str) -> bool {
     PLACEHOLDER.contains(&line.trim())
 }
 
-/// Whether danlu wrote this line around the notes: a mark, the title, or the placeholder.
+/// Returns whether danlu wrote this line around the notes, as a marker, as the title, or as the placeholder.
 pub(super) fn is_frame(line: &str) -> bool {
     let is_title = |title: &str| title.split(" · ").all(|part| TITLE.contains(&part));
     matches!(line, START | STOP) || is_placeholder(line) || line.strip_prefix("## ").is_some_and(is_title)

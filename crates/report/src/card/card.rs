@@ -1,4 +1,4 @@
-//! `card.json`: every value that a card shows. No value is a path.
+//! `card.json`: all values that a card shows. No value is a path.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub const CARD_FILE: &str = "card.json";
 /// Maximum size of a `card.json`.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The languages of a card, in order.
+/// The languages of a card, in the order of its halves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CardLanguage {
     /// Simplified Chinese.
@@ -31,10 +31,10 @@ pub enum CardLanguage {
     #[default]
     #[serde(rename = "en")]
     En,
-    /// Chinese, then English.
+    /// Chinese first, then English.
     #[serde(rename = "zh+en")]
     ZhEn,
-    /// English, then Chinese.
+    /// English first, then Chinese.
     #[serde(rename = "en+zh")]
     EnZh,
 }
@@ -51,57 +51,57 @@ impl CardLanguage {
     }
 }
 
-/// The values of the card of an adapter or a model.
+/// The values in the card of an adapter or of a full model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     /// Name of the model's folder.
     pub name: String,
-    /// Repository on the Hub, `owner/name`, once the model is published.
+    /// Repository on the Hub, `owner/name`, if the model was published.
     pub repository: Option<String>,
     /// Branch of the repository, unless it is `main`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// Its languages.
+    /// Languages of the card.
     pub language: CardLanguage,
-    /// The base.
+    /// The base of the model.
     pub base: BaseIdentity,
-    /// Shape of the adapter; `None` for a quantized base.
+    /// Rank, scaling and targets of the adapter. `None` for a quantized base.
     pub lora: Option<Lora>,
-    /// Licence, as the Hub spells it.
+    /// Licence identifier, as the Hub spells it.
     pub license: Option<String>,
     /// Data sets on the Hub, `owner/name`.
     pub datasets: Vec<String>,
-    /// The training, if danlu trained the adapter.
+    /// The training run, if danlu trained the adapter.
     pub training: Option<Training>,
-    /// The merge, for a merged model.
+    /// The merge, if this is a merged model.
     pub merge: Option<Merge>,
-    /// The quantization, for a quantized full model.
+    /// The quantization, if this is a full model that was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_four_bits: Option<InFourBits>,
-    /// The base of the training, if the adapter was merged into another base.
+    /// The base that the adapter was trained on, if the adapter was merged into another base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<BaseIdentity>,
-    /// Whether the folder has a `loss.svg`.
+    /// Whether the folder contains the file `loss.svg`.
     pub has_picture: bool,
     /// Version of danlu that wrote the card.
     pub version: String,
 }
 
-/// Shape of an adapter.
+/// Rank, scaling and targets of an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lora {
     /// Rank.
     pub r: u32,
     /// Alpha.
     pub alpha: f64,
-    /// Whether the scaling is alpha / sqrt(rank).
+    /// Whether the update is scaled by alpha / sqrt(rank).
     pub use_rslora: bool,
-    /// Target modules in PEFT's spelling.
+    /// Target modules, as PEFT spells them.
     pub target_modules: String,
 }
 
 impl Lora {
-    /// Returns the shape that an adapter's configuration declares.
+    /// Returns the values of an adapter's configuration.
     pub fn of(config: &LoraConfig) -> Self {
         let target_modules = match &config.target_modules {
             TargetModules::AllLinear => "all-linear".to_owned(),
@@ -112,51 +112,51 @@ impl Lora {
     }
 }
 
-/// The part of a run that the card shows.
+/// The values of a run that a card shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Training {
-    /// All settings.
+    /// All settings of the run.
     pub settings: TrainSettings,
-    /// Quantization of the base's own files, if these are in 4 bits.
+    /// Quantization of the base's own files, if the files are in 4 bits.
     #[serde(default)]
     pub stored: Option<Quantization>,
-    /// Parameters of the adapter.
+    /// Number of parameters of the adapter.
     pub trainable_parameters: u64,
-    /// Parameters of base and adapter in total.
+    /// Number of parameters of base and adapter together.
     pub all_parameters: u64,
-    /// Training and held-out data.
+    /// Counts of training data and held-out data.
     pub data: DataSummary,
-    /// SHA-256 of the base's chat template, if it has one.
+    /// SHA-256 of the base's chat template, if the base has a template.
     pub template_sha256: Option<String>,
     /// Number of steps.
     pub steps: u64,
-    /// Time spent in steps, in seconds.
+    /// Total duration of all steps, in seconds.
     pub seconds: f64,
-    /// Tokens per second of training.
+    /// Number of tokens that training processed per second.
     pub tokens_per_second: Option<f64>,
-    /// Mean training loss of the first and of the last tenth of the steps.
+    /// Mean training loss over the first tenth of the steps, and over the last tenth.
     pub train_loss: Option<(f64, f64)>,
     /// Held-out loss before and after training.
     pub held_out: Option<(f64, f64)>,
-    /// What the losses show.
+    /// Findings from the losses.
     #[serde(default, alias = "warnings", skip_serializing_if = "Verdict::is_empty")]
     pub verdict: Verdict,
-    /// Replies of base and adapter.
+    /// Replies with and without the adapter.
     pub replies: Vec<Reply>,
-    /// Maximum tokens of a reply.
+    /// Maximum number of tokens in a reply.
     pub reply_tokens: usize,
     /// Name of the back end.
     pub backend: String,
-    /// Name of the processor, if the system reports it.
+    /// Name of the processor, if the system reports this name.
     pub processor: Option<String>,
-    /// Measured and predicted peak memory, in bytes.
+    /// Measured and predicted peak memory in bytes.
     pub memory: Option<(u64, u64)>,
     /// Version of danlu that trained the adapter.
     pub version: String,
 }
 
 impl Training {
-    /// Selects the values of a run that its card shows.
+    /// Selects the values of a run that the card shows.
     pub fn of(
         run: &RunSummary,
         template_sha256: Option<String>,
@@ -190,29 +190,29 @@ impl Training {
         self.settings.quantization().or(self.stored)
     }
 
-    /// Returns the trainable parameters as a percentage of all.
+    /// Returns the number of trainable parameters as a percentage of all parameters.
     pub(crate) fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
     }
 }
 
-/// The part of a merge that the card shows: a [`MergeReport`] without paths.
+/// The values of a merge that a card shows: a [`MergeReport`] without paths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Merge {
-    /// The variant of the base that was merged into: original or dequantized.
+    /// The variant of the base that the adapter was merged into: original or dequantized.
     pub base: MergeBase,
-    /// Measured fidelity of each variant, if there were two.
+    /// Measured fidelity of each variant of the base, if both variants were available.
     pub forms: Vec<FormFidelity>,
-    /// Element types of the result, as `config.json` spells them.
+    /// Element types of the merged model, as `config.json` spells them.
     pub dtype: Vec<String>,
-    /// Loss of fidelity by quantization, for a 4-bit model.
+    /// Loss of fidelity by quantization, if the merged model is in 4 bits.
     pub quantized: Option<QuantizedFidelity>,
     /// Comparison of the merged model with the adapter on its base.
     pub fidelity: Fidelity,
 }
 
 impl Merge {
-    /// Selects the values of a merge that its card shows.
+    /// Selects the values of a merge that the card shows.
     pub fn of(report: &MergeReport, fidelity: &Fidelity) -> Self {
         Self {
             base: report.merge_base,
@@ -225,10 +225,10 @@ impl Merge {
 }
 
 impl Card {
-    /// Reads the `card.json` of a folder, if it has one.
+    /// Reads the `card.json` of a folder. Returns `None` if the folder has no such file.
     ///
     /// # Errors
-    /// If the file cannot be read, or a value is invalid in a card.
+    /// If the file cannot be read, or if it contains a value that is not valid in a card.
     pub fn read(folder: &Path) -> Result<Option<Self>, ReportError> {
         let path = folder.join(CARD_FILE);
         if !path.exists() {
@@ -237,10 +237,10 @@ impl Card {
         Self::parse(&path, &files::read_bounded(&path, MAX_BYTES)?).map(Some)
     }
 
-    /// Parses the bytes of a `card.json`; `path` is for messages.
+    /// Parses the bytes of a `card.json`. `path` is only used in messages.
     ///
     /// # Errors
-    /// If a value is invalid in a card.
+    /// If the file contains a value that is not valid in a card.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ReportError> {
         let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(bytes, &e));
         let card = serde_json::from_slice::<Self>(bytes).map_err(fault);
@@ -248,7 +248,7 @@ impl Card {
             .map_err(|reason| ReportError::Card { path: path.to_owned(), reason })
     }
 
-    /// Checks the values that become links, commands or metadata of the Hub.
+    /// Checks the values that are inserted into links, commands, or metadata for the Hub.
     fn check(&self) -> Result<(), String> {
         let repository = self.repository.iter().map(|id| ("repository", id));
         for (field, id) in repository.chain(self.datasets.iter().map(|id| ("datasets", id))) {
@@ -271,8 +271,8 @@ impl Card {
         }
     }
 
-    /// Returns a valid repository name for an unpublished model. A dash replaces each character that the Hub
-    /// rejects.
+    /// Returns a valid repository name for a model that is not published. Characters that are invalid in a
+    /// name on the Hub are replaced by dashes.
     pub(crate) fn name_on_hub(&self) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let mut name = String::new();
@@ -289,7 +289,7 @@ impl Card {
         format!("your-name/{}", if name.is_empty() { "model" } else { name })
     }
 
-    /// Returns the quantization of the model, if it is in 4 bits.
+    /// Returns the quantization of the model, if the model is in 4 bits.
     pub(crate) fn four_bit(&self) -> Option<Quantization> {
         let merged = self.merge.as_ref().and_then(|merge| merge.quantized);
         self.in_four_bits
@@ -298,13 +298,13 @@ impl Card {
             .or(merged.map(|figures| figures.quantization))
     }
 
-    /// Returns the card of this model after quantization, in a folder called `name`.
+    /// Returns the card for the quantized version of this model, in the folder `name`.
     pub fn quantized(self, name: String, in_four_bits: InFourBits) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { name, in_four_bits: Some(in_four_bits), repository: None, revision: None, version, ..self }
     }
 
-    /// Creates the card of a model with a known base and nothing else, in a folder called `name`.
+    /// Creates the card of a model in the folder `name`. Only the base and the licence are known.
     pub fn new(name: String, language: CardLanguage, base: BaseIdentity, license: Option<String>) -> Self {
         Self {
             name,
@@ -324,13 +324,13 @@ impl Card {
         }
     }
 
-    /// Creates the card of a model with only a base, which is in `folder`. The card takes over the licence of
-    /// the base.
+    /// Creates the card of a model in the folder `name` for which only the base is known. The base is in
+    /// `folder`, and the licence is copied from the card of the base.
     pub fn of_base(name: String, language: CardLanguage, base: BaseIdentity, folder: &Path) -> Self {
         Self::new(name, language, base, license_of(folder))
     }
 
-    /// Returns the card of a merged model in a folder called `name`.
+    /// Returns the card of the merged model in the folder `name`.
     pub fn merged(self, name: String, merge: Merge) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { name, merge: Some(merge), repository: None, revision: None, version, ..self }

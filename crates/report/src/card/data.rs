@@ -1,4 +1,4 @@
-//! The section about the data: sources, counts, skipped records, and tokens with a label.
+//! The section about the data: files, counts, skipped records, and tokens that have a loss.
 
 use std::fmt::Write as _;
 

@@ -1,6 +1,7 @@
-//! The front matter of a card: YAML that the Hub and its tools read.
+//! The front matter of a card, which is YAML for the Hub and its tools.
 //!
-//! The lines are edited as text, not parsed and printed. Order, comments and the author's keys are preserved.
+//! The front matter is edited as lines of text instead of being parsed and printed. The order of keys,
+//! comments, and the author's keys are therefore preserved.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -21,10 +22,10 @@ const OWN_KEYS: [&str; 8] = [
     "tags",
 ];
 
-/// Prefix of the tags that name a base. The Hub reads such a tag if there is no `base_model`.
+/// Prefix of tags that name a base. The Hub reads these tags if there is no key `base_model`.
 const BASE_TAG: &str = "base_model:";
 
-/// One of danlu's keys and its value.
+/// One of danlu's keys, with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     key: &'static str,
@@ -33,14 +34,15 @@ pub(super) struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
-    /// A fixed word, which YAML reads without quotes.
+    /// A fixed word that needs no quotes in YAML.
     Word(&'static str),
     /// Any text.
     Text(String),
     List(Vec<String>),
 }
 
-/// Returns the entries of a card. A key without a value is left out, so that the author's value stays.
+/// Returns the entries of a card. A key without a value is omitted, so that an author's value for this key is
+/// not removed.
 pub(super) fn entries(card: &Card) -> Vec<Entry> {
     let (library, relation) = match (&card.merge, card.four_bit()) {
         (_, Some(_)) => ("transformers", "quantized"),
@@ -50,7 +52,7 @@ pub(super) fn entries(card: &Card) -> Vec<Entry> {
     let base = card.base.hub_id.as_deref();
     let mut out = Vec::new();
     let mut add = |key, value| out.push(Entry { key, value });
-    // Only a name on the Hub: the Hub turns any text of this key into a link.
+    // The key is written only for a base on the Hub, because the Hub turns any text of this key into a link.
     if let Some(base) = base {
         add("base_model", Value::Text(base.to_owned()));
         add("base_model_relation", Value::Word(relation));
@@ -85,12 +87,12 @@ fn tags(card: &Card, relation: &str) -> Vec<String> {
     tags.into_iter().map(str::to_owned).chain(base).collect()
 }
 
-/// Writes a front matter that has only these entries.
+/// Returns a new front matter with only these entries.
 pub(super) fn render(own: &[Entry]) -> String {
     format!("---\n{}---\n", own.iter().map(|entry| entry.value.lines(entry.key)).collect::<String>())
 }
 
-/// Returns the lines of a front matter with these entries inserted or replaced.
+/// Returns the lines of a front matter in which these entries are inserted or replaced.
 ///
 /// # Errors
 /// If one of danlu's keys appears twice.
@@ -118,7 +120,7 @@ pub(super) fn updated(front: &str, own: &[Entry], line_end: &str) -> Result<Stri
     Ok(out)
 }
 
-/// Returns the lines of a front matter that belong to the author's keys.
+/// Returns the lines of a front matter that contain the author's keys.
 pub(super) fn foreign_lines(front: &str) -> Vec<&str> {
     let lines: Vec<&str> = front.split_inclusive('\n').collect();
     let own: HashSet<usize> = find_entries(&lines)
@@ -139,7 +141,8 @@ impl Value {
         }
     }
 
-    /// Returns the lines of the entry. Every JSON string is also a YAML string.
+    /// Returns the lines of the entry. JSON strings are used for texts, because every JSON string is also a
+    /// YAML string.
     fn lines(&self, key: &str) -> String {
         match self {
             Self::Word(word) => format!("{key}: {word}\n"),
@@ -151,7 +154,7 @@ impl Value {
         }
     }
 
-    /// Adds the author's tags to danlu's. Returns any other value unchanged.
+    /// Adds the author's tags if this is the list of tags. Returns any other value unchanged.
     fn with_authors_tags(self, key: &str, there: &[String]) -> Self {
         let Self::List(ours) = &self else { return self };
         if key != "tags" {
@@ -166,7 +169,7 @@ impl Value {
     }
 }
 
-/// Returns each key with its lines, including continuation lines.
+/// Returns each key and the range of its lines, including continuation lines.
 fn find_entries(lines: &[&str]) -> Vec<(String, Range<usize>)> {
     let mut found: Vec<(String, Range<usize>)> = Vec::new();
     for (i, line) in lines.iter().enumerate() {
@@ -199,7 +202,7 @@ fn refuse_doubled_keys(found: &[(String, Range<usize>)]) -> Result<(), ReadmeFau
     Ok(())
 }
 
-/// Returns the items of an entry, and its comments. A scalar is one item.
+/// Returns the items and the comments of an entry. A scalar is returned as one item.
 fn read_value(lines: &[&str]) -> (Vec<String>, Vec<String>) {
     let (mut items, mut comments) = (Vec::new(), Vec::new());
     for (i, line) in lines.iter().enumerate() {
@@ -219,14 +222,14 @@ fn read_value(lines: &[&str]) -> (Vec<String>, Vec<String>) {
     (items, comments)
 }
 
-/// Splits a line into its value and the comment after it.
+/// Splits a line into a value and the comment that follows the value.
 fn split_comment(text: &str) -> (&str, Option<&str>) {
     if text.starts_with('#') {
         return ("", Some(text));
     }
     let item = text.strip_prefix('-').map_or(text, str::trim_start);
     let from = match item.chars().next().filter(|c| matches!(c, '"' | '\'')) {
-        // A comment can start only after the closing quote.
+        // In a quoted value, a comment can only start after the closing quote.
         Some(quote) => text.len() - item.len() + item[1..].find(quote).map_or(item.len(), |end| end + 2),
         None => 0,
     };

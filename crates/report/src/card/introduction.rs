@@ -1,4 +1,4 @@
-//! The first paragraph of a card: kind of model, base and size.
+//! The first paragraph of a card: the kind of model, its base, and its size.
 
 use super::markdown::{code, line, plain};
 use super::{DANLU, Page};
@@ -46,7 +46,7 @@ pub(super) fn render(page: &Page<'_>) -> String {
     format!("{what}{trained}\n\n")
 }
 
-/// Returns the name of the base, linked if the base is on the Hub.
+/// Returns the name of the base, as a link if the base is on the Hub.
 pub(super) fn base(page: &Page<'_>) -> String {
     match &page.card.base.hub_id {
         Some(id) => format!("[{}](https://huggingface.co/{})", plain(id), line(id)),

@@ -1,13 +1,13 @@
-//! Licences as the Hub spells them.
+//! Licence identifiers, as the Hub spells them.
 
 use std::path::Path;
 
 use danlu_model::files;
 
-/// Maximum size of a base's card, which is read for its licence.
+/// Maximum size of a base's card. The card of the base is read to find the licence.
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
-/// Reads the licence in the card of a base.
+/// Reads the licence from the card of a base.
 pub fn license_of(base: &Path) -> Option<String> {
     let card = String::from_utf8(files::read_bounded(&base.join("README.md"), MAX_CARD_BYTES).ok()?).ok()?;
     let mut lines = card.lines();
@@ -20,7 +20,7 @@ pub fn license_of(base: &Path) -> Option<String> {
     is_license(id).then(|| id.to_owned())
 }
 
-/// Whether `id` has the form of a licence on the Hub: `apache-2.0`.
+/// Returns whether `id` is syntactically valid as a licence identifier on the Hub, such as `apache-2.0`.
 pub fn is_license(id: &str) -> bool {
     let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     !id.is_empty() && id.len() <= 64 && id.chars().all(known)

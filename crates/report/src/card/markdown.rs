@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-/// Joins text into one line.
+/// Returns the text on one line.
 pub(crate) fn line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Escapes text for a sentence, a heading or a table cell, on one line.
+/// Escapes text for a sentence, a heading or a table cell. The result is on one line.
 ///
-/// Characters with a meaning in Markdown, HTML or formulas become character references.
+/// Characters that have a meaning in Markdown, HTML or formulas are replaced by character references.
 pub(crate) fn plain(text: &str) -> String {
     let mut out = String::new();
     for c in line(text).replace("://", ":\0/").chars() {
@@ -17,7 +17,7 @@ pub(crate) fn plain(text: &str) -> String {
             '\\' | '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']' | '~' | '$' | '#' => {
                 let _ = write!(out, "&#{};", u32::from(c));
             }
-            // Prevents a URL from becoming a link.
+            // This replacement prevents a URL from becoming a link.
             '\0' => out.push_str("&#47;"),
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),
@@ -26,7 +26,7 @@ pub(crate) fn plain(text: &str) -> String {
     out
 }
 
-/// Escapes text of several lines for a table cell, and truncates it to `most` characters.
+/// Escapes text of several lines for a table cell, and truncates the text to `most` characters.
 pub(crate) fn cell(text: &str, most: usize) -> String {
     let mut clipped: String = text.trim().chars().take(most).collect();
     if clipped.len() < text.trim().len() {
@@ -35,9 +35,10 @@ pub(crate) fn cell(text: &str, most: usize) -> String {
     clipped.lines().map(plain).collect::<Vec<_>>().join("<br>")
 }
 
-/// Formats a name as code, on one line.
+/// Formats a name as inline code, on one line.
 pub(crate) fn code(text: &str) -> String {
-    // Between backticks, character references are not decoded. A name with such a character uses `<code>`.
+    // Markdown does not decode character references between backticks. A name that contains a special
+    // character is therefore written with `<code>`.
     let text = line(text);
     match text.contains(['`', '|', '\\']) || text.is_empty() {
         true => format!("<code>{}</code>", plain(&text)),
@@ -45,7 +46,7 @@ pub(crate) fn code(text: &str) -> String {
     }
 }
 
-/// Returns text in a code fence that is longer than any run of backticks in the text.
+/// Returns the text in a code fence. The fence is longer than any run of backticks in the text.
 pub(crate) fn fenced(text: &str, language: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);

@@ -18,7 +18,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
         + &form_of_base(page, merge)
 }
 
-/// Returns the values after and before quantization. Old cards have only the values after it.
+/// Returns the values after and before quantization. Old cards contain only the values after quantization.
 fn quantized(merge: &Merge) -> Option<(QuantizedFidelity, UnquantizedFidelity)> {
     let figures = merge.quantized?;
     Some((figures, figures.before?))

@@ -1,10 +1,11 @@
-//! The model card: the `README.md` of an adapter or a merged model, as a page of the Hugging Face Hub.
+//! The model card: the `README.md` of an adapter or a merged model, which the Hugging Face Hub shows as a
+//! page.
 //!
-//! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys of the front
-//! matter. Everything else belongs to the author and is never changed.
+//! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys in the front
+//! matter. All other text belongs to the author and is never changed.
 //!
-//! `card.json` ([`Card`]) holds every value of danlu's part, so that danlu can write this part again. A card
-//! holds no path: bases, data and folders appear with their names only.
+//! `card.json` ([`Card`]) contains every value of danlu's part, so that danlu can update this part. A card
+//! contains no paths. Bases, data and folders are identified by their names.
 
 mod author_notes;
 #[expect(clippy::module_inception, reason = "the file bears the name of its noun")]
@@ -36,25 +37,26 @@ pub use quantized::InFourBits;
 pub use readme::{Readme, ReadmeFault};
 pub use text_language::TextLanguage;
 
-/// Name of the card.
+/// Name of the card's file.
 pub const README_FILE: &str = "README.md";
 
 /// Name of the file with the loss chart.
 pub const PICTURE_FILE: &str = "loss.svg";
 
-/// The link to danlu.
+/// A link to danlu in Markdown.
 const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
 
 /// Maximum size of a `README.md`.
 const MAX_README_BYTES: u64 = 16 << 20;
 
 impl Card {
-    /// Writes a complete `README.md`, with the author's notes below danlu's part.
+    /// Returns a complete `README.md`, in which the author's notes follow danlu's part.
     pub fn render(&self, notes: &str) -> String {
         self.updated("", Some(notes)).expect("an empty file has no fault")
     }
 
-    /// Returns `readme` with danlu's part replaced by this card. Notes are changed only if `notes` is given.
+    /// Returns `readme` with this card as danlu's part. The author's notes are replaced only if `notes` is
+    /// given.
     ///
     /// # Errors
     /// If the markers or the front matter are invalid.
@@ -67,15 +69,15 @@ impl Card {
         })
     }
 
-    /// Chooses the `README.md` to publish: the folder's file (`here`) or the Hub's (`there`).
+    /// Selects the `README.md` to publish: the folder's file (`here`) or the Hub's file (`there`).
     ///
-    /// The result contains every line that the author wrote into the Hub's file.
+    /// The published file contains every line that the author wrote in the Hub's file.
     ///
     /// # Errors
-    /// If the folder's file has invalid markers or front matter.
+    /// If the markers or the front matter of the folder's file are invalid.
     pub fn to_publish(&self, here: Option<&str>, there: Option<&str>) -> Result<ToPublish, ReadmeFault> {
         let ours = match here {
-            // A file without markers belongs to the author.
+            // A file without markers belongs to the author and is not changed.
             Some(text) if is_authors_alone(text)? => text.to_owned(),
             text => self.updated(text.unwrap_or_default(), None)?,
         };
@@ -88,7 +90,7 @@ impl Card {
         }
     }
 
-    /// Returns `card.json`, and a `README.md` with these notes.
+    /// Returns `card.json` and a `README.md` that contains these notes.
     pub fn files(&self, notes: &str) -> [Extra; 2] {
         [(CARD_FILE, self.to_json()), (README_FILE, self.render(notes).into_bytes())]
     }
@@ -100,11 +102,12 @@ impl Card {
         json
     }
 
-    /// Writes `card.json`, and updates the folder's `README.md`. Notes are changed only if `notes` is given.
+    /// Writes `card.json` and updates the folder's `README.md`. The author's notes are replaced only if
+    /// `notes` is given.
     ///
     /// # Errors
-    /// If a file cannot be read or written, or `README.md` is invalid. Nothing is written if `README.md` is
-    /// invalid.
+    /// If a file cannot be read or written, or if `README.md` is invalid. If `README.md` is invalid, no file
+    /// is written.
     pub fn write(&self, folder: &Path, notes: Option<&str>) -> Result<(), ReportError> {
         let path = folder.join(README_FILE);
         let before = read_readme(folder)?.unwrap_or_default();
@@ -115,7 +118,7 @@ impl Card {
         Ok(files::write_atomic(&path, readme.as_bytes())?)
     }
 
-    /// Writes `card.json` only.
+    /// Writes `card.json` without updating `README.md`.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -123,7 +126,7 @@ impl Card {
         Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
     }
 
-    /// Returns the lines between danlu's markers. A card in two languages has two halves.
+    /// Returns the lines between danlu's markers. The lines of a card in two languages have two halves.
     fn block(&self) -> String {
         let languages = self.language.order();
         let both = languages.len() > 1;
@@ -139,7 +142,7 @@ impl Card {
             let page = Page { card: self, language, heading: if both { "###" } else { "##" } };
             out += &page.half();
         }
-        // A prompt or a reply may contain the markers.
+        // A prompt or a reply may contain markers, so the markers in the text are changed.
         [readme::BEGIN, readme::END].iter().fold(out, |out, mark| out.replace(mark, &mark.replace(' ', "")))
     }
 }
@@ -147,34 +150,36 @@ impl Card {
 /// The `README.md` that a push uploads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToPublish {
-    /// The folder's file, updated.
+    /// The updated file of the folder.
     Ours(String),
-    /// The Hub's file, updated. It has text of the author's that the folder's file lacks.
+    /// The updated file of the Hub. The Hub's file contains text by the author that the folder's file does
+    /// not contain.
     Theirs(String),
-    /// No file. The Hub's file has no markers, and the folder's file lacks some of the author's text in it.
+    /// No file is uploaded. The Hub's file has no markers, and contains text by the author that the folder's
+    /// file does not contain.
     Nothing,
 }
 
-/// Whether a `README.md` has text but no markers.
+/// Returns whether a `README.md` contains text but no markers.
 ///
 /// # Errors
-/// If there is not exactly one begin and one end marker.
+/// If the markers or the front matter are invalid.
 pub fn is_authors_alone(readme: &str) -> Result<bool, ReadmeFault> {
     let readme = Readme::parse(readme)?;
     Ok(!readme.has_block() && !readme.is_blank())
 }
 
-/// Whether `ours` contains every line that the author wrote into `theirs`, in the same order.
+/// Returns whether `ours` contains every line that the author wrote in `theirs`, in the same order.
 ///
 /// # Errors
-/// If `ours` does not have exactly one begin and one end marker.
+/// If the markers or the front matter of `ours` are invalid.
 pub fn keeps_text(ours: &str, theirs: &str) -> Result<bool, ReadmeFault> {
     let ours = Readme::parse(ours)?;
     Ok(Readme::parse(theirs)
         .is_ok_and(|theirs| readme::keeps_every_line(&theirs.author_lines(), &ours.author_lines())))
 }
 
-/// Reads the author's notes in a folder's `README.md`, if there are any.
+/// Reads the author's notes from a folder's `README.md`. Returns `None` if there are no notes.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -182,11 +187,11 @@ pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
     Ok(read_readme(folder)?.and_then(|readme| notes_of(&readme)))
 }
 
-/// Writes the author's notes into a folder's `README.md`. A new file also gets a begin and an end marker for
-/// a later card.
+/// Writes the author's notes into a folder's `README.md`. A new file also gets a begin and an end marker, so
+/// that a later card can be inserted.
 ///
 /// # Errors
-/// If the file cannot be read or written, or does not have exactly one begin and one end marker.
+/// If the file cannot be read or written, or if its markers or its front matter are invalid.
 pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result<(), ReportError> {
     let path = folder.join(README_FILE);
     let before = read_readme(folder)?;
@@ -195,10 +200,10 @@ pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result
     Ok(files::write_atomic(&path, author_notes::with_notes(&before, language.order(), notes).as_bytes())?)
 }
 
-/// Reads the `README.md` of a folder, if it has one.
+/// Reads the `README.md` of a folder. Returns `None` if the folder has no such file.
 ///
 /// # Errors
-/// If the file cannot be read, or is not UTF-8.
+/// If the file cannot be read, or if it is not UTF-8.
 pub fn read_readme(folder: &Path) -> Result<Option<String>, ReportError> {
     let path = folder.join(README_FILE);
     if !fs::exists(&path).unwrap_or(true) {
@@ -215,7 +220,7 @@ fn title(language: Language) -> &'static str {
     language.pick("中文", "English")
 }
 
-/// Returns a note to the author about the text that danlu replaces.
+/// Returns a note for the author, which explains which text danlu replaces.
 fn marks_note(languages: &[Language]) -> String {
     let note = |language: &Language| {
         language.pick(
@@ -226,7 +231,7 @@ fn marks_note(languages: &[Language]) -> String {
     languages.iter().map(note).collect::<Vec<_>>().join(" ")
 }
 
-/// One language of a card.
+/// A card in one language.
 struct Page<'a> {
     card: &'a Card,
     language: Language,
@@ -234,12 +239,12 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// Returns the argument for this language.
+    /// Returns `zh` for Chinese and `en` for English.
     fn pick<T>(&self, zh: T, en: T) -> T {
         self.language.pick(zh, en)
     }
 
-    /// Returns the title of a section.
+    /// Returns the heading of a section.
     fn section(&self, zh: &str, en: &str) -> String {
         format!("{} {}\n\n", self.heading, self.pick(zh, en))
     }
@@ -250,7 +255,7 @@ impl Page<'_> {
             return quantized::render(self, four);
         }
         let mut out = introduction::render(self);
-        // Results on another base do not apply to this model.
+        // The results were measured on another base, so they do not apply to this model.
         if let Some(run) = run.filter(|_| self.card.trained_on.is_none()) {
             out += &results::render(self, run);
         }

@@ -1,4 +1,4 @@
-//! The card of a quantized base. It is short, because the card of the base describes the model.
+//! The card of a quantized base. This card is short, because the card of the base describes the model.
 
 use danlu_model::Quantization;
 use danlu_model::shell_word;
@@ -8,18 +8,18 @@ use super::markdown::{code, fenced, line, literal, plain};
 use super::snippets::{at_branch, revision_argument};
 use super::{DANLU, Page, introduction};
 
-/// Quantization of a full model.
+/// The quantization of a full model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFourBits {
-    /// Code, block size and form of the scales.
+    /// Code, block size, and type of the scales.
     pub quantization: Quantization,
-    /// Modules that the user left in 16 bits.
+    /// Modules that the user excluded from quantization.
     pub skipped: Vec<String>,
-    /// Sizes of the weights before and after quantization, as displayed.
+    /// Sizes of the weights before and after quantization, formatted as text.
     pub sizes: (String, String),
 }
 
-/// Writes a description, and how to load the model.
+/// Returns a description of the model, and instructions for loading it.
 pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
     let base = introduction::base(page);
     let Quantization { quant_type, block_size, double_quant } = four.quantization;

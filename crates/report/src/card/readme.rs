@@ -1,7 +1,7 @@
-//! Splits a `README.md` into danlu's part and the author's.
+//! Splits a `README.md` into danlu's part and the author's part.
 //!
-//! danlu owns the lines between [`BEGIN`] and [`END`], and its own keys of the front matter. An update
-//! replaces these and copies every other byte.
+//! danlu owns the lines between [`BEGIN`] and [`END`], and its own keys in the front matter. An update
+//! replaces these lines and keys, and copies all other bytes.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,22 +9,22 @@ use std::ops::Range;
 use super::author_notes;
 use super::front_matter::{self, Entry};
 
-/// Line above danlu's part.
+/// The line above danlu's part.
 pub const BEGIN: &str = "<!-- danlu:begin -->";
 
-/// Line below danlu's part.
+/// The line below danlu's part.
 pub const END: &str = "<!-- danlu:end -->";
 
-/// Why a `README.md` cannot be updated.
+/// The reason why a `README.md` cannot be updated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadmeFault {
-    /// The file has no complete pair of danlu's begin and end markers, or more than one.
+    /// One of danlu's two markers is missing, or a marker appears more than once.
     Marks(String),
-    /// The front matter has no end, or has one of danlu's keys twice.
+    /// The front matter has no end, or one of danlu's keys appears twice.
     FrontMatter(String),
     /// The file is not UTF-8.
     NotUtf8 {
-        /// Offset of the first invalid byte.
+        /// Byte offset of the first invalid byte.
         at: usize,
     },
 }
@@ -51,25 +51,26 @@ impl ReadmeFault {
     }
 }
 
-/// A `README.md`, cut into its parts.
+/// A parsed `README.md`.
 #[derive(Clone, Debug)]
 pub struct Readme<'a> {
     text: &'a str,
-    /// Start of the text, after a byte order mark.
+    /// Byte offset of the text after an optional byte order mark.
     start: usize,
-    /// Lines between the dashes of the front matter.
+    /// Byte range of the lines between the dashes of the front matter.
     front: Option<Range<usize>>,
-    /// Start of the body, after the front matter.
+    /// Byte offset of the body, which follows the front matter.
     body: usize,
-    /// Lines between danlu's markers.
+    /// Byte range of the lines between danlu's markers.
     block: Option<Range<usize>>,
 }
 
 impl<'a> Readme<'a> {
-    /// Finds the parts of `text`.
+    /// Parses the text of a `README.md`.
     ///
     /// # Errors
-    /// If there is not exactly one begin and one end marker, or the front matter has no end.
+    /// If the markers are not exactly one begin and one end marker, or if the front matter has no end. A text
+    /// without markers is valid.
     pub fn parse(text: &'a str) -> Result<Self, ReadmeFault> {
         let start = text.len() - text.trim_start_matches('\u{feff}').len();
         let (front, body) = find_front_matter(text, start)?;
@@ -77,12 +78,12 @@ impl<'a> Readme<'a> {
         Ok(Self { text, start, front, body, block })
     }
 
-    /// Whether the file has danlu's markers.
+    /// Returns whether the file contains danlu's markers.
     pub fn has_block(&self) -> bool {
         self.block.is_some()
     }
 
-    /// Whether the body is empty.
+    /// Returns whether the body is empty.
     pub fn is_blank(&self) -> bool {
         self.text[self.body..].trim().is_empty()
     }
@@ -95,14 +96,14 @@ impl<'a> Readme<'a> {
         }
     }
 
-    /// Returns the line numbers of danlu's part, from 0.
+    /// Returns the line numbers of danlu's part. Line numbers start at 0.
     pub(super) fn block_lines(&self) -> Option<Range<usize>> {
         let line = |at: usize| self.text[..at].matches('\n').count();
         self.block.as_ref().map(|block| line(block.start)..line(block.end))
     }
 
-    /// Returns the author's lines: no blank lines, none of danlu's part or keys, and not the frame of the
-    /// notes.
+    /// Returns the lines that the author wrote. These exclude blank lines, danlu's part, danlu's keys, and
+    /// the lines that danlu writes around the notes.
     pub fn author_lines(&self) -> Vec<&'a str> {
         let front = self.front.clone().map_or("", |front| &self.text[front]);
         let (above, below) = match &self.block {
@@ -114,12 +115,12 @@ impl<'a> Readme<'a> {
         front_matter::foreign_lines(front).into_iter().chain(body).filter(|line| !line.is_empty()).collect()
     }
 
-    /// Returns the file with these keys in its front matter, and `block` as danlu's part.
+    /// Returns the file with the entries `own` in the front matter, and with `block` as danlu's part.
     ///
-    /// In a file without markers, danlu's part is added at the end.
+    /// If the file has no markers, danlu's part is added at the end.
     ///
     /// # Errors
-    /// If the front matter has one of these keys twice.
+    /// If the front matter contains one of these keys twice.
     pub(super) fn updated(&self, own: &[Entry], block: &str) -> Result<String, ReadmeFault> {
         let line_end = if self.text.contains("\r\n") { "\r\n" } else { "\n" };
         let ours = |text: &str| text.replace('\n', line_end);
@@ -157,13 +158,13 @@ impl<'a> Readme<'a> {
     }
 }
 
-/// Whether `here` has every line of `there`, in the same order.
+/// Returns whether `here` contains every line of `there`, in the same order.
 pub fn keeps_every_line(there: &[&str], here: &[&str]) -> bool {
     let mut here = here.iter();
     there.iter().all(|line| here.any(|other| other == line))
 }
 
-/// Returns the lines between the dashes, and the start of the body.
+/// Returns the byte range of the lines between the dashes, and the start of the body.
 fn find_front_matter(text: &str, start: usize) -> Result<(Option<Range<usize>>, usize), ReadmeFault> {
     let mut lines = text[start..].split_inclusive('\n');
     let Some(first) = lines.next().filter(|line| line.trim_end() == "---") else { return Ok((None, start)) };
@@ -178,7 +179,7 @@ fn find_front_matter(text: &str, start: usize) -> Result<(Option<Range<usize>>, 
     Err(ReadmeFault::FrontMatter("the front matter that line 1 opens has no closing `---`".to_owned()))
 }
 
-/// Returns the lines between the markers below `body`, if there are any.
+/// Returns the byte range of the lines between the markers in the body, if there are markers.
 fn find_block(text: &str, body: usize) -> Result<Option<Range<usize>>, ReadmeFault> {
     let (mut begins, mut ends) = (Vec::new(), Vec::new());
     let (mut at, first) = (body, text[..body].matches('\n').count() + 1);

@@ -1,4 +1,4 @@
-//! The section about the results: losses, their chart, and a comparison of replies.
+//! The section about the results: losses, a chart of the losses, and a comparison of replies.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use danlu_model::Quantization;
 use super::markdown::cell;
 use super::{Merge, PICTURE_FILE, Page, Training};
 
-/// Maximum characters of a question or a reply.
+/// Maximum number of characters that are shown of a question or a reply.
 const MAX_REPLY_CHARS: usize = 400;
 
 pub(super) fn render(page: &Page<'_>, run: &Training) -> String {
@@ -57,7 +57,7 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     out
 }
 
-/// States, for a 4-bit model, that the values above belong to base and adapter.
+/// Returns a sentence for a 4-bit model: the values above were measured with the adapter on its base.
 fn in_four_bits(page: &Page<'_>) -> String {
     let Some(Quantization { quant_type: code, .. }) = page.card.four_bit() else { return String::new() };
     let merge = page.card.merge.as_ref().filter(|merge| merge.quantized.is_some());

@@ -6,10 +6,10 @@ use danlu_model::shell_word;
 use super::markdown::{fenced, line, literal, plain};
 use super::{Card, Page};
 
-/// Ranks that vLLM can reserve memory for. The first is the default.
+/// Maximum ranks that vLLM supports. The first rank is the default.
 const VLLM_RANKS: [u32; 7] = [16, 32, 64, 128, 256, 320, 512];
 
-/// Maximum characters of a question in a snippet.
+/// Maximum number of characters of a question in a snippet.
 const MAX_QUESTION_CHARS: usize = 60;
 
 pub(super) fn render(page: &Page<'_>) -> String {
@@ -32,22 +32,22 @@ pub(super) fn render(page: &Page<'_>) -> String {
     out
 }
 
-/// Names and question for the snippets.
+/// Names, and a question, that are inserted into the snippets.
 struct SnippetValues {
-    /// The model's repository.
+    /// Repository of the model.
     repository: String,
-    /// The branch, unless it is `main`.
+    /// Branch of the repository, unless it is `main`.
     revision: Option<String>,
     /// Name of the repository without its owner.
     name: String,
-    /// The base's repository, or the name of its folder.
+    /// Repository of the base, or name of the base's folder.
     base: String,
-    /// The base's commit, if known.
+    /// Commit of the base, if known.
     base_revision: Option<String>,
     /// Whether the model has a chat template.
     is_chat: bool,
     question: String,
-    /// The conversation as a literal in Python and JSON.
+    /// The conversation as a literal that is valid in Python and JSON.
     messages: String,
     most: usize,
 }
@@ -80,18 +80,18 @@ impl SnippetValues {
         }
     }
 
-    /// Returns arguments for Python's loaders: the repository and its branch.
+    /// Returns the arguments of Python's loaders for the repository and its branch.
     fn in_python(&self) -> String {
         literal(&self.repository) + &revision_argument(self.revision.as_ref())
     }
 
-    /// Returns arguments for Python's loaders: the base and its commit.
+    /// Returns the arguments of Python's loaders for the base and its commit.
     fn base_in_python(&self) -> String {
         literal(&self.base) + &revision_argument(self.base_revision.as_ref())
     }
 }
 
-/// Formats a repository and its branch as an argument of danlu.
+/// Formats a repository and a branch as one argument of danlu.
 pub(super) fn at_branch(repository: &str, revision: Option<&String>) -> String {
     revision.map_or_else(|| repository.to_owned(), |revision| format!("{repository}@{revision}"))
 }
@@ -106,7 +106,7 @@ fn revision_flag(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(" --revision {}", shell_word(revision)))
 }
 
-/// Lists the names that the reader must replace.
+/// Returns a list of the names that the reader must replace.
 fn placeholders(page: &Page<'_>, values: &SnippetValues) -> String {
     let mut out = String::new();
     if page.card.repository.is_none() {
@@ -167,7 +167,7 @@ fn peft(card: &Card, values: &SnippetValues) -> String {
     python(&head, values)
 }
 
-/// Returns a comment with the command that installs the Python packages.
+/// Returns a Python comment with the command that installs the required packages.
 fn packages(card: &Card) -> String {
     let trained = card.training.as_ref().and_then(|run| run.over());
     let is_four_bit = match &card.merge {
@@ -179,7 +179,7 @@ fn packages(card: &Card) -> String {
     format!("# pip install torch transformers{peft}{four_bit}\n")
 }
 
-/// Returns the imports, and the argument that quantizes the base as in training.
+/// Returns the Python imports, and the argument that quantizes the base in the same way as in training.
 fn loading(card: &Card) -> (String, String) {
     let plain = "from transformers import AutoModelForCausalLM, AutoTokenizer\n".to_owned();
     let over = card
@@ -204,7 +204,8 @@ fn loading(card: &Card) -> (String, String) {
     (imports, ", quantization_config=four_bit".to_owned())
 }
 
-/// Returns a program that starts with `head` and prints one greedy reply, like the replies in the card.
+/// Returns a Python program that starts with `head` and prints one greedy reply. The replies in the card are
+/// greedy too.
 fn python(head: &str, values: &SnippetValues) -> String {
     let inputs = match values.is_chat {
         true => format!(
@@ -234,8 +235,8 @@ fn serve(card: &Card, values: &SnippetValues) -> String {
             let room = VLLM_RANKS.into_iter().find(|room| *room >= rank).unwrap_or(VLLM_RANKS[0]);
             let room = if room > VLLM_RANKS[0] { format!(" --max-lora-rank {room}") } else { String::new() };
             let module = match &values.revision {
-                // vLLM fetches only the main branch of an adapter. For another branch, the snippet downloads
-                // the folder.
+                // vLLM can only fetch the main branch of an adapter. For another branch, the snippet
+                // downloads the folder first.
                 Some(revision) => format!(
                     "{}=\"$(hf download {repository} --revision {} --quiet)\"",
                     shell_word(&values.name),
@@ -251,7 +252,8 @@ fn serve(card: &Card, values: &SnippetValues) -> String {
 }
 
 fn request(card: &Card, values: &SnippetValues) -> String {
-    // A full model is served as its repository, an adapter as its name in `--lora-modules`.
+    // vLLM serves a full model with the name of its repository, and an adapter with its name in
+    // `--lora-modules`.
     let model = if card.merge.is_some() { &values.repository } else { &values.name };
     let (route, asked) = match values.is_chat {
         true => ("chat/completions", format!("\"messages\": {}", values.messages)),

@@ -1,4 +1,4 @@
-//! Complete cards of one run, with hostile names and texts in every field.
+//! Tests complete cards of one run. The names and texts in the run try to inject markup.
 
 use danlu_adapter::BaseIdentity;
 use danlu_adapter::fidelity::{Fidelity, Limits};
@@ -83,7 +83,7 @@ fn the_front_matter_is_what_the_hub_asks_for() {
         front(&merged).contains("base_model_relation: finetune\nlibrary_name: transformers\n"),
         "{merged}"
     );
-    // The Hub would link the name of a folder to an unrelated repository.
+    // If a folder name were written as `base_model`, the Hub would link to an unrelated repository.
     assert!(!front(&card(CardLanguage::Zh).render("")).contains("base_model"));
 }
 
@@ -99,7 +99,7 @@ fn both_languages_stand_once_each_and_the_notes_below_them() {
     assert!(!both.contains("作者还没有写明"));
     let english = card(CardLanguage::En).render("");
     assert!(english.contains("The author has not described the limits"), "{english}");
-    // Only the data contains Han characters.
+    // In an English card, only the data contains Han characters.
     let own = english.replace("推荐您去海底捞火锅。", "").replace("臣妾参见皇上", "");
     assert!(!own.chars().any(|c| ('\u{4e00}'..'\u{9fff}').contains(&c)), "{own}");
 }
@@ -226,7 +226,7 @@ fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     assert!(text.contains("# pip install torch transformers peft accelerate bitsandbytes\n"), "{text}");
     assert!(text.contains("bnb_4bit_quant_type=\"nf4\", bnb_4bit_use_double_quant=True)\n"), "{text}");
     assert!(text.contains("from_pretrained(\"meta-llama/Llama-3.2-1B\", quantization_config=four_bit)\n"));
-    // A base that is stored in 4 bits has its own configuration.
+    // A base that is stored in 4 bits already contains its quantization settings.
     let mut stored = on_the_hub(CardLanguage::En);
     let quantization = danlu_model::Quantization::new(danlu_kernels::FourBitCode::Nf4);
     stored.training.as_mut().unwrap().stored = Some(quantization);
@@ -267,7 +267,7 @@ fn no_text_breaks_out_of_its_place() {
     assert!(!front(&text).contains("license"));
 }
 
-/// A card of danlu 0.1, with markers only around the notes.
+/// A card written by danlu 0.1. Only the notes have markers.
 const OLD_CARD: &str = "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- \"danlu\"\n---\n\n# huan\n\n\
     A LoRA adapter.\n\n## Limits and notes\n\n<!-- What stands between the two marks is written by hand and kept when \
     the card is written again. -->\n<!-- notes -->\n只会说古装剧里的话。\n<!-- /notes -->\n";
@@ -383,7 +383,8 @@ fn a_card_is_written_again_from_its_record_with_its_notes() {
     hostile.write(folder.path(), None).unwrap();
     let error = Card::read(folder.path()).unwrap_err().to_string();
     assert!(error.ends_with("`base.hub_id` is \"a/b) <c>\", expected owner/name"), "{error}");
-    // Values in a terminal or a command must contain no control characters and no shell syntax.
+    // Values that are shown in a terminal or used in a command must not contain control characters or shell
+    // syntax.
     let refused = |card: Card, words: &str| {
         card.write(folder.path(), None).unwrap();
         let error = Card::read(folder.path()).unwrap_err().to_string();

@@ -1,28 +1,29 @@
-//! Detects the languages of a data set from its letters, for the Hub's `language` key.
+//! Detects the languages of a data set by its letters and words, for the Hub's key `language`.
 
 /// Words that are frequent in English and rare in other languages.
 const ENGLISH: [&str; 16] = [
     "the", "of", "and", "to", "is", "in", "it", "you", "that", "for", "are", "was", "with", "my", "i", "what",
 ];
 
-/// Minimum share of the letters or words, for each language.
+/// Minimum share of a language's letters or words in the text.
 const SHARE: f64 = 0.1;
 
-/// Counts of characters and words, from which the languages are derived.
+/// Counts of characters and words. The languages are determined from these counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextLanguage {
-    /// Han characters. Each counts as a word.
+    /// Number of Han characters. Each Han character counts as one word.
     han: u64,
-    /// Kana. If there are any, Han characters count as Japanese.
+    /// Number of kana. If there is at least one kana per 20 Han characters, the Han characters are treated as
+    /// Japanese.
     kana: u64,
-    /// Words in other scripts.
+    /// Number of words in other scripts.
     words: u64,
-    /// Words that are in `ENGLISH`.
+    /// Number of words that are in `ENGLISH`.
     english: u64,
 }
 
 impl TextLanguage {
-    /// Counts a text.
+    /// Adds the characters and words of a text to the counts.
     pub fn add(&mut self, text: &str) {
         let mut word = String::new();
         for c in text.chars().chain([' ']) {
@@ -47,7 +48,7 @@ impl TextLanguage {
         let all = (self.han + self.kana + self.words) as f64;
         let is_part = |count: u64| count > 0 && count as f64 >= SHARE * all;
         let zh = is_part(self.han) && self.kana * 20 < self.han;
-        // In an English text, about a third of the words is in `ENGLISH`.
+        // In an English text, about a third of the words are in `ENGLISH`.
         let en = is_part(self.words) && self.english as f64 >= 0.1 * self.words as f64;
         let mut codes: Vec<&str> =
             [(zh, "zh"), (en, "en")].into_iter().filter_map(|(is, code)| is.then_some(code)).collect();

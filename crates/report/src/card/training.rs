@@ -1,4 +1,4 @@
-//! The section about the training: a summary, then every setting.
+//! The section about the training: a summary, and then all settings.
 
 use std::fmt::Write as _;
 
@@ -44,7 +44,7 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     out + &settings(page, run)
 }
 
-/// Adds steps, optimizer, time, hardware and memory to the table.
+/// Adds the measured values to the table: steps, optimizer, time, hardware and memory.
 fn measured(page: &Page<'_>, run: &Training, row: &mut dyn FnMut(&str, &str, String)) {
     let s = &run.settings;
     let steps = thousands(run.steps);

@@ -1,4 +1,4 @@
-//! A line chart as inline SVG: axes, faint and solid lines, points, and data for tooltips.
+//! A line chart as inline SVG, with axes, thin and solid lines, points, and data for tooltips.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -15,22 +15,22 @@ const MARGIN_BOTTOM: f64 = 34.0;
 /// Height of the legend in a chart file.
 const KEY: f64 = 30.0;
 
-/// Maximum points of a series: about two per pixel, which keeps the file of a long run small.
+/// Maximum number of points in a series. This limit is about two points per pixel, and bounds the file size
+/// for a long run.
 const MAX_POINTS: usize = 1500;
 
-/// Style of a series.
+/// Drawing style of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
     /// A thin, pale line for raw values.
     Faint,
     /// A solid line.
     Line,
-    /// Rings, connected by dashes.
+    /// Rings that are connected by a dashed line.
     Points,
 }
 
 impl Style {
-    /// Returns the CSS class.
     pub(crate) fn class(self) -> &'static str {
         match self {
             Self::Faint => "faint",
@@ -40,17 +40,17 @@ impl Style {
     }
 }
 
-/// One quantity over the steps.
+/// The values of one quantity at different steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
     pub name: Cow<'static, str>,
     pub style: Style,
-    /// A colour of the page: `a` to `f`.
+    /// Colour class of the page, `a` to `f`.
     pub colour: char,
     pub points: Vec<(f64, f64)>,
 }
 
-/// A chart. Its horizontal axis is the step.
+/// A chart with the step on the horizontal axis.
 #[derive(Clone, Debug)]
 pub(crate) struct Chart {
     pub label: &'static str,
@@ -63,7 +63,7 @@ pub(crate) struct Chart {
 }
 
 impl Chart {
-    /// Returns the `<svg>` element; empty without points.
+    /// Returns the `<svg>` element. The text is empty if there are no points.
     pub fn svg(&self) -> String {
         let Some((series, x, y)) = self.drawable() else { return String::new() };
         let mut svg = String::new();
@@ -82,7 +82,8 @@ impl Chart {
         svg
     }
 
-    /// Returns a complete SVG file with a legend and a light background; empty without points.
+    /// Returns a complete SVG file with a legend and a light background. The text is empty if there are no
+    /// points.
     pub fn file(&self) -> String {
         let Some((series, x, y)) = self.drawable() else { return String::new() };
         let (width, height, label, style) =
@@ -109,7 +110,7 @@ impl Chart {
         svg + "</svg>\n"
     }
 
-    /// Returns the series and their scales.
+    /// Returns the series to draw, and the horizontal and the vertical axis.
     fn drawable(&self) -> Option<(Vec<Series>, Axis, Axis)> {
         let series: Vec<Series> = self.series.iter().map(thinned).filter(|s| !s.points.is_empty()).collect();
         let points = || series.iter().flat_map(|s| &s.points);
@@ -147,7 +148,7 @@ impl Chart {
             x.ticks(if self.width > 600.0 { 8 } else { 5 }).into_iter().filter(|t| t.0.fract() == 0.0)
         {
             let at = x.place(value);
-            // The end of the axis holds its label.
+            // There is no tick at the end of the axis, because the label of the axis is there.
             if at < right - 34.0 {
                 let _ =
                     write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
@@ -193,7 +194,8 @@ fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     json!(rows)
 }
 
-/// Returns the series with at most `MAX_POINTS` points, each the mean of its neighbours.
+/// Returns the series with at most `MAX_POINTS` points. Each point is the mean of several neighbouring
+/// points.
 fn thinned(series: &Series) -> Series {
     let size = series.points.len().div_ceil(MAX_POINTS).max(1);
     let finite =
@@ -214,7 +216,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Creates an axis exactly as wide as the values.
+    /// Creates an axis that starts at the smallest value and ends at the largest value.
     fn exact(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (mut low, mut high) = bounds(values);
         if high <= low {
@@ -223,7 +225,8 @@ impl Axis {
         Self { low, high, from, to }
     }
 
-    /// Creates an axis slightly wider than the values. It starts below zero only if the values do.
+    /// Creates an axis with some space on both sides of the values. The axis starts below zero only if there
+    /// are negative values.
     fn padded(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = bounds(values);
         let room = if high > low { (high - low) * 0.06 } else { high.abs().max(1e-12) * 0.1 };
@@ -235,7 +238,7 @@ impl Axis {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
-    /// Returns about `count` round values and their labels.
+    /// Returns about `count` round values for ticks, with their labels.
     fn ticks(&self, count: usize) -> Vec<(f64, String)> {
         let rough = (self.high - self.low) / count as f64;
         let magnitude = 10f64.powf(rough.log10().floor());
@@ -251,7 +254,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }
 
-/// Formats `i · step` with enough digits to distinguish the ticks.
+/// Formats `i · step` with enough digits to distinguish neighbouring ticks.
 fn tick_text(i: i64, step: f64) -> String {
     let value = i as f64 * step;
     if value == 0.0 {
@@ -259,7 +262,7 @@ fn tick_text(i: i64, step: f64) -> String {
     }
     let exponent = step.log10().floor();
     if exponent < -3.0 {
-        // Writes 0.00008 as 8e-5.
+        // For example, 0.00008 is written as 8e-5.
         let digits = (value.abs().log10().floor() - exponent).max(0.0) as usize;
         return format!("{value:.digits$e}").replace(".0e", "e");
     }

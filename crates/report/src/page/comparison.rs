@@ -1,4 +1,4 @@
-//! Several runs on one page: their results, their curves, and the settings in which they differ.
+//! A page that compares several runs: results, curves, and the settings that differ.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -12,19 +12,19 @@ use super::{document, escape, figure, smoothed};
 use crate::Language;
 use crate::number_format::{duration, thousands};
 
-/// Colours of the page, in the order of the runs. More runs repeat them.
+/// Colours of the runs, in order. If there are more runs, the colours are repeated.
 const COLOURS: [char; 6] = ['a', 'b', 'c', 'd', 'e', 'f'];
 
-/// A run of a comparison, finished or not.
+/// A run in a comparison. The run may be unfinished.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ComparedRun {
-    /// Name of its folder.
+    /// Name of the run's folder.
     pub name: String,
-    /// Settings by name, as text.
+    /// Names and values of the settings, as text.
     pub settings: Vec<(String, String)>,
-    /// Measurements of each step.
+    /// Metrics of each step.
     pub steps: Vec<StepMetrics>,
-    /// Step and held-out loss.
+    /// Step and held-out loss of each evaluation.
     pub evaluations: Vec<(u64, f64)>,
 }
 
@@ -33,7 +33,7 @@ impl ComparedRun {
         self.settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Returns step and value of the lowest held-out loss.
+    /// Returns the step and the value of the lowest held-out loss.
     fn best(&self) -> Option<(u64, f64)> {
         self.evaluations.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))
     }
@@ -78,7 +78,7 @@ fn chart(
     Chart { label, x_label, width: 940.0, height: 340.0, from_zero: false, series: series.collect() }
 }
 
-/// The table of results. The lowest held-out loss is set in bold.
+/// Returns the table of results. The lowest held-out loss is in bold.
 fn results(runs: &[ComparedRun], l: &Labels) -> String {
     let lowest = runs.iter().filter_map(ComparedRun::best).map(|best| best.1).min_by(f64::total_cmp);
     let mut rows = String::new();
@@ -113,7 +113,7 @@ fn results(runs: &[ComparedRun], l: &Labels) -> String {
     )
 }
 
-/// The table of settings that are not equal in all runs.
+/// Returns the table of settings that differ between the runs.
 fn differences(runs: &[ComparedRun], l: &Labels) -> String {
     let names: BTreeSet<&str> =
         runs.iter().flat_map(|run| &run.settings).map(|(name, _)| name.as_str()).collect();

@@ -1,4 +1,4 @@
-//! Labels of the page, in both languages.
+//! Labels of the page in both languages.
 
 use crate::Language;
 

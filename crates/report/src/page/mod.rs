@@ -1,4 +1,4 @@
-//! `report.html`: the run as one self-contained page, which loads nothing.
+//! `report.html`: one self-contained page about a run. The page loads no other files.
 
 mod chart;
 mod comparison;
@@ -18,7 +18,7 @@ use labels::Labels;
 pub(crate) use chart::number;
 pub use comparison::{ComparedRun, compare};
 
-/// Seconds between two reloads of the page of a running training.
+/// Number of seconds between two reloads of the page while a run is in progress.
 const REFRESH_SECONDS: u64 = 5;
 
 /// Returns the complete page, including style, script and charts. Names, replies and settings are escaped.
@@ -37,7 +37,7 @@ pub fn render(run: &RunSummary, language: Language) -> String {
     document(l, &title(run, l), &body.concat(), &made, None)
 }
 
-/// Returns the page of a run that has taken some of its `total` steps. A browser reloads it.
+/// Returns the page of a run in progress that will take `total` steps. The browser reloads this page.
 pub fn render_running(run: &RunSummary, total: u64, language: Language) -> String {
     let l = language.labels();
     let body = [
@@ -52,7 +52,7 @@ pub fn render_running(run: &RunSummary, total: u64, language: Language) -> Strin
     document(l, &title(run, l), &body.concat(), &made, Some(REFRESH_SECONDS))
 }
 
-/// Returns a page for a run that has no report yet. A browser reloads it.
+/// Returns the page of a run that has no results yet. The browser reloads this page.
 pub fn waiting(name: &str, text: &str, language: Language) -> String {
     let l = language.labels();
     let (name, text) = (escape(name), escape(text));
@@ -65,7 +65,8 @@ fn title(run: &RunSummary, l: &Labels) -> String {
     format!("{} · {}", escape(&run.adapter_name), l.title)
 }
 
-/// Returns the page around `body`. `title` is escaped already, `made` is not.
+/// Returns the complete page with the contents `body`. `title` must be escaped, and `made` must not be
+/// escaped.
 fn document(l: &Labels, title: &str, body: &str, made: &str, refresh: Option<u64>) -> String {
     let (style, script) = (include_str!("page.css"), include_str!("page.js"));
     let (lang, made_by, made) = (l.html_lang, l.made_by, escape(made));
@@ -94,7 +95,7 @@ fn document(l: &Labels, title: &str, body: &str, made: &str, refresh: Option<u64
     )
 }
 
-/// The bar of a running training.
+/// Returns the progress bar of a run in progress.
 fn progress(run: &RunSummary, total: u64, l: &Labels) -> String {
     let done = run.steps.last().map_or(0, |step| step.step);
     let percent = 100.0 * done as f64 / total.max(1) as f64;
@@ -107,7 +108,7 @@ fn progress(run: &RunSummary, total: u64, l: &Labels) -> String {
     )
 }
 
-/// Escapes text for HTML, between tags and in quoted attributes.
+/// Escapes text for HTML, both between tags and in quoted attributes.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -117,7 +118,7 @@ pub(crate) fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // HTML allows no control characters.
+            // Control characters are not allowed in HTML.
             c if c.is_control() && !matches!(c, '\n' | '\t') => out.push('\u{fffd}'),
             c => out.push(c),
         }
@@ -170,7 +171,7 @@ fn verdict(run: &RunSummary, language: Language) -> String {
     Verdict::of(run).findings().iter().map(line).collect()
 }
 
-/// Returns the losses of a run as an SVG file; empty without steps.
+/// Returns the losses of a run as an SVG file. The text is empty if there are no steps.
 pub fn picture(run: &RunSummary, language: Language) -> String {
     losses(run, language.labels()).file()
 }
@@ -233,7 +234,8 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
     format!("<section>{head}<div class=\"figure\">{svg}<div class=\"tip\"></div></div></section>\n")
 }
 
-/// Returns an exponential mean over about a fifteenth of the run, corrected for its start.
+/// Returns an exponential moving average over about a fifteenth of the run. The average is corrected for the
+/// missing values before the first step.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(1.0, 50.0);
     let (mut sum, mut weight) = (0.0, 0.0);

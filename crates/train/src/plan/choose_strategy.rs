@@ -1,4 +1,4 @@
-//! Selects a memory strategy that fits the limit, and sums up the predicted peak.
+//! Selects a memory strategy that fits the limit, and adds up the predicted peak.
 
 use std::fmt;
 
@@ -16,68 +16,68 @@ use crate::{TrainError, TrainSettings};
 /// Smallest `max_length` that a hint suggests.
 const MIN_SUGGESTED_LENGTH: usize = 16;
 
-/// Maximum number of tokens of a dry run without data. Memory grows linearly with the batch, so the plan of a larger
-/// batch is a multiple.
+/// Maximum number of tokens in a dry run without data. Memory grows linearly with the batch size, so the
+/// memory of a larger batch is a multiple of the memory of the dry run.
 const MAX_DRY_RUN_TOKENS: usize = 1 << 20;
 
 /// The inputs of a memory plan.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
-    /// The base.
+    /// The configuration of the base.
     pub config: ModelConfig,
-    /// The run.
+    /// The settings of the run.
     pub settings: TrainSettings,
     /// The back end of the run.
     pub backend: BackendOptions,
-    /// Training records. If empty, every record is assumed to have the maximum length.
+    /// Training records. If there are none, the plan assumes that every record has the maximum length.
     pub records: Vec<RecordSize<'a>>,
-    /// Records to evaluate on.
+    /// Held-out records for evaluation.
     pub held_out: Vec<RecordSize<'a>>,
-    /// The size of the replies after the last step.
+    /// The size of the replies that are generated after the last step.
     pub reply: ReplySize,
-    /// Whether checkpoints are written.
+    /// Whether the run writes checkpoints.
     pub checkpoints: bool,
-    /// Memory of the base's weights, see [`weight_bytes`](super::weight_bytes).
+    /// Memory of the base's weights: see [`weight_bytes`](super::weight_bytes).
     pub weights: WeightBytes,
-    /// The memory before the run.
+    /// Memory use of the process before the run.
     pub baseline: BaselineMemory,
 }
 
-/// Memory of the process before it opens a base, in bytes.
+/// Memory use of the process before a base is opened, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaselineMemory {
-    /// The program, its stacks, and code that is paged in during the run.
+    /// Memory of the program and its stacks, and of code that is paged in during the run.
     pub program: u64,
-    /// The tokenizer.
+    /// Memory of the tokenizer.
     pub tokenizer: u64,
-    /// Encoded records, and the heap that encoding leaves behind.
+    /// Memory of the encoded records, and heap memory that encoding did not return to the system.
     pub data: u64,
-    /// The peak so far, for example while the tokenizer was read.
+    /// Peak memory so far. The peak may have occurred while the tokenizer was read.
     pub peak: u64,
-    /// The largest file copied into every checkpoint, see
+    /// Size of the largest file that is copied into every checkpoint: see
     /// [`TrainingIdentity::largest_file`](danlu_adapter::TrainingIdentity::largest_file).
     pub copied: u64,
 }
 
-/// The predicted peak of a run in bytes. The components add up to `total`.
+/// The predicted peak memory of a run, in bytes. The sum of the components is `total`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// Weights of the base.
     pub weights: u64,
-    /// The part of `weights` that is quantized in memory. The rest are pages of files, which the system can
-    /// evict.
+    /// The part of `weights` that is quantized in memory. The rest of `weights` is pages of files, which the
+    /// system can evict.
     pub resident: u64,
     /// The adapter's parameters.
     pub adapter: u64,
-    /// AdamW's two moments.
+    /// The two moments of AdamW.
     pub optimizer: u64,
     /// The adapter's gradient.
     pub gradients: u64,
-    /// Activations and their gradients.
+    /// Activations and the gradients of activations.
     pub activations: u64,
     /// Working memory of the kernels.
     pub scratch: PlannedScratch,
-    /// Temporary memory of writing a checkpoint and of the replies.
+    /// Temporary memory for writing a checkpoint and for the replies.
     pub transient: u64,
     /// The tokenizer.
     pub tokenizer: u64,
@@ -87,31 +87,32 @@ pub struct MemoryPlan {
     pub program: u64,
     /// The predicted peak.
     pub total: u64,
-    /// Whether this is the memory of a device. The driver's context is not included.
+    /// Whether the plan is for the memory of a device. The context of the device's driver is not included.
     #[serde(default)]
     pub on_device: bool,
     /// The number of layers with each activation policy.
     pub layers: LayerPolicies,
     /// Whether small micro-batches are fused, which is faster and has bit-identical results.
     pub fuse_micro_batches: bool,
-    /// Most rows of a pass. A micro-batch with more rows is split, which rounds differently.
+    /// Maximum number of token rows in a pass. A micro-batch with more rows is split, which changes rounding
+    /// and dropout masks.
     #[serde(default)]
     pub max_pass_rows: Option<usize>,
-    /// Token rows of the largest pass. A shared prefix counts once.
+    /// Number of token rows in the largest pass. A shared prefix is counted once.
     pub tokens: u64,
-    /// Tokens of the largest pass that shares a prefix. The prefix counts for every record.
+    /// Number of tokens in the largest pass that shares a prefix. The prefix is counted for every record.
     #[serde(default)]
     pub sharing_tokens: u64,
     /// Maximum number of trained tokens in a pass.
     pub trained_tokens: u64,
-    /// Floating-point operations of the heaviest step.
+    /// Floating-point operations of the step that needs the most operations.
     pub step_flops: u64,
 }
 
-/// Smaller settings that fit. `Display` formats them as flags.
+/// Smaller settings that fit into the memory limit. `Display` formats these settings as flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuggestedLimits {
-    /// Records per micro-batch, if the limit requires fewer.
+    /// Number of records per micro-batch, if the limit requires a smaller number.
     pub batch: Option<usize>,
     /// Maximum record length in tokens, if the limit requires shorter records.
     pub length: Option<usize>,
@@ -126,14 +127,14 @@ impl fmt::Display for SuggestedLimits {
     }
 }
 
-/// Working memory of the kernels, in bytes.
+/// Temporary memory of the kernels, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedScratch {
     /// Packed operands of matrix products with the base's weights.
     pub products: u64,
-    /// Matrix products of the adapter.
+    /// Temporary values of the adapter's matrix products.
     pub low_rank: u64,
-    /// Tiles of attention.
+    /// Tiles that attention uses.
     pub attention: u64,
     /// Rows, logits and gradients of the loss head.
     pub head: u64,
@@ -142,25 +143,25 @@ pub struct PlannedScratch {
 }
 
 impl PlannedScratch {
-    /// Sum of all fields.
+    /// Returns the sum of all fields.
     pub fn total(&self) -> u64 {
         self.products + self.low_rank + self.attention + self.head + self.rope
     }
 }
 
 impl MemoryPlan {
-    /// How the micro-batches of a step are divided into passes.
+    /// Returns how the micro-batches of a step are divided into passes.
     pub fn grouping(&self) -> PassGrouping {
         PassGrouping { fuse: self.fuse_micro_batches, max_rows: self.max_pass_rows }
     }
 
     /// Plans a run with the fastest memory strategy that fits the `limit`.
     ///
-    /// Without a limit, no layer recomputes and small micro-batches are fused.
+    /// Without a limit, no layer is recomputed completely, and small micro-batches are fused.
     ///
     /// # Errors
-    /// If a setting is out of range, or no memory strategy fits. The error then suggests the largest batch,
-    /// or the longest records, that fit.
+    /// If a setting is out of range, or if no memory strategy fits. In the second case, the error suggests
+    /// the largest batch size or the largest record length that fits.
     pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
         let strategies = MemoryStrategy::fastest_first(input.config.num_hidden_layers, input.is_on_device());
@@ -176,7 +177,7 @@ impl MemoryPlan {
             let fits = suggest_limits(input, limit)?;
             return Err(TrainError::Memory { needed: smallest.total, limit, fits });
         }
-        // Binary search for the first strategy that fits.
+        // A binary search finds the first strategy that fits.
         let (mut too_large, mut fits, mut plan) = (0, strategies.len() - 1, smallest);
         while fits - too_large > 1 {
             let middle = (too_large + fits) / 2;
@@ -192,25 +193,25 @@ impl MemoryPlan {
 }
 
 impl PlanInput<'_> {
-    /// Whether the plan is for the memory of a device.
+    /// Returns whether the plan is for the memory of a device.
     fn is_on_device(&self) -> bool {
         matches!(self.backend, BackendOptions::Cuda(_))
     }
 }
 
-/// Plans one run with several memory strategies.
+/// Plans one run with different memory strategies.
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
     /// The settings of the dry run.
     settings: TrainSettings,
-    /// The batch of the run as a multiple of the batch of the dry run.
+    /// Batch size of the run divided by the batch size of the dry run.
     batches: u64,
-    /// The micro-batches of a step as a multiple of those of the dry run.
+    /// Number of micro-batches per step of the run divided by that number in the dry run.
     steps: u64,
     dry_run: DryRun,
     records: Vec<RecordSize<'a>>,
     held_out: Vec<RecordSize<'a>>,
-    /// The worst steps of each grouping used so far.
+    /// The worst steps for each grouping that was already planned.
     worst_steps: Vec<(PassGrouping, WorstSteps<'a>)>,
 }
 
@@ -244,7 +245,7 @@ impl<'a> Planner<'a> {
         let usage = self.dry_run.run(layers.policies(), grouping, worst, reply)?;
         let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             usage;
-        // The parts of a split micro-batch have the same size for any number of records.
+        // If a micro-batch is split, the size of a part does not depend on the number of records.
         let batches = if grouping.max_rows.is_some() { 1 } else { self.batches };
         let scratch = PlannedScratch {
             products: trained.scratch.products * batches,
@@ -256,13 +257,13 @@ impl<'a> Planner<'a> {
         let state = norms + adapter + optimizer + gradients;
         let trained_peak = state + (trained.peak - state) * batches;
         let activations = trained_peak - scratch.total() - state;
-        // The host's memory is no part of a device's plan. Checkpoints are written from the host.
+        // The plan of a device does not include host memory. Checkpoints are written from host memory.
         let on_device = self.input.is_on_device();
         let BaselineMemory { program, tokenizer, data, peak, copied } =
             if on_device { BaselineMemory::default() } else { baseline };
         let transient = replies.max(if checkpoints && !on_device { saving.max(copied) } else { 0 });
         let sum = weights.total() + trained_peak + transient + program + tokenizer + data;
-        // During loading, both the source and the quantized copy of a weight are in memory.
+        // While a weight is quantized, both the source and the quantized copy are in memory.
         let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
         let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
         Ok(MemoryPlan {
@@ -273,7 +274,8 @@ impl<'a> Planner<'a> {
             gradients,
             activations,
             scratch,
-            // With a small base, the peak may occur while the tokenizer is read or weights are quantized.
+            // With a small base, the peak may occur while the tokenizer is read or while weights are
+            // quantized.
             transient: transient + peak.saturating_sub(sum),
             tokenizer,
             data,
@@ -291,9 +293,11 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Returns the settings of the dry run, and the batch and the step of the run as multiples of those.
+/// Returns the settings of the dry run and two factors. The first factor is the batch size of the run divided
+/// by the batch size of the dry run. The second factor is the same ratio for the number of micro-batches per
+/// step.
 ///
-/// With data, a batch has at most the records of the data, so nothing is multiplied.
+/// With data, both factors are 1, because a batch has at most as many records as the data.
 fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSettings, u64, u64) {
     let (batch, micros) = (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
     let most = |tokens: usize| (MAX_DRY_RUN_TOKENS / tokens.max(1)).max(1);
@@ -310,8 +314,8 @@ fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSe
     (settings, batch.div_ceil(dry_batch) as u64, micros.div_ceil(dry_micros) as u64)
 }
 
-/// Returns the largest batch that fits. If none fits, returns the longest records that fit with a batch of
-/// one.
+/// Returns the largest batch size that fits. If no batch size fits, returns the largest record length that
+/// fits with a batch size of one.
 fn suggest_limits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
         let strategies = MemoryStrategy::fastest_first(input.config.num_hidden_layers, input.is_on_device());
@@ -329,8 +333,8 @@ fn suggest_limits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedL
     Ok(length.map(|length| SuggestedLimits { batch: (asked != 1).then_some(1), length: Some(length) }))
 }
 
-/// Returns the largest value in `from .. to` that fits, by binary search. All values below a fitting one must
-/// fit.
+/// Returns the largest value in `from .. to` that fits. The binary search assumes that every value below a
+/// value that fits also fits.
 fn find_largest(
     from: usize,
     to: usize,

@@ -1,4 +1,4 @@
-//! Runs the real training code on [`Trace`], which computes nothing and measures memory.
+//! Runs the training code on [`Trace`], which measures memory and computes nothing.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use crate::{Example, TrainError, TrainSettings, Trainer};
 /// The size of the replies that a run generates after its last step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplySize {
-    /// Tokens of the longest question.
+    /// Number of tokens in the longest question.
     pub prompt_tokens: usize,
-    /// Maximum number of tokens of a reply.
+    /// Maximum number of tokens in a reply.
     pub new_tokens: usize,
 }
 
-/// Memory of the state between steps and of the steps, in bytes.
+/// Memory in bytes that a dry run measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct DryRunUsage {
     /// Norm weights in f32.
@@ -30,17 +30,17 @@ pub(crate) struct DryRunUsage {
     pub adapter: u64,
     pub optimizer: u64,
     pub gradients: u64,
-    /// Temporary memory of writing a checkpoint.
+    /// Temporary memory for writing a checkpoint.
     pub saving: u64,
-    /// The footprint after the last step, with all working memory.
+    /// Memory use after the last step, including all temporary memory.
     pub trained: Footprint,
-    /// Additional memory of the replies.
+    /// Additional memory for the replies.
     pub replies: u64,
-    /// Work of the heaviest step.
+    /// Floating-point operations of the step that needs the most operations.
     pub step_flops: u64,
 }
 
-/// Elements of the largest projection if projections are in 4 bits, otherwise 0.
+/// Returns the number of elements in the largest projection if projections are in 4 bits, otherwise 0.
 fn largest_four_bit(config: &ModelConfig, settings: &TrainSettings) -> usize {
     match settings.quantization().or(config.quantization) {
         Some(_) => projections(config).map(|(_, rows, cols)| rows * cols).max().unwrap_or(0),
@@ -48,7 +48,7 @@ fn largest_four_bit(config: &ModelConfig, settings: &TrainSettings) -> usize {
     }
 }
 
-/// A trainer on [`Trace`], which runs once per memory strategy.
+/// A trainer on [`Trace`]. The trainer runs once for each memory strategy.
 pub(crate) struct DryRun {
     trace: Arc<Trace>,
     trainer: Trainer,
@@ -57,7 +57,7 @@ pub(crate) struct DryRun {
 }
 
 impl DryRun {
-    /// Creates a trainer of this base with these settings.
+    /// Creates a trainer for this base and these settings.
     pub fn new(
         config: &ModelConfig,
         settings: &TrainSettings,
@@ -69,7 +69,7 @@ impl DryRun {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // `run` receives its own records. This one only satisfies the trainer's checks.
+        // `run` receives other records. This record is only needed for the checks of `Trainer::new`.
         let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;

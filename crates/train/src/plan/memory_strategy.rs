@@ -5,38 +5,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::fused_batch::PassGrouping;
 
-/// Most rows of a pass of a split micro-batch.
+/// Maximum number of token rows in a pass of a split micro-batch.
 const SPLIT_ROWS: usize = 2048;
 
-/// The number of layers with each activation policy. The lowest layers store the least.
+/// The number of layers with each activation policy. The lowest layers store the fewest activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerPolicies {
-    /// Layers that store only their input.
+    /// Number of layers that store only their input.
     pub recompute: usize,
-    /// Layers that recompute only the cheap activations.
+    /// Number of layers that recompute only the activations that are cheap to compute.
     pub keep_some: usize,
 }
 
 impl LayerPolicies {
-    /// The policy of each layer, lowest first.
+    /// Returns the policy of each layer, lowest layer first.
     pub fn policies(&self) -> Vec<ActivationPolicy> {
         let Self { recompute, keep_some } = *self;
         let of = |policy, count| std::iter::repeat_n(policy, count);
         of(ActivationPolicy::Recompute, recompute).chain(of(ActivationPolicy::KeepSome, keep_some)).collect()
     }
 
-    /// Returns every useful combination for `count` layers. Each needs less memory and more work than the
-    /// previous one.
+    /// Returns every useful combination for `count` layers. Each combination needs less memory and more
+    /// computation than the previous combination.
     ///
-    /// Layers that store everything are not included, because they were not faster. Neither is a single
-    /// recomputing layer: its activations move to the shared buffers, which saves nothing.
+    /// No combination has layers that store all activations, because such layers were not faster. No
+    /// combination has exactly one layer with `recompute`, because that layer would use the shared buffers
+    /// and save no memory.
     fn fastest_first(count: usize) -> impl Iterator<Item = Self> {
         let recomputing = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n });
         std::iter::once(Self { recompute: 0, keep_some: count }).chain(recomputing)
     }
 }
 
-/// A way to run a step. All strategies without a split give the same bits.
+/// A memory strategy for a step. All strategies without a split have bit-identical results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryStrategy {
     pub layers: LayerPolicies,
@@ -44,11 +45,12 @@ pub(crate) struct MemoryStrategy {
 }
 
 impl MemoryStrategy {
-    /// Returns every useful strategy for `count` layers, fastest first. Each needs less memory than the
-    /// previous one.
+    /// Returns every useful strategy for `count` layers, fastest first. Each strategy needs less memory than
+    /// the previous strategy.
     ///
-    /// Micro-batches are separated before any layer recomputes. With `split`, large ones are split before that too:
-    /// on a device a pass of [`SPLIT_ROWS`] rows is as fast per row as a larger one.
+    /// Fused micro-batches are separated before any layer is recomputed completely. With `split`, large
+    /// micro-batches are also split before that point, because on a device a pass of [`SPLIT_ROWS`] rows is
+    /// as fast per row as a larger pass.
     pub fn fastest_first(count: usize, split: bool) -> Vec<Self> {
         let strategy = |fuse, max_rows| {
             let grouping = PassGrouping { fuse, max_rows };

@@ -1,4 +1,4 @@
-//! The memory plan: the predicted peak of a run, and the memory strategy that fits a limit.
+//! The memory plan: the predicted peak memory of a run, and a memory strategy that fits a limit.
 
 mod choose_strategy;
 mod dry_run;

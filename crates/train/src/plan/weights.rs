@@ -1,4 +1,4 @@
-//! Memory of a base's weights.
+//! Memory use of a base's weights.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,36 +8,36 @@ use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
 
 use crate::TrainError;
 
-/// Bytes that the kernel maps around an accessed page.
+/// Number of bytes that the kernel maps around an accessed page.
 const FAULT_AROUND: usize = 64 << 10;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Memory of a base's weights, in bytes.
+/// Memory use of a base's weights, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
     /// Pages of files, which the system can evict and read again.
     pub mapped: u64,
     /// Weights quantized in memory.
     pub resident: u64,
-    /// Temporary memory of the quantization.
+    /// Temporary memory for quantizing weights.
     pub loading: u64,
-    /// Address space of weight files that are mapped already.
+    /// Address space of weight files that are already mapped.
     pub open: u64,
 }
 
 impl WeightBytes {
-    /// Memory during the run.
+    /// Returns the memory use during the run.
     pub fn total(&self) -> u64 {
         self.mapped + self.resident
     }
 }
 
-/// Returns the memory of the weights in `folder` that a run reads.
+/// Returns the memory use of the weights in `folder` that a run reads.
 ///
-/// A run reads only the rows of `ids` of an untied embedding table, if they are given. With `quantization`,
-/// the given number of threads quantizes the projections. For a folder without weights, sizes come from
-/// `config.json`.
+/// If `ids` is given and the embedding table is untied, the run reads only the rows of `ids` from this table.
+/// With `quantization`, the projections are quantized by the given number of threads. If the folder contains
+/// no weights, the sizes are computed from `config.json`.
 ///
 /// # Errors
 /// If the weights are invalid.
@@ -49,11 +49,11 @@ pub fn weight_bytes(
 ) -> Result<WeightBytes, TrainError> {
     let weights = open_weights(folder)?;
     check_weights(weights.as_ref(), config, quantization.is_some())?;
-    // The mapping ends here.
+    // The files are unmapped at the end of this function, so `open` is 0.
     Ok(WeightBytes { open: 0, ..weight_bytes_of(weights.as_ref(), config, quantization, ids) })
 }
 
-/// Same as [`weight_bytes`], for weights that are open, or for a configuration without weights.
+/// Same as [`weight_bytes`], for weights that are already open, or for a configuration without weights.
 pub fn weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,
@@ -89,12 +89,12 @@ pub fn weight_bytes_of(
     WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest, open }
 }
 
-/// Device memory of the weights in `folder` for a run that computes in `dtype`.
+/// Returns the device memory of the weights in `folder`, for a run that computes in `dtype`.
 ///
-/// The embedding table stays in host memory. Norms are not included.
+/// The embedding table is in host memory. Norms are not included.
 ///
 /// # Errors
-/// As [`weight_bytes`].
+/// The same errors as [`weight_bytes`].
 pub fn device_weight_bytes(
     folder: &Path,
     config: &ModelConfig,
@@ -106,7 +106,8 @@ pub fn device_weight_bytes(
     Ok(device_weight_bytes_of(weights.as_ref(), config, quantization, dtype))
 }
 
-/// As [`device_weight_bytes`], for open weights, or for those that `config` describes.
+/// Same as [`device_weight_bytes`], for weights that are already open, or for a configuration without
+/// weights.
 pub fn device_weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,
@@ -124,7 +125,7 @@ pub fn device_weight_bytes_of(
     WeightBytes { resident: head + projections(config).map(of).sum::<u64>(), ..WeightBytes::default() }
 }
 
-/// Opens the weights in `folder`. Returns `None` if it holds none.
+/// Opens the weights in `folder`. Returns `None` if the folder contains no weights.
 ///
 /// # Errors
 /// If a file is invalid.
@@ -136,10 +137,12 @@ pub fn open_weights(folder: &Path) -> Result<Option<Weights>, TrainError> {
     }
 }
 
-/// Checks the tensors of `weights`, before a dry run of a configuration of enormous sizes.
+/// Checks the tensors of `weights` against `config`. Without this check, a configuration with huge sizes
+/// could reach the dry run.
 ///
 /// # Errors
-/// If a tensor is missing or has another shape, or `quantizes` is set for weights in 4 bits.
+/// If a tensor is missing or has another shape, or if `quantizes` is true and the weights are already in 4
+/// bits.
 pub fn check_weights(
     weights: Option<&Weights>,
     config: &ModelConfig,
@@ -153,7 +156,8 @@ pub fn check_weights(
     Ok(())
 }
 
-/// Returns the bytes of a table of `rows` rows that are mapped when the rows `ids` are read.
+/// Returns the number of mapped bytes after the rows `ids` were read. `table` is the size of the whole table
+/// in bytes, and `rows` is its number of rows.
 fn touched(table: usize, rows: usize, ids: &mut dyn Iterator<Item = u32>) -> usize {
     let row = (table / rows.max(1)).max(1);
     let mut blocks = vec![false; table.div_ceil(FAULT_AROUND)];

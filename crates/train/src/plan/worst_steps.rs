@@ -10,7 +10,7 @@ use crate::data_order::DataOrder;
 use crate::fused_batch::{PassGrouping, cut, groups, parts};
 use crate::trainer::evaluation_groups;
 
-/// Maximum number of steps that are examined. A longer run uses an upper bound.
+/// Maximum number of steps that are examined. For a run with more steps, an upper bound is added.
 const MAX_PLANNED_STEPS: u64 = 200_000;
 
 /// Length and prefix of a record.
@@ -18,9 +18,9 @@ const MAX_PLANNED_STEPS: u64 = 200_000;
 pub struct RecordSize<'a> {
     /// Number of tokens.
     pub tokens: usize,
-    /// Tokens with a loss.
+    /// Number of tokens that have a loss.
     pub trained: usize,
-    /// The first tokens, which other records may [share](find_shared_prefixes).
+    /// The first tokens of the record. Several records may [share](find_shared_prefixes) these tokens.
     pub prefix: &'a [u32],
 }
 
@@ -39,12 +39,12 @@ impl<'a> RecordSize<'a> {
         Self { tokens, trained, prefix: &self.prefix[..prefix] }
     }
 
-    /// Creates a sequence of this size and prefix.
+    /// Creates a sequence with this size and this prefix.
     fn sequence(self) -> LabeledSequence {
         let Self { tokens, trained, prefix } = self;
         let mut ids = prefix.to_vec();
         ids.resize(tokens, 0);
-        // The first label follows the prefix. The other labels are at the end.
+        // The first trained token follows the prefix. The other trained tokens are at the end.
         let is_trained = |i| trained > 0 && (i + trained > tokens || i == prefix.len() + 1);
         LabeledSequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
@@ -55,7 +55,7 @@ impl<'a> RecordSize<'a> {
 struct MicroBatch<'a> {
     records: Vec<RecordSize<'a>>,
     tokens: usize,
-    /// Token rows. A shared prefix counts once.
+    /// Number of token rows. A shared prefix is counted once.
     rows: usize,
     labels: usize,
 }
@@ -70,7 +70,7 @@ impl<'a> MicroBatch<'a> {
         Self { records, tokens, rows, labels }
     }
 
-    /// The parts of at most `max_rows` rows, which share no prefix.
+    /// Splits the micro-batch into parts of at most `max_rows` rows. The parts share no prefix.
     fn cut(&self, max_rows: usize) -> Vec<Self> {
         let lengths: Vec<usize> = self.records.iter().map(|record| record.tokens).collect();
         let part = |records: Range<usize>| {
@@ -89,16 +89,16 @@ impl<'a> MicroBatch<'a> {
     }
 }
 
-/// The steps and evaluations that maximize each memory-relevant measure.
+/// The steps and evaluations with the largest value of each measure that affects memory use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorstSteps<'a> {
     steps: Vec<Vec<MicroBatch<'a>>>,
     evaluations: Vec<MicroBatch<'a>>,
-    /// Maximum number of token rows of a pass.
+    /// Maximum number of token rows in a pass.
     pub rows: usize,
-    /// Maximum number of trained tokens of a pass.
+    /// Maximum number of trained tokens in a pass.
     pub labels: usize,
-    /// Maximum number of tokens of a pass that shares a prefix.
+    /// Maximum number of tokens in a pass that shares a prefix.
     pub keys: usize,
 }
 
@@ -122,10 +122,11 @@ impl<'a> WorstSteps<'a> {
         }
         let mut keys_beyond = 0;
         if total > MAX_PLANNED_STEPS {
-            // A step has no more micro-batches than one epoch.
+            // A step has at most as many micro-batches as one epoch.
             let micros = settings.gradient_accumulation_steps.min(order.micro_batches());
             let bound = vec![bound(records, settings); micros];
-            // The pass may share a prefix or not.
+            // A step that was not examined may share a prefix, so every token may need a copied attention
+            // key.
             keys_beyond = most_of_a_pass(&bound, grouping, tokens);
             worst.add(bound);
         }
@@ -142,12 +143,13 @@ impl<'a> WorstSteps<'a> {
         Self { evaluations, rows, labels, keys, steps }
     }
 
-    /// Iterates over the steps, each as the records of its micro-batches.
+    /// Iterates over the steps. Each step is a list of micro-batches, and each micro-batch is a list of
+    /// records.
     pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<LabeledSequence>>> + '_ {
         self.steps.iter().map(|step| step.iter().map(MicroBatch::sequences).collect())
     }
 
-    /// Iterates over the evaluations, each as the records of one batch.
+    /// Iterates over the evaluations. Each evaluation is the list of records in one batch.
     pub fn evaluations(&self) -> impl Iterator<Item = Vec<LabeledSequence>> + '_ {
         self.evaluations.iter().map(MicroBatch::sequences)
     }
@@ -165,14 +167,14 @@ fn labels(micros: &[MicroBatch<'_>]) -> usize {
     micros.iter().map(|micro| micro.labels).sum()
 }
 
-/// Number of copied attention keys if these micro-batches form one pass. Each token has a copy if any
-/// micro-batch shares a prefix.
+/// Returns the number of copied attention keys if these micro-batches run in one pass. If any micro-batch
+/// shares a prefix, the key of every token is copied.
 fn keys(micros: &[MicroBatch<'_>]) -> usize {
     let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
     if shares { tokens(micros) } else { 0 }
 }
 
-/// Returns the largest pass of a step, by one measure.
+/// Returns the largest `size` of a pass in a step.
 fn most_of_a_pass(
     step: &[MicroBatch<'_>],
     grouping: PassGrouping,
@@ -189,7 +191,7 @@ fn most_of_a_pass(
     groups(&rows, grouping.fuse).into_iter().map(largest_part).max().unwrap_or(0)
 }
 
-/// Returns a micro-batch at least as large as any of the run.
+/// Returns a micro-batch that is at least as large as any micro-batch of the run.
 fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'static> {
     let longest = match settings.packing {
         true => RecordSize { tokens: settings.max_length, trained: settings.max_length, prefix: &[] },
@@ -202,7 +204,8 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'st
     MicroBatch::new(vec![longest; settings.per_device_train_batch_size.min(records.len())])
 }
 
-/// Finds the largest step by each measure. Buffers never shrink, so smaller steps do not matter.
+/// Finds the largest step for each measure. Smaller steps do not affect the peak, because buffers never
+/// shrink.
 struct WorstFinder<'a> {
     grouping: PassGrouping,
     kept: [Option<(usize, Vec<MicroBatch<'a>>)>; 8],

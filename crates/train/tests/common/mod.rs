@@ -1,4 +1,4 @@
-//! The embedded base, and records for it.
+//! The embedded base, and records for tests.
 #![allow(dead_code, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub fn crate_folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `shared/` beside the checkout, where it is present.
+/// Returns the folder `shared/` next to the checkout, if it exists.
 pub fn shared() -> Option<PathBuf> {
     let path = crate_folder().join("../../../shared");
     if !path.is_dir() {
@@ -33,7 +33,8 @@ pub fn decoder(folder: &Path, threads: usize) -> Arc<Decoder> {
     Arc::new(Decoder::load(folder, Arc::new(Cpu::new(options))).unwrap())
 }
 
-/// Every back end in f32: the plain loops, each instruction set of this machine, and the first GPU.
+/// Returns every back end in f32: the reference loops, each instruction set of this machine, and the first
+/// GPU.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
@@ -42,7 +43,7 @@ pub fn backends() -> Vec<Arc<dyn Backend>> {
     backends
 }
 
-/// The first GPU, or `None` with a word about it where there is none.
+/// Returns the first GPU. Without a GPU, prints a message and returns `None`.
 pub fn cuda(dtype: DType) -> Option<Arc<dyn Backend>> {
     match Cuda::open(CudaOptions { device: 0, dtype }) {
         Ok(cuda) => Some(Arc::new(cuda)),
@@ -58,7 +59,7 @@ pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Token ids of a JSON array.
+/// Returns the token ids of a JSON array.
 pub fn ids(value: &serde_json::Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
@@ -71,7 +72,7 @@ pub fn relative(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs()
 }
 
-/// The settings of the ten steps that PEFT took.
+/// Returns the settings of PEFT's ten steps.
 pub fn recipe(hyper: &serde_json::Value) -> TrainSettings {
     let number = |name: &str| hyper[name].as_f64().unwrap();
     TrainSettings {
@@ -86,7 +87,8 @@ pub fn recipe(hyper: &serde_json::Value) -> TrainSettings {
     }
 }
 
-/// Records as `{ "input_ids": [...], "labels": [...] }`, -100 where there is no loss.
+/// Reads records of the form `{ "input_ids": [...], "labels": [...] }`. A label is -100 if its token has no
+/// loss.
 pub fn read_examples(path: &Path) -> Vec<Example> {
     let records = json(path);
     let integers = |value: &serde_json::Value| {
@@ -102,14 +104,14 @@ pub fn read_examples(path: &Path) -> Vec<Example> {
     records.as_array().unwrap().iter().enumerate().map(example).collect()
 }
 
-/// The first `count` records of the embedded data.
+/// Returns the first `count` records of the embedded data.
 pub fn examples(count: usize) -> Vec<Example> {
     let mut examples = read_examples(&crate_folder().join("tests/expected/examples.json"));
     examples.truncate(count);
     examples
 }
 
-/// Small and quick: rank 2, one record a micro-batch, dropout on.
+/// Returns settings for a small and fast run: rank 2, one record per micro-batch, and dropout.
 pub fn settings() -> TrainSettings {
     TrainSettings {
         lora_r: 2,
@@ -141,7 +143,6 @@ pub fn finish(trainer: &mut Trainer) {
     }
 }
 
-/// The bytes of the adapter as it is now.
 pub fn adapter_bytes(trainer: &Trainer) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     trainer.save_adapter(folder.path()).unwrap();

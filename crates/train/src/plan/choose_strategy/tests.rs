@@ -40,7 +40,7 @@ fn sum(plan: &MemoryPlan) -> u64 {
 fn the_parts_add_up_and_the_adapters_state_is_known_in_advance() {
     let plan = MemoryPlan::new(&input(2), None).unwrap();
     assert_eq!(sum(&plan), plan.total);
-    // 299,008 parameters of rank 8 on all projections, as PEFT counts them.
+    // With rank 8 on all projections, PEFT counts 299,008 parameters.
     assert_eq!((plan.adapter, plan.gradients, plan.optimizer), (1_196_032, 1_196_032, 2_392_064));
     assert_eq!((plan.tokens, plan.trained_tokens), (768, 766));
     assert_eq!(plan.layers, LayerPolicies { recompute: 0, keep_some: 8 });
@@ -49,7 +49,7 @@ fn the_parts_add_up_and_the_adapters_state_is_known_in_advance() {
 #[test]
 fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
     let mut input = input(8);
-    // Micro-batches that are small enough to run together.
+    // At this length, micro-batches are small enough to be fused.
     input.settings.max_length = 30;
     let everything = MemoryPlan::new(&input, None).unwrap();
     assert!(everything.fuse_micro_batches);
@@ -88,7 +88,7 @@ fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let shorter = TrainSettings { max_length: 200, ..batch(1) };
     let hint = refused(least(&shorter)).unwrap();
     let length = hint.strip_prefix("--per-device-train-batch-size 1 --max-length ").expect("both are named");
-    // Panels of queries and of rows are whole: some lengths beyond cost the same.
+    // Queries and rows are processed in whole panels, so some lengths above 200 need the same memory as 200.
     assert!((200..260).contains(&length.parse::<usize>().unwrap()), "{hint}");
     assert_eq!(refused(1_000_000), None);
 }
@@ -127,7 +127,7 @@ fn a_devices_plan_leaves_the_host_out_and_splits_large_micro_batches() {
     assert_eq!(sum(&everything), everything.total);
     let head = (2 * input.config.vocab_size * input.config.hidden_size) as u64;
     assert!(everything.weights > head && everything.weights < 2 * input.config.num_parameters() + (1 << 20));
-    // Activations take half the bytes of the host's.
+    // Activations need half as many bytes on the device as on the host.
     let host = MemoryPlan::new(&self::input(8), None).unwrap();
     let share = everything.activations as f64 / host.activations as f64;
     assert!((0.45..0.55).contains(&share), "{share}");
