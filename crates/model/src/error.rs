@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::files::FileError;
 
-/// Why a model folder cannot be used, or a conversation cannot be rendered.
+/// The reason why a model folder cannot be used, or why a conversation cannot be rendered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -21,9 +21,9 @@ pub enum ModelError {
     Json {
         /// Path of the file.
         path: PathBuf,
-        /// Line of the fault, from 1.
+        /// Line of the fault. The first line is 1.
         line: usize,
-        /// Column of the fault, from 1; 0 at the end of a file.
+        /// Column of the fault. The first column is 1. At the end of a file, the column is 0.
         column: usize,
         /// The parser's message.
         message: String,
@@ -34,37 +34,37 @@ pub enum ModelError {
     Field {
         /// Path of the file.
         path: PathBuf,
-        /// The field, dotted where nested.
+        /// Name of the field. The name of a nested field contains dots.
         field: String,
-        /// Its value as JSON, or `missing`.
+        /// JSON value of the field, or `missing`.
         found: String,
         /// Accepted values.
         expected: String,
     },
 
-    /// A valid value that danlu does not support.
+    /// A field has a valid value that danlu does not support.
     #[error("cannot use `{}`: `{field}` is {found}, supported: {supported}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// The field, dotted where nested.
+        /// Name of the field. The name of a nested field contains dots.
         field: String,
-        /// Its value as JSON.
+        /// JSON value of the field.
         found: String,
         /// Supported values.
         supported: String,
     },
 
-    /// A model family without support.
+    /// danlu does not support this model family.
     #[error("cannot use `{}`: danlu does not support `{family}` models: {reason}", path.display())]
     Family {
         /// Path of the file.
         path: PathBuf,
         /// `model_type`.
         family: String,
-        /// What danlu lacks.
+        /// The feature that danlu lacks.
         reason: &'static str,
-        /// The nearest supported model.
+        /// The most similar model that danlu supports.
         nearest: &'static str,
     },
 
@@ -85,22 +85,22 @@ pub enum ModelError {
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// Weight file in another format, if the folder has one.
+        /// Name of a weight file in another format, if the folder contains one.
         other: Option<String>,
     },
 
-    /// A safetensors file is shorter or longer than its tensors.
+    /// A safetensors file is shorter or longer than its header requires.
     #[error("cannot read `{}`: it has {found} bytes, expected {expected}", path.display())]
     FileSize {
         /// The file.
         path: PathBuf,
-        /// Length that the header implies.
+        /// Length that the header requires.
         expected: u64,
         /// Length of the file.
         found: u64,
     },
 
-    /// A safetensors header that is invalid.
+    /// A safetensors header is invalid.
     #[error("cannot read `{}`: it is not a valid safetensors file: {message}", path.display())]
     Header {
         /// The file.
@@ -109,7 +109,7 @@ pub enum ModelError {
         message: String,
     },
 
-    /// An invalid shard index.
+    /// A shard index is invalid.
     #[error("cannot read `{}`: {message}", path.display())]
     Index {
         /// The index file.
@@ -118,34 +118,34 @@ pub enum ModelError {
         message: String,
     },
 
-    /// A shard index that names a missing file.
+    /// A shard index names a file that is missing.
     #[error("cannot read `{}`: {message}", path.display())]
     NoShard {
         /// The index file.
         path: PathBuf,
-        /// The missing file, and how many tensors it should hold.
+        /// The missing file, and the number of tensors that it should contain.
         message: String,
     },
 
-    /// A tensor with an unsupported element type.
+    /// A tensor has an element type that is not supported.
     #[error("cannot read `{}`: tensor `{tensor}` is {dtype}, expected F32, BF16 or F16", path.display())]
     DType {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its type, as safetensors spells it.
+        /// Element type of the tensor, as safetensors spells it.
         dtype: String,
     },
 
-    /// A 4-bit weight with a missing or inconsistent part.
+    /// A part of a 4-bit weight is missing or inconsistent.
     #[error("cannot read `{}`: 4-bit weight `{tensor}`: {message}", path.display())]
     FourBit {
         /// The file.
         path: PathBuf,
         /// The weight.
         tensor: String,
-        /// Found and expected value.
+        /// The value that was found, and the value that was expected.
         message: String,
     },
 
@@ -154,11 +154,11 @@ pub enum ModelError {
     AlreadyFourBit {
         /// The folder.
         folder: PathBuf,
-        /// Its first weight in 4 bits.
+        /// The first weight of the model that is in 4 bits.
         tensor: String,
     },
 
-    /// A file of torch that holds more than tensors, or is damaged.
+    /// A torch file is damaged, or contains anything else than tensors.
     #[error("cannot read `{}`: {message}", path.display())]
     Pickle {
         /// The file.
@@ -167,25 +167,25 @@ pub enum ModelError {
         message: String,
     },
 
-    /// A module to leave in 16 bits does not exist.
+    /// A module that should stay in 16 bits does not exist.
     #[error("cannot leave `{module}` in 16 bits: `{}` has no such module", folder.display())]
     NoModule {
         /// The folder.
         folder: PathBuf,
-        /// The requested name.
+        /// The name that the user requested.
         module: String,
     },
 
-    /// Every projection is to be left in 16 bits.
+    /// The user excluded every projection from quantization.
     #[error("cannot quantize `{}`: without `{skipped}`, no projection is left", folder.display())]
     AllSkipped {
         /// The folder.
         folder: PathBuf,
-        /// The requested name.
+        /// The name that the user requested.
         skipped: String,
     },
 
-    /// A weight to quantize has a value that is not finite.
+    /// A weight that should be quantized contains a value that is not finite.
     #[error("cannot quantize `{}`: element {element} of tensor `{tensor}` is {value}", path.display())]
     NotFinite {
         /// The file.
@@ -194,11 +194,11 @@ pub enum ModelError {
         tensor: String,
         /// The value.
         value: f32,
-        /// Its index, row-major.
+        /// Index of the value in row-major order.
         element: usize,
     },
 
-    /// A missing tensor.
+    /// A tensor is missing.
     #[error("cannot load `{}`: tensor `{tensor}` is missing", path.display())]
     NoTensor {
         /// The folder or file.
@@ -207,20 +207,20 @@ pub enum ModelError {
         tensor: String,
     },
 
-    /// A tensor's shape differs from the configuration.
+    /// The shape of a tensor differs from the shape in the configuration.
     #[error("cannot load `{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Shape that `config.json` implies.
+        /// The shape that `config.json` requires.
         expected: Vec<usize>,
-        /// Shape in the file.
+        /// The shape in the file.
         found: Vec<usize>,
     },
 
-    /// A tokenizer that cannot be built, or a text that it cannot encode.
+    /// The tokenizer cannot be built, or cannot encode a text.
     #[error("cannot use `{}`: {message}", path.display())]
     Tokenizer {
         /// The file.
@@ -229,12 +229,12 @@ pub enum ModelError {
         message: String,
     },
 
-    /// The tokenizer is in files that danlu does not read.
+    /// danlu cannot read the files of this tokenizer.
     #[error("cannot read the tokenizer of `{}`: it is in `{found}`, and there is no `tokenizer.json`", folder.display())]
     OtherTokenizer {
         /// The folder.
         folder: PathBuf,
-        /// The files.
+        /// Names of these files.
         found: String,
     },
 
@@ -248,18 +248,18 @@ pub enum ModelError {
         folder: PathBuf,
     },
 
-    /// A chat template that cannot be parsed, or that fails on a conversation.
+    /// A chat template cannot be parsed, or fails on a conversation.
     #[error("cannot use the chat template of `{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
     Template {
         /// Path of the template's file.
         path: PathBuf,
-        /// Line within the template, from 1.
+        /// Line in the template. The first line is 1.
         line: Option<usize>,
         /// Reason.
         message: String,
     },
 
-    /// The template rejects a conversation by `raise_exception`.
+    /// The template rejects a conversation: it calls `raise_exception`.
     #[error("cannot render the conversation: the chat template rejects it: {message}")]
     Refused {
         /// Message of the template.
@@ -269,7 +269,7 @@ pub enum ModelError {
     /// The assistant's span in the rendered text cannot be found.
     #[error("cannot find message {index} in the rendered conversation: {reason}")]
     NoMask {
-        /// Index of the assistant's message, from 0.
+        /// Index of the assistant's message. The first message is 0.
         index: usize,
         /// Reason.
         reason: String,
@@ -280,11 +280,12 @@ pub enum ModelError {
     Incomplete {
         /// The folder or file.
         path: PathBuf,
-        /// A sentence for each tensor that is missing, misshaped or unknown.
+        /// One sentence for each tensor that is missing, misshaped or unknown.
         problems: Vec<String>,
     },
 
-    /// A head that differs from the embedding table although the configuration ties them.
+    /// The output head differs from the embedding table, although the configuration says that they are the
+    /// same.
     #[error(
         "`{}`: `lm_head.weight` differs from `model.embed_tokens.weight`, and `tie_word_embeddings` is true",
         folder.display()
@@ -294,7 +295,7 @@ pub enum ModelError {
         folder: PathBuf,
     },
 
-    /// The disk is too small for the model to write.
+    /// The disk has too little free space to write the model.
     #[error("cannot write `{}`: the model needs {needed} bytes, the disk has {available} free", path.display())]
     Space {
         /// The folder.
@@ -309,16 +310,16 @@ pub enum ModelError {
     #[error("stopped before the end")]
     Stopped,
 
-    /// A token id without a row in the embedding table.
+    /// A token id has no row in the embedding table.
     #[error("cannot read token id {id}: the model's vocabulary has {vocab_size} tokens")]
     TokenOutOfRange {
         /// The id.
         id: u32,
-        /// Rows of the embedding table.
+        /// Number of rows of the embedding table.
         vocab_size: usize,
     },
 
-    /// More tokens than the slot has room for, or none.
+    /// No tokens were added, or more tokens than the slot has room for.
     #[error("cannot append {added} tokens: the slot holds {held} of {capacity}")]
     CacheFull {
         /// Tokens in the slot.
@@ -330,7 +331,7 @@ pub enum ModelError {
     },
 }
 
-/// Lists the first problems, and the number of the others.
+/// Lists the first problems. The others are only counted.
 fn listing(problems: &[String]) -> String {
     const MAX_SHOWN: usize = 8;
     let mut text = String::new();

@@ -1,4 +1,5 @@
-//! Atomic writes: a crash leaves the old file or the new one, never a part of one.
+//! Atomic writes. After a crash, the folder contains the old file or the complete new file, but never a part
+//! of a file.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -6,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Prefix of every temporary file, which identifies the leftovers of a killed run. The final name may follow
-/// after the next `-`.
+/// Prefix of every temporary file. It identifies the files that a killed run did not remove. The final name
+/// of the file may follow after another `-`.
 pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 
 /// A file operation that failed.
@@ -15,7 +16,7 @@ pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 #[error("cannot {action} `{}`: {}", path.display(), plain(source))]
 #[non_exhaustive]
 pub struct FileError {
-    /// What failed, as a verb: `read`, `write`, `create`.
+    /// The failed action, as a verb: `read`, `write`, `create`.
     pub action: &'static str,
     /// Path of the file or folder.
     pub path: PathBuf,
@@ -24,8 +25,8 @@ pub struct FileError {
 }
 
 impl FileError {
-    /// Returns the error of `action` on `path`. Temporary names in `path` are replaced by final ones, because
-    /// the temporary file no longer exists when the user reads the message.
+    /// Returns the error of `action` on `path`. Temporary names in `path` are replaced by final names,
+    /// because the temporary file no longer exists when the user reads the message.
     pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self { action, path: final_path(path), source }
     }
@@ -57,7 +58,7 @@ impl FileError {
     }
 }
 
-/// Returns whether `path` is a model file missing from a folder with other model files.
+/// Returns whether `path` is a missing model file in a folder that contains other files.
 fn is_lacking(path: &Path) -> bool {
     let of_a_model = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
         matches!(name, "config.json" | "tokenizer.json" | "tokenizer_config.json")
@@ -67,10 +68,10 @@ fn is_lacking(path: &Path) -> bool {
     of_a_model && path.parent().is_some_and(has_others)
 }
 
-/// Returns the reason in plain words. Rare errors keep the system's text.
+/// Returns the reason in plain words. A rare error has the text of the operating system.
 ///
-/// The kind is checked before the text, because wrappers such as tempfile's keep the kind and change the
-/// text.
+/// The kind of the error is checked first, because wrappers such as tempfile's change the text and preserve
+/// the kind.
 fn plain(error: &io::Error) -> String {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "it does not exist",
@@ -86,7 +87,7 @@ fn plain(error: &io::Error) -> String {
     reason.to_owned()
 }
 
-/// Replaces temporary names in `path` by final ones, and removes temporary folders.
+/// Replaces temporary names in `path` by final names, and removes temporary folders from `path`.
 pub fn final_path(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -98,10 +99,10 @@ pub fn final_path(path: &Path) -> PathBuf {
     out
 }
 
-/// Opens a regular file. Opening a pipe could wait forever.
+/// Opens a regular file. A pipe is rejected, because opening a pipe could block forever.
 ///
 /// # Errors
-/// If it cannot be opened, or is not a regular file.
+/// If the file cannot be opened, or is not a regular file.
 pub fn open_regular(path: &Path) -> Result<File, FileError> {
     let error = |e| FileError::new("read", path, e);
     check_regular(&fs::metadata(path).map_err(error)?).map_err(error)?;
@@ -116,12 +117,12 @@ fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
     }
 }
 
-/// Locks a folder for this process. The system releases the lock when the process ends.
+/// Locks a folder for this process. The operating system releases the lock when the process ends.
 ///
-/// Returns `None` on a file system without locks.
+/// Returns `None` if the file system does not support locks.
 ///
 /// # Errors
-/// If another process holds the lock.
+/// If another process has locked the folder.
 pub fn lock_folder(folder: &Path) -> Result<Option<File>, FileError> {
     let Ok(lock) = File::open(folder) else { return Ok(None) };
     match lock.try_lock() {
@@ -134,10 +135,10 @@ pub fn lock_folder(folder: &Path) -> Result<Option<File>, FileError> {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes. A pipe is rejected, because reading it could never end.
 ///
 /// # Errors
-/// If the file cannot be read, is larger, or is not a regular file. A pipe would never end.
+/// If the file cannot be read, is larger than `limit`, or is not a regular file.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let error = |e| FileError::new("read", path, e);
     let metadata = fs::metadata(path).map_err(error)?;
@@ -149,7 +150,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(error)
 }
 
-/// Returns the names in a folder, sorted. Returns none if the folder does not exist.
+/// Returns the sorted names of the entries of a folder. If the folder does not exist, the result is empty.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -167,17 +168,18 @@ pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-/// Replaces `path` atomically and durably by a file of these bytes.
+/// Atomically replaces `path` by a file with these bytes. The new file survives a power failure.
 ///
 /// # Errors
-/// If the folder cannot be written. `path` is unchanged then.
+/// If the folder cannot be written. In this case `path` does not change.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| FileError::new("write", path, e))?;
     file.commit()
 }
 
-/// A file that gets its name, complete, at [`commit`](AtomicFile::commit). Dropping it earlier removes it.
+/// A file that has a temporary name until [`commit`](AtomicFile::commit) renames it. Dropping the value
+/// before `commit` removes the file.
 #[derive(Debug)]
 pub struct AtomicFile {
     writer: BufWriter<NamedTempFile>,
@@ -185,7 +187,8 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Opens a temporary file in the folder of `path`, so that the rename stays on one disk.
+    /// Opens a temporary file in the folder of `path`. The file can then be renamed, because both names are
+    /// on the same disk.
     ///
     /// # Errors
     /// If the folder does not exist or cannot be written.
@@ -203,10 +206,10 @@ impl AtomicFile {
         &self.path
     }
 
-    /// Flushes to the disk, then renames the file.
+    /// Flushes the file to the disk, then renames it.
     ///
     /// # Errors
-    /// If the disk is full or the rename fails. The temporary file is removed then.
+    /// If the disk is full or the rename fails. In this case the temporary file is removed.
     pub fn commit(self) -> Result<(), FileError> {
         let Self { writer, path } = self;
         let error = |e| FileError::new("write", &path, e);
@@ -227,10 +230,11 @@ impl Write for AtomicFile {
     }
 }
 
-/// Returns the bytes that an ordinary user can still write on the disk of `path`. `path` need not exist.
+/// Returns the number of bytes that an ordinary user can still write to the disk of `path`. The path need not
+/// exist.
 ///
 /// # Errors
-/// If no parent of the path exists, or the system reports no size.
+/// If no parent of `path` exists, or the operating system does not report the free space.
 pub fn free_space(path: &Path) -> Result<u64, FileError> {
     let mut existing = path;
     while !existing.exists() {
@@ -244,10 +248,12 @@ pub fn free_space(path: &Path) -> Result<u64, FileError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Ensures that `path` is a writable folder, and that `allowed` accepts all of its entries.
+/// Creates the folder `path` if necessary, and checks that it is writable and that `allowed` accepts all of
+/// its entries.
 ///
 /// # Errors
-/// If `path` is a file, has another entry (the error names one), or cannot be written.
+/// If `path` is a file, cannot be written, or contains an entry that is not allowed. The error names such an
+/// entry.
 pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<(), FileError> {
     let error = |e| FileError::new("write to", path, e);
     if path.is_file() {
@@ -261,7 +267,7 @@ pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<
             other.push(name);
         }
     }
-    // The first name in order, so that the message is the same on every run.
+    // The first name in sorted order, so that every run prints the same message.
     if let Some(example) = other.iter().min() {
         let message = format!("the folder already holds other things, such as `{example}`");
         return Err(error(io::Error::new(io::ErrorKind::DirectoryNotEmpty, message)));
@@ -270,10 +276,11 @@ pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<
     Ok(())
 }
 
-/// Makes the names in `folder` durable. A rename is only safe once its folder is on the disk.
+/// Syncs the names in `folder` to the disk. A rename survives a power failure only after its folder is
+/// synced.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // Some network file systems cannot sync a folder. The file itself is safe.
+        // Some network file systems cannot sync a folder. The data of the file is already on the disk.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     }
@@ -282,10 +289,11 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY_PREFIX);
-    // The umask decides, as for any new file. tempfile would allow the owner only.
+    // The umask decides about the permissions, as for any new file. Otherwise tempfile would give access to
+    // the owner only.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // tempfile replaces the message of its errors, so the error is rebuilt from its kind.
+    // tempfile replaces the message of an error, so the error is rebuilt from its kind.
     builder.tempfile_in(folder).map_err(|e| match e.kind() {
         io::ErrorKind::Other | io::ErrorKind::InvalidInput => e,
         kind => kind.into(),

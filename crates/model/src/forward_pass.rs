@@ -1,11 +1,11 @@
-//! One pass over packed rows: positions, adapters, and the rows that reach the head.
+//! One pass over packed rows: the positions of the rows, their adapters, and the rows that reach the head.
 
 use danlu_kernels::{Backend, Indices, Segment, Segments};
 
 use crate::Batch;
 use crate::lora::LoraRows;
 
-/// Indices that the operations of a pass read. They are uploaded once.
+/// Indices that the operations of a pass read. They are uploaded to the device once per pass.
 #[derive(Debug, Default)]
 pub(crate) struct PassIndices {
     pub ids: Indices,
@@ -15,41 +15,41 @@ pub(crate) struct PassIndices {
     pub keys: Indices,
     /// See [`HeadRows::index`].
     pub head: Indices,
-    /// Target of each row that reaches the head, in training and evaluation.
+    /// The target of each row that reaches the head. Used in training and evaluation.
     pub targets: Indices,
-    /// Cache rows for the new keys and values of the pass.
+    /// Cache rows to which the pass writes its new keys and values.
     pub cache_rows: Indices,
 }
 
-/// One pass over packed rows.
+/// A pass over packed rows.
 pub(crate) struct ForwardPass<'a> {
     pub rows: PassRows<'a>,
     pub positions: &'a [u32],
     pub segments: &'a [Segment],
-    /// Row of each key of the segments. `None` if key `i` has row `i`.
+    /// The row of each key of the segments. `None` if every key `i` has row `i`.
     pub keys: Option<&'a [u32]>,
-    /// Rows computed after the last attention. `None` for all rows.
+    /// The rows that are computed after the last attention. `None` if all rows are computed.
     pub head: Option<HeadRows<'a>>,
     /// Whether each segment has one generated token as its only query.
     pub is_generated: bool,
-    /// The indices in the back end's memory. [`ForwardPass::upload`] fills them.
+    /// The indices in the memory of the back end. [`ForwardPass::upload`] writes them.
     pub indices: PassIndices,
 }
 
-/// Rows of one matrix multiplication, and their adapters.
+/// The rows of one matrix multiplication, and their adapters.
 pub(crate) struct PassRows<'a> {
     /// Number of rows.
     pub n: usize,
-    /// Number of rows that a matrix multiplication computes. Rows from `n` on are unused.
+    /// Number of rows that a matrix multiplication computes. The rows from `n` on are padding.
     pub computed: usize,
     pub lora: Vec<LoraRows<'a>>,
 }
 
 /// The rows that reach the head.
 pub(crate) struct HeadRows<'a> {
-    /// Their rows in the pass, ascending, `(M)`.
+    /// Index of each of these rows in the pass, ascending, `(M)`.
     pub index: &'a [u32],
-    /// The rows after they are gathered.
+    /// The same rows after they are copied to a separate buffer.
     pub rows: PassRows<'a>,
 }
 
@@ -73,14 +73,14 @@ impl<'a> ForwardPass<'a> {
         Self { keys: batch.shared_keys(), ..Self::new(&batch.positions, &batch.segments, lora) }
     }
 
-    /// Selects the rows `index`, ascending, for the head.
+    /// Selects the rows that reach the head. Their indices `index` must ascend.
     pub fn with_head(mut self, index: &'a [u32]) -> Self {
         self.head = Some(HeadRows { index, rows: self.rows.gathered(index) });
         self
     }
 
-    /// Pads every matrix multiplication to at least `row_invariant_from` rows. A small micro-batch then gives
-    /// the same bits alone and fused with others.
+    /// Pads every matrix multiplication to at least `row_invariant_from` rows. The results of a small
+    /// micro-batch then have the same bits, whether it runs alone or is fused with other micro-batches.
     pub fn with_many_rows(mut self, row_invariant_from: usize) -> Self {
         if let Some(head) = &mut self.head {
             head.rows.computed = head.rows.n.max(row_invariant_from);
@@ -88,18 +88,18 @@ impl<'a> ForwardPass<'a> {
         self.with_min_rows(row_invariant_from)
     }
 
-    /// Pads matrix multiplications before the attention output to at least `min` rows.
+    /// Pads the matrix multiplications before the attention output to at least `min` rows.
     pub fn with_min_rows(mut self, min: usize) -> Self {
         self.rows.computed = self.rows.n.max(min);
         self
     }
 
-    /// Marks the rows as generated tokens, one in each segment.
+    /// Declares the rows as generated tokens. Each segment must have one row.
     pub fn of_generated_tokens(self) -> Self {
         Self { is_generated: true, ..self }
     }
 
-    /// Uploads the indices of the pass, its `ids` and its `targets` into the memory of `indices`.
+    /// Uploads the indices of the pass, the `ids` and the `targets`. Reuses the memory of `indices`.
     pub fn upload(&mut self, backend: &dyn Backend, mut indices: PassIndices, ids: &[u32], targets: &[u32]) {
         backend.upload(&mut indices.ids, ids);
         backend.upload(&mut indices.positions, self.positions);
@@ -116,7 +116,8 @@ impl<'a> ForwardPass<'a> {
 }
 
 impl<'a> PassRows<'a> {
-    /// Returns the adapters of the rows `index`, ascending, after these rows are gathered.
+    /// Returns the adapters of the rows `index`, which must ascend. The ranges of the result count only these
+    /// rows.
     fn gathered(&self, index: &[u32]) -> Self {
         let place = |row: usize| index.partition_point(|&i| (i as usize) < row);
         let gathered = |lora: &LoraRows<'a>| {

@@ -1,5 +1,5 @@
-//! A weight in 4 bits as bitsandbytes stores it: codes under the name of the weight, and its parts under
-//! longer names.
+//! A 4-bit weight in the format of bitsandbytes. The tensor with the name of the weight contains the codes.
+//! The other parts of the weight are tensors with longer names.
 //!
 //! ```text
 //! W.weight                                u8   two codes a byte, [N/2, 1]
@@ -19,21 +19,22 @@ use serde::{Deserialize, Serialize};
 use crate::sidecar_files::torch_name;
 use crate::{ModelError, Quantization, TensorInfo, TensorSpec, Weights};
 
-/// Suffixes of the parts.
+/// Name suffixes of the parts.
 pub(crate) const ABSMAX: &str = ".absmax";
 pub(crate) const QUANT_MAP: &str = ".quant_map";
 pub(crate) const NESTED_ABSMAX: &str = ".nested_absmax";
 pub(crate) const NESTED_QUANT_MAP: &str = ".nested_quant_map";
 pub(crate) const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
 
-/// Real states have some 300 bytes.
+/// Maximum size of a quantization state. Real states have some 300 bytes.
 const MAX_QUANT_STATE_BYTES: usize = 16 << 10;
-/// No real weight has this many rows or columns. Products of two such sizes do not overflow.
+/// Maximum number of rows or columns. No real weight reaches it, and the product of two such numbers does not
+/// overflow.
 const MAX_DIMENSION: usize = 1 << 28;
-/// Block sizes that are read. bitsandbytes offers 64 to 4096.
+/// Block sizes that danlu reads. bitsandbytes supports 64 to 4096.
 const BLOCK_SIZES: std::ops::RangeInclusive<usize> = 16..=65536;
 
-/// JSON state of a 4-bit weight.
+/// Quantization state of a 4-bit weight, read from JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct QuantState {
     pub quant_type: String,
@@ -48,7 +49,7 @@ pub(crate) struct QuantState {
     pub nested_offset: Option<f64>,
 }
 
-/// Returns the weight that the tensor `name` is a part of.
+/// Returns the name of the weight to which the tensor `name` belongs as a part.
 pub(crate) fn weight_of_part(name: &str) -> Option<&str> {
     let plain = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP];
     let part = plain.into_iter().find_map(|part| name.strip_suffix(part));
@@ -62,7 +63,7 @@ pub(crate) struct StoredFourBit<'a> {
     state: &'a TensorInfo,
 }
 
-/// The parts of a 4-bit weight, checked.
+/// The checked parts of a 4-bit weight.
 pub(crate) struct FourBitParts<'a> {
     codes: &'a TensorInfo,
     absmax: &'a TensorInfo,
@@ -70,19 +71,19 @@ pub(crate) struct FourBitParts<'a> {
     block_size: usize,
     dtype: DType,
     len: usize,
-    /// Block size and offset of nested scales.
+    /// Block size and offset, if the scales are nested.
     nested: Option<(usize, f32)>,
 }
 
 impl<'a> StoredFourBit<'a> {
-    /// Returns the weight `name`, if the file has its quantization state.
+    /// Returns the weight `name`, if the files contain its quantization state.
     pub fn find(weights: &'a Weights, name: &'a str) -> Option<Self> {
         let named = |code: FourBitCode| weights.info(&format!("{name}{QUANT_STATE}{code}"));
         let state = [FourBitCode::Nf4, FourBitCode::Fp4].into_iter().find_map(named)?;
         Some(Self { weights, name, state })
     }
 
-    /// Returns all 4-bit weights by name.
+    /// Returns all 4-bit weights. The key is the name of the weight.
     pub fn all(weights: &'a Weights) -> HashMap<&'a str, Self> {
         let of = |state: &'a TensorInfo| {
             let (name, _) = state.name.split_once(QUANT_STATE)?;
@@ -103,7 +104,7 @@ impl<'a> StoredFourBit<'a> {
         ModelError::FourBit { path, tensor: self.name.to_owned(), message: message.into() }
     }
 
-    /// Returns the part with `suffix`, which must have `bytes` bytes of `dtype`.
+    /// Returns the part with `suffix`. The part must have the element type `dtype` and `bytes` bytes.
     fn part(&self, suffix: &str, dtype: &str, bytes: usize) -> Result<&'a TensorInfo, ModelError> {
         let name = format!("{}{suffix}", self.name);
         let info = self.weights.info(&name).ok_or_else(|| self.error(format!("`{name}` is missing")))?;
@@ -140,10 +141,10 @@ impl<'a> StoredFourBit<'a> {
         Ok(size.map(|block_size| Quantization { quant_type, block_size, double_quant }))
     }
 
-    /// Checks everything except the values.
+    /// Checks the parts and their sizes. The values are not checked.
     ///
     /// # Errors
-    /// If a part is missing, or the sizes of two parts disagree.
+    /// If a part is missing, or if the sizes of two parts do not match.
     pub fn check(&self, rows: usize, cols: usize) -> Result<FourBitParts<'a>, ModelError> {
         let state = self.state()?;
         let code = self.state.name.rsplit("__").next().unwrap_or_default();
@@ -198,10 +199,11 @@ impl<'a> StoredFourBit<'a> {
         Ok(FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested })
     }
 
-    /// Returns the unquantized tensor that the codes `info` stand for.
+    /// Returns name, shape and element type of the weight before quantization. `info` is the tensor of the
+    /// codes.
     ///
     /// # Errors
-    /// As [`StoredFourBit::check`].
+    /// The errors of [`StoredFourBit::check`].
     pub fn original(&self, info: &TensorInfo) -> Result<TensorInfo, ModelError> {
         let &[rows, cols] = &self.state()?.shape[..] else {
             return Err(self.error("`shape` has not two sizes"));
@@ -215,10 +217,11 @@ impl<'a> StoredFourBit<'a> {
         Ok(TensorInfo { dtype_name, shape: vec![rows, cols], ..info.clone() })
     }
 
-    /// Returns the weight `(rows, cols)` over the mapped file.
+    /// Returns the weight `(rows, cols)`. Its data remains in the mapped file.
     ///
     /// # Errors
-    /// As [`StoredFourBit::check`], and if a scale or a table value is not finite.
+    /// The errors of [`StoredFourBit::check`]. Also returns an error if a scale or a table value is not
+    /// finite.
     pub fn read(&self, rows: usize, cols: usize) -> Result<FourBit, ModelError> {
         let FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested } =
             self.check(rows, cols)?;
@@ -241,7 +244,7 @@ impl<'a> StoredFourBit<'a> {
         Ok(FourBit::new(self.weights.part(codes), scales, table, block_size, dtype, len))
     }
 
-    /// Returns a part of `n` finite f32.
+    /// Returns a part that consists of `n` finite f32 values.
     fn finite(&self, suffix: &str, n: usize) -> Result<(Bytes, Vec<f32>), ModelError> {
         let info = self.part(suffix, "F32", n * 4)?;
         let mut values = vec![0.0; n];

@@ -1,5 +1,4 @@
-//! Runs untrusted work on threads of a known stack size, and gives up on work that takes too long or too much
-//! memory.
+//! Runs untrusted work on threads with a fixed stack size. Abandons work that takes too much time or memory.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,13 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stack of a thread. The system commits only the pages that are used.
+/// Stack size of a thread. The operating system allocates only the pages that are used.
 const STACK_BYTES: usize = 32 << 20;
 
-/// Interval at which the memory of running work is measured. Ordinary work ends long before the first.
+/// Interval at which the memory of running work is measured. Most work ends before the first measurement.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Threads without work.
+/// Idle threads.
 static IDLE: Mutex<Vec<Sender<Job>>> = Mutex::new(Vec::new());
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -23,8 +22,8 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread runs a library over a file that nobody checked, so that a panic becomes an error. A panic
-/// hook should print nothing then.
+/// Returns whether this thread currently runs a library on an unchecked file. In this state, a panic becomes
+/// an error, so a panic hook should print nothing.
 pub fn is_panic_caught() -> bool {
     GUARDED.get()
 }
@@ -40,30 +39,30 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Limits of one piece of work.
+/// Limits for one call of [`run`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WorkLimits {
-    /// Longest time.
+    /// Maximum running time.
     pub time: Duration,
-    /// Most bytes by which the process may grow.
+    /// Maximum number of bytes by which the memory of the process may grow.
     pub bytes: u64,
 }
 
-/// The reason why work has no result.
+/// The reason why a call of [`run`] returned no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NoResult {
-    /// It takes longer than allowed.
+    /// The work took longer than allowed.
     Time(Duration),
-    /// It takes more memory than allowed.
+    /// The work used more memory than allowed.
     Memory(u64),
-    /// It panicked, with a message.
+    /// The work panicked with this message.
     Panic(String),
     /// No thread could be started.
     NoThread(String),
 }
 
 impl NoResult {
-    /// Whether the work still runs.
+    /// Returns whether the work still runs.
     pub fn is_abandoned(&self) -> bool {
         matches!(self, Self::Time(_) | Self::Memory(_))
     }
@@ -82,8 +81,8 @@ impl std::fmt::Display for NoResult {
 
 /// Runs `work` on a thread with a stack of `STACK_BYTES`.
 ///
-/// Work that exceeds `limits` is abandoned: its thread goes on until the process ends, so the caller should
-/// not try the same input again.
+/// If the work exceeds `limits`, it is abandoned. Its thread continues until the process ends, so the caller
+/// should not try the same input again.
 pub(crate) fn run<T: Send + 'static>(
     limits: WorkLimits,
     work: impl FnOnce() -> T + Send + 'static,
@@ -128,7 +127,8 @@ fn new_worker() -> Result<Sender<Job>, NoResult> {
     Ok(sender)
 }
 
-/// Memory of the process in bytes, without its mapped files; 0 where the system does not report it.
+/// Returns the memory of the process in bytes, without its mapped files. Returns 0 if the operating system
+/// does not report it.
 fn resident_bytes() -> u64 {
     let Ok(text) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
     let mut pages = text.split(' ').skip(1).map(|pages| pages.parse::<u64>().unwrap_or(0));

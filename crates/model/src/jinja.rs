@@ -1,5 +1,5 @@
-//! Jinja with transformers' settings for chat templates, in a sandbox: no files, no clock but the date,
-//! bounded work.
+//! Jinja in a sandbox, with the settings that transformers uses for chat templates. A template cannot read
+//! files. It gets the time only through `strftime_now`, and can do only a limited amount of work.
 
 use std::io;
 use std::sync::Arc;
@@ -14,46 +14,48 @@ use serde_json::ser::{CharEscape, Formatter, Serializer};
 
 use crate::{template_rewrite, template_values};
 
-/// Most fuel of one rendering, besides that for its conversation. An instruction costs one unit, and so do 64
-/// bytes. An endless loop spends it in less than 0.1 seconds.
+/// Maximum fuel of one rendering. An amount that grows with the conversation is added to it. One instruction
+/// or 64 bytes of text cost one unit. An endless loop uses up this fuel in less than 0.1 seconds.
 pub(crate) const BASE_FUEL: u64 = 1_000_000;
 
-/// The filter that replaces `{% generation %}` blocks. It writes the two sentinels around its text.
+/// The filter that replaces a `{% generation %}` block. The filter writes one sentinel before its text and
+/// one after it.
 const GENERATION: &str = "danlu_generation";
 pub(crate) const OPEN: &str = "danlu_generation_open";
 pub(crate) const CLOSE: &str = "danlu_generation_close";
 
-/// Source of an error that the template raises with `raise_exception`.
+/// The source of an error that a template raises with `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Raised(pub String);
 
-/// Most characters of the message of `raise_exception`.
+/// Maximum number of characters in the message of `raise_exception`.
 const MAX_RAISED_CHARS: usize = 2000;
 
-/// Most blanks that `tojson` indents by, and longest separators.
+/// Maximum number of blanks for the indentation of `tojson`, and maximum length of its separators.
 const MAX_INDENT: usize = 64;
 const MAX_SEPARATORS: usize = 64;
 
-/// The clock of a template: fixed seconds since 1970, or the system's time.
+/// The clock of a template. It returns a fixed number of seconds since 1970, or the time of the system.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock(Arc<AtomicU64>);
 
 impl Clock {
-    /// Marks a clock that follows the system's time.
+    /// Value for a clock that returns the time of the system.
     const SYSTEM: u64 = u64::MAX;
 
-    /// Returns the system's clock.
+    /// Returns a clock that follows the time of the system.
     pub fn system() -> Self {
         Self(Arc::new(AtomicU64::new(Self::SYSTEM)))
     }
 
-    /// Fixes the time to `seconds`, also for every clone. `None` follows the system again.
+    /// Fixes the time to `seconds`, for every clone too. With `None`, the clock follows the time of the
+    /// system again.
     pub fn set(&self, seconds: Option<u64>) {
         self.0.store(seconds.unwrap_or(Self::SYSTEM), Ordering::Relaxed);
     }
 
-    /// Returns the day, `YYYY-MM-DD`.
+    /// Returns the date in the form `YYYY-MM-DD`.
     pub fn date(&self) -> String {
         utc(self.now()).date_naive().to_string()
     }
@@ -66,14 +68,14 @@ impl Clock {
     }
 }
 
-/// The syntax of a chat template: a block tag takes its whole line.
+/// Returns the syntax of chat templates. The line break and the blanks around a block tag are removed.
 pub(crate) fn syntax() -> SyntaxConfig {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     syntax.expect("the default delimiters are valid")
 }
 
-/// Returns the equivalent of transformers' `ImmutableSandboxedEnvironment`: trimmed block tags, loop controls
-/// and Python's methods.
+/// Returns an environment like transformers' `ImmutableSandboxedEnvironment`. Block tags are trimmed, and
+/// loop controls and the methods of Python's types are available.
 pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     let mut env = Environment::new();
     env.set_syntax(syntax());
@@ -81,7 +83,7 @@ pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     env.set_fuel(Some(BASE_FUEL));
     env.set_unknown_method_callback(python_method);
     env.set_formatter(|out, state, value| match value.kind() {
-        // Python's spelling of the constants.
+        // Constants are spelled as in Python.
         ValueKind::None => Ok(out.write_str("None")?),
         ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
         _ => {
@@ -105,8 +107,8 @@ pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     env
 }
 
-/// Rewrites transformers' `{% generation %}` blocks, which Jinja lacks, to filter blocks with the same white
-/// space. Returns whether there were any.
+/// Rewrites transformers' `{% generation %}` blocks, which Jinja does not have, to filter blocks with the
+/// same white space. Also returns whether there were any such blocks.
 pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len() + 64);
     let mut rest = source;
@@ -134,7 +136,8 @@ pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
 /// Implements the methods of Python's strings, lists and dictionaries that templates call.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
-        // minijinja charges the text that a method returns, not the text that it reads.
+        // minijinja charges fuel for the text that a method returns, but not for the text that the method
+        // reads.
         state.consume_fuel(1 + text.len() as u64 / 64)?;
         let cut = match method {
             "removeprefix" => str::strip_prefix::<&str>,
@@ -158,7 +161,8 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// Implements `json.dumps` with transformers' defaults: `", "` and `": "`, no escapes.
+/// Implements `json.dumps` with the defaults of transformers. The separators are `", "` and `": "`, and
+/// non-ASCII characters are not escaped.
 fn tojson(state: &State, value: Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     let escape_ascii = match positional.first() {
         Some(flag) => flag.is_true(),
@@ -200,7 +204,7 @@ fn tojson(state: &State, value: Value, positional: Rest<Value>, options: Kwargs)
     String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
 
-/// Output layout of Python's `json`.
+/// Output layout of Python's `json` module.
 struct PythonStyle {
     indent: Option<usize>,
     item: String,
@@ -286,7 +290,7 @@ impl Formatter for PythonStyle {
         }
         let mut units = [0; 2];
         text.chars().try_for_each(|c| match c {
-            // Like serde_json, Python does not escape DEL.
+            // Python and serde_json do not escape DEL.
             c if c.is_ascii() => write!(out, "{c}"),
             c => c.encode_utf16(&mut units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}")),
         })
@@ -311,10 +315,10 @@ impl Formatter for PythonStyle {
     }
 }
 
-/// Formats a time by `strftime` codes, in UTC: a date in a prompt must not depend on the time zone of the
+/// Formats a time by `strftime` codes, in UTC. A date in a prompt must not depend on the time zone of the
 /// machine.
 ///
-/// Only codes with equal output in Python and in this crate's formatter are supported.
+/// Only those codes are supported that give the same output in Python and in this crate's formatter.
 fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     const CODES: &str = "YymBbhdAaHIMSpFTZ%";
     let mut chars = format.chars();
@@ -335,7 +339,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     Ok(utc(seconds).format(format).to_string())
 }
 
-/// Returns `seconds` since 1970 in UTC, or the last representable time.
+/// Returns the UTC time at `seconds` since 1970, or the last time that can be represented.
 fn utc(seconds: u64) -> DateTime<Utc> {
     let time = i64::try_from(seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
     time.unwrap_or(DateTime::<Utc>::MAX_UTC)
@@ -391,7 +395,7 @@ mod tests {
 
     #[test]
     fn dates_are_the_calendars() {
-        // date -u -d @N
+        // The expected text is the output of `date -u -d @N`.
         assert_eq!(strftime("%d %b %Y %H:%M:%S %a", 0).unwrap(), "01 Jan 1970 00:00:00 Thu");
         assert_eq!(strftime("%-d %B %Y, %A %I%p", 1_709_212_500).unwrap(), "29 February 2024, Thursday 01PM");
         assert_eq!(strftime("%F %T %%", 4_102_444_799).unwrap(), "2099-12-31 23:59:59 %");

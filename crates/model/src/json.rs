@@ -1,4 +1,5 @@
-//! JSON fields of an untrusted file. Each error names file, field, value and expected values.
+//! The JSON fields of an untrusted file. Each error names the file, the field, its value and the expected
+//! values.
 
 use std::path::{Path, PathBuf};
 
@@ -8,24 +9,25 @@ use crate::ModelError;
 use crate::files::{self, FileError};
 use crate::json_fault::json_words;
 
-/// Real configurations are far smaller. A tokenizer or a shard index may have tens of megabytes.
+/// Maximum size of a configuration. Real configurations are far smaller. A tokenizer or a shard index may
+/// have tens of megabytes, so they have other limits.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Parses `bytes` as one JSON value. An error has line and column.
+/// Parses `bytes` as one JSON value. An error contains line and column.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     serde_json::from_slice(bytes).map_err(|e| malformed(path, bytes, &e))
 }
 
-/// Returns the error for text that serde_json rejected.
+/// Returns the error for a text that serde_json rejected.
 pub(crate) fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> ModelError {
     let message = json_words(bytes, e);
     ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }
 }
 
-/// Reads the object in a JSON file. Returns `None` if the file does not exist.
+/// Reads a JSON file that contains an object. Returns `None` if the file does not exist.
 ///
 /// # Errors
-/// If the file cannot be read, or is not a JSON object.
+/// If the file cannot be read, or does not contain a JSON object.
 pub fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     match read_optional(path)? {
         None => Ok(None),
@@ -43,7 +45,7 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<Value>, ModelError> {
     }
 }
 
-/// The fields of one JSON object. A `null` field counts as absent, like Python's `None`.
+/// The fields of one JSON object. A field with the value `null` counts as absent, like Python's `None`.
 pub(crate) struct Fields<'a> {
     path: PathBuf,
     prefix: String,
@@ -51,7 +53,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Returns the fields at the top level of the file.
+    /// Returns the fields of the object at the top level of the file.
     pub fn new(path: &Path, value: &'a Value) -> Result<Self, ModelError> {
         match value {
             Value::Object(object) => Ok(Self { path: path.to_owned(), prefix: String::new(), object }),
@@ -64,7 +66,7 @@ impl<'a> Fields<'a> {
         &self.path
     }
 
-    /// Returns whether the object has no such key. A `null` is present.
+    /// Returns whether the object does not contain this key. A key with the value `null` is not missing.
     pub fn is_missing(&self, name: &str) -> bool {
         !self.object.contains_key(name)
     }
@@ -84,13 +86,13 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Returns a required whole number from 1 to `most`.
+    /// Returns a required whole number between 1 and `most`.
     pub fn count(&self, name: &str, most: u64) -> Result<usize, ModelError> {
         self.count_opt(name, most)?
             .ok_or_else(|| self.wrong(name, format!("a whole number from 1 to {most}")))
     }
 
-    /// Returns an optional whole number from 1 to `most`.
+    /// Returns an optional whole number between 1 and `most`.
     pub fn count_opt(&self, name: &str, most: u64) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_u64() {
@@ -99,7 +101,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Returns an optional finite number above zero.
+    /// Returns an optional finite number greater than zero.
     pub fn positive(&self, name: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_f64() {
@@ -129,7 +131,7 @@ impl<'a> Fields<'a> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = match self.get(name) {
             None => Some(Vec::new()),
-            // Older configurations write -1 for no token.
+            // In older configurations, -1 means that there is no token.
             Some(v) if v.as_i64() == Some(-1) => Some(Vec::new()),
             Some(Value::Array(list)) => list.iter().map(one).collect(),
             Some(v) => one(v).map(|id| vec![id]),
@@ -163,7 +165,7 @@ fn no_object(path: &Path, found: &Value) -> ModelError {
     ModelError::Json { path: path.to_owned(), line: 1, column: 1, message }
 }
 
-/// Shortens a JSON value for a message.
+/// Returns a JSON value as text that is short enough for a message.
 fn shown(value: &Value) -> String {
     const MAX_SHOWN_CHARS: usize = 60;
     let text = value.to_string();

@@ -1,11 +1,11 @@
 //! Plain messages for faults in JSON files.
 
-/// Found and expected text at a fault in a JSON file.
+/// The text at a fault in a JSON file, and the text that was expected there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonFault {
-    /// The found text.
+    /// The text at the fault.
     pub found: String,
-    /// The expected text.
+    /// The text that was expected.
     pub expected: &'static str,
 }
 
@@ -54,8 +54,7 @@ impl JsonFault {
     }
 }
 
-/// Describes the fault of a file's text without line and column: invalid JSON, or valid JSON with wrong
-/// fields.
+/// Describes a fault without line and column. The text may be invalid JSON, or valid JSON with wrong fields.
 pub fn json_words(bytes: &[u8], error: &serde_json::Error) -> String {
     if error.is_data() {
         let message = error.to_string();
@@ -71,14 +70,14 @@ fn character(bytes: &[u8], error: &serde_json::Error) -> Option<char> {
         return None;
     }
     let line = bytes.split(|&byte| byte == b'\n').nth(error.line().checked_sub(1)?)?;
-    // serde_json may report a column within a character of several bytes.
+    // The column that serde_json reports may be inside a character of several bytes.
     let text = String::from_utf8_lossy(line);
     let at = error.column().saturating_sub(1).min(text.len());
     let start = (0..=at).rev().find(|at| text.is_char_boundary(*at))?;
     text[start..].chars().next()
 }
 
-/// Rewrites serde's message about wrong fields or values. danlu's own messages pass unchanged.
+/// Rewrites serde's message about wrong fields or values. Messages of danlu itself are returned unchanged.
 fn data_words(message: &str) -> String {
     let name = |rest: &str| rest.split('`').nth(1).unwrap_or_default().to_owned();
     if message.starts_with("missing field ") {
@@ -104,7 +103,7 @@ fn data_words(message: &str) -> String {
     }
 }
 
-/// Translates serde's name for a found value.
+/// Translates serde's name of the value that was found.
 fn found_words(found: &str) -> String {
     let (kind, value) = found.split_once(' ').unwrap_or((found, ""));
     match (kind, value) {
@@ -119,7 +118,7 @@ fn found_words(found: &str) -> String {
     }
 }
 
-/// Translates serde's name for the expected value.
+/// Translates serde's name of the value that was expected.
 fn expected_words(expected: &str) -> String {
     let said = match expected {
         "a string" | "path string" => "a text in double quotes",

@@ -1,13 +1,14 @@
-//! Well-known chat templates, for bases without one.
+//! Well-known chat templates, for bases that have no template.
 
 /// A chat template with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownTemplate {
-    /// The name on the command line.
+    /// Name of the template on the command line.
     pub name: &'static str,
     /// The Jinja text.
     pub source: &'static str,
-    /// Tokens that mark the turns. A tokenizer without these tokens splits them into several.
+    /// Tokens that mark the turns. If a tokenizer does not have such a token, it splits the token's text into
+    /// several tokens.
     pub tokens: &'static [&'static str],
 }
 

@@ -1,15 +1,15 @@
-//! Keys and values of several sequences, one slot per sequence.
+//! Keys and values of several sequences, with one slot per sequence.
 //!
-//! All slots of a layer lie in one buffer, so that one attention call reads every sequence of a pass. A slot
-//! is a range of rows of that buffer:
+//! All slots of a layer are in one buffer, so that one attention call can read every sequence of a pass. A
+//! slot is a range of rows of that buffer:
 //!
 //! ```text
 //! rows    0        9      14            30      40
 //!         | slot 0 | free | slot 2      | slot 1 |
 //! ```
 //!
-//! Slots are added, grown and removed independently. A slot that cannot grow in place moves to a free range.
-//! If no range is long enough, larger buffers replace the old ones and all slots move.
+//! Slots can be added, grown and removed independently. A slot that cannot grow in place moves to a free
+//! range. If no free range is long enough, larger buffers replace the old buffers, and all slots move.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use danlu_kernels::{Backend, Buffer, Element};
 
 use crate::ModelConfig;
 
-/// Id of a slot of a [`KvCache`]. A later slot may reuse the id of a removed one.
+/// Id of a slot of a [`KvCache`]. After a slot is removed, a new slot may get the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId(usize);
 
-/// Rows of one slot, and how many of them hold a token.
+/// The rows of one slot, and the number of rows that contain a token.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     start: usize,
@@ -29,7 +29,7 @@ struct Extent {
     len: usize,
 }
 
-/// Keys (rotated) and values of several sequences, per layer `(rows, KH · HS)`.
+/// Rotated keys, and values, of several sequences. The buffers of a layer have the shape `(rows, KH · HS)`.
 #[derive(Debug)]
 pub struct KvCache {
     backend: Arc<dyn Backend>,
@@ -37,7 +37,7 @@ pub struct KvCache {
     pub(crate) values: Vec<Buffer>,
     /// `KH · HS`.
     width: usize,
-    /// Rows of every buffer.
+    /// Number of rows of every buffer.
     rows: usize,
     /// Indexed by [`SlotId`].
     slots: Vec<Option<Extent>>,
@@ -53,16 +53,17 @@ impl KvCache {
         Self { backend, keys, values, width, rows: 0, slots: Vec::new() }
     }
 
-    /// Reserves `tokens` in all. Slots that add up to no more need no new buffers.
+    /// Reserves memory for `tokens` tokens in total. No new buffers are needed until the capacities of all
+    /// slots exceed this number.
     pub fn reserve(&mut self, tokens: usize) {
         if tokens > self.rows {
             self.relayout(tokens);
         }
     }
 
-    /// Adds an empty slot of `capacity` tokens, at least one.
+    /// Adds an empty slot for `capacity` tokens. The capacity is at least one.
     pub fn add(&mut self, capacity: usize) -> SlotId {
-        // Two slots without rows could start at one row.
+        // If a slot had no rows, another slot could start at the same row.
         let capacity = capacity.max(1);
         let start = match self.find_gap(capacity) {
             Some(start) => start,
@@ -84,7 +85,7 @@ impl KvCache {
         }
     }
 
-    /// Raises the capacity of a slot. A smaller `capacity` changes nothing.
+    /// Increases the capacity of a slot. If `capacity` is not larger than before, nothing changes.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -106,7 +107,8 @@ impl KvCache {
         }
     }
 
-    /// Drops the tokens of a slot from `len` on, to reuse a common prefix. A larger `len` changes nothing.
+    /// Removes the tokens of a slot from position `len` on, so that a common prefix can be reused. If `len`
+    /// is larger than the number of tokens, nothing changes.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -115,7 +117,8 @@ impl KvCache {
         extent.len = extent.len.min(len);
     }
 
-    /// Lowers the capacity of a slot, at most to its tokens. A larger `capacity` changes nothing.
+    /// Reduces the capacity of a slot, but not below its number of tokens. If `capacity` is larger than
+    /// before, nothing changes.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -124,10 +127,10 @@ impl KvCache {
         extent.capacity = extent.capacity.min(capacity.max(extent.len).max(1));
     }
 
-    /// Replaces the tokens of slot `to` by the first `tokens` of slot `from`.
+    /// Replaces the tokens of slot `to` by the first `tokens` tokens of slot `from`.
     ///
     /// # Panics
-    /// If a slot was removed, `from` has fewer tokens, or `to` has no room for them.
+    /// If a slot was removed, if `from` has fewer tokens, or if `to` has too little room.
     pub fn copy_prefix(&mut self, from: SlotId, to: SlotId, tokens: usize) {
         let (source, target) = (self.extent(from), self.extent(to));
         assert!(tokens <= source.len && tokens <= target.capacity, "a prefix longer than its slot");
@@ -138,7 +141,7 @@ impl KvCache {
     /// Removes a slot and frees its rows.
     ///
     /// # Panics
-    /// If the slot was removed before.
+    /// If the slot was already removed.
     pub fn remove(&mut self, slot: SlotId) {
         self.extent(slot);
         self.slots[slot.0] = None;
@@ -152,7 +155,7 @@ impl KvCache {
         self.extent(slot).len
     }
 
-    /// Returns whether every slot is empty.
+    /// Returns whether the cache contains no tokens.
     pub fn is_empty(&self) -> bool {
         self.slots.iter().flatten().all(|extent| extent.len == 0)
     }
@@ -175,7 +178,7 @@ impl KvCache {
         self.extent(slot).start
     }
 
-    /// Adds `tokens` to the length of a slot. Their keys and values must be written.
+    /// Adds `tokens` to the length of a slot. The keys and values of these tokens must already be written.
     pub(crate) fn advance(&mut self, slot: SlotId, tokens: usize) {
         self.extent_mut(slot).len += tokens;
     }
@@ -188,19 +191,20 @@ impl KvCache {
         self.slots[slot.0].as_mut().expect("a slot that was not removed")
     }
 
-    /// Returns the rows of the next buffers: half as many again, so that adding slots one by one seldom
-    /// copies. The first buffers have no spare rows.
+    /// Returns the number of rows of the next buffers. Larger buffers have at least half as many rows again
+    /// as before, so that adding slots one by one rarely copies the buffers. The first buffers have no spare
+    /// rows.
     fn rows_for(&self, tokens: usize) -> usize {
         if tokens <= self.rows { self.rows } else { tokens.max(self.rows + self.rows / 2) }
     }
 
-    /// Returns the first row after `extent` where another slot may start.
+    /// Returns the row up to which `extent` can grow: the start of the next slot, or the number of rows.
     fn next_start(&self, extent: Extent) -> usize {
         let starts = self.slots.iter().flatten().map(|other| other.start);
         starts.filter(|&start| start > extent.start).min().unwrap_or(self.rows)
     }
 
-    /// Returns the start of the first free range of `rows` rows.
+    /// Returns the start of the first free range with at least `rows` rows.
     fn find_gap(&self, rows: usize) -> Option<usize> {
         let mut used: Vec<Extent> = self.slots.iter().flatten().copied().collect();
         used.sort_by_key(|extent| extent.start);
@@ -224,7 +228,8 @@ impl KvCache {
         }
     }
 
-    /// Replaces every buffer by one of `rows` rows, and packs the slots.
+    /// Replaces every buffer by a buffer with `rows` rows. In the new buffers, there are no free rows between
+    /// slots.
     fn relayout(&mut self, rows: usize) {
         let (backend, width) = (&*self.backend, self.width);
         let before: Vec<Extent> = self.slots.iter().flatten().copied().collect();
@@ -253,7 +258,7 @@ mod tests {
     use super::*;
     use crate::Preset;
 
-    /// Writes `base`, `base + 1`, ... to the rows of a slot's new tokens, in every buffer.
+    /// Writes the values `base`, `base + 1`, ... to the rows of a slot's new tokens, in every buffer.
     fn append(cache: &mut KvCache, slot: SlotId, base: usize, tokens: usize) {
         let (backend, width) = (cache.backend.clone(), cache.width);
         let row = cache.start(slot) + cache.len(slot);
@@ -264,7 +269,7 @@ mod tests {
         cache.advance(slot, tokens);
     }
 
-    /// Returns the value of each token of a slot, which must be equal in all buffers.
+    /// Returns the value of each token of a slot. Checks that all buffers have the same values.
     fn tokens(cache: &KvCache, slot: SlotId) -> Vec<usize> {
         let (width, start, len) = (cache.width, cache.start(slot), cache.len(slot));
         let mut all = Vec::new();

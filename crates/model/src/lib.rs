@@ -1,7 +1,7 @@
 //! Decoder models: configuration, safetensors, forward and backward passes, tokenizer and chat template.
 //!
-//! A [`Decoder`] is a base whose weights never change. Each pass gets its adapters as [`LoraSource`]s. The
-//! [`ChatTemplate`] of a [`Tokenizer`] turns a conversation into text:
+//! A [`Decoder`] is a base whose weights never change. The caller passes the adapters of each pass as
+//! [`LoraSource`]s. The [`ChatTemplate`] of a [`Tokenizer`] turns a conversation into text:
 //!
 //! ```
 //! use std::{path::Path, sync::Arc};

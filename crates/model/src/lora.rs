@@ -1,4 +1,4 @@
-//! Access to an adapter for the decoder: a source of low-rank matrices.
+//! The interface through which the decoder reads an adapter.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use danlu_kernels::{Buffer, Dropout, LoraRef, PackedLora, rng};
 
 use crate::Projection;
 
-/// Factors of the outputs of one projection: magnitude divided by norm. The norm counts as a constant in the backward
-/// pass.
+/// DoRA factors of the outputs of one projection. A factor is a magnitude divided by a norm. The backward
+/// pass treats the norm as a constant.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputFactors<'a> {
     /// The factors of all modules.
@@ -25,13 +25,13 @@ pub trait LoraSource: Send + Sync {
     /// Returns the matrices `A` and `B` for `projection` of `layer`, if it is adapted.
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
 
-    /// Returns the factors of the outputs of `projection` of `layer` if the adapter is DoRA. They apply to the sum of
-    /// base and low-rank update, without bias.
+    /// Returns the factors of the outputs of `projection` of `layer`, if the adapter uses DoRA. A factor
+    /// multiplies the sum of the base output without bias and the low-rank update.
     fn output_factors(&self, _layer: usize, _projection: Projection) -> Option<OutputFactors<'_>> {
         None
     }
 
-    /// Returns the matrices of [`LoraSource::pair`] packed for decoding, if they are. See
+    /// Returns the matrices of [`LoraSource::pair`] packed for decoding, if the source has packed them. See
     /// [`PackedAdapter`](crate::PackedAdapter).
     fn packed(&self, _layer: usize, _projection: Projection) -> Option<&PackedLora> {
         None
@@ -52,31 +52,31 @@ impl<T: LoraSource + ?Sized> LoraSource for &T {
     }
 }
 
-/// Rows of a batch and their adapter. In training, each micro-batch has an entry. In serving, each run of
-/// sequences with one adapter has an entry.
+/// Rows of a batch and their adapter. In training, each micro-batch has one entry. In serving, neighbouring
+/// sequences with the same adapter share one entry.
 #[derive(Clone)]
 pub struct LoraRows<'a> {
     /// Rows in the packed batch.
     pub rows: Range<usize>,
     /// The adapter.
     pub source: &'a dyn LoraSource,
-    /// Dropout of the adapter's input, in training.
+    /// Dropout of the adapter's input. Used only in training.
     pub dropout: Option<DropoutPlan>,
 }
 
 impl<'a> LoraRows<'a> {
-    /// Selects all of `n` rows, without dropout.
+    /// Selects all `n` rows of a batch, without dropout.
     pub fn all(source: &'a dyn LoraSource, n: usize) -> Self {
         Self { rows: 0..n, source, dropout: None }
     }
 }
 
-/// LoRA dropout for one micro-batch. Every module draws its own mask, as in PEFT.
+/// LoRA dropout for one micro-batch. Each module has a different mask, as in PEFT.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutPlan {
-    /// Probability of zeroing an element of a module's input, in `[0, 1)`.
+    /// Probability that an element of a module's input is set to zero, in `[0, 1)`.
     pub probability: f32,
-    /// Key of the random stream for a seed, step and micro-batch: see [`rng::key`].
+    /// Key of the random stream for one seed, step and micro-batch. See [`rng::key`].
     pub key: u64,
 }
 

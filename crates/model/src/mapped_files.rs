@@ -1,26 +1,27 @@
-//! The files that are memory-mapped now, for the report of an access beyond their end.
+//! A list of the files that are memory-mapped now. It is used to report an access beyond the end of a file.
 //!
-//! A file that another program shortens leaves mapped pages without a file. An access to such a page raises SIGBUS.
-//! A signal handler can call [`mapped_file_at`]: it takes no lock and allocates nothing.
+//! If another process shortens a mapped file, some mapped pages have no data in the file. An access to such a
+//! page raises SIGBUS. A signal handler can call [`mapped_file_at`], because the function takes no lock and
+//! allocates nothing.
 
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// Maximum number of mappings that are registered. Later ones are not found.
+/// Maximum number of registered mappings. Mappings beyond this number are not registered and not found.
 const MAX_MAPPINGS: usize = 1024;
 
 static MAPPINGS: [AtomicPtr<Mapping>; MAX_MAPPINGS] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_MAPPINGS];
 
-/// Addresses of a mapped file.
+/// The addresses and the path of a mapped file.
 struct Mapping {
     start: usize,
     len: usize,
     path: String,
 }
 
-/// Registers a mapping until it is dropped.
+/// Registers a mapping until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Registration(Option<usize>);
 
@@ -43,19 +44,19 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // The entry of some hundred bytes is leaked: a signal handler may read it at this moment.
+        // The entry has some hundred bytes. It is never freed, because a signal handler may be reading it.
         if let Some(slot) = self.0 {
             MAPPINGS[slot].store(ptr::null_mut(), Ordering::SeqCst);
         }
     }
 }
 
-/// Returns the path of the mapped file that contains `address`. Safe to call in a signal handler.
+/// Returns the path of the mapped file that contains `address`. A signal handler may call this function.
 pub fn mapped_file_at(address: usize) -> Option<&'static str> {
     MAPPINGS.iter().find_map(|slot| {
         // SAFETY: a slot is null or points to an entry that is never freed.
         let mapping = unsafe { slot.load(Ordering::SeqCst).as_ref() }?;
-        // The last page of a mapping ends beyond the file.
+        // The last page of a mapping extends beyond the end of the file.
         (mapping.start..=mapping.start + mapping.len).contains(&address).then_some(mapping.path.as_str())
     })
 }

@@ -7,18 +7,20 @@ use danlu_kernels::{Backend, LoraRef, PackedLora};
 
 use crate::{LoraSource, ModelConfig, OutputFactors, Projection};
 
-/// An adapter with a packed copy of its matrices. Replies do not change by a bit. A step with many adapters
-/// takes less time, see [`PackedLora`].
+/// An adapter with a packed copy of its matrices. Packing does not change the bits of a reply. A step with
+/// many adapters takes less time than without packing, see [`PackedLora`].
 ///
-/// Packing reads the whole adapter once, so a server does it outside the thread that runs the model.
+/// Packing reads the whole adapter once. A server therefore packs an adapter on another thread than the one
+/// that runs the model.
 pub struct PackedAdapter {
     source: Arc<dyn LoraSource>,
-    /// Indexed by layer, then [`Projection`]. Empty if the back end does not read packed pairs.
+    /// Packed matrices, indexed by layer and then by [`Projection`]. Empty if the back end does not read
+    /// packed matrices.
     packed: Vec<Option<PackedLora>>,
 }
 
 impl PackedAdapter {
-    /// Packs the matrices of `source`. A device keeps them as they are.
+    /// Packs the matrices of `source`. If the back end is a device, no packed copy is made.
     pub fn new(source: Arc<dyn LoraSource>, config: &ModelConfig, backend: &dyn Backend) -> Self {
         let layers = if backend.device_memory().is_some() { 0 } else { config.num_hidden_layers };
         let places = (0..layers)
@@ -29,7 +31,7 @@ impl PackedAdapter {
         Self { source, packed }
     }
 
-    /// Returns the bytes of the packed matrices, in addition to those of the source.
+    /// Returns the size of the packed matrices in bytes. The size of the source is not included.
     pub fn packed_bytes(&self) -> u64 {
         self.packed.iter().flatten().map(PackedLora::bytes).sum()
     }

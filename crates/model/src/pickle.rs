@@ -1,30 +1,31 @@
 //! A reader of the pickles that `torch.save` writes for a dictionary of tensors. Nothing is executed.
 //!
-//! A pickle is a program for a stack machine, and may call any function of Python. This reader has the operations
-//! and the five functions that a file of tensors needs; anything else is an error that names it.
+//! A pickle is a program for a stack machine, and may call any Python function. This reader implements only
+//! the operations and the five functions that a file of tensors needs. Any other operation or function is an
+//! error that names it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Deepest nesting of tuples. Those of a tensor nest by two.
+/// Maximum nesting of tuples. The tuples of a tensor have two levels.
 const MAX_DEPTH: usize = 8;
 
-/// A tensor of the file: a view of a storage.
+/// A tensor of the file. It is a view of a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorView {
     pub storage: PickleStorage,
-    /// First element in the storage.
+    /// Index of the first element in the storage.
     pub offset: u64,
     pub shape: Vec<u64>,
-    /// Elements between neighbours, for each axis.
+    /// For each axis, the number of elements between two neighbours.
     pub strides: Vec<u64>,
 }
 
-/// Elements under one key of the archive.
+/// The elements that the archive contains under one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PickleStorage {
-    /// torch's class, such as `FloatStorage`.
+    /// Class name in torch, such as `FloatStorage`.
     pub class: Rc<str>,
     pub key: Rc<str>,
 }
@@ -34,13 +35,13 @@ type Dict = Rc<RefCell<Vec<(Rc<str>, TensorView)>>>;
 #[derive(Clone)]
 enum Value {
     Mark,
-    /// A value without meaning for tensors.
+    /// A value that is not needed for tensors.
     Other,
     Int(i64),
     Text(Rc<str>),
-    /// Items with the depth of the tuple.
+    /// The items, and the nesting depth of the tuple.
     Tuple(Rc<[Value]>, usize),
-    /// Only its tensors are kept.
+    /// A dictionary. Only its tensors are stored.
     Dict(Dict),
     Function(Function),
     Class(Rc<str>),
@@ -55,10 +56,10 @@ enum Function {
     RebuildParameter,
 }
 
-/// The tensors of a pickled dictionary, by name.
+/// Returns the name and the view of each tensor of a pickled dictionary.
 ///
 /// # Errors
-/// If the pickle ends early, has another operation or names another function.
+/// If the pickle ends early, or contains an unknown operation or function.
 pub(crate) fn tensors(pickle: &[u8]) -> Result<Vec<(String, TensorView)>, String> {
     let mut machine = PickleMachine { input: pickle, stack: Vec::new(), memo: HashMap::new() };
     while !machine.step()? {}
@@ -77,7 +78,7 @@ struct PickleMachine<'a> {
 }
 
 impl<'a> PickleMachine<'a> {
-    /// Runs one operation. Returns whether it was the last.
+    /// Runs one operation. Returns whether this operation ends the program.
     fn step(&mut self) -> Result<bool, String> {
         let code = self.bytes(1)?[0];
         match code {
@@ -132,7 +133,7 @@ impl<'a> PickleMachine<'a> {
             }
             b'Q' => self.push_storage()?,
             b'R' => self.call()?,
-            // A list and the state of an object hold no tensors.
+            // A list and the state of an object contain no tensors.
             b'a' | b'b' => drop(self.pop()?),
             b'e' => drop(self.pop_to_mark()?),
             b's' => {
@@ -150,7 +151,7 @@ impl<'a> PickleMachine<'a> {
         Ok(false)
     }
 
-    /// The storages, dictionaries and functions of a file of tensors.
+    /// Pushes the value for a global name: a class of storages, a dictionary or a function.
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), String> {
         let value = match (module, name) {
             ("collections", "OrderedDict") => Value::Function(Function::OrderedDict),
@@ -163,7 +164,7 @@ impl<'a> PickleMachine<'a> {
         Ok(())
     }
 
-    /// `('storage', class, key, device, elements)` to a storage.
+    /// Replaces the tuple `('storage', class, key, device, elements)` by a storage.
     fn push_storage(&mut self) -> Result<(), String> {
         let Value::Tuple(items, _) = self.pop()? else { return Err("a storage is no tuple".to_owned()) };
         let [Value::Text(kind), Value::Class(class), Value::Text(key), ..] = &items[..] else {
@@ -235,7 +236,7 @@ impl<'a> PickleMachine<'a> {
         Ok(())
     }
 
-    /// Pushes a little-endian number. Numbers of four or more bytes are signed.
+    /// Pushes a little-endian number. A number of four or more bytes is signed.
     fn push_int(&mut self, width: usize) -> Result<(), String> {
         let number = self.number(width)?;
         let value = match width {
@@ -318,7 +319,8 @@ fn ends_early() -> String {
 mod tests {
     use super::*;
 
-    /// `torch.save({"w": tensor of shape (2, 3)})` of torch 2.15, without the memo's numbers.
+    /// The output of `torch.save({"w": tensor of shape (2, 3)})` in torch 2.15, without the numbers of the
+    /// memo.
     const SOUND: &[u8] = b"\x80\x02}q\x00(X\x01\x00\x00\x00wq\x01ctorch._utils\n_rebuild_tensor_v2\nq\x02((X\x07\x00\x00\x00storageq\x03ctorch\nFloatStorage\nq\x04X\x01\x00\x00\x000q\x05X\x03\x00\x00\x00cpuq\x06K\x06tq\x07QK\x00K\x02K\x03\x86q\x08K\x03K\x01\x86q\x09\x89ccollections\nOrderedDict\nq\x0a)Rq\x0btq\x0cRq\x0du.";
 
     #[test]

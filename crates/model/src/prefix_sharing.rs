@@ -1,7 +1,7 @@
-//! Common prefixes of sequences, such as a system message, which are computed once.
+//! Finds the common prefixes of sequences, such as a system message. A common prefix is computed once.
 //!
-//! A row depends only on the tokens before it. Two sequences thus have equal rows, keys and values over a
-//! common prefix. Rows with a label are never shared.
+//! A row depends only on the tokens up to its own position. Two sequences thus have the same rows, keys and
+//! values in a common prefix. Rows with a label are never shared.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// gradients costs more than the removed rows save.
 const MIN_SHARED_FRACTION: f64 = 1.0 / 32.0;
 
-/// A prefix in common with an earlier sequence.
+/// A prefix that a sequence has in common with an earlier sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedPrefix {
     /// Index of the earlier sequence.
