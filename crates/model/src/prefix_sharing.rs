@@ -18,15 +18,16 @@ pub struct SharedPrefix {
     pub tokens: usize,
 }
 
-/// Returns the longest prefix that each sequence shares with an earlier one. `beginnings` are the shareable
-/// tokens of each sequence: [`LabeledSequence::beginning`](crate::LabeledSequence::beginning).
+/// Returns, for each sequence, the longest prefix that it shares with an earlier sequence. `beginnings` are
+/// the shareable tokens of each sequence: [`LabeledSequence::beginning`](crate::LabeledSequence::beginning).
 ///
-/// All results are `None` if too few of the `tokens` of all sequences would be shared.
+/// `tokens` is the number of tokens of all sequences. If sharing would remove too few of them, all results
+/// are `None`.
 pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedPrefix>> {
     let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
     let mut shared = Vec::with_capacity(beginnings.len());
     for (i, &own) in beginnings.iter().enumerate() {
-        // In sorted order, the longest common prefix is with a neighbour.
+        // In sorted order, the sequence with the longest common prefix is the previous or the next one.
         let neighbours = [earlier.range(..=own).next_back(), earlier.range(own..).next()];
         let alike = neighbours.into_iter().flatten().map(|(other, &with)| {
             let tokens = own.iter().zip(*other).take_while(|(a, b)| a == b).count();
@@ -46,7 +47,8 @@ pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<
 mod tests {
     use super::*;
 
-    /// Returns index and length of the prefixes shared within `beginnings`, for as many tokens as they have.
+    /// Finds the prefixes shared within `beginnings`. Returns the index of the earlier sequence and the
+    /// length of the prefix. The number of tokens is the sum of the lengths of `beginnings`.
     fn shared(beginnings: &[&[u32]]) -> Vec<Option<(usize, usize)>> {
         let tokens = beginnings.iter().map(|beginning| beginning.len()).sum();
         let shared = find_shared_prefixes(beginnings, tokens);

@@ -1,4 +1,4 @@
-//! Model shapes by name, to measure speed and memory without a download.
+//! Well-known model shapes with a name. They are used to measure speed and memory without a download.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,12 @@ use crate::{Architecture, ModelConfig, Rope, RopeScaling};
 /// A well-known model shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Preset {
-    /// The embedded base of the demo: 8 million parameters, a vocabulary of 8,192.
+    /// The embedded base of the demo, with 8 million parameters and a vocabulary of 8,192 tokens.
     Base8m,
-    /// As [`Preset::Base8m`], with 28 million parameters.
+    /// Like [`Preset::Base8m`], with 28 million parameters.
     Base28m,
-    /// 125 million parameters, most of them in the tied table of Llama 3's vocabulary.
+    /// 125 million parameters. Most of them are in the tied embedding table, which has the size of Llama 3's
+    /// vocabulary.
     Llama125m,
     /// Llama-3.2-1B.
     Llama3_2_1b,
@@ -23,7 +24,7 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// All presets, smallest first.
+    /// All presets. The smallest is the first.
     pub const ALL: [Self; 5] =
         [Self::Base8m, Self::Base28m, Self::Llama125m, Self::Llama3_2_1b, Self::Llama3_8b];
 
@@ -38,8 +39,8 @@ impl Preset {
         }
     }
 
-    /// Returns the configuration. Source of the Llama shapes: Grattafiori et al., 2024, table 3, and the
-    /// models' own files.
+    /// Returns the configuration. The Llama shapes are from Grattafiori et al., 2024, table 3, and from the
+    /// `config.json` of these models.
     pub fn config(self) -> ModelConfig {
         match self {
             Self::Base8m => small(256, 704, 4, 2),
@@ -87,8 +88,8 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
     }
 }
 
-/// Returns the configuration of an embedded base: eight layers, a small vocabulary with its special tokens at
-/// the end.
+/// Returns the configuration of an embedded base. It has eight layers and a small vocabulary. The special
+/// tokens are the last ids of the vocabulary.
 fn small(hidden: usize, intermediate: usize, heads: usize, kv_heads: usize) -> ModelConfig {
     ModelConfig {
         vocab_size: 8192,
@@ -107,7 +108,7 @@ impl fmt::Display for Preset {
     }
 }
 
-/// The error for a name that is no [`Preset`].
+/// The error for a name that is not the name of a [`Preset`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPreset(
     /// The name.
@@ -140,7 +141,8 @@ mod tests {
     #[test]
     fn shapes_have_the_parameters_of_their_models() {
         let parameters = |shape: Preset| shape.config().num_parameters();
-        // transformers' `model.num_parameters()` for meta-llama's models and for the embedded ones.
+        // The expected numbers are transformers' `model.num_parameters()` for meta-llama's models and for the
+        // embedded bases.
         assert_eq!(parameters(Preset::Llama3_2_1b), 1_235_814_400);
         assert_eq!(parameters(Preset::Llama3_8b), 8_030_261_248);
         assert_eq!(parameters(Preset::Base8m), 7_999_744);

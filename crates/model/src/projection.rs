@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// One linear projection of a decoder layer, under its checkpoint name.
+/// A linear projection of a decoder layer, with its name in the checkpoint.
 #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug, Ord, PartialOrd)]
 pub enum Projection {
     /// Queries, `(NH * HS, C)`.
@@ -13,20 +13,20 @@ pub enum Projection {
     VProj,
     /// Attention output, `(C, NH * HS)`.
     OProj,
-    /// The gated half of the feed-forward input, `(intermediate, C)`.
+    /// Feed-forward input to which the activation is applied, `(intermediate, C)`.
     GateProj,
-    /// The linear half of the feed-forward input, `(intermediate, C)`.
+    /// Feed-forward input that is multiplied by the activated gate, `(intermediate, C)`.
     UpProj,
     /// Feed-forward output, `(C, intermediate)`.
     DownProj,
 }
 
 impl Projection {
-    /// All seven, in the order a layer applies them.
+    /// All seven projections, in the order in which a layer applies them.
     pub const ALL: [Self; 7] =
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
-    /// The projections grouped by their input.
+    /// The projections in groups. All projections of a group have the same input.
     pub const GROUPS: [&[Self]; 4] = [
         &[Self::QProj, Self::KProj, Self::VProj],
         &[Self::OProj],

@@ -1,4 +1,4 @@
-//! Quantizes the projections of a model one at a time, so that at most one is in memory in both forms.
+//! Quantizes the projections of a model one at a time. At most one projection is in memory in both formats.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -16,17 +16,17 @@ use crate::four_bit::{QUANT_STATE, StoredFourBit};
 use crate::sidecar_files::torch_name;
 use crate::{ModelConfig, ModelError, Projection, TensorInfo, Weights, huge_pages};
 
-/// Elements that a thread converts and encodes at a time.
+/// Number of elements that a thread converts and encodes at a time.
 const PIECE: usize = 1 << 16;
 
-/// Settings of a 4-bit quantization. The keys are those of transformers' `BitsAndBytesConfig`.
+/// Settings of a 4-bit quantization. The JSON keys are those of transformers' `BitsAndBytesConfig`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantization {
-    /// Table of values.
+    /// The table that maps codes to values.
     #[serde(rename = "bnb_4bit_quant_type", with = "code_name")]
     pub quant_type: FourBitCode,
-    /// Elements per scale: one of [`Quantization::BLOCK_SIZES`].
+    /// Number of elements per scale. Must be one of [`Quantization::BLOCK_SIZES`].
     #[serde(rename = "blocksize", deserialize_with = "block_size")]
     pub block_size: usize,
     /// Whether the scales are quantized to 8 bits.
@@ -47,7 +47,7 @@ mod code_name {
     }
 }
 
-/// Reads a block size and checks it.
+/// Reads a block size from JSON and checks it.
 fn block_size<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
     let size = usize::deserialize(d)?;
     Quantization::check_block_size(size).map_err(|expected| {
@@ -57,18 +57,18 @@ fn block_size<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
 }
 
 impl Quantization {
-    /// bitsandbytes' default block size.
+    /// Default block size of bitsandbytes.
     pub const BLOCK_SIZE: usize = 64;
 
-    /// The supported block sizes, as text for a message.
+    /// The supported block sizes, for messages.
     pub const BLOCK_SIZES: &str = "64, 128, 256, 512, 1024, 2048 or 4096";
 
-    /// Returns the default settings of a code: blocks of 64, double quantization.
+    /// Returns the default settings for a code: a block size of 64, and double quantization.
     pub fn new(quant_type: FourBitCode) -> Self {
         Self { quant_type, block_size: Self::BLOCK_SIZE, double_quant: true }
     }
 
-    /// The format for a back end that encodes.
+    /// Returns these settings in the format for a back end that encodes weights itself.
     pub fn format(&self) -> FourBitFormat {
         let Self { quant_type: code, block_size, double_quant: nested } = *self;
         FourBitFormat { code, block_size, nested }
@@ -77,14 +77,14 @@ impl Quantization {
     /// Checks that the block size is supported.
     ///
     /// # Errors
-    /// Returns [`Quantization::BLOCK_SIZES`] if it is not.
+    /// Returns [`Quantization::BLOCK_SIZES`] if the block size is not supported.
     pub fn check_block_size(size: usize) -> Result<(), &'static str> {
         let holds = size.is_power_of_two() && (64..=4096).contains(&size);
         if holds { Ok(()) } else { Err(Self::BLOCK_SIZES) }
     }
 
-    /// Returns the `quantization_config` that transformers reads, for weights that compute in `dtype`. `skip`
-    /// lists the modules in 16 bits.
+    /// Returns the `quantization_config` that transformers reads. The weights are dequantized to `dtype` for
+    /// computation. `skip` lists the modules that stay in 16 bits.
     pub fn config_json(&self, dtype: Option<DType>, skip: &[String]) -> Value {
         let own = (!skip.iter().any(|key| key == "lm_head")).then_some("lm_head");
         let skipped: Vec<&str> = own.into_iter().chain(skip.iter().map(String::as_str)).collect();
@@ -105,32 +105,33 @@ impl Quantization {
         })
     }
 
-    /// Returns the bytes of `elements` in 4 bits: codes and scales.
+    /// Returns the size of `elements` elements in 4 bits, in bytes. The size includes the scales.
     pub fn bytes(&self, elements: usize) -> u64 {
         let blocks = elements.div_ceil(self.block_size);
         let scales = if self.double_quant { blocks + blocks.div_ceil(NESTED_BLOCK) * 4 } else { blocks * 4 };
         (elements.div_ceil(2) + scales) as u64
     }
 
-    /// Returns the bytes of working memory for encoding `elements` on `threads`.
+    /// Returns the size in bytes of the working memory that encoding `elements` elements with `threads`
+    /// threads needs.
     pub fn passing_bytes(&self, elements: usize, threads: usize) -> u64 {
         let scales = if self.double_quant { elements.div_ceil(self.block_size) * 4 } else { 0 };
         (scales + threads * PIECE.max(self.block_size) * 4) as u64
     }
 
-    /// Encodes a weight of `len` elements of `dtype`, on `threads`.
+    /// Encodes a weight of `len` elements of type `dtype`, with `threads` threads.
     ///
     /// # Errors
     /// Returns the index of the first element that is not finite.
     ///
     /// # Panics
-    /// If `bytes` does not hold `len` elements.
+    /// If `bytes` does not contain `len` elements.
     pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> Result<FourBit, usize> {
         assert_eq!(bytes.len(), len * dtype.size());
         let mut codes = huge_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
-        // Elements per thread: whole pieces.
+        // Number of elements per thread, a multiple of the piece size.
         let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
         let parts = bytes
             .chunks(share_len * dtype.size())
@@ -189,7 +190,7 @@ impl Quantization {
         for (i, ((bytes, codes), absmax)) in parts.enumerate() {
             let values = &mut values[..bytes.len() / dtype.size()];
             to_f32(dtype, bytes, values);
-            // No early exit, so that the loop is vectorised.
+            // The loop has no early exit, so that the compiler can vectorise it.
             if !values.iter().fold(true, |all, v| all & v.is_finite()) {
                 return values.iter().position(|v| !v.is_finite()).map(|at| i * piece + at);
             }
@@ -202,19 +203,21 @@ impl Quantization {
 /// Progress of a quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantizeProgress {
-    /// Bytes of the original that were encoded or copied.
+    /// Bytes of the original weights that were already encoded or copied.
     pub bytes: u64,
-    /// Bytes of the original in all.
+    /// Bytes of all original weights.
     pub total: u64,
 }
 
 impl Weights {
-    /// Returns the same weights with every projection of a layer in 4 bits, in memory. As in bitsandbytes,
-    /// embeddings, head and norms do not change. The mapped memory of each original is released, so that at
-    /// most one is in memory in both forms. `progress` may stop the quantization.
+    /// Returns the same weights, with every projection of a layer quantized to 4 bits in memory. As in
+    /// bitsandbytes, embeddings, head and norms do not change. The mapped memory of an original is released
+    /// after it is quantized, so that at most one projection is in memory in both formats. `progress` may
+    /// stop the quantization.
     ///
     /// # Errors
-    /// If a tensor is missing, misshaped or in 4 bits already; [`ModelError::Stopped`] if `progress` breaks.
+    /// If a tensor is missing, misshaped or in 4 bits already. Returns [`ModelError::Stopped`] if `progress`
+    /// breaks.
     pub fn quantize(
         mut self,
         config: &ModelConfig,
@@ -240,10 +243,10 @@ impl Weights {
         Ok(self)
     }
 
-    /// Encodes one weight and releases the memory of its original.
+    /// Encodes one weight and releases the mapped memory of the original.
     ///
     /// # Errors
-    /// If the weight is missing, has an unsupported type, or a value that is not finite.
+    /// If the weight is missing, has an unsupported type, or contains a value that is not finite.
     pub fn encode(
         &self,
         name: &str,
@@ -263,10 +266,10 @@ impl Weights {
         Ok(weight)
     }
 
-    /// Checks that a tensor of floating-point numbers is finite. Other tensors pass.
+    /// Checks that all values of a floating-point tensor are finite. Tensors of other types are accepted.
     ///
     /// # Errors
-    /// [`ModelError::NotFinite`] names the first element that is not finite.
+    /// Returns [`ModelError::NotFinite`] with the first value that is not finite.
     pub fn check_finite(&self, info: &TensorInfo) -> Result<(), ModelError> {
         const CHUNK_ELEMENTS: usize = 1 << 16;
         let Some(dtype) = info.dtype() else { return Ok(()) };
@@ -283,12 +286,12 @@ impl Weights {
         Ok(())
     }
 
-    /// Returns the first 4-bit weight of the files.
+    /// Returns the name of the first 4-bit weight in the files.
     pub fn first_four_bit(&self) -> Option<&str> {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
     }
 
-    /// Returns the projections in 16 bits, if others are in 4 bits.
+    /// Returns the projections that are in 16 bits, if other projections are in 4 bits.
     pub fn unquantized_modules(&self, config: &ModelConfig) -> Vec<String> {
         if self.first_four_bit().is_none() {
             return Vec::new();
@@ -298,8 +301,8 @@ impl Weights {
         wide.map(|name| module_of(&name).to_owned()).collect()
     }
 
-    /// Returns the quantization of the first 4-bit weight of the files. Returns `None` if there is none, or
-    /// if [`Quantization`] does not support its block size.
+    /// Returns the quantization of the first 4-bit weight in the files. Returns `None` if the files contain
+    /// no 4-bit weight, or if [`Quantization`] does not support the block size of that weight.
     ///
     /// # Errors
     /// If the state of that weight cannot be read.
@@ -311,7 +314,7 @@ impl Weights {
     /// Rejects weights that are in 4 bits already.
     ///
     /// # Errors
-    /// [`ModelError::AlreadyFourBit`].
+    /// Returns [`ModelError::AlreadyFourBit`] for the first such weight.
     pub fn refuse_four_bit(&self) -> Result<(), ModelError> {
         match self.first_four_bit() {
             None => Ok(()),
@@ -323,13 +326,14 @@ impl Weights {
     }
 }
 
-/// Returns the module of a weight: its name without the last part.
+/// Returns the name of the module to which a weight belongs. It is the name of the weight without the last
+/// component.
 pub(crate) fn module_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Returns whether `skip` matches a module by transformers' rule for `llm_int8_skip_modules`: by the start of
-/// its name, or by its end.
+/// Returns whether `skip` contains a module, by transformers' rule for `llm_int8_skip_modules`: an entry
+/// matches the start or the end of the module's name.
 pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
     skip.iter().any(|key| {
         let rest = module.strip_prefix(key.as_str());
@@ -337,7 +341,7 @@ pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
     })
 }
 
-/// Returns name and shape of every weight that can be quantized.
+/// Returns the name and shape of every weight that can be quantized.
 pub fn projections(config: &ModelConfig) -> impl Iterator<Item = (String, usize, usize)> {
     (0..config.num_hidden_layers).flat_map(move |layer| {
         Projection::ALL.into_iter().map(move |p| {

@@ -1,4 +1,4 @@
-//! Writes a model folder in 4 bits, in the layout of transformers with bitsandbytes.
+//! Writes a model folder in 4 bits, in the file layout that transformers uses with bitsandbytes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
@@ -15,7 +15,8 @@ use crate::{
     TensorInfo, TensorSpec, Weights, projections, shard_index, shard_name,
 };
 
-/// Minimum length of a state, padded with blanks. The header holds the length before the offset is known.
+/// Minimum length of a quantization state. The state is padded with blanks, because the header with its
+/// length is written before the offset inside the state is known.
 const MIN_QUANT_STATE_BYTES: usize = 320;
 
 /// The result of a quantization.
@@ -23,11 +24,11 @@ const MIN_QUANT_STATE_BYTES: usize = 320;
 pub struct Quantized {
     /// Number of weights in 4 bits.
     pub weights: usize,
-    /// Their elements.
+    /// Number of elements of these weights.
     pub elements: u64,
     /// Names of the weight files.
     pub files: Vec<String>,
-    /// Element types: the code, then those of copied tensors, spelt as in `config.json`.
+    /// The name of the 4-bit code, then the element types of the copied tensors as in `config.json`.
     pub dtype: Vec<String>,
     /// Bytes of the weight files.
     pub weight_bytes: u64,
@@ -35,7 +36,7 @@ pub struct Quantized {
     pub bytes: u64,
 }
 
-/// One output file: weights to encode, then tensors to copy.
+/// One output file. It contains the encoded weights, followed by the copied tensors.
 #[derive(Default)]
 struct Shard<'a> {
     name: String,
@@ -44,16 +45,17 @@ struct Shard<'a> {
     specs: Vec<TensorSpec>,
 }
 
-/// Name and bytes of an additional file of the new folder.
+/// Name and bytes of an additional file for the new folder.
 pub type Extra = (&'static str, Vec<u8>);
 
 /// Writes the model of `base` to `folder`, with its projections in 4 bits. Embeddings, head and norms do not
-/// change. The new folder has as many weight files as the base. One weight at a time is in memory. `folder`
-/// must be absent or empty. `progress` may stop the work; `folder` is unchanged then.
+/// change. The new folder has as many weight files as the base. Only one weight at a time is in memory.
+/// `folder` must be empty or must not exist. `progress` may stop the work. In this case `folder` does not
+/// change.
 ///
 /// # Errors
-/// If the base is incomplete or in 4 bits already, the folder has other files, or the disk is too small or
-/// fails.
+/// If the base is incomplete or in 4 bits already, if the folder has other files, or if the disk is too small
+/// or fails.
 pub fn write_quantized(
     base: &Path,
     folder: &Path,
@@ -64,11 +66,13 @@ pub fn write_quantized(
     quantize_into(StagedFolder::create(folder)?, base, quantization, &[], threads, |_| Vec::new(), progress)
 }
 
-/// As [`write_quantized`], into a staged folder, without the modules of `skip` (`llm_int8_skip_modules`).
-/// `extra` returns additional files; its argument counts the bytes without them.
+/// Does the same as [`write_quantized`] in a staged folder. The modules of `skip` (`llm_int8_skip_modules`)
+/// stay in 16 bits. `extra` returns additional files. In the argument of `extra`, `bytes` does not include
+/// these files.
 ///
 /// # Errors
-/// As [`write_quantized`]; and if `skip` names an unknown module, or all modules.
+/// The errors of [`write_quantized`]. Also returns an error if `skip` names an unknown module, or all
+/// modules.
 pub fn quantize_into(
     model: StagedFolder,
     base: &Path,
@@ -139,7 +143,7 @@ pub fn quantize_into(
     Ok(quantized)
 }
 
-/// Describes the weight files; `bytes` does not count other files yet.
+/// Describes the weight files. `bytes` does not include other files yet.
 fn describe(
     weights: &Weights,
     encoded: &HashSet<String>,
@@ -167,7 +171,7 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
     for key in skip {
         let key = std::slice::from_ref(key);
         let is_there = weights.names().any(|name| is_skipped(module_of(name), key));
-        // A tied head has no weight of its own.
+        // A tied head has no weight, so its name is accepted.
         if !is_there && key[0] != "lm_head" {
             return Err(ModelError::NoModule { folder: folder(), module: key[0].clone() });
         }
@@ -180,9 +184,9 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
     }
 }
 
-/// Assigns the tensors of the base to files. In each file, encoded weights come first and end at a multiple
-/// of 8 bytes. The others follow, largest element type first, so that every tensor is aligned to its
-/// elements.
+/// Assigns the tensors of the base to output files. In each file, the encoded weights come first and end at a
+/// multiple of 8 bytes. The copied tensors follow, with the largest element type first. The offset of every
+/// tensor is thus a multiple of its element size.
 fn divide(
     weights: &Weights,
     quantization: Quantization,
@@ -242,8 +246,8 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
     specs
 }
 
-/// Returns the length of a state that follows `before` bytes of other parts. The state is padded so that the
-/// parts of a weight end at a multiple of 8.
+/// Returns the length of a quantization state. `before` is the size of the parts that precede it. The state
+/// is padded, so that the parts of a weight end at a multiple of 8 bytes.
 fn state_len(before: usize) -> usize {
     (before + MIN_QUANT_STATE_BYTES).next_multiple_of(8) - before
 }

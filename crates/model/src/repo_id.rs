@@ -1,10 +1,10 @@
-//! Spelling of Hub repository names.
+//! Checks the spelling of repository names on the Hub.
 
 /// Maximum length of an owner or a model name.
 const MAX_NAME_BYTES: usize = 96;
 
-/// Returns whether `text` is spelt as a repository of the Hub, `owner/name`. The rule is `huggingface_hub`'s
-/// `validate_repo_id`, with a required owner.
+/// Returns whether `text` is spelled like the name of a repository on the Hub, `owner/name`. The rule is
+/// `huggingface_hub`'s `validate_repo_id`, but the owner is required.
 ///
 /// ```
 /// use danlu_model::is_repo_id;
@@ -33,7 +33,7 @@ pub fn is_repo_id(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    // Expected: `huggingface_hub.utils.validate_repo_id`, huggingface_hub 2.4.0.
+    // The expected results are those of `huggingface_hub.utils.validate_repo_id` in huggingface_hub 2.4.0.
     #[test]
     fn the_rule_is_that_of_python() {
         let long = |n: usize| "b".repeat(n);

@@ -1,7 +1,7 @@
 //! Converts SentencePiece's `tokenizer.model` to the `tokenizer.json` that transformers would write.
 //!
-//! The file is a protobuf message: field 1 holds the pieces, field 2 the training settings, and field 3 the
-//! normalizer settings. The result follows `convert_slow_tokenizer.py` of transformers 5.24.
+//! The file is a protobuf message. Field 1 contains the pieces, field 2 the training settings, and field 3
+//! the normalizer settings. The conversion follows `convert_slow_tokenizer.py` of transformers 5.24.
 
 use std::collections::HashMap;
 
@@ -9,13 +9,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-/// Longest piece in characters that is split into merges. Pieces in use have at most 16.
+/// Maximum number of characters of a piece for which merges are searched. Pieces of published models have at
+/// most 16.
 const MAX_PIECE_CHARS: usize = 256;
 
-/// Most pieces of a model. The largest vocabulary in use has 262,144.
+/// Maximum number of pieces of a model. The largest published vocabulary has 262,144 pieces.
 const MAX_PIECES: usize = 1 << 19;
 
-/// Most bytes of all merges together for one byte of the pieces. A piece of `n` bytes has at most `n - 1` merges.
+/// Maximum size of all merges, in bytes per byte of the pieces. A piece of `n` bytes has at most `n - 1`
+/// merges.
 const MAX_MERGE_GROWTH: usize = 32;
 
 /// Kinds of pieces.
@@ -24,7 +26,7 @@ const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
-/// Kinds of models.
+/// Kinds of tokenizer models.
 const UNIGRAM: u64 = 1;
 const BPE: u64 = 2;
 
@@ -34,7 +36,7 @@ struct Piece {
     kind: u64,
 }
 
-/// The settings of a file, with SentencePiece's defaults.
+/// The settings of a file. Missing settings have SentencePiece's defaults.
 struct Model {
     pieces: Vec<Piece>,
     kind: u64,
@@ -49,18 +51,18 @@ struct Model {
 /// The settings of `tokenizer_config.json` that change a tokenizer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Settings<'a> {
-    /// Whether each part of a text between two added tokens gets the prefix blank.
+    /// Whether the prefix blank is added to each part of a text between two added tokens.
     pub is_legacy: bool,
-    /// Whether a space is added before the text. `None` leaves the decision to the file.
+    /// Whether a blank is added before the text. If `None`, the setting of the file applies.
     pub add_prefix_space: Option<bool>,
     /// The token that is added before a text.
     pub added_bos: Option<&'a str>,
 }
 
-/// The `tokenizer.json` of a SentencePiece model.
+/// Returns the `tokenizer.json` for a SentencePiece model.
 ///
 /// # Errors
-/// If the bytes are no SentencePiece model, or one of a kind other than Unigram and BPE.
+/// If the bytes are not a SentencePiece model, or if the kind of the model is neither Unigram nor BPE.
 pub(crate) fn tokenizer_json(bytes: &[u8], settings: Settings<'_>) -> Result<Value, String> {
     let model = Model::parse(bytes)?;
     let has_prefix = settings.add_prefix_space.unwrap_or(model.add_dummy_prefix);
@@ -151,7 +153,7 @@ impl Model {
         self.pieces.iter().position(|piece| piece.text == text)
     }
 
-    /// The steps of SentencePiece's normalizer, in its order.
+    /// Returns the steps of SentencePiece's normalizer in the order in which they run.
     fn normalizer(&self, has_prefix: bool, is_legacy: bool) -> Value {
         let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
         let mut steps = Vec::new();
@@ -167,7 +169,7 @@ impl Model {
             steps.push(replace(json!({ "String": " " }), "▁"));
         }
         if has_prefix && is_legacy {
-            // Metaspace adds no prefix to a text that begins with one, SentencePiece does.
+            // If a text starts with the prefix, Metaspace adds no second prefix, but SentencePiece does.
             steps.push(replace(json!({ "Regex": r"\A▁" }), "▁▁"));
         }
         json!({ "type": "Sequence", "normalizers": steps })
@@ -215,7 +217,8 @@ impl Model {
         }
     }
 
-    /// The merges of BPE, best first: each way to make a normal piece of two others, by the piece's score.
+    /// Returns the merges of BPE. Each merge is a way to build a normal piece from two other normal pieces.
+    /// The merges are sorted by the score of the built piece, best first.
     fn merges(&self) -> Result<Vec<[&str; 2]>, String> {
         let normal: HashMap<&str, usize> = self
             .pieces

@@ -1,4 +1,5 @@
-//! Writes a safetensors file sequentially: the header from known shapes, then the tensors.
+//! Writes a safetensors file sequentially. The header is written first, because all shapes are known. The
+//! tensors follow.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,24 +12,24 @@ use crate::files::{AtomicFile, FileError};
 /// Header entry of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
     /// Element type as safetensors spells it.
     pub dtype: String,
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
     /// Length in bytes.
     pub bytes: u64,
 }
 
 impl TensorSpec {
-    /// Describes a tensor of floats.
+    /// Describes a tensor of floating-point numbers.
     pub fn new(name: String, dtype: DType, shape: Vec<usize>) -> Self {
         let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
         Self { name, dtype: Self::dtype_name(dtype).to_owned(), shape, bytes }
     }
 
-    /// Returns safetensors' name of an element type.
+    /// Returns the name of an element type in safetensors.
     pub fn dtype_name(dtype: DType) -> &'static str {
         match dtype {
             DType::F32 => "F32",
@@ -38,8 +39,8 @@ impl TensorSpec {
     }
 }
 
-/// Writes one safetensors file through an [`AtomicFile`]. The file gets its name, complete, at
-/// [`finish`](ShardWriter::finish).
+/// Writes one safetensors file through an [`AtomicFile`]. The file gets its final name in
+/// [`finish`](ShardWriter::finish), when it is complete.
 #[derive(Debug)]
 pub struct ShardWriter {
     file: AtomicFile,
@@ -47,7 +48,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Returns the length of a file with these tensors.
+    /// Returns the length of a file that contains these tensors.
     pub fn file_size(specs: &[TensorSpec]) -> u64 {
         header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
     }
@@ -62,32 +63,33 @@ impl ShardWriter {
         Ok(Self { file, missing: specs.iter().map(|s| s.bytes).sum() })
     }
 
-    /// Appends bytes of the tensors, in the order of the header.
+    /// Appends bytes of the tensors. The tensors must be written in the order of the header.
     ///
     /// # Errors
     /// If the disk is full.
     ///
     /// # Panics
-    /// If there are more bytes than in the header.
+    /// If more bytes are written than the header declares.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         self.missing = self.missing.checked_sub(bytes.len() as u64).expect("no more bytes than announced");
         self.file.write_all(bytes).map_err(|e| FileError::new("write", self.file.path(), e))
     }
 
-    /// Flushes to the disk and renames the file to its final name.
+    /// Flushes the file to the disk and renames it to its final name.
     ///
     /// # Errors
     /// If the disk is full.
     ///
     /// # Panics
-    /// If there are fewer bytes than the header announced.
+    /// If fewer bytes were written than the header declares.
     pub fn finish(self) -> Result<(), FileError> {
         assert_eq!(self.missing, 0, "as many bytes as announced");
         self.file.commit()
     }
 }
 
-/// Returns length and JSON of the header, padded with blanks so that the data starts at a multiple of 8.
+/// Returns the length and the JSON of the header. The JSON is padded with blanks, so that the data starts at
+/// a multiple of 8 bytes.
 fn header(specs: &[TensorSpec]) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));

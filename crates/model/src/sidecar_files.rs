@@ -1,4 +1,5 @@
-//! Files that a new model copies from its base or adapter: tokenizer, template, generation settings.
+//! Files that a new model copies from its base or from its adapter: tokenizer, template and generation
+//! settings.
 
 use std::fs;
 use std::io;
@@ -10,8 +11,8 @@ use serde_json::{Map, Value, json};
 use crate::Tokenizer;
 use crate::files::{self, AtomicFile, FileError};
 
-/// Files of a tokenizer. All come from one folder, because they refer to each other. The template is chosen
-/// separately.
+/// Files of a tokenizer. All of them are copied from the same folder, because they refer to each other. The
+/// template may be copied from another folder.
 const TOKENIZER: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,19 +27,19 @@ const GENERATION: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// A file to copy under its own name.
+/// A file that is copied without changing its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SidecarFile {
-    /// That name.
+    /// Name of the file.
     pub name: String,
-    /// Path to copy from.
+    /// Path from which the file is copied.
     pub source: PathBuf,
     /// Length in bytes.
     pub bytes: u64,
 }
 
 impl SidecarFile {
-    /// Copies the file to `to`. The bytes are on the disk before the file gets its name.
+    /// Copies the file to `to`. The file gets its name only after all bytes are on the disk.
     ///
     /// # Errors
     /// If the file cannot be read, or the disk is full.
@@ -57,7 +58,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Returns the files to copy. [`Tokenizer::read_with`] reads the same tokenizer and template, so the merged
-/// model gets the adapter's prompts. `also` lists additional files of the adapter.
+/// model renders the same prompts as the adapter. `also` lists additional files of the adapter.
 ///
 /// # Errors
 /// If the size of a file cannot be read.
@@ -72,7 +73,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     let mut files: Vec<SidecarFile> = Vec::new();
     for (folder, name) in chosen {
         let source = folder.join(name);
-        // A name with a folder in it could lead outside the output.
+        // If a name contained a folder, the file could be written outside the output folder.
         let plain = Path::new(name).file_name().is_some_and(|n| n == name);
         if !plain || !source.is_file() || files.iter().any(|f| f.name == name) {
             continue;
@@ -83,7 +84,8 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     Ok(files)
 }
 
-/// Returns the folder with `generation_config.json`: the adapter's if it has one, otherwise the base's.
+/// Returns the folder with `generation_config.json`. It is the adapter's folder if the file exists there,
+/// otherwise the base's folder.
 pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a Path {
     adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }
@@ -91,17 +93,17 @@ pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a P
 /// Changes to `config.json` for a new model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigChange {
-    /// New element type, if it changes.
+    /// New element type, or `None` for no change.
     pub dtype: Option<DType>,
-    /// New `quantization_config`, if any.
+    /// New `quantization_config`, if there is one.
     pub quantization: Option<Value>,
-    /// New number of tokens, if it changes.
+    /// New size of the vocabulary, or `None` for no change.
     pub vocab_size: Option<usize>,
-    /// Whether the output head is the embedding table, if that changes.
+    /// Whether the embedding table is also the output head. `None` for no change.
     pub tie_word_embeddings: Option<bool>,
 }
 
-/// Returns the base's `config.json`, byte for byte if nothing changes.
+/// Returns the base's `config.json` with these changes. Without changes, the bytes are those of the file.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -112,7 +114,8 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
     let before = config.clone();
     if let Some(dtype) = change.dtype {
         let name = json!(torch_name(dtype));
-        // transformers 5 writes `dtype`, 4 wrote `torch_dtype`. Both read `torch_dtype`.
+        // transformers 5 writes `dtype`, and transformers 4 wrote `torch_dtype`. Both versions read
+        // `torch_dtype`.
         let present: Vec<&str> =
             ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
         let keys = if present.is_empty() { vec!["torch_dtype"] } else { present };

@@ -1,4 +1,4 @@
-//! A model folder that is published whole or not at all.
+//! A model folder that is published as a whole or not at all.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,38 +14,40 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Name of the weight file of a model without shards.
 pub const SINGLE_FILE: &str = "model.safetensors";
 
-/// Lists the files of a publication inside the hidden folder, in the order of the renames.
+/// A file in the hidden folder that lists the files of a publication, in the order in which they are renamed.
 const PUBLISH_LIST: &str = "publish.list";
 
 /// Maximum size of a [`PUBLISH_LIST`].
 const MAX_LIST_BYTES: u64 = 1 << 20;
 
-/// A model folder in progress. Files are staged in a hidden folder inside it, and
-/// [`publish`](StagedFolder::publish) renames them.
+/// A model folder that is being written. Files are first written to a hidden folder inside the model folder.
+/// [`publish`](StagedFolder::publish) then renames them.
 ///
-/// Dropping it earlier removes the files. The next run removes the leftovers of a killed process.
+/// Dropping the value before `publish` removes the files. If the process is killed, the next run removes
+/// them.
 #[derive(Debug)]
 pub struct StagedFolder {
     folder: PathBuf,
     staging: PathBuf,
     is_new: bool,
-    /// Keeps other processes out of the folder.
+    /// The lock that prevents other processes from writing to the folder.
     _lock: Option<File>,
 }
 
 impl StagedFolder {
-    /// Stages a model at `folder`, which must be absent or empty.
+    /// Prepares the writing of a model to `folder`, which must be empty or must not exist.
     ///
     /// # Errors
-    /// If the folder has other files, cannot be written, or is in use by another process.
+    /// If the folder contains other files, cannot be written, or is in use by another process.
     pub fn create(folder: &Path) -> Result<Self, FileError> {
         Self::create_beside(folder, |_| false)
     }
 
-    /// As [`StagedFolder::create`], in a folder that may also have entries accepted by `replaceable`.
+    /// Does the same as [`StagedFolder::create`], but the folder may also contain entries that `replaceable`
+    /// accepts.
     ///
     /// # Errors
-    /// As [`StagedFolder::create`].
+    /// The errors of [`StagedFolder::create`].
     pub fn create_beside(folder: &Path, replaceable: impl Fn(&str) -> bool) -> Result<Self, FileError> {
         let is_new = !folder.exists();
         files::ensure_output_dir(folder, |_| true)?;
@@ -63,36 +65,36 @@ impl StagedFolder {
         &self.folder
     }
 
-    /// Returns the hidden folder, which loads as a model once `config.json` is staged.
+    /// Returns the hidden folder. It can be loaded as a model once `config.json` is written there.
     pub fn staging(&self) -> &Path {
         &self.staging
     }
 
-    /// Returns the path for writing the file `name`.
+    /// Returns the path in the hidden folder to which the file `name` must be written.
     pub fn staged(&self, name: &str) -> PathBuf {
         self.staging.join(name)
     }
 
-    /// Renames every file in this order and syncs the folder. `config.json` comes last, so that an incomplete
-    /// model never loads.
+    /// Renames every file of `names` in this order and syncs the folder. `config.json` must be the last name,
+    /// so that an incomplete model never loads.
     ///
     /// # Errors
-    /// If a file was not staged, or the folder cannot be written.
+    /// If a file was not written to the hidden folder, or the model folder cannot be written.
     pub fn publish(self, names: &[String]) -> Result<(), FileError> {
         files::write_atomic(&self.staged(PUBLISH_LIST), names.join("\n").as_bytes())?;
         for name in names {
             let path = self.folder.join(name);
             fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
         }
-        // Some network file systems cannot sync a folder. The files themselves are safe.
+        // Some network file systems cannot sync a folder. The data of the files is already on the disk.
         let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }
 
-/// Removes the files of a publication that did not end, and all temporary entries.
+/// Removes the files of an interrupted publication, and all temporary entries.
 ///
-/// A publication has ended when its last file has its name. The files then stay.
+/// If the last file of a publication has its final name, the publication is complete, and its files stay.
 fn remove_leftovers(folder: &Path, staging: &Path) -> Result<(), FileError> {
     let list = staging.join(PUBLISH_LIST);
     if list.is_file() {
@@ -117,31 +119,31 @@ fn remove_leftovers(folder: &Path, staging: &Path) -> Result<(), FileError> {
 
 impl Drop for StagedFolder {
     fn drop(&mut self) {
-        // Best effort: an error here would hide the error that led to the drop.
+        // Errors are ignored here, because they would hide the error that led to the drop.
         let _ = remove_leftovers(&self.folder, &self.staging);
         if self.is_new {
-            // Fails, as intended, if the folder holds the finished model.
+            // The call fails if the folder contains the finished model. This is intended.
             let _ = fs::remove_dir(&self.folder);
         }
     }
 }
 
-/// Whether a folder already holds the model to write.
+/// Whether a folder already contains the model that should be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderState {
-    /// A complete model with this configuration.
+    /// The folder contains a complete model with this configuration.
     Same,
-    /// A model with another configuration.
+    /// The folder contains a model with another configuration.
     Other,
-    /// No model.
+    /// The folder contains no model.
     None,
 }
 
 impl FolderState {
-    /// Compares the configuration and headers of `folder`, without reading weights.
+    /// Compares the configuration and the headers of the weights in `folder`. The weights are not read.
     ///
     /// # Errors
-    /// If the folder has a damaged model.
+    /// If the folder contains a damaged model.
     pub fn of(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
         if fs::symlink_metadata(folder.join("config.json")).is_err() {
             return Ok(Self::None);
@@ -154,7 +156,7 @@ impl FolderState {
     }
 }
 
-/// Returns the name of weight file `i`, from 0, of `count`.
+/// Returns the name of weight file `i` of `count` files. The first file has `i = 0`.
 pub fn shard_name(i: usize, count: usize) -> String {
     match count {
         1 => SINGLE_FILE.to_owned(),
@@ -162,7 +164,7 @@ pub fn shard_name(i: usize, count: usize) -> String {
     }
 }
 
-/// Returns the contents of [`INDEX_FILE`], or `None` for a single file.
+/// Returns the contents of [`INDEX_FILE`]. Returns `None` if there is only one weight file.
 pub fn shard_index<'a>(shards: impl Iterator<Item = (&'a str, &'a [TensorSpec])>) -> Option<Vec<u8>> {
     let shards: Vec<_> = shards.collect();
     if shards.len() < 2 {
@@ -251,7 +253,7 @@ mod tests {
         kill_after(&["model.safetensors"]);
         drop(StagedFolder::create(&folder).unwrap());
         assert_eq!(files::names_in(&folder).unwrap(), [""; 0]);
-        // A complete model stays, without the temporary entries.
+        // A complete model is not removed, but the temporary entries are.
         kill_after(&["model.safetensors", "config.json"]);
         assert!(StagedFolder::create(&folder).is_err());
         assert_eq!(files::names_in(&folder).unwrap(), ["config.json", "model.safetensors"]);

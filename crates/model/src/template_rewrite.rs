@@ -1,12 +1,14 @@
-//! Checks the tags of a chat template, and wraps every stored value in a filter that bounds its size.
+//! Checks the tags of a chat template, and wraps every stored value in a filter that limits its size.
 //!
-//! minijinja parses, drops and prints by recursion. Three limits keep that recursion shallow:
+//! minijinja uses recursion to parse, drop and print values. Three limits bound the depth of this recursion:
 //!
-//! - a tag has at most `MAX_OPERATORS` operators, so its expression nests no deeper;
-//! - `elif` branches, which nest in the syntax tree, are counted too;
+//! - a tag has at most `MAX_OPERATORS` operators, so the nesting of its expression has no more levels than
+//!   that;
+//! - `elif` branches are counted too, because they are nested in the syntax tree;
 //! - each value that outlives its expression passes through [`BOUND`] or [`BOUND_MEMBER`].
 //!
-//! A value outlives its expression through `set`, `with`, `for`, the parameters of a macro, and `loop(...)`:
+//! A value can outlive its expression through `set`, `with`, `for`, the parameters of a macro, and
+//! `loop(...)`:
 //!
 //! ```text
 //! {% set x = A %}            {% set x = (A)|danlu_bound %}
@@ -20,19 +22,20 @@
 use minijinja::machinery::{Span, Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 
-/// The filter that bounds the depth and size of a value.
+/// Name of the filter that limits the depth and the size of a value.
 pub(crate) const BOUND: &str = "danlu_bound";
 
-/// The filter of a value that becomes an attribute of a namespace, which only holds data.
+/// Name of the filter for a value that becomes an attribute of a namespace. A namespace may contain only
+/// data.
 pub(crate) const BOUND_MEMBER: &str = "danlu_bound_member";
 
-/// Most operators in one tag. Templates in use have some 60.
+/// Maximum number of operators in one tag. Published templates have some 60.
 const MAX_OPERATORS: usize = 500;
 
-/// Most `elif` tags. Templates in use have some 20.
+/// Maximum number of `elif` tags. Published templates have some 20.
 const MAX_ELIFS: usize = 500;
 
-/// A template that is too deep, with its line from 1.
+/// The error for a template that is nested too deeply, with the line of the fault. The first line is 1.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooDeep {
     pub line: usize,
@@ -41,7 +44,7 @@ pub(crate) struct TooDeep {
 
 /// Returns `source` with its stored values wrapped.
 ///
-/// A source that is not valid Jinja is returned as it is, for the parser to report.
+/// If `source` is not valid Jinja, it is returned unchanged, and the parser reports the error later.
 pub(crate) fn bound_values(source: &str, syntax: &SyntaxConfig) -> Result<String, TooDeep> {
     let mut insertions = Vec::new();
     let (mut elifs, mut operators) = (0, 0);
@@ -94,7 +97,7 @@ struct Insertion {
     text: String,
 }
 
-/// Whether a token may nest an expression by one level.
+/// Returns whether a token can increase the nesting of an expression by one level.
 fn is_operator(token: &Token<'_>) -> bool {
     match token {
         Token::Ident(word) => matches!(*word, "not" | "and" | "or" | "if" | "is" | "in" | "else"),
@@ -105,7 +108,8 @@ fn is_operator(token: &Token<'_>) -> bool {
     }
 }
 
-/// Wraps the values that the statement `tag` stores. `close` is the text of its end at `end`, such as `-%}`.
+/// Wraps the values that the statement `tag` stores. `close` is the text that closes the tag, such as `-%}`,
+/// and `end` is the position of this text.
 fn wrap_statement(
     tag: &[(Token<'_>, Span)],
     close: &str,
@@ -157,7 +161,7 @@ fn wrap_statement(
     }
 }
 
-/// The parameters of `{% macro name(a, b=1) %}` or `{% call(a) f() %}`.
+/// Returns the names of the parameters of `{% macro name(a, b=1) %}` or `{% call(a) f() %}`.
 fn parameters<'a>(tag: &'a [(Token<'a>, Span)], depths: &'a [usize]) -> impl Iterator<Item = &'a str> {
     let open = match tag {
         [(Token::Ident("macro"), _), _, (Token::ParenOpen, _), ..] => 2,
@@ -171,7 +175,7 @@ fn parameters<'a>(tag: &'a [(Token<'a>, Span)], depths: &'a [usize]) -> impl Ite
     })
 }
 
-/// Wraps the argument of each `loop(...)`, which starts a recursive loop anew.
+/// Wraps the argument of each `loop(...)`. Such a call runs a recursive loop over the argument.
 fn wrap_loop_calls(tag: &[(Token<'_>, Span)], insertions: &mut Vec<Insertion>) {
     let depths = bracket_depths(tag);
     for (i, pair) in tag.windows(2).enumerate() {
@@ -183,7 +187,7 @@ fn wrap_loop_calls(tag: &[(Token<'_>, Span)], insertions: &mut Vec<Insertion>) {
     }
 }
 
-/// For each token, the number of brackets that are open around it. A bracket counts as outside of itself.
+/// Returns, for each token, the number of open brackets around the token. A bracket does not count itself.
 fn bracket_depths(tag: &[(Token<'_>, Span)]) -> Vec<usize> {
     let mut depth = 0usize;
     tag.iter()

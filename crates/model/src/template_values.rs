@@ -1,37 +1,39 @@
-//! Bounds of the values of a chat template: how deep they nest, how many items they have, and how much one
-//! call returns.
+//! Limits for the values of a chat template: the depth of their nesting, the number of their items, and the
+//! size of the result of one call.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-/// Deepest nesting of a stored value. JSON itself nests at most 128 levels.
+/// Maximum nesting of a stored value. JSON values have at most 128 levels.
 const MAX_DEPTH: usize = 200;
 
-/// Maximum number of items of a value, counted recursively.
+/// Maximum number of items of a value. The items of nested values count too.
 const MAX_ITEMS: usize = 1 << 20;
 
-/// Items that cost one unit of fuel.
+/// Number of items that cost one unit of fuel.
 const ITEMS_PER_FUEL: usize = 8;
 
-/// Maximum of a width or a precision in a format, and of the sum of all widths and precisions.
+/// Maximum width or precision in a format. The sum of all widths and precisions has the same limit.
 const MAX_WIDTH: usize = 10_000;
 const MAX_WIDTH_SUM: usize = 1 << 20;
 
-/// Filter of a stored value: an error if it is too deep or too large. A lazy list becomes a list.
+/// Filter for a stored value. Returns an error if the value is too deep or too large. A lazy list is replaced
+/// by a list.
 pub(crate) fn bound(state: &State, value: Value) -> Result<Value, Error> {
     check(state, &value, false)?;
     stored(value)
 }
 
-/// As [`bound`], for an attribute of a namespace. A namespace may contain only data. A namespace or macro
-/// inside it could refer back to it: printing would not end, and the memory would leak.
+/// Filter for an attribute of a namespace, like [`bound`]. The attribute may contain only data. A namespace
+/// or macro inside it could refer back to the namespace. Printing would then never end, and the memory would
+/// leak.
 pub(crate) fn bound_member(state: &State, value: Value) -> Result<Value, Error> {
     check(state, &value, true)?;
     stored(value)
 }
 
-/// Checks that a value may be written, and charges its text before it exists. With `indent`, each item has a
-/// line of its own that is indented by so many blanks a level.
+/// Checks that a value may be written, and charges fuel for its text before the text is created. With
+/// `indent`, each item is on a separate line, and is indented by `indent` blanks per level.
 pub(crate) fn check_written(state: &State, value: &Value, indent: usize) -> Result<(), Error> {
     let size = check(state, value, false)?;
     let bytes = size.text + indent.saturating_mul(size.depths);
@@ -45,13 +47,13 @@ fn stored(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Size of a value. A shared item counts once per occurrence.
+/// Size of a value. An item that occurs several times is counted several times.
 #[derive(Clone, Copy, Default)]
 struct Size {
     items: usize,
     /// Bytes of all strings.
     text: usize,
-    /// Sum of the levels of all items.
+    /// Sum of the nesting levels of all items.
     depths: usize,
 }
 
@@ -100,15 +102,16 @@ impl Walk<'_, '_, '_> {
     }
 }
 
-/// Whether a value is a namespace or something to call.
+/// Returns whether a value is a namespace, or can be called.
 fn is_reference(value: &Value, kind: ValueKind) -> bool {
-    // minijinja keeps both types to itself, and reports macros and loops as maps too.
+    // Both types of minijinja are private, and macros and loops are also reported as maps. So the type is
+    // recognised by name.
     let is_of_engine = |name: &str| name.contains("minijinja::vm::") || name.ends_with("::Namespace");
     let is_own = || value.as_object().is_some_and(|object| is_of_engine(object.type_name()));
     kind == ValueKind::Plain || (kind == ValueKind::Map && is_own())
 }
 
-/// Checks what `text.format(args)` would write.
+/// Checks the size of the text that `text.format(args)` would return.
 pub(crate) fn check_format(state: &State, text: &str, args: &[Value]) -> Result<(), Error> {
     let fields = text.matches('{').count();
     let mut widths = 0;

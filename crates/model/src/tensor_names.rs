@@ -1,14 +1,15 @@
-//! The model's own names for tensors that wrappers renamed.
+//! Restores the original names of tensors that wrappers have renamed.
 
-/// Segments that wrappers put into a module's path: torch.compile, data parallelism, FSDP, checkpointing, PEFT.
+/// Components that wrappers add to a module's path. The wrappers are torch.compile, data parallelism, FSDP,
+/// checkpointing and PEFT.
 const WRAPPERS: [&str; 5] =
     ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"];
 
-/// First segments of tensor names in a file that contains only the decoder.
+/// The possible first components of tensor names in a file that contains only the decoder.
 const DECODER: [&str; 3] = ["layers", "embed_tokens", "norm"];
 
-/// Returns the model's own names for the tensors of one checkpoint. Wrappers and PEFT's prefix are removed.
-/// `model.` is added if a file contains only the decoder.
+/// Returns the original names of the tensors of one checkpoint. The components of wrappers and the prefix of
+/// PEFT are removed. `model.` is added if the file contains only the decoder.
 pub(crate) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let bare = |name: &str| {
         let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();

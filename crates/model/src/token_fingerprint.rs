@@ -1,28 +1,29 @@
-//! Properties of tokenizer and template that training and use must have in common.
+//! Properties of tokenizer and template that must be the same in training and in use.
 
 use serde::{Deserialize, Serialize};
 
-/// A fingerprint of tokenizer and template.
+/// A fingerprint of a tokenizer and its template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenFingerprint {
     /// SHA-256 of the chat template, if there is one.
     pub template_sha256: Option<String>,
-    /// SHA-256 of the tokenizer in a canonical form that is independent of the file's layout.
+    /// SHA-256 of the tokenizer in a canonical form. It does not depend on the layout of the file.
     pub tokenizer_sha256: String,
-    /// Text of the token that begins a text.
+    /// Text of the BOS token.
     pub bos: Option<String>,
-    /// Text of the token that ends a text.
+    /// Text of the EOS token.
     pub eos: Option<String>,
     /// Text of the padding token.
     pub pad: Option<String>,
-    /// Tokens that end a generation, sorted.
+    /// Texts of the tokens that end a reply, sorted.
     pub stop: Vec<String>,
-    /// System message that the template adds by itself.
+    /// System message that the template adds to a conversation without one.
     pub default_system: Option<String>,
 }
 
 impl TokenFingerprint {
-    /// Describes each difference from `other` in one sentence. `words` name the two sides: `in the base`.
+    /// Describes each difference from `other` in one sentence. `words` are the names of the two sides, such
+    /// as `in the base`.
     pub fn difference(&self, other: &Self, words: [&str; 2]) -> Vec<String> {
         let mut out = Vec::new();
         let mut compare = |name: &str, here: String, there: String| {

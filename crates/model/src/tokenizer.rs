@@ -1,4 +1,4 @@
-//! Tokenizer of a model folder: encoding, decoding, named tokens and end tokens.
+//! The tokenizer of a model folder. It encodes and decodes text, and returns named tokens and end tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -19,13 +19,13 @@ use crate::token_fingerprint::TokenFingerprint;
 use crate::tokenizer_file::{MAX_TOKEN_BYTES, TokenizerFile};
 use crate::{ConfigJson, ModelConfig, ModelError, files, sentencepiece, sidecar_files};
 
-/// The largest published tokenizers have some 35 MB.
+/// Maximum size of a tokenizer file. The largest published files have some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// The model of SentencePiece, which is read where there is no `tokenizer.json`.
+/// SentencePiece's model file. It is read if there is no `tokenizer.json`.
 const SENTENCEPIECE: &str = "tokenizer.model";
 
-/// Files of a tokenizer without `tokenizer.json`.
+/// Files of tokenizers that have no `tokenizer.json`.
 const OTHER_TOKENIZERS: [&str; 8] = [
     SENTENCEPIECE,
     "spiece.model",
@@ -37,24 +37,25 @@ const OTHER_TOKENIZERS: [&str; 8] = [
     "qwen.tiktoken",
 ];
 
-/// Limits of reading a file, besides what grows with its bytes.
+/// Limits for reading a file. An amount that grows with the size of the file is added to them.
 const LOAD_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(15), bytes: 128 << 20 };
 
-/// Limits of encoding a text with slow patterns, besides what grows with its bytes.
+/// Limits for encoding a text with slow patterns. An amount that grows with the length of the text is added
+/// to them.
 const ENCODE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 128 << 20 };
 
 /// A tokenizer with its chat template.
 pub struct Tokenizer {
     path: PathBuf,
     inner: Arc<tokenizers::Tokenizer>,
-    /// Whether encoding needs a limit of time.
+    /// Whether encoding needs a time limit.
     is_slow: bool,
-    /// How a long text is divided.
+    /// Options for dividing a long text into windows.
     windows: WindowOptions,
-    /// The reason why an encoding was abandoned. Nothing is encoded again.
+    /// The reason why an encoding was abandoned. After that, this tokenizer encodes no other text.
     abandoned: OnceLock<NoResult>,
     ignored_dropout: Option<f32>,
-    /// Rows of the model's embedding table, once known.
+    /// Number of rows of the model's embedding table, if known.
     table_rows: OnceLock<usize>,
     specials: Vec<String>,
     named: BTreeMap<String, String>,
@@ -66,9 +67,9 @@ pub struct Tokenizer {
 pub type TokenSpan = (u32, Range<usize>);
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a folder, or `tokenizer.model` where there is none. Reads, if present,
-    /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `chat_template.jinja`,
-    /// `generation_config.json` and `config.json`.
+    /// Reads `tokenizer.json` of a folder, or `tokenizer.model` if there is no `tokenizer.json`. Also reads
+    /// the following files if they exist: `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `added_tokens.json`, `chat_template.jinja`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
     /// If there is no tokenizer, or a file is malformed.
@@ -76,32 +77,33 @@ impl Tokenizer {
         Self::read_from(folder, folder, folder, ConfigJson::read_optional(folder)?.as_ref())
     }
 
-    /// Reads the tokenizer of `base`, whose `config.json` is read already. These files of `adapter` replace
-    /// files of the base: a complete tokenizer, a chat template, `generation_config.json`.
+    /// Reads the tokenizer of `base`. `config` is the base's `config.json`. The following files of `adapter`
+    /// replace the files of the base: a complete tokenizer, a chat template, and `generation_config.json`.
     ///
     /// # Errors
-    /// As [`Tokenizer::read`].
+    /// The errors of [`Tokenizer::read`].
     pub fn read_with(base: &Path, adapter: Option<&Path>, config: &ConfigJson) -> Result<Self, ModelError> {
         let [tokenizer, template] = Self::folders(base, adapter.unwrap_or(base));
         let generation = sidecar_files::generation_folder(base, adapter);
         Self::read_from(tokenizer, template, generation, Some(config))
     }
 
-    /// Returns whether `adapter` has a file that [`Tokenizer::read_with`] prefers to the base's.
+    /// Returns whether `adapter` contains a file that [`Tokenizer::read_with`] uses instead of a file of the
+    /// base.
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
         Self::folders(none, adapter) != [none, none]
             || sidecar_files::generation_folder(none, Some(adapter)) != none
     }
 
-    /// Returns the folders of tokenizer and template that [`Tokenizer::read_with`] uses.
+    /// Returns the folders from which [`Tokenizer::read_with`] reads the tokenizer and the template.
     pub fn folders<'a>(base: &'a Path, adapter: &'a Path) -> [&'a Path; 2] {
         let has = |name: &str| adapter.join(name).is_file();
         let tokenizer = if has("tokenizer.json") && has("tokenizer_config.json") { adapter } else { base };
         [tokenizer, if has("chat_template.jinja") { adapter } else { tokenizer }]
     }
 
-    /// Reads the files of a tokenizer, which may be in different folders.
+    /// Reads the files of a tokenizer. The files may be in different folders.
     fn read_from(
         folder: &Path,
         template: &Path,
@@ -165,7 +167,7 @@ impl Tokenizer {
         })
     }
 
-    /// Returns the ids of `text`. Special tokens in the text are recognised. None are added.
+    /// Returns the ids of `text`. Special tokens in the text are recognised. No special tokens are added.
     ///
     /// # Errors
     /// If the tokenizer cannot represent the text.
@@ -178,10 +180,10 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the number of tokens of `text`, or a number above `limit` once it is exceeded.
+    /// Returns the number of tokens of `text`. Counting stops at a number above `limit`.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn count(&self, text: &str, limit: usize) -> Result<usize, ModelError> {
         let mut count = 0;
         self.visit_ids(text, &mut |piece| {
@@ -191,7 +193,7 @@ impl Tokenizer {
         Ok(count)
     }
 
-    /// Passes the ids of `text` to `visit`, piece by piece for a long text.
+    /// Passes the ids of `text` to `visit`. The ids of a long text are passed in several calls.
     fn visit_ids(
         &self,
         text: &str,
@@ -209,10 +211,11 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Passes the ids of `text` with their byte ranges to `visit`, piece by piece for a long text. `visit` may break.
+    /// Passes the ids of `text` and their byte ranges to `visit`. The ids of a long text are passed in
+    /// several calls. `visit` may break.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn visit_tokens(
         &self,
         text: &str,
@@ -241,7 +244,8 @@ impl Tokenizer {
         })
     }
 
-    /// Encodes `text`. A panic of the library becomes an error; a tokenizer with slow patterns has a time limit.
+    /// Encodes `text`. A panic of the library becomes an error. If the tokenizer has slow patterns, the time
+    /// is limited.
     fn guarded(
         &self,
         text: &str,
@@ -271,18 +275,18 @@ impl Tokenizer {
         encoded.map_err(|e| fault(e.to_string()))
     }
 
-    /// The file: `tokenizer.json`.
+    /// Returns the path of the tokenizer's file, such as `tokenizer.json`.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file's BPE dropout: the share of merges to skip at random. danlu skips none, because a run could
-    /// not be repeated.
+    /// Returns the BPE dropout of the file, which is the share of merges to skip at random. danlu skips no
+    /// merges, because a run could not be repeated otherwise.
     pub fn ignored_dropout(&self) -> Option<f32> {
         self.ignored_dropout
     }
 
-    /// Replaces the chat template by `source`, which came from `path`.
+    /// Replaces the chat template by `source`, which was read from `path`.
     ///
     /// # Errors
     /// If the template is not valid.
@@ -293,11 +297,11 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Returns the ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers define a
-    /// BOS and add none.
+    /// Returns the ids that the tokenizer itself adds before a text, such as the BOS token. Many tokenizers
+    /// define a BOS token but do not add it.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn starting_ids(&self) -> Result<Vec<u32>, ModelError> {
         let encoding = self.guarded("a", |inner, text| inner.encode_fast(text, true))?;
         let plain = self.encode("a")?;
@@ -306,11 +310,11 @@ impl Tokenizer {
         Ok(ids[..at.unwrap_or(0)].to_vec())
     }
 
-    /// As [`Tokenizer::encode`], with the byte range of each id. Tokens that share a character all have that
-    /// character's range.
+    /// Returns the ids of `text`, as [`Tokenizer::encode`] does, and the byte range of each id. If several
+    /// tokens share a character, each of them has the range of this character.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, ModelError> {
         let mut tokens = Vec::new();
         self.visit_tokens(text, &mut |piece| {
@@ -320,12 +324,13 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Returns a special token in `text`, which [`Tokenizer::encode`] would not encode as plain text.
+    /// Returns a special token that occurs in `text`. [`Tokenizer::encode`] would not encode it as plain
+    /// text.
     pub fn special_in(&self, text: &str) -> Option<&str> {
         self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
 
-    /// Returns the text of `ids`. Ids outside the vocabulary have no text; invalid bytes become U+FFFD.
+    /// Returns the text of `ids`. Ids outside the vocabulary are skipped. Invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let decoded = guarded_thread::catch_panic(|| self.inner.decode(ids, skip_special));
         decoded.map(Result::unwrap_or_default).unwrap_or_default()
@@ -337,12 +342,12 @@ impl Tokenizer {
     }
 
     /// Returns the spelling of a token in the vocabulary. In a byte-level vocabulary, the spelling differs
-    /// from the text.
+    /// from the text of the token.
     pub fn token_str(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Returns the id of a token by its spelling in the vocabulary.
+    /// Returns the id of the token with this spelling in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
@@ -367,8 +372,8 @@ impl Tokenizer {
         self.token_id(self.named("pad_token")?)
     }
 
-    /// Returns every id that ends a generation: the end tokens of `generation_config.json`, `config.json` and
-    /// the tokenizer, and the template's end-of-turn token.
+    /// Returns every id that ends a reply. These are the end tokens of `generation_config.json`, of
+    /// `config.json` and of the tokenizer, and the end-of-turn token of the template.
     pub fn stop_ids(&self) -> &BTreeSet<u32> {
         &self.stop_ids
     }
@@ -380,12 +385,12 @@ impl Tokenizer {
 
     /// Limits the ids of a text to the rows of the model's embedding table.
     ///
-    /// Llama 2 and CodeLlama have tokens without a row. Only a text that spells one is refused.
+    /// Llama 2 and CodeLlama have tokens without a row. Only a text that contains such a token is rejected.
     pub fn limit_ids(&self, config: &ModelConfig) {
         self.table_rows.get_or_init(|| config.vocab_size);
     }
 
-    /// Rejects ids without a row in the table.
+    /// Rejects ids that have no row in the embedding table.
     fn check_rows(&self, ids: &[u32]) -> Result<(), ModelError> {
         let Some(&vocab_size) = self.table_rows.get() else { return Ok(()) };
         match ids.iter().find(|&&id| id as usize >= vocab_size) {
@@ -397,7 +402,7 @@ impl Tokenizer {
     /// Returns the chat template.
     ///
     /// # Errors
-    /// If the model has none.
+    /// If the model has no chat template.
     pub fn template(&self) -> Result<&ChatTemplate, ModelError> {
         let folder = self.path.parent().unwrap_or(&self.path);
         self.template.as_ref().ok_or_else(|| ModelError::NoTemplate { folder: folder.to_owned() })
@@ -405,7 +410,8 @@ impl Tokenizer {
 
     /// Returns the fingerprint of tokenizer and template.
     pub fn fingerprint(&self) -> TokenFingerprint {
-        // The canonical form of the library does not depend on the file's layout or version.
+        // The canonical form that the library writes does not depend on the layout or the version of the
+        // file.
         let canonical = self.inner.to_string(false).unwrap_or_default();
         let named = |name: &str| self.named(name).map(str::to_owned);
         TokenFingerprint {
@@ -430,50 +436,52 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Streams the text of a growing list of tokens in whole characters. A Chinese character may span three
-/// tokens.
+/// Decodes a growing list of tokens, and returns text only in whole characters. A Chinese character may need
+/// three tokens.
 ///
-/// The pieces and [`finish`](DecodeStream::finish) concatenate to the text of all ids decoded at once.
+/// The returned texts, including the text of [`finish`](DecodeStream::finish), add up to the text of all ids
+/// decoded at once.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     state: DecodeState,
 }
 
 impl DecodeStream<'_> {
-    /// Adds one token. Returns the text that became complete.
+    /// Adds one token. Returns the text that became complete with this token.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.state.push(self.tokenizer, id)
     }
 
-    /// Returns the pending text, with incomplete characters replaced by U+FFFD.
+    /// Returns the text that was not returned yet. Incomplete characters are replaced by U+FFFD.
     pub fn finish(mut self) -> Option<String> {
         self.state.finish(self.tokenizer)
     }
 }
 
-/// The state of a [`DecodeStream`] without its tokenizer, for owners that outlive a borrow.
+/// The state of a [`DecodeStream`] without its tokenizer. An owner can store it without borrowing the
+/// tokenizer.
 #[derive(Clone, Debug)]
 pub struct DecodeState {
-    /// The tokens of the last piece, then the pending ones. A decoder may treat the first token of a text
-    /// differently, so each piece is decoded after its predecessor.
+    /// The tokens of the last returned text, then the tokens whose text was not returned yet. A decoder may
+    /// treat the first token of a text differently, so each text is decoded together with the previous one.
     ids: Vec<u32>,
     written: usize,
     skip_special: bool,
 }
 
 impl DecodeState {
-    /// Returns the state before the first token.
+    /// Returns a state without tokens.
     pub fn new(skip_special: bool) -> Self {
         Self { ids: Vec::new(), written: 0, skip_special }
     }
 
-    /// Adds one token. Returns the text that became complete.
+    /// Adds one token. Returns the text that became complete with this token.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Option<String> {
         self.ids.push(id);
         self.piece(tokenizer, false)
     }
 
-    /// Returns the pending text, with incomplete characters replaced by U+FFFD.
+    /// Returns the text that was not returned yet. Incomplete characters are replaced by U+FFFD.
     pub fn finish(&mut self, tokenizer: &Tokenizer) -> Option<String> {
         self.piece(tokenizer, true)
     }
@@ -494,8 +502,8 @@ impl DecodeState {
     }
 }
 
-/// Reads a tokenizer that [`TokenizerFile::check`] accepts, without padding, truncation and dropout: danlu pads
-/// and truncates itself, and repeats a run exactly.
+/// Reads a tokenizer that [`TokenizerFile::check`] accepts. Padding, truncation and dropout are removed,
+/// because danlu pads and truncates itself, and because a run must be repeatable.
 fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
     let limits = WorkLimits {
         time: LOAD_LIMITS.time + Duration::from_micros(bytes.len() as u64),
@@ -517,16 +525,17 @@ fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
     loaded.map_err(|reason| format!("cannot read it: {reason}"))?.map_err(|e| e.to_string())
 }
 
-/// Whether two neighbouring tokens of a word decide alone that no merge crosses their border. Markers at the ends of a
-/// word would depend on the word's place.
+/// Returns whether two windows may be joined inside a word. For this, two neighbouring tokens alone must show
+/// that no merge crosses their border. If the ends of a word have markers, the tokens also depend on where
+/// the word ends.
 fn is_joined_within_words(inner: &tokenizers::Tokenizer) -> bool {
     let ModelWrapper::BPE(model) = inner.get_model() else { return false };
     let markers = [&model.continuing_subword_prefix, &model.end_of_word_suffix];
     markers.into_iter().flatten().all(String::is_empty)
 }
 
-/// Returns tokens that may end a turn: special tokens, and ordinary tokens with the same form, such as an
-/// `<|im_end|>` that was not declared special.
+/// Returns the tokens that may end a turn: special tokens, and ordinary tokens with the same spelling as
+/// special tokens. An example of the latter is an `<|im_end|>` that was not declared special.
 fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     let added = inner.get_added_tokens_decoder().into_values();
     let ends = added
@@ -534,7 +543,8 @@ fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     ends.map(|token| token.content).collect()
 }
 
-/// The bytes of a folder's `tokenizer.json`, or those made of its SentencePiece model, with the file's path.
+/// Returns the path and the bytes of a folder's `tokenizer.json`. Without this file, the bytes are converted
+/// from the SentencePiece model.
 fn read_bytes(
     folder: &Path,
     files: &TokenFiles,
@@ -568,7 +578,8 @@ fn read_bytes(
     }
 }
 
-/// Returns the chat template and its file. `chat_template.jinja` goes first, as in transformers.
+/// Returns the chat template and the path of its file. As in transformers, `chat_template.jinja` takes
+/// precedence.
 fn template_source(
     folder: &Path,
     config_path: &Path,

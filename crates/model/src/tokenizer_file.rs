@@ -1,7 +1,8 @@
 //! Checks a `tokenizer.json` before the tokenizers library reads it.
 //!
-//! The library trusts the file: it allocates what a character map declares, indexes what the map points at, and
-//! recurses as deep as a token is long. Each check below names a field of the file.
+//! The library trusts the file. It allocates as much memory as a character map declares, uses offsets of the
+//! map without a check, and recurses once per byte of a token. Each error of these checks names a field of
+//! the file.
 
 use std::collections::VecDeque;
 
@@ -11,25 +12,25 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// Longest token of a vocabulary in bytes. The library's trie nests by one level a byte.
+/// Maximum length of a token in bytes. The library's trie has one level per byte.
 pub(crate) const MAX_TOKEN_BYTES: usize = 4096;
 
-/// Largest id of a token. The library counts through all ids when it writes a vocabulary.
+/// Maximum id of a token. To write a vocabulary, the library iterates over all ids up to the largest.
 const MAX_TOKEN_ID: u64 = 1 << 24;
 
-/// Longest prefix or suffix of a token, which the library writes for each character of a text.
+/// Maximum length of a token prefix or suffix. The library writes it once for each character of a text.
 const MAX_AFFIX_BYTES: usize = 64;
 
-/// Maximum length of a word for WordPiece. Its time grows with the square of the length.
+/// Maximum length of a word for WordPiece. The running time grows with the square of the length.
 const MAX_WORD_CHARS: u64 = 10_000;
 
-/// Longest text that a normalizer inserts for one match.
+/// Maximum length of a text that a normalizer inserts for one match.
 const MAX_INSERTED_BYTES: usize = 1024;
 
-/// Most bytes that all normalizers or decoders together make of one byte.
+/// Maximum number of bytes that all normalizers, or all decoders, together create from one byte.
 const MAX_GROWTH: usize = 64;
 
-/// Maximum number of steps in a sequence, counted recursively.
+/// Maximum number of steps in a sequence. The steps of nested sequences count too.
 const MAX_STEPS: usize = 256;
 
 /// The parts of `tokenizer.json` that are checked.
@@ -65,7 +66,7 @@ struct Model {
     max_input_chars_per_word: Option<u64>,
 }
 
-/// The extremes of a vocabulary.
+/// Length of the longest token and largest id of a vocabulary.
 #[derive(Default)]
 struct Vocabulary {
     longest_token: usize,
@@ -76,27 +77,29 @@ impl TokenizerFile {
     /// Parses the file.
     ///
     /// # Errors
-    /// If it is not JSON of a tokenizer, with the library's words.
+    /// If the file is not the JSON of a tokenizer. The error is the message of serde_json.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(bytes).map_err(|e| e.to_string())
     }
 
-    /// The share of merges that training on this tokenizer would skip at random.
+    /// Returns the BPE dropout: the share of merges that the library would skip at random.
     pub fn dropout(&self) -> Option<f32> {
         self.model.dropout.filter(|dropout| *dropout != 0.0)
     }
 
-    /// Whether a pattern of the file can take far longer than its text is long.
+    /// Returns whether the time to search a pattern of the file can grow much faster than the length of the
+    /// text.
     pub fn has_slow_pattern(&self) -> bool {
         let steps = [&self.normalizer, &self.pre_tokenizer, &self.decoder].map(steps);
         let patterns = steps.iter().flatten().filter_map(|step| step.pointer("/pattern/Regex")?.as_str());
         patterns.into_iter().any(is_slow_pattern)
     }
 
-    /// Checks what the library does not.
+    /// Checks everything that the library does not check.
     ///
     /// # Errors
-    /// If a field has a value that the library could not use, or only with far more memory or time.
+    /// If a field has a value that the library cannot use, or can use only with far more memory or time than
+    /// usual.
     pub fn check(&self) -> Result<(), String> {
         let Model { vocab, continuing_subword_prefix, end_of_word_suffix, max_input_chars_per_word, .. } =
             &self.model;
@@ -141,7 +144,7 @@ impl TokenizerFile {
     }
 }
 
-/// Returns the steps of a part of the file. Nested sequences are flattened.
+/// Returns the steps of a part of the file. The steps of nested sequences are part of the same list.
 fn steps(part: &Value) -> Vec<&Value> {
     let mut found = Vec::new();
     let mut open = vec![part];
@@ -171,7 +174,7 @@ fn check_steps(part: &str, steps: &[&Value]) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks one step, and returns the most bytes that the step makes of one byte.
+/// Checks one step. Returns the maximum number of bytes that the step creates from one byte.
 fn check_step(step: &Value) -> Result<usize, String> {
     let text = |name: &str| step.get(name).and_then(Value::as_str).unwrap_or_default();
     let inserted = |name: &str| match text(name).len() {
@@ -190,7 +193,7 @@ fn check_step(step: &Value) -> Result<usize, String> {
             match step.pointer("/pattern/String").and_then(Value::as_str) {
                 Some("") => Err("`pattern` is empty, which matches between all characters".to_owned()),
                 Some(pattern) => Ok(bytes.div_ceil(pattern.len()).max(1)),
-                // A pattern may match nothing, before each character.
+                // Such a pattern can match the empty text before each character.
                 None if matches_nothing(step) => Ok(1 + bytes),
                 None => Ok(bytes.max(1)),
             }
@@ -201,7 +204,8 @@ fn check_step(step: &Value) -> Result<usize, String> {
     }
 }
 
-/// Whether a step's pattern matches the empty text, as far as that can be told from its end.
+/// Returns whether a step's pattern may match the empty text. The answer is only an estimate from the
+/// characters of the pattern.
 fn matches_nothing(step: &Value) -> bool {
     let pattern = step.pointer("/pattern/Regex").and_then(Value::as_str).unwrap_or_default();
     pattern.is_empty()
@@ -210,8 +214,8 @@ fn matches_nothing(step: &Value) -> bool {
         || pattern.contains("\\b")
 }
 
-/// Whether a pattern has what makes a search backtrack: a repeated group, a reference back, or a look around
-/// other than the one that all byte-level tokenizers have.
+/// Returns whether a search for a pattern may backtrack. This is the case for a repeated group, a back
+/// reference, and a lookaround, except for the lookahead that all byte-level tokenizers contain.
 fn is_slow_pattern(pattern: &str) -> bool {
     let pattern = pattern.replace(r"(?!\S)", "");
     let is_reference = |pair: &[u8]| pair[0] == b'\\' && pair[1].is_ascii_digit() && pair[1] != b'0';
@@ -219,10 +223,12 @@ fn is_slow_pattern(pattern: &str) -> bool {
         || pattern.as_bytes().windows(2).any(is_reference)
 }
 
-/// Checks a character map of SentencePiece, and returns the most bytes that it makes of one.
+/// Checks a character map of SentencePiece. Returns the maximum number of bytes that the map creates from one
+/// byte.
 ///
-/// The map is a little-endian size, a double-array trie of that many bytes, and texts that end with NUL. A unit
-/// of the trie has its label in the low byte, a flag at bit 8, and the offset of its children above bit 10.
+/// The map consists of a little-endian size, a double-array trie of that many bytes, and texts that end with
+/// NUL. A unit of the trie has its label in the low byte, a flag at bit 8, and the offset of its children
+/// above bit 10.
 fn check_charsmap(encoded: &str) -> Result<usize, String> {
     let fault = |what: &str| format!("`precompiled_charsmap` {what}");
     let map = STANDARD.decode(encoded).map_err(|e| fault(&format!("is not base64: {e}")))?;
@@ -238,8 +244,8 @@ fn check_charsmap(encoded: &str) -> Result<usize, String> {
     check_trie(&units, texts).map_err(|found| fault(&found))
 }
 
-/// Follows every path of the trie, shortest first, and checks that it stays inside and ends at a text. Returns the
-/// most bytes that a text has for one byte of its path.
+/// Follows every path of the trie, shortest first. Checks that each path stays inside the trie and ends at a
+/// text. Returns the maximum number of bytes that a text has per byte of its path.
 fn check_trie(units: &[u32], texts: &str) -> Result<usize, String> {
     let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
     let outside = |unit: usize| format!("has a trie of {} units that leads to unit {unit}", units.len());
@@ -270,7 +276,7 @@ fn check_trie(units: &[u32], texts: &str) -> Result<usize, String> {
     Ok(growth)
 }
 
-/// Reads the vocabulary of any model, an object of ids or a list of scored tokens.
+/// Reads the vocabulary of any kind of model. It is an object of ids or a list of tokens with scores.
 fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, D::Error> {
     struct Extremes;
 
@@ -305,7 +311,7 @@ fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, 
     deserializer.deserialize_any(Extremes)
 }
 
-/// The bytes of a token.
+/// Length of a token in bytes.
 struct Token(usize);
 
 impl<'de> Deserialize<'de> for Token {
@@ -346,10 +352,11 @@ mod tests {
         json!({ "type": "Precompiled", "precompiled_charsmap": STANDARD.encode(map) })
     }
 
-    /// Returns a trie with the single path `a` and its leaf at `leaf`.
+    /// Returns a trie with a single path, `a`. The leaf of the path has the value `leaf`.
     fn one_path(leaf: u32) -> Vec<u32> {
         let mut units = vec![0; 512];
-        // The root's children start at 256. `a` is one of them, has a leaf, and its children start at 0.
+        // The children of the root start at 256. `a` is one of these children. It has a leaf, and its own
+        // children start at 0.
         units[0] = 256 << 10;
         let child = 256 ^ u32::from(b'a');
         units[child as usize] = u32::from(b'a') | (1 << 8) | ((child ^ 1) << 10);

@@ -4,7 +4,7 @@ use std::fs;
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m");
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
 
-/// Returns a file of `shared/` next to the checkout. Prints a note if there is none.
+/// Returns the path of a file in `shared/` next to the checkout. Prints a note if the file does not exist.
 fn shared(path: &str) -> Option<PathBuf> {
     let path = Path::new(SHARED).join(path);
     if path.exists() {
@@ -18,8 +18,8 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Returns a folder with the embedded base's tokenizer files, some of them replaced. An empty text removes a
-/// file.
+/// Returns a folder with the tokenizer files of the embedded base. Some files are replaced. A file is removed
+/// if its new text is empty.
 fn folder_with(changes: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"] {
@@ -106,7 +106,7 @@ fn named_tokens_and_stops_come_from_every_file() {
     assert_eq!(tokenizer.vocab_size(), 8192);
     tokenizer.limit_ids(&ModelConfig::read(Path::new(BASE)).unwrap());
 
-    // The tokenizer's EOS is `<|end_of_text|>`; the template ends a turn with `<|eot_id|>`.
+    // The EOS token of the tokenizer is `<|end_of_text|>`, but the template ends a turn with `<|eot_id|>`.
     let config = json_of(&Path::new(BASE).join("tokenizer_config.json"));
     let config = serde_json::json!({
         "eos_token": {"content": "<|end_of_text|>", "lstrip": false}, "chat_template": config["chat_template"],
@@ -205,8 +205,8 @@ fn an_adapter_replaces_only_the_files_it_has() {
     assert_eq!(over.template().unwrap().source(), own);
     assert_eq!(over.fingerprint().tokenizer_sha256, plain.fingerprint().tokenizer_sha256);
 
-    // The end tokens come from the adapter's file, which a merge would copy, and from the base's
-    // configuration.
+    // The end tokens come from the adapter's file and from the base's `config.json`. A merge would copy the
+    // adapter's file.
     let adapter = tempfile::tempdir().unwrap();
     fs::write(adapter.path().join("generation_config.json"), r#"{ "eos_token_id": 7 }"#).unwrap();
     assert!(Tokenizer::is_brought_by(adapter.path()));
@@ -216,7 +216,7 @@ fn an_adapter_replaces_only_the_files_it_has() {
     assert!(copied.iter().any(|f| f.source == adapter.path().join("generation_config.json")));
 }
 
-/// The embedded tokenizer with one of its fields replaced.
+/// Returns a folder with the embedded tokenizer, in which one field is replaced.
 fn changed(pointer: &str, value: serde_json::Value) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(Path::new(BASE).join("tokenizer.json")).unwrap();
@@ -241,7 +241,7 @@ fn dropout_is_switched_off() {
 
 #[test]
 fn a_panic_of_the_library_is_an_error_that_names_the_file() {
-    // `Strip` counts back from the end of an empty text.
+    // `Strip` counts backwards from the end of an empty text.
     let strip = serde_json::json!({ "type": "Strip", "content": "a", "start": 0, "stop": 9 });
     let tokenizer = Tokenizer::read(changed("/decoder", strip).path()).unwrap();
     assert_eq!(tokenizer.decode(&[], false), "");

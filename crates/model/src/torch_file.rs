@@ -1,43 +1,43 @@
-//! Reads the tensors of a file of `torch.save`: a zip archive without compression, with a pickle that names views
-//! of its other entries.
+//! Reads the tensors of a file that `torch.save` wrote. The file is a zip archive without compression. One
+//! entry is a pickle, which describes the tensors as views of the other entries.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::pickle::{self, TensorView};
 
-/// Largest pickle of a file. One tensor takes some 200 bytes.
+/// Maximum size of a pickle. The description of one tensor takes some 200 bytes.
 const MAX_PICKLE_BYTES: usize = 64 << 20;
 
-/// A tensor, row-major.
+/// A tensor in row-major order.
 #[derive(Debug, PartialEq)]
 pub struct RawTensor {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
     /// Element type, as safetensors spells it.
     pub dtype: String,
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
-    /// Elements, little-endian.
+    /// The elements in little-endian order.
     pub bytes: Vec<u8>,
 }
 
-/// A tensor whose elements lie in the file in their order.
+/// A tensor whose elements are in row-major order in the file.
 #[derive(Debug, PartialEq)]
 pub(crate) struct MappedTensor {
     pub name: String,
-    /// Element type as safetensors spells it, or torch's class for a type that is not supported.
+    /// Element type as safetensors spells it, or the class name of torch for a type that is not supported.
     pub dtype: String,
     pub shape: Vec<usize>,
-    /// Bytes within the file.
+    /// Byte range of the tensor in the file.
     pub range: Range<usize>,
 }
 
 /// Reads all tensors of a file.
 ///
 /// # Errors
-/// If the file is not such an archive, its pickle contains anything but tensors, or a tensor exceeds its
-/// entry.
+/// If the file is not such an archive, if its pickle contains anything but tensors, or if a tensor exceeds
+/// the range of its entry.
 pub fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
     let tensor = |(name, view, range): (String, TensorView, Range<usize>)| {
         let gathered = gather(&view, &file[range]);
@@ -50,7 +50,8 @@ pub fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
 /// Finds all tensors of a file without copying them.
 ///
 /// # Errors
-/// As [`read`], and if the elements of a tensor do not lie in their order.
+/// The errors of [`read`]. Also returns an error if the elements of a tensor are not in row-major order in
+/// the file.
 pub(crate) fn map(file: &[u8]) -> Result<Vec<MappedTensor>, String> {
     let tensor = |(name, view, storage): (String, TensorView, Range<usize>)| {
         let (dtype, shape, range) =
@@ -61,7 +62,8 @@ pub(crate) fn map(file: &[u8]) -> Result<Vec<MappedTensor>, String> {
     views(file)?.into_iter().map(tensor).collect()
 }
 
-/// Returns the tensors that the pickle of a file names, and the range of each one's storage.
+/// Returns the tensors that the pickle of a file describes. For each tensor, returns the byte range of its
+/// storage too.
 fn views(file: &[u8]) -> Result<Vec<(String, TensorView, Range<usize>)>, String> {
     let entries = entries(file)?;
     let pickle = entries.iter().find(|(name, _)| name.ends_with("/data.pkl"));
@@ -84,7 +86,8 @@ fn views(file: &[u8]) -> Result<Vec<(String, TensorView, Range<usize>)>, String>
     pickle::tensors(&file[range.clone()])?.into_iter().map(storage).collect()
 }
 
-/// Returns the type, the shape and the bytes of a view within a storage of `held` bytes.
+/// Returns the element type, the shape and the byte range of a view. The storage of the view has `held`
+/// bytes.
 fn mapped(view: &TensorView, held: usize) -> Result<(String, Vec<usize>, Range<usize>), String> {
     let class = &*view.storage.class;
     let shape: Option<Vec<usize>> = view.shape.iter().map(|&n| usize::try_from(n).ok()).collect();
@@ -104,7 +107,8 @@ fn mapped(view: &TensorView, held: usize) -> Result<(String, Vec<usize>, Range<u
     Ok((dtype.to_owned(), shape, start..end))
 }
 
-/// Returns the element type of torch's class as safetensors spells it, and its size in bytes.
+/// Returns the element type and its size in bytes, for a class name of torch. The type is spelled as in
+/// safetensors.
 fn element(class: &str) -> Option<(&'static str, usize)> {
     match class {
         "FloatStorage" => Some(("F32", 4)),
@@ -114,7 +118,7 @@ fn element(class: &str) -> Option<(&'static str, usize)> {
     }
 }
 
-/// Copies a view of `storage`, row-major.
+/// Copies a view of `storage` in row-major order.
 fn gather(view: &TensorView, storage: &[u8]) -> Result<(&'static str, Vec<usize>, Vec<u8>), String> {
     let class = &*view.storage.class;
     let (dtype, size) =
@@ -130,7 +134,7 @@ fn gather(view: &TensorView, storage: &[u8]) -> Result<(&'static str, Vec<usize>
     let last = view.shape.iter().zip(&view.strides).try_fold(view.offset, |last, (&n, &stride)| {
         last.checked_add(n.saturating_sub(1).checked_mul(stride)?)
     });
-    // A view that repeats elements would be larger than the file.
+    // A view that repeats elements is rejected, because it could be larger than the file.
     if count > held || (count > 0 && last.is_none_or(|last| last >= held as u64)) {
         return Err(outside());
     }
@@ -151,7 +155,7 @@ fn gather(view: &TensorView, storage: &[u8]) -> Result<(&'static str, Vec<usize>
     Ok((dtype, shape, bytes))
 }
 
-/// The entries of a zip archive without compression, as ranges of its bytes.
+/// Returns the byte range of each entry of a zip archive without compression.
 fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
     const END: &[u8] = b"PK\x05\x06";
     const END_LENGTH: usize = 22;
@@ -161,7 +165,8 @@ fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
     let count = number(file, end + 10, 2).ok_or_else(damaged)?;
     let mut at = number(file, end + 16, 4).ok_or_else(damaged)?;
     let mut count = count as u64;
-    // Zip64 has the numbers that do not fit in a record of its own, which a locator before the end points at.
+    // If a number does not fit, Zip64 stores the numbers in a separate record. A locator before the end of
+    // the archive contains the position of this record.
     if let Some(locator) = end.checked_sub(20)
         && file[locator..].starts_with(b"PK\x06\x07")
     {
@@ -191,7 +196,7 @@ fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
     Ok(found)
 }
 
-/// The bytes of an entry behind its local header.
+/// Returns the byte range of an entry's data, which follows the local header of the entry.
 fn data_of(file: &[u8], local: usize, size: usize) -> Option<Range<usize>> {
     let lengths = number(file, local.checked_add(26)?, 2)? + number(file, local + 28, 2)?;
     let start = local.checked_add(30 + lengths)?;
@@ -199,11 +204,12 @@ fn data_of(file: &[u8], local: usize, size: usize) -> Option<Range<usize>> {
     (end <= file.len()).then_some(start..end)
 }
 
-/// The numbers of an entry that do not fit in 32 bits, in their order.
+/// The numbers of an entry that do not fit in 32 bits, in the order in which the entry refers to them.
 struct Zip64<'a>(&'a [u8]);
 
 impl<'a> Zip64<'a> {
-    /// Finds them in the extra fields of an entry: each has an id and a length of 2 bytes.
+    /// Finds these numbers in the extra fields of an entry. Each extra field starts with an id and a length
+    /// of 2 bytes each.
     fn of(mut extra: &'a [u8]) -> Self {
         while let (Some(id), Some(length)) = (number(extra, 0, 2), number(extra, 2, 2)) {
             let field = extra.get(4..4 + length).unwrap_or_default();
@@ -215,7 +221,7 @@ impl<'a> Zip64<'a> {
         Self(&[])
     }
 
-    /// Returns `short`, or the following wide number if `short` is the escape value.
+    /// Returns `short`. If `short` is the escape value, returns the next 64-bit number instead.
     fn or(&mut self, short: usize) -> Option<usize> {
         if short != u32::MAX as usize {
             return Some(short);

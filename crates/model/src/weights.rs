@@ -1,4 +1,4 @@
-//! A folder's safetensors, memory-mapped: its tensors and their bytes.
+//! The safetensors files of a folder. The files are memory-mapped.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -19,16 +19,17 @@ use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
 use crate::torch_file::{self, MappedTensor};
 use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec, tensor_names};
 
-/// The weights as `torch.save` writes them, in one file.
+/// A single file with all weights, as `torch.save` writes it.
 pub(crate) const TORCH_FILE: &str = "pytorch_model.bin";
-/// The index of several such files.
+/// The index of several torch files.
 const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
-/// Bytes of a tensor that are copied at a time.
+/// Number of bytes of a tensor that are copied at a time.
 const COPY_BYTES: usize = 8 << 20;
-/// Most tensors of a file. Models of 384 experts have 140,000 in all their files.
+/// Maximum number of tensors in a file. Models with 384 experts have 140,000 tensors in all their files
+/// together.
 const MAX_TENSORS: usize = 1 << 17;
-/// An index has one short line per tensor.
+/// Maximum size of an index. It has one short line per tensor.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Location of one tensor.
@@ -38,11 +39,11 @@ pub struct TensorInfo {
     pub name: String,
     /// Element type as safetensors spells it: `BF16`.
     pub dtype_name: String,
-    /// Sizes, outermost first.
+    /// Size of each dimension. The outermost dimension is the first.
     pub shape: Vec<usize>,
-    /// Index of its file in [`Weights::files`].
+    /// Index of the tensor's file in [`Weights::files`].
     pub file: usize,
-    /// Bytes within the file.
+    /// Byte range of the tensor in the file.
     pub range: Range<usize>,
 }
 
@@ -58,11 +59,13 @@ impl TensorInfo {
     }
 }
 
-/// The weights of a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`. A folder without
-/// either may have `pytorch_model.bin` or its shards, which are read without executing anything.
+/// The weights of a model folder, in `model.safetensors` or in the shards of `model.safetensors.index.json`.
+/// If neither file exists, the weights are read from `pytorch_model.bin` or its shards. Nothing in these
+/// files is executed.
 ///
-/// The files are memory-mapped, and pages are read from the disk on first use. Matrices keep their file
-/// mapped, so `Weights` itself may be dropped. The files must not change meanwhile.
+/// The files are memory-mapped, and a page is read from the disk on first use. A matrix shares the ownership
+/// of its mapping, so `Weights` may be dropped before its matrices. The files must not change while they are
+/// mapped.
 #[derive(Clone)]
 pub struct Weights {
     folder: PathBuf,
@@ -74,11 +77,11 @@ pub struct Weights {
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
-/// A memory-mapped file. Its registration is dropped before the mapping.
+/// A memory-mapped file. Its registration is dropped before its mapping.
 struct MappedFile {
     _registration: Registration,
     map: Mmap,
-    /// For reads that should not add pages to the memory of the process.
+    /// The open file, for reads that should not add pages to the memory of the process.
     file: File,
 }
 
@@ -88,7 +91,7 @@ impl AsRef<[u8]> for MappedFile {
     }
 }
 
-/// Owner of the bytes of a file.
+/// The owner of the bytes of a file.
 #[derive(Clone)]
 enum Owner {
     Map(Arc<MappedFile>),
@@ -116,18 +119,19 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The part of a header entry that determines the length of the file.
+/// The fields of a header entry that determine the length of the file.
 #[derive(Deserialize)]
 struct Extent {
     data_offsets: Option<[u64; 2]>,
 }
 
 impl Weights {
-    /// Maps the safetensors of `folder` and reads their headers.
+    /// Maps the safetensors files of `folder` and reads their headers.
     ///
     /// # Errors
-    /// If there are none, or an index or header is invalid: it points outside the folder, names a tensor that
-    /// its file lacks, or implies another length than that of the file.
+    /// If there are no weights, or if an index or a header is invalid. An index is invalid if it contains a
+    /// path outside the folder, or a tensor that is missing in its file. A header is invalid if it does not
+    /// match the length of the file.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
         let single = folder.join(SINGLE_FILE);
@@ -156,8 +160,8 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Adds the tensors of `pytorch_model.bin`, or of the shards of its index. Nothing in them is executed. Returns
-    /// whether the folder has such files.
+    /// Adds the tensors of `pytorch_model.bin`, or of the shards in its index. Nothing in these files is
+    /// executed. Returns whether the folder contains such files.
     fn add_torch_files(&mut self) -> Result<bool, ModelError> {
         let (single, index) = (self.folder.join(TORCH_FILE), self.folder.join(TORCH_INDEX));
         let paths = match () {
@@ -181,8 +185,8 @@ impl Weights {
         Ok(true)
     }
 
-    /// Gives each tensor the name of its model, without the segments of wrappers such as torch.compile's, if the
-    /// names stay apart.
+    /// Restores the original name of each tensor, without the components of wrappers such as torch.compile.
+    /// Nothing is renamed if two tensors would get the same name.
     fn rename(&mut self) {
         let names = tensor_names::canonical(self.names());
         let by_name: HashMap<String, usize> = names.iter().cloned().zip(0..).collect();
@@ -195,24 +199,24 @@ impl Weights {
     /// Maps a single safetensors file, such as an adapter's, and reads its header.
     ///
     /// # Errors
-    /// As [`Weights::open`].
+    /// The errors of [`Weights::open`].
     pub fn open_file(path: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(path);
         weights.add(path.to_owned(), map(path)?, None)?;
         Ok(weights)
     }
 
-    /// Reads weights from the bytes of one safetensors file. `path` is for messages.
+    /// Reads weights from the bytes of one safetensors file. `path` is used only in error messages.
     ///
     /// # Errors
-    /// As [`Weights::open`].
+    /// The errors of [`Weights::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
         let mut weights = Self::empty(path);
         weights.add(path.to_owned(), Owner::Memory(Arc::new(bytes)), None)?;
         Ok(weights)
     }
 
-    /// Adds a tensor in memory.
+    /// Adds a tensor that is stored in memory.
     pub(crate) fn push(&mut self, spec: TensorSpec, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) {
         let (file, range) = (self.files.len(), 0..(*memory).as_ref().len());
         let TensorSpec { name, dtype, shape, .. } = spec;
@@ -222,22 +226,23 @@ impl Weights {
         self.owners.push(Owner::Memory(memory));
     }
 
-    /// Adds a tensor that exists only in 4 bits, in memory.
+    /// Adds a tensor that is stored in memory, in 4 bits only.
     pub(crate) fn push_quantized(&mut self, spec: TensorSpec, weight: FourBit) {
         self.quantized.insert(spec.name.clone(), Arc::new(weight));
         self.push(spec, Arc::new([0u8; 0]));
     }
 
-    /// Replaces the tensor `name` by the bytes of `info` in `from`, or adds it.
+    /// Adds the tensor `info` of `from` under the name `name`. An existing tensor of this name is replaced.
     pub fn replace_with(&mut self, name: &str, from: &Self, info: &TensorInfo) {
         let owner = from.owners[info.file].clone();
         self.replace(TensorInfo { name: name.to_owned(), file: self.files.len(), ..info.clone() }, owner);
     }
 
-    /// Replaces the tensor `name` by f32 values, or adds it.
+    /// Adds a tensor with these f32 values under the name `name`. An existing tensor of this name is
+    /// replaced.
     ///
     /// # Panics
-    /// If `values` has another number of elements than `shape`.
+    /// If the number of values does not match `shape`.
     pub fn replace_values(&mut self, name: &str, shape: Vec<usize>, values: &[f32]) {
         assert_eq!(shape.iter().product::<usize>(), values.len());
         let mut bytes = vec![0; size_of_val(values)];
@@ -247,7 +252,7 @@ impl Weights {
         self.replace(info, Owner::Memory(Arc::new(bytes)));
     }
 
-    /// Removes the tensor `name` and the parts of its 4-bit form.
+    /// Removes the tensor `name`, and the other parts if it is a 4-bit weight.
     pub fn remove(&mut self, name: &str) {
         self.tensors.retain(|info| info.name != name && four_bit::weight_of_part(&info.name) != Some(name));
         self.quantized.remove(name);
@@ -266,14 +271,15 @@ impl Weights {
         self.owners.push(owner);
     }
 
-    /// Returns weights without tensors; `folder` is for messages.
+    /// Returns weights without tensors. `folder` is used only in messages.
     pub(crate) fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
         let (by_name, quantized) = (HashMap::new(), HashMap::new());
         Self { folder: folder.to_owned(), files, owners, tensors, by_name, quantized }
     }
 
-    /// Adds one file's tensors in the order of their bytes: all, or those that the index lists.
+    /// Adds the tensors of one file in the order of their bytes. If there is an index, adds only the tensors
+    /// in the index.
     fn add(
         &mut self,
         path: PathBuf,
@@ -283,8 +289,8 @@ impl Weights {
         let file = self.files.len();
         let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
-            // Tensors that the index lacks are not loaded, as in transformers. A tensor that exists only in
-            // the index is an error only for a model that needs it.
+            // As in transformers, tensors that are missing in the index are not loaded. If a tensor is listed
+            // in the index but missing in the file, this is an error only if the model needs the tensor.
             found.retain(|t| promised.contains(&t.name));
         }
         for tensor in found {
@@ -296,17 +302,17 @@ impl Weights {
         Ok(())
     }
 
-    /// Returns the folder, or the file if there is no folder.
+    /// Returns the folder. For a single file, returns the path of the file.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Returns the safetensors files, sorted by name.
+    /// Returns the paths of the weight files, sorted by name.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// Returns the open file at `path`, if it is one of [`Weights::files`] and mapped.
+    /// Returns the open file for `path`, if `path` is a mapped file of [`Weights::files`].
     pub(crate) fn open_file_at(&self, path: &Path) -> Option<&File> {
         let file = self.files.iter().position(|file| file == path)?;
         match &self.owners[file] {
@@ -315,18 +321,18 @@ impl Weights {
         }
     }
 
-    /// Returns the bytes of address space that the mapped files occupy.
+    /// Returns the size of the address space that the mapped files occupy, in bytes.
     pub fn mapped_bytes(&self) -> u64 {
         let mapped = self.owners.iter().filter(|owner| matches!(owner, Owner::Map(_)));
         mapped.map(|owner| owner.bytes().len() as u64).sum()
     }
 
-    /// Returns every tensor, by file and offset.
+    /// Returns every tensor, sorted by file and offset.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// Returns every tensor's name, in the same order.
+    /// Returns the name of every tensor, in the order of [`Weights::tensors`].
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.iter().map(|t| t.name.as_str())
     }
@@ -336,15 +342,15 @@ impl Weights {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// Returns the bytes of a tensor of these weights, little-endian, row-major.
+    /// Returns the bytes of a tensor of these weights. The elements are little-endian, in row-major order.
     ///
     /// # Panics
-    /// If `info` comes from other weights and is out of range.
+    /// If `info` comes from other weights and its range is too large.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.owners[info.file].bytes()[info.range.clone()]
     }
 
-    /// Returns the same bytes with shared ownership of the file.
+    /// Returns the bytes of a tensor with shared ownership of the mapped file.
     pub(crate) fn part(&self, info: &TensorInfo) -> Bytes {
         self.owners[info.file].part(info.range.clone())
     }
@@ -361,27 +367,29 @@ impl Weights {
         Ok(())
     }
 
-    /// Releases the mapped memory of a tensor. The system reads it again from the file on the next use.
+    /// Releases the mapped memory of a tensor. On the next use, the operating system reads it from the file
+    /// again.
     pub fn release(&self, info: &TensorInfo) {
         self.release_part(info, 0..info.range.len());
     }
 
-    /// Releases the mapped memory of all tensors: see [`Weights::release`].
+    /// Releases the mapped memory of all tensors. See [`Weights::release`].
     pub fn release_all(&self) {
         self.tensors.iter().for_each(|info| self.release(info));
     }
 
-    /// As [`Weights::release`], for a range of the tensor's bytes.
+    /// Releases the mapped memory of a range of the tensor's bytes. See [`Weights::release`].
     fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
         if let Owner::Map(file) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
-            // SAFETY: the file is mapped read-only, so a dropped page is read again from the file. If the
-            // system refuses, only memory is wasted.
+            // SAFETY: the file is mapped read-only, so a dropped page is read from the file again. If the
+            // operating system rejects the call, the only effect is more memory.
             let _ = unsafe { file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         }
     }
 
-    /// Returns every tensor of the model. A 4-bit weight is one tensor with its original type and shape.
+    /// Returns every tensor of the model. A 4-bit weight counts as one tensor, with its element type and
+    /// shape before quantization.
     ///
     /// # Errors
     /// If the state of a 4-bit weight is invalid.
@@ -398,11 +406,11 @@ impl Weights {
         Ok(out)
     }
 
-    /// Returns a tensor as a frozen matrix, in memory or over the mapped file. A 4-bit weight includes all
-    /// its parts.
+    /// Returns a tensor as a frozen matrix. Its data is in memory or in the mapped file. A 4-bit weight
+    /// includes all its parts.
     ///
     /// # Errors
-    /// If the tensor is missing, misshaped, of an unsupported type, or has an invalid part.
+    /// If the tensor is missing, is misshaped, has an unsupported type, or has an invalid part.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
         if let Some(weight) = self.quantized.get(name) {
             return Ok(Matrix::four_bit(Arc::clone(weight), rows, cols));
@@ -414,10 +422,11 @@ impl Weights {
         Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
-    /// Returns one of [`Weights::model_tensors`] as a matrix whose columns are its last dimension.
+    /// Returns a tensor of [`Weights::model_tensors`] as a matrix. The columns are the last dimension of the
+    /// tensor.
     ///
     /// # Errors
-    /// As [`Weights::matrix`].
+    /// The errors of [`Weights::matrix`].
     pub fn tensor(&self, info: &TensorInfo) -> Result<Matrix, ModelError> {
         if let &[rows, cols] = &info.shape[..] {
             return self.matrix(&info.name, rows, cols);
@@ -428,7 +437,8 @@ impl Weights {
         Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
-    /// Returns the bytes of a weight in the files, with all parts of a 4-bit weight.
+    /// Returns the size of a weight in the files, in bytes. The size of a 4-bit weight includes all its
+    /// parts.
     pub fn stored_bytes(&self, name: &str) -> u64 {
         let own = self.info(name).map_or(0, |info| info.range.len());
         let parts: usize = match StoredFourBit::find(self, name) {
@@ -438,7 +448,7 @@ impl Weights {
         (own + parts) as u64
     }
 
-    /// Returns the bytes of all tensors in the files.
+    /// Returns the size of all tensors in the files, in bytes.
     pub fn total_bytes(&self) -> u64 {
         let stored = self.tensors.iter().filter(|t| !self.quantized.contains_key(&t.name));
         let stored: usize = stored.map(|t| t.range.len()).sum();
@@ -446,7 +456,7 @@ impl Weights {
         (stored + held) as u64
     }
 
-    /// Whether projections were quantized in memory.
+    /// Returns whether projections were quantized in memory.
     pub fn is_quantized(&self) -> bool {
         !self.quantized.is_empty()
     }
@@ -454,7 +464,7 @@ impl Weights {
     /// Returns a tensor of one dimension as f32.
     ///
     /// # Errors
-    /// As [`Weights::matrix`].
+    /// The errors of [`Weights::matrix`].
     pub fn vector_f32(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let (info, dtype) = self.typed(name, &[len])?;
         let mut out = vec![0.0; len];
@@ -462,7 +472,7 @@ impl Weights {
         Ok(out)
     }
 
-    /// Returns a tensor of floats, of any shape.
+    /// Returns a floating-point tensor of any shape.
     pub(crate) fn float(&self, name: &str) -> Result<(&TensorInfo, DType), ModelError> {
         let Some(info) = self.info(name) else {
             return Err(ModelError::NoTensor { path: self.folder.clone(), tensor: name.to_owned() });
@@ -488,14 +498,15 @@ impl Weights {
         Ok((info, dtype))
     }
 
-    /// Checks that the tensors match `config`: none missing, none unknown, each with its shape and a
-    /// supported type.
+    /// Checks that the tensors match `config`: no tensor is missing or unknown, and each tensor has the
+    /// correct shape and a supported type.
     ///
-    /// Extras without effect are accepted: rotary frequencies that old exports store, a value head of
-    /// reinforcement learning, and an output head that equals the tied table.
+    /// Additional tensors without effect are accepted: rotary frequencies of old exports, a value head of
+    /// reinforcement learning, and an output head that equals the tied embedding table.
     ///
     /// # Errors
-    /// Lists every wrong tensor with both shapes. A tensor of an unsupported type is reported first.
+    /// Lists every wrong tensor with its expected and its actual shape. A tensor of an unsupported type is
+    /// reported first.
     pub fn check_complete(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let four_bit: HashMap<&str, StoredFourBit<'_>> = StoredFourBit::all(self);
         let is_part = |name: &str| {
@@ -544,8 +555,8 @@ impl Weights {
         Err(ModelError::Incomplete { path: self.folder.clone(), problems })
     }
 
-    /// Rejects a head that differs from the embedding table to which the configuration ties it, because the
-    /// model would ignore the head.
+    /// Rejects an output head that differs from the embedding table, if the configuration ties the two. The
+    /// model would ignore such a head.
     fn check_tied_head(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let (head, table) = (self.info("lm_head.weight"), self.info("model.embed_tokens.weight"));
         let (true, Some(head), Some(table)) = (config.tie_word_embeddings, head, table) else {
@@ -570,7 +581,8 @@ impl std::fmt::Debug for Weights {
     }
 }
 
-/// Returns whether the tensor is a buffer of old exports, which every reader recomputes.
+/// Returns whether the tensor is a buffer of old exports. Every program that reads the model recomputes this
+/// buffer.
 fn is_harmless(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || name.starts_with("v_head.")
 }
@@ -599,13 +611,13 @@ fn shards_without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
 fn map(path: &Path) -> Result<Owner, ModelError> {
     let error = |e| FileError::new("read", path, e);
     let file = files::open_regular(path)?;
-    // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
-    // while they are in use, as every reader of mapped checkpoints does.
+    // SAFETY: the mapping is read-only. The documentation of `Weights` requires that the files do not change
+    // while they are mapped, as for every program that maps checkpoints.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
     Ok(Owner::Map(Arc::new(MappedFile { _registration: Registration::new(&map, path), map, file })))
 }
 
-/// Returns the tensors of a safetensors file in the order of their bytes.
+/// Returns the tensors of a safetensors file, sorted by their byte offset.
 fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>, ModelError> {
     check_length(path, bytes)?;
     let header = |message: String| ModelError::Header { path: path.to_owned(), message };
@@ -622,7 +634,7 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>
             range: start + info.data_offsets.0..start + info.data_offsets.1,
         })
         .collect();
-    // Empty tensors share an offset, so they are sorted by name.
+    // Empty tensors may have the same offset, so tensors are also sorted by name.
     tensors.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
     Ok(tensors)
 }
@@ -633,8 +645,8 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let size = |expected| ModelError::FileSize { path: path.to_owned(), expected, found };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(size(8)) };
     let length = u64::from_le_bytes(*length);
-    // Tested before the length, so that an HTML page or a Git LFS pointer is not reported as a short
-    // download.
+    // The content is tested before the length, so that an HTML page or a Git LFS pointer is not reported as
+    // an incomplete download.
     if length > 100_000_000 || rest.first().is_some_and(|&b| b != b'{') {
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(24)]).into_owned();
         let message = format!("it begins with {begin:?}");
@@ -657,7 +669,7 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Returns the shards of an index, which must exist, and the tensors of each.
+/// Returns the shards of an index and the tensors of each shard. All shards must exist.
 fn shards_of_index(index: &Path, ending: &str) -> Result<Vec<(PathBuf, BTreeSet<String>)>, ModelError> {
     let folder = index.parent().unwrap_or(Path::new(""));
     let shards = parse_index(index, &files::read_bounded(index, MAX_INDEX_BYTES)?, ending)?;
@@ -672,7 +684,8 @@ fn shards_of_index(index: &Path, ending: &str) -> Result<Vec<(PathBuf, BTreeSet<
     shards.into_iter().map(shard).collect()
 }
 
-/// Returns the tensors of each shard. Shards must be in the folder of the index, and their names have this ending.
+/// Returns the tensors of each shard. A shard must be in the folder of the index, and its name must end with
+/// `ending`.
 fn parse_index(
     path: &Path,
     bytes: &[u8],
@@ -698,7 +711,7 @@ fn parse_index(
     Ok(shards)
 }
 
-/// Returns the first file, by name, that looks like weights in another format.
+/// Returns the first file, in the order of the names, that looks like weights in another format.
 fn other_weights(folder: &Path) -> Option<String> {
     let entries = std::fs::read_dir(folder).ok()?;
     let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());

@@ -1,7 +1,8 @@
 use super::*;
 use std::fs;
 
-/// Returns a safetensors file of f32 tensors, each filled with its index in the list; a head is filled with 0.
+/// Returns a safetensors file of f32 tensors. All elements of a tensor are its index in the list. The
+/// elements of a head are 0.
 fn file_of(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
@@ -87,8 +88,7 @@ fn a_header_of_very_many_tensors_is_refused() {
 #[test]
 fn headers_that_lie_are_refused() {
     for header in [
-        // Overlapping, with a gap, of another size than the shape, backwards, and with offsets that
-        // overflow.
+        // The offsets overlap, leave a gap, do not match the shape, are in the wrong order, or overflow.
         r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
         r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
         r#"{"b":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,

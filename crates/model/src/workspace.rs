@@ -1,4 +1,4 @@
-//! Work buffers of a decoder. They are allocated once for the largest batch and reused by every pass.
+//! Work buffers of a decoder. They are allocated once for the largest batch, and every pass reuses them.
 
 use std::mem;
 
@@ -8,63 +8,66 @@ use crate::activations::LayerActivations;
 use crate::forward_pass::PassIndices;
 use crate::{ActivationPolicy, ModelConfig, Projection};
 
-/// Grow-only activations and scratch. One workspace serves one pass at a time.
+/// Buffers for activations and scratch values. They can only grow. Only one pass at a time can use a
+/// workspace.
 ///
-/// A training pass stores the activations of each layer that its policy names. A pass without backward reuses
-/// the buffers of one layer.
+/// A training pass stores the activations that the policy of each layer requires. A pass without backward
+/// reuses the buffers of one layer for all layers.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) layers: Vec<LayerActivations>,
-    /// One per layer. Further layers have the default policy.
+    /// One policy per layer. Layers beyond the end of the list have the default policy.
     policies: Vec<ActivationPolicy>,
-    /// Buffers for all layers with a policy that does not store everything.
+    /// Shared buffers for all layers whose policy does not store every activation.
     shared: LayerActivations,
     /// The layer whose values are in `shared`.
     shared_holds: Option<usize>,
-    /// Residual stream after the last layer, `(N, C)`. If rows are selected for the head: the residual stream
-    /// of these `M` rows, before the last attention output is added.
+    /// Residual stream after the last layer, `(N, C)`. If rows are selected for the head, this buffer
+    /// contains the residual stream of these `M` rows before the last attention output is added.
     pub(crate) hidden: GrowBuffer,
     /// Attention output of the last layer for the rows that reach the head, `(M, NH · HS)`.
     pub(crate) head_attn: GrowBuffer,
-    /// Rows that reach the head, `(M, C)`, before and after the final norm, with the norm's `rstd (M)`.
+    /// Rows that reach the head, `(M, C)`, before and after the final norm, and the `rstd (M)` of this norm.
     pub(crate) head_inp: GrowBuffer,
     pub(crate) head_norm: GrowBuffer,
     pub(crate) head_rstd: GrowBuffer,
-    /// `(M, V)`, only if the caller requests logits.
+    /// Logits `(M, V)`. Used only if the caller requests logits.
     pub(crate) logits: GrowBuffer,
     /// Loss of each row that reaches the head, and the gradient of each loss, `(M)`.
     pub(crate) losses: GrowBuffer,
     pub(crate) dloss: GrowBuffer,
     pub(crate) prefix_kv: PrefixKv,
     pub(crate) grads: Gradients,
-    /// Reused by every pass, so that their addresses on a device do not change.
+    /// Every pass reuses these buffers, so that their addresses on a device do not change.
     pub(crate) indices: PassIndices,
 }
 
-/// Keys and values of one layer, copied for sequences with shared rows, `(M, KH · HS)`: one row per token of
-/// every sequence.
+/// Keys and values of one layer, copied for sequences that share rows, `(M, KH · HS)`. There is one row per
+/// token of every sequence.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixKv {
     pub kv: [GrowBuffer; 2],
-    /// Gradients of the copies.
+    /// Gradients of the copied keys and values.
     pub dkv: [GrowBuffer; 2],
 }
 
-/// Gradients of activations. Only `hidden` outlives a layer.
+/// Gradients of activations. Only `hidden` is still needed after the backward pass of a layer.
 #[derive(Debug, Default)]
 pub(crate) struct Gradients {
     pub hidden: GrowBuffer,
     pub norm: GrowBuffer,
-    /// Gradient of the rows that reach the head, `(M, C)`. The last layer starts from it.
+    /// Gradient of the rows that reach the head, `(M, C)`. The backward pass of the last layer starts with
+    /// this gradient.
     pub head: GrowBuffer,
     pub q: GrowBuffer,
     pub k: GrowBuffer,
     pub v: GrowBuffer,
-    /// Gradients of queries and keys before their norms, if the model has them.
+    /// Gradients of queries and keys before their norms. Used only if the model has these norms.
     pub q_raw: GrowBuffer,
     pub k_raw: GrowBuffer,
     pub attn: GrowBuffer,
-    /// Gradient of an output of attention or MLP before the norm that follows, if the model has one.
+    /// Gradient of the output of attention or MLP before the norm that follows. Used only if the model has
+    /// this norm.
     pub proj: GrowBuffer,
     pub gate: GrowBuffer,
     pub up: GrowBuffer,
@@ -75,24 +78,24 @@ pub(crate) struct Gradients {
 /// Buffers for the backward pass of DoRA, for up to three projections of one input.
 #[derive(Debug, Default)]
 pub(crate) struct FactorScratch {
-    /// Outputs before they are scaled, and their low-rank intermediate values.
+    /// Outputs before they are scaled, and the low-rank intermediates of these outputs.
     pub out: [GrowBuffer; 3],
     pub mid: [GrowBuffer; 3],
-    /// Gradients of these outputs.
+    /// Gradients of the outputs in `out`.
     pub dout: [GrowBuffer; 3],
 }
 
-/// A grow-only buffer.
+/// A buffer that can grow but never shrinks.
 #[derive(Debug, Default)]
 pub(crate) struct GrowBuffer(Option<Buffer>);
 
 impl GrowBuffer {
-    /// Grows to at least `rows` rows of `width`. The contents are unspecified afterwards.
+    /// Grows the buffer to at least `rows` rows of `width` elements. The contents are unspecified afterwards.
     pub fn reserve(&mut self, backend: &dyn Backend, rows: usize, width: usize, element: Element) {
         Self::reserve_group(&mut [self], backend, rows, &[width], element);
     }
 
-    /// As [`GrowBuffer::reserve`], for buffers that one operation reads or writes.
+    /// Grows several buffers that one operation reads or writes. See [`GrowBuffer::reserve`].
     pub fn reserve_group(
         group: &mut [&mut Self],
         backend: &dyn Backend,
@@ -126,12 +129,13 @@ impl Workspace {
         Self::default()
     }
 
-    /// Returns an empty workspace with these policies. Further layers have the default policy.
+    /// Returns an empty workspace with these policies, one per layer. All other layers have the default
+    /// policy.
     pub fn with_policies(policies: Vec<ActivationPolicy>) -> Self {
         Self { policies, ..Self::default() }
     }
 
-    /// Frees every buffer; the policies stay.
+    /// Frees every buffer. The policies do not change.
     pub fn clear(&mut self) {
         *self = Self::with_policies(mem::take(&mut self.policies));
     }
@@ -141,14 +145,15 @@ impl Workspace {
         self.policies.get(layer).copied().unwrap_or_default()
     }
 
-    /// Takes the activations of a layer. Shared buffers fill in for those that the layer does not store.
+    /// Moves the activations of a layer out of the workspace. Shared buffers replace the buffers that the
+    /// layer does not store.
     pub(crate) fn take_layer(&mut self, layer: usize) -> LayerActivations {
         let (mut act, policy) = (mem::take(&mut self.layers[layer]), self.policy(layer));
         act.exchange(&mut self.shared, policy);
         act
     }
 
-    /// Puts back the activations that [`Workspace::take_layer`] returned.
+    /// Moves the activations that [`Workspace::take_layer`] returned back into the workspace.
     pub(crate) fn put_layer(&mut self, layer: usize, mut act: LayerActivations) {
         let policy = self.policy(layer);
         act.exchange(&mut self.shared, policy);
@@ -158,13 +163,14 @@ impl Workspace {
         }
     }
 
-    /// Returns whether all activations of a layer are still valid.
+    /// Returns whether all activations of a layer are still in the workspace.
     pub(crate) fn holds(&self, layer: usize) -> bool {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Reserves `n` rows, the activations of `layers` layers and `head_rows` rows at the head. All layers
-    /// share the buffers of a single layer.
+    /// Reserves buffers for `n` rows, for the activations of `layers` layers, and for `head_rows` rows at the
+    /// head. Activations that the policies do not store get the buffers of a single layer, which all layers
+    /// share.
     pub(crate) fn reserve(
         &mut self,
         config: &ModelConfig,
@@ -191,8 +197,8 @@ impl Workspace {
         self.head_rstd.reserve(backend, head_rows, 1, Element::Exact);
     }
 
-    /// Reserves the low-rank intermediates of every layer. `rank` returns the rank of a projection, 0 without
-    /// an adapter. Rows are those of [`Workspace::reserve`].
+    /// Reserves the low-rank intermediates of every layer. `rank` returns the rank of a projection, or 0 if
+    /// the projection has no adapter. The numbers of rows are those of [`Workspace::reserve`].
     pub(crate) fn reserve_mids(
         &mut self,
         backend: &dyn Backend,
@@ -214,7 +220,7 @@ impl Workspace {
         self.shared_holds = None;
     }
 
-    /// Reserves `keys` copied keys and their gradients, if there are any.
+    /// Reserves buffers for `keys` copied keys and for their gradients. If `keys` is 0, nothing is reserved.
     pub(crate) fn reserve_prefix_kv(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
         if keys == 0 {
             return;
@@ -226,7 +232,7 @@ impl Workspace {
         }
     }
 
-    /// Reserves the backward buffers of `n` rows, `head_rows` of them trained.
+    /// Reserves the backward buffers for `n` rows. `head_rows` of these rows reach the head.
     pub(crate) fn reserve_gradients(
         &mut self,
         config: &ModelConfig,

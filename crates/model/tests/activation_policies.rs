@@ -15,7 +15,7 @@ use ActivationPolicy::{KeepAll, KeepSome, Recompute};
 
 const POLICIES: [ActivationPolicy; 3] = [KeepAll, KeepSome, Recompute];
 
-/// Sequences of these lengths with a common prefix up to their first label.
+/// Returns a batch of sequences with these lengths. The sequences have a common prefix up to the first label.
 fn batch(lengths: &[usize]) -> Batch {
     let sequence = |&len: &usize| LabeledSequence {
         ids: (0..len as u32).map(|i| i * 7 % 50).collect(),
@@ -24,7 +24,7 @@ fn batch(lengths: &[usize]) -> Batch {
     Batch::new(&lengths.iter().map(sequence).collect::<Vec<_>>())
 }
 
-/// Returns losses and gradients of batches that grow and shrink, with evaluations between them.
+/// Returns the losses and gradients of batches that grow and shrink. Evaluations run between these batches.
 fn numbers(
     decoder: &Decoder,
     adapter: &FlatAdapter,
@@ -81,7 +81,7 @@ fn policies_do_not_change_results_without_adapters_in_lower_layers() {
     assert_eq!(numbers(&decoder, &upper, &[Recompute, KeepSome], None), expected);
 }
 
-/// Returns the memory and work of a step over one batch under these policies.
+/// Returns the memory and the work of a training step over one batch with these policies.
 fn footprint(config: &ModelConfig, policies: &[ActivationPolicy]) -> Footprint {
     let trace = Arc::new(Trace::new(CpuOptions::default()));
     let decoder = Decoder::trace(config.clone(), trace.clone());
@@ -117,14 +117,15 @@ fn storing_less_saves_memory_and_counts_the_recomputation() {
         footprint(&config, &(0..8).map(policy).collect::<Vec<_>>())
     };
     let all = mix(0, 0);
-    // A single layer moves its dropped buffers to the shared set, which saves nothing before the second
-    // layer.
+    // A single layer with this policy moves its buffers to the shared set. This saves no memory until a
+    // second layer shares the set.
     assert_eq!(mix(1, 0).peak, all.peak);
     let mut before = all;
     for next in (2..=8).map(|some| mix(some, 0)).chain((2..=8).map(|recompute| mix(8, recompute))) {
         assert!(next.peak < before.peak && next.flops >= before.flops);
         before = next;
     }
-    // At most a third more: the head and the last matrix multiplication of every block are not repeated.
+    // The work grows by at most a third, because the head and the last matrix multiplication of every block
+    // are not repeated.
     assert!(before.flops > all.flops && before.flops < all.flops * 4 / 3, "{} {}", before.flops, all.flops);
 }

@@ -1,4 +1,5 @@
-//! A continued sequence gives the same bits alone, in a batch, in pieces, and after truncation.
+//! The logits of a continued sequence have the same bits alone, in a batch, with a divided prompt, and after
+//! truncation.
 
 mod common;
 
@@ -14,7 +15,7 @@ use danlu_model::{
 /// Vocabulary size.
 const V: usize = 50;
 
-/// Tokens that continue each sequence.
+/// Number of tokens that continue each sequence.
 const NEXT: usize = 4;
 
 fn decoder_on(backend: Arc<dyn Backend>) -> Decoder {
@@ -23,21 +24,21 @@ fn decoder_on(backend: Arc<dyn Backend>) -> Decoder {
     Decoder::load(folder.path(), backend).unwrap()
 }
 
-/// Returns `Reference`, and `Cpu` on every instruction set in f32 and bf16.
+/// Returns `Reference`, and `Cpu` for every instruction set in f32 and bf16.
 fn all_backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::Bf16 });
     let bf16 = Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>);
     backends().into_iter().chain(bf16).collect()
 }
 
-/// A sequence in a slot, its position, and its logits so far.
+/// A sequence in a slot, with its position and its logits so far.
 struct Running<'a> {
     ids: Vec<u32>,
     prompt: usize,
     lora: Option<&'a dyn LoraSource>,
     slot: Option<SlotId>,
     read: usize,
-    /// Logits after the prompt, then after each further token.
+    /// Logits after the prompt, followed by the logits after each further token.
     logits: Vec<Vec<f32>>,
 }
 
@@ -56,8 +57,8 @@ impl<'a> Running<'a> {
         self.read == self.ids.len()
     }
 
-    /// Reads the next tokens of every unfinished sequence: up to `piece` of a prompt, or one after the
-    /// prompt.
+    /// Appends the next tokens of every unfinished sequence: up to `piece` tokens inside the prompt, or one
+    /// token after the prompt.
     fn step(running: &mut [&mut Self], decoder: &Decoder, cache: &mut KvCache, piece: usize) {
         let mut work = Workspace::new();
         for in_prompt in [true, false] {
@@ -88,7 +89,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Returns all logits of the sequence, read alone with the whole prompt at once.
+    /// Returns all logits of the sequence when it runs alone and the whole prompt is appended at once.
     fn alone(&self, decoder: &Decoder) -> Vec<Vec<f32>> {
         let mut cache = decoder.new_cache();
         let mut fresh =
@@ -104,8 +105,8 @@ fn adapters(decoder: &Decoder) -> [FlatAdapter; 2] {
     [3, 2].map(|rank| FlatAdapter::random(decoder.config(), &**decoder.backend(), rank))
 }
 
-/// Returns eleven sequences, more than one pass takes, with prompts of 1 to 31 tokens. A third has no
-/// adapter.
+/// Returns eleven sequences, which do not fit in one pass. The prompts have 1 to 31 tokens. A third of the
+/// sequences has no adapter.
 fn sequences(adapters: &[FlatAdapter; 2]) -> Vec<Running<'_>> {
     let lora = |i: usize| [None, Some(&adapters[0] as &dyn LoraSource), Some(&adapters[1])][i % 3];
     (0..11).map(|i| Running::new(i, 1 + 3 * i, lora(i))).collect()
@@ -194,7 +195,7 @@ fn slots_join_grow_and_leave_without_changing_a_bit() {
                 let slot = grown.slot.unwrap();
                 cache.grow(slot, cache.capacity(slot) + stream.next_below(9) as usize);
             }
-            // Some sequences skip a step.
+            // In each step, some sequences are skipped.
             let mut part: Vec<_> = running.iter_mut().filter(|_| stream.next_below(3) > 0).collect();
             Running::step(&mut part, &decoder, &mut cache, 6);
             while let Some(i) = running.iter().position(Running::is_done) {

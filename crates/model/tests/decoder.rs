@@ -46,7 +46,8 @@ fn logits_in_parts_equal_those_of_all_rows() {
         let all = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
         let states = decoder.hidden_states(&mut work, &batch, Some(&adapter)).unwrap();
         let parts = [0..4, 4..5, 5..11].map(|rows| decoder.logits_of(&mut work, &states, rows).unwrap());
-        // A matrix multiplication of fewer rows may sum in another order, so results differ by rounding.
+        // A matrix multiplication of fewer rows may sum in another order, so the results differ by rounding
+        // errors.
         assert!(common::relative_to_max(&parts.concat(), &all) < 1e-6, "{}", decoder.backend().name());
     }
 }
@@ -94,8 +95,8 @@ fn gradients_match_finite_differences() {
             }
             backend.write(&mut adapter.params, i, &value);
             let numeric = (0.5 * (sides[0] - sides[1]) / (2.0 * step as f64)) as f32;
-            // The error is about 1e-4 of the largest gradient, from the step's third-order term and from
-            // rounding of f32 losses.
+            // The error is about 1e-4 of the largest gradient. It comes from the third-order term of the step
+            // and from the rounding of f32 losses.
             assert!((numeric - analytic[i]).abs() < 2e-3 * scale, "{i}: {numeric} against {}", analytic[i]);
         }
     }
@@ -131,7 +132,8 @@ fn adapters_on_the_top_layer_alone_get_the_same_gradients() {
     let mut values = vec![0.0; everywhere.params.len()];
     backend.read(&mut values, &everywhere.params, 0).unwrap();
     let split = everywhere.modules.iter().find(|m| m.0 == 1).unwrap().2;
-    // Layer 0 with zero A and B computes nothing, but forces the backward pass through both layers.
+    // With zero A and B, the adapter does not change the output of layer 0. But the backward pass has to run
+    // through both layers.
     let zeroed = FlatAdapter::new(decoder.config(), &*backend, 3, 2.0, |layer, p, side, len| {
         let m = everywhere.modules.iter().find(|m| (m.0, m.1) == (layer, p)).unwrap();
         let start = if side == "A" { m.2 } else { m.3 };

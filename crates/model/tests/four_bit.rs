@@ -64,7 +64,7 @@ fn a_quantized_folder_reads_back_as_the_weights_in_memory() {
         let projected: u64 =
             projections(&config).map(|(_, rows, cols)| quantization.bytes(rows * cols)).sum();
         assert_eq!(held.total_bytes(), rest + projected);
-        // Python readers expect every tensor aligned to its elements.
+        // Python programs expect that the offset of every tensor is a multiple of its element size.
         for info in stored.tensors() {
             let size = match info.dtype_name.as_str() {
                 "F32" => 4,
@@ -100,7 +100,7 @@ fn a_stop_leaves_the_folder_as_it_was() {
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
 type Tensors = BTreeMap<String, Tensor>;
 
-/// The weight that each case damages.
+/// The weight that the test cases damage.
 const WEIGHT: &str = "model.layers.2.mlp.up_proj.weight";
 
 /// A valid 4-bit model.
@@ -230,7 +230,7 @@ fn invalid_parts_are_reported_with_name_and_value() {
         }
         assert!(message.contains(WEIGHT), "{message}");
     }
-    // Without its state, a weight is a tensor of bytes, which is an unsupported type.
+    // Without its quantization state, the weight is read as a tensor of bytes, which is an unsupported type.
     assert!(gone(".quant_state.bitsandbytes__nf4").contains(" is U8, expected F32, BF16 or F16"));
     let message = with_state("\"nested_dtype\":\"float32\"", "\"nested_dtype\":\"float64\"");
     assert!(message.contains("`nested_dtype` is `float64`"), "{message}");

@@ -1,5 +1,5 @@
-//! Logits, gradients and generations compared with PyTorch and PEFT (`shared/golden`, if present), on
-//! every back end. `crates/train/tests/golden_merge.rs` compares the merged model.
+//! Compares logits, gradients and replies with PyTorch and PEFT on every back end. The expected values are in
+//! `shared/golden`, if this folder exists. `crates/train/tests/golden_merge.rs` compares the merged model.
 
 mod common;
 
@@ -131,7 +131,7 @@ fn greedy_generations_equal_transformers() {
     }
 }
 
-/// Returns `count` tokens of greedy decoding. An end-of-turn token does not end it.
+/// Returns `count` tokens of greedy decoding. Decoding continues after an end-of-turn token.
 fn greedy(decoder: &Decoder, lora: Option<&dyn LoraSource>, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut work = Workspace::new();
     let mut cache = decoder.new_cache();

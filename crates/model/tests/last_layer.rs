@@ -1,4 +1,4 @@
-//! After the last attention only the rows that reach the head are computed. The results do not change.
+//! After the last attention, only the rows that reach the head are computed. The results do not change.
 
 mod common;
 
@@ -9,7 +9,7 @@ use common::{FlatAdapter, backends, relative_to_max, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Element, Isa, Reference};
 use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, SlotInput, Workspace};
 
-/// Returns `tokens` tokens. The last `labels` of them are trained.
+/// Returns a sequence of `tokens` tokens. The last `labels` tokens are trained.
 fn sequence(tokens: usize, labels: usize) -> LabeledSequence {
     let ids = (0..tokens as u32).map(|i| (i * 7 + tokens as u32) % 50).collect();
     LabeledSequence { ids, trained: (0..tokens).map(|i| i + labels >= tokens).collect() }
@@ -21,8 +21,8 @@ fn load(folder: &Path, backend: Arc<dyn Backend>) -> (Decoder, FlatAdapter) {
     (decoder, adapter)
 }
 
-/// Returns the losses of passes over these sequences, each with its micro-batches, and the sum of their
-/// gradients.
+/// Returns the losses of several passes, and the sum of their gradients. Each sequence of a pass is one
+/// micro-batch.
 fn trained(
     (decoder, adapter): &(Decoder, FlatAdapter),
     dropout: bool,
@@ -81,7 +81,7 @@ fn few_labels_have_the_losses_and_gradients_of_the_reference() {
                 [(&losses, &expected), (&evaluated, &expected), (&gradients, &expected_gradients)]
             {
                 let difference = relative_to_max(found, expected);
-                // f32 sums run in another order.
+                // The f32 sums are added in another order.
                 assert!(difference < 1e-5, "{name}, {labels:?}: {difference}");
             }
         }
@@ -114,7 +114,8 @@ fn a_prompts_logits_are_those_of_its_last_row() {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
     for backend in backends() {
-        // One row may be summed in another order than many. The reference has a single order.
+        // The sums of a single row may be added in another order than the sums of many rows. The reference
+        // always uses the same order.
         let tolerance = if backend.name() == Reference::new().name() { 0.0 } else { 1e-5 };
         let (decoder, adapter) = load(folder.path(), backend);
         let mut work = Workspace::new();

@@ -5,7 +5,7 @@ mod common;
 use common::{FlatAdapter, backends, relative_to_max, write_random_model};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, Workspace};
 
-/// Returns two groups of sequences with a common prefix each, and a sequence without one.
+/// Returns two groups of sequences, and one more sequence. The sequences of a group have a common prefix.
 fn sequences() -> Vec<LabeledSequence> {
     let sequence = |beginning: &[u32], rest: &[u32], trained: usize| {
         let ids = [beginning, rest].concat();
@@ -31,7 +31,7 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
     let together = [Batch::new(&sequences)];
     let alone: Vec<Batch> = sequences.iter().map(|sequence| Batch::new([sequence])).collect();
     let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
-    // The last row of one prefix has a label, and both prefixes have the same first token.
+    // The last row of one prefix has a label. The first token of both prefixes is the same.
     assert_eq!((together[0].tokens(), together[0].rows()), (tokens, tokens - 2 * 11 - 4 - 1));
     for backend in backends() {
         let decoder = Decoder::load(folder.path(), backend.clone()).unwrap();
@@ -51,7 +51,7 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
         };
         let ((found, found_grads), (losses, grads)) = (numbers(&together), numbers(&alone));
         let name = backend.name();
-        // The gradients of shared rows are summed in another order.
+        // The gradients of shared rows are added in another order.
         assert!(relative_to_max(&found, &losses) < 2e-6, "{name}");
         assert!(relative_to_max(&found_grads, &grads) < 1e-5, "{name}");
         let evaluated = decoder.losses(&mut Workspace::new(), &together[0], Some(&adapter)).unwrap();

@@ -1,4 +1,4 @@
-//! Random weights are the same bytes in memory and on the disk, in one file or several.
+//! The bytes of random weights are the same in memory and on the disk, in one file or in several files.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -15,7 +15,8 @@ fn weights(config: &ModelConfig, threads: usize) -> RandomWeights<'_> {
     RandomWeights { config, seed: 3, threads }
 }
 
-/// Returns two layers of the smallest shape: the same kinds of tensors, fewer bytes.
+/// Returns the smallest shape with only two layers. The kinds of tensors are the same, but there are fewer
+/// bytes.
 fn small() -> ModelConfig {
     let mut config = Preset::Base8m.config();
     config.num_hidden_layers = 2;
@@ -67,7 +68,7 @@ fn a_streamed_folder_loads_and_computes_as_the_weights_in_memory() {
     let backend = || Arc::new(Reference::new());
     let losses = [Decoder::new(config, &memory, backend()), Decoder::load(&folder, backend())]
         .map(|decoder| decoder.unwrap().losses(&mut Workspace::new(), &batch, None).unwrap());
-    // An untrained model gives every token about the same probability.
+    // An untrained model predicts about the same probability for every token.
     assert!(losses[0].iter().all(|loss| (loss - 8192f32.ln()).abs() < 1.0), "{losses:?}");
     assert_eq!(losses[0], losses[1]);
 }

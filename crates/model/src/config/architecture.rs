@@ -1,10 +1,10 @@
-//! Parts of a decoder in which model families differ.
+//! The parts of a decoder that differ between model families.
 
 use danlu_kernels::{FamilyOperation, GateActivation};
 
 use super::Rope;
 
-/// Parts of a decoder in which model families differ. The default is Llama without biases.
+/// The parts of a decoder that differ between model families. The default is Llama without biases.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Architecture {
@@ -18,23 +18,24 @@ pub struct Architecture {
     pub qk_norm: Option<QkNorm>,
     /// Norms of a block.
     pub norms: BlockNorms,
-    /// Added to every stored norm weight: 1 in Gemma.
+    /// Value that is added to every stored norm weight. It is 1 in Gemma.
     pub norm_offset: f32,
-    /// Activation of the gate.
+    /// Activation function of the gate.
     pub activation: GateActivation,
-    /// Factor of the embeddings.
+    /// Factor by which the embeddings are multiplied.
     pub embedding_scale: f32,
-    /// Factor of what attention and MLP add to the residual stream.
+    /// Factor by which the outputs of attention and MLP are multiplied before they are added to the residual
+    /// stream.
     pub residual_scale: f32,
-    /// Factor of `q · k`. `None` means `HS^-½`.
+    /// Factor by which `q · k` is multiplied. `None` means `HS^-½`.
     pub attention_scale: Option<f64>,
-    /// Scores become `cap · tanh(score / cap)`.
+    /// If set, scores are replaced by `cap · tanh(score / cap)`.
     pub attention_softcap: Option<f32>,
-    /// Logits become `cap · tanh(logit / cap)`.
+    /// If set, logits are replaced by `cap · tanh(logit / cap)`.
     pub logits_softcap: Option<f32>,
-    /// Divisor of the logits.
+    /// Number by which the logits are divided.
     pub logits_divisor: f32,
-    /// Attention of each layer. Empty: full attention and [`LayerRope::Global`] in all layers.
+    /// Attention of each layer. If empty, all layers have full attention and [`LayerRope::Global`].
     pub layers: Vec<LayerAttention>,
     /// Rotary embedding of layers with [`LayerRope::Local`].
     pub local_rope: Option<Rope>,
@@ -43,7 +44,7 @@ pub struct Architecture {
 /// Attention of one layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerAttention {
-    /// Number of keys that a query sees, with its own. `None`: all earlier keys.
+    /// Number of keys to which a query attends, including its own. `None` means all earlier keys.
     pub window: Option<usize>,
     /// Rotary embedding.
     pub rope: LayerRope,
@@ -52,53 +53,53 @@ pub struct LayerAttention {
 /// Rotary embedding of one layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LayerRope {
-    /// That of the model.
+    /// The rotary embedding of the model.
     #[default]
     Global,
-    /// [`Architecture::local_rope`].
+    /// The rotary embedding [`Architecture::local_rope`].
     Local,
-    /// None.
+    /// No rotary embedding.
     None,
 }
 
 /// Norm of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
-    /// One weight `(HS)` for every head, over the elements of a head.
+    /// The norm of each head. All heads share one weight `(HS)`.
     PerHead,
-    /// A weight for each element, over the whole projection.
+    /// One norm over the whole projection, with a weight for each element.
     Whole,
 }
 
-/// Checkpoint names of the norms of a block, where it has them.
+/// Checkpoint names of the norms of a block. `None` if the block does not have the norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockNorms {
-    /// Before q, k and v.
+    /// Norm before q, k and v.
     pub before_attention: Option<&'static str>,
-    /// After the attention output.
+    /// Norm after the attention output.
     pub after_attention: Option<&'static str>,
-    /// Before gate and up.
+    /// Norm before gate and up.
     pub before_mlp: Option<&'static str>,
-    /// After down.
+    /// Norm after down.
     pub after_mlp: Option<&'static str>,
 }
 
 impl BlockNorms {
-    /// Llama: before attention and MLP.
+    /// Llama has norms before attention and before the MLP.
     pub const LLAMA: Self = Self {
         before_attention: Some("input_layernorm"),
         after_attention: None,
         before_mlp: Some("post_attention_layernorm"),
         after_mlp: None,
     };
-    /// Gemma 2 and 3: before and after both.
+    /// Gemma 2 and 3 have norms before and after attention, and before and after the MLP.
     pub const GEMMA2: Self = Self {
         before_attention: Some("input_layernorm"),
         after_attention: Some("post_attention_layernorm"),
         before_mlp: Some("pre_feedforward_layernorm"),
         after_mlp: Some("post_feedforward_layernorm"),
     };
-    /// OLMo 2 and 3: after both.
+    /// OLMo 2 and 3 have norms after attention and after the MLP.
     pub const OLMO2: Self = Self {
         before_attention: None,
         after_attention: Some("post_attention_layernorm"),
@@ -106,7 +107,7 @@ impl BlockNorms {
         after_mlp: Some("post_feedforward_layernorm"),
     };
 
-    /// Returns the names in the order in which a block applies them.
+    /// Returns the names of the norms in the order in which a block applies them.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         [self.before_attention, self.after_attention, self.before_mlp, self.after_mlp].into_iter().flatten()
     }
@@ -140,7 +141,7 @@ impl Architecture {
         self.layers.get(layer).copied().unwrap_or_default()
     }
 
-    /// Returns the operations that a back end may lack.
+    /// Returns the operations that the model needs and that a back end may lack.
     pub fn operations(&self) -> Vec<FamilyOperation> {
         use FamilyOperation::*;
         let has_norm_after = self.norms.after_attention.is_some() || self.norms.after_mlp.is_some();

@@ -1,4 +1,4 @@
-//! Model families: their flags, and the defaults of keys that a `config.json` omits.
+//! Model families: the flags of each family, and the defaults for keys that a `config.json` omits.
 
 use danlu_kernels::GateActivation;
 
@@ -7,18 +7,18 @@ use super::{MAX_POSITIONS, Rope};
 use crate::ModelError;
 use crate::json::Fields;
 
-/// What the class of a family supplies where `config.json` has no key.
+/// Default values of a family for keys that are missing in `config.json`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Defaults {
     pub theta: f64,
     pub eps: f64,
     pub tied: bool,
-    /// `None`: `hidden_size / num_attention_heads`.
+    /// `None` means `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     pub max_positions: usize,
 }
 
-/// Sizes that a family's flags depend on.
+/// Sizes on which the flags of a family depend.
 pub(super) struct Sizes {
     pub layers: usize,
     pub hidden: usize,
@@ -35,7 +35,7 @@ pub(super) struct Family {
 const LLAMA: Defaults = Defaults { theta: 1e4, eps: 1e-6, tied: false, head_dim: None, max_positions: 2048 };
 const GEMMA: Defaults = Defaults { tied: true, head_dim: Some(256), max_positions: 8192, ..LLAMA };
 
-/// All supported families. Each has passing golden values.
+/// All supported families. The tests compare each family with golden values.
 pub(super) const FAMILIES: &[Family] = &[
     Family { name: "llama", defaults: LLAMA, read: llama },
     Family { name: "qwen2", defaults: Defaults { max_positions: 32_768, ..LLAMA }, read: qwen2 },
@@ -66,7 +66,8 @@ pub(super) const FAMILIES: &[Family] = &[
     },
 ];
 
-/// Families without support, by the start of `model_type`: the reason, and the nearest family with support.
+/// Unsupported families: the start of `model_type`, the reason, and the most similar family that is
+/// supported.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("phi3", "its q, k, v and its gate, up are one weight each", "a Qwen3 or Llama 3 model"),
     ("glm4_moe", "it has experts", "a dense model such as Qwen3"),
@@ -101,7 +102,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("mamba", "it has state spaces", "a SmolLM2 model (`llama`)"),
 ];
 
-/// Returns the family of a `config.json`.
+/// Returns the family of the model that a `config.json` describes.
 pub(super) fn find(fields: &Fields<'_>) -> Result<&'static Family, ModelError> {
     let names = || FAMILIES.iter().map(|family| format!("`{}`", family.name)).collect::<Vec<_>>().join(", ");
     let Some(model_type) = fields.text("model_type")? else {
@@ -133,7 +134,7 @@ fn llama(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError>
     with_biases(fields)
 }
 
-/// Returns Llama's flags with the biases that `attention_bias` and `mlp_bias` switch on.
+/// Returns the flags of Llama, with the biases that `attention_bias` and `mlp_bias` enable.
 fn with_biases(fields: &Fields<'_>) -> Result<Architecture, ModelError> {
     require_silu(fields)?;
     let bias = fields.flag("attention_bias")?;
@@ -162,7 +163,8 @@ fn qwen3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError>
     })
 }
 
-/// A window from layer `max_window_layers` on, if `use_sliding_window`.
+/// Returns the attention of each layer. If `use_sliding_window` is set, layers from `max_window_layers` on
+/// have a window.
 fn qwen_layers(fields: &Fields<'_>, sizes: &Sizes) -> Result<Vec<LayerAttention>, ModelError> {
     if !fields.flag("use_sliding_window")? {
         return Ok(Vec::new());
@@ -183,7 +185,7 @@ fn gemma_base(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelE
         Some(name) => Some(name),
         None => fields.text("hidden_act")?,
     };
-    // Gemma 1 writes `gelu` for the tanh form, and transformers reads it so.
+    // Gemma 1 writes `gelu` but means the tanh approximation. transformers reads `gelu` in the same way.
     if !matches!(activation, None | Some("gelu" | "gelu_pytorch_tanh")) {
         return Err(fields.unsupported("hidden_activation", "`gelu_pytorch_tanh`"));
     }
@@ -253,7 +255,7 @@ fn smollm3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelErro
     };
     let interval = fields.count_opt("no_rope_layer_interval", MAX_POSITIONS)?.unwrap_or(4);
     let list = fields.get("no_rope_layers").and_then(|list| list.as_array());
-    // `no_rope_layers` holds 1 for a layer with RoPE, and 0 for a layer without.
+    // In `no_rope_layers`, 1 stands for a layer with RoPE, and 0 for a layer without RoPE.
     let has_rope = |layer: usize| match list {
         Some(list) => list.get(layer).is_none_or(|value| value.as_u64() != Some(0)),
         None => !(layer + 1).is_multiple_of(interval),
@@ -293,12 +295,12 @@ fn require_silu(fields: &Fields<'_>) -> Result<(), ModelError> {
     }
 }
 
-/// Reads `query_pre_attn_scalar`: scores are multiplied by its inverse root.
+/// Reads `query_pre_attn_scalar`. Scores are multiplied by its inverse square root.
 fn query_scale(fields: &Fields<'_>) -> Result<f64, ModelError> {
     Ok(1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt())
 }
 
-/// Reads a softcap. A missing key has the default; null switches it off.
+/// Reads a softcap. If the key is missing, the default applies. If the value is null, there is no softcap.
 fn softcap(fields: &Fields<'_>, name: &str, default: Option<f32>) -> Result<Option<f32>, ModelError> {
     if fields.is_missing(name) {
         return Ok(default);
@@ -306,8 +308,8 @@ fn softcap(fields: &Fields<'_>, name: &str, default: Option<f32>) -> Result<Opti
     Ok(fields.positive(name)?.map(|cap| cap as f32))
 }
 
-/// Reads `sliding_window`. A missing key has the default; null switches it off. A window as long as the
-/// context has no effect.
+/// Reads `sliding_window`. If the key is missing, the default applies. If the value is null, there is no
+/// window. A window that is as long as the context has no effect.
 fn window(fields: &Fields<'_>, default: Option<usize>, sizes: &Sizes) -> Result<Option<usize>, ModelError> {
     let window = match fields.is_missing("sliding_window") {
         true => default,
@@ -316,8 +318,8 @@ fn window(fields: &Fields<'_>, default: Option<usize>, sizes: &Sizes) -> Result<
     Ok(window.filter(|&window| window < sizes.max_positions))
 }
 
-/// Returns the attention of each layer. `layer_types` decides which layers have the window, otherwise
-/// `is_local`.
+/// Returns the attention of each layer. `layer_types` decides which layers have the window. If this key is
+/// missing, `is_local` decides.
 fn layers(
     fields: &Fields<'_>,
     sizes: &Sizes,
@@ -352,8 +354,8 @@ fn local_flags(
     types.iter().map(flag).collect()
 }
 
-/// As [`layers`], for families with a separate rotary embedding in local layers. transformers 4 never scales
-/// this embedding.
+/// Returns the attention of each layer, as [`layers`] does, for families whose local layers have a separate
+/// rotary embedding. transformers 4 never scales this embedding.
 fn local_layers(
     fields: &Fields<'_>,
     sizes: &Sizes,

@@ -8,7 +8,7 @@ use super::MAX_POSITIONS;
 use crate::ModelError;
 use crate::json::Fields;
 
-/// Rotary position embedding: base and scaling.
+/// Rotary position embedding, described by its base and its scaling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// `rope_theta`.
@@ -17,42 +17,43 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
-/// `rope_type` with its numbers.
+/// Scaling of the frequencies, as in `rope_type`, with the numbers of the scaling.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// Unscaled.
+    /// No scaling.
     Default,
     /// Every frequency is divided by `factor`.
     Linear {
-        /// Divisor of the frequencies.
+        /// Number by which the frequencies are divided.
         factor: f64,
     },
-    /// Llama 3.1's scaling. Wavelengths beyond the original context are divided by `factor`. Short
-    /// wavelengths do not change, and those between are interpolated.
+    /// The scaling of Llama 3.1. Frequencies with a wavelength beyond the original context are divided by
+    /// `factor`. Short wavelengths do not change, and the wavelengths between both are interpolated.
     Llama3 {
-        /// Divisor of the low frequencies.
+        /// Number by which the low frequencies are divided.
         factor: f64,
-        /// `factor` applies fully to wavelengths beyond the original context divided by this.
+        /// Wavelengths longer than the original context divided by this value are scaled by the full
+        /// `factor`.
         low_freq_factor: f64,
-        /// Wavelengths below the original context divided by this do not change.
+        /// Wavelengths shorter than the original context divided by this value do not change.
         high_freq_factor: f64,
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
     },
-    /// YaRN. Frequencies that turn fewer than `beta_slow` times in the original context are divided by
-    /// `factor`. Those that turn more than `beta_fast` times do not change.
+    /// The scaling of YaRN. A frequency that makes fewer than `beta_slow` turns in the original context is
+    /// divided by `factor`. A frequency that makes more than `beta_fast` turns does not change.
     Yarn {
-        /// Divisor of the low frequencies.
+        /// Number by which the low frequencies are divided.
         factor: f64,
-        /// Turns in the original context from which a frequency does not change.
+        /// A frequency that makes more than `beta_fast` turns in the original context does not change.
         beta_fast: f64,
         /// A frequency that makes fewer than `beta_slow` turns in the original context is divided by
         /// `factor`.
         beta_slow: f64,
-        /// Factor of cosine and sine.
+        /// Factor by which cosine and sine are multiplied.
         attention_factor: f64,
-        /// Whether the ends of the interpolation are whole indices.
+        /// Whether the ends of the interpolated range are rounded to whole indices.
         truncate: bool,
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
@@ -60,7 +61,8 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Returns the factor of cosine and sine, so that a score gets its square.
+    /// Returns the factor by which cosine and sine are multiplied. A score is thus multiplied by the square
+    /// of this factor.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor,
@@ -68,15 +70,16 @@ impl Rope {
         }
     }
 
-    /// Returns the rotation of each element pair, in radians a token, `(HS / 2)`.
+    /// Returns the rotation of each pair of elements, in radians per token, `(HS / 2)`.
     ///
-    /// `theta ^ (-2i / HS)`. Under `llama3` scaling, the wavelength `2π / f` decides. Beyond `original /
-    /// low_freq_factor`, the frequency is divided by `factor`. Below `original / high_freq_factor`, it is
-    /// unchanged. In between, both are mixed linearly. Source: Su et al., 2021, section 3.2.2; Grattafiori et
-    /// al., 2024, section 3.4.3; Peng et al., 2023, section 3.
+    /// The unscaled rotation is `theta ^ (-2i / HS)`. With the `llama3` scaling, the wavelength `2π / f`
+    /// decides. If it is longer than `original / low_freq_factor`, the frequency is divided by `factor`. If
+    /// it is shorter than `original / high_freq_factor`, the frequency does not change. Between both limits,
+    /// the two frequencies are mixed linearly. Source: Su et al., 2021, section 3.2.2; Grattafiori et al.,
+    /// 2024, section 3.4.3; Peng et al., 2023, section 3.
     pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
         let plain = (0..head_dim / 2).map(|i| {
-            // The exponent is rounded to f32 as PyTorch does, the power to nearest.
+            // As in PyTorch, the exponent is rounded to f32. The power is rounded to the nearest f32.
             let exponent = (2 * i) as f32 / head_dim as f32;
             1.0 / self.theta.powf(exponent as f64) as f32
         });
@@ -114,7 +117,7 @@ impl Rope {
                 ..
             } => {
                 let (d, original) = (head_dim as f64, original_max_position_embeddings as f64);
-                // The index of the frequency that turns `turns` times in the original context.
+                // Returns the index of the frequency that makes `turns` turns in the original context.
                 let index = |turns: f64| d * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let (mut low, mut high) = (index(beta_fast), index(beta_slow));
                 if truncate {
@@ -134,7 +137,7 @@ impl Rope {
         }
     }
 
-    /// Returns `rope_scaling` of transformers 4.
+    /// Returns the value of `rope_scaling` in the format of transformers 4.
     pub(super) fn scaling_json(&self) -> Value {
         match self.scaling {
             RopeScaling::Default => Value::Null,
@@ -170,8 +173,9 @@ impl Rope {
         }
     }
 
-    /// Reads `rope_theta` and `rope_scaling` of transformers 4, or `rope_parameters` of transformers 5. As in
-    /// transformers, `rope_scaling` wins if both are present.
+    /// Reads `rope_theta` and `rope_scaling` of transformers 4, or `rope_parameters` of transformers 5. If
+    /// both `rope_scaling` and `rope_parameters` are present, `rope_scaling` takes precedence, as in
+    /// transformers.
     pub(super) fn read(
         fields: &Fields<'_>,
         default_theta: f64,
@@ -188,7 +192,8 @@ impl Rope {
         Self::of_parameters(&parameters, name, outer_theta.unwrap_or(default_theta), max_position_embeddings)
     }
 
-    /// Reads one object of `rope_scaling` or `rope_parameters`. `theta` applies if the object has none.
+    /// Reads one object of `rope_scaling` or `rope_parameters`. If the object contains no `rope_theta`,
+    /// `theta` applies.
     pub(super) fn of_parameters(
         parameters: &Fields<'_>,
         name: &str,
@@ -209,8 +214,8 @@ impl Rope {
         };
         let scaling = match parameters.text(key)? {
             Some("default") => RopeScaling::Default,
-            // transformers 5 may omit the default type. In transformers 4, a scaling without a type is an
-            // error.
+            // In `rope_parameters` of transformers 5, the default type may be omitted. In `rope_scaling` of
+            // transformers 4, a missing type is an error.
             None if name == "rope_parameters" => RopeScaling::Default,
             None => return Err(parameters.wrong("rope_type", KINDS)),
             Some("linear") => RopeScaling::Linear { factor: number("factor")? },

@@ -19,7 +19,8 @@ pub fn shared() -> Option<PathBuf> {
     Some(path)
 }
 
-/// Returns every back end in f32: the reference loops, then each instruction set of this machine.
+/// Returns every back end in f32: the reference loops, then the CPU back end for each instruction set of this
+/// machine.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
@@ -68,7 +69,7 @@ pub fn write_random_model(folder: &Path) {
     std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// An adapter over one flat buffer: A then B of every module in order.
+/// An adapter in one flat buffer. The buffer contains A and B of each module, in the order of the modules.
 pub struct FlatAdapter {
     pub params: Buffer,
     pub modules: Vec<(usize, Projection, usize, usize, usize, usize)>,
@@ -77,8 +78,8 @@ pub struct FlatAdapter {
 }
 
 impl FlatAdapter {
-    /// Builds an adapter. `fill(layer, projection, "A" | "B", len)` returns the values, or `None` for no
-    /// adapter there.
+    /// Builds an adapter. `fill(layer, projection, "A" | "B", len)` returns the values. If it returns `None`,
+    /// the projection has no adapter.
     pub fn new(
         config: &ModelConfig,
         backend: &dyn Backend,
@@ -110,7 +111,7 @@ impl FlatAdapter {
         })
     }
 
-    /// Returns the tensors of a PEFT file.
+    /// Builds an adapter from the tensors of a PEFT file.
     pub fn from_peft(
         config: &ModelConfig,
         backend: &dyn Backend,
