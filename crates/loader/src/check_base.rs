@@ -1,7 +1,7 @@
-//! Compares the base that an adapter is loaded onto with the base of its training.
+//! Compares the base onto which an adapter is loaded with the base on which the adapter was trained.
 //!
-//! Any base of the same shape loads, but only the base of the training gives correct replies. These checks
-//! warn about any other base.
+//! Any base of the same shape can be loaded, but the replies are correct only with the base of the training.
+//! These checks warn if the base is another one.
 
 use std::fs;
 use std::path::Path;
@@ -13,25 +13,27 @@ use danlu_model::Quantization;
 
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 
-/// Suffix of repositories in bitsandbytes' 4 bits.
+/// Suffix in the name of repositories that contain 4-bit weights of bitsandbytes.
 pub(crate) const FOUR_BIT_SUFFIX: &str = "-bnb-4bit";
 
-/// How much of a base is compared.
+/// The amount of data of a base that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckDepth {
-    /// A few pages of each file, which takes no noticeable time.
+    /// Compares a few pages of each file. This takes no noticeable time.
     Sample,
-    /// The same comparison as in a resumed run.
+    /// Compares as much as a resumed run does.
     Full,
 }
 
-/// Returns the quantization of the base during the adapter's training. It is read from `danlu.json`. If the
-/// adapter names a 4-bit repository, it is bitsandbytes' default.
+/// Returns the quantization that the base had in the adapter's training. It is read from `danlu.json`. If
+/// this file does not contain it and the adapter names a 4-bit repository, the default of bitsandbytes is
+/// returned.
 ///
-/// Returns `None` without an adapter, and for a base that is stored in 4 bits.
+/// Returns `None` if there is no adapter, or if the base is stored in 4 bits.
 ///
 /// # Errors
-/// If the training left modules in 16 bits, which only a stored base can have, or a weight is invalid.
+/// If some modules were in 16 bits in training and the base is not stored in 4 bits, or if a weight is
+/// invalid.
 pub fn training_quantization(
     files: &ModelFiles,
     notices: &mut Vec<Notice>,
@@ -65,13 +67,13 @@ pub fn training_quantization(
     Ok(trained)
 }
 
-/// Returns the 4-bit repository that an adapter of another program names as its base.
+/// Returns the base that an adapter names, if it is a 4-bit repository.
 fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
     adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
 }
 
-/// Identifies the base in `folder`. `named` is its name in the command or the adapter. A snapshot in the
-/// Hub's cache has its repository and commit in its path.
+/// Identifies the base in `folder`. `named` is the name of the base in the command or in the adapter. For a
+/// snapshot in the Hub's cache, the repository and the commit are read from the path.
 pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     match parse_snapshot_path(&real) {
@@ -103,7 +105,7 @@ pub fn check_base(
         let (name, base, code) = (adapter.name(), base.folder().to_owned(), stored.quant_type);
         notices.push(Notice::TrainedUnquantized { name, base, code });
     }
-    // 4-bit weights and their originals have no bytes in common.
+    // The bytes of 4-bit weights and of their 16-bit originals always differ.
     if identity.stored_quantization().is_some() != stored.is_some() {
         return Ok(None);
     }

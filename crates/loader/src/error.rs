@@ -1,4 +1,4 @@
-//! Errors of resolving and loading.
+//! Errors of resolving and loading a model.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,31 @@ use danlu_model::{FileError, ModelError, files, shell_word};
 
 use crate::FolderKind;
 
-/// Hint for an unreachable Hub. Only reads get this hint: a push would send its token to the mirror.
+/// Hint for an unreachable Hub. A push does not get this hint, because it would send its token to the mirror.
 const MIRROR: &str = "in China, use a mirror: HF_ENDPOINT=https://hf-mirror.com";
 
 /// Hint for an adapter whose base is unknown.
 pub(crate) const NAME_BASE: &str = "name its folder with `--base DIR`";
 
-/// Why a model cannot be resolved or loaded.
+/// The reason why a model cannot be resolved or loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// The path holds neither a model nor an adapter.
+    /// The path contains neither a model nor an adapter.
     #[error("{}", no_model(path, kind))]
     NoModel {
         /// The path.
         path: PathBuf,
-        /// What the path holds.
+        /// The kind of the path.
         kind: FolderKind,
     },
-    /// The path is an adapter, and a base is required.
+    /// The path is an adapter, but a base is required.
     #[error("cannot use `{}` as a base: it is an adapter", path.display())]
     BaseIsAdapter {
         /// The path.
         path: PathBuf,
     },
-    /// `--base` was given, and the model needs none.
+    /// `--base` was given, but the model is not an adapter and needs no base.
     #[error("cannot use `--base` with `{}`: it is a whole model, and `--base` is `{}`", model.display(), base.display())]
     BaseOfModel {
         /// The path of the model.
@@ -40,7 +40,7 @@ pub enum LoadError {
         /// The path of the base.
         base: PathBuf,
     },
-    /// The path is a whole model, and an adapter is required.
+    /// The path is a whole model, but an adapter is required.
     #[error("cannot use `{}` as an adapter: it is a whole model", path.display())]
     NotAnAdapter {
         /// The path.
@@ -57,7 +57,7 @@ pub enum LoadError {
     BaseNotFound {
         /// Folder of the adapter.
         adapter: PathBuf,
-        /// The base's name in the adapter.
+        /// Name of the base in the adapter.
         base: String,
     },
     /// The base that an adapter names cannot be fetched from the Hub.
@@ -65,11 +65,11 @@ pub enum LoadError {
     BaseNotFetched {
         /// Folder of the adapter.
         adapter: PathBuf,
-        /// The base's name in the adapter.
+        /// Name of the base in the adapter.
         base: String,
         /// Reason.
         source: Box<LoadError>,
-        /// What to do instead.
+        /// Another way to load the adapter.
         alternative: &'static str,
     },
     /// The adapter was trained on a 4-bit base with some modules in 16 bits.
@@ -84,23 +84,23 @@ pub enum LoadError {
         /// The modules.
         skipped: Vec<String>,
     },
-    /// The adapter replaces tensors of a base that others share.
+    /// The adapter replaces tensors of a base that other adapters use too.
     #[error("cannot share the base with `{}`: the adapter replaces tensors of the base, such as the embedding table", adapter.display())]
     ChangesBase {
         /// Folder of the adapter.
         adapter: PathBuf,
     },
-    /// Tokenizer or template differ from those of the training.
+    /// The tokenizer or the template differs from the one in training.
     #[error("{summary}")]
     TokenMismatch {
         /// The files that differ.
         summary: String,
-        /// The differences, one sentence each.
+        /// One sentence for each difference.
         differences: Vec<String>,
-        /// The next step.
+        /// The next step for the user.
         hint: &'static str,
     },
-    /// The observer stopped a quantization.
+    /// The observer stopped the quantization of the base.
     #[error("stopped while weights were quantized to 4 bits")]
     Stopped,
     /// The Hub or its cache failed.
@@ -115,14 +115,14 @@ pub enum LoadError {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// An error with another hint.
+    /// An error with a hint that is added later.
     #[error("{source}")]
     Hinted {
         /// The error.
         source: Box<LoadError>,
         /// The hint.
         hint: String,
-        /// Whether the hint replaces the error's own.
+        /// Whether the hint replaces the error's own hint. Otherwise both hints are shown.
         replaces: bool,
     },
 }
@@ -188,7 +188,7 @@ impl LoadError {
         }
     }
 
-    /// Appends a hint to the error's own.
+    /// Appends a hint to the error's own hint.
     pub(crate) fn and_hint(self, hint: impl Into<String>) -> Self {
         Self::Hinted { source: Box::new(self), hint: hint.into(), replaces: false }
     }
@@ -238,7 +238,7 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
 
 const GGUF: &str = "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF";
 
-/// Hint for a folder with files that are no model of this kind.
+/// Returns the hint for a folder that contains files, but no model of this kind.
 fn other_hint(path: &Path) -> String {
     let names = files::names_in(path).unwrap_or_default();
     let has = |is_it: &dyn Fn(&str) -> bool| names.iter().any(|name| is_it(name));

@@ -7,16 +7,16 @@ use danlu_adapter::{CONFIG_FILE, RUN_FILE, latest_checkpoint};
 /// Name of a model's configuration.
 pub(crate) const MODEL_CONFIG: &str = "config.json";
 
-/// Kind of a folder, by the names of its files.
+/// The kind of a folder, as shown by the names of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FolderKind {
-    /// An adapter: `adapter_config.json`.
+    /// A folder with `adapter_config.json`, which is an adapter.
     Adapter,
-    /// A base or a merged model: `config.json`.
+    /// A folder with `config.json`, which is a base or a merged model.
     Model,
-    /// A training run without an adapter yet.
+    /// A training run that has not written its adapter yet.
     StoppedRun {
-        /// Its newest checkpoint, which is an adapter.
+        /// The newest checkpoint of the run. A checkpoint is an adapter.
         newest: Option<PathBuf>,
     },
     /// The path does not exist.
@@ -28,7 +28,7 @@ pub enum FolderKind {
 }
 
 impl FolderKind {
-    /// Returns the kind of `path`. Opens no file.
+    /// Returns the kind of `path`. No file is opened.
     pub fn of(path: &Path) -> Self {
         if path.join(CONFIG_FILE).is_file() {
             return Self::Adapter;

@@ -1,11 +1,11 @@
-//! `generation_config.json`: the sampling that a model recommends.
+//! `generation_config.json`, which contains the sampling settings that a model recommends.
 
 use std::path::{Path, PathBuf};
 
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
-/// A model's `generation_config.json`; empty if there is none.
+/// The contents of a model's `generation_config.json`. They are empty if the file does not exist.
 #[derive(Clone, Debug)]
 pub struct GenerationConfig {
     path: PathBuf,
@@ -16,22 +16,22 @@ impl GenerationConfig {
     /// Reads the file in `folder`.
     ///
     /// # Errors
-    /// If it is not a JSON object.
+    /// If the file is not a JSON object.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("generation_config.json");
         let values = read_json_object(&path)?.unwrap_or_default();
         Ok(Self { path, values })
     }
 
-    /// Returns a value. `null` counts as unset, as in Python.
+    /// Returns a value. As in Python, `null` counts as unset.
     fn get(&self, name: &str) -> Option<&Value> {
         self.values.get(name).filter(|value| !value.is_null())
     }
 
-    /// Returns a flag, or `false` if it is unset.
+    /// Returns a flag. An unset flag is `false`.
     ///
     /// # Errors
-    /// If it is neither true nor false.
+    /// If the value is neither true nor false.
     pub fn flag(&self, name: &str) -> Result<bool, ModelError> {
         match self.get(name) {
             None => Ok(false),
@@ -40,10 +40,10 @@ impl GenerationConfig {
         }
     }
 
-    /// Returns a number that `ok` accepts.
+    /// Returns a number that `ok` accepts, if the value is set.
     ///
     /// # Errors
-    /// If the value is no such number.
+    /// If the value is not a number that `ok` accepts.
     pub fn number(
         &self,
         name: &str,
@@ -57,10 +57,10 @@ impl GenerationConfig {
         }
     }
 
-    /// Returns a whole number of at least 0.
+    /// Returns a whole number of at least 0, if the value is set.
     ///
     /// # Errors
-    /// If the value is no such number.
+    /// If the value is not a whole number of at least 0.
     pub fn count(&self, name: &str) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
@@ -69,7 +69,7 @@ impl GenerationConfig {
         }
     }
 
-    /// The error for a value that would be used.
+    /// Returns the error for an invalid value.
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> ModelError {
         ModelError::Field {
             path: self.path.clone(),

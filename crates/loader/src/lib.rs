@@ -5,16 +5,16 @@
 //! ```
 //!
 //! - [`ModelRef`] is a local folder or a repository on the Hub.
-//! - [`ModelDirs`] holds the folder of a base and, for an adapter, the folder of the adapter. [`FolderKind`]
-//!   tells adapters, models and stopped runs apart.
-//! - [`ModelFiles`] holds `config.json`, `adapter_config.json`, `danlu.json` and the mapped weights. Each
+//! - [`ModelDirs`] contains the folder of a base and, for an adapter, the folder of the adapter.
+//!   [`FolderKind`] distinguishes adapters, models and stopped runs.
+//! - [`ModelFiles`] contains `config.json`, `adapter_config.json`, `danlu.json` and the mapped weights. Each
 //!   file is opened once.
-//! - [`LoadedModel`] holds the decoder, the adapter and the tokenizer.
+//! - [`LoadedModel`] contains the decoder, the adapter and the tokenizer.
 //!
 //! A server loads a base once, as [`LoadedBase`], and adds adapters with [`LoadedAdapter::load`].
 //!
-//! The crate prints nothing. It returns a [`Notice`] for each fact that a user should see, reports long work
-//! as [`Progress`], and returns errors as [`LoadError`] with a hint.
+//! The crate prints nothing. It returns a [`Notice`] for each fact that a user should see, reports long
+//! operations as [`Progress`], and returns errors as [`LoadError`] with a hint.
 
 mod check_base;
 mod error;

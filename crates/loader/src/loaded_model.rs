@@ -16,22 +16,22 @@ use crate::{
 /// Quantization of the base while it is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuantChoice {
-    /// The quantization of the adapter's training.
+    /// The quantization that the base had in the adapter's training.
     AsTrained,
-    /// This quantization, or none.
+    /// This quantization, or no quantization.
     As(Option<Quantization>),
 }
 
 /// Options for loading a model.
 #[derive(Clone)]
 pub struct LoadOptions {
-    /// Back end that computes.
+    /// Back end that runs the model.
     pub backend: Arc<dyn Backend>,
     /// Quantization of the base.
     pub quantization: QuantChoice,
     /// Number of threads for quantization.
     pub threads: usize,
-    /// What to do if the tokens differ from those of the training.
+    /// What the loader does if the tokens differ from those of the training.
     pub tokens: TokenCheck,
 }
 
@@ -62,8 +62,8 @@ impl LoadedBase {
     /// Loads the tensors of an adapter, and prepares them for this base.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, the adapter was made for a base of another shape, or it replaces
-    /// tensors of the base, which other adapters share.
+    /// If a file of the adapter is invalid, if the adapter was made for a base of another shape, or if it
+    /// replaces tensors of the base. The base cannot be changed, because other adapters use it too.
     pub fn load_adapter(&self, files: &AdapterFiles) -> Result<Adapter, LoadError> {
         let decoder = self.decoder();
         let mut adapter = files.load(decoder.config(), self.files().folder(), &**decoder.backend())?;
@@ -76,10 +76,11 @@ impl LoadedBase {
 }
 
 impl Loader<'_> {
-    /// Loads the decoder of a base, and quantizes it on request.
+    /// Loads the decoder of a base, and quantizes it if `options` require this.
     ///
     /// # Errors
-    /// If a tensor is missing or invalid, a base in 4 bits should be quantized, or the observer stops.
+    /// If a tensor is missing or invalid, if a base that is already in 4 bits should be quantized, or if the
+    /// observer stops.
     pub fn load_decoder(
         &self,
         files: &BaseFiles,
@@ -96,10 +97,11 @@ impl Loader<'_> {
         build_decoder(files, (quantization, threads), backend, &mut progress)
     }
 
-    /// As [`Loader::load_decoder`]. The result also holds the files, for adapters that are loaded later.
+    /// Loads a base as [`Loader::load_decoder`] does. The result also contains the files of the base. They
+    /// are needed to load adapters later.
     ///
     /// # Errors
-    /// As [`Loader::load_decoder`].
+    /// The errors of [`Loader::load_decoder`].
     pub fn load_base(
         &self,
         files: Arc<BaseFiles>,
@@ -114,7 +116,7 @@ impl Loader<'_> {
     /// Loads a base, and its adapter if there is one.
     ///
     /// # Errors
-    /// If a file is invalid, the tokens differ from those of the training, or the observer stops.
+    /// If a file is invalid, if the tokens differ from those of the training, or if the observer stops.
     pub fn load(
         &self,
         files: ModelFiles,
@@ -123,7 +125,7 @@ impl Loader<'_> {
     ) -> Result<LoadedModel, LoadError> {
         let quantization = choose_quantization(&files, options.quantization, notices)?;
         let adapter = files.load_adapter(&*options.backend)?;
-        // A base that the adapter changes is loaded once, with the changes.
+        // If the adapter changes the base, the base is loaded only once, with these changes.
         let changed = adapter.as_ref().map(|adapter| files.base().changed_by(adapter)).transpose()?.flatten();
         let base = changed.map_or_else(|| Arc::clone(files.base()), Arc::new);
         let base = self.load_base(base, quantization, options.threads, Arc::clone(&options.backend))?;
@@ -131,7 +133,7 @@ impl Loader<'_> {
     }
 }
 
-/// Builds a decoder, quantized by a number of threads on request.
+/// Builds a decoder. If a quantization is given, the base is quantized with the given number of threads.
 fn build_decoder(
     files: &BaseFiles,
     (quantization, threads): (Option<Quantization>, usize),
@@ -147,10 +149,11 @@ fn build_decoder(
     })
 }
 
-/// Returns the quantization of a model's base. Adds a notice if the adapter's training decides.
+/// Returns the quantization for a model's base. If the adapter's training decides about it, a notice is
+/// added.
 ///
 /// # Errors
-/// As [`training_quantization`].
+/// The errors of [`training_quantization`].
 pub fn choose_quantization(
     files: &ModelFiles,
     choice: QuantChoice,
@@ -168,7 +171,7 @@ pub fn choose_quantization(
     }
 }
 
-/// An adapter on a loaded base.
+/// An adapter that is loaded onto a base.
 pub struct LoadedAdapter {
     /// Tensors of the adapter.
     pub adapter: Adapter,
@@ -177,11 +180,12 @@ pub struct LoadedAdapter {
 }
 
 impl LoadedAdapter {
-    /// Loads an adapter onto `base`, without reading the base's weights.
+    /// Loads an adapter onto `base`. The weights of the base are not read.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, the adapter was made for a base of another shape, the tokens differ, or
-    /// the adapter replaces tensors of the base, which other adapters share.
+    /// If a file of the adapter is invalid, if the adapter was made for a base of another shape, if the
+    /// tokens differ, or if the adapter replaces tensors of the base. The base cannot be changed, because
+    /// other adapters use it too.
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,
@@ -196,7 +200,7 @@ impl LoadedAdapter {
     }
 }
 
-/// A model that is ready to run: a base, an adapter if there is one, and the tokens of both.
+/// A model that is ready to run: a base, an adapter if there is one, and the tokenizer.
 pub struct LoadedModel {
     files: ModelFiles,
     base: Arc<LoadedBase>,
@@ -208,7 +212,7 @@ impl LoadedModel {
     /// Combines a model's adapter with its loaded base.
     ///
     /// # Errors
-    /// As [`LoadedAdapter::load`].
+    /// The errors of [`LoadedAdapter::load`].
     pub fn on(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -220,7 +224,8 @@ impl LoadedModel {
         let changed = adapter.as_ref().map(|adapter| files.base().changed_by(adapter)).transpose()?.flatten();
         let base = match changed {
             Some(changed) => {
-                // The caller has loaded the unchanged base with its progress already.
+                // No progress is reported here, because the caller already reported it for the unchanged
+                // base.
                 let (quantization, threads) = (base.quantization, base.threads);
                 let mut progress = |_| ControlFlow::Continue(());
                 let decoder = build_decoder(&changed, (quantization, threads), backend, &mut progress)?;
@@ -232,7 +237,7 @@ impl LoadedModel {
         Self::assemble(files, base, adapter, check, notices)
     }
 
-    /// Combines a model's adapter with its base, which has the adapter's changes.
+    /// Combines a model's adapter with its base. The base already contains the changes of the adapter.
     fn assemble(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -257,7 +262,7 @@ impl LoadedModel {
         &self.files
     }
 
-    /// Returns the folder of the adapter, or of the model without one.
+    /// Returns the folder of the adapter. If there is no adapter, returns the folder of the model.
     pub fn folder(&self) -> &Path {
         self.files.own_folder()
     }
@@ -272,27 +277,27 @@ impl LoadedModel {
         &self.tokens.tokenizer
     }
 
-    /// The model with another tokenizer, such as one with another chat template.
+    /// Returns the model with another tokenizer, such as a tokenizer with another chat template.
     ///
     /// # Errors
-    /// As `change`.
+    /// The errors of `change`.
     pub fn map_tokenizer<E>(self, change: impl FnOnce(Tokenizer) -> Result<Tokenizer, E>) -> Result<Self, E> {
         let ModelTokens { tokenizer, default_system } = self.tokens;
         let tokens = ModelTokens { tokenizer: change(tokenizer)?, default_system };
         Ok(Self { tokens, ..self })
     }
 
-    /// Returns the system prompt of the training data, for conversations that set none.
+    /// Returns the system prompt of the training data. It is used for conversations without a system message.
     pub fn default_system(&self) -> Option<&str> {
         self.tokens.default_system.as_deref()
     }
 
-    /// Returns the adapter as the decoder reads it.
+    /// Returns the adapter in the form that the decoder reads.
     pub fn lora(&self) -> Option<&dyn LoraSource> {
         self.adapter.as_ref().map(|adapter| adapter as &dyn LoraSource)
     }
 
-    /// Returns the name for display.
+    /// Returns the name that is shown to the user.
     pub fn name(&self) -> String {
         self.files.name()
     }

@@ -1,4 +1,4 @@
-//! Folders of a model.
+//! The folders of a model.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use danlu_adapter::LoraConfig;
 use danlu_hub::parse_snapshot_path;
 use danlu_model::sidecar_files::generation_folder;
 
-/// Folders of a model: the base, and the adapter if there is one.
+/// The folders of a model: the folder of the base, and the folder of the adapter if there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDirs {
     /// Folder with `config.json` and the weights.
@@ -16,7 +16,7 @@ pub struct ModelDirs {
     pub adapter: Option<AdapterDir>,
 }
 
-/// Folder of an adapter, and its `adapter_config.json`, which names the base.
+/// The folder of an adapter, and the contents of its `adapter_config.json`, which names the base.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterDir {
     /// Path of the folder.
@@ -36,24 +36,24 @@ impl ModelDirs {
         self.adapter.as_ref().map(|adapter| adapter.folder.as_path())
     }
 
-    /// Returns the folder of the adapter, or of the model without one.
+    /// Returns the folder of the adapter. If there is no adapter, returns the folder of the model.
     pub fn own_folder(&self) -> &Path {
         self.adapter_folder().unwrap_or(&self.base)
     }
 
-    /// Returns the folder of the `generation_config.json` to use.
+    /// Returns the folder from which `generation_config.json` must be read.
     pub fn generation_folder(&self) -> &Path {
         generation_folder(&self.base, self.adapter_folder())
     }
 
-    /// Returns the name for display.
+    /// Returns the name that is shown to the user.
     pub fn name(&self) -> String {
         folder_name(self.own_folder())
     }
 }
 
-/// Returns the last component of `path` with `.` and `..` resolved. For a snapshot in the Hub's cache,
-/// returns the model's name.
+/// Returns the last component of `path`, after `.` and `..` are resolved. For a snapshot in the Hub's cache,
+/// returns the name of the model.
 pub fn folder_name(path: &Path) -> String {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if let Some((id, _)) = parse_snapshot_path(&resolved) {

@@ -1,4 +1,4 @@
-//! Files of a model. Each is opened once.
+//! The files of a model. Each file is opened once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +48,8 @@ impl BaseFiles {
         &self.weights
     }
 
-    /// Returns the base with the tensors that `adapter` replaces, or `None` if it replaces none.
+    /// Returns the base with the tensors that `adapter` replaces. Returns `None` if the adapter replaces no
+    /// tensor.
     ///
     /// # Errors
     /// If a tensor of the base is missing or invalid.
@@ -57,7 +58,8 @@ impl BaseFiles {
         Ok(changed.map(|(config, weights)| Self { config, weights, ..self.clone() }))
     }
 
-    /// Returns the base with the rows of the adapter's new tokens as the only change: see [`Adapter::resized_base`].
+    /// Returns the base with rows for the adapter's new tokens. Nothing else is changed. See
+    /// [`Adapter::resized_base`].
     ///
     /// # Errors
     /// If a tensor of the base is missing or invalid.
@@ -74,7 +76,7 @@ impl BaseFiles {
         Ok(self.weights.stored_quantization()?)
     }
 
-    /// Returns the fingerprint of configuration and weights: see [`danlu_model::base_fingerprint`].
+    /// Returns the fingerprint of configuration and weights. See [`danlu_model::base_fingerprint`].
     ///
     /// # Errors
     /// If the folder cannot be listed, or a file cannot be read.
@@ -82,7 +84,8 @@ impl BaseFiles {
         Ok(base_fingerprint_of(self.config_json.bytes(), &self.weights)?)
     }
 
-    /// Returns a quick fingerprint of configuration and weights, from a few pages of each file.
+    /// Returns a quick fingerprint of configuration and weights. It is computed from a few pages of each
+    /// file.
     ///
     /// # Errors
     /// If the folder cannot be listed.
@@ -90,7 +93,8 @@ impl BaseFiles {
         Ok(base_sample_of(self.config_json.bytes(), &self.weights)?)
     }
 
-    /// Reads the tokenizer of the base, or of `adapter` on the base.
+    /// Reads the tokenizer of the base. If an `adapter` is given, files of the adapter replace files of the
+    /// base.
     ///
     /// # Errors
     /// If a file of the tokenizer is missing or invalid.
@@ -108,16 +112,16 @@ pub struct AdapterFiles {
 }
 
 impl AdapterFiles {
-    /// Reads both files in `folder`.
+    /// Reads `adapter_config.json` and `danlu.json` in `folder`.
     ///
     /// # Errors
-    /// If `adapter_config.json` is missing, or a file is invalid.
+    /// If `adapter_config.json` is missing, or if one of the files is invalid.
     pub fn open(folder: &Path) -> Result<Self, LoadError> {
         let config = LoraConfig::read(folder)?;
         Self::open_rest(AdapterDir { folder: folder.to_owned(), config })
     }
 
-    /// Reads `danlu.json` next to an `adapter_config.json` that is read already.
+    /// Reads `danlu.json` of an adapter whose `adapter_config.json` was already read.
     fn open_rest(dir: AdapterDir) -> Result<Self, LoadError> {
         let AdapterDir { folder, config } = dir;
         let identity = TrainingIdentity::read(&folder)?;
@@ -134,20 +138,22 @@ impl AdapterFiles {
         &self.config
     }
 
-    /// Returns the contents of `danlu.json`. An adapter of another program has none.
+    /// Returns the contents of `danlu.json`. Returns `None` for an adapter that danlu did not train.
     pub fn identity(&self) -> Option<&TrainingIdentity> {
         self.identity.as_ref()
     }
 
-    /// Returns the name for display.
+    /// Returns the name that is shown to the user.
     pub fn name(&self) -> String {
         folder_name(&self.folder)
     }
 
-    /// Loads the tensors for a base of shape `model` in the folder `base`.
+    /// Loads the tensors of the adapter. `model` is the configuration of the base, and `base` is the folder
+    /// of the base.
     ///
     /// # Errors
-    /// If the tensors' file is missing or invalid, or the adapter was made for a base of another shape.
+    /// If the file with the tensors is missing or invalid, or if the adapter was made for a base of another
+    /// shape.
     pub fn load(
         &self,
         model: &ModelConfig,
@@ -169,12 +175,12 @@ impl AdapterFiles {
     }
 }
 
-/// Files of a model: a base, and an adapter if there is one.
+/// The files of a model: a base, and an adapter if there is one.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     base: Arc<BaseFiles>,
     adapter: Option<AdapterFiles>,
-    /// `danlu.json` of a merged model.
+    /// Contents of `danlu.json`, if the model is a merged model.
     merged_identity: Option<TrainingIdentity>,
 }
 
@@ -188,7 +194,7 @@ impl ModelFiles {
         Self::open_on(base, dirs.adapter)
     }
 
-    /// Opens the files of `adapter` on an opened base.
+    /// Opens the files of `adapter`. The base is already opened.
     ///
     /// # Errors
     /// If a file of the adapter is invalid.
@@ -221,13 +227,13 @@ impl ModelFiles {
     /// Loads the tensors of the adapter, if there is one.
     ///
     /// # Errors
-    /// As [`AdapterFiles::load`].
+    /// The errors of [`AdapterFiles::load`].
     pub fn load_adapter(&self, backend: &dyn Backend) -> Result<Option<Adapter>, LoadError> {
         let (model, folder) = (self.base.config(), self.base.folder());
         self.adapter.as_ref().map(|adapter| adapter.load(model, folder, backend)).transpose()
     }
 
-    /// Returns the contents of `danlu.json` of the adapter or the merged model.
+    /// Returns the contents of the `danlu.json` of the adapter or of the merged model.
     pub fn identity(&self) -> Option<&TrainingIdentity> {
         match &self.adapter {
             Some(adapter) => adapter.identity(),
@@ -240,17 +246,17 @@ impl ModelFiles {
         self.adapter.as_ref().map(AdapterFiles::folder)
     }
 
-    /// Returns the folder of the adapter, or of the model without one.
+    /// Returns the folder of the adapter. If there is no adapter, returns the folder of the model.
     pub fn own_folder(&self) -> &Path {
         self.adapter_folder().unwrap_or(&self.base.folder)
     }
 
-    /// Returns the folder of the `generation_config.json` to use.
+    /// Returns the folder from which `generation_config.json` must be read.
     pub fn generation_folder(&self) -> &Path {
         danlu_model::sidecar_files::generation_folder(&self.base.folder, self.adapter_folder())
     }
 
-    /// Returns the name for display.
+    /// Returns the name that is shown to the user.
     pub fn name(&self) -> String {
         folder_name(self.own_folder())
     }

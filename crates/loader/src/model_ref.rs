@@ -1,4 +1,4 @@
-//! References to models: folders or repositories on the Hub.
+//! References to models. A reference is a folder or a repository on the Hub.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,19 @@ use danlu_hub::{FetchScope, Hub, HubError, RepoName};
 
 use crate::HubSource;
 
-/// A reference to a model, as typed by the user.
+/// A reference to a model, as the user typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
-    /// A folder, whether it exists or not.
+    /// A folder. It need not exist.
     Folder(PathBuf),
     /// A repository on the Hub.
     Hub(RepoName),
-    /// `owner/model` while a folder `owner` exists. It is a repository if the cache has it, otherwise a
-    /// mistyped path.
+    /// A text `owner/model`, while there is a local folder `owner`. If the cache contains this repository,
+    /// the text refers to the repository. Otherwise it is a mistyped path.
     Ambiguous {
-        /// The reference as a path.
+        /// The text as a path.
         path: PathBuf,
-        /// The reference as a repository.
+        /// The text as a repository.
         name: RepoName,
     },
 }
@@ -33,7 +33,7 @@ impl ModelRef {
         let name = path.to_str().and_then(|text| parse_name(text).ok()).filter(|_| !path.exists());
         let Some(name) = name else { return folder() };
         let Some(owner) = name.id().split('/').next().map(Path::new) else { return folder() };
-        // A pasted URL does not begin with its owner.
+        // This excludes a pasted URL, which does not start with the owner.
         let owner_exists = path.starts_with(owner) && owner.exists();
         match name.named_revision().is_none() && owner_exists {
             true => Self::Ambiguous { path: path.to_owned(), name },
@@ -41,7 +41,7 @@ impl ModelRef {
         }
     }
 
-    /// Returns the repository, if this is one. Reads the cache in the ambiguous case only.
+    /// Returns the repository, if the reference is one. The cache is read only for an ambiguous reference.
     pub fn hub_name(&self, hub: &dyn HubSource) -> Option<&RepoName> {
         match self {
             Self::Folder(_) => None,
@@ -52,7 +52,7 @@ impl ModelRef {
         }
     }
 
-    /// Returns a hint on how to name the repository, if the reference was read as a path.
+    /// If the reference was read as a path, returns a hint how to name the repository instead.
     pub fn hub_hint(&self, hub: &dyn HubSource) -> Option<String> {
         let Self::Ambiguous { name, .. } = self else { return None };
         match self.hub_name(hub) {
@@ -62,17 +62,17 @@ impl ModelRef {
     }
 }
 
-/// Parses `hf:org/name`, which names a repository even if a folder `org/name` exists.
+/// Parses `hf:org/name`. Such a text always means the repository, even if a folder `org/name` exists.
 pub fn explicit_name(path: &Path) -> Option<RepoName> {
     let text = path.to_str()?;
     let name = text.strip_prefix("hf://").or_else(|| text.strip_prefix("hf:"))?;
     name.parse().ok()
 }
 
-/// Parses a typed repository name, or the pasted URL of its page.
+/// Parses the name of a repository as the user typed it, or the pasted URL of the repository's page.
 ///
 /// # Errors
-/// If it is neither.
+/// If the text is neither a repository name nor such a URL.
 pub fn parse_name(text: &str) -> Result<RepoName, HubError> {
     let text = text.strip_prefix("hf:").filter(|rest| !rest.starts_with("//")).unwrap_or(text);
     text.parse().or_else(|error| {
@@ -81,14 +81,16 @@ pub fn parse_name(text: &str) -> Result<RepoName, HubError> {
     })
 }
 
-/// Completes an abbreviated commit in `name` from the snapshot folder it was resolved to.
+/// Replaces an abbreviated commit in `name` by the full commit. `folder` is the snapshot folder to which
+/// `name` was resolved.
 pub fn with_full_commit(name: RepoName, folder: &Path) -> RepoName {
     let commit = folder.file_name().and_then(|commit| commit.to_str()).unwrap_or_default();
     let is_part = name.named_revision().is_some_and(|part| part.len() >= 7 && commit.starts_with(part));
     if is_part { name.at(commit).unwrap_or(name) } else { name }
 }
 
-/// Returns whether the cache or the Hub has a model `path`, even if a folder of that name exists.
+/// Returns whether the cache or the Hub contains a model named `path`. A local folder of this name has no
+/// effect.
 pub fn is_known_name(hub: &Hub, path: &Path) -> bool {
     let name = path.to_str().and_then(|text| text.parse().ok());
     name.is_some_and(|name| is_cached(hub, &name) || hub.repo_exists(&name) == Some(true))
@@ -112,7 +114,7 @@ mod tests {
         assert!(
             matches!(ModelRef::parse(Path::new("hf:src/model")), ModelRef::Hub(name) if name.id() == "src/model")
         );
-        // Tests run in the crate's folder, which has a folder `src`.
+        // The working directory of a test is the crate's folder, which contains a folder `src`.
         assert!(matches!(ModelRef::parse(Path::new("src/model")), ModelRef::Ambiguous { .. }));
     }
 }

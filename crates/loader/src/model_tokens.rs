@@ -1,34 +1,35 @@
-//! Tokenizer and template of a model: one rule for `chat`, `compare`, `merge` and `serve`.
+//! The tokenizer and the template of a model. `chat`, `compare`, `merge` and `serve` choose them by the same
+//! rule.
 
 use danlu_model::Tokenizer;
 
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 use danlu_adapter::TrainingIdentity;
 
-/// What to do if the tokens differ from those of the training.
+/// What the loader does if the tokens differ from those of the training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCheck {
-    /// Return an error.
+    /// Returns an error.
     Require,
-    /// Add a notice.
+    /// Adds a notice and continues.
     Warn,
 }
 
-/// The tokenizer that a model was trained with.
+/// The tokenizer with which a model was trained.
 #[derive(Debug)]
 pub struct ModelTokens {
-    /// The adapter's own tokenizer, otherwise that of the base.
+    /// The adapter's own tokenizer. If the adapter has none, the tokenizer of the base.
     pub tokenizer: Tokenizer,
-    /// System prompt of the training data, for conversations that set none.
+    /// System prompt of the training data. It is used for conversations without a system message.
     pub default_system: Option<String>,
 }
 
 impl ModelTokens {
-    /// Reads the tokens of a model. If `danlu.json` holds a fingerprint, the tokens of both base and adapter
-    /// must match it.
+    /// Reads the tokens of a model. If `danlu.json` contains a fingerprint, the tokens of the base and of the
+    /// adapter must match it.
     ///
     /// # Errors
-    /// If a file is invalid, or the tokens differ and `check` requires a match.
+    /// If a file is invalid, or if the tokens differ and `check` requires a match.
     pub fn read(files: &ModelFiles, check: TokenCheck, notices: &mut Vec<Notice>) -> Result<Self, LoadError> {
         let tokens = match files.adapter() {
             Some(adapter) => Self::of_adapter(adapter, files.base(), check, notices),
@@ -56,7 +57,7 @@ impl ModelTokens {
     /// Reads the tokens of an adapter on a base.
     ///
     /// # Errors
-    /// As [`ModelTokens::read`].
+    /// The errors of [`ModelTokens::read`].
     pub fn of_adapter(
         adapter: &AdapterFiles,
         base: &BaseFiles,
@@ -82,8 +83,8 @@ impl ModelTokens {
         Ok(Self { tokenizer: own.unwrap_or(of_base), default_system })
     }
 
-    /// Chooses the tokenizer for an adapter that another program wrote. Such an adapter has no fingerprint.
-    /// If there are tokenizer files next to it, it was trained with them.
+    /// Chooses the tokenizer for an adapter that danlu did not train. Such an adapter has no fingerprint. If
+    /// there are tokenizer files next to the adapter, the adapter was trained with these files.
     fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
         let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
         let differences =
@@ -95,7 +96,7 @@ impl ModelTokens {
     }
 }
 
-/// A difference from the tokens of the training.
+/// A difference between the current tokens and the tokens of the training.
 struct Mismatch {
     summary: String,
     differences: Vec<String>,
@@ -103,7 +104,7 @@ struct Mismatch {
 }
 
 impl Mismatch {
-    /// Returns the mismatch of a base whose tokens differ from those of the adapter's training.
+    /// Returns a mismatch if the tokens of the base differ from those of the adapter's training.
     fn on_base(adapter: &AdapterFiles, base: &BaseFiles, differences: Vec<String>) -> Option<Self> {
         let (adapter, base) = (adapter.folder().display(), base.folder().display());
         let summary = format!("`{adapter}` was trained with other tokens than `{base}` has");
@@ -112,7 +113,7 @@ impl Mismatch {
         (!differences.is_empty()).then_some(Self { summary, differences, hint })
     }
 
-    /// Returns the mismatch of files in `folder` that changed after training.
+    /// Returns a mismatch if files in `folder` were changed after the training.
     fn changed(folder: &std::path::Path, differences: Vec<String>) -> Option<Self> {
         let summary =
             format!("tokenizer or template of `{}` are not those it was trained with", folder.display());

@@ -1,4 +1,4 @@
-//! Facts about a successful load that a user should see.
+//! Facts that a user should see although the model was loaded successfully.
 
 use std::path::PathBuf;
 
@@ -7,105 +7,107 @@ use danlu_hub::RepoName;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Quantization, Tokenizer};
 
-/// A fact about a successful load. The caller words it.
+/// A fact that a user should see although the model was loaded successfully. The caller writes the text for
+/// it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// Optional files are missing in the cache, and the Hub could not be reached.
+    /// Optional files are missing in the cache, but the Hub could not be reached.
     IncompleteCache {
         /// Repository of the model.
         name: RepoName,
         /// Names of the files.
         files: Vec<&'static str>,
-        /// Why the Hub could not be reached.
+        /// The reason why the Hub could not be reached.
         reason: String,
     },
-    /// The base is quantized as in the adapter's training.
+    /// The base is quantized with the quantization of the adapter's training.
     QuantizedAsTrained {
         /// Name of the adapter.
         name: String,
         /// Code of the quantization.
         code: FourBitCode,
     },
-    /// The adapter names a 4-bit repository. The base is quantized with bitsandbytes' defaults.
+    /// The adapter names a 4-bit repository, so the base is quantized with the default settings of
+    /// bitsandbytes.
     QuantizedAsNamed {
         /// The 4-bit repository.
         named: String,
         /// Folder of the 16-bit base.
         base: PathBuf,
     },
-    /// The stored quantization of the base differs from that of the adapter's training.
+    /// The base is stored with another quantization than in the adapter's training.
     OtherQuantization {
         /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
-        /// Quantization in training.
+        /// Quantization of the base in training.
         trained: Quantization,
-        /// Quantization in the folder.
+        /// Quantization of the stored base.
         stored: Quantization,
     },
-    /// The adapter was trained on a 16-bit base, and this base is stored in 4 bits.
+    /// The adapter was trained on a 16-bit base, but this base is stored in 4 bits.
     TrainedUnquantized {
         /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
-        /// Code of the base.
+        /// Code with which the base is stored.
         code: FourBitCode,
     },
-    /// The base differs from that of the adapter's training.
+    /// The base is not the one on which the adapter was trained.
     OtherBase {
         /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
-        /// SHA-256 of the base in training.
+        /// SHA-256 of the base that was used in training.
         trained: String,
         /// SHA-256 of the base in the folder.
         found: String,
-        /// `owner/name@commit` of the base in training, if known.
+        /// `owner/name@commit` of the base that was used in training, if known.
         trained_on: Option<String>,
     },
-    /// The tokenizer and template next to the adapter differ from those of the base, and are used.
+    /// The tokenizer and template next to the adapter are used. They differ from those of the base.
     AdapterTokens {
-        /// The differences, one sentence each.
+        /// One sentence for each difference.
         differences: Vec<String>,
     },
-    /// The adapter is in the only subfolder that contains one.
+    /// The adapter was found in a subfolder. No other subfolder contains an adapter.
     AdapterInSubfolder {
         /// The subfolder.
         folder: PathBuf,
     },
-    /// The adapter's files differ from those that PEFT writes.
+    /// The files of the adapter differ from the files that PEFT writes.
     Adapter {
         /// The adapter.
         name: String,
-        /// In what.
+        /// The difference.
         note: AdapterNote,
     },
     /// The tokenizer file requests BPE dropout, which danlu does not apply.
     IgnoredDropout {
-        /// `tokenizer.json`.
+        /// Path of the tokenizer file.
         file: PathBuf,
-        /// The share of merges.
+        /// The share of merges that the file asks to skip.
         dropout: f32,
     },
-    /// The tokens differ from those of the training, and the caller allows that.
+    /// The tokens differ from those of the training, but the caller allows this.
     TokenMismatch {
         /// The files that differ.
         summary: String,
-        /// The differences, one sentence each.
+        /// One sentence for each difference.
         differences: Vec<String>,
     },
 }
 
 impl Notice {
-    /// A notice for each note of an adapter that was loaded.
+    /// Returns a notice for each note of a loaded adapter.
     pub fn of_adapter(name: &str, adapter: &Adapter) -> impl Iterator<Item = Self> {
         adapter.notes().iter().map(|note| Self::Adapter { name: name.to_owned(), note: note.clone() })
     }
 
-    /// Returns a notice if the tokenizer's file sets a dropout, which danlu ignores.
+    /// Returns a notice if the tokenizer file sets a dropout. danlu ignores this setting.
     pub fn ignored_dropout(tokenizer: &Tokenizer) -> Option<Self> {
         let dropout = tokenizer.ignored_dropout()?;
         Some(Self::IgnoredDropout { file: tokenizer.path().to_owned(), dropout })

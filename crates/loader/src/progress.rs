@@ -1,4 +1,4 @@
-//! Progress of long work.
+//! Progress of long operations.
 
 use std::ops::ControlFlow;
 
@@ -6,43 +6,44 @@ use danlu_hub::{Pulled, RepoName, Transfer};
 use danlu_kernels::FourBitCode;
 use danlu_model::QuantizeProgress;
 
-/// Progress of long work.
+/// Progress of long operations.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
-    /// The Hub lists the files of a model that the cache lacks.
+    /// The loader requests the list of the model's files from the Hub, because the cache does not contain the
+    /// model.
     FetchStarted {
         /// Repository of the model.
         name: &'a RepoName,
     },
-    /// Files of the model are transferred.
+    /// The files of the model are being downloaded.
     Fetching {
         /// Repository of the model.
         name: &'a RepoName,
-        /// Bytes so far.
+        /// Number of bytes so far.
         transfer: Transfer,
-        /// Seconds since the start.
+        /// Seconds since the download started.
         seconds: f64,
     },
-    /// The transfer ended.
+    /// The download ended.
     FetchEnded {
         /// Repository of the model.
         name: &'a RepoName,
-        /// The model in the cache, or `None` after an error.
+        /// The model in the cache, or `None` if there was an error.
         pulled: Option<&'a Pulled>,
-        /// Seconds since the start.
+        /// Seconds since the download started.
         seconds: f64,
     },
-    /// Weights are quantized.
+    /// Weights are being quantized.
     Quantizing {
         /// Code of the quantization.
         code: FourBitCode,
-        /// Bytes so far.
+        /// Number of bytes so far.
         progress: QuantizeProgress,
     },
 }
 
-/// Receives [`Progress`].
+/// A function that receives [`Progress`].
 ///
-/// `ControlFlow::Break` stops a quantization. A transfer from the Hub has no safe point to stop, so it
-/// continues.
+/// `ControlFlow::Break` stops a quantization. For [`Progress::FetchStarted`], it prevents the download. A
+/// running download is not stopped, because it has no safe point where it could stop.
 pub type Observer<'a> = dyn Fn(Progress<'_>) -> ControlFlow<()> + 'a;

@@ -1,18 +1,21 @@
-//! Relative paths in the files of an earlier run.
+//! Resolves relative paths that the files of an earlier run contain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Resolves `name`, a path that a file in `folder` contains. Tries the working directory first, then
-/// `folder`. Returns the first path that `is_it` accepts.
+/// Resolves the path `name`, which a file in `folder` contains. `name` may be relative to the working
+/// directory or to `folder`, and the working directory is tried first. Returns the first path that `is_it`
+/// accepts.
 pub fn find_beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     [name.to_owned(), resolved(folder).join(name)].into_iter().find(|path| is_it(path))
 }
 
-/// Resolves the path `name` from a file in `folder`: relative to the working directory, then to `folder` and
-/// each folder above it. Returns the first path that `is_it` accepts.
+/// Resolves the path `name`, which a file in `folder` contains. `name` may be relative to the working
+/// directory, to `folder`, or to a folder above `folder`. They are tried in this order. Returns the first
+/// path that `is_it` accepts.
 ///
-/// One of these folders is where the run started, so folders that moved together still resolve.
+/// The run started in one of these folders. If all these folders are moved together, the path can still be
+/// resolved.
 pub fn find_above(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let folder = resolved(folder);
     let above = folder.ancestors().map(|folder| folder.join(name));

@@ -13,12 +13,13 @@ use crate::folder_kind::MODEL_CONFIG;
 use crate::model_dirs::AdapterDir;
 use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
 
-/// Returns a [`Hub`] on demand. Local folders thus work even with invalid Hub settings.
+/// Creates a [`Hub`] only when it is needed. Local folders can thus be used even if the Hub settings are
+/// invalid.
 pub trait HubSource {
     /// Returns the Hub.
     ///
     /// # Errors
-    /// If its settings are invalid.
+    /// If the Hub settings are invalid.
     fn hub(&self) -> Result<&Hub, HubError>;
 }
 
@@ -36,7 +37,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// Returns a loader that fetches from `hub` and reports long work to `observer`.
+    /// Returns a loader that downloads from `hub` and reports long operations to `observer`.
     pub fn new(hub: &'a dyn HubSource, observer: &'a Observer<'a>) -> Self {
         Self { hub, observer }
     }
@@ -46,10 +47,11 @@ impl<'a> Loader<'a> {
         self.hub
     }
 
-    /// Resolves a reference to a folder. Fetches a repository that the cache lacks.
+    /// Resolves a reference to a folder. A repository that is not in the cache is downloaded.
     ///
     /// # Errors
-    /// If neither the cache nor the Hub has the repository, or a local folder makes the reference ambiguous.
+    /// If neither the cache nor the Hub contains the repository, or if a local folder makes the reference
+    /// ambiguous.
     pub fn resolve(
         &self,
         model: &ModelRef,
@@ -72,11 +74,11 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves the base `path` to a folder. Rejects adapters, stopped runs and plain files. Other folders
-    /// pass, so that the reader can name the missing file.
+    /// Resolves the base `path` to a folder. Adapters, stopped runs and plain files are rejected. Any other
+    /// folder is accepted, so that the error for a missing file comes later and names the file.
     ///
     /// # Errors
-    /// If `path` is an adapter, a run or a file, or as [`Loader::resolve`].
+    /// If `path` is an adapter, a run or a file. Also returns the errors of [`Loader::resolve`].
     pub fn base_folder(
         &self,
         path: &Path,
@@ -96,10 +98,12 @@ impl<'a> Loader<'a> {
         Ok(folder)
     }
 
-    /// Resolves `path` to the folders of a model. `base` replaces the base that an adapter names.
+    /// Resolves `path` to the folders of a model. If `base` is given, it replaces the base that an adapter
+    /// names.
     ///
     /// # Errors
-    /// If there is no model, `base` is given for a whole model, or the adapter's base cannot be found.
+    /// If there is no model, if `base` is given although `path` is a whole model, or if the adapter's base
+    /// cannot be found.
     pub fn model_dirs(
         &self,
         path: &Path,
@@ -137,7 +141,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves a repository to its folder in the cache. Fetches the model if the cache lacks it.
+    /// Resolves a repository to its folder in the cache. If the cache does not contain the model, it is
+    /// downloaded.
     pub(crate) fn hub_folder(
         &self,
         name: &RepoName,
@@ -152,23 +157,23 @@ impl<'a> Loader<'a> {
             }
             None => self.fetch(name, scope).map(|pulled| pulled.folder),
         };
-        // The name may be a mistyped path.
+        // The user may have meant a path and mistyped it.
         found.map_err(|error| error.and_hint(format!("there is no folder `{}` here", name.id())))
     }
 
-    /// Fetches the current version of a model from the Hub.
+    /// Downloads the current version of a model from the Hub.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or rejects the request, or the disk is full.
+    /// If the Hub cannot be reached or rejects the request, or if the disk is full.
     pub fn fetch(&self, name: &RepoName, scope: FetchScope) -> Result<Pulled, LoadError> {
         let hub = self.hub.hub()?;
         let start = Instant::now();
         let seconds = || start.elapsed().as_secs_f64();
-        // A transfer cannot be stopped: see `Observer`.
+        // The return value is ignored, because a download cannot be stopped: see `Observer`.
         let report = |progress: Progress<'_>| -> () {
             let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
         };
-        // The observer may decline a transfer before it starts.
+        // The observer can reject a download before it starts.
         if (self.observer)(Progress::FetchStarted { name }).is_break() {
             return Err(LoadError::Stopped);
         }
@@ -180,10 +185,11 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Most subfolders that are searched for an adapter.
+/// Maximum number of subfolders in which an adapter is searched.
 const MAX_SUBFOLDERS: usize = 1000;
 
-/// The subfolders of `folder` that hold an adapter, by name. PEFT saves an adapter with a name of its own there.
+/// Returns the subfolders of `folder` that contain an adapter, sorted by name. PEFT saves an adapter in a
+/// subfolder if the adapter has a name other than the default.
 fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_SUBFOLDERS);
     let mut found: Vec<PathBuf> =
@@ -192,8 +198,8 @@ fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Fetches optional files that another program left out of the cached model. Returns a notice if the Hub
-/// cannot be reached.
+/// Downloads the optional files that are missing in the cached model, because another program downloaded it.
+/// Returns a notice if the Hub cannot be reached.
 pub fn fetch_optional_files(hub: &Hub, name: &RepoName, folder: &Path) -> Option<Notice> {
     let files = hub.missing_optional_files(name, folder);
     if files.is_empty() {

@@ -1,4 +1,4 @@
-//! The base that an adapter names.
+//! Finds the base that an adapter names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use crate::folder_kind::MODEL_CONFIG;
 use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {
-    /// Resolves the base that the adapter in `folder` names: a local folder, also next to or above the
-    /// adapter, or a repository on the Hub.
+    /// Resolves the base that the adapter in `folder` names. The base may be a local folder or a repository
+    /// on the Hub. A relative path may also start at the adapter's folder, or at a folder above it.
     pub(crate) fn adapter_base(
         &self,
         folder: &Path,
@@ -59,7 +59,8 @@ fn local_base(adapter: &Path, name: &Path) -> Option<PathBuf> {
     if !is_snapshot {
         return relative_path::find_above(adapter, name, is_model);
     }
-    // A published adapter cannot refer to folders around the cache, or around the working directory.
+    // If the adapter is in the cache, its base may not be a path relative to the cache or to the working
+    // directory.
     let is_name = name.to_str().is_some_and(|text| text.parse::<RepoName>().is_ok());
     Some(name.to_owned()).filter(|name| (name.is_absolute() || is_name) && is_model(name))
 }
