@@ -31,7 +31,7 @@ pub struct LoadOptions {
     pub quantization: QuantChoice,
     /// Number of threads for quantization.
     pub threads: usize,
-    /// What the loader does if the tokens differ from those of the training.
+    /// The action of the loader if the tokens differ from those of the training.
     pub tokens: TokenCheck,
 }
 
@@ -62,8 +62,9 @@ impl LoadedBase {
     /// Loads the tensors of an adapter, and prepares them for this base.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, if the adapter was made for a base of another shape, or if it
-    /// replaces tensors of the base. The base cannot be changed, because other adapters use it too.
+    /// If a file of the adapter is invalid, or if the adapter was made for a base of another shape. Also
+    /// returns an error if the adapter replaces tensors of the base, because other adapters use the same
+    /// base.
     pub fn load_adapter(&self, files: &AdapterFiles) -> Result<Adapter, LoadError> {
         let decoder = self.decoder();
         let mut adapter = files.load(decoder.config(), self.files().folder(), &**decoder.backend())?;
@@ -183,9 +184,9 @@ impl LoadedAdapter {
     /// Loads an adapter onto `base`. The weights of the base are not read.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, if the adapter was made for a base of another shape, if the
-    /// tokens differ, or if the adapter replaces tensors of the base. The base cannot be changed, because
-    /// other adapters use it too.
+    /// If a file of the adapter is invalid, if the adapter was made for a base of another shape, or if the
+    /// tokens differ. Also returns an error if the adapter replaces tensors of the base, because other
+    /// adapters use the same base.
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,

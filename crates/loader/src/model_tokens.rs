@@ -6,7 +6,7 @@ use danlu_model::Tokenizer;
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 use danlu_adapter::TrainingIdentity;
 
-/// What the loader does if the tokens differ from those of the training.
+/// The action of the loader if the tokens differ from those of the training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCheck {
     /// Returns an error.

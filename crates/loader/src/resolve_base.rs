@@ -65,7 +65,7 @@ fn local_base(adapter: &Path, name: &Path) -> Option<PathBuf> {
     Some(name.to_owned()).filter(|name| (name.is_absolute() || is_name) && is_model(name))
 }
 
-/// Returns the hint for a local folder that hides a repository on the Hub.
+/// Returns the hint if a local folder has the same name as a repository on the Hub, and therefore hides it.
 fn blocking_folder_hint(path: &Path) -> Option<String> {
     let name: RepoName = path.to_str()?.parse().ok().filter(|_| path.exists())?;
     Some(format!(

@@ -116,7 +116,7 @@ impl Batch {
         self.keys.len()
     }
 
-    /// Returns the row of each key, or `None` if key `i` has row `i`.
+    /// Returns the row of each key. Returns `None` if every key `i` has row `i`.
     pub(crate) fn shared_keys(&self) -> Option<&[u32]> {
         (self.tokens() > self.rows()).then_some(&self.keys)
     }

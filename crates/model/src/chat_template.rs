@@ -50,7 +50,8 @@ pub struct Message {
     pub role: String,
     /// Text of the message.
     pub content: String,
-    /// Other keys that the template may read, such as `tool_calls`. A `content` here replaces the text.
+    /// Other keys that the template may read, such as `tool_calls`. If one of them is `content`, it replaces
+    /// the text of the message.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }

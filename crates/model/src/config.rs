@@ -325,8 +325,8 @@ fn global_rope(
     Rope::read(fields, default_theta, max_position_embeddings)
 }
 
-/// Reads `quantization_config`, which must be a 4-bit format of bitsandbytes. It does not list the weights
-/// that are in 4 bits; the weight files show this.
+/// Reads `quantization_config`, which must be a 4-bit format of bitsandbytes. This field does not name the
+/// weights that are in 4 bits. They are recognised in the weight files.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
     const READ: &str = "4 bits of bitsandbytes (nf4, fp4), and weights in bf16, f16 or f32";

@@ -53,7 +53,7 @@ impl ConfigJson {
     /// Returns the configuration of the model.
     ///
     /// # Errors
-    /// As [`ModelConfig::parse`].
+    /// The errors of [`ModelConfig::parse`].
     pub fn model_config(&self) -> Result<ModelConfig, ModelError> {
         ModelConfig::from_value(&self.path, &self.value)
     }

@@ -144,7 +144,7 @@ fn assert_close(found: &[f32], expected: &[f32]) {
     }
 }
 
-// transformers 5.23, head_dim 32, theta 500000, no scaling.
+// Values of transformers 5.23 for head_dim 32 and theta 500000, without scaling.
 const DEFAULT: [f32; 16] = [
     1.0e+00,
     4.4036663e-01,
@@ -164,7 +164,8 @@ const DEFAULT: [f32; 16] = [
     4.5416705e-06,
 ];
 
-// transformers 5.23, head_dim 64, theta 500000, llama3: factor 32, low 1, high 4, original 8192.
+// Values of transformers 5.23 for head_dim 64, theta 500000 and the llama3 scaling with factor 32, low 1,
+// high 4, original 8192.
 const LLAMA3: [f32; 32] = [
     1.0e+00,
     6.636013e-01,

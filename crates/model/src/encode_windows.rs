@@ -75,7 +75,8 @@ impl<E> From<E> for WindowFault<E> {
     }
 }
 
-/// Passes the tokens of `text` to `visit` in order, until `visit` breaks. `encode` encodes one window.
+/// Passes the tokens of `text` to `visit` in order, until `visit` breaks. `encode` returns the tokens of one
+/// window.
 ///
 /// # Errors
 /// If `encode` fails, or two windows cannot be joined.
@@ -180,7 +181,7 @@ fn first_token_after(text: &str, tokens: &[TextToken], start: usize) -> Option<u
 fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<[usize; 2]> {
     let is_same = |l: &TextToken, r: &TextToken| l.id == r.id && l.range == r.range;
     let (mut l, mut r, mut run) = (0, 0, 0);
-    // The length of the longest run, and its end in both lists.
+    // The length of the longest run, and the end of this run in both lists.
     let mut longest = (0, 0, 0);
     while let (Some(a), Some(b)) = (left.get(l), right.get(r)) {
         if is_same(a, b) {

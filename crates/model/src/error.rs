@@ -149,7 +149,7 @@ pub enum ModelError {
         message: String,
     },
 
-    /// The model to quantize is in 4 bits already.
+    /// The model that should be quantized is already in 4 bits.
     #[error("cannot quantize `{}`: `{tensor}` is in 4 bits already", folder.display())]
     AlreadyFourBit {
         /// The folder.

@@ -22,7 +22,8 @@ pub struct OutputFactors<'a> {
 
 /// A source of low-rank matrices for projections, such as an adapter.
 pub trait LoraSource: Send + Sync {
-    /// Returns the matrices `A` and `B` for `projection` of `layer`, if it is adapted.
+    /// Returns the matrices `A` and `B` for `projection` of `layer`. Returns `None` if the adapter does not
+    /// change this projection.
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
 
     /// Returns the factors of the outputs of `projection` of `layer`, if the adapter uses DoRA. A factor

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-/// Prefixes are shared only if that removes at least 1 token in 32. Below that, copying keys, values and
-/// gradients costs more than the removed rows save.
+/// Prefixes are shared only if this removes at least 1 token in 32. If fewer tokens are removed, copying
+/// keys, values and gradients costs more time than sharing saves.
 const MIN_SHARED_FRACTION: f64 = 1.0 / 32.0;
 
 /// A prefix that a sequence has in common with an earlier sequence.

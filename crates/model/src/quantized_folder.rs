@@ -165,7 +165,7 @@ fn describe(
     }
 }
 
-/// Returns the names of the weights to quantize.
+/// Returns the names of the weights that should be quantized.
 fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<HashSet<String>, ModelError> {
     let folder = || weights.folder().to_owned();
     for key in skip {

@@ -525,9 +525,9 @@ fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
     loaded.map_err(|reason| format!("cannot read it: {reason}"))?.map_err(|e| e.to_string())
 }
 
-/// Returns whether two windows may be joined inside a word. For this, two neighbouring tokens alone must show
-/// that no merge crosses their border. If the ends of a word have markers, the tokens also depend on where
-/// the word ends.
+/// Returns whether two windows may be joined inside a word. The two tokens at the join must be enough to show
+/// that no merge crosses the join. This is not so if the ends of a word have markers, because tokens then
+/// depend on where the word ends.
 fn is_joined_within_words(inner: &tokenizers::Tokenizer) -> bool {
     let ModelWrapper::BPE(model) = inner.get_model() else { return false };
     let markers = [&model.continuing_subword_prefix, &model.end_of_word_suffix];

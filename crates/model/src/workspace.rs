@@ -75,7 +75,8 @@ pub(crate) struct Gradients {
     pub factors: FactorScratch,
 }
 
-/// Buffers for the backward pass of DoRA, for up to three projections of one input.
+/// Buffers for the backward pass of DoRA. There is one for each projection of a group, and a group has at
+/// most three.
 #[derive(Debug, Default)]
 pub(crate) struct FactorScratch {
     /// Outputs before they are scaled, and the low-rank intermediates of these outputs.

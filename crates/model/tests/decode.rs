@@ -1,5 +1,5 @@
-//! The logits of a continued sequence have the same bits alone, in a batch, with a divided prompt, and after
-//! truncation.
+//! A continued sequence has logits with the same bits in each of these cases: as the only sequence, in a
+//! batch, with its prompt appended in several steps, and after truncation.
 
 mod common;
 
@@ -89,7 +89,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Returns all logits of the sequence when it runs alone and the whole prompt is appended at once.
+    /// Returns all logits of the sequence. It is the only sequence, and its whole prompt is appended at once.
     fn alone(&self, decoder: &Decoder) -> Vec<Vec<f32>> {
         let mut cache = decoder.new_cache();
         let mut fresh =

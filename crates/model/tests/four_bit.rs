@@ -1,4 +1,4 @@
-//! Tests that 4-bit models are written and read back, and that damaged ones are rejected.
+//! Tests that 4-bit models are written and read correctly, and that damaged 4-bit models are rejected.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -28,7 +28,7 @@ pub fn backends() -> Vec<Arc<dyn Backend>> {
     backends
 }
 
-/// Writes a random Llama with grouped-query attention and an untied head: 2 layers, hidden size 24.
+/// Writes a random Llama model with 2 layers, hidden size 24, grouped-query attention and an untied head.
 pub fn write_random_model(folder: &Path) {
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
