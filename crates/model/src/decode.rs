@@ -7,9 +7,11 @@
 //!
 //! | rows | order of summation |
 //! |---|---|
-//! | prompt tokens ([`Decoder::prefill`]) | the order for many rows, even if the last chunk of a prompt has few rows |
-//! | generated tokens ([`Decoder::decode`]) | the order for few rows, with [`Backend::attention_decode`]; many sequences run in several passes |
+//! | prompt tokens ([`Decoder::prefill`]) | the order for many rows, even if a chunk has few rows |
+//! | generated tokens ([`Decoder::decode`]) | the order for few rows, with [`Backend::attention_decode`] |
 //! | rows whose logits are returned, after the last attention | the order for few rows |
+//!
+//! If many sequences generate tokens, they run in several passes of few rows.
 //!
 //! Therefore a reply has the same bits if it is generated alone, in a batch, or after any interruption.
 

@@ -534,8 +534,8 @@ fn is_joined_within_words(inner: &tokenizers::Tokenizer) -> bool {
     markers.into_iter().flatten().all(String::is_empty)
 }
 
-/// Returns the tokens that may end a turn: special tokens, and ordinary tokens with the same spelling as
-/// special tokens. An example of the latter is an `<|im_end|>` that was not declared special.
+/// Returns the tokens that may end a turn: special tokens, and other added tokens that start with `<` and end
+/// with `>`. An example is an `<|im_end|>` that was not declared special.
 fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     let added = inner.get_added_tokens_decoder().into_values();
     let ends = added
