@@ -404,6 +404,10 @@ const TEXTS: &[(&str, &str)] = &[
         "Open report.html in a browser during the run; the page reloads itself",
         "训练时在浏览器里打开 report.html；页面会自动刷新",
     ),
+    (
+        "Answer each line of a file in a conversation of its own, and exit",
+        "逐行回答文件里的问题，每行一次新的对话，然后退出",
+    ),
     ("Data files", "数据文件"),
     ("Data file", "数据文件"),
     (

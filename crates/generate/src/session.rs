@@ -6,7 +6,7 @@ use std::sync::Arc;
 use danlu_model::{Decoder, LoraSource, Message, SlotId, Tokenizer};
 
 use crate::generate::generate_in;
-use crate::{Engine, GenerateError, GenerateOptions, Generated};
+use crate::{Engine, GenerateError, GenerateOptions, Generated, SamplingOptions};
 
 /// A reply of the assistant, with token counts and durations.
 #[derive(Clone, Debug)]
@@ -68,7 +68,39 @@ impl<'a> ChatSession<'a> {
         &self.history
     }
 
-    /// Clears the history. The system prompt does not change.
+    /// Replaces the history.
+    pub fn set_history(&mut self, history: Vec<Message>) {
+        self.history = history;
+    }
+
+    /// Removes the last question and its reply. Returns the question, or `None` without one.
+    pub fn undo(&mut self) -> Option<String> {
+        let question = self.history.iter().rposition(|message| message.role == "user")?;
+        let removed = self.history.split_off(question);
+        removed.into_iter().next().map(|message| message.content)
+    }
+
+    /// Returns the limits and sampling settings of replies.
+    pub fn options(&self) -> &GenerateOptions {
+        &self.options
+    }
+
+    /// Sets the sampling, from the next reply on.
+    ///
+    /// # Errors
+    /// If a value is out of range. The sampling is unchanged then.
+    pub fn set_sampling(&mut self, sampling: SamplingOptions) -> Result<(), GenerateError> {
+        sampling.check()?;
+        self.options.sampling = sampling;
+        Ok(())
+    }
+
+    /// Sets the longest reply in tokens, at least 1.
+    pub fn set_max_new_tokens(&mut self, tokens: usize) {
+        self.options.max_new_tokens = tokens.max(1);
+    }
+
+    /// Clears the history. The system prompt stays.
     pub fn reset(&mut self) {
         self.history.clear();
     }

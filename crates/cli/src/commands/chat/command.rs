@@ -1,6 +1,6 @@
 //! A line typed in a chat: a message or a command.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use danlu_generate::ChatSession;
 use danlu_model::files;
@@ -8,10 +8,15 @@ use serde_json::json;
 
 use crate::diagnostic::{Diagnostic, Result};
 
-pub const NAMES: [&str; 6] = ["/reset", "/system", "/save", "/help", "/exit", "/quit"];
+pub const NAMES: [&str; 10] =
+    ["/retry", "/undo", "/compare", "/set", "/reset", "/system", "/save", "/help", "/exit", "/quit"];
 
 /// The text of `/help` in Chinese.
 pub const HELP_ZH: &str = "\
+/retry        换一个回答
+/undo         撤回上一问一答
+/compare      同一个问题，让基座（不带适配器）也答一遍
+/set 名 值    改采样设置，如 /set temperature 0.5；不带参数则列出
 /reset        忘记之前的对话
 /system 文字  设定系统提示词；不带文字则显示
 /save 文件    把对话存成一条训练数据（JSON Lines，messages 格式）
@@ -20,6 +25,10 @@ pub const HELP_ZH: &str = "\
 
 /// The text of `/help` in English.
 pub const HELP_EN: &str = "\
+/retry        answer the last question again, with other random numbers
+/undo         remove the last question and its reply
+/compare      answer the last question with the base, without the adapter
+/set NAME X   change a sampling setting, such as /set temperature 0.5; without NAME list them
 /reset        clear the conversation
 /system TEXT  set the system prompt; without TEXT show it
 /save FILE    save the conversation as one training record (JSON lines, `messages`)
@@ -29,9 +38,14 @@ pub const HELP_EN: &str = "\
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChatInput<'a> {
     Say(&'a str),
+    Retry,
+    Undo,
+    Compare,
+    Settings,
+    Set(&'a str, &'a str),
     Reset,
     System(&'a str),
-    Save(&'a Path),
+    Save(PathBuf),
     Help,
     Exit,
     /// A command with a wrong argument, and its usage.
@@ -46,18 +60,34 @@ pub fn parse(input: &str) -> ChatInput<'_> {
     let (name, rest) = input.split_once(char::is_whitespace).unwrap_or((input, ""));
     let rest = rest.trim();
     match (name, rest) {
+        ("/retry", "") => ChatInput::Retry,
+        ("/undo", "") => ChatInput::Undo,
+        ("/compare", "") => ChatInput::Compare,
+        ("/set", "") => ChatInput::Settings,
+        ("/set", words) => match words.split_once([' ', '=']) {
+            Some((name, value)) => ChatInput::Set(name, value.trim()),
+            None => ChatInput::Misused(name, "/set NAME VALUE, as in /set temperature 0.5"),
+        },
         ("/reset", "") => ChatInput::Reset,
         ("/system", text) => ChatInput::System(text),
-        ("/save", path) if !path.is_empty() => ChatInput::Save(Path::new(path)),
+        ("/save", path) if !path.is_empty() => ChatInput::Save(in_home(path)),
         ("/help", "") => ChatInput::Help,
         // Other programs use these words, so users type them out of habit.
         ("/exit" | "/quit" | "exit" | "quit", "") => ChatInput::Exit,
         ("/save", _) => ChatInput::Misused(name, "/save FILE, as in /save talk.jsonl"),
-        ("/reset" | "/help" | "/exit" | "/quit", _) => {
-            ChatInput::Misused(name, "/reset, /help and /exit take no argument")
+        ("/retry" | "/undo" | "/compare" | "/reset" | "/help" | "/exit" | "/quit", _) => {
+            ChatInput::Misused(name, "/retry, /undo, /compare, /reset, /help and /exit take no argument")
         }
         _ if is_command(name) => ChatInput::Unknown(name),
         _ => ChatInput::Say(input),
+    }
+}
+
+/// Expands `~/` to the home folder, as a shell does.
+fn in_home(path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(path),
     }
 }
 
@@ -89,7 +119,14 @@ mod tests {
     fn commands_are_told_from_things_to_say() {
         assert_eq!(parse("/reset "), ChatInput::Reset);
         assert_eq!(parse("/system  你是 甄嬛。"), ChatInput::System("你是 甄嬛。"));
-        assert_eq!(parse("/save a b.jsonl"), ChatInput::Save(Path::new("a b.jsonl")));
+        assert_eq!(parse("/save a b.jsonl"), ChatInput::Save(PathBuf::from("a b.jsonl")));
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(parse("/save ~/talk.jsonl"), ChatInput::Save(home.join("talk.jsonl")));
+        assert_eq!(parse("/set temperature 0.5"), ChatInput::Set("temperature", "0.5"));
+        assert_eq!(parse("/set top_p=0.5"), ChatInput::Set("top_p", "0.5"));
+        assert_eq!(parse("/set"), ChatInput::Settings);
+        assert_eq!(parse("/retry"), ChatInput::Retry);
+        assert!(matches!(parse("/set temperature"), ChatInput::Misused("/set", _)));
         assert_eq!(parse("/quit"), ChatInput::Exit);
         assert_eq!(parse("exit"), ChatInput::Exit);
         assert_eq!(parse("exit the shop"), ChatInput::Say("exit the shop"));

@@ -1,17 +1,19 @@
 //! `danlu chat`: chat with a base, an adapter or a merged model.
 
 mod command;
+mod history;
+mod settings;
 
 use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Args;
 use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
 use danlu_loader::{LoadOptions, LoadedModel, QuantChoice, choose_quantization};
-use danlu_model::ModelConfig;
+use danlu_model::{ModelConfig, files};
 use danlu_train::memory;
 use rustyline::error::ReadlineError;
 
@@ -28,6 +30,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 use command::ChatInput;
+use history::ChatHistory;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -36,11 +39,18 @@ Examples:
   danlu chat out/palace-merged --system '你是甄嬛。' --top-p 0.9
   echo '今晚月色真美。' | danlu chat danlu-demo/base-8m
 
-Commands in a chat: /reset clears the conversation, /system TEXT sets the system prompt, /save FILE \
-saves the conversation as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
+Commands in a chat: /retry answers again, /undo removes the last turn, /compare asks the base, /set changes the \
+sampling, /reset clears the conversation, /system TEXT sets the system prompt, /save FILE saves the conversation \
+as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
 
 /// Default for the maximum number of conversation tokens in memory. `--context` overrides the default.
 const DEFAULT_CONTEXT: usize = 8192;
+
+/// Largest file of prompts.
+const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
+
+/// Distance between the seeds of two answers to one question.
+const RETRY_STRIDE: u64 = 1_000_003;
 
 /// The flags of `danlu chat`.
 #[derive(Args, Clone, Debug)]
@@ -53,6 +63,9 @@ pub struct ChatArgs {
     /// Answer this prompt and exit
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    /// Answer each line of a file in a conversation of its own, and exit
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub prompt_file: Option<PathBuf>,
     /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -91,21 +104,22 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let started = Instant::now();
     let dtype = args.compute.dtype(args.dtype)?;
     let backend = args.compute.backend(dtype.dtype())?;
-    let is_at_terminal = args.prompt.is_none() && io::stdin().is_terminal();
+    let prompts = args.prompt_file.as_deref().map(read_prompts).transpose()?;
+    let is_at_terminal = args.prompt.is_none() && prompts.is_none() && io::stdin().is_terminal();
     if is_at_terminal || printer.verbose {
         dtype.announce(&*backend, printer);
     }
     let loader = ModelLoader::new(printer);
-    let files = loader.open(&args.path, args.base.as_deref())?;
+    let model = loader.open(&args.path, args.base.as_deref())?;
     let choice = args.quant.choice()?;
-    let quantization = loader.run(|_, notices| choose_quantization(&files, choice, notices))?;
+    let quantization = loader.run(|_, notices| choose_quantization(&model, choice, notices))?;
     let options = LoadOptions {
         backend,
         quantization: QuantChoice::As(quantization),
         threads: args.compute.threads(),
         tokens: token_check(args.allow_template_mismatch),
     };
-    let loaded = loader.run(|loader, notices| loader.load(files, &options, notices))?;
+    let loaded = loader.run(|loader, notices| loader.load(model, &options, notices))?;
     let template = args.chat_template.as_deref();
     let loaded = loaded.map_tokenizer(|tokenizer| with_chat_template(tokenizer, template, printer))?;
     let options = GenerateOptions {
@@ -129,10 +143,28 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         printer.status_bilingual(&format!("模型 {took} 毫秒内就绪"), &format!("model ready in {took} ms"));
     }
 
-    match &args.prompt {
-        Some(prompt) => say(&mut session, prompt, printer),
-        None if is_at_terminal => talk(session, &loaded, printer),
-        None => piped(session, printer),
+    let mut talk = Talk { session, loaded: &loaded, context, printer };
+    match (&args.prompt, prompts) {
+        (Some(prompt), _) => talk.say(prompt),
+        (None, Some(prompts)) => talk.answer_each(&prompts),
+        (None, None) if is_at_terminal => talk.at_terminal(),
+        (None, None) => talk.piped(),
+    }
+}
+
+/// Returns the lines of a file that are not empty.
+fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    let bytes = files::read_bounded(path, MAX_PROMPT_FILE_BYTES)?;
+    let text = String::from_utf8(bytes).map_err(|_| {
+        let diagnostic = Diagnostic::input(format!("cannot read `{}`: it is not UTF-8", path.display()));
+        diagnostic.with_hint("convert it first: `iconv -f GB18030 -t UTF-8`")
+    })?;
+    let prompts: Vec<String> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    match prompts.is_empty() {
+        true => Err(Diagnostic::input(format!("`{}` has no line to answer", path.display()))
+            .with_hint("write one prompt per line")),
+        false => Ok(prompts),
     }
 }
 
@@ -151,109 +183,190 @@ fn check_cache(config: &ModelConfig, context: usize) -> Result<()> {
     Err(Diagnostic::input(text).with_hint(format!("use `--context {fits}`, which fits")))
 }
 
-/// Chats at the terminal.
-fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -> Result<()> {
-    let _attention = interrupt::graceful_stop(None)?;
-    let mut editor = rustyline::DefaultEditor::new()
-        .map_err(|error| Diagnostic::input(format!("cannot read from the terminal: {error}")))?;
-    let name = printer.paint_status(Style::Bold, &loaded.name());
-    printer.status_bilingual(
-        &format!("正在与 {name} 对话。/help 列出命令，/exit 或 Ctrl-D 离开。"),
-        &format!("Chatting with {name}. /help lists the commands, /exit or Ctrl-D leaves."),
-    );
-    loop {
-        match editor.readline("> ") {
-            Ok(input) if input.trim().is_empty() => {}
-            Ok(input) => {
-                let _ = editor.add_history_entry(&input);
-                if obey_or_answer(&mut session, &input, printer).unwrap_or_else(|diagnostic| {
-                    printer.diagnostic(&diagnostic);
-                    ControlFlow::Continue(())
-                }) == ControlFlow::Break(())
-                {
-                    return Ok(());
+/// A chat with its model.
+struct Talk<'a> {
+    session: ChatSession<'a>,
+    loaded: &'a LoadedModel,
+    /// Longest conversation in tokens.
+    context: usize,
+    printer: &'a Printer,
+}
+
+impl Talk<'_> {
+    /// Answers each prompt in a conversation of its own.
+    fn answer_each(&mut self, prompts: &[String]) -> Result<()> {
+        for prompt in prompts {
+            let heading = format!("> {}", terminal_text::one_line(prompt));
+            self.printer.data(&self.printer.paint_data(Style::Bold, &heading));
+            self.session.reset();
+            self.say(prompt)?;
+        }
+        Ok(())
+    }
+
+    /// Chats at the terminal.
+    fn at_terminal(&mut self) -> Result<()> {
+        let printer = self.printer;
+        let history = ChatHistory::of_user();
+        let _attention = interrupt::graceful_stop(None)?;
+        let mut editor = rustyline::DefaultEditor::new()
+            .map_err(|error| Diagnostic::input(format!("cannot read from the terminal: {error}")))?;
+        for line in history.read() {
+            let _ = editor.add_history_entry(line);
+        }
+        let name = printer.paint_status(Style::Bold, &self.loaded.name());
+        printer.status_bilingual(
+            &format!("正在与 {name} 对话。/help 列出命令，/exit 或 Ctrl-D 离开。"),
+            &format!("Chatting with {name}. /help lists the commands, /exit or Ctrl-D leaves."),
+        );
+        loop {
+            match editor.readline("> ") {
+                Ok(input) if input.trim().is_empty() => {}
+                Ok(input) => {
+                    let _ = editor.add_history_entry(&input);
+                    history.append(&input);
+                    if self.obey_or_answer(&input).unwrap_or_else(|diagnostic| {
+                        printer.diagnostic(&diagnostic);
+                        ControlFlow::Continue(())
+                    }) == ControlFlow::Break(())
+                    {
+                        return Ok(());
+                    }
+                }
+                Err(ReadlineError::Interrupted) => {
+                    printer.status_bilingual("（/exit 或 Ctrl-D 离开）", "(/exit or Ctrl-D leaves)")
+                }
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => {
+                    return Err(Diagnostic::input(format!("cannot read from the terminal: {error}")));
                 }
             }
-            Err(ReadlineError::Interrupted) => {
-                printer.status_bilingual("（/exit 或 Ctrl-D 离开）", "(/exit or Ctrl-D leaves)")
-            }
-            Err(ReadlineError::Eof) => return Ok(()),
-            Err(error) => return Err(Diagnostic::input(format!("cannot read from the terminal: {error}"))),
         }
+    }
+
+    /// Reads one message per line from a pipe. Reports a failed line at once, and in the exit code.
+    fn piped(&mut self) -> Result<()> {
+        let printer = self.printer;
+        let mut failed = 0;
+        for input in io::stdin().lock().lines() {
+            let input = input.map_err(|error| {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    let diagnostic = Diagnostic::input("standard input is not UTF-8");
+                    return diagnostic.with_hint("convert it first: `iconv -f GB18030 -t UTF-8`");
+                }
+                Diagnostic::input(format!("cannot read standard input: {error}"))
+            })?;
+            if input.trim().is_empty() {
+                continue;
+            }
+            match self.obey_or_answer(&input) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break,
+                Err(diagnostic) => {
+                    failed += 1;
+                    printer.diagnostic(&diagnostic);
+                }
+            }
+        }
+        match failed {
+            0 => Ok(()),
+            n => Err(Diagnostic::input(format!("{} failed, see above", terminal_text::counted(n, "line")))),
+        }
+    }
+
+    /// Runs a command, or answers a message.
+    fn obey_or_answer(&mut self, input: &str) -> Result<ControlFlow<()>> {
+        let (session, printer) = (&mut self.session, self.printer);
+        match command::parse(input) {
+            ChatInput::Say(text) => self.say(text)?,
+            ChatInput::Retry => self.retry()?,
+            ChatInput::Undo => self.undo()?,
+            ChatInput::Compare => self.compare()?,
+            ChatInput::Settings => printer.status(&settings::list(session)),
+            ChatInput::Set(name, value) => settings::set(session, name, value)?,
+            ChatInput::Reset => {
+                session.reset();
+                printer.status_bilingual("已忘记之前的对话。", "The conversation is cleared.");
+            }
+            ChatInput::System("") => match session.system() {
+                Some(system) => printer.status(&terminal_text::printable(system)),
+                None => printer.status_bilingual("没有系统提示词。", "There is no system prompt."),
+            },
+            ChatInput::System(text) => {
+                session.set_system(Some(text.to_owned()));
+                printer.status_bilingual(
+                    "系统提示词已设定，从下一句起生效。",
+                    "The system prompt is set; it applies from the next message.",
+                );
+            }
+            ChatInput::Save(path) => {
+                command::save(session, &path)?;
+                let path = path.display();
+                printer.status_bilingual(
+                    &format!("对话已存入 {path}"),
+                    &format!("Saved the conversation to {path}"),
+                );
+            }
+            ChatInput::Help => printer.status(printer.pick(command::HELP_ZH, command::HELP_EN)),
+            ChatInput::Exit => return Ok(ControlFlow::Break(())),
+            ChatInput::Misused(name, usage) => {
+                return Err(Diagnostic::input(format!("`{name}` is not used like this")).with_hint(usage));
+            }
+            ChatInput::Unknown(name) => {
+                let diagnostic = Diagnostic::input(format!("unknown command `{name}`"));
+                let known = format!("the commands are {}", command::NAMES.join(" "));
+                let hint = danlu_data::closest_word(name, command::NAMES)
+                    .map(|near| format!("did you mean `{near}`?"));
+                return Err(diagnostic.with_hint(hint.unwrap_or(known)));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Answers the last question again, with other random numbers.
+    fn retry(&mut self) -> Result<()> {
+        let question = self.session.undo().ok_or_else(no_question)?;
+        let mut sampling = self.session.options().sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(RETRY_STRIDE);
+        self.session.set_sampling(sampling)?;
+        self.say(&question)
+    }
+
+    /// Removes the last question and its reply.
+    fn undo(&mut self) -> Result<()> {
+        let question = terminal_text::one_line(&self.session.undo().ok_or_else(no_question)?);
+        self.printer.status_bilingual(&format!("已撤回：{question}"), &format!("removed: {question}"));
+        Ok(())
+    }
+
+    /// Answers the last question with the base, without the adapter. The conversation is unchanged.
+    fn compare(&mut self) -> Result<()> {
+        if self.loaded.lora().is_none() {
+            return Err(Diagnostic::input("cannot compare: the chat has no adapter, only a model")
+                .with_hint("chat with an adapter, or run `danlu compare` on two models"));
+        }
+        let mut history = self.session.history().to_vec();
+        let question = history.iter().rposition(|message| message.role == "user").ok_or_else(no_question)?;
+        let question = history.split_off(question).swap_remove(0).content;
+        let options = self.session.options().clone();
+        let (decoder, tokenizer) = (self.loaded.decoder(), self.loaded.tokenizer());
+        let mut base = ChatSession::new(decoder, tokenizer, None, self.context, options)?;
+        base.set_system(self.session.system().map(str::to_owned));
+        base.set_history(history);
+        let label = self.printer.pick("基座：", "base: ");
+        self.printer.status(&self.printer.paint_status(Style::Dim, label));
+        say(&mut base, &question, self.printer)
+    }
+
+    /// Streams one reply to stdout.
+    fn say(&mut self, message: &str) -> Result<()> {
+        say(&mut self.session, message, self.printer)
     }
 }
 
-/// Reads one message per line from a pipe. If a line fails, the error is printed at once, and the exit code
-/// is set at the end.
-fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
-    let mut failed = 0;
-    for input in io::stdin().lock().lines() {
-        let input = input.map_err(|error| {
-            if error.kind() == io::ErrorKind::InvalidData {
-                let diagnostic = Diagnostic::input("standard input is not UTF-8");
-                return diagnostic.with_hint("convert it first: `iconv -f GB18030 -t UTF-8`");
-            }
-            Diagnostic::input(format!("cannot read standard input: {error}"))
-        })?;
-        if input.trim().is_empty() {
-            continue;
-        }
-        match obey_or_answer(&mut session, &input, printer) {
-            Ok(ControlFlow::Continue(())) => {}
-            Ok(ControlFlow::Break(())) => break,
-            Err(diagnostic) => {
-                failed += 1;
-                printer.diagnostic(&diagnostic);
-            }
-        }
-    }
-    match failed {
-        0 => Ok(()),
-        n => Err(Diagnostic::input(format!("{} failed, see above", terminal_text::counted(n, "line")))),
-    }
-}
-
-/// Runs a command, or answers a message.
-fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer) -> Result<ControlFlow<()>> {
-    match command::parse(input) {
-        ChatInput::Say(text) => say(session, text, printer)?,
-        ChatInput::Reset => {
-            session.reset();
-            printer.status_bilingual("已忘记之前的对话。", "The conversation is cleared.");
-        }
-        ChatInput::System("") => match session.system() {
-            Some(system) => printer.status(&terminal_text::printable(system)),
-            None => printer.status_bilingual("没有系统提示词。", "There is no system prompt."),
-        },
-        ChatInput::System(text) => {
-            session.set_system(Some(text.to_owned()));
-            printer.status_bilingual(
-                "系统提示词已设定，从下一句起生效。",
-                "The system prompt is set; it applies from the next message.",
-            );
-        }
-        ChatInput::Save(path) => {
-            command::save(session, path)?;
-            let path = path.display();
-            printer.status_bilingual(
-                &format!("对话已存入 {path}"),
-                &format!("Saved the conversation to {path}"),
-            );
-        }
-        ChatInput::Help => printer.status(printer.pick(command::HELP_ZH, command::HELP_EN)),
-        ChatInput::Exit => return Ok(ControlFlow::Break(())),
-        ChatInput::Misused(name, usage) => {
-            return Err(Diagnostic::input(format!("`{name}` is not used like this")).with_hint(usage));
-        }
-        ChatInput::Unknown(name) => {
-            let diagnostic = Diagnostic::input(format!("unknown command `{name}`"));
-            let known = format!("the commands are {}", command::NAMES.join(" "));
-            let hint =
-                danlu_data::closest_word(name, command::NAMES).map(|near| format!("did you mean `{near}`?"));
-            return Err(diagnostic.with_hint(hint.unwrap_or(known)));
-        }
-    }
-    Ok(ControlFlow::Continue(()))
+/// The error of a command that needs a question.
+fn no_question() -> Diagnostic {
+    Diagnostic::input("there is no question yet").with_hint("say something first")
 }
 
 /// Prints one reply to stdout while it is generated.

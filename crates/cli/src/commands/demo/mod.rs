@@ -265,6 +265,7 @@ fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
         path: merged.to_owned(),
         base: None,
         prompt: Some(question.to_owned()),
+        prompt_file: None,
         system: None,
         allow_template_mismatch: false,
         chat_template: None,
