@@ -33,7 +33,12 @@ use crate::AdapterError;
 /// Maximum number of logits of one model in memory at a time: 16 MB, for any length and vocabulary.
 const MAX_LOGITS: usize = 1 << 22;
 
-/// Limits for the differences between a merged model and its adapter on the base.
+/// Returns the rows of logits that [`measure`] holds at a time, for each model.
+pub fn logit_rows(vocabulary: usize) -> usize {
+    (MAX_LOGITS / vocabulary.max(1)).max(1)
+}
+
+/// Largest differences that pass.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Limit for the mean divergence of the next-token distributions, in nats, for any adapter.
@@ -176,7 +181,7 @@ pub fn measure(
     if merged.config().vocab_size != vocabulary {
         return Err(AdapterError::Vocabulary { base: vocabulary, merged: merged.config().vocab_size });
     }
-    let part = (MAX_LOGITS / vocabulary).max(1);
+    let part = logit_rows(vocabulary);
     let mut work = Workspace::new();
     let mut sums = Sums::default();
     for (done, sequence) in sequences.iter().enumerate() {

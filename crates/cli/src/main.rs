@@ -22,6 +22,7 @@ mod lang;
 mod library_errors;
 mod log;
 mod memory;
+mod memory_forecast;
 mod message_zh;
 mod model_loader;
 mod notices;
@@ -206,7 +207,12 @@ fn main() -> ExitCode {
         greeting::print(&printer);
         return ExitCode::SUCCESS;
     };
-    match run(command, &matches, &printer) {
+    let result = run(command, &matches, &printer);
+    if let Some(peak) = memory::peak().filter(|_| printer.verbose) {
+        let peak = danlu_train::memory::display(peak);
+        printer.status_bilingual(&format!("内存峰值 {peak}"), &format!("peak memory {peak}"));
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(diagnostic) => report(&diagnostic, &printer),
     }

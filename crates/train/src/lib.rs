@@ -63,9 +63,9 @@ pub use fingerprint::ExamplesFingerprint;
 pub use finite_weights::check_finite_weights;
 pub use fused_batch::PassGrouping;
 pub use plan::{
-    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, PlannedScratch, RecordSize, ReplySize,
-    SuggestedLimits, WeightBytes, check_weights, device_weight_bytes, device_weight_bytes_of, open_weights,
-    weight_bytes, weight_bytes_of,
+    BaselineMemory, InferenceMemory, InferencePass, LayerPolicies, MemoryPlan, PlanInput, PlannedScratch,
+    RecordSize, ReplySize, SuggestedLimits, WeightBytes, check_weights, device_weight_bytes,
+    device_weight_bytes_of, open_weights, weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};

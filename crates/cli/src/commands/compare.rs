@@ -8,8 +8,10 @@ use std::sync::Arc;
 use clap::Args;
 use danlu_data::EncodeOptions;
 use danlu_hub::FetchScope;
+use danlu_kernels::CpuOptions;
 use danlu_loader::{FolderKind, LoadedModel, ModelDirs, ModelFiles, ModelRef, choose_quantization};
-use danlu_model::{Workspace, files};
+use danlu_model::{Quantization, Workspace, files};
+use danlu_train::InferencePass;
 use serde_json::json;
 
 use crate::args::QuantArgs;
@@ -21,8 +23,9 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
 use crate::evaluation::held_out::{self, HeldOut};
 use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
-use crate::evaluation::losses::{RecordLoss, mean_loss, measure};
+use crate::evaluation::losses::{self, RecordLoss, mean_loss, measure};
 use crate::evaluation::replies;
+use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::style::Style;
@@ -103,7 +106,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             data
         }
     };
-    let models = load_both(args, files, &loader, printer)?;
+    let models = load_both(args, files, &data, &loader, printer)?;
     let names = distinct_names(&models);
     let held_out = read_common(args, &data, &models, printer)?;
     let measured = |i: usize| {
@@ -166,6 +169,7 @@ fn is_same_folder(a: &Path, b: &Path) -> bool {
 fn load_both(
     args: &CompareArgs,
     files: [ModelFiles; 2],
+    data: &Path,
     loader: &ModelLoader<'_>,
     printer: &Printer,
 ) -> Result<[LoadedModel; 2]> {
@@ -187,6 +191,12 @@ fn load_both(
             _ => {}
         }
     }
+    if args.compute.gpu()?.is_none() {
+        let cpu = args.compute.options(dtype.dtype())?;
+        // A token has about three bytes of a file.
+        let tokens = data.metadata().map_or(0, |file| file.len() as usize / 3).min(losses::BATCH_TOKENS);
+        check_memory(args, [&left, &right], (quantizations, cpu), tokens, printer)?;
+    }
     let load = |model: &ModelFiles, quantization| {
         let (base, backend) = (Arc::clone(model.base()), Arc::clone(&backend));
         loader.run(|loader, _| loader.load_base(base, quantization, threads, backend).map(Arc::new))
@@ -201,7 +211,31 @@ fn load_both(
     Ok([on(left, first)?, on(right, second)?])
 }
 
-/// Reads the records with the template of each model. Only records that both models can read remain.
+/// Checks that both models, and a batch of `tokens` tokens, fit into the free memory.
+fn check_memory(
+    args: &CompareArgs,
+    models: [&ModelFiles; 2],
+    (quantizations, cpu): ([Option<Quantization>; 2], CpuOptions),
+    tokens: usize,
+    printer: &Printer,
+) -> Result<()> {
+    let is_shared = Arc::ptr_eq(models[0].base(), models[1].base()) && quantizations[0] == quantizations[1];
+    let mut forecast = MemoryForecast::new();
+    for (i, (model, quantization)) in models.into_iter().zip(quantizations).enumerate() {
+        if i == 0 || !is_shared {
+            let quantization = quantization.map(|quantization| (quantization, args.compute.threads()));
+            forecast.add_base(model.base(), quantization);
+        }
+        let config = model.base().config();
+        model.adapter().into_iter().for_each(|adapter| forecast.add_adapter(adapter));
+        forecast.add_tokenizer(config.vocab_size);
+        let passes = [2, tokens].map(|tokens| InferencePass::Losses { tokens });
+        forecast.add_pass(config, cpu.into(), passes)?;
+    }
+    forecast.check("compare", &args.a, printer)
+}
+
+/// Reads the records with each model's template. Keeps the records that both can read.
 fn read_common(
     args: &CompareArgs,
     data: &Path,

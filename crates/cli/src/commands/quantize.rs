@@ -10,15 +10,19 @@ use clap::Args;
 use danlu_adapter::CONFIG_FILE;
 use danlu_adapter::IDENTITY_FILE;
 use danlu_hub::FetchScope;
-use danlu_kernels::FourBitCode;
+use danlu_kernels::{DType, FourBitCode};
 use danlu_loader::{ModelRef, folder_name, identify_base};
-use danlu_model::{Extra, ModelError, Quantization, Quantized, StagedFolder, Weights, files, quantize_into};
+use danlu_model::{
+    Extra, ModelConfig, ModelError, Quantization, Quantized, StagedFolder, Weights, files, projections,
+    quantize_into,
+};
 use danlu_report::card::{self, Card, CardLanguage, InFourBits, PICTURE_FILE};
 
 use crate::args::ComputeArgs;
 use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
+use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -81,8 +85,8 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
-    // The token identity and the card are read first, so that an error in them appears before the
-    // quantization.
+    check_memory(args, base, (quantization, wide), printer)?;
+    // Token identity and card are read before the quantization, so that an error in them costs no time.
     let identity = carried(base, IDENTITY_FILE)?;
     let known = known(base, printer).filter(|card| card.merge.is_some());
     let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
@@ -132,7 +136,26 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Parses the name of a module. transformers reads the name as a pattern, so special characters are rejected.
+/// Checks that the largest weight and its 4-bit form fit into the free memory.
+fn check_memory(
+    args: &QuantizeArgs,
+    base: &Path,
+    (quantization, wide): (Quantization, u64),
+    printer: &Printer,
+) -> Result<()> {
+    let config = ModelConfig::read(base)?;
+    let threads = args.compute.threads();
+    let largest = projections(&config).map(|(_, rows, cols)| rows * cols).max().unwrap_or(0);
+    // One tensor at a time is read: an embedding table too, whose values are checked.
+    let tensor = config.tensors().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
+    let mut forecast = MemoryForecast::new();
+    forecast.add_file(wide);
+    forecast.add_pages((tensor * config.dtype.unwrap_or(DType::Bf16).size()) as u64);
+    forecast.add_working(quantization.bytes(largest) + quantization.passing_bytes(largest, threads));
+    forecast.check("quantize", &args.base, printer)
+}
+
+/// Parses the name of a module. transformers reads it as a pattern.
 fn module(name: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
     match !name.is_empty() && name.chars().all(is_plain) {

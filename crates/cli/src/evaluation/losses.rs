@@ -5,8 +5,8 @@ use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, Workspace};
 use crate::diagnostic::Result;
 use crate::printer::Printer;
 
-/// Tokens per micro-batch. These are enough rows for efficient matrix multiplications.
-const BATCH_TOKENS: usize = 1024;
+/// Tokens per micro-batch: enough rows for efficient matrix multiplications.
+pub const BATCH_TOKENS: usize = 1024;
 
 /// Loss of a record: the sum over its trained tokens, and the number of these tokens.
 pub type RecordLoss = (f64, usize);

@@ -471,6 +471,46 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "{} 条记录都不能留出：每条的副本数都超过 `val_size`",
     ),
     ("standard input is not UTF-8", "标准输入不是 UTF-8"),
+    (
+        "cannot {} `{}`: it needs at least {} of memory, and {} is available",
+        "无法 {} `{}`：至少需要 {} 内存，可用 {}",
+    ),
+    (
+        "cannot chat with `{}`: it needs at least {} of memory, and {} is available",
+        "无法与 `{}` 对话：至少需要 {} 内存，可用 {}",
+    ),
+    (
+        "cannot merge `{}`: it needs at least {} of memory, and {} is available",
+        "无法合并 `{}`：至少需要 {} 内存，可用 {}",
+    ),
+    (
+        "cannot compare `{}`: it needs at least {} of memory, and {} is available",
+        "无法比较 `{}`：至少需要 {} 内存，可用 {}",
+    ),
+    (
+        "cannot quantize `{}`: it needs at least {} of memory, and {} is available",
+        "无法量化 `{}`：至少需要 {} 内存，可用 {}",
+    ),
+    (
+        "cannot {} `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
+        "无法 {} `{}`：至少需要 {} 内存，而地址空间的上限只剩 {}",
+    ),
+    (
+        "cannot chat with `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
+        "无法与 `{}` 对话：至少需要 {} 内存，而地址空间的上限只剩 {}",
+    ),
+    (
+        "cannot merge `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
+        "无法合并 `{}`：至少需要 {} 内存，而地址空间的上限只剩 {}",
+    ),
+    (
+        "cannot compare `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
+        "无法比较 `{}`：至少需要 {} 内存，而地址空间的上限只剩 {}",
+    ),
+    (
+        "cannot quantize `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
+        "无法量化 `{}`：至少需要 {} 内存，而地址空间的上限只剩 {}",
+    ),
     ("stopped before anything was measured", "测量之前已停止"),
     ("stopped: no token was given", "已停止：没有输入令牌"),
     ("the copy needs {}, and the disk has {} free", "复制需要 {}，磁盘只剩 {}"),

@@ -12,9 +12,10 @@ use std::time::Instant;
 
 use clap::Args;
 use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
-use danlu_loader::{LoadOptions, LoadedModel, QuantChoice, choose_quantization};
-use danlu_model::{ModelConfig, files};
-use danlu_train::memory;
+use danlu_kernels::CpuOptions;
+use danlu_loader::{LoadOptions, LoadedModel, ModelFiles, QuantChoice, choose_quantization};
+use danlu_model::{ModelConfig, Quantization, files};
+use danlu_train::{InferencePass, memory};
 use rustyline::error::ReadlineError;
 
 use crate::args::QuantArgs;
@@ -25,6 +26,7 @@ use crate::args::sampling::SamplingArgs;
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
+use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::style::Style;
@@ -45,6 +47,9 @@ as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
 
 /// Default for the maximum number of conversation tokens in memory. `--context` overrides the default.
 const DEFAULT_CONTEXT: usize = 8192;
+
+/// Tokens of a prompt, for the predicted memory.
+const USUAL_PROMPT: usize = 64;
 
 /// Largest file of prompts.
 const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
@@ -113,6 +118,16 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let model = loader.open(&args.path, args.base.as_deref())?;
     let choice = args.quant.choice()?;
     let quantization = loader.run(|_, notices| choose_quantization(&model, choice, notices))?;
+    let most = model.base().config().max_position_embeddings;
+    if let Some(context) = args.context {
+        check_context(context, most, "`--context`")?;
+    }
+    let context = args.context.unwrap_or(DEFAULT_CONTEXT);
+    if args.compute.gpu()?.is_none() {
+        check_cache(model.base().config(), context.min(most))?;
+        let cpu = args.compute.options(dtype.dtype())?;
+        check_memory(args, &model, (quantization, cpu), context.min(most), printer)?;
+    }
     let options = LoadOptions {
         backend,
         quantization: QuantChoice::As(quantization),
@@ -127,14 +142,6 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         stop_ids: Default::default(),
         sampling: args.sampling.resolve(loaded.files().generation_folder())?,
     };
-    let most = loaded.decoder().config().max_position_embeddings;
-    if let Some(context) = args.context {
-        check_context(context, most, "`--context`")?;
-    }
-    let context = args.context.unwrap_or(DEFAULT_CONTEXT);
-    if args.compute.gpu()?.is_none() {
-        check_cache(loaded.decoder().config(), context.min(most))?;
-    }
     let mut session =
         ChatSession::new(loaded.decoder(), loaded.tokenizer(), loaded.lora(), context, options)?;
     session.set_system(args.system.clone().or_else(|| loaded.default_system().map(str::to_owned)));
@@ -181,6 +188,24 @@ fn check_cache(config: &ModelConfig, context: usize) -> Result<()> {
     );
     let fits = free / per_token as u64 * 3 / 4;
     Err(Diagnostic::input(text).with_hint(format!("use `--context {fits}`, which fits")))
+}
+
+/// Checks that model and conversation fit into the free memory.
+fn check_memory(
+    args: &ChatArgs,
+    files: &ModelFiles,
+    (quantization, cpu): (Option<Quantization>, CpuOptions),
+    context: usize,
+    printer: &Printer,
+) -> Result<()> {
+    let (config, threads) = (files.base().config(), args.compute.threads());
+    let mut forecast = MemoryForecast::new();
+    forecast.add_base(files.base(), quantization.map(|quantization| (quantization, threads)));
+    files.adapter().into_iter().for_each(|adapter| forecast.add_adapter(adapter));
+    forecast.add_tokenizer(config.vocab_size);
+    let passes = [1, USUAL_PROMPT].map(|prompt| InferencePass::Reply { prompt, context });
+    forecast.add_pass(config, cpu.into(), passes)?;
+    forecast.check("chat with", &args.path, printer)
 }
 
 /// A chat with its model.

@@ -39,6 +39,7 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
 use crate::evaluation::held_out::read_held_out;
 use crate::evaluation::held_out_file;
+use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::{interrupt, terminal_text};
@@ -161,6 +162,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         card.on_another_base(base, &folder);
     }
     card.apply(&args.card, printer.lang);
+    check_memory(args, &model, &forms, &sequences, printer)?;
     let job = Job {
         args,
         model: &model,
@@ -172,6 +174,34 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         printer,
     };
     job.run(card, file.as_deref())
+}
+
+/// Checks that base, merged model and measurement fit into the free memory.
+fn check_memory(
+    args: &MergeArgs,
+    model: &ModelFiles,
+    forms: &BaseForms,
+    sequences: &[LabeledSequence],
+    printer: &Printer,
+) -> Result<()> {
+    if args.compute.gpu()?.is_some() {
+        return Ok(());
+    }
+    let (base, config) = (model.base(), model.base().config());
+    let quantization = match (&forms.original, &forms.dequantized) {
+        (None, Some(form)) => form.requantize_as,
+        _ => None,
+    };
+    let mut forecast = MemoryForecast::new();
+    forecast.add_base(base, quantization.map(|quantization| (quantization, args.compute.threads())));
+    let dtype = args.dtype.or(config.dtype).unwrap_or(DType::Bf16);
+    let written = config.num_parameters() * dtype.size() as u64;
+    // The base is mapped once more, beside the result.
+    forecast.add_file(base.weights().mapped_bytes() + written);
+    forecast.add_pages(written);
+    let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+    forecast.add_comparison(config, args.compute.options(DType::F32)?.into(), longest)?;
+    forecast.check("merge", &args.adapter, printer)
 }
 
 /// Opens the adapter of the command line.

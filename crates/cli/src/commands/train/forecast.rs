@@ -18,6 +18,7 @@ use crate::allocator;
 use crate::args::compute::unusable;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::Question;
+use crate::memory_forecast::tokenizer_bytes;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -28,12 +29,7 @@ const GROWTH: u64 = 5 << 20;
 /// Assumed memory of the program, if the system does not report this memory.
 const PROGRAM: u64 = 16 << 20;
 
-/// Parameters that estimate the memory of a tokenizer that is not loaded. A tokenizer takes 51 MiB for the
-/// 128,256 tokens of Llama 3, and 6.6 MiB for 8,192 tokens.
-const TOKENIZER_BASE: u64 = 4 << 20;
-const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
-
-/// Measures the memory while a run is prepared.
+/// Measures memory while a run is prepared.
 pub struct MemoryBaseline {
     start: Option<u64>,
     tokenizer: Option<u64>,
@@ -62,7 +58,7 @@ impl MemoryBaseline {
     /// vocabulary.
     fn present(&self, vocab_size: usize) -> BaselineMemory {
         let program = self.start.unwrap_or(PROGRAM);
-        let estimate = TOKENIZER_BASE + TOKENIZER_BYTES_PER_TOKEN * vocab_size as u64;
+        let estimate = tokenizer_bytes(vocab_size);
         let tokenizer = self.tokenizer.map_or(estimate, |now| now.saturating_sub(program));
         let data = self.data.map_or(0, |now| now.saturating_sub(program + tokenizer));
         let peak = memory::peak().unwrap_or(0);
