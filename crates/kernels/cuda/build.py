@@ -164,13 +164,19 @@ def pack(images, sources):
     return head + b"".join(bodies)
 
 
+def is_of(line, compiled):
+    """Returns whether a line of resources.txt belongs to one of the compiled pairs of file and architecture."""
+    words = line.split(":")[0].split()
+    return (words[0], words[-1]) in compiled
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="compile only these files; write nothing")
-    parser.add_argument("--arch", action="append", help="compile only for this architecture; write nothing")
+    parser.add_argument("--arch", action="append", help="compile only for this architecture (repeatable), for a look or for --check")
     parser.add_argument("--nvrtc", type=Path, help="the libnvrtc.so that compiles cubins")
     parser.add_argument("--ptx", type=Path, metavar="FOLDER", help="write PTX for compute capability 7.5 to this folder, for tests on newer devices")
-    parser.add_argument("--check", action="store_true", help="compare with the committed files")
+    parser.add_argument("--check", action="store_true", help="compare with the committed files, for the chosen files and architectures")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
 
@@ -200,16 +206,17 @@ def main():
     with ProcessPoolExecutor(arguments.jobs) as pool:
         images = list(pool.map(compile_one, tasks))
     lines = [line for stem, arch, _, log in images for line in resources(stem, arch, log)]
-    if partial:
+    if partial and not arguments.check:
         print("\n".join(lines))
         return
-    text, packed = "\n".join(lines) + "\n", pack(images, sources)
     if not arguments.check:
+        text, packed = "\n".join(lines) + "\n", pack(images, sources)
         RESOURCES.write_text(text)
         PACK.write_bytes(packed)
         print(f"{len(lines)} kernels, {sum(len(i[2]) for i in images)} bytes, {len(packed)} packed")
         return
-    committed = RESOURCES.read_text().splitlines()
+    compiled = {(source.name, architecture) for source, architecture, _ in tasks}
+    committed = [line for line in RESOURCES.read_text().splitlines() if is_of(line, compiled)]
     differences = [f"- {line}" for line in committed if line not in lines]
     differences += [f"+ {line}" for line in lines if line not in committed]
     if differences:
