@@ -82,7 +82,8 @@ fn lines_of_a_pipe_that_cannot_be_followed_are_reported_and_the_rest_is_answered
         "error: there is no conversation to save yet\n\nhint: say something first\n",
         "error: unknown command `/rest`\n\nhint: did you mean `/reset`?\n",
         "error: `/save` is not used like this\n\nhint: /save FILE, as in /save talk.jsonl\n",
-        "error: unknown command `/dance`\n\nhint: the commands are /reset /system /save /help /exit /quit\n",
+        "error: unknown command `/dance`\n\nhint: the commands are /retry /undo /compare /set /reset /system /save /help /exit \
+         /quit\n",
     ] {
         assert!(ran.err.contains(told), "{}", ran.err);
     }

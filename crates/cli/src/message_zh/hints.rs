@@ -630,6 +630,7 @@ pub const HINTS: &[(&str, &str)] = &[
     ("choose an address of this machine with `--host`", "用 `--host` 选本机的地址"),
     ("choose another name", "换一个名字"),
     ("raise `--adapter-memory`", "增大 `--adapter-memory`"),
+    ("raise the limit with `ulimit -v`", "用 `ulimit -v` 放宽上限"),
     ("raise the limit on threads, such as `ulimit -u`", "放宽线程数限制，如 `ulimit -u`"),
     (
         "serve it on the base of its training, with the tokenizer of its training",
