@@ -132,6 +132,22 @@ impl Reply {
         Ok(None)
     }
 
+    /// Waits for the end of every choice. Returns one piece per choice. Its text starts with `begun(choice)`.
+    ///
+    /// # Errors
+    /// As [`Reply::next`].
+    pub async fn collect(&mut self, begun: impl Fn(usize) -> String) -> Result<Vec<Piece>, ApiError> {
+        let empty = |choice| Piece { choice, text: begun(choice), logprobs: Vec::new(), finish: None };
+        let mut wholes: Vec<Piece> = (0..self.choices()).map(empty).collect();
+        while let Some(mut piece) = self.next().await? {
+            let whole = &mut wholes[piece.choice];
+            whole.text.push_str(&piece.text);
+            whole.logprobs.append(&mut piece.logprobs);
+            whole.finish = piece.finish;
+        }
+        Ok(wholes)
+    }
+
     fn take(&mut self, event: ChoiceEvent) -> Result<Option<Piece>, ApiError> {
         let index = event.choice;
         let Some(choice) = self.choices.get_mut(index).filter(|choice| !choice.is_over) else {

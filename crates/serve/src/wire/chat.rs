@@ -3,12 +3,12 @@
 use danlu_model::Message;
 use serde_json::{Map, Value, json};
 
-use super::{StreamOptions, logprobs, messages, now, timings, usage};
+use super::envelope::{Envelope, stop_reason};
+use super::{StreamOptions, logprobs, messages};
 use crate::api_error::ApiError;
 use crate::json_fields::Fields;
-use crate::random_id::random_id;
 use crate::registry::Lease;
-use crate::reply::{Finish, Piece, Reply, StopMatch};
+use crate::reply::{Piece, Reply};
 use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
 use crate::stream::{StreamWriter, sse};
 
@@ -99,44 +99,22 @@ fn refuse_response_format(fields: &Fields<'_>) -> Result<(), ApiError> {
 
 /// Formats the response to a chat request, whole or in chunks.
 pub(crate) struct ChatAnswer {
-    id: String,
-    created: u64,
-    model: String,
-    lease: Lease,
+    envelope: Envelope,
     wants_logprobs: bool,
-    stream_options: StreamOptions,
 }
 
 impl ChatAnswer {
     /// Creates the formatter. `model` is the model name that the client sent.
     pub fn new(model: &str, lease: Lease, request: &ChatRequest) -> Self {
-        Self {
-            id: random_id("chatcmpl-"),
-            created: now(),
-            model: model.to_owned(),
-            lease,
-            wants_logprobs: request.top_logprobs.is_some(),
-            stream_options: request.stream_options,
-        }
-    }
-
-    fn head(&self, object: &str) -> Map<String, Value> {
-        let mut head = Map::new();
-        head.insert("id".to_owned(), self.id.as_str().into());
-        head.insert("object".to_owned(), object.into());
-        head.insert("created".to_owned(), self.created.into());
-        head.insert("model".to_owned(), self.model.as_str().into());
-        head.insert("system_fingerprint".to_owned(), crate::FINGERPRINT.into());
-        if let Some(generation) = &self.lease.generation {
-            head.insert("adapter_generation".to_owned(), generation.id.to_string().into());
-        }
-        head
+        let envelope =
+            Envelope::new("chatcmpl-", "chat.completion.chunk", model, lease, request.stream_options);
+        Self { envelope, wants_logprobs: request.top_logprobs.is_some() }
     }
 
     fn logprobs(&self, piece: &Piece) -> Value {
         match self.wants_logprobs {
             true => {
-                let content = logprobs::of_chat(self.lease.profile.tokenizer(), &piece.logprobs);
+                let content = logprobs::of_chat(self.envelope.lease.profile.tokenizer(), &piece.logprobs);
                 json!({"content": content, "refusal": null})
             }
             false => Value::Null,
@@ -145,58 +123,18 @@ impl ChatAnswer {
 
     /// Waits for the end of the reply, and returns the whole response.
     pub async fn whole(self, mut reply: Reply) -> Result<Value, ApiError> {
-        let mut choices = vec![Whole::default(); reply.choices()];
-        while let Some(mut piece) = reply.next().await? {
-            let choice = &mut choices[piece.choice];
-            choice.text.push_str(&piece.text);
-            choice.logprobs.append(&mut piece.logprobs);
-            choice.finish = piece.finish;
-        }
-        let tokenizer = self.lease.profile.tokenizer();
-        let choice = |(index, whole): (usize, Whole)| {
-            let logprobs = match self.wants_logprobs {
-                true => json!({"content": logprobs::of_chat(tokenizer, &whole.logprobs), "refusal": null}),
-                false => Value::Null,
-            };
+        let wholes = reply.collect(|_| String::new()).await?;
+        let choice = |whole: &Piece| {
             json!({
-                "index": index,
+                "index": whole.choice,
                 "message": {"role": "assistant", "content": whole.text, "refusal": null},
-                "logprobs": logprobs,
+                "logprobs": self.logprobs(whole),
                 "finish_reason": whole.finish.as_ref().map(|finish| finish.reason),
                 "stop_reason": stop_reason(whole.finish.as_ref()),
             })
         };
-        let mut answer = self.head("chat.completion");
-        answer.insert("choices".to_owned(), choices.into_iter().enumerate().map(choice).collect());
-        answer.insert("usage".to_owned(), usage(reply.usage()));
-        answer.insert("timings".to_owned(), timings(&reply));
-        Ok(Value::Object(answer))
-    }
-
-    fn chunk(&self, choices: Value, usage: Option<Value>) -> String {
-        let mut chunk = self.head("chat.completion.chunk");
-        chunk.insert("choices".to_owned(), choices);
-        if self.stream_options.includes_usage {
-            chunk.insert("usage".to_owned(), usage.unwrap_or(Value::Null));
-        }
-        sse(&Value::Object(chunk))
-    }
-}
-
-/// The collected output of one choice.
-#[derive(Clone, Default)]
-struct Whole {
-    text: String,
-    logprobs: Vec<(u32, danlu_generate::TokenLogprobs)>,
-    finish: Option<Finish>,
-}
-
-/// Returns vLLM's `stop_reason`: the stop string or stop token that ended the choice.
-pub(crate) fn stop_reason(finish: Option<&Finish>) -> Value {
-    match finish.and_then(|finish| finish.matched.as_ref()) {
-        Some(StopMatch::Text(text)) => text.as_str().into(),
-        Some(StopMatch::Token(id)) => (*id).into(),
-        None => Value::Null,
+        let choices = wholes.iter().map(choice).collect();
+        Ok(self.envelope.whole("chat.completion", choices, &reply))
     }
 }
 
@@ -206,18 +144,18 @@ impl StreamWriter for ChatAnswer {
             let delta = json!({"role": "assistant", "content": ""});
             json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": null}])
         };
-        (0..reply.choices()).map(|index| self.chunk(start(index), None)).collect()
+        (0..reply.choices()).map(|index| self.envelope.chunk(start(index), None)).collect()
     }
 
     fn piece(&mut self, piece: &Piece, reply: &Reply) -> String {
-        let so_far = self.stream_options.is_continuous.then(|| usage(reply.usage()));
+        let so_far = self.envelope.usage_so_far(reply);
         let mut out = String::new();
         if !piece.text.is_empty() || !piece.logprobs.is_empty() {
             let delta = json!({"content": piece.text});
             let logprobs = self.logprobs(piece);
             let choice =
                 json!([{"index": piece.choice, "delta": delta, "logprobs": logprobs, "finish_reason": null}]);
-            out += &self.chunk(choice, so_far.clone());
+            out += &self.envelope.chunk(choice, so_far.clone());
         }
         if let Some(finish) = &piece.finish {
             let choice = json!([{
@@ -227,17 +165,13 @@ impl StreamWriter for ChatAnswer {
                 "finish_reason": finish.reason,
                 "stop_reason": stop_reason(Some(finish)),
             }]);
-            out += &self.chunk(choice, so_far);
+            out += &self.envelope.chunk(choice, so_far);
         }
         out
     }
 
     fn end(&mut self, reply: &Reply) -> String {
-        let mut out = String::new();
-        if self.stream_options.includes_usage {
-            out += &self.chunk(json!([]), Some(usage(reply.usage())));
-        }
-        out + "data: [DONE]\n\n"
+        self.envelope.end(reply)
     }
 
     fn error(&mut self, error: &ApiError) -> String {

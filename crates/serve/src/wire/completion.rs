@@ -2,15 +2,17 @@
 
 use serde_json::{Map, Value, json};
 
-use super::chat::stop_reason;
-use super::{StreamOptions, logprobs, now, timings, usage};
+use super::envelope::{Envelope, stop_reason};
+use super::{StreamOptions, logprobs};
 use crate::api_error::ApiError;
 use crate::json_fields::{Fields, token_id};
-use crate::random_id::random_id;
 use crate::registry::Lease;
 use crate::reply::{Finish, Piece, Reply};
 use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
 use crate::stream::{StreamWriter, sse};
+
+/// The field `object` of a response, whole or in chunks.
+const OBJECT: &str = "text_completion";
 
 /// Maximum length of a reply if the request has no limit. OpenAI has the same default.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -112,15 +114,11 @@ fn read_prompts(fields: &Fields<'_>, vocab_size: usize) -> Result<Vec<Prompt>, A
 
 /// Formats the response to a completion request, whole or in chunks.
 pub(crate) struct CompletionAnswer {
-    id: String,
-    created: u64,
-    model: String,
-    lease: Lease,
+    envelope: Envelope,
     /// Text of each prompt, if the client requested it before the reply.
     echoes: Option<Vec<String>>,
     choices_per_prompt: usize,
     wants_logprobs: bool,
-    stream_options: StreamOptions,
     /// Number of characters of each choice so far.
     offsets: Vec<usize>,
 }
@@ -129,29 +127,12 @@ impl CompletionAnswer {
     /// Creates the formatter. `model` is the name that the client sent, and `texts` are the prompts.
     pub fn new(model: &str, lease: Lease, request: &CompletionRequest, texts: Vec<String>) -> Self {
         Self {
-            id: random_id("cmpl-"),
-            created: now(),
-            model: model.to_owned(),
-            lease,
+            envelope: Envelope::new("cmpl-", OBJECT, model, lease, request.stream_options),
             offsets: vec![0; texts.len() * request.sampling.choices],
             echoes: request.echoes.then_some(texts),
             choices_per_prompt: request.sampling.choices,
             wants_logprobs: request.logprobs.is_some(),
-            stream_options: request.stream_options,
         }
-    }
-
-    fn head(&self) -> Map<String, Value> {
-        let mut head = Map::new();
-        head.insert("id".to_owned(), self.id.as_str().into());
-        head.insert("object".to_owned(), "text_completion".into());
-        head.insert("created".to_owned(), self.created.into());
-        head.insert("model".to_owned(), self.model.as_str().into());
-        head.insert("system_fingerprint".to_owned(), crate::FINGERPRINT.into());
-        if let Some(generation) = &self.lease.generation {
-            head.insert("adapter_generation".to_owned(), generation.id.to_string().into());
-        }
-        head
     }
 
     fn echo(&self, choice: usize) -> &str {
@@ -161,7 +142,7 @@ impl CompletionAnswer {
     fn choice(&mut self, piece: &Piece) -> Value {
         let logprobs = match self.wants_logprobs {
             true => {
-                let tokenizer = self.lease.profile.tokenizer();
+                let tokenizer = self.envelope.lease.profile.tokenizer();
                 logprobs::of_completion(tokenizer, &piece.logprobs, &mut self.offsets[piece.choice])
             }
             false => Value::Null,
@@ -177,30 +158,9 @@ impl CompletionAnswer {
 
     /// Waits for the end of the reply, and returns the whole response.
     pub async fn whole(mut self, mut reply: Reply) -> Result<Value, ApiError> {
-        let empty =
-            |choice| Piece { choice, text: self.echo(choice).to_owned(), logprobs: Vec::new(), finish: None };
-        let mut wholes: Vec<Piece> = (0..reply.choices()).map(empty).collect();
-        while let Some(mut piece) = reply.next().await? {
-            let whole = &mut wholes[piece.choice];
-            whole.text.push_str(&piece.text);
-            whole.logprobs.append(&mut piece.logprobs);
-            whole.finish = piece.finish;
-        }
-        let choices: Vec<Value> = wholes.iter().map(|piece| self.choice(piece)).collect();
-        let mut answer = self.head();
-        answer.insert("choices".to_owned(), choices.into());
-        answer.insert("usage".to_owned(), usage(reply.usage()));
-        answer.insert("timings".to_owned(), timings(&reply));
-        Ok(Value::Object(answer))
-    }
-
-    fn chunk(&self, choices: Value, usage: Option<Value>) -> String {
-        let mut chunk = self.head();
-        chunk.insert("choices".to_owned(), choices);
-        if self.stream_options.includes_usage {
-            chunk.insert("usage".to_owned(), usage.unwrap_or(Value::Null));
-        }
-        sse(&Value::Object(chunk))
+        let wholes = reply.collect(|choice| self.echo(choice).to_owned()).await?;
+        let choices = wholes.iter().map(|piece| self.choice(piece)).collect();
+        Ok(self.envelope.whole(OBJECT, choices, &reply))
     }
 }
 
@@ -213,23 +173,19 @@ impl StreamWriter for CompletionAnswer {
             let text = this.echo(choice).to_owned();
             let piece = Piece { choice, text, logprobs: Vec::new(), finish: None::<Finish> };
             let choice = this.choice(&piece);
-            this.chunk(json!([choice]), None)
+            this.envelope.chunk(json!([choice]), None)
         };
         (0..reply.choices()).map(|choice| echo(self, choice)).collect()
     }
 
     fn piece(&mut self, piece: &Piece, reply: &Reply) -> String {
-        let so_far = self.stream_options.is_continuous.then(|| usage(reply.usage()));
+        let so_far = self.envelope.usage_so_far(reply);
         let choice = self.choice(piece);
-        self.chunk(json!([choice]), so_far)
+        self.envelope.chunk(json!([choice]), so_far)
     }
 
     fn end(&mut self, reply: &Reply) -> String {
-        let mut out = String::new();
-        if self.stream_options.includes_usage {
-            out += &self.chunk(json!([]), Some(usage(reply.usage())));
-        }
-        out + "data: [DONE]\n\n"
+        self.envelope.end(reply)
     }
 
     fn error(&mut self, error: &ApiError) -> String {

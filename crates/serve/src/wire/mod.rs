@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod completion;
+mod envelope;
 pub(crate) mod logprobs;
 pub(crate) mod messages;
 pub(crate) mod ollama;
