@@ -9,11 +9,10 @@ use std::path::Path;
 
 use common::{backend, config, read_model, write_model};
 use danlu_adapter::merge::{MergeOptions, merge};
-use danlu_adapter::{Adapter, AdapterError, AdapterNote, LoraConfig};
+use danlu_adapter::{Adapter, AdapterError, AdapterNote};
 use danlu_kernels::{DType, rng, to_f32};
 use danlu_model::{ModelConfig, Weights};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -28,27 +27,10 @@ fn random(key: u64, len: usize) -> Vec<f32> {
 
 /// Saves an adapter for `q_proj` with these additional keys and tensors.
 fn saved(folder: &Path, keys: Value, tensors: &[(&str, Vec<usize>, Vec<f32>)]) {
-    let lora = LoraConfig { target_modules: "q_proj".parse().unwrap(), ..LoraConfig::new(4, 8.0) };
-    let mut adapter = Adapter::init(lora, &config(), 1, &backend()).unwrap();
-    common::randomise(&mut adapter, 0.5);
-    adapter.save(folder, &backend()).unwrap();
-    let path = folder.join("adapter_config.json");
-    let mut written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    written.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
-    fs::write(path, written.to_string()).unwrap();
-    let path = folder.join("adapter_model.safetensors");
-    let bytes = fs::read(&path).unwrap();
-    let own: Vec<_> = SafeTensors::deserialize(&bytes).unwrap().tensors();
-    let mut all: Vec<(String, Vec<usize>, Vec<u8>)> =
-        own.into_iter().map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec())).collect();
-    for (name, shape, values) in tensors {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        all.push((format!("base_model.model.{name}"), shape.clone(), bytes));
-    }
-    let views = all
-        .iter()
-        .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
-    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    common::save_random(folder, "q_proj");
+    let tensors =
+        tensors.iter().map(|(name, shape, values)| (name.to_string(), shape.clone(), values.clone()));
+    common::add_to_adapter(folder, keys, &tensors.collect::<Vec<_>>());
 }
 
 fn load(folder: &Path) -> Result<Adapter, AdapterError> {

@@ -12,36 +12,18 @@ use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_adapter::{Adapter, AdapterError, LoraConfig};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Element, Reference, rng};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, Workspace};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const TARGETS: &str = "q_proj,o_proj,up_proj,down_proj";
 
 /// Saves an adapter with random matrices, and with magnitudes that have the name `name`.
 fn saved(folder: &Path, name: &str) {
-    let lora = LoraConfig { target_modules: TARGETS.parse().unwrap(), ..LoraConfig::new(4, 8.0) };
-    let mut adapter = Adapter::init(lora, &config(), 1, &backend()).unwrap();
-    common::randomise(&mut adapter, 0.5);
-    adapter.save(folder, &backend()).unwrap();
-    let path = folder.join("adapter_config.json");
-    let mut written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    written["use_dora"] = json!(true);
-    fs::write(path, written.to_string()).unwrap();
-    let path = folder.join("adapter_model.safetensors");
-    let bytes = fs::read(&path).unwrap();
-    let own: Vec<_> = SafeTensors::deserialize(&bytes).unwrap().tensors();
-    let mut all: Vec<(String, Vec<usize>, Vec<u8>)> =
-        own.into_iter().map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec())).collect();
-    for (i, module) in adapter.modules().iter().enumerate() {
-        let draw = |o| 0.5 + rng::uniform(i as u64, o);
-        let bytes = (0..module.d_out as u64).flat_map(|o| draw(o).to_le_bytes()).collect();
-        all.push((format!("base_model.model.{}.{name}", module.path()), vec![module.d_out], bytes));
-    }
-    let views = all
-        .iter()
-        .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
-    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    let adapter = common::save_random(folder, TARGETS);
+    let magnitudes = adapter.modules().iter().enumerate().map(|(i, module)| {
+        let values = (0..module.d_out as u64).map(|o| 0.5 + rng::uniform(i as u64, o)).collect();
+        (format!("{}.{name}", module.path()), vec![module.d_out], values)
+    });
+    common::add_to_adapter(folder, json!({"use_dora": true}), &magnitudes.collect::<Vec<_>>());
 }
 
 fn load(folder: &Path) -> Result<Adapter, AdapterError> {

@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::Adapter;
+use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Backend, DType, Reference, from_f32, rng};
 use danlu_model::{ModelConfig, Weights};
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 
 pub const CONFIG: &str = r#"{
   "architectures": ["LlamaForCausalLM"],
@@ -88,6 +90,39 @@ pub fn randomise(adapter: &mut Adapter, size: f32) {
     let values: Vec<f32> =
         (0..adapter.num_parameters() as u64).map(|i| size * (rng::uniform(77, i) - 0.5)).collect();
     backend().write(&mut adapter.params, 0, &values);
+}
+
+/// Values of an f32 tensor with its name in the base and its shape.
+pub type BaseTensor = (String, Vec<usize>, Vec<f32>);
+
+/// Saves a random adapter of rank 4 and alpha 8 for `targets`. Returns the adapter.
+pub fn save_random(folder: &Path, targets: &str) -> Adapter {
+    let lora = LoraConfig { target_modules: targets.parse().unwrap(), ..LoraConfig::new(4, 8.0) };
+    let mut adapter = Adapter::init(lora, &config(), 1, &backend()).unwrap();
+    randomise(&mut adapter, 0.5);
+    adapter.save(folder, &backend()).unwrap();
+    adapter
+}
+
+/// Adds keys to the configuration of a saved adapter, and tensors to its weights.
+pub fn add_to_adapter(folder: &Path, keys: Value, tensors: &[BaseTensor]) {
+    let path = folder.join("adapter_config.json");
+    let mut written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    written.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    fs::write(path, written.to_string()).unwrap();
+    let path = folder.join("adapter_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let own: Vec<_> = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let mut all: Vec<(String, Vec<usize>, Vec<u8>)> =
+        own.into_iter().map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec())).collect();
+    for (name, shape, values) in tensors {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        all.push((format!("base_model.model.{name}"), shape.clone(), bytes));
+    }
+    let views = all
+        .iter()
+        .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 /// Returns every tensor of a model folder as f32.
