@@ -25,7 +25,7 @@ const MAX_PATTERNS: usize = 4096;
 /// Largest rank in a configuration. A second check compares the rank with the size of the weight.
 const MAX_RANK: u32 = 1 << 16;
 
-/// Largest token id. Today's largest vocabularies have 262,208 tokens.
+/// Largest accepted token id, far above the vocabularies of published models (262,208 tokens in Gemma 3).
 const MAX_TOKEN: u32 = (1 << 22) - 1;
 
 /// The configuration of a LoRA adapter. The field names are the same as in PEFT.

@@ -18,11 +18,11 @@ pub enum Charset {
 }
 
 impl Charset {
-    /// Detects UTF-16 from the first two bytes. JSON starts with an ASCII character, so one of the two bytes
-    /// is zero.
+    /// Detects UTF-16 from the first two bytes. Without a byte order mark, one of the two bytes is zero,
+    /// because JSON starts with an ASCII character.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            // The first byte of the mark never occurs in UTF-8, so one byte is enough to detect UTF-16.
+            // A byte order mark of UTF-16 starts with 0xff or 0xfe, which never occur in UTF-8.
             [0xff | 0xfe, ..] => Some(Self::Utf16),
             [0, ..] => Some(Self::Utf16Be),
             [_, 0, ..] => Some(Self::Utf16Le),

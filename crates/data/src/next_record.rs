@@ -12,13 +12,13 @@ const MAX_BLANKS: usize = 256;
 
 /// The start of a record. If the record is damaged, its start is used to find the next record.
 ///
-/// - If the record is at the start of a line, the next record starts with a `{` at the start of a line and in
-///   the same column.
-/// - In column 1, a nested object may be at the start of a line too. The `{` is then accepted only if a `{`
-///   is illegal here inside the damaged record, or if the first key is the same as in the file's first
-///   record.
-/// - If the record is not at the start of a line, a `{` at any position is accepted under the same two
-///   conditions.
+/// - If only white space precedes the damaged record on its line, only white space precedes the next record
+///   on its line too, and both start in the same column.
+/// - In column 1, a `{` may also belong to an object inside the damaged record. It starts the next record only
+///   if the damaged record cannot contain an object at this position, or if its first key equals the first
+///   key of the file's first record. If the first record has no readable key, every such `{` is accepted.
+/// - If other text precedes the damaged record on its line, a `{` at any position is accepted under the same
+///   two conditions.
 ///
 /// Text inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
 /// breaks.

@@ -35,7 +35,7 @@ pub struct RecordedRequest {
     pub sent: u64,
 }
 
-/// The record of a request that is being served.
+/// A shared record of one request. The server updates the record while it serves the request.
 #[derive(Clone)]
 pub(crate) struct Entry(Arc<Mutex<RecordedRequest>>);
 

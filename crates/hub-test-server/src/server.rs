@@ -103,7 +103,7 @@ pub struct CommitInfo {
     pub title: String,
     /// The commit message after its first line.
     pub description: String,
-    /// Author of the commit.
+    /// User name of the commit's author.
     pub author: String,
     /// Sizes of the files, by path.
     pub files: BTreeMap<String, u64>,

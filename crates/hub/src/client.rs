@@ -37,7 +37,7 @@ impl Hub {
         Request::get(self.http.endpoint().as_str()).host()
     }
 
-    /// Returns the HTTP client. `what` returns the name of the required item for the error.
+    /// Returns the HTTP client. If network access is forbidden, the error names `what()`, such as a repository.
     ///
     /// # Errors
     /// If the settings forbid network access, or the token is invalid.

@@ -157,7 +157,8 @@ fn shards(index: &Path) -> Option<BTreeSet<String>> {
     (!shards.is_empty() && shards.iter().all(is_plain)).then_some(shards)
 }
 
-/// Returns whether a snapshot contains the small files of a model. Files recorded as absent are not required.
+/// Returns whether a snapshot contains `config.json`, and contains `tokenizer.json` or records that the
+/// repository has none.
 pub(crate) fn has_settings(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     has(CONFIG) && (has(TOKENIZER) || is_absent(TOKENIZER))

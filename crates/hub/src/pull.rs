@@ -61,7 +61,7 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
-    /// Returns whether the cache contains another commit than `commit` for this revision. Commands use the
+    /// Returns whether the cached commit of this revision differs from `commit`. Commands use the
     /// cached commit until the user pulls the model again.
     pub fn cache_is_stale(&self, repo: &RepoName, commit: &str) -> bool {
         let here = Cache::of(&self.settings.cache, repo).read_ref(repo.revision());

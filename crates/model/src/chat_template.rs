@@ -411,8 +411,8 @@ impl ChatTemplate {
         if rest.starts_with(token.as_str()) { text.len() - rest.len() + token.len() } else { at }
     }
 
-    /// Renders the conversation, removes the sentinels of `{% generation %}`, and returns the positions of
-    /// the sentinels.
+    /// Renders the conversation with a marker character at each end of every `{% generation %}` block.
+    /// Returns the text without the markers, and the byte range of each block that is not empty.
     fn render_marked(
         &self,
         messages: &[Message],

@@ -298,7 +298,7 @@ impl ModelConfig {
     }
 }
 
-/// Rejects settings with which the model would compute something else than danlu. The error names the field.
+/// Rejects settings under which the model computes something that danlu does not. The error names the field.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
         return Err(fields.unsupported("attention_dropout", "0.0"));

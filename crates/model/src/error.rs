@@ -158,7 +158,7 @@ pub enum ModelError {
         tensor: String,
     },
 
-    /// A torch file is damaged, or contains anything else than tensors.
+    /// A torch file is damaged, or contains objects that are not tensors.
     #[error("cannot read `{}`: {message}", path.display())]
     Pickle {
         /// The file.
@@ -284,8 +284,7 @@ pub enum ModelError {
         problems: Vec<String>,
     },
 
-    /// The output head differs from the embedding table, although the configuration says that they are the
-    /// same.
+    /// The output head differs from the embedding table, but the configuration declares them as tied.
     #[error(
         "`{}`: `lm_head.weight` differs from `model.embed_tokens.weight`, and `tie_word_embeddings` is true",
         folder.display()

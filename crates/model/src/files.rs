@@ -289,8 +289,8 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY_PREFIX);
-    // The umask decides about the permissions, as for any new file. Otherwise tempfile would give access to
-    // the owner only.
+    // tempfile restricts access to the owner by default. With mode 0666 the umask determines the permissions,
+    // as for any new file.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     // tempfile replaces the message of an error, so the error is rebuilt from its kind.

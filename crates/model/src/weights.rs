@@ -77,7 +77,7 @@ pub struct Weights {
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
-/// A memory-mapped file. Its registration is dropped before its mapping.
+/// A memory-mapped file. `_registration` refers to the mapping, so it is declared, and dropped, before `map`.
 struct MappedFile {
     _registration: Registration,
     map: Mmap,

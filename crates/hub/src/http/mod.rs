@@ -31,10 +31,10 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum size in bytes of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Waits up to this length are not reported, if a server requests them.
+/// A wait that the server requests is reported only if it is longer than this.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
-/// Time limit of a slow response, in multiples of [`RetryPolicy::stall`].
+/// Time limit for each read of a request with `is_slow`, in multiples of [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
 /// Limits for retries and waits.

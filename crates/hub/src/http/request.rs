@@ -30,7 +30,7 @@ pub(crate) enum Body<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Creates a GET request.
+    /// Creates a GET request without headers and body.
     pub fn get(url: impl Into<String>) -> Self {
         Self {
             method: Method::GET,
