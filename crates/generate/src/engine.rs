@@ -15,8 +15,8 @@ use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 
 use crate::{GenerateError, Sequence, TokenStep};
 
-/// Maximum number of prompt tokens per step, over all slots. The limit keeps the activations small enough for
-/// the processor's cache, and bounds the delay of the sequences that decode.
+/// Maximum number of prompt tokens per step, in all slots together. The limit keeps the activations small
+/// enough for the processor's cache, and bounds the delay of the sequences that decode.
 const MAX_PREFILL_TOKENS: usize = 512;
 
 /// Runs sequences on one decoder. The type `D` borrows or shares the decoder.
@@ -42,7 +42,7 @@ struct Slot<'a> {
 pub struct StepOutput {
     /// Slot of the sequence.
     pub slot: SlotId,
-    /// The new token, or the reason why no token could be chosen.
+    /// The new token or the end of the sequence, or an error if no token could be chosen.
     pub step: Result<TokenStep, GenerateError>,
 }
 
@@ -75,7 +75,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.work
     }
 
-    /// Reserves memory for `tokens` tokens over all slots, so that slots opened later need no new buffers.
+    /// Reserves memory for `tokens` tokens in all slots together, so that slots opened later need no new
+    /// buffers.
     pub fn reserve(&mut self, tokens: usize) {
         self.cache.reserve(tokens);
     }
@@ -134,8 +135,9 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots[index].sequence.take()
     }
 
-    /// Replaces the adapter of a slot, but not the keys and values. `lora` must therefore have the same
-    /// matrices as the previous adapter, unless the slot runs no sequence until its tokens are removed.
+    /// Replaces the adapter of a slot, but not the keys and values. They stay valid only if `lora` has the
+    /// same matrices as the previous adapter. For different matrices, the caller must remove the tokens of
+    /// the slot before the slot runs a sequence.
     pub(crate) fn set_adapter(&mut self, slot: SlotId, lora: Option<Arc<dyn LoraSource + 'a>>) {
         let index = self.index(slot);
         self.slots[index].lora = lora;
@@ -179,8 +181,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots.iter().all(|slot| slot.next_ids().is_none())
     }
 
-    /// Runs one step for every unfinished sequence. Returns an output for each sequence that got a token or
-    /// ended.
+    /// Runs one step for the unfinished sequences. A prompt that exceeds the limit of prompt tokens is
+    /// continued in later steps. Returns an output for each sequence that got a token or ended.
     ///
     /// # Errors
     /// If the model cannot run. The error of a single sequence is in its [`StepOutput`].
@@ -215,8 +217,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         Ok(outputs)
     }
 
-    /// Reads the next tokens of slots. Each pair is the index of a slot and a number of tokens. Either all
-    /// slots still read their prompts, or none does.
+    /// Reads the next tokens of slots. Each element of `pieces` is the index of a slot and a number of
+    /// tokens. Either all slots still read their prompts, or none does.
     fn run(
         &mut self,
         mut pieces: Vec<(usize, usize)>,
@@ -284,7 +286,7 @@ impl Slot<'_> {
         }
     }
 
-    /// Records that the next `tokens` tokens were read. Returns whether no tokens are left.
+    /// Records that the next `tokens` tokens were read. Returns whether the whole sequence has been read.
     fn advance(&mut self, tokens: usize) -> bool {
         let ids = self.sequence.as_ref().map_or(&[][..], Sequence::ids);
         let start = self.read.len();

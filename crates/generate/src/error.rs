@@ -19,7 +19,7 @@ pub enum GenerateError {
     /// The prompt is empty.
     #[error("cannot continue the prompt: it has no tokens")]
     EmptyPrompt,
-    /// The prompt leaves no room for a new token.
+    /// The prompt is longer than the context.
     #[error("cannot read the prompt: it has {prompt} tokens, the context {context}")]
     PromptTooLong {
         /// Number of tokens of the prompt.

@@ -15,8 +15,7 @@ use crate::{Engine, GenerateError, Sampler, SamplingOptions, Sequence, StopReaso
 pub struct GenerateOptions {
     /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// End tokens. A reply ends before the first of them. If the set is empty, only `max_new_tokens` ends the
-    /// reply.
+    /// End tokens. A reply ends before the first of them. If the set is empty, no token ends the reply.
     pub stop_ids: BTreeSet<u32>,
     /// Settings of the sampler.
     pub sampling: SamplingOptions,
@@ -52,8 +51,8 @@ impl Generated {
 /// continuation.
 ///
 /// # Errors
-/// If a sampling setting is out of range, the prompt is empty or fills the model's context, a token is
-/// outside the vocabulary, or no logit is a number.
+/// If a sampling setting is out of range, the prompt is empty or longer than the model's context, a token is
+/// outside the vocabulary, or every logit is NaN or minus infinity.
 pub fn generate(
     decoder: &Decoder,
     work: &mut Workspace,

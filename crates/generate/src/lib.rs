@@ -1,8 +1,8 @@
 //! Prefill, decode, sample, stop.
 //!
 //! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a
-//! sampler and the rules that end it. An [`Engine`] runs many sequences together, each in a slot with an
-//! adapter of its own. A [`ChatSession`] holds a conversation in one slot and streams complete characters.
+//! sampler and stop rules. An [`Engine`] runs many sequences together, each in its own slot and optionally
+//! with its own adapter. A [`ChatSession`] holds a conversation in one slot and streams complete characters.
 //! A [`Scheduler`] runs the requests of a server on one engine, within a limit of memory.
 //!
 //! ```

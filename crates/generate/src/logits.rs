@@ -15,8 +15,7 @@ pub trait LogitsProcessor: Send {
     fn apply(&mut self, new_ids: &[u32], logits: &mut [f32]) -> Result<(), String>;
 }
 
-/// Log probabilities of one token in the model's own distribution. Penalties, temperature and filters do not
-/// change them.
+/// Log probabilities of one token in the model's own distribution, before penalties, temperature and filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// Natural logarithm of the chosen token's probability.
@@ -25,7 +24,7 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// The model's own distribution for the next token. It is stored until the token is chosen.
+/// The model's own distribution for the next token, stored until the token is chosen.
 pub(crate) struct ModelDistribution {
     logits: Vec<f32>,
     /// Logarithm of the denominator of the softmax.

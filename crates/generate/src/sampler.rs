@@ -3,9 +3,9 @@
 //! The filters are transformers' logits processors in the same order: repetition penalty, temperature, top-k,
 //! top-p, min-p. Each filter retains at least one token.
 //!
-//! A vocabulary often has more than 100,000 tokens, but a random draw needs only a few of them. The sampler
-//! therefore gathers and sorts only the largest logits: as many as top-k or the draw requires. It reuses its
-//! buffers, so it allocates no memory per token.
+//! A vocabulary may have more than 100,000 tokens, but a random draw needs only a few of them. The sampler
+//! therefore gathers and sorts only the largest logits: as many as top-k or the draw requires. The sampler's
+//! buffers are reused, so no memory is allocated per token.
 
 use std::cmp::Ordering;
 
@@ -173,7 +173,7 @@ impl Penalty {
     }
 }
 
-/// Returns the `k` largest logits with their tokens, the largest first. NaN counts as minus infinity.
+/// Returns the `k` largest logits with their tokens, the largest first. NaN and minus infinity are left out.
 pub(crate) fn largest_logits(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     let mut candidates = Vec::new();
     if k > 0 {
@@ -201,10 +201,10 @@ fn largest(logits: &[f32]) -> Option<Candidate> {
     Some(Candidate { id: id as u32, logit: logits[id] })
 }
 
-/// Fills `candidates` with the `k` largest logits, in any order. Includes all logits equal to the smallest of
-/// them.
+/// Fills `candidates` with the `k` largest logits, in any order, and with all others that equal the smallest
+/// of these. NaN and minus infinity are left out.
 fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
-    /// Number of logits that are compared in one step.
+    /// Number of logits in a block. A block is skipped if even its largest logit is too small.
     const BLOCK: usize = 32;
     candidates.clear();
     // Logits below `least` cannot be among the `k` largest.
@@ -225,8 +225,8 @@ fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     keep_top_k(candidates, k);
 }
 
-/// Reduces the candidates to the `k` largest, and to all others equal to the smallest of these. Returns the
-/// smallest logit.
+/// Reduces the candidates to the `k` largest and all others that equal the smallest of these. Returns this
+/// smallest logit, or `f32::MIN` if there are at most `k` candidates.
 fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     if k >= candidates.len() {
         return f32::MIN;
@@ -237,7 +237,7 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     least
 }
 
-/// Shortens the sorted candidates to the fewest whose sum of weights reaches `target`.
+/// Shortens the sorted candidates to the fewest whose sum of weights reaches `target`, but to at least one.
 fn keep_until(candidates: &mut Vec<Candidate>, target: f64) {
     let mut above = 0.0;
     let is_kept = |weight: f64| {

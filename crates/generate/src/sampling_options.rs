@@ -7,7 +7,7 @@ use crate::GenerateError;
 pub struct SamplingOptions {
     /// Divisor of the logits. With 0, the largest logit is always chosen.
     pub temperature: f32,
-    /// Number of largest logits to retain, plus all logits equal to the smallest of them. 0 retains all.
+    /// Retains the `top_k` largest logits, and all logits that equal the smallest of these. 0 retains all.
     pub top_k: usize,
     /// Retains the fewest most likely tokens whose probabilities add up to `top_p`. 1 retains all.
     pub top_p: f32,

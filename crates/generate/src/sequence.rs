@@ -10,7 +10,7 @@ use crate::{GenerateError, LogitsProcessor, Sampler, TokenLogprobs};
 pub struct StopRules {
     /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// Maximum number of tokens that the model reads, including the prompt. This is the size of the context.
+    /// Size of the context: the maximum number of tokens that the model reads, including the prompt.
     pub max_context_tokens: usize,
     /// Tokens that end the continuation. The continuation does not include the end token.
     pub stop_ids: BTreeSet<u32>,
@@ -110,11 +110,11 @@ impl Sequence {
         &self.rules
     }
 
-    /// Chooses the next token. `logits` are the logits after the last token. A finished sequence does not
-    /// change.
+    /// Chooses the next token. `logits` are the logits after the last token. If the sequence has ended,
+    /// nothing changes.
     ///
     /// # Errors
-    /// If every logit is minus infinity, or the processor fails.
+    /// If every logit is NaN or minus infinity, or the processor fails.
     pub fn push(&mut self, logits: &mut [f32]) -> Result<TokenStep, GenerateError> {
         if self.stop.is_some() {
             return Ok(TokenStep { token: None, logprobs: None, stop: self.stop });

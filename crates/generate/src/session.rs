@@ -15,7 +15,7 @@ pub struct ChatReply {
     pub text: String,
     /// Token ids, token counts and durations.
     pub generated: Generated,
-    /// Number of oldest messages that this prompt omits, because the context is full.
+    /// Number of old messages that were left out of the prompt of this reply to fit the context.
     pub forgotten: usize,
 }
 
@@ -73,7 +73,7 @@ impl<'a> ChatSession<'a> {
         self.history = history;
     }
 
-    /// Removes the last question and its reply. Returns the question, or `None` without one.
+    /// Removes the last question and its reply. Returns the question, or `None` if there is none.
     pub fn undo(&mut self) -> Option<String> {
         let question = self.history.iter().rposition(|message| message.role == "user")?;
         let removed = self.history.split_off(question);
@@ -85,17 +85,17 @@ impl<'a> ChatSession<'a> {
         &self.options
     }
 
-    /// Sets the sampling, from the next reply on.
+    /// Sets the sampling settings, from the next reply on.
     ///
     /// # Errors
-    /// If a value is out of range. The sampling is unchanged then.
+    /// If a value is out of range. The settings are then unchanged.
     pub fn set_sampling(&mut self, sampling: SamplingOptions) -> Result<(), GenerateError> {
         sampling.check()?;
         self.options.sampling = sampling;
         Ok(())
     }
 
-    /// Sets the longest reply in tokens, at least 1.
+    /// Sets the maximum length of a reply in tokens. 0 becomes 1.
     pub fn set_max_new_tokens(&mut self, tokens: usize) {
         self.options.max_new_tokens = tokens.max(1);
     }
@@ -114,8 +114,8 @@ impl<'a> ChatSession<'a> {
     /// characters, and can stop the reply. After a stop, the history contains the text up to that point.
     ///
     /// # Errors
-    /// If the message alone exceeds the context, the template rejects the conversation, or no logit is a
-    /// number. The history is then unchanged.
+    /// If the prompt exceeds the context even without old messages, the template rejects the conversation, or
+    /// every logit is NaN or minus infinity. The history is then unchanged.
     pub fn reply(
         &mut self,
         user: &str,
@@ -147,7 +147,7 @@ impl<'a> ChatSession<'a> {
         Ok(ChatReply { text, generated, forgotten })
     }
 
-    /// Returns the tokens of the prompt, and the number of oldest messages that it omits to leave room for a
+    /// Returns the tokens of the prompt, and the number of old messages that are left out to leave room for a
     /// reply.
     fn prompt(&self, history: &[Message]) -> Result<(Vec<u32>, usize), GenerateError> {
         let capacity = self.context;

@@ -145,8 +145,8 @@ fn requests_that_begin_alike_read_the_beginning_once() {
     let replies = finish(&mut scheduler);
     assert!(replies.iter().all(|(_, reply)| reply.ids == replies[0].1.ids));
     let stats = scheduler.stats();
-    // In each step, the second prompt can read the tokens that the first prompt leaves of the limit. The
-    // first prompt has not read these tokens yet, so they cannot be shared.
+    // If the first prompt does not use up the limit of a step, the second prompt reads tokens too. The first
+    // prompt has not read these tokens yet, so they cannot be shared.
     assert!((stats.prompt_tokens as usize) < prompt(0).len() + 2 * 16, "{stats:?}");
 }
 
@@ -157,7 +157,7 @@ fn a_prefix_is_shared_within_a_generation_only() {
         adapter: Some(adapter.clone()),
         ..request(prompt(0), SamplingOptions::greedy(), 6)
     };
-    // The third adapter has other contents and another id, like a new version of an adapter.
+    // The third adapter has different contents and a different id, like a new version of an adapter.
     let [first, second, third] = [1, 2, 3].map(|seed| adapter(8, seed));
     let mut cached = |adapter: &RequestAdapter| {
         scheduler.add(with(adapter)).unwrap();

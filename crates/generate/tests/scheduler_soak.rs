@@ -14,7 +14,7 @@ use danlu_kernels::rng::Stream;
 use danlu_model::PackedAdapter;
 use support::{BASE, adapter, alone, request};
 
-/// An alias, its current adapter, and the number of this adapter's contents.
+/// The current adapter of an alias, and the seed of the adapter's values.
 struct Alias {
     contents: u64,
     adapter: RequestAdapter,
@@ -34,7 +34,7 @@ struct Soak {
     aliases: Vec<Alias>,
     prompts: Vec<Vec<u32>>,
     open: BTreeMap<RequestId, Open>,
-    /// Expected replies by contents and prompt, each computed without other requests.
+    /// Expected replies by seed and prompt, each computed without other requests.
     known: BTreeMap<(Option<u64>, usize), Vec<u32>>,
     next_contents: u64,
     counts: Counts,
@@ -50,7 +50,7 @@ struct Counts {
 /// Number of tokens of a reply.
 const NEW_TOKENS: usize = 12;
 
-/// Returns a packed adapter with contents `number`. Its rank is one of five ranks.
+/// Returns a packed adapter whose values and rank depend on `number`.
 fn contents(number: u64) -> RequestAdapter {
     let rank = [8, 1, 16, 3, 32][(number % 5) as usize];
     let mut adapter = adapter(rank, number);

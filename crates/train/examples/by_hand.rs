@@ -119,8 +119,8 @@ impl Optimizer {
         let batch = Batch::new(sequences);
         let lora = [LoraRows { rows: 0..batch.rows(), source: &*adapter, dropout: None }];
 
-        // The loss is the mean over all trained tokens, so the gradient of each token is divided by their
-        // number.
+        // The loss is the mean over all trained tokens, so the gradient of each token is divided by the
+        // number of trained tokens.
         let labels = batch.trained_tokens();
         let dloss = 1.0 / labels as f32;
         backend.zero(&mut self.grads, self.len);

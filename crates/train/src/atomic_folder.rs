@@ -86,7 +86,7 @@ pub fn sweep_leftovers(output: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Syncs every file of a folder without subfolders, and then the folder itself.
+/// Syncs every file in a folder, and then the folder itself. The folder must not have subfolders.
 fn sync_tree(folder: &Path) -> Result<(), TrainError> {
     for name in names_in(folder)? {
         let path = folder.join(name);

@@ -111,12 +111,13 @@ impl Trainer {
         Ok(path)
     }
 
-    /// Resumes from a checkpoint. All later results equal the results of an uninterrupted run.
+    /// Resumes from a checkpoint. On the same back end, all later results equal those of an uninterrupted
+    /// run.
     ///
     /// # Errors
-    /// If a file is missing or changed, or if the checkpoint has another format, other settings, other data
-    /// or another base. The error lists each difference with both values. The trainer cannot be used after an
-    /// error.
+    /// If a file is missing or changed, or if the checkpoint's format, data, base, or a setting that affects
+    /// results differs. The error contains both values of each difference. The trainer cannot be used after
+    /// an error.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
         check_whole(checkpoint)?;
         let saved: RunState = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
@@ -183,7 +184,7 @@ impl Trainer {
         if !differences.is_empty() {
             return Err(TrainError::Resume { path: checkpoint.to_owned(), differences });
         }
-        // The settings and the data determine these values. If a value differs, the file was edited.
+        // The settings and the data determine the values below. If one differs, the file was edited.
         let expected = RunState {
             global_step: saved.global_step,
             cursor: self.order.position(saved.global_step),
@@ -212,7 +213,7 @@ impl Trainer {
     }
 }
 
-/// Returns the newest checkpoint in an output folder for which all files are intact.
+/// Returns the newest checkpoint in an output folder whose files are all intact, or `None` if there is none.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -249,7 +250,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     if listed {
         checksums::verify(checkpoint, &NEEDED)?;
     }
-    // Another version of the format may have other fields, so only the version is parsed.
+    // A different version of the format may have different fields, so only the version is parsed.
     let state: serde_json::Value = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
     match state.get("format").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(FORMAT) => {

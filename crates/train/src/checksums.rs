@@ -1,7 +1,7 @@
 //! `checksums.sha256` of a checkpoint, in the format of `sha256sum -c`.
 //!
-//! A weight with a flipped bit is still a valid number. Without checksums, a run could resume from a damaged
-//! checkpoint and give other results without any error.
+//! A weight with a flipped bit is usually still a valid number. Without checksums, a run could resume from a
+//! damaged checkpoint and give other results without any error.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

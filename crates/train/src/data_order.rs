@@ -23,7 +23,7 @@ pub struct DataPosition {
 /// The order of the records in a run.
 #[derive(Debug)]
 pub(crate) struct DataOrder {
-    /// The elements of a micro-batch: single records, or packs of records.
+    /// The units that micro-batches consist of: single records, or packs of records.
     units: Vec<Vec<usize>>,
     batch_size: usize,
     accumulation: usize,

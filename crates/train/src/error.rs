@@ -92,7 +92,7 @@ pub enum TrainError {
         needed: u64,
         /// The limit in bytes.
         limit: u64,
-        /// The largest settings that fit into the limit.
+        /// The largest settings that fit into the limit, or `None` if no settings fit.
         fits: Option<SuggestedLimits>,
     },
     /// A weight of the base is not finite.
@@ -180,10 +180,12 @@ fn list(differences: &[Difference]) -> String {
 }
 
 impl TrainError {
-    /// Returns the hint of [`TrainError::Memory`]: either `flags` with values that fit, or a limit that is
-    /// large enough for `needed` bytes.
+    /// Returns the hint of [`TrainError::Memory`]. The hint names a memory limit that is large enough for
+    /// `needed` bytes. If `flags` is given, the hint also names these flags, whose values fit the current
+    /// limit.
     pub fn room_hint(needed: u64, flags: Option<String>) -> String {
-        // The memory use before the run differs by a few pages between starts of the program.
+        // The memory use before the run differs by a few pages between starts of the program, so 2 MiB are
+        // added.
         let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
         match flags {
             Some(flags) => format!("use `{flags}`, which fits, or allow more: {more}"),

@@ -16,7 +16,7 @@ pub struct PassGrouping {
     /// Maximum number of token rows in a pass. A larger micro-batch without shared prefixes is split between
     /// records.
     ///
-    /// Each part of a split micro-batch has separate dropout masks, and gradients are summed for each part. A
+    /// Each part of a split micro-batch has its own dropout masks, and its gradients are summed separately. A
     /// split therefore changes the dropout masks and the rounding.
     pub max_rows: Option<usize>,
 }
@@ -99,7 +99,8 @@ pub(crate) fn cut(lengths: &[usize], max_rows: usize) -> Vec<Range<usize>> {
     parts
 }
 
-/// Divides micro-batches with these numbers of rows into groups. Each group becomes one batch.
+/// Divides micro-batches with these numbers of rows into groups. Each group becomes one batch, unless
+/// [`parts`] splits it.
 pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in rows.iter().enumerate() {

@@ -16,11 +16,13 @@ const MIN_SCALE: f64 = 1.0;
 /// Number of steps without an overflow after which the scale is doubled.
 const GROWTH_STEPS: u32 = 2000;
 
-/// The scale, which is a power of two, and the number of steps since the scale changed.
+/// State of the loss scaling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LossScale {
+    /// The scale, which is a power of two.
     factor: f64,
+    /// Number of steps since the last overflow or doubling.
     good_steps: u32,
 }
 

@@ -31,7 +31,8 @@ pub fn available() -> Option<u64> {
     free().into_iter().chain(address_space()).min()
 }
 
-/// Returns the free memory, which is the minimum over the machine and the control groups.
+/// Returns the free memory: the minimum of the machine's available memory and the free memory of each control
+/// group of this process.
 pub fn free() -> Option<u64> {
     let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -46,7 +47,8 @@ pub fn address_space() -> Option<u64> {
     Some(limit.saturating_sub(status("VmSize:")?))
 }
 
-/// Returns the soft limit in `/proc/self/limits` in bytes, or `None` for `unlimited`.
+/// Parses the soft limit on the address space from `/proc/self/limits`, in bytes. Returns `None` for
+/// `unlimited`.
 fn address_limit(limits: &str) -> Option<u64> {
     let values = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     values.split_whitespace().next()?.parse().ok()
@@ -95,7 +97,7 @@ fn group_room(root: &Path, line: &str) -> Option<u64> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let room = |folder: &Path| {
         let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
-        // The kernel counts inactive pages of files as used memory, although it frees these pages on demand.
+        // The kernel counts inactive pages of files as used memory, but frees these pages on demand.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
         Some((limit + cached.unwrap_or(0)).saturating_sub(used))

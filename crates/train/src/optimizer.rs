@@ -88,7 +88,7 @@ pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, nor
         beta2: settings.adam_beta2 as f32,
         eps: settings.adam_epsilon as f32,
         weight_decay: settings.weight_decay as f32,
-        // `TrainSettings::validate` limits runs to fewer than 2^32 steps.
+        // `Trainer::new` rejects runs of 2^32 or more steps.
         step: u32::try_from(step).unwrap_or(u32::MAX),
         grad_scale: clip_factor(norm, settings.max_grad_norm) as f32,
     }

@@ -77,7 +77,7 @@ impl Schedule {
         self.learning_rate * self.factor(step.saturating_sub(1))
     }
 
-    /// Returns the factor for the peak learning rate after `done` steps.
+    /// Returns the share of the peak learning rate after `done` steps.
     fn factor(&self, done: u64) -> f64 {
         let (warmup, total) = (self.warmup_steps, self.total_steps);
         if self.kind != LrSchedulerType::Constant && done < warmup {

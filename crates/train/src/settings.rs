@@ -12,13 +12,14 @@ use serde_json::Value;
 use crate::error::Difference;
 use crate::{LrSchedulerType, Schedule, TrainError};
 
-/// The settings of a run. The defaults are taken from the tutorial, and otherwise from transformers.
+/// The settings of a run. The defaults are those of the guide's tutorial. For settings that the tutorial does
+/// not mention, they are those of transformers.
 ///
 /// The names of the fields are also the names of the flags (`--lora-r`) and of the keys in the config file
 /// (`lora_r`). An unknown key is an error.
 ///
-/// Two runs with equal settings, data and base write equal files. The output folder and the number of threads
-/// are therefore not settings.
+/// On one back end, two runs with equal settings, data and base train equal adapters. The output folder and
+/// the number of threads do not affect the adapter, so they are not settings.
 ///
 /// ```
 /// use danlu_train::TrainSettings;
@@ -33,7 +34,7 @@ use crate::{LrSchedulerType, Schedule, TrainError};
 pub struct TrainSettings {
     /// Rank of the adapter.
     pub lora_r: u32,
-    /// Alpha. The adapter's output is multiplied by alpha / rank.
+    /// Alpha. The adapter's output is multiplied by alpha / rank, or by alpha / sqrt(rank) with `use_rslora`.
     pub lora_alpha: f64,
     /// Dropout probability for an element of the adapter's input.
     pub lora_dropout: f64,
@@ -55,8 +56,8 @@ pub struct TrainSettings {
     pub num_train_epochs: f64,
     /// Number of optimizer steps. Replaces `num_train_epochs` if set.
     pub max_steps: Option<u64>,
-    /// Number of records per micro-batch. With `packing`, the number of packs of `max_length` tokens per
-    /// micro-batch.
+    /// Number of records per micro-batch. With `packing`, the number of packs per micro-batch, each of at
+    /// most `max_length` tokens.
     pub per_device_train_batch_size: usize,
     /// Number of micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
@@ -76,7 +77,7 @@ pub struct TrainSettings {
     /// Whether to pack several records into one sequence. Attention never crosses the border between two
     /// records.
     pub packing: bool,
-    /// Whether to shuffle the records in every epoch. Otherwise, the records are used in file order.
+    /// Whether to shuffle the records in every epoch. If false, the records are used in file order.
     pub shuffle_dataset: bool,
     /// Whether system and user messages have a loss too.
     pub train_on_prompt: bool,
@@ -97,7 +98,7 @@ pub struct TrainSettings {
     pub dtype: Precision,
     /// Quantization that is applied to the base's projections while loading.
     pub quant: Quant,
-    /// Whether the scales of 4-bit weights are stored in f32. Otherwise, the scales are quantized too.
+    /// Whether the scales of 4-bit weights are stored in f32. If false, the scales are quantized too.
     pub no_double_quant: bool,
     /// Number of 4-bit weights per scale.
     pub quant_block_size: usize,
@@ -106,7 +107,7 @@ pub struct TrainSettings {
     pub logging_steps: u64,
     /// Number of steps between two checkpoints. With 0, only the last step has a checkpoint.
     pub save_steps: u64,
-    /// Maximum number of checkpoints. With `None`, there is no limit.
+    /// Maximum number of checkpoints that are retained. With `None`, there is no limit.
     pub save_total_limit: Option<usize>,
     /// Number of steps between two evaluations. With `None`, only the state before the first step and the
     /// state after the last step are evaluated.
@@ -216,14 +217,14 @@ impl FromStr for Precision {
     }
 }
 
-/// Quantization that is applied to a 16-bit base while loading.
+/// Quantization that is applied to an unquantized base while loading.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quant {
     /// No quantization.
     #[default]
     None,
-    /// 4-bit NormalFloat. The codes are quantiles of a normal distribution.
+    /// 4-bit NormalFloat. Its 16 values are quantiles of a normal distribution.
     Nf4,
     /// 4-bit floating point.
     Fp4,
@@ -242,7 +243,7 @@ impl FromStr for Quant {
     }
 }
 
-/// Maximum batch size, and maximum number of micro-batches in a step. No machine has enough memory for more.
+/// Maximum batch size, and maximum number of micro-batches in a step. A larger value is a typing error.
 const MAX_BATCH: usize = 1 << 24;
 
 /// Settings that do not affect any computed number.
@@ -292,14 +293,14 @@ impl TrainSettings {
         not_negative("max_grad_norm", self.max_grad_norm)?;
         share("adam_beta1", self.adam_beta1)?;
         share("adam_beta2", self.adam_beta2)?;
-        // A subnormal epsilon would not change the sum.
+        // An epsilon that is subnormal in f32 could be flushed to zero.
         let epsilon = self.adam_epsilon as f32;
         let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
         check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
         let block = self.quant_block_size;
         let holds = Quantization::check_block_size(block).is_ok();
         check(holds, "quant_block_size", block, Quantization::BLOCK_SIZES)?;
-        // These settings have no effect if `quant` is not set.
+        // `no_double_quant` and `quant_block_size` have no effect without `quant`.
         let quantises = self.quant != Quant::None;
         const BESIDE: &str = "`quant` nf4 or fp4 beside it";
         check(quantises || !self.no_double_quant, "no_double_quant", self.no_double_quant, BESIDE)?;
@@ -322,7 +323,7 @@ impl TrainSettings {
         )
     }
 
-    /// Checks the integers without a smaller limit, because `run.toml` stores integers in 63 bits.
+    /// Checks the integers that have no smaller limit. `run.toml` stores integers as i64.
     fn check_toml_range(&self) -> Result<(), TrainError> {
         for (name, value) in [
             ("seed", self.seed),

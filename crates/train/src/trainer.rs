@@ -167,7 +167,7 @@ impl Trainer {
 
     /// Takes one optimizer step: forward and backward of every micro-batch, then one update.
     ///
-    /// The loss is the mean over the trained tokens of all micro-batches. The weight of a record therefore
+    /// The loss is the mean over the trained tokens of all micro-batches. The weight of a token therefore
     /// does not depend on its micro-batch.
     ///
     /// # Errors
@@ -304,11 +304,11 @@ impl Trainer {
     /// Sets the memory strategy and allocates the buffers of the largest pass. A run that needs too much
     /// memory therefore fails before its first step.
     ///
-    /// The largest pass has `rows` token rows and `labels` trained tokens. If the pass shares a prefix,
-    /// `keys` is the number of copied attention keys.
+    /// `rows` and `labels` are the largest numbers of token rows and trained tokens in a pass. `keys` is the
+    /// largest number of attention keys that a pass with a shared prefix copies.
     ///
-    /// The memory strategy changes results only if a micro-batch is split, by rounding and by other dropout
-    /// masks.
+    /// The memory strategy changes results only if it splits a micro-batch. Each part has its own dropout
+    /// masks, and sums are rounded differently.
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
@@ -322,7 +322,8 @@ impl Trainer {
         self.losses = Some(self.decoder.backend().alloc(self.most_trained_tokens(), Element::Exact));
     }
 
-    /// Returns an upper bound of the number of trained tokens in a step.
+    /// Returns the largest possible number of trained tokens in a step without packing. With packing, a step
+    /// may have more, and [`Self::gradients`] then allocates a larger buffer.
     fn most_trained_tokens(&self) -> usize {
         let mut tokens: Vec<usize> =
             self.examples.iter().map(|example| example.sequence.trained_tokens()).collect();
@@ -376,7 +377,7 @@ impl Trainer {
         self.state.log_evaluation(report.loss, report.seconds);
     }
 
-    /// Writes the two files of the adapter in PEFT's format.
+    /// Writes `adapter_config.json` and `adapter_model.safetensors` in PEFT's format.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -479,8 +480,8 @@ fn is_multiple(step: u64, of: u64) -> bool {
     of > 0 && step > 0 && step.is_multiple_of(of)
 }
 
-/// Divides records into groups for evaluation, in order. A group has as many records as fit, and at least one
-/// record.
+/// Divides records into groups for evaluation, in order. A group has as many records as fit into `max_length`
+/// or 512 tokens, whichever is larger. A longer record is a group of its own.
 pub(crate) fn evaluation_groups<T>(
     records: &[T],
     tokens: impl Fn(&T) -> usize,

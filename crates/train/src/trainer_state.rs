@@ -17,7 +17,7 @@ pub struct TrainerState {
     pub best_model_checkpoint: Option<String>,
     /// Number of epochs so far, including a fraction.
     pub epoch: f64,
-    /// Number of steps between two evaluations.
+    /// Number of steps between two evaluations, or 0 if there are none during the run.
     #[serde(default)]
     pub eval_steps: u64,
     /// Number of optimizer steps completed.

@@ -92,7 +92,7 @@ fn on_every_model(mut visit: impl FnMut(&str, &str, &Decoder, Option<&dyn LoraSo
 }
 
 /// The largest logit is about 12, and the tolerance is 1e-4. In PyTorch, f32 and f64 logits differ by 7e-6.
-/// The tolerance is larger because danlu adds sums in another order than PyTorch.
+/// The tolerance is larger because danlu's order of additions differs from PyTorch's.
 #[test]
 fn logits_of_base_adapter_and_merge_equal_transformers() {
     let training = json(&expected("training.json"));
@@ -164,7 +164,7 @@ fn merged_projections_have_the_figures_of_pefts_merge() {
     assert!(worst_element < 2e-7, "an element differs by {worst_element:e} of its tensor's largest");
 }
 
-/// The relative error is below 1e-5, because f32 sums are added in another order.
+/// The relative tolerance is 1e-5, because the order of f32 additions differs.
 #[test]
 fn the_loss_of_the_base_equals_transformers() {
     let training = json(&expected("training.json"));

@@ -42,8 +42,8 @@ impl Expected {
         })
     }
 
-    /// Returns a value of the file. The value has one of two paths, because one of the two files nests its
-    /// values in `train` or `batch`.
+    /// Returns the value of the training file at the first of `paths` that exists. One of the two files nests
+    /// its values in `train` or `batch`.
     fn value(&self, paths: [&str; 2]) -> &Value {
         paths.iter().find_map(|path| self.training.pointer(path)).expect("one of the paths is there")
     }
@@ -76,14 +76,14 @@ struct Tolerance {
     grad_norm: f64,
     /// L2 norm of a tensor's difference divided by the L2 norm of the tensor.
     tensor: f64,
-    /// Share of elements that differ by more than 1e-3 of the largest element in their tensor. `element`
-    /// limits the largest difference.
+    /// Share of elements that differ by more than 1e-3 of the largest element in their tensor.
     beyond: f64,
+    /// Difference of any element divided by the largest element in its tensor.
     element: f64,
 }
 
-/// danlu adds f32 sums in another order than PyTorch. If a gradient is almost zero, AdamW still takes a step
-/// as large as the learning rate, and rounding determines the direction of this step.
+/// danlu's order of f32 additions differs from PyTorch's. If a gradient is almost zero, AdamW still takes a
+/// step as large as the learning rate, and rounding determines the direction of this step.
 const EXACT: Tolerance = Tolerance { loss: 1e-4, grad_norm: 1e-4, tensor: 1e-3, beyond: 1e-3, element: 1e-2 };
 
 #[test]

@@ -173,7 +173,7 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
     };
     let state = fs::read_to_string(folder.join("danlu_state.json")).unwrap();
     for (format, age, article) in [(1, "older", "an"), (3, "newer", "a")] {
-        // Another version of the format may have other fields.
+        // A different version of the format may have different fields.
         let other = format!("\"format\": {format},\n  \"other\": 1");
         fs::write(folder.join("danlu_state.json"), state.replace("\"format\": 2", &other)).unwrap();
         let sums = folder.join("checksums.sha256");
@@ -303,7 +303,7 @@ fn a_save_that_fails_leaves_the_checkpoint_before_it() {
 
 #[test]
 fn a_step_that_is_not_finite_changes_nothing() {
-    // With the largest accepted alpha, the first change of B makes the next forward pass overflow.
+    // With this alpha, the first change of B makes the next forward pass overflow.
     let settings = TrainSettings { lora_alpha: 1e30, max_grad_norm: 1.0, ..settings() };
     let mut trainer = trainer(&settings, examples(8), 2);
     let error = loop {

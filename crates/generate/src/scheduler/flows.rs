@@ -1,9 +1,9 @@
 //! Fair scheduling. There is one queue ("flow") for each adapter, and one for the base.
 //!
-//! Each flow counts the rows that were computed for it. The flow with the lowest count is served first.
-//! Requests of the same flow are served in order. A flow that becomes active starts at the lowest count of
-//! all active flows. Such a flow gets no extra rows for its idle time, and need not wait until other flows
-//! reach its count.
+//! Each flow counts the token rows that were computed for its requests. The flow with the lowest count is
+//! served first. Requests of the same flow are served in order. If a flow becomes active and its count is
+//! below the counts of all active flows, its count is raised to the lowest of these. A flow therefore gets no
+//! extra rows for its idle time.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,7 +13,7 @@ use super::{GenerationId, RequestId};
 /// The adapter version of a flow, or `None` for the flow of the base.
 pub(super) type FlowKey = Option<GenerationId>;
 
-/// The jobs of one adapter: the waiting ones, and the number of running ones.
+/// The waiting jobs of one adapter, and the number of its running jobs.
 #[derive(Default)]
 pub(super) struct Flow {
     pub waiting: VecDeque<Job>,
@@ -29,7 +29,8 @@ impl Flow {
     }
 }
 
-/// All flows with waiting or running jobs. Some inactive flows are stored for their counts.
+/// All flows with waiting or running jobs. An inactive flow stays stored while its count exceeds the lowest
+/// active count.
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
@@ -76,7 +77,7 @@ impl Flows {
         self.activate(job.flow()).waiting.push_front(job);
     }
 
-    /// Returns the flow that is served next. It has a waiting job.
+    /// Returns the flow that is served next, or `None` if no job is waiting.
     pub fn next(&self) -> Option<FlowKey> {
         let waiting = self.flows.iter().filter_map(|(&key, flow)| {
             let first = flow.waiting.front()?;
@@ -127,8 +128,8 @@ impl Flows {
         }
     }
 
-    /// Removes inactive flows whose count is not above the lowest active count. A new flow would get the same
-    /// count.
+    /// Removes inactive flows whose count is at most the lowest active count, and all flows if none is
+    /// active. [`Self::activate`] would raise their counts anyway.
     pub fn prune(&mut self) {
         let lowest = self.lowest();
         self.flows.retain(|_, flow| flow.is_active() || lowest.is_some_and(|lowest| flow.served > lowest));

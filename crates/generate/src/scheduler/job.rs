@@ -12,7 +12,7 @@ pub(super) struct Job {
     pub choice: usize,
     pub adapter: Option<RequestAdapter>,
     pub place: JobPlace,
-    /// Whether the event [`EventKind::Started`] of this job was returned.
+    /// Whether the event [`EventKind::Started`] of this job was emitted.
     pub is_started: bool,
     /// Number of times that the keys and values of the job were dropped before it ended.
     pub preemptions: u32,

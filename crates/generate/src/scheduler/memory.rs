@@ -1,10 +1,10 @@
-//! Memory for keys and values. It contains running sequences, paused sequences, and prompts of ended
-//! requests.
+//! Memory for the keys and values of running sequences, of paused sequences, and of prompts whose requests
+//! have ended.
 //!
 //! The keys and values of a prompt are retained after its request has ended. If a later request with the same
 //! adapter version continues this prompt, the request takes over the slot. If only a prefix is equal, the
-//! request copies the prefix. Only rows that were computed by prefill are retained, because decoding gives
-//! other bits.
+//! request copies the prefix. Only rows that were computed by prefill are retained, because decoding rounds
+//! differently.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use danlu_model::{Decoder, LoraSource, SlotId};
 use super::GenerationId;
 use crate::{Engine, Sequence};
 
-/// Number of tokens of a page. The capacity of a slot is a multiple of this number.
+/// Number of tokens per page. The capacity of a slot is a multiple of this number.
 pub(super) const PAGE_TOKENS: usize = 16;
 
 /// Keys and values of a prompt whose request has ended.
 struct Retained {
     slot: SlotId,
     generation: Option<GenerationId>,
-    /// Time of the last use, in uses since the start.
+    /// Value of [`KvMemory::clock`] at the last use.
     used: u64,
 }
 
@@ -29,7 +29,8 @@ struct Retained {
 pub(super) struct CachedPrefix {
     pub slot: SlotId,
     pub tokens: usize,
-    /// Whether the slot is retained and contains at most one token after the prefix.
+    /// Whether the slot is retained and contains at most one token after the prefix. A request can then take
+    /// over the slot, and need not copy the prefix.
     is_whole: bool,
 }
 
@@ -39,6 +40,7 @@ pub(super) struct KvMemory {
     /// Maximum number of tokens of all slots together.
     pub total: usize,
     retained: Vec<Retained>,
+    /// Number of uses of retained slots so far.
     clock: u64,
 }
 
@@ -155,7 +157,7 @@ impl KvMemory {
     }
 
     /// Removes the sequence from a slot and returns it. If `retain` is set, the keys and values of its prompt
-    /// are retained, unless another retained slot contains them.
+    /// are retained, unless the prompt is shorter than a page or another retained slot contains them.
     pub fn release(&mut self, slot: SlotId, generation: Option<GenerationId>, retain: bool) -> Sequence {
         let len = self.engine.prompt_read(slot).len();
         let tokens = self.engine.prompt_read(slot).to_vec();

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One [`Scheduler::step`] decodes one token for each running sequence, and reads a limited number of prompt
-//! tokens. The reply to a request with a seed is always the same, bit by bit. It does not depend on the other
-//! requests, on preemptions, or on the prefix cache.
+//! tokens. A reply depends only on its request, including the seed: other requests, preemptions and the
+//! prefix cache change no bit.
 
 mod flows;
 mod job;
@@ -28,7 +28,8 @@ pub use self::request::{AddError, GenerationId, ReplyRequest, RequestAdapter, Re
 pub use self::stats::{AdapterLoad, SchedulerStats};
 use crate::{GenerateError, Sampler, Sequence, StepOutput, StopReason, StopRules, TokenLogprobs, TokenStep};
 
-/// Number of preemptions after which a sequence restarts only if there is room for all of its tokens.
+/// Number of preemptions after which a sequence restarts only if there is room for its maximum number of
+/// tokens.
 const MAX_PREEMPTIONS: u32 = 2;
 
 /// Limits of a [`Scheduler`].
@@ -40,7 +41,8 @@ pub struct SchedulerOptions {
     pub max_queued: usize,
     /// Maximum number of tokens whose keys and values are in memory. It is rounded down to whole pages.
     pub max_kv_tokens: usize,
-    /// Maximum number of prompt tokens in a step. The running sequences wait while these tokens are read.
+    /// Maximum number of prompt tokens in a step. More prompt tokens delay the next token of all running
+    /// sequences.
     pub prefill_tokens: usize,
     /// Whether the keys and values of prompts are retained for later requests with the same prefix.
     pub prefix_cache: bool,
@@ -70,7 +72,7 @@ pub struct SchedulerEvent {
 }
 
 /// Kinds of [`SchedulerEvent`]. Each choice has one `Started` event, then `Token` events, then one `Finished`
-/// or `Failed` event.
+/// or `Failed` event. A cancelled choice gets no further event.
 #[derive(Debug)]
 pub enum EventKind {
     /// The scheduler starts to read the prompt.
@@ -82,7 +84,7 @@ pub enum EventKind {
     Token {
         /// Id of the token.
         id: u32,
-        /// Log probabilities of the token, if the request asked for them.
+        /// Log probabilities of the token, if the request sets `top_logprobs`.
         logprobs: Option<TokenLogprobs>,
     },
     /// The continuation is complete.
@@ -215,8 +217,8 @@ impl Scheduler {
         Ok(events)
     }
 
-    /// Starts waiting jobs in fair order until a limit is reached. If the next job has no room, no later job
-    /// starts. Otherwise, small requests could delay a large one forever.
+    /// Starts waiting jobs in fair order until a limit is reached. If there is no room for the next job, no
+    /// later job starts. Without this rule, small requests could delay a large one forever.
     fn start_waiting(&mut self, events: &mut Vec<SchedulerEvent>) {
         while let Some(key) = self.flows.next() {
             if self.running.len() >= self.options.max_running.max(1) && !self.pause_for(key) {
@@ -230,9 +232,9 @@ impl Scheduler {
         }
     }
 
-    /// Pauses a sequence, so that flow `key` can start one. This happens only if flow `key` runs no sequence
-    /// and another flow runs two or more. The youngest sequence of the flow with the most running sequences
-    /// is paused. It retains its keys and values.
+    /// Pauses a sequence so that flow `key` can start one, and returns whether a sequence was paused. Does
+    /// nothing if flow `key` already runs a sequence, or if no flow runs two or more. The youngest sequence
+    /// of the flow with the most running sequences is paused, and retains its keys and values.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
@@ -321,7 +323,7 @@ impl Scheduler {
                 work.push((slot, 1));
             }
         }
-        // A slot can be preempted later in this loop, to make room for another slot.
+        // After the loop added a slot, it may have preempted this slot to make room for another.
         work.retain(|&(slot, _)| self.running.iter().any(|job| job.slot() == Some(slot)));
         work
     }
@@ -439,7 +441,7 @@ impl Scheduler {
     /// Starts the first `count` waiting jobs of a flow. Stops early if there is no room.
     fn start_choices(&mut self, key: FlowKey, count: usize, events: &mut Vec<SchedulerEvent>) {
         for _ in 0..count {
-            // The ended choice is still in `running`, so one more job than the limit may be there.
+            // The ended choice is still in `running`, so `running` may exceed the limit by one.
             if self.running.len() > self.options.max_running {
                 return;
             }

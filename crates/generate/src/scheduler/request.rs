@@ -9,8 +9,8 @@ use crate::{GenerateError, LogitsProcessor, SamplingOptions, StopRules};
 
 /// Id of an adapter version: a digest of the adapter's configuration and tensors.
 ///
-/// Only requests with the same id share keys and values. If an adapter is replaced, the new version has
-/// another id, and therefore never uses keys and values of the old version.
+/// Only requests with the same id share keys and values. If an adapter is replaced, the new version has a
+/// different id, and therefore never uses keys and values of the old version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GenerationId(pub [u8; 32]);
 
@@ -31,20 +31,20 @@ impl fmt::Debug for GenerationId {
 pub struct RequestAdapter {
     /// Id of the version in `lora`.
     pub generation: GenerationId,
-    /// The low-rank matrices. The scheduler drops them when the request ends.
+    /// The low-rank matrices. The scheduler drops this reference when the request ends.
     pub lora: Arc<dyn LoraSource>,
 }
 
 /// A request to continue a prompt.
 pub struct ReplyRequest {
-    /// Number of tokens of the prompt.
+    /// Token ids of the prompt.
     pub ids: Vec<u32>,
     /// Settings of the sampler. The seed and the index of a choice determine its random stream.
     pub sampling: SamplingOptions,
     /// Rules that end each continuation. The scheduler lowers `max_context_tokens` to the limits of the model
     /// and the memory.
     pub rules: StopRules,
-    /// Number of continuations ("choices"). The prompt is read only once.
+    /// Number of continuations ("choices"). If memory suffices, the prompt is read only once.
     pub choices: usize,
     /// The adapter, or `None` for the base without an adapter.
     pub adapter: Option<RequestAdapter>,

@@ -20,10 +20,10 @@ pub struct SchedulerStats {
     pub running: usize,
     /// Number of waiting sequences.
     pub waiting: usize,
-    /// Number of tokens that are reserved for the keys and values of sequences.
+    /// Capacity, in tokens, of the slots of sequences that have not ended.
     pub kv_tokens: usize,
-    /// Number of tokens in prompts that are retained for later requests. They are freed when a sequence needs
-    /// memory.
+    /// Capacity, in tokens, of the slots of prompts that are retained for later requests. These slots are
+    /// freed when a sequence needs memory.
     pub prefix_tokens: usize,
     /// Maximum number of tokens whose keys and values are in memory.
     pub max_kv_tokens: usize,

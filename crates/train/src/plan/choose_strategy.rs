@@ -59,13 +59,13 @@ pub struct BaselineMemory {
     pub copied: u64,
 }
 
-/// The predicted peak memory of a run, in bytes. The sum of the components is `total`.
+/// The predicted peak memory of a run, in bytes. `total` is the sum of all fields above it except `resident`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
-    /// Weights of the base.
+    /// Weights of the base. On a device, norm weights are included.
     pub weights: u64,
-    /// The part of `weights` that is quantized in memory. The rest of `weights` is pages of files, which the
-    /// system can evict.
+    /// The part of `weights` that the system cannot evict. In host memory, this part was quantized by danlu,
+    /// and the rest is pages of files.
     pub resident: u64,
     /// The adapter's parameters.
     pub adapter: u64,
@@ -77,13 +77,14 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// Working memory of the kernels.
     pub scratch: PlannedScratch,
-    /// Temporary memory for writing a checkpoint and for the replies.
+    /// Temporary memory for a checkpoint or for the replies, whichever is larger. If the peak occurs before
+    /// the first step, the difference to that peak is added.
     pub transient: u64,
     /// The tokenizer.
     pub tokenizer: u64,
     /// Encoded records.
     pub data: u64,
-    /// The program.
+    /// The program. In host memory, norm weights are included.
     pub program: u64,
     /// The predicted peak.
     pub total: u64,
@@ -315,7 +316,7 @@ fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSe
 }
 
 /// Returns the largest batch size that fits. If no batch size fits, returns the largest record length that
-/// fits with a batch size of one.
+/// fits with a batch size of one. Returns `None` if no length fits either.
 fn suggest_limits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
         let strategies = MemoryStrategy::fastest_first(input.config.num_hidden_layers, input.is_on_device());

@@ -32,7 +32,7 @@ pub(crate) struct DryRunUsage {
     pub gradients: u64,
     /// Temporary memory for writing a checkpoint.
     pub saving: u64,
-    /// Memory use after the last step, including all temporary memory.
+    /// Memory use after the last step. Its peak includes all temporary memory.
     pub trained: Footprint,
     /// Additional memory for the replies.
     pub replies: u64,
@@ -69,7 +69,7 @@ impl DryRun {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // `run` receives other records. This record is only needed for the checks of `Trainer::new`.
+        // `Trainer::new` requires a record, but `run` does not use it.
         let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;

@@ -12,26 +12,27 @@ use crate::TrainError;
 pub enum InferencePass {
     /// A reply in a conversation.
     Reply {
-        /// Tokens that are read at once.
+        /// Number of prompt tokens that one pass reads.
         prompt: usize,
-        /// Most tokens of the conversation.
+        /// Maximum number of tokens in the conversation.
         context: usize,
     },
     /// The losses of a batch.
     Losses {
-        /// Tokens of the batch.
+        /// Number of tokens in the batch.
         tokens: usize,
     },
     /// The states of one sequence in three models, and their logits.
     Comparison {
-        /// Tokens of the sequence.
+        /// Number of tokens in the sequence.
         tokens: usize,
-        /// Rows of logits in memory at a time.
+        /// Number of rows of logits that are in memory at a time, for each model.
         logit_rows: usize,
     },
 }
 
-/// Memory of a model's passes in bytes. Weights and adapters are not included.
+/// Memory of a model's passes in bytes. Neither the adapters nor the weights are included, except for the
+/// norms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InferenceMemory {
     /// Norms, activations and working memory.

@@ -8,7 +8,7 @@ use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
 
 use crate::TrainError;
 
-/// Number of bytes that the kernel maps around an accessed page.
+/// Number of bytes that the Linux kernel maps around an accessed page ("fault-around").
 const FAULT_AROUND: usize = 64 << 10;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -18,7 +18,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 pub struct WeightBytes {
     /// Pages of files, which the system can evict and read again.
     pub mapped: u64,
-    /// Weights quantized in memory.
+    /// Weights that were quantized in memory, or all weights on a device.
     pub resident: u64,
     /// Temporary memory for quantizing weights.
     pub loading: u64,
@@ -36,8 +36,8 @@ impl WeightBytes {
 /// Returns the memory use of the weights in `folder` that a run reads.
 ///
 /// If `ids` is given and the embedding table is untied, the run reads only the rows of `ids` from this table.
-/// With `quantization`, the projections are quantized by the given number of threads. If the folder contains
-/// no weights, the sizes are computed from `config.json`.
+/// With `quantization`, the projections are quantized while loading. Its second element is the number of
+/// threads. If the folder contains no weights, the sizes are computed from `config`.
 ///
 /// # Errors
 /// If the weights are invalid.
@@ -91,7 +91,7 @@ pub fn weight_bytes_of(
 
 /// Returns the device memory of the weights in `folder`, for a run that computes in `dtype`.
 ///
-/// The embedding table is in host memory. Norms are not included.
+/// Neither the embedding table, which is in host memory, nor the norms are included.
 ///
 /// # Errors
 /// The same errors as [`weight_bytes`].
@@ -138,11 +138,11 @@ pub fn open_weights(folder: &Path) -> Result<Option<Weights>, TrainError> {
 }
 
 /// Checks the tensors of `weights` against `config`. Without this check, a configuration with huge sizes
-/// could reach the dry run.
+/// could reach the dry run. `None` is accepted.
 ///
 /// # Errors
-/// If a tensor is missing or has another shape, or if `quantizes` is true and the weights are already in 4
-/// bits.
+/// If a tensor is missing or has a different shape, or if `quantizes` is true and the weights are already in
+/// 4 bits.
 pub fn check_weights(
     weights: Option<&Weights>,
     config: &ModelConfig,

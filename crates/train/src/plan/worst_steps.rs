@@ -44,7 +44,8 @@ impl<'a> RecordSize<'a> {
         let Self { tokens, trained, prefix } = self;
         let mut ids = prefix.to_vec();
         ids.resize(tokens, 0);
-        // The first trained token follows the prefix. The other trained tokens are at the end.
+        // One untrained token separates the prefix from the first trained token, as in
+        // `LabeledSequence::beginning`. The other trained tokens are at the end.
         let is_trained = |i| trained > 0 && (i + trained > tokens || i == prefix.len() + 1);
         LabeledSequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
