@@ -139,8 +139,8 @@ fn low_rank(threads: usize, isa: Isa) {
 fn decode(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let mut stream = Stream::new(4);
-    // The weight is larger than any cache. In decoding, every weight of a model is read before the first
-    // weight is read again.
+    // The weight has 128 MiB, so most caches cannot hold it. In decoding, every weight of a model is read
+    // before the first weight is read again.
     let (d_out, d_in) = (32 << 10, 2048);
     let w = weight(&mut stream, d_out, d_in);
     let bandwidth = peak::read_bandwidth(threads) / 1e9;
@@ -165,7 +165,7 @@ fn main() {
     let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar && only.is_none_or(|only| only == isa)) {
         for dtype in [DType::Bf16, DType::F32] {
-            // The peak of this combination equals the peak of another instruction set.
+            // The peak of this combination equals the peak of a different instruction set.
             if isa != Isa::Avx2 && isa.multiplies_bf16() != (dtype == DType::Bf16) {
                 continue;
             }

@@ -47,7 +47,8 @@ simd_fn! {
 fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], step: AdamW) {
     let len = params.len();
     assert_eq!((grads.len(), m.len(), v.len()), (len, len, len));
-    // These factors are computed in f64 and rounded once, because `1 - β₂` in f32 has an error of 1e-5.
+    // These factors are computed in f64 and rounded once, because `1 - β₂` in f32 has a relative error of
+    // 1e-5.
     let wide = |x: f32| x as f64;
     let factor = |x: f64| L::splat(x as f32);
     let (beta1, beta2) = (wide(step.beta1), wide(step.beta2));
@@ -72,7 +73,7 @@ fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mu
     }
 }
 
-/// Number of elements for one call of [`sum_of_squares_chunk`]. Longer sums add their chunks in ascending
+/// Number of elements for one call of [`sum_of_squares_chunk`]. The sums of the chunks are added in ascending
 /// order, so the number of threads does not change the result.
 pub const SQUARES_CHUNK: usize = 1 << 14;
 

@@ -65,11 +65,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn name(&self) -> String;
 
     /// Returns the smallest number of rows from which a matrix multiplication is row-invariant: a row then
-    /// has the same bits in every batch. Batches with fewer rows may use another order of summation, which is
-    /// the same for all such batches.
+    /// has the same bits in every batch. Batches with fewer rows may add in a different order, which is the
+    /// same for all such batches.
     fn row_invariant_from(&self) -> usize;
 
-    /// Returns whether the loss must be scaled. Without scaling, gradients would exceed the range of the
+    /// Returns whether the loss must be scaled. Without scaling, small gradients would become zero in the
     /// activation type.
     fn needs_loss_scale(&self) -> bool {
         false
@@ -81,7 +81,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Returns whether the back end implements an operation. A decoder cannot be built if the back end lacks
-    /// an operation that it needs.
+    /// an operation that the model needs.
     fn supports(&self, operation: FamilyOperation) -> bool;
 
     /// Allocates a zeroed buffer of `len` elements.
@@ -116,7 +116,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Copies the weights that multiply one input to the device. The device may store them as one block if
+    /// Copies weights that multiply the same input to the device. The device may store them as one block if
     /// this is faster. A host back end reads weights from their file instead. Embedding tables are never
     /// placed.
     ///
@@ -156,8 +156,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         dst.set(values);
     }
 
-    /// Allocates the working memory of training passes up to this size. Later passes allocate no more memory.
-    /// This matters on a device that other programs use.
+    /// Allocates the working memory of training passes up to this size. Later passes allocate no more memory,
+    /// so they do not fail if other programs fill the device.
     fn reserve(&self, _largest: PassSize) {}
 
     /// Sets the first `len` elements to zero.
@@ -191,7 +191,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);
 
     /// Computes `out[i] += bias`. Shapes: `out (N, OUT)`, `bias (OUT)`. No backward is needed, because the
-    /// gradient of `out` does not change.
+    /// bias is frozen and the gradient of `out` does not change.
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize);
 
     /// Computes `out[i, o] *= factors[offset + o]` on the rows `rows` of `out (N, OUT)`. `cols` is `OUT`.
@@ -281,7 +281,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     ///
     /// Shapes: `out[i] (N, OUT_i)`, and `mid[i] (N, R_i)` as in [`ProjectSaved::mid`]. A `residual (N, OUT)`
     /// requires a group of one weight. A back end may fuse all of these operations. The default
-    /// implementation calls the single operations in the order of the formula.
+    /// implementation calls separate operations in the order of the formula.
     fn project(
         &self,
         out: &mut [&mut Buffer],
@@ -351,7 +351,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Computes [`attention_forward`](Backend::attention_forward) for generated tokens, with one query per
     /// segment. The result of a segment does not depend on the other segments, and does not depend on where
-    /// its keys are stored. Sums may have another order than in `attention_forward`.
+    /// its keys are stored. The order of additions may differ from that of `attention_forward`.
     fn attention_decode(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
         self.attention_forward(out, lse, operands);
     }
@@ -399,7 +399,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
 }
 
-/// Computes [`Backend::project`] with single operations.
+/// Computes [`Backend::project`] with separate operations.
 pub(crate) fn project_singly<B: Backend + ?Sized>(
     backend: &B,
     out: &mut [&mut Buffer],

@@ -3,7 +3,7 @@
 use crate::Isa;
 use crate::simd::simd_fn;
 
-/// Element type of a stored weight.
+/// Element type of a weight or a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
@@ -123,7 +123,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
         return f32::from_bits(sign | 0x7f80_0000 | (magnitude & 0x3ff) << 13);
     }
     // The shifted bits represent a number that is 2^112 times too small. One exact multiplication corrects
-    // this, also for subnormal numbers.
+    // this, even for subnormal numbers.
     f32::from_bits(sign | magnitude << 13) * f32::from_bits(0x7780_0000)
 }
 
@@ -161,8 +161,7 @@ mod tests {
             let run = |isa| {
                 let (mut wide, mut back) = (vec![0.0; 1 << 16], vec![0; 2 << 16]);
                 widen(isa, dtype, &halves, &mut wide);
-                // The test also converts values between two neighbours, for which rounding decides the
-                // result.
+                // Flipping two bits gives values between two neighbours of `dtype`, so that rounding matters.
                 let shifted: Vec<f32> = wide.iter().map(|v| f32::from_bits(v.to_bits() ^ 0x1800)).collect();
                 narrow(isa, dtype, &shifted, &mut back);
                 (wide.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), back)

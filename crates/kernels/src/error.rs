@@ -7,7 +7,8 @@ use std::fmt;
 /// responsible for shapes.
 ///
 /// A device computes asynchronously. After the first failure of a device, all operations are skipped, and the
-/// next [`read`](crate::Backend::read) returns that failure. Host back ends never fail.
+/// next call of [`read`](crate::Backend::read), [`read_scalars`](crate::Backend::read_scalars) or
+/// [`place`](crate::Backend::place) returns that failure. Host back ends never fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendError {
     /// Name of the operation in the trait.

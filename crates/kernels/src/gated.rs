@@ -123,11 +123,11 @@ mod tests {
 
     #[test]
     fn every_isa_matches_the_reference_for_every_tail() {
-        // If σ is close to 1, the low bits of `1 - σ` are lost. The result is then multiplied by a gate of up
-        // to 30.
+        // If σ is close to 1, the low bits of `1 - σ` are lost. A factor of up to 30, the gate, then
+        // magnifies the error.
         compare_isas(GateActivation::Silu, 30.0, 1e-6, 5e-6);
-        // If tanh is close to 1, the low bits of `1 - tanh²` are lost. The result is then multiplied by a
-        // polynomial of the gate.
+        // If tanh is close to 1, the low bits of `1 - tanh²` are lost. A polynomial of the gate then
+        // magnifies the error.
         compare_isas(GateActivation::GeluTanh, 10.0, 3e-6, 3e-5);
     }
 

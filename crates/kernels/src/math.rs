@@ -2,7 +2,7 @@
 
 use crate::simd::{Lanes, simd_fn};
 
-/// Returns `sum(a · b)` in f64. Eight interleaved sums make the reference faster.
+/// Returns `sum(a · b)` in f64. Eight accumulators take turns, which makes the reference faster.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -25,8 +25,8 @@ pub fn sigmoid_f64(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// Returns `e^x` with a relative error of 1e-6 for `x` from -87.3 to 88.3. A smaller `x` gives 0, a larger
-/// `x` gives infinity, and NaN gives NaN.
+/// Returns `e^x` with a relative error of at most 1e-6 for `x` from -87.3 to 88.3. A smaller `x` gives 0, a
+/// larger `x` gives infinity, and NaN gives NaN.
 ///
 /// The computation splits `x = n ln 2 + r` with `|r| <= ln 2 / 2`, with the two-part constant of Cody and
 /// Waite. `e^r` is a Taylor polynomial of degree 7, whose remainder at the ends is 5e-9.
@@ -61,7 +61,8 @@ pub fn tanh<L: Lanes>(x: L) -> L {
     one.sub(L::splat(2.0).div(exp(x.add(x)).add(one)))
 }
 
-/// Returns `sum(a · b)` of two slices of the same length. Four vectors of sums are interleaved.
+/// Returns `sum(a · b)` of two slices of the same length. Four accumulators take turns, so that consecutive
+/// multiply-adds do not wait for each other.
 #[inline(always)]
 pub fn dot_lanes<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());

@@ -64,7 +64,7 @@ pub struct Matrix {
 pub enum MatrixStorage {
     /// Little-endian elements of one type.
     Dense(DType, Bytes),
-    /// 4-bit codes in blocks.
+    /// 4-bit codes, with one scale for each block of elements.
     FourBit(Arc<FourBit>),
     /// A handle of another back end, for example of device memory.
     Opaque(Arc<dyn Any + Send + Sync>),
@@ -75,7 +75,7 @@ pub enum MatrixStorage {
 pub(crate) enum HostMatrix<'a> {
     /// Little-endian elements of one type.
     Dense(DType, &'a [u8]),
-    /// 4-bit codes in blocks.
+    /// 4-bit codes, with one scale for each block of elements.
     FourBit(&'a FourBit),
 }
 

@@ -38,7 +38,7 @@ pub struct AttentionScores {
     /// Factor that multiplies every score.
     pub scale: f32,
     /// Maximum number of keys that a query sees, including the key of its own token. With `None`, a query
-    /// sees all earlier keys.
+    /// sees the key of its own token and all earlier keys.
     pub window: Option<usize>,
     /// If given, each score becomes `softcap · tanh(score / softcap)`.
     pub softcap: Option<f32>,
@@ -128,7 +128,7 @@ pub struct LoraRef<'a> {
 pub struct Dropout {
     /// Probability that an element is set to zero, in `[0, 1)`.
     pub probability: f32,
-    /// A random key, computed from seed, step, micro-batch, layer and module. See
+    /// Key of the random stream, computed from seed, step, micro-batch, layer and module by
     /// [`rng::key`](crate::rng::key).
     pub key: u64,
 }

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The speed of decoding is limited by the number of bytes read. Elements are therefore bf16 if bf16 stores
-//! every value of the pair exactly, and f32 otherwise. Most published adapters can be stored in bf16. Packing
-//! never changes a value.
+//! every value of the pair exactly, as for an adapter saved in bf16, and f32 otherwise. Packing never changes
+//! a value.
 
 use crate::lora::LoraDims;
 use crate::{Buffer, DType, LoraRef, bf16_to_f32, f32_to_bf16};
@@ -25,7 +25,8 @@ const PADDING: usize = 16;
 pub struct PackedLora {
     pub(crate) dims: LoraDims,
     pub(crate) dtype: DType,
-    /// `A` with two bf16 elements per word. Empty if the elements are f32, because `A` is then read in place.
+    /// `A` with two bf16 elements in each f32 of the buffer. Empty if the elements are f32, because `A` is
+    /// then read in place.
     a: Buffer,
     b: Buffer,
 }
@@ -35,7 +36,7 @@ fn fits_bf16(values: &[f32]) -> bool {
     values.iter().all(|&value| bf16_to_f32(f32_to_bf16(value)).to_bits() == value.to_bits())
 }
 
-/// Returns words of two bf16 elements. The first element is in the lower half.
+/// Packs two bf16 elements into the bits of each f32. The first element is in the lower half.
 fn bf16_words(values: &[f32]) -> Buffer {
     let word = |pair: &[f32]| {
         let upper = pair.get(1).map_or(0, |&value| f32_to_bf16(value) as u32);
@@ -65,7 +66,7 @@ impl PackedLora {
         }
     }
 
-    /// Returns the bytes of the packed elements.
+    /// Returns the size of the packed elements in bytes.
     pub fn bytes(&self) -> u64 {
         4 * (self.a.len() + self.b.len()) as u64
     }

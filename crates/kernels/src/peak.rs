@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::{DType, Isa};
 
-/// Number of bytes that [`read_bandwidth`] reads. They are many more than a last-level cache stores, so every
+/// Number of bytes that [`read_bandwidth`] reads. Most last-level caches are far smaller, so nearly every
 /// line is read from memory.
 const READ_BYTES: usize = 512 << 20;
 
@@ -30,20 +30,21 @@ const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
 /// Number of rounds in one run of [`flops`]. They take some milliseconds.
 const ROUNDS: usize = 2_000_000;
-/// Number of runs of [`quick_flops`], and number of rounds in each run. A run takes a tenth of a millisecond.
+/// Number of runs of [`quick_flops`].
 const QUICK_RUNS: usize = 20;
+/// Number of rounds in one run of [`quick_flops`]. A run takes a tenth of a millisecond.
 const QUICK_ROUNDS: usize = 32_000;
 
-/// Minimum ratio of bf16's peak to f32's peak for which bf16 is chosen. Real ratios are 1/2, or at least 2,
-/// so noise of the measurement does not change the choice.
+/// Minimum ratio of bf16's peak to f32's peak for which bf16 is chosen. On known processors, the ratio is 1/2
+/// or at least 2, so noise of the measurement does not change the choice.
 const MIN_ADVANTAGE: f64 = 1.2;
 
 /// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`. The operands
 /// have type `dtype`, and the sums are f32. A multiply-add counts as two operations.
 ///
-/// For [`DType::Bf16`], the bf16 dot product is measured if `isa` has one. Otherwise bf16 would be converted
-/// first, so the peak of f32 is measured. Returns `None` for [`Isa::Scalar`], and for instruction sets that
-/// this machine does not support.
+/// For [`DType::Bf16`], the bf16 dot product is measured if `isa` has one. Without one, bf16 must be
+/// converted to f32, so the peak of f32 is measured. Returns `None` for [`Isa::Scalar`], and for instruction
+/// sets that this machine does not support.
 pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     let (run, flops) = kernel(isa, dtype)?;
     // SAFETY: `kernel` returns only functions for instruction sets of this machine.
@@ -192,7 +193,7 @@ mod x86 {
 
     macro_rules! multiply_add {
         ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
-            /// FLOP of one round of the function that follows.
+            /// FLOP of one round of the function below.
             pub const $count: f64 = ($sums * $flops) as f64;
 
             /// Runs independent multiply-adds in registers, and nothing else.

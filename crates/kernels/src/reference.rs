@@ -16,7 +16,7 @@ use crate::{
 pub struct Reference;
 
 impl Reference {
-    /// Creates the reference back end.
+    /// Creates the back end, which has neither settings nor state.
     pub fn new() -> Self {
         Self
     }

@@ -3,13 +3,13 @@
 use crate::math::{exp, tanh};
 use crate::simd::{Lanes, simd_fn};
 
-/// Maximum and denominator of one row's softmax over a range of the vocabulary. The target is not included.
+/// Maximum and denominator of one row's softmax over a range of the vocabulary. Neither includes the target.
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
     /// The largest logit so far.
     max: f32,
-    /// `Σ e^(logit - max)`. A block is added in f32, and the blocks are added in f64, because a sum of 128
-    /// 000 terms would lose its low bits in f32.
+    /// `Σ e^(logit - max)`. The terms of a block are added in f32. The sums of the blocks are added in f64,
+    /// because an f32 sum of 128,000 terms would lose its low bits.
     sum: f64,
     /// Logit of the target, if the target is in this range of the vocabulary.
     wanted: Option<f32>,
@@ -76,8 +76,9 @@ fn online_softmax_lanes<L: Lanes>(
 pub struct Softmax {
     max: f64,
     wanted: f64,
-    /// `Σ e^(logit - max)` without the target, and the same sum with the target.
+    /// `Σ e^(logit - max)` over all tokens except the target.
     others: f64,
+    /// `Σ e^(logit - max)` over all tokens.
     all: f64,
 }
 
@@ -112,7 +113,8 @@ impl Softmax {
     }
 }
 
-/// Returns the largest element of `row`. A NaN may be ignored here, but the sum of exponentials is then NaN.
+/// Returns the largest element of `row`. The result may ignore a NaN, but the sum of exponentials is then
+/// NaN.
 #[inline(always)]
 pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
     let (mut max, mut at) = (L::splat(f32::NEG_INFINITY), 0);
@@ -187,8 +189,8 @@ mod tests {
     use crate::head_loss::softmax_loss;
     use crate::rng::Stream;
 
-    /// Returns the softmax of a row that is processed in blocks, and the probabilities of its tokens. The
-    /// probability of the target is 0 there.
+    /// Returns the softmax of a row that is processed in blocks, and the probabilities of its tokens, with 0
+    /// for the target.
     fn in_blocks(isa: Isa, logits: &[f32], target: u32, block: usize) -> (Softmax, Vec<f32>) {
         let (mut running, mut weights) = ([Running::START], vec![]);
         for (b, piece) in logits.chunks(block).enumerate() {

@@ -12,8 +12,8 @@ use serde_json::Value;
 use crate::error::Difference;
 use crate::{LrSchedulerType, Schedule, TrainError};
 
-/// The settings of a run. The defaults are those of the guide's tutorial. For settings that the tutorial does
-/// not mention, they are those of transformers.
+/// The settings of a run. The defaults are those of the tutorial job in `docs/reference/benchmarks.md`.
+/// Settings that this job leaves open have the defaults of transformers.
 ///
 /// The names of the fields are also the names of the flags (`--lora-r`) and of the keys in the config file
 /// (`lora_r`). An unknown key is an error.
@@ -159,8 +159,8 @@ impl Default for TrainSettings {
 
 /// Precision of matrix multiplications with the base's weights.
 ///
-/// On a processor with bf16 instructions, the precision also applies to attention. All other operations are
-/// computed in f32.
+/// On a processor with bf16 instructions and on a GPU, the precision also applies to attention. A GPU also
+/// stores activations in this precision. All other operations are computed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

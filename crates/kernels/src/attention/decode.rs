@@ -24,18 +24,20 @@ use crate::{AttentionDims, DType, Segment};
 
 /// Maximum number of keys in a run. The keys and values of a run fit in L2.
 const RUN: usize = 256;
-/// Number of keys that are multiplied at a time. Meanwhile the next `PREFETCH_KEYS` keys are prefetched.
+/// Number of keys that are multiplied at a time, while the next `PREFETCH_KEYS` keys are prefetched.
 const PREFETCH_KEYS: usize = 16;
 
 /// The runs into which the keys of one segment are divided.
 #[derive(Clone, Copy, Debug)]
 struct Runs {
     segment: Segment,
-    /// First visible key, and end of the visible keys (`end_key`).
+    /// First visible key.
     first_key: usize,
+    /// End of the visible keys.
     end_key: usize,
-    /// Index of the first run, and number of runs (`count`).
+    /// Index of the run that contains the first visible key.
     first: usize,
+    /// Number of runs with visible keys.
     count: usize,
     /// Number of runs in all earlier segments.
     before: usize,
@@ -185,9 +187,9 @@ fn runs(segments: &[Segment], dims: AttentionDims, window: Option<usize>) -> Vec
     segments.iter().map(of_segment).collect()
 }
 
-/// Returns the length of the result of one query head over one run. The result contains the mixed values, the
-/// largest score and the sum of the weights. The length is padded, so that results of different tasks share
-/// no cache line.
+/// Returns the length of the result of one query head over one run. The result contains the weighted sum of
+/// the values, the largest score and the sum of the weights. The length is padded, so that results of
+/// different tasks share no cache line.
 fn partial_len(dims: AttentionDims) -> usize {
     (dims.head_dim + 2).next_multiple_of(WIDEST)
 }

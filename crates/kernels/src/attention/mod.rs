@@ -47,8 +47,8 @@ impl<'a> AttentionInputs<'a> {
     }
 }
 
-/// Computes causal softmax attention inside each segment. With `s = q · k / sqrt(HS)` over the visible keys:
-/// `out = softmax(s) v` and `lse = log(sum(exp(s)))`.
+/// Computes causal softmax attention inside each segment. With the scores `s` of the visible keys, as
+/// [`AttentionScores`] defines them: `out = softmax(s) v` and `lse = log(sum(exp(s)))`.
 ///
 /// | operand  | shape         | note                                         |
 /// |----------|---------------|----------------------------------------------|
@@ -95,10 +95,11 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
 
 /// Computes the gradients of [`forward`]. The rows of the segments are overwritten.
 ///
-/// With `p = exp(s - lse)` and `ds = p · (dout · v - dout · out)`, the gradients are:
+/// `c` is the derivative of the softcap, or 1 without a softcap. With `p = exp(s - lse)` and `ds = c · p ·
+/// (dout · v - dout · out)`, the gradients are:
 ///
-/// - `dq = Σ ds k / sqrt(HS)`
-/// - `dk = Σ ds q / sqrt(HS)`
+/// - `dq = scale · Σ ds k`
+/// - `dk = scale · Σ ds q`
 /// - `dv = Σ p dout`
 ///
 /// The sums of `dk` and `dv` include every query to which the key is visible, and every query head of the

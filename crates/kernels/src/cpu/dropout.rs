@@ -5,8 +5,8 @@ use crate::{Dropout, Isa, rng};
 /// Number of elements whose bits are in one `u32` of a mask.
 pub(crate) const WORD: usize = 32;
 
-/// Sets bit `b` of `bits[w]` if [`rng::keep`] returns true for element `first + 32 w + b`. Also prefetches
-/// the elements at `elements` if the processor supports prefetching.
+/// Sets bit `b` of `bits[w]` if [`rng::keep`] returns true for element `first + 32 w + b`. On x86-64 with
+/// AVX2 or AVX-512, also prefetches the `32 · bits.len()` elements at `elements`.
 pub(crate) fn draw(
     isa: Isa,
     bits: &mut [u32],

@@ -37,7 +37,7 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Type of the operands of matrix multiplications. With [`DType::Bf16`], both operands of a
     /// multiplication by a base weight are rounded to bf16, and sums are f32. If the instruction set
-    /// multiplies bf16 pairs, attention also rounds its operands. With any other type, all arithmetic is f32.
+    /// multiplies bf16 pairs, attention also rounds its operands. With any other type, no operand is rounded.
     pub dtype: DType,
 }
 
@@ -62,7 +62,8 @@ pub(crate) fn describe(isa: Isa, threads: usize, bf16: bool) -> String {
     format!("cpu {isa}, {threads} thread{plural}, {}", if bf16 { "bf16" } else { "f32" })
 }
 
-/// The CPU back end. Buffers are in host memory. Weights are read directly from their memory-mapped file.
+/// The CPU back end. Buffers are in host memory. Weights are read in place, usually from a memory-mapped
+/// file.
 pub struct Cpu {
     isa: Isa,
     bf16: bool,
@@ -122,8 +123,8 @@ impl Cpu {
         }
     }
 
-    /// Rotates every head of both buffers in `xs`. Each buffer is given with its number of heads. All layers
-    /// of a batch share one table of angles.
+    /// Rotates every head of both buffers in `xs`. Each buffer is given with its number of heads. The table
+    /// of angles is recomputed only if the frequencies or positions differ from those of the previous call.
     fn rotate(&self, xs: [(&mut Buffer, usize); 2], inv_freq: &Buffer, positions: &Indices, backward: bool) {
         let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
         let mut table = lock(&self.rope);
@@ -215,7 +216,7 @@ impl Backend for Cpu {
 
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
         self.zero(dinp, n * cols);
-        // This runs on one thread, because `rows` may contain a row twice. The copy is so small that more
+        // One thread adds all rows, because `rows` may contain a row twice. There are so few rows that more
         // threads would not be faster.
         row_ops::add_rows(dinp.host_slice_mut(), dout.host_slice(), rows.values(), cols);
     }

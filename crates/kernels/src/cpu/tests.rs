@@ -36,7 +36,7 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
     }
 }
 
-/// Tolerance for f32 sums that are added in another order.
+/// Tolerance for a different order of f32 additions.
 const F32: f32 = 2e-5;
 /// Tolerance for two operands that are rounded to 8 bits. The relative error of one operand is at most 2^-8,
 /// and the errors average out in a sum.

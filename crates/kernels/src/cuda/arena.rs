@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::driver::Driver;
 use super::error::CudaError;
 
-/// Alignment of every address. The widest memory accesses and cuBLASLt require it.
+/// Alignment of every address, which the widest memory accesses and cuBLASLt require.
 const ALIGNMENT: u64 = 256;
 /// Size of the units in which the driver allocates.
 const PAGE: u64 = 2 << 20;

@@ -52,7 +52,7 @@ pub struct Cuda {
     device: Arc<Device>,
     products: Products,
     dtype: DType,
-    /// Buffer for a decoded 4-bit weight. It is as large as the largest placed weight.
+    /// Buffer for a decoded 4-bit weight. It is large enough for the largest 4-bit weight on the device.
     decoded: Mutex<Option<Allocation>>,
     /// Buffer for the logits of at most [`HEAD_ROWS`] rows.
     logits: Mutex<Option<Allocation>>,
@@ -65,8 +65,8 @@ impl Cuda {
     /// Opens the device, loads its kernels, and opens cuBLASLt if it is installed.
     ///
     /// # Errors
-    /// If the driver or the device is missing, if its kernels cannot be loaded, or if its memory is
-    /// exhausted.
+    /// If the driver or the device is missing, if the device does not support `options.dtype`, if its kernels
+    /// or cuBLASLt cannot be loaded, or if its memory is exhausted.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
         Self::on_device(Device::open(Driver::open()?, options.device)?, options.dtype)
     }
@@ -180,7 +180,8 @@ impl Cuda {
 
     /// Multiplies by a 4-bit weight without writing the decoded weight to memory.
     ///
-    /// Returns false if no kernel supports the shape, or if decoding is faster.
+    /// Returns false, and computes nothing, if the weight is not 4-bit, if the product must be exact, if no
+    /// kernel supports the shape, or if it is faster to decode the whole weight to memory first.
     fn fused_product(&self, shape: ProductShape, [to, from, add]: [DevicePtr; 3], w: &Matrix) -> bool {
         let Weight::FourBit(weight) = weight::placed(w) else { return false };
         let ProductShape { direction, rows: n, outputs, inputs: cols, .. } = shape;
@@ -195,7 +196,8 @@ impl Cuda {
     }
 
     /// Multiplies a few rows by the weights of a group, and adds the residual. One launch reads each weight
-    /// once. Returns false if no kernel supports the shapes.
+    /// once. Returns false, and computes nothing, if no kernel supports the shapes, or if only some of the
+    /// weights are 4-bit.
     fn multiply_few_rows(
         &self,
         out: &mut [&mut Buffer],
@@ -275,7 +277,7 @@ impl Cuda {
             if stored.size() > self.dtype.size() || !weight::can_encode(len, format) {
                 return Ok(None);
             }
-            // The scratch memory of later products contains the source weight during the encoding.
+            // During the encoding, the buffer for decoded weights holds the source weight.
             let scratch = self.grow(&self.decoded, len * self.dtype.size())?;
             let Some(weight) = weight::encode(&self.device, (stored, bytes), scratch, format)? else {
                 return Ok(None);
@@ -297,7 +299,8 @@ impl Cuda {
         table.memory.as_ref().map_or(DevicePtr::NULL, Allocation::address)
     }
 
-    /// Rotates the heads of `q` and `k`. All layers of a pass share one table of angles.
+    /// Rotates the heads of `q` and `k`. The table of angles is recomputed only if its [key](RopeKey) has
+    /// changed.
     fn rope(
         &self,
         q: &Buffer,
@@ -387,7 +390,7 @@ struct RopeTable {
 }
 
 /// Addresses of the inputs, and the number of uploads. The number is needed because a later upload can write
-/// other positions to the same address.
+/// different positions to the same address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct RopeKey {
     inv_freq: DevicePtr,
@@ -503,9 +506,9 @@ impl Backend for Cuda {
     }
 
     fn row_invariant_from(&self) -> usize {
-        // The library splits K for some shapes with few rows. The same row in two batches may therefore
-        // differ by rounding. Padding to more rows would prevent this, but would cost more than a training
-        // step of a few tokens.
+        // This value is approximate. The library splits K for some shapes with few rows, so the same row in
+        // two batches may differ by rounding. Padding to more rows would prevent such differences, but would
+        // cost more than a training step of a few tokens.
         1
     }
 

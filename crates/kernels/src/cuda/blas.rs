@@ -1,7 +1,7 @@
 //! cuBLASLt: the table of its functions, and the matrix products that run in it.
 //!
 //! Descriptors and algorithms are created once per shape. The algorithm is always the first result of the
-//! library's heuristic. Timing runs do not select it, so two runs of danlu give the same bytes.
+//! library's heuristic, and never chosen by timing. Two runs of danlu therefore give the same bytes.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -97,7 +97,7 @@ pub(super) struct ProductShape {
     pub inputs: usize,
     /// Whether a matrix with the shape of `to` is added.
     pub adds: bool,
-    /// Whether the result is f32 even if the operands have another type.
+    /// Whether the result is f32 even if the operands have a different type.
     pub exact: bool,
 }
 

@@ -55,7 +55,7 @@ fn capabilities() -> Vec<(u32, u32)> {
 }
 
 /// Returns the architectures whose images run on a device, the most specific first. PTX is used if no cubin
-/// has the major version of the device.
+/// has the device's major version and at most its minor version.
 fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     let cubin = capabilities().into_iter().rev().find(|&(m, n)| m == major && n <= minor);
     let special = format!("sm_{major}{minor}a");

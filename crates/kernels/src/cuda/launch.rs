@@ -10,7 +10,8 @@ use crate::DType;
 
 /// Maximum number of parameters of a kernel.
 const MAX_PARAMETERS: usize = 32;
-/// Dynamic shared memory that a kernel may use unless more is allowed with an attribute.
+/// Bytes of dynamic shared memory that every kernel may use. A larger number must be allowed with an
+/// attribute.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
 /// A launch that is being prepared. Parameters must be added in the kernel's order.

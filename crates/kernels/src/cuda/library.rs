@@ -96,7 +96,7 @@ fn explicit_folders() -> Vec<PathBuf> {
     env::var_os(PATH_VARIABLE).map(|paths| env::split_paths(&paths).collect()).unwrap_or_default()
 }
 
-/// Returns the folders of NVIDIA's pip packages, for every Python interpreter found.
+/// Returns the folders of NVIDIA's pip packages in every Python environment that was found.
 fn pip_folders() -> Vec<PathBuf> {
     site_packages().iter().flat_map(|site| PIP_FOLDERS.map(|folder| site.join(folder))).collect()
 }

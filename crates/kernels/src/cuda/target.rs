@@ -46,8 +46,8 @@ impl TraceTarget for CudaTarget {
     }
 
     fn supports(&self, _operation: FamilyOperation) -> bool {
-        // If the back end lacks an operation, loading a model returns an error. A plan is computed in spite
-        // of this.
+        // A plan is computed for every model. If the back end lacks an operation, loading the model returns
+        // an error.
         true
     }
 

@@ -189,7 +189,7 @@ pub(super) fn can_encode(len: usize, format: FourBitFormat) -> bool {
     format.block_size.is_power_of_two() && used as u64 <= WORKSPACE_BYTES
 }
 
-/// Returns the midpoints between neighbouring values of a 4-bit code, and the codes in the order of their
+/// Returns the midpoints between neighbouring values of a 4-bit type, and the codes in the order of their
 /// values.
 fn ladder(code: FourBitCode) -> (Vec<f32>, Vec<u8>) {
     let (table, mut order) = (code.table(), (0..16).collect::<Vec<u8>>());
@@ -201,7 +201,7 @@ fn ladder(code: FourBitCode) -> (Vec<f32>, Vec<u8>) {
 /// Returns the device weight of a matrix.
 ///
 /// # Panics
-/// If the matrix was not created by [`place`].
+/// If the matrix was not placed on a device.
 pub(super) fn placed(matrix: &Matrix) -> &Weight {
     let MatrixStorage::Opaque(handle) = matrix.storage() else {
         panic!("a weight is placed before a product")

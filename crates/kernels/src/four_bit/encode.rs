@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::tables::{FP4, NF4, dynamic_u8};
 use crate::simd::simd_fn;
 
-/// A 4-bit code: a table of 16 values.
+/// A 4-bit type. It defines the value of each of the 16 codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FourBitCode {
     /// NF4: the quantiles of a normal distribution, for weights.
@@ -165,7 +165,7 @@ pub const NESTED_BLOCK: usize = 256;
 /// Encodes the scales of a weight in 8 bits. Each scale gets the nearest code. If two codes are equally near,
 /// the scale gets the lower code.
 ///
-/// For about one scale in some hundreds, bitsandbytes chooses the other neighbouring code.
+/// For about one scale in several hundred, bitsandbytes chooses the other of the two neighbouring codes.
 pub fn nest(scales: &[f32]) -> NestedScales {
     let table = dynamic_u8();
     let mean = scales.iter().map(|&v| f64::from(v)).sum::<f64>() / scales.len().max(1) as f64;

@@ -33,7 +33,7 @@ pub struct FourBit {
 /// Format of a 4-bit weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FourBitFormat {
-    /// The 4-bit code, which defines the table of values.
+    /// The 4-bit type, which defines the table of values.
     pub code: FourBitCode,
     /// Number of elements that share a scale. A power of two.
     pub block_size: usize,
@@ -97,7 +97,8 @@ pub(crate) enum ScaleView<'a> {
     Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
 }
 
-/// Maximum number of blocks in a group. Within a group, one byte selects the scale of a block.
+/// Maximum number of blocks in a group. The scales of a group come from one table, so one byte selects the
+/// scale of a block.
 pub(crate) const GROUP: usize = 256;
 
 /// The bytes that select the scales of a group if the scales are not nested. Byte `i` has the value `i`.
@@ -168,8 +169,8 @@ impl FourBit {
     /// Creates a weight of `len` elements. `dtype` is the type of the weight before quantization.
     ///
     /// # Panics
-    /// If a block size is not a power of two of at least 2. If the number of codes or scales does not match
-    /// `len`. Callers validate the contents of files before they call this function.
+    /// If a block size is not a power of two, if `block_size` is 1, or if the number of codes or scales does
+    /// not match `len`. Callers validate the contents of files before they call this function.
     pub fn new(
         codes: Bytes,
         scales: Scales,

@@ -95,8 +95,8 @@ fn codes_and_scales_are_those_of_bitsandbytes_on_every_instruction_set() {
             for (a, b) in nested.absmax.iter().zip(floats(&file, &format!("{name}.nested.absmax")).1) {
                 assert!((a - b).abs() <= 1e-6 * nested.offset.abs().max(*a), "{name}: {a} {b}");
             }
-            // In a whole base model, bitsandbytes chooses the other neighbouring code for some scales. In
-            // this file, all codes agree.
+            // In a whole base model, bitsandbytes chooses the other of two neighbouring codes for some
+            // scales. In this file, all codes agree.
             assert_eq!(nested.codes, raw(format!("{name}.nested.codes")), "{name}");
         }
     }
@@ -151,8 +151,8 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
 /// - a group of scales that ends inside a row
 /// - short rows
 /// - rows that end inside a block or inside a byte
-/// - more rows than one block of `k` contains in the backward pass
-/// - rows that a block of `k` divides inside a block of scales
+/// - more rows than one block of the inner dimension `k` contains in the backward pass
+/// - rows in which a block of `k` ends inside a block of scales
 const SHAPES: [(usize, usize, usize); 17] = [
     (701, 256, 64),
     (803, 64, 64),

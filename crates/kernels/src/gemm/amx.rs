@@ -52,8 +52,8 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// Returns the given shapes `(rows, words)` of eight registers. An empty register gets an arbitrary valid
-    /// shape.
+    /// Returns the layout of eight registers with the given shapes `(rows, words)`. An empty register gets an
+    /// arbitrary valid shape.
     fn new(shapes: [(usize, usize); 8]) -> Self {
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         for (i, (n, words)) in shapes.into_iter().enumerate() {
@@ -417,12 +417,14 @@ unsafe fn transpose(
 #[derive(Clone, Copy)]
 struct Strip {
     a: *const f32,
-    /// Distance from one row of `A` to the next, and from one square to the next (`a_square`), in words.
+    /// Distance from one row of `A` to the next, in words.
     a_row: usize,
+    /// Distance from one square of `A` to the next, in words.
     a_square: usize,
     b: *const f32,
-    /// Number of whole squares along `k`, and number of words after the last square (`left`).
+    /// Number of whole squares along `k`.
     squares: usize,
+    /// Number of words along `k` after the last whole square.
     left: usize,
     c: *mut f32,
     /// Distance between two steps of `B`, and between two rows of C, in 32-bit words.

@@ -34,7 +34,7 @@ unsafe fn round_bf16(v: __m512) -> __m512 {
     }
 }
 
-/// Returns the 16 values of a 4-bit code, multiplied by the scale of a block.
+/// Returns the 16 values of a 4-bit type, multiplied by the scale of a block.
 ///
 /// # Safety
 /// The processor must support AVX-512F.

@@ -55,8 +55,8 @@ unsafe fn ramp(first: i64, step: i64) -> __m512i {
     }
 }
 
-/// Returns the permutation that interleaves the two halves of a vector. Lane `i` of the lower half is
-/// followed by lane `i` of the upper half.
+/// Returns the permutation that interleaves the two halves of a vector of 32 16-bit lanes: lanes 0, 16, 1,
+/// 17, 2, 18, and so on.
 ///
 /// # Safety
 /// The processor must support AVX-512F.
@@ -66,7 +66,8 @@ unsafe fn interleaved() -> __m512i {
     unsafe { ramp(0x0011_0001_0010_0000, 0x0002_0002_0002_0002) }
 }
 
-/// Returns the byte shuffle for `lookup`: 16-bit lane `i` receives bytes `2 (i / 4)` and `2 (i / 4) + 1`.
+/// Returns the byte shuffle for `lookup`. Four consecutive 16-bit lanes receive the same two bytes: `b0 b1`
+/// four times, then `b2 b3` four times, and so on.
 ///
 /// # Safety
 /// The processor must support AVX-512F.
@@ -76,8 +77,8 @@ unsafe fn copies() -> __m512i {
     unsafe { ramp(0x0100_0100_0100_0100, 0x0202_0202_0202_0202) }
 }
 
-/// Returns the byte shuffle for `lookup_by_columns`. If `i` is even, byte `i` goes to the 16-bit lanes `2 i`
-/// and `2 i + 2`. If `i` is odd, byte `i` goes to the 16-bit lanes `2 i - 1` and `2 i + 1`.
+/// Returns the byte shuffle for `lookup_by_columns`. The lower bytes of the 16-bit lanes receive
+/// `b0 b1 b0 b1`, then `b2 b3 b2 b3`, and so on. The upper bytes are not used.
 ///
 /// # Safety
 /// The processor must support AVX-512F.

@@ -18,8 +18,8 @@ pub(super) const fn size_of_source<const D: u8>() -> usize {
     if D == F32 { 4 } else { 2 }
 }
 
-/// Number of elements in a piece of a 4-bit weight. This is the smallest block size in use, so all elements
-/// of a piece have the same scale.
+/// Number of elements in a piece of a 4-bit weight. A piece begins at a multiple of this number. danlu
+/// accepts no model with smaller blocks, so all elements of a piece have the same scale.
 pub(super) const PIECE: usize = 64;
 
 /// A vector of words and its operations. `kernel_table!` compiles functions for each instruction set, and all
@@ -71,10 +71,11 @@ pub(super) trait MicroKernel {
     /// Number of pieces of a 4-bit weight that dot products look up at once: 1 or 2. The capacity of the
     /// table is the limit.
     const PIECES: usize;
-    /// The 16 values of a 4-bit code, scaled for one piece or for two pieces.
+    /// The 16 values of a 4-bit type, scaled for one piece or for two pieces.
     type Table: Copy;
-    /// Returns a table of `code · scale`. The values are rounded to bf16 if words are pairs or `round` is
-    /// set. In a table of two pieces, the second scale belongs to the second piece.
+    /// Returns a table of the 16 values in `code`, multiplied by the scale. The products are rounded to bf16
+    /// if words are pairs or `round` is set. In a table of two pieces, the second scale belongs to the second
+    /// piece.
     unsafe fn table(code: &[f32; 16], scales: [f32; 2], round: bool) -> Self::Table;
     /// Returns the values of the first piece of a table.
     unsafe fn values(table: Self::Table) -> [f32; 16];

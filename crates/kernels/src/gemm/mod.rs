@@ -15,12 +15,12 @@
 //!           MR x NR sums in registers over the block, then C += alpha · sums
 //! ```
 //!
-//! - A word is 32 bits: one f32, or two bf16 that are adjacent along `k`. Words are pairs if the instruction
-//!   set multiplies bf16 pairs.
+//! - A word is 32 bits: one f32, or two bf16 that are adjacent along `k`. Words are pairs if the back end
+//!   computes in bf16 and the instruction set multiplies bf16 pairs. A step is one word along `k`.
 //! - The blocks of `k` depend only on the size of `k`, and are added in ascending order. An element of `C`
 //!   therefore has the same bits for any number of threads and tasks.
-//! - While one panel is multiplied, the next part of `B` is prefetched. Otherwise packing would stall on
-//!   every cache line.
+//! - While one panel is multiplied, the next part of `B` is prefetched. Without this prefetch, packing would
+//!   stall on every cache line.
 //! - Multiplications with few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs
 //!   more than multiplying by the weight once.
 
@@ -66,13 +66,13 @@ const MAX_PACKED_BLOCKS: usize = 8;
 /// Maximum number of rows of `A` that are packed at once.
 const MC: usize = 1024;
 /// Maximum number of columns of `B` that one thread packs at once. A packed block of `NC` columns and `KC`
-/// words fills a fifth of L2.
+/// words takes 192 KiB of L2.
 const NC: usize = 128;
 
 /// The functions compiled for one instruction set, and the sizes of the tiles.
 ///
-/// All functions are unsafe. The processor must support the instruction set, and [`Kernels::select`] checks
-/// this. The pointers of a job must be valid for the shape of the job.
+/// All functions are unsafe. The processor must support the instruction set, which [`Kernels::select`]
+/// checks. The pointers of a job must be valid for the shape of the job.
 pub(crate) struct Kernels {
     /// Number of 32-bit words in a vector. A step of a panel of `A` has `lanes` words, and a step of a panel
     /// of `B` has `2 · lanes` words.
@@ -222,7 +222,8 @@ impl Kernels {
         }
     }
 
-    /// Returns the number of blocks in a sum over `k`, and the number of words in each block except the last.
+    /// Returns the number of blocks in a sum over `k`, and the number of words in a block. The last block may
+    /// be shorter.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
         let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
@@ -444,14 +445,16 @@ impl Gemm {
 struct RowBlock<'a> {
     p: &'a Product<'a>,
     c: SendPtr,
-    /// First row of the result, and number of rows (`m`).
+    /// First row of the result.
     row: usize,
+    /// Number of rows of the result.
     m: usize,
     blocking: &'a Blocking,
     /// Number of tasks that divide the rows of one range of columns.
     row_tasks: usize,
-    /// First block of `k`, and number of blocks (`count`).
+    /// First block of `k`.
     first: usize,
+    /// Number of blocks of `k`.
     count: usize,
     packed: SendPtr,
     nr: usize,

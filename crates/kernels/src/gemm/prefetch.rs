@@ -1,4 +1,5 @@
-//! Prefetches operands while the processor multiplies. Otherwise packing would stall on every cache line.
+//! Prefetches operands while the processor multiplies. Without prefetches, packing would stall on every cache
+//! line.
 
 use super::micro_kernel::MicroKernel;
 use super::partition::part;
@@ -11,8 +12,9 @@ const LINE: usize = 64;
 pub(crate) struct Prefetch {
     start: *const u8,
     stride: usize,
-    /// Number of cache lines in a row, and index of the next line (`line`).
+    /// Number of cache lines in a row.
     width: usize,
+    /// Index, in the first remaining row, of the line that is prefetched next.
     line: usize,
     rows: usize,
 }

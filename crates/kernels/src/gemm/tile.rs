@@ -4,8 +4,8 @@ use super::micro_kernel::MicroKernel;
 use super::partition::part;
 use super::prefetch::Prefetch;
 
-/// A mask with one bit per element of a block of rows. An element counts if its bit is set. A row begins at
-/// the lowest bit of a word. The unused bits in the last word of a row are undefined.
+/// A mask with one bit per element of a block of rows. An element is replaced by zero if its bit is not set.
+/// A row begins at the lowest bit of a word. The unused bits in the last word of a row are undefined.
 #[derive(Clone, Copy)]
 pub(crate) struct RowMask {
     /// Pointer to the first word of the first row.
@@ -29,9 +29,9 @@ impl RowMask {
 #[derive(Clone, Copy)]
 pub(crate) enum TileMask {
     Nothing,
-    /// Masked elements of `B` are read as zero. `B` must be f32, and is read in place.
+    /// Elements of `B` whose bit is not set are read as zero. `B` must be f32, and is read in place.
     B(RowMask),
-    /// Masked elements of the product are set to zero.
+    /// Elements of the product whose bit is not set become zero.
     Product(RowMask),
 }
 
@@ -177,7 +177,8 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
     // `wrapping_add`.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
-        // Rows of C are often a power of two apart, so these rows are rarely still in L1.
+        // The rows of C are prefetched. They are often a power of two apart, and therefore rarely still in
+        // L1.
         for i in 0..M {
             let c = c.wrapping_add(i * job.ldc);
             T::prefetch(c.cast());
@@ -255,8 +256,8 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     }
 }
 
-/// Returns `v0` and `v1`, with masked elements set to zero. The bits are in vectors `vector` and `vector + 1`
-/// of the mask.
+/// Returns `v0` and `v1`, with zeros in all lanes whose bit is not set. The bits are in vectors `vector` and
+/// `vector + 1` of the mask.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`, and the words of the mask must be readable.

@@ -27,7 +27,7 @@ impl CpuTarget {
         Self { isa, threads, bf16 }
     }
 
-    /// Returns the bytes of all threads together if each thread has `words` words.
+    /// Returns the bytes of all threads together if each thread has a buffer of `words` f32 elements.
     fn of_threads(&self, words: usize) -> u64 {
         self.threads as u64 * Scratch::bytes(words)
     }

@@ -42,21 +42,24 @@ impl ScratchBytes {
 /// One grow-only buffer of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
-    /// Packing buffer of a matrix multiplication. On the CPU, number 0 contains `A`, number 1 contains the
-    /// `B` of each thread, and number 2 contains the rows if there are only a few. A device has another
-    /// numbering, up to 4.
+    /// Buffer of matrix multiplications by base weights, numbered from 0 to 3.
+    ///
+    /// On the CPU: 0 is packed `A`, 1 is packed `B` of every thread, and 2 is the packed rows of
+    /// `SkinnyGemm`. On a GPU: 0 is the decoded 4-bit weight, 1 and 2 are the workspaces of the kernels and
+    /// of cuBLASLt, and 3 is rows rounded to the compute type.
     Products(usize),
-    /// Buffer of multiplications by `A` and `B`. The largest number is 7.
+    /// Buffer of multiplications by `A` and `B`, numbered from 0 to 6.
     LowRank(usize),
-    /// Attention buffers of all threads, or the memory that the threads share.
+    /// Attention buffers of all threads (0), or the memory that the threads share (1).
     Attention(usize),
-    /// Memory of the loss head: the memory that all threads share, or the memory of each thread.
+    /// Memory of the loss head that all threads share (0), or the memory of every thread (1).
     Head(usize),
     /// Angles of the rotary embedding.
     Rope,
 }
 
-/// The ledger. Every buffer has a handle to it, so that dropping the buffer subtracts its bytes.
+/// The ledger. Every buffer has a handle to the ledger, so that dropping the buffer subtracts the buffer's
+/// bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger(Arc<Mutex<Account>>);
 

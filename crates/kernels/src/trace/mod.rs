@@ -1,5 +1,5 @@
-//! A back end that computes nothing. It runs the real model code and records the bytes and the FLOP that
-//! another back end would need.
+//! A back end that computes nothing. The real model code runs on this back end, which records the bytes and
+//! the FLOP that a different back end would need.
 
 mod cpu;
 mod ledger;
@@ -112,10 +112,11 @@ pub enum TracedOp<'a> {
     },
 }
 
-/// Records the memory and the FLOP of another back end. Every value that is read from a trace is zero.
+/// Records the memory and the FLOP of its target, a different back end. Every value that is read from a trace
+/// is zero.
 ///
-/// The other back end sizes its working memory with the same functions. The trace assumes that every thread
-/// has run the largest task.
+/// The target sizes its working memory with the same functions. The trace assumes that every thread has run
+/// the largest task.
 #[derive(Debug)]
 pub struct Trace {
     target: Box<dyn TraceTarget>,
@@ -172,8 +173,8 @@ impl Trace {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             let all = q * past + q * (q + 1) / 2;
             let Some(window) = window.map(|window| window as u64) else { return all };
-            // The window hides keys from the last `beyond` queries. The first of these queries loses one key
-            // in addition to the `before` keys. Each later query loses one key more than the previous query.
+            // The window hides keys from the last `beyond` queries. Query `i` of these, counted from 1, loses
+            // `before + i` keys.
             let (beyond, before) = (q.min((past + q).saturating_sub(window)), past.saturating_sub(window));
             all - beyond * before - beyond * (beyond + 1) / 2
         };

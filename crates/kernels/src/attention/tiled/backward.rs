@@ -116,7 +116,8 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Copies the rows of a block to the buffers. Returns two numbers for each row: zero, and `dout · out`.
+    /// Copies the rows of a block to the buffers. Returns two numbers for each row: zero, in whose place the
+    /// caller writes `lse`, and `dout · out`.
     fn gather(
         &mut self,
         format: OperandFormat,

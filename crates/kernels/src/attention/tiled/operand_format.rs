@@ -30,7 +30,7 @@ pub(super) struct TileShape {
     pub steps: usize,
     /// Distance between two rows of `c`, and between two steps of `b`, in 32-bit words.
     pub stride: usize,
-    /// Whether the product is added to `c`. Otherwise the product overwrites `c`.
+    /// Whether the product is added to `c`. If false, the product overwrites `c`.
     pub accumulate: bool,
 }
 

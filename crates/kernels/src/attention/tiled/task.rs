@@ -49,7 +49,7 @@ fn tasks(segments: &[Segment], dims: AttentionDims, most: usize) -> Vec<Task> {
 }
 
 impl Task {
-    /// Returns the number of keys up to the last query of the task.
+    /// Returns the number of keys up to and including the position of the task's last query.
     fn keys(&self) -> usize {
         self.segment.kv_len - self.segment.q_len + self.queries.end
     }
@@ -64,7 +64,7 @@ pub(super) struct Shape<'a> {
     pub width: usize,
     /// Number of 32-bit words in `HS` elements.
     pub steps: usize,
-    /// Number of keys up to the last query of the task.
+    /// Number of keys up to and including the position of the task's last query.
     pub keys: usize,
     /// Number of 32-bit words in all [`keys`](Shape::keys), packed in panels.
     pub panels: usize,
@@ -112,7 +112,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Returns the blocks of the task's queries, grouped by heads.
+    /// Returns the blocks of the task: for each group of heads in turn, all blocks of queries.
     pub fn blocks(&self) -> impl Iterator<Item = Block> {
         let Task { segment, kv_head, queries } = self.task;
         let AttentionDims { heads, kv_heads, head_dim } = self.dims;
@@ -133,15 +133,17 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// A block of query rows that are computed at once. Consecutive rows are the heads of one query.
+/// A block of query rows that are computed at once. The rows are ordered by query, and the rows of a query by
+/// head.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     pub rows: usize,
     heads: usize,
-    /// Number of keys before the key of the first query.
+    /// Number of keys that precede the position of the first query.
     before: usize,
-    /// Offset of the first row, and distance from one query to the next (`stride`), in elements.
+    /// Offset of the first row, in elements.
     start: usize,
+    /// Distance from one query to the next, in elements.
     stride: usize,
     pub head_dim: usize,
     /// Maximum number of keys that are visible to a row.

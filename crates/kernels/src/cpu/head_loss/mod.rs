@@ -16,8 +16,8 @@
 //!
 //! - The number of spans is fixed, so the order of every sum does not depend on the number of threads.
 //! - The sums do not include the target. In the gradient `Σ p W - W[target]`, the target contributes
-//!   `-(1 - p[target]) W[target]`. The factor `1 - p[target]` is computed in f32 without a subtraction. If
-//!   `p[target]` is almost 1, a subtraction in bf16 would leave no correct digit.
+//!   `-(1 - p[target]) W[target]`. The factor `1 - p[target]` is computed from the sums, without a
+//!   subtraction. If `p[target]` is almost 1, a subtraction would leave no correct digit.
 
 mod partition;
 mod vocab_span;
@@ -36,7 +36,7 @@ use crate::{Isa, Matrix};
 /// Maximum number of rows of one pass over the vocabulary.
 const MAX_ROWS: usize = 512;
 /// Maximum number of bytes for the gradients of all spans in a pass. If rows are wider, a pass has fewer
-/// rows.
+/// rows, but at least 32.
 const MAX_GRADIENT_BYTES: usize = 32 << 20;
 
 /// The loss head with its working memory.

@@ -3,8 +3,8 @@
 
 use crate::gemm::{Kernels, part};
 
-/// Vocabulary rows of one block of logits. Two multiplications read the weights of these rows, and the
-/// weights stay in L2 between them.
+/// Number of tokens of the vocabulary in one block of logits. Two multiplications read the weights of these
+/// tokens, and the weights stay in L2 between them.
 pub(super) const BLOCK: usize = 256;
 /// Number of spans of the vocabulary. Each span has its own gradient sums. The number is fixed, so results do
 /// not depend on the number of threads.
@@ -17,24 +17,28 @@ pub(super) struct Partition {
     pub m: usize,
     pub v: usize,
     pub c: usize,
-    /// Blocks of the vocabulary. They are divided among `spans`.
+    /// Number of blocks of the vocabulary.
     pub blocks: usize,
+    /// Number of spans, each a range of consecutive blocks.
     pub spans: usize,
-    /// Panels of packed rows. They are divided among `groups`. There is more than one group if there are
-    /// fewer spans than the threads need.
+    /// Number of panels of packed rows.
     pub panels: usize,
+    /// Number of groups, each a range of consecutive panels. There is more than one group if there are fewer
+    /// spans than the threads need.
     pub groups: usize,
     /// Maximum number of rows in a panel.
     pub panel_rows: usize,
-    /// Number of blocks of `c`, and the number of words in one block.
+    /// Number of blocks of `c`.
     pub k_blocks: usize,
+    /// Number of words in a block of `c`.
     pub steps: usize,
     /// Number of elements in a word.
     pub pair: usize,
     /// Number of words in a panel of packed rows within one block of `c`.
     pub panel: usize,
-    /// Number of words in a vocabulary block, and in a panel of its packed exponentials.
+    /// Number of words along a block of the vocabulary.
     pub exp_steps: usize,
+    /// Number of words in a panel of packed exponentials of a block of the vocabulary.
     pub exp_panel: usize,
 }
 

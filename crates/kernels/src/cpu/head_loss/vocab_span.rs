@@ -15,10 +15,10 @@ pub(super) struct SpanPass<'a> {
     pub head: &'a Matrix,
     pub softcap: Option<f32>,
     pub targets: &'a [u32],
-    /// Packed rows. Their length is [`Partition::packed`] words.
+    /// All rows of the pass, packed: [`Partition::packed`] words in total.
     pub packed: SendPtr,
-    /// `Σ e^(logit - max) W` over all tokens except the target. The shape is `(m, c)` for each span. `None`
-    /// if no gradient is computed.
+    /// For each span, a matrix `(m, c)` of the sums `Σ e^(logit - max) W` over the tokens of the span,
+    /// without the target. `None` if no gradient is computed.
     pub sums: Option<SendPtr>,
 }
 
@@ -66,7 +66,7 @@ impl SpanPass<'_> {
         (block * BLOCK, BLOCK.min(self.partition.v - block * BLOCK))
     }
 
-    /// Prefetches the weights of one block of the vocabulary and one block of `c`.
+    /// Returns a prefetch of the weights of one block of the vocabulary and one block of `c`.
     fn prefetch(&self, block: usize, k_block: usize) -> Prefetch {
         let ((first, n), (k, k_len)) = (self.block(block), self.partition.k_of(k_block));
         View::rows_of(self.head).prefetch(first, n, k, k_len)
@@ -115,8 +115,8 @@ impl SpanPass<'_> {
         }
     }
 
-    /// Adds `exponentials W` to `sums`. For a span's first block, it overwrites `sums` instead. `packed`
-    /// receives the exponentials as a packed operand of shape `(m, n)`.
+    /// Adds `exponentials W` to `sums`, or overwrites `sums` for the first block of a span. `packed` receives
+    /// the exponentials as a packed operand of shape `(m, n)`.
     fn accumulate(
         &self,
         sums: SendPtr,

@@ -1,5 +1,5 @@
 //! Computes `dA`, `dB` and `dinp`. First `dmid` is computed for every row. Then each task adds up one strip
-//! of columns over all rows.
+//! of [`COLS`] columns over all rows.
 
 use std::ops::Range;
 
@@ -57,8 +57,8 @@ impl LowRank {
         };
         // The first region computes `dmid` of every row, and packs the panels of the sums below.
         pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
-        // The second region computes strips of columns. `dA` and `dinp` share a strip, because both need its
-        // dropout mask. `dB` is cheaper, so its tasks run last.
+        // The second region computes strips of columns. One task computes both `dA` and `dinp` of a strip,
+        // because both need the strip's dropout mask. `dB` is cheaper, so its tasks run last.
         let in_tasks = d_in.div_ceil(COLS);
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
@@ -214,16 +214,19 @@ impl LowRank {
 /// Operands that all tasks of a backward pass share.
 struct Sums<'a> {
     first_row: usize,
-    /// Number of rows, and number of rows in one block.
+    /// Number of rows.
     n: usize,
+    /// Number of rows in one block.
     block: usize,
     /// Number of words in the packed `dmid` of one block.
     tall_words: usize,
     /// Gradient of `mid`, `(n, R)`.
     dmid: SendPtr,
-    /// Packed `midᵀ`, packed `dmidᵀ`, and `dmid` packed block by block.
+    /// Packed `midᵀ`.
     mid_t: SendPtr,
+    /// Packed `dmidᵀ`.
     dmid_t: SendPtr,
+    /// `dmid`, packed block by block.
     dmid_panels: SendPtr,
     dout: &'a [f32],
     inp: &'a [f32],

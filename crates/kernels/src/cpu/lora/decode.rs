@@ -6,7 +6,7 @@
 //! each task of each base weight: out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
 //! ```
 //!
-//! The cost is to read each distinct adapter once. Ranks may differ between adapters, and no rank is padded.
+//! The matrices of each adapter are read only once. Ranks may differ between adapters, and no rank is padded.
 //! Rows without an adapter have no pair. The result has the same bits as that of [`LowRank::forward`].
 
 use std::ops::Range;
@@ -87,7 +87,7 @@ fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
         let row_bytes = (d_in * pair.packed.dtype.size()).max(1);
         let mut first = 0;
         while first < rank {
-            // Ranks are counted in groups of four, because one dot product reads four ranks together.
+            // Ranks are counted in groups of four, because one tile of dot products reads four rows of `A`.
             let wanted = (TASK_BYTES - bytes).div_ceil(row_bytes).next_multiple_of(4);
             let end = rank.min(first + wanted);
             task.push((index, first..end));

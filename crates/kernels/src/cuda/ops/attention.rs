@@ -1,4 +1,5 @@
-//! Launches of `attention.cu`. For f32 and for other head sizes, launches of `attention_plain.cu`.
+//! Launches of `attention.cu` for heads of 64, 96, 128 or 256 elements in 16-bit types, of
+//! `attention_decode.cu` for generated tokens, and of `attention_plain.cu` for all other types and shapes.
 
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
@@ -82,7 +83,8 @@ impl Tiles {
     }
 }
 
-/// Returns the number of rows of the other side that a tile reads.
+/// Returns the number of keys that a tile of queries reads, or the number of queries that a tile of keys
+/// reads.
 fn work(side: Side, segment: &Segment, tile: usize) -> usize {
     let before = segment.kv_len - segment.q_len;
     match side {
@@ -220,7 +222,7 @@ const BACKWARD_Q: [&str; 5] = [
     "attention_backward_q_hs128",
     "attention_backward_q_hs256",
 ];
-/// Kernel for heads of 128 elements on devices with more shared memory.
+/// Kernel for heads of 128 elements on devices with enough shared memory for two key tiles.
 const BACKWARD_Q_WIDE: &str = "attention_backward_q_hs128_wide";
 const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv",
@@ -264,7 +266,8 @@ const MAX_DECODE_HEAD: usize = 256;
 
 /// Computes [`forward`] for segments with one query. The keys are divided among blocks.
 ///
-/// Returns false if the kernel does not support the shape.
+/// Returns false, and computes nothing, if a segment has more than one query, or if the kernel does not
+/// support the shape.
 fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands: Operands<'_>) -> bool {
     let Operands { q, k, v, segments, dims, scores } = operands;
     let AttentionDims { heads, kv_heads, head_dim } = dims;

@@ -23,7 +23,7 @@ pub fn fits(n: usize, outs: &[FewRowsOut]) -> bool {
     n <= MAX_ROWS && (1..=MAX_PARTS).contains(&outs.len())
 }
 
-/// Layout of `Part` in the kernels.
+/// Layout of `struct Part` in `gemv.cu` and `four_bit_rows.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Part<W> {
@@ -36,7 +36,7 @@ struct Part<W> {
     first_tile: i32,
 }
 
-/// Layout of `Group` in the kernels. `W` contains the addresses of a weight.
+/// Layout of `struct Group` in `gemv.cu` and `four_bit_rows.cu`. `W` contains the addresses of a weight.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Group<W> {

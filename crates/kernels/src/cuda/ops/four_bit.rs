@@ -15,7 +15,8 @@ const SUM_BLOCK: usize = 16_384;
 /// Number of outputs per tile of [`rows`].
 const ROWS_OUTPUTS: usize = 16;
 
-/// Addresses of the arrays of a 4-bit weight. The layout is that of `FourBit` in the kernels.
+/// Addresses of the arrays of a 4-bit weight. The layout is that of `struct FourBit` in `four_bit.cu`,
+/// `four_bit_rows.cu` and `four_bit_fused.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FourBitParts {
@@ -54,11 +55,12 @@ pub struct Encoded {
     pub absmax: DevicePtr,
 }
 
-/// The 15 midpoints between neighbouring values as f32, and the codes in the order of their values as 16
-/// bytes.
+/// Tables for the encoder of a 4-bit type.
 #[derive(Clone, Copy, Debug)]
 pub struct Ladder {
+    /// The 15 midpoints between neighbouring values, as f32.
     pub bounds: DevicePtr,
+    /// The codes in the order of their values, as 16 bytes.
     pub order: DevicePtr,
 }
 

@@ -14,7 +14,8 @@ const STEP: usize = 64;
 /// If there are fewer blocks than this number, the inner dimension is split. The number is constant, so that
 /// results are equal on every device.
 const BLOCKS: usize = 264;
-/// Minimum number of elements for which the fused kernel is faster than decoding.
+/// Minimum number of elements of a weight for which the fused kernel is faster than decoding the weight to
+/// memory.
 const MIN_ELEMENTS: usize = 8 << 20;
 /// Bytes of shared memory per block: three stages of rows, codes and scales, the table of value pairs, and
 /// the table of scales.
@@ -32,8 +33,8 @@ pub struct FusedShape {
 /// Computes `out = inp Wᵀ`, or `out = inp W` in the backward direction. The decoded weight is not written to
 /// memory.
 ///
-/// If `add` is given, it is added to the result. `add` may equal `out`. Returns false if no kernel supports
-/// the shape, or if decoding is faster.
+/// If `add` is given, it is added to the result. `add` may equal `out`. Returns false, and computes nothing,
+/// if no kernel supports the shape, or if it is faster to decode the whole weight to memory first.
 pub fn product(
     device: &Device,
     dtype: DType,

@@ -10,15 +10,15 @@ use crate::{DType, Dropout, LoraRef};
 /// Number of ranks per tile of `down` and `grad`.
 const TILE_RANKS: usize = 8;
 const STEP_RANKS: usize = 16;
-/// Array sizes in the structures of the kernels.
+/// Array sizes in the structures of `lora.cu`.
 const TOGETHER: usize = 4;
 const MAX_BLOCKS: usize = 16;
 const MAX_TILES: usize = 32;
 const MAX_STEPS: usize = 32;
 const MAX_OUTS: usize = 4;
-/// Maximum number of rows for which several blocks share the columns of `down`. The next constant is the
-/// maximum number of rows for which a block of `up` processes 16 rows.
+/// Maximum number of rows for which several blocks share the columns of `down`.
 const FEW_ROWS: usize = 1024;
+/// Maximum number of rows for which a block of `up` processes 16 rows.
 const UP_FEW_ROWS: usize = 512;
 /// Number of rows per block of `lora_up_wide`.
 const UP_BLOCK_ROWS: usize = 128;
@@ -78,7 +78,7 @@ struct Block {
     unused: i32,
 }
 
-/// Layout of `DownTile` in the kernels. For gradients, it is the layout of `GradTile`.
+/// Layout of `struct DownTile` and `struct GradTile` in `lora.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Tile {
@@ -91,7 +91,7 @@ struct Tile {
     unused: i32,
 }
 
-/// Layout of `DownGroup` and `GradGroup` in the kernels.
+/// Layout of `struct DownGroup` and `struct GradGroup` in `lora.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Group {

@@ -24,7 +24,8 @@ impl NormTypes {
             true => device.kernel(same, self.activation),
             false => device.exact(over_f32),
         };
-        // The block size determines the order of the sum. It depends only on `c`.
+        // The block size determines the order of the sum. It depends only on `c`, so a row has the same bits
+        // in every batch.
         launch.grid(n, 1, 1).block((c.div_ceil(8).next_multiple_of(32) as u32).clamp(32, 256))
     }
 }

@@ -22,7 +22,7 @@ struct Encoding {
     absmax: Vec<f32>,
 }
 
-/// Returns an encoding for every code and shape, with the number of columns of the weight.
+/// Returns an encoding for every 4-bit type and shape, with the number of columns of the weight.
 fn encodings(stream: &mut Stream) -> Vec<(Encoding, usize)> {
     let mut all = Vec::new();
     for (code, (cols, rows, block)) in

@@ -31,7 +31,8 @@ fn head_loss_matches_the_reference() {
             let targets = targets.address();
             let operands = Operands { logits: x.ptr(), losses: found.ptr(), targets, dloss, softcap };
             device_head::head_loss(&device, dtype, operands, n, v);
-            // In 16-bit types, the cap uses the fast exponential.
+            // In 16-bit types, the cap uses the fast exponential, so losses with a cap have the tolerance of
+            // `dtype`.
             let exact = if softcap.is_some() { dtype } else { DType::F32 };
             assert_near(&found.read(), &losses, exact, "losses");
             let expected = if dloss == DevicePtr::NULL { &logits } else { &gradient };

@@ -13,17 +13,17 @@ pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
 }
 
-/// Returns whether the fast path applies to rows of `k` elements. No chunk may cross the end of a row or of a
-/// group of scales, and no piece may cross the end of a block. The fast path looks up codes in registers, and
-/// requires that `inp` is interleaved in the order of these lookups.
+/// Returns whether the fast path, [`aligned_dots`], supports rows of `k` elements. Rows and groups of scales
+/// must consist of whole chunks, and blocks of whole pieces. On the fast path, the elements of `inp` are in
+/// the order of [`interleave`].
 pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
     k.is_multiple_of(chunk)
         && w.block_size() >= PIECE
         && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
 }
 
-/// Converts a row of f32 to words. The elements of each chunk are reordered as the codes of the weight are
-/// looked up.
+/// Converts a row of f32 to words. The elements of each chunk are put into the order in which
+/// [`MicroKernel::lookup_interleaved`] returns the weight's elements.
 ///
 /// # Safety
 /// The requirements of [`pack_row`] apply, and `row` must consist of whole chunks.
@@ -73,8 +73,9 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
     }
 }
 
-/// Runs [`dots`] with an [aligned](is_aligned) weight. Two walks each read consecutive rows, and the
-/// processor prefetches consecutive rows automatically. Explicit prefetches of scattered rows are slower.
+/// Runs [`dots`] with an [aligned](is_aligned) weight. One walk reads the first half of the rows and another
+/// reads the second half, each in ascending order, so that the processor prefetches both automatically.
+/// Explicit prefetches of scattered rows are slower.
 ///
 /// # Safety
 /// The requirements of [`dots`] apply, and `w` must be aligned. With `SHORT`, each block must be one piece.
@@ -114,14 +115,15 @@ const PREFETCH_BYTES: usize = 4 << 10;
 struct Walk<'a> {
     codes: *const u8,
     scales: ScaleView<'a>,
-    /// Binary logarithms of the number of pieces in a block, and in a group (`group_log2`).
+    /// Binary logarithm of the number of pieces in a block.
     piece_log2: u32,
+    /// Binary logarithm of the number of pieces in a group of scales.
     group_log2: u32,
     /// Index of the first piece of the current row.
     first: usize,
-    /// The group whose scales are in `values`, and a pointer to the bytes that select a scale for each block
-    /// (`bytes`). The pointer is shifted back, so that the index is the number of the block in the weight.
+    /// The group whose scales are in `values`.
     group: usize,
+    /// Pointer such that `bytes + block` is the byte that selects the scale of block `block` of the weight.
     bytes: *const u8,
     values: [f32; GROUP],
 }
@@ -177,9 +179,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Multiplies `N` interleaved rows of `inp` by the rows of both walks. The rows of `inp` begin at row `i`.
-/// The dot products go to columns `j` and `j + apart` of `out`. Each result depends only on one row of `inp`
-/// and one row of the weight, not on the rest of the tile.
+/// Multiplies `N` rows of `inp`, in the order of [`interleave`], by the rows of both walks. The rows of `inp`
+/// begin at row `i`. The dot products go to columns `j` and `j + apart` of `out`. Each result depends only on
+/// one row of `inp` and one row of the weight, not on the rest of the tile.
 ///
 /// # Safety
 /// The requirements of [`dots`] apply. Rows `i .. i + N` of `inp` and the rows of both walks must exist, and

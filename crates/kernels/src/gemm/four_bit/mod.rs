@@ -1,4 +1,5 @@
-//! 4-bit weights as operands of matrix multiplications. Codes are looked up in place, one block at a time.
+//! 4-bit weights as operands of matrix multiplications. To look up a code is to replace it by its value,
+//! `table[code] · scale`. Codes are looked up in place, one block at a time.
 
 mod dots;
 mod pack_aligned;
@@ -15,11 +16,10 @@ pub(super) use dots::{chunk, dots, interleave, is_aligned};
 
 /// Number of columns that are looked up at once when packing by columns.
 const ACROSS: usize = 128;
-/// Size of the buffer for looked-up elements, in bytes. The buffer contains one panel of the longest block of
-/// `k`.
+/// Size of the buffer for looked-up values, in bytes. The buffer holds 16 rows of the longest block of `k`.
 const BUFFER: usize = 16 * KC * 4;
 
-/// A buffer for looked-up elements, aligned for whole vectors.
+/// A buffer for looked-up values, aligned for whole vectors.
 #[repr(align(64))]
 struct Buffer(MaybeUninit<[u8; BUFFER]>);
 
@@ -33,15 +33,16 @@ impl Buffer {
     }
 }
 
-/// Returns the size of a looked-up element in bytes. The element is bf16 if words are pairs, and f32
-/// otherwise.
+/// Returns the size in bytes of a value in [`Buffer`]. The value is bf16 if words are pairs, and f32 if they
+/// are not.
 #[inline(always)]
 const fn size<T: MicroKernel>() -> usize {
     4 / T::PAIR
 }
 
-/// Packs part of a 4-bit weight. Aligned codes are packed directly. Other codes are looked up into a buffer
-/// in L1, strip by strip, and packed from this buffer.
+/// Packs part of a 4-bit weight. If blocks end at vector boundaries, [`pack_aligned`] writes the values to
+/// panels directly. If they do not, the values of a strip of a few rows are written to a buffer in L1, and
+/// packed from there.
 ///
 /// # Safety
 /// The requirements of [`pack`](super::pack::pack) apply.
@@ -90,8 +91,8 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     }
 }
 
-/// Packs the elements of `buffer`. `outers` and `ks` are ranges `(first, count)` within the job. The last
-/// argument is the strides `(outer, k)` of the buffer.
+/// Packs the values of one strip from `buffer`. `outers` and `ks` are ranges `(first, count)` within the job.
+/// The last argument is the strides `(outer, k)` of the buffer.
 ///
 /// # Safety
 /// The requirements of [`pack`] apply, and the buffer must contain these elements.

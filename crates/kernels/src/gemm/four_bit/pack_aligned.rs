@@ -4,7 +4,8 @@ use crate::FourBit;
 use crate::gemm::micro_kernel::MicroKernel;
 use crate::gemm::pack::{COLUMN_STEPS, PackJob, prefetch_steps};
 
-/// Returns whether each row of each square is inside one block. A square is `LANES` rows by `LANES` words.
+/// Returns whether each row of each square is inside one block, and whether blocks begin at the same columns
+/// in all rows. A square is `LANES` rows by `LANES` words.
 #[inline(always)]
 pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let square = T::LANES * T::PAIR;
@@ -28,7 +29,7 @@ pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit
             std::array::from_fn(|i| (job.outer + first + i.min(last)) * job.src.outer + job.k);
         let mut done = 0;
         while done < job.k_len {
-            // In every row, blocks begin at the same elements.
+            // Blocks begin at the same columns in all rows.
             let until = ((((job.k + done) >> w.block_log2()) + 1) << w.block_log2()) - job.k;
             // SAFETY: squares are inside the view, and each row of a square is inside one block. Panels have
             // room for whole vectors.
