@@ -40,7 +40,7 @@ pub fn logit_rows(vocabulary: usize) -> usize {
 
 /// Largest differences that pass.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct FidelityLimits {
     /// Limit for the mean divergence of the next-token distributions, in nats, for any adapter.
     pub kl: f64,
     /// Limit for the mean divergence as a fraction of the adapter's own divergence. With `None`, only `kl`
@@ -50,7 +50,7 @@ pub struct Limits {
     pub perplexity: f64,
 }
 
-impl Limits {
+impl FidelityLimits {
     /// Returns the limits for rounding to `dtype`. Each limit is ten times the expected difference.
     pub fn of(dtype: DType) -> Self {
         let (kl, perplexity) = match dtype {
@@ -99,7 +99,7 @@ pub struct Fidelity {
     pub kl: f64,
     /// Mean divergence KL(adapter on base ‖ base), which measures the effect of the adapter.
     pub kl_of_adapter: f64,
-    /// The divergence limit that was applied: see [`Limits::kl_beside`].
+    /// The divergence limit that was applied: see [`FidelityLimits::kl_beside`].
     pub kl_limit: f64,
     /// Fraction of tokens at which both models predict the same most likely next token.
     pub same_choice: f64,
@@ -110,7 +110,7 @@ pub struct Fidelity {
     /// Perplexity of the merged model.
     pub perplexity_merged: f64,
     /// The limits that were applied.
-    pub limits: Limits,
+    pub limits: FidelityLimits,
     /// Whether all values are within the limits: see [`Fidelity::faults`].
     pub passed: bool,
 }
@@ -174,7 +174,7 @@ pub fn measure(
     merged: &Decoder,
     merged_lora: Option<&dyn LoraSource>,
     sequences: &[LabeledSequence],
-    limits: Limits,
+    limits: FidelityLimits,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Fidelity, AdapterError> {
     let vocabulary = changed.config().vocab_size;
@@ -260,7 +260,7 @@ impl Sums {
         }
     }
 
-    fn finish(self, vocabulary: usize, limits: Limits) -> Fidelity {
+    fn finish(self, vocabulary: usize, limits: FidelityLimits) -> Fidelity {
         let tokens = self.tokens as f64;
         let [adapter, merged, base] = self.losses.map(|sum| (sum / self.trained.max(1) as f64).exp());
         let kl_of_adapter = at_least_zero(self.kl_of_adapter / tokens);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{backend, golden, write_model};
-use danlu_adapter::fidelity::{AdapterOnBase, Fidelity, Limits, measure};
+use danlu_adapter::fidelity::{AdapterOnBase, Fidelity, FidelityLimits, measure};
 use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, StagedMerge, merge, stage};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
@@ -51,7 +51,7 @@ fn alone<'a>(base: &'a Decoder, adapter: &'a Adapter) -> AdapterOnBase<'a> {
 
 fn compare(base: &Path, adapter: &Adapter, merged: &Decoder, dtype: DType) -> Fidelity {
     let texts = sequences(3, 20, 100);
-    measure(alone(&decoder(base), adapter), merged, None, &texts, Limits::of(dtype), &mut |_| {
+    measure(alone(&decoder(base), adapter), merged, None, &texts, FidelityLimits::of(dtype), &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap()
@@ -141,7 +141,7 @@ fn nothing_to_measure_is_an_error() {
     let empty = [LabeledSequence { ids: vec![], trained: vec![] }];
     for texts in [&empty[..], &[]] {
         assert!(
-            measure(alone(&model, &adapter), &model, None, texts, Limits::of(DType::F32), &mut |_| {
+            measure(alone(&model, &adapter), &model, None, texts, FidelityLimits::of(DType::F32), &mut |_| {
                 ControlFlow::Continue(())
             })
             .is_err()
@@ -149,7 +149,7 @@ fn nothing_to_measure_is_an_error() {
     }
     let outside = [LabeledSequence { ids: vec![5, 100], trained: vec![false, true] }];
     assert!(
-        measure(alone(&model, &adapter), &model, None, &outside, Limits::of(DType::F32), &mut |_| {
+        measure(alone(&model, &adapter), &model, None, &outside, FidelityLimits::of(DType::F32), &mut |_| {
             ControlFlow::Continue(())
         })
         .is_err()
@@ -166,7 +166,7 @@ fn the_golden_adapter_merges_within_the_limits() {
         let out = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, out.path(), Some(dtype));
         let found =
-            measure(alone(&decoder(&base), &adapter), &merged, None, &texts, Limits::of(dtype), &mut |_| {
+            measure(alone(&decoder(&base), &adapter), &merged, None, &texts, FidelityLimits::of(dtype), &mut |_| {
                 ControlFlow::Continue(())
             })
             .unwrap();

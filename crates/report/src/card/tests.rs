@@ -1,7 +1,7 @@
 //! Tests complete cards of one run. The names and texts in the run try to inject markup.
 
 use danlu_adapter::BaseIdentity;
-use danlu_adapter::fidelity::{Fidelity, Limits};
+use danlu_adapter::fidelity::{Fidelity, FidelityLimits};
 use danlu_adapter::merge::MergeBase;
 use danlu_kernels::DType;
 
@@ -53,7 +53,7 @@ fn merge() -> Merge {
         perplexity_base: 80.0,
         perplexity_adapter: 4.0,
         perplexity_merged: 4.001,
-        limits: Limits::of(DType::Bf16),
+        limits: FidelityLimits::of(DType::Bf16),
         passed: true,
     };
     Merge {

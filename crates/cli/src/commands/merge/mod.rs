@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_adapter::IDENTITY_FILE;
-use danlu_adapter::fidelity::{self, AdapterOnBase, Fidelity, Limits};
+use danlu_adapter::fidelity::{self, AdapterOnBase, Fidelity, FidelityLimits};
 use danlu_adapter::merge::{
     self, FormFidelity, MergeBase, MergeOptions, MergeReport, QuantizedFidelity, REPORT_FILE, StagedMerge,
     UnquantizedFidelity,
@@ -398,7 +398,7 @@ impl Job<'_> {
         // The merge into the original base is not written yet. The adapter on the original base predicts its
         // result.
         let unmerged = {
-            let (base, limits) = (self.load_form(original)?, Limits::of(DType::F32));
+            let (base, limits) = (self.load_form(original)?, FidelityLimits::of(DType::F32));
             let found = self.measure(&merged.base, base.changed(), Some(&base.adapter), limits)?;
             figures(MergeBase::Original, false, &found)
         };
@@ -416,7 +416,7 @@ impl Job<'_> {
     /// Compares a merge into the original base with the adapter on `trained`, which is the dequantized base.
     fn figures_of_original(&self, merged: &Merged, trained: &MergedBase) -> Result<FormFidelity> {
         let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
-        let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
+        let found = self.measure(trained, &written, None, FidelityLimits::of(DType::F32))?;
         Ok(figures(MergeBase::Original, true, &found))
     }
 
@@ -445,7 +445,7 @@ impl Job<'_> {
         let staged = staged.map_err(stopped)?;
         let base = self.load_form(form)?;
         let merged = Decoder::load(staged.folder(), Arc::clone(&self.backend))?;
-        let mut limits = Limits::of(narrowest(&staged.report));
+        let mut limits = FidelityLimits::of(narrowest(&staged.report));
         if let Some(threshold) = args.threshold {
             limits = limits.with_kl(threshold);
         }
@@ -467,7 +467,7 @@ impl Job<'_> {
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let merged = self.load(&BaseFiles::open(staged.folder())?, Some(quantization))?;
         // The user requested 4 bits, so the cost is only reported, and no result is rejected.
-        let limits = Limits::four_bit();
+        let limits = FidelityLimits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;
         staged.report.quantized = Some(QuantizedFidelity {
@@ -527,7 +527,7 @@ impl Job<'_> {
         base: &MergedBase,
         merged: &Decoder,
         merged_lora: Option<&dyn LoraSource>,
-        limits: Limits,
+        limits: FidelityLimits,
     ) -> Result<Fidelity> {
         let (printer, total) = (self.printer, self.sequences.len());
         let mut progress = |done: usize| {
@@ -581,7 +581,7 @@ mod tests {
         let threshold = command.get_arguments().find(|arg| arg.get_id() == "threshold").unwrap();
         let help = threshold.get_help().unwrap().to_string();
         for (dtype, name) in [(DType::Bf16, "bf16"), (DType::F16, "f16"), (DType::F32, "f32")] {
-            let limits = Limits::of(dtype);
+            let limits = FidelityLimits::of(dtype);
             assert_eq!(limits.share_of_adapter, Some(0.25));
             assert!(help.contains(&format!("{:e} for {name}", limits.kl)), "{help}");
         }

@@ -20,7 +20,7 @@ pub struct Answers {
     pub data: DataAnswer,
     /// The system message that describes the character.
     pub character: Option<String>,
-    pub limits: Limits,
+    pub limits: RunBudget,
 }
 
 /// The training data: a file, or a data set that danlu writes.
@@ -32,7 +32,7 @@ pub enum DataAnswer {
 
 /// Limits on the time and the memory of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Limits {
+pub struct RunBudget {
     pub seconds: Option<f64>,
     pub memory: Option<u64>,
 }
@@ -144,8 +144,8 @@ fn parse_data(text: &str) -> Result<DataAnswer> {
 }
 
 /// Parses a time, a size, or both.
-fn parse_limits(text: &str) -> Result<Limits> {
-    let mut limits = Limits::default();
+fn parse_limits(text: &str) -> Result<RunBudget> {
+    let mut limits = RunBudget::default();
     for word in text.split([' ', ',', '，']).filter(|word| !word.is_empty()) {
         match parse_time(word) {
             Some(seconds) => limits.seconds = Some(seconds),
@@ -188,10 +188,13 @@ mod tests {
     #[test]
     fn limits_are_a_time_a_size_both_or_none() {
         let limits = |text: &str| parse_limits(text).map_err(|error| error.render(false));
-        assert_eq!(limits(""), Ok(Limits::default()));
-        assert_eq!(limits("30m 4GiB"), Ok(Limits { seconds: Some(1800.0), memory: Some(4 << 30) }));
-        assert_eq!(limits("1.5h"), Ok(Limits { seconds: Some(5400.0), memory: None }));
-        assert_eq!(limits("20分钟，900MB"), Ok(Limits { seconds: Some(1200.0), memory: Some(900_000_000) }));
+        assert_eq!(limits(""), Ok(RunBudget::default()));
+        assert_eq!(limits("30m 4GiB"), Ok(RunBudget { seconds: Some(1800.0), memory: Some(4 << 30) }));
+        assert_eq!(limits("1.5h"), Ok(RunBudget { seconds: Some(5400.0), memory: None }));
+        assert_eq!(
+            limits("20分钟，900MB"),
+            Ok(RunBudget { seconds: Some(1200.0), memory: Some(900_000_000) })
+        );
         for wrong in ["soon", "-5m", "0m", "4", "30 m"] {
             assert!(limits(wrong).unwrap_err().contains("expected a time or a size"), "{wrong}");
         }
