@@ -141,9 +141,14 @@ fn nothing_to_measure_is_an_error() {
     let empty = [LabeledSequence { ids: vec![], trained: vec![] }];
     for texts in [&empty[..], &[]] {
         assert!(
-            measure(alone(&model, &adapter), &model, None, texts, FidelityLimits::of(DType::F32), &mut |_| {
-                ControlFlow::Continue(())
-            })
+            measure(
+                alone(&model, &adapter),
+                &model,
+                None,
+                texts,
+                FidelityLimits::of(DType::F32),
+                &mut |_| { ControlFlow::Continue(()) }
+            )
             .is_err()
         );
     }
@@ -165,11 +170,15 @@ fn the_golden_adapter_merges_within_the_limits() {
     for dtype in [DType::F32, DType::Bf16] {
         let out = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, out.path(), Some(dtype));
-        let found =
-            measure(alone(&decoder(&base), &adapter), &merged, None, &texts, FidelityLimits::of(dtype), &mut |_| {
-                ControlFlow::Continue(())
-            })
-            .unwrap();
+        let found = measure(
+            alone(&decoder(&base), &adapter),
+            &merged,
+            None,
+            &texts,
+            FidelityLimits::of(dtype),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
         println!("{dtype:?}: {found:?}");
         assert!(found.passed, "{:?}", found.faults());
     }
