@@ -20,7 +20,7 @@ pub enum GenerateError {
     #[error("cannot continue the prompt: it has no tokens")]
     EmptyPrompt,
     /// The prompt is longer than the context.
-    #[error("cannot read the prompt: it has {prompt} tokens, the context {context}")]
+    #[error("cannot read the prompt: it has {prompt} tokens, and the context has room for {context}")]
     PromptTooLong {
         /// Number of tokens of the prompt.
         prompt: usize,
@@ -28,7 +28,7 @@ pub enum GenerateError {
         context: usize,
     },
     /// Every logit is NaN or minus infinity.
-    #[error("cannot choose a token after {position} tokens: no logit is a number")]
+    #[error("cannot choose a token after {position} tokens: every logit is NaN or minus infinity")]
     NoLogit {
         /// Number of tokens before the missing token.
         position: usize,

@@ -192,7 +192,10 @@ mod tests {
     fn prompts_without_tokens_or_room_are_rejected() {
         assert!(matches!(sequence(&[], 9, 1, &[]), Err(GenerateError::EmptyPrompt)));
         let error = sequence(&[0; 10], 9, 1, &[]).err().unwrap();
-        assert_eq!(error.to_string(), "cannot read the prompt: it has 10 tokens, the context 9");
+        assert_eq!(
+            error.to_string(),
+            "cannot read the prompt: it has 10 tokens, and the context has room for 9"
+        );
     }
 
     /// A processor that excludes every token except one.
@@ -226,7 +229,10 @@ mod tests {
     fn logits_without_a_number_are_an_error() {
         let mut sequence = sequence(&[0, 1], 9, 5, &[]).unwrap();
         let error = sequence.push(&mut [f32::NAN; 4]).unwrap_err();
-        assert_eq!(error.to_string(), "cannot choose a token after 2 tokens: no logit is a number");
+        assert_eq!(
+            error.to_string(),
+            "cannot choose a token after 2 tokens: every logit is NaN or minus infinity"
+        );
         assert_eq!((sequence.ids().len(), sequence.stop()), (2, None));
     }
 }

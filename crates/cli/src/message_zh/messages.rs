@@ -165,12 +165,12 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot use `{}`: it is {}, expected {}", "无法使用 `{}`：它是 {}，应为 {}"),
     ("cannot continue the prompt: it has no tokens", "无法续写：提示里没有词元"),
     (
-        "cannot read the prompt: it has {} tokens, the context {}",
+        "cannot read the prompt: it has {} tokens, and the context has room for {}",
         "无法读取提示：它有 {} 个词元，上下文只能放 {} 个",
     ),
     (
-        "cannot choose a token after {} tokens: no logit is a number",
-        "无法在 {} 个词元之后选择下一个：没有一个 logit 是数",
+        "cannot choose a token after {} tokens: every logit is NaN or minus infinity",
+        "无法在 {} 个词元之后选择下一个：所有 logit 都是 NaN 或负无穷",
     ),
     ("cannot choose a token after {} tokens: {}", "无法在 {} 个词元之后选择下一个：{}"),
     (
