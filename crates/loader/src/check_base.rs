@@ -1,7 +1,7 @@
 //! Compares the base onto which an adapter is loaded with the base on which the adapter was trained.
 //!
 //! Any base of the same shape can be loaded, but the replies are correct only with the base of the training.
-//! These checks warn if the base is another one.
+//! These checks warn if the base differs.
 
 use std::fs;
 use std::path::Path;
@@ -16,24 +16,26 @@ use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 /// Suffix in the name of repositories that contain 4-bit weights of bitsandbytes.
 pub(crate) const FOUR_BIT_SUFFIX: &str = "-bnb-4bit";
 
-/// The amount of data of a base that is compared.
+/// How much of a base's data is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckDepth {
-    /// Compares a few pages of each file. This takes no noticeable time.
+    /// Compares a few pages of each file, which takes no noticeable time. If these pages differ, the
+    /// comparison continues as with `Full`.
     Sample,
-    /// Compares as much as a resumed run does.
+    /// Compares the fingerprint that [`danlu_model::base_fingerprint`] computes, as a resumed run does.
     Full,
 }
 
-/// Returns the quantization that the base had in the adapter's training. It is read from `danlu.json`. If
-/// this file does not contain it and the adapter names a 4-bit repository, the default of bitsandbytes is
-/// returned.
+/// Returns the quantization that the base had in the adapter's training. The quantization is read from
+/// `danlu.json`. If this file does not contain it and the adapter names a 4-bit repository, the default of
+/// bitsandbytes is returned.
 ///
-/// Returns `None` if there is no adapter, or if the base is stored in 4 bits.
+/// Returns `None` if there is no adapter, if neither source names a quantization, or if the base is stored in
+/// 4 bits.
 ///
 /// # Errors
-/// If some modules were in 16 bits in training and the base is not stored in 4 bits, or if a weight is
-/// invalid.
+/// If the base of the training had some modules in 16 bits, but the given base is not stored in 4 bits. Also
+/// if the quantization state of a weight is invalid.
 pub fn training_quantization(
     files: &ModelFiles,
     notices: &mut Vec<Notice>,
@@ -67,13 +69,13 @@ pub fn training_quantization(
     Ok(trained)
 }
 
-/// Returns the base that an adapter names, if it is a 4-bit repository.
+/// Returns the name of the adapter's base if the name ends like that of a 4-bit repository.
 fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
     adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
 }
 
-/// Identifies the base in `folder`. `named` is the name of the base in the command or in the adapter. For a
-/// snapshot in the Hub's cache, the repository and the commit are read from the path.
+/// Identifies the base in `folder`. `named` is the base's name as the command or the adapter contains it. For
+/// a snapshot in the Hub's cache, the repository and the commit are read from the path.
 pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     match parse_snapshot_path(&real) {
@@ -82,14 +84,17 @@ pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     }
 }
 
-/// Returns whether danlu trained the adapter on a 16-bit base.
+/// Returns whether `danlu.json` states that the adapter was trained on an unquantized base. Returns `false`
+/// for an adapter without `danlu.json`.
 pub fn trained_on_unquantized_base(adapter: &AdapterFiles) -> bool {
     adapter.identity().is_some_and(|identity| identity.quantization().is_none())
 }
 
-/// Compares `base` with the base of the adapter's training, and adds a notice for each difference.
+/// Compares `base` with the base of the adapter's training. Adds a notice if the contents differ, or if the
+/// training used an unquantized base and `base` is stored in 4 bits.
 ///
-/// Returns the identity of `base` if its weights or its configuration differ.
+/// Returns the identity of `base` if its weights or its configuration differ. They are not compared if only
+/// one of the two bases is stored in 4 bits, or if `danlu.json` contains no fingerprint.
 ///
 /// # Errors
 /// If a file of `base` cannot be read.

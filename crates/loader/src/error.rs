@@ -23,7 +23,7 @@ pub enum LoadError {
     NoModel {
         /// The path.
         path: PathBuf,
-        /// The kind of the path.
+        /// What the path is.
         kind: FolderKind,
     },
     /// The path is an adapter, but a base is required.
@@ -69,10 +69,11 @@ pub enum LoadError {
         base: String,
         /// Reason.
         source: Box<LoadError>,
-        /// Another way to load the adapter.
+        /// Hint that names a different way to load the adapter.
         alternative: &'static str,
     },
-    /// The adapter was trained on a 4-bit base with some modules in 16 bits.
+    /// The adapter was trained on a 4-bit base with some modules in 16 bits, and the given base is not stored
+    /// in 4 bits.
     #[error(
         "cannot quantize as in training: the adapter's base had {} in 16 bits, and `{}` is a 16-bit base",
         counted(skipped.len(), "projection"),
@@ -81,7 +82,7 @@ pub enum LoadError {
     SkippedModules {
         /// Folder of the base.
         base: PathBuf,
-        /// The modules.
+        /// The modules that were in 16 bits.
         skipped: Vec<String>,
     },
     /// The adapter replaces tensors of a base that other adapters use too.
@@ -90,17 +91,17 @@ pub enum LoadError {
         /// Folder of the adapter.
         adapter: PathBuf,
     },
-    /// The tokenizer or the template differs from the one in training.
+    /// The tokenizer or the template differs from that of the training.
     #[error("{summary}")]
     TokenMismatch {
-        /// The files that differ.
+        /// A sentence that names the folders whose tokens differ.
         summary: String,
         /// One sentence for each difference.
         differences: Vec<String>,
         /// The next step for the user.
         hint: &'static str,
     },
-    /// The observer stopped the quantization of the base.
+    /// The observer stopped the quantization of the base, or rejected a download.
     #[error("stopped while weights were quantized to 4 bits")]
     Stopped,
     /// The Hub or its cache failed.
@@ -115,14 +116,14 @@ pub enum LoadError {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// An error with a hint that is added later.
+    /// An error to which a caller added a hint.
     #[error("{source}")]
     Hinted {
         /// The error.
         source: Box<LoadError>,
         /// The hint.
         hint: String,
-        /// Whether the hint replaces the error's own hint. Otherwise both hints are shown.
+        /// Whether the hint replaces the error's own hint. If false, both hints are shown.
         replaces: bool,
     },
 }
@@ -238,7 +239,7 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
 
 const GGUF: &str = "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF";
 
-/// Returns the hint for a folder that contains files, but no model of this kind.
+/// Returns the hint for a folder that contains neither a model nor an adapter of a kind that danlu reads.
 fn other_hint(path: &Path) -> String {
     let names = files::names_in(path).unwrap_or_default();
     let has = |is_it: &dyn Fn(&str) -> bool| names.iter().any(|name| is_it(name));

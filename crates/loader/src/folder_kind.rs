@@ -16,7 +16,7 @@ pub enum FolderKind {
     Model,
     /// A training run that has not written its adapter yet.
     StoppedRun {
-        /// The newest checkpoint of the run. A checkpoint is an adapter.
+        /// The newest checkpoint of the run, which can be loaded as an adapter.
         newest: Option<PathBuf>,
     },
     /// The path does not exist.

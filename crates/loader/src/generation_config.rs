@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
-/// The contents of a model's `generation_config.json`. They are empty if the file does not exist.
+/// The contents of a model's `generation_config.json`. There are no values if the file does not exist.
 #[derive(Clone, Debug)]
 pub struct GenerationConfig {
     path: PathBuf,
@@ -16,7 +16,7 @@ impl GenerationConfig {
     /// Reads the file in `folder`.
     ///
     /// # Errors
-    /// If the file is not a JSON object.
+    /// If the file cannot be read or is not a JSON object.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("generation_config.json");
         let values = read_json_object(&path)?.unwrap_or_default();

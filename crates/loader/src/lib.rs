@@ -11,7 +11,7 @@
 //!   file is opened once.
 //! - [`LoadedModel`] contains the decoder, the adapter and the tokenizer.
 //!
-//! A server loads a base once, as [`LoadedBase`], and adds adapters with [`LoadedAdapter::load`].
+//! A server loads a base once as a [`LoadedBase`], and loads each adapter with [`LoadedAdapter::load`].
 //!
 //! The crate prints nothing. It returns a [`Notice`] for each fact that a user should see, reports long
 //! operations as [`Progress`], and returns errors as [`LoadError`] with a hint.

@@ -13,12 +13,12 @@ use crate::{
     training_quantization,
 };
 
-/// Quantization of the base while it is loaded.
+/// Quantization that is applied to the base while it is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuantChoice {
     /// The quantization that the base had in the adapter's training.
     AsTrained,
-    /// This quantization, or no quantization.
+    /// This quantization, or no quantization for `None`.
     As(Option<Quantization>),
 }
 
@@ -62,7 +62,7 @@ impl LoadedBase {
     /// Loads the tensors of an adapter, and prepares them for this base.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, or if the adapter was made for a base of another shape. Also
+    /// If a file of the adapter is invalid, or if the adapter was made for a base of a different shape. Also
     /// returns an error if the adapter replaces tensors of the base, because other adapters use the same
     /// base.
     pub fn load_adapter(&self, files: &AdapterFiles) -> Result<Adapter, LoadError> {
@@ -77,7 +77,7 @@ impl LoadedBase {
 }
 
 impl Loader<'_> {
-    /// Loads the decoder of a base, and quantizes it if `options` require this.
+    /// Loads the decoder of a base. If `quantization` is given, the base is quantized.
     ///
     /// # Errors
     /// If a tensor is missing or invalid, if a base that is already in 4 bits should be quantized, or if the
@@ -98,8 +98,8 @@ impl Loader<'_> {
         build_decoder(files, (quantization, threads), backend, &mut progress)
     }
 
-    /// Loads a base as [`Loader::load_decoder`] does. The result also contains the files of the base. They
-    /// are needed to load adapters later.
+    /// Loads a base as [`Loader::load_decoder`] does. The result also contains the files of the base. These
+    /// files are needed to load adapters later.
     ///
     /// # Errors
     /// The errors of [`Loader::load_decoder`].
@@ -117,7 +117,8 @@ impl Loader<'_> {
     /// Loads a base, and its adapter if there is one.
     ///
     /// # Errors
-    /// If a file is invalid, if the tokens differ from those of the training, or if the observer stops.
+    /// If a file is invalid or the observer stops. Also if the tokens differ from those of the training and
+    /// `options` require a match.
     pub fn load(
         &self,
         files: ModelFiles,
@@ -126,7 +127,8 @@ impl Loader<'_> {
     ) -> Result<LoadedModel, LoadError> {
         let quantization = choose_quantization(&files, options.quantization, notices)?;
         let adapter = files.load_adapter(&*options.backend)?;
-        // If the adapter changes the base, the base is loaded only once, with these changes.
+        // If the adapter replaces tensors of the base, the decoder is built from the changed base. The
+        // unchanged base is never loaded.
         let changed = adapter.as_ref().map(|adapter| files.base().changed_by(adapter)).transpose()?.flatten();
         let base = changed.map_or_else(|| Arc::clone(files.base()), Arc::new);
         let base = self.load_base(base, quantization, options.threads, Arc::clone(&options.backend))?;
@@ -150,8 +152,8 @@ fn build_decoder(
     })
 }
 
-/// Returns the quantization for a model's base. If the adapter's training decides about it, a notice is
-/// added.
+/// Returns the quantization for a model's base. If the quantization follows the adapter's training, a notice
+/// is added.
 ///
 /// # Errors
 /// The errors of [`training_quantization`].
@@ -184,9 +186,9 @@ impl LoadedAdapter {
     /// Loads an adapter onto `base`. The weights of the base are not read.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, if the adapter was made for a base of another shape, or if the
-    /// tokens differ. Also returns an error if the adapter replaces tensors of the base, because other
-    /// adapters use the same base.
+    /// If a file of the adapter is invalid, if the adapter was made for a base of a different shape, or if
+    /// the tokens differ and `check` requires a match. Also returns an error if the adapter replaces tensors
+    /// of the base, because other adapters use the same base.
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,
@@ -210,10 +212,12 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Combines a model's adapter with its loaded base.
+    /// Combines a model's adapter with its loaded base. If the adapter replaces tensors of the base, a
+    /// changed copy of the base is built for this model alone.
     ///
     /// # Errors
-    /// The errors of [`LoadedAdapter::load`].
+    /// If a file is invalid, if the adapter was made for a base of a different shape, or if the tokens differ
+    /// and `check` requires a match.
     pub fn on(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -238,7 +242,8 @@ impl LoadedModel {
         Self::assemble(files, base, adapter, check, notices)
     }
 
-    /// Combines a model's adapter with its base. The base already contains the changes of the adapter.
+    /// Combines a model's adapter with its base. `base` already contains the tensors that the adapter
+    /// replaces.
     fn assemble(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -278,7 +283,7 @@ impl LoadedModel {
         &self.tokens.tokenizer
     }
 
-    /// Returns the model with another tokenizer, such as a tokenizer with another chat template.
+    /// Returns the model with another tokenizer, such as a tokenizer with a different chat template.
     ///
     /// # Errors
     /// The errors of `change`.

@@ -12,7 +12,7 @@ use danlu_model::sidecar_files::generation_folder;
 pub struct ModelDirs {
     /// Folder with `config.json` and the weights.
     pub base: PathBuf,
-    /// The adapter.
+    /// The adapter, or `None` for a base or a merged model.
     pub adapter: Option<AdapterDir>,
 }
 

@@ -58,7 +58,7 @@ impl BaseFiles {
         Ok(changed.map(|(config, weights)| Self { config, weights, ..self.clone() }))
     }
 
-    /// Returns the base with rows for the adapter's new tokens. Nothing else is changed. See
+    /// Returns the base with rows for the adapter's new tokens. No other tensor is changed. See
     /// [`Adapter::resized_base`].
     ///
     /// # Errors
@@ -88,13 +88,13 @@ impl BaseFiles {
     /// file.
     ///
     /// # Errors
-    /// If the folder cannot be listed.
+    /// If the folder cannot be listed or a file cannot be read.
     pub fn sample(&self) -> Result<String, LoadError> {
         Ok(base_sample_of(self.config_json.bytes(), &self.weights)?)
     }
 
-    /// Reads the tokenizer of the base. If an `adapter` is given, files of the adapter replace files of the
-    /// base.
+    /// Reads the tokenizer of the base. If the folder `adapter` is given, files in this folder replace files
+    /// of the base.
     ///
     /// # Errors
     /// If a file of the tokenizer is missing or invalid.
@@ -152,8 +152,8 @@ impl AdapterFiles {
     /// of the base.
     ///
     /// # Errors
-    /// If the file with the tensors is missing or invalid, or if the adapter was made for a base of another
-    /// shape.
+    /// If the file with the tensors is missing or invalid, or if the adapter was made for a base of a
+    /// different shape.
     pub fn load(
         &self,
         model: &ModelConfig,
@@ -180,7 +180,7 @@ impl AdapterFiles {
 pub struct ModelFiles {
     base: Arc<BaseFiles>,
     adapter: Option<AdapterFiles>,
-    /// Contents of `danlu.json`, if the model is a merged model.
+    /// Contents of `danlu.json` if the model has no adapter and this file exists, as in a merged model.
     merged_identity: Option<TrainingIdentity>,
 }
 
@@ -194,10 +194,10 @@ impl ModelFiles {
         Self::open_on(base, dirs.adapter)
     }
 
-    /// Opens the files of `adapter`. The base is already opened.
+    /// Opens the files of `adapter` on a base whose files are already open.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid.
+    /// If a file of the adapter, or `danlu.json` of a merged model, is invalid.
     pub fn open_on(base: Arc<BaseFiles>, adapter: Option<AdapterDir>) -> Result<Self, LoadError> {
         let (adapter, merged_identity) = match adapter {
             Some(dir) => (Some(AdapterFiles::open_rest(dir)?), None),
@@ -233,7 +233,7 @@ impl ModelFiles {
         self.adapter.as_ref().map(|adapter| adapter.load(model, folder, backend)).transpose()
     }
 
-    /// Returns the contents of the `danlu.json` of the adapter or of the merged model.
+    /// Returns the contents of `danlu.json`. The file belongs to the adapter, or to a merged model.
     pub fn identity(&self) -> Option<&TrainingIdentity> {
         match &self.adapter {
             Some(adapter) => adapter.identity(),

@@ -13,8 +13,8 @@ pub enum ModelRef {
     Folder(PathBuf),
     /// A repository on the Hub.
     Hub(RepoName),
-    /// A text `owner/model`, while there is a local folder `owner`. If the cache contains this repository,
-    /// the text refers to the repository. Otherwise it is a mistyped path.
+    /// A text `owner/model`, while there is a local folder `owner` without a `model`. If the cache contains
+    /// the repository, the text refers to the repository. If not, the text is treated as a mistyped path.
     Ambiguous {
         /// The text as a path.
         path: PathBuf,
@@ -33,7 +33,7 @@ impl ModelRef {
         let name = path.to_str().and_then(|text| parse_name(text).ok()).filter(|_| !path.exists());
         let Some(name) = name else { return folder() };
         let Some(owner) = name.id().split('/').next().map(Path::new) else { return folder() };
-        // This excludes a pasted URL, which does not start with the owner.
+        // A pasted URL is never ambiguous, because it does not start with the owner.
         let owner_exists = path.starts_with(owner) && owner.exists();
         match name.named_revision().is_none() && owner_exists {
             true => Self::Ambiguous { path: path.to_owned(), name },
@@ -41,7 +41,7 @@ impl ModelRef {
         }
     }
 
-    /// Returns the repository, if the reference is one. The cache is read only for an ambiguous reference.
+    /// Returns the repository if the reference names one. The cache is read only for an ambiguous reference.
     pub fn hub_name(&self, hub: &dyn HubSource) -> Option<&RepoName> {
         match self {
             Self::Folder(_) => None,
@@ -52,7 +52,8 @@ impl ModelRef {
         }
     }
 
-    /// If the reference was read as a path, returns a hint how to name the repository instead.
+    /// If an ambiguous reference is treated as a path, returns a hint that shows how to name the repository
+    /// instead.
     pub fn hub_hint(&self, hub: &dyn HubSource) -> Option<String> {
         let Self::Ambiguous { name, .. } = self else { return None };
         match self.hub_name(hub) {
@@ -62,7 +63,8 @@ impl ModelRef {
     }
 }
 
-/// Parses `hf:org/name`. Such a text always means the repository, even if a folder `org/name` exists.
+/// Parses `hf:org/name` or `hf://org/name`. Such a text always means the repository, even if a folder
+/// `org/name` exists.
 pub fn explicit_name(path: &Path) -> Option<RepoName> {
     let text = path.to_str()?;
     let name = text.strip_prefix("hf://").or_else(|| text.strip_prefix("hf:"))?;
@@ -89,8 +91,8 @@ pub fn with_full_commit(name: RepoName, folder: &Path) -> RepoName {
     if is_part { name.at(commit).unwrap_or(name) } else { name }
 }
 
-/// Returns whether the cache or the Hub contains a model named `path`. A local folder of this name has no
-/// effect.
+/// Returns whether the cache or the Hub contains a model named `path`. Local folders are not considered.
+/// Returns `false` if the Hub does not respond.
 pub fn is_known_name(hub: &Hub, path: &Path) -> bool {
     let name = path.to_str().and_then(|text| text.parse().ok());
     name.is_some_and(|name| is_cached(hub, &name) || hub.repo_exists(&name) == Some(true))

@@ -6,7 +6,7 @@ use danlu_model::Tokenizer;
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 use danlu_adapter::TrainingIdentity;
 
-/// The action of the loader if the tokens differ from those of the training.
+/// The action of the loader if the tokenizer or the template differs from that of the training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCheck {
     /// Returns an error.
@@ -15,18 +15,18 @@ pub enum TokenCheck {
     Warn,
 }
 
-/// The tokenizer with which a model was trained.
+/// The tokenizer and the system prompt of a model.
 #[derive(Debug)]
 pub struct ModelTokens {
-    /// The adapter's own tokenizer. If the adapter has none, the tokenizer of the base.
+    /// The tokenizer with the chat template. Files of the adapter replace files of the base.
     pub tokenizer: Tokenizer,
     /// System prompt of the training data. It is used for conversations without a system message.
     pub default_system: Option<String>,
 }
 
 impl ModelTokens {
-    /// Reads the tokens of a model. If `danlu.json` contains a fingerprint, the tokens of the base and of the
-    /// adapter must match it.
+    /// Reads the tokenizer and the template of a model. If there is a `danlu.json`, those of the base and of
+    /// the adapter are compared with its fingerprint. `check` defines what happens if they differ.
     ///
     /// # Errors
     /// If a file is invalid, or if the tokens differ and `check` requires a match.
@@ -39,7 +39,7 @@ impl ModelTokens {
         Ok(tokens)
     }
 
-    /// Reads the tokens of a base or a merged model.
+    /// Reads the tokenizer and the template of a base or a merged model.
     fn of_model(
         base: &BaseFiles,
         identity: Option<&TrainingIdentity>,
@@ -54,7 +54,7 @@ impl ModelTokens {
         Ok(Self { tokenizer, default_system: identity.default_system().map(str::to_owned) })
     }
 
-    /// Reads the tokens of an adapter on a base.
+    /// Reads the tokenizer and the template of an adapter on a base.
     ///
     /// # Errors
     /// The errors of [`ModelTokens::read`].
@@ -84,7 +84,7 @@ impl ModelTokens {
     }
 
     /// Chooses the tokenizer for an adapter that danlu did not train. Such an adapter has no fingerprint. If
-    /// there are tokenizer files next to the adapter, the adapter was trained with these files.
+    /// there are tokenizer files next to the adapter, danlu assumes that the adapter was trained with them.
     fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
         let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
         let differences =
@@ -96,7 +96,7 @@ impl ModelTokens {
     }
 }
 
-/// A difference between the current tokens and the tokens of the training.
+/// A difference between the current tokenizer or template and that of the training.
 struct Mismatch {
     summary: String,
     differences: Vec<String>,

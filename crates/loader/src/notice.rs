@@ -1,4 +1,4 @@
-//! Facts that a user should see although the model was loaded successfully.
+//! Facts that a user should see even if the model was loaded successfully.
 
 use std::path::PathBuf;
 
@@ -7,24 +7,24 @@ use danlu_hub::RepoName;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Quantization, Tokenizer};
 
-/// A fact that a user should see although the model was loaded successfully. The caller writes the text for
-/// it.
+/// A fact that a user should see even if the model was loaded successfully. The caller writes the text for
+/// each fact.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// Optional files are missing in the cache, but the Hub could not be reached.
+    /// Optional files are missing in the cache and could not be downloaded.
     IncompleteCache {
         /// Repository of the model.
         name: RepoName,
         /// Names of the files.
         files: Vec<&'static str>,
-        /// The reason why the Hub could not be reached.
+        /// The reason why the files could not be downloaded, such as `HF_HUB_OFFLINE`.
         reason: String,
     },
     /// The base is quantized with the quantization of the adapter's training.
     QuantizedAsTrained {
         /// Name of the adapter.
         name: String,
-        /// Code of the quantization.
+        /// 4-bit type of the quantization.
         code: FourBitCode,
     },
     /// The adapter names a 4-bit repository, so the base is quantized with the default settings of
@@ -35,7 +35,7 @@ pub enum Notice {
         /// Folder of the 16-bit base.
         base: PathBuf,
     },
-    /// The base is stored with another quantization than in the adapter's training.
+    /// The quantization of the stored base differs from the quantization in the adapter's training.
     OtherQuantization {
         /// Name of the adapter.
         name: String,
@@ -46,13 +46,13 @@ pub enum Notice {
         /// Quantization of the stored base.
         stored: Quantization,
     },
-    /// The adapter was trained on a 16-bit base, but this base is stored in 4 bits.
+    /// The adapter was trained on an unquantized base, but the given base is stored in 4 bits.
     TrainedUnquantized {
         /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
-        /// Code with which the base is stored.
+        /// 4-bit type of the stored base.
         code: FourBitCode,
     },
     /// The base is not the one on which the adapter was trained.
@@ -68,7 +68,7 @@ pub enum Notice {
         /// `owner/name@commit` of the base that was used in training, if known.
         trained_on: Option<String>,
     },
-    /// The tokenizer and template next to the adapter are used. They differ from those of the base.
+    /// The tokenizer and the template next to the adapter are used, and they differ from those of the base.
     AdapterTokens {
         /// One sentence for each difference.
         differences: Vec<String>,
@@ -78,23 +78,23 @@ pub enum Notice {
         /// The subfolder.
         folder: PathBuf,
     },
-    /// The files of the adapter differ from the files that PEFT writes.
+    /// A note of the loaded adapter, such as a difference from the files that PEFT writes.
     Adapter {
-        /// The adapter.
+        /// Name of the adapter.
         name: String,
-        /// The difference.
+        /// The note.
         note: AdapterNote,
     },
     /// The tokenizer file requests BPE dropout, which danlu does not apply.
     IgnoredDropout {
         /// Path of the tokenizer file.
         file: PathBuf,
-        /// The share of merges that the file asks to skip.
+        /// Share of the merges that the file tells the tokenizer to skip.
         dropout: f32,
     },
-    /// The tokens differ from those of the training, but the caller allows this.
+    /// The tokenizer or the template differs from that of the training, but the caller allows the difference.
     TokenMismatch {
-        /// The files that differ.
+        /// A sentence that names the folders whose tokens differ.
         summary: String,
         /// One sentence for each difference.
         differences: Vec<String>,

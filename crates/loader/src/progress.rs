@@ -24,7 +24,7 @@ pub enum Progress<'a> {
         /// Seconds since the download started.
         seconds: f64,
     },
-    /// The download ended.
+    /// The download succeeded or failed.
     FetchEnded {
         /// Repository of the model.
         name: &'a RepoName,
@@ -35,14 +35,14 @@ pub enum Progress<'a> {
     },
     /// Weights are being quantized.
     Quantizing {
-        /// Code of the quantization.
+        /// 4-bit type of the quantization.
         code: FourBitCode,
         /// Number of bytes so far.
         progress: QuantizeProgress,
     },
 }
 
-/// A function that receives [`Progress`].
+/// A function that receives the [`Progress`] of a [`Loader`](crate::Loader).
 ///
 /// `ControlFlow::Break` stops a quantization. For [`Progress::FetchStarted`], it prevents the download. A
 /// running download is not stopped, because it has no safe point where it could stop.

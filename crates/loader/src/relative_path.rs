@@ -11,11 +11,11 @@ pub fn find_beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) ->
 }
 
 /// Resolves the path `name`, which a file in `folder` contains. `name` may be relative to the working
-/// directory, to `folder`, or to a folder above `folder`. They are tried in this order. Returns the first
-/// path that `is_it` accepts.
+/// directory, to `folder`, or to a folder above `folder`. These folders are tried in this order. Returns the
+/// first path that `is_it` accepts.
 ///
-/// The run started in one of these folders. If all these folders are moved together, the path can still be
-/// resolved.
+/// The path is usually relative to the folder in which the run started, which is often a folder above
+/// `folder`. If that folder is moved as a whole, the path can still be resolved.
 pub fn find_above(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let folder = resolved(folder);
     let above = folder.ancestors().map(|folder| folder.join(name));

@@ -1,4 +1,4 @@
-//! Resolves references to folders.
+//! Resolves references to models, each to a folder.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use crate::folder_kind::MODEL_CONFIG;
 use crate::model_dirs::AdapterDir;
 use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
 
-/// Creates a [`Hub`] only when it is needed. Local folders can thus be used even if the Hub settings are
-/// invalid.
+/// Creates a [`Hub`] when it is first needed. If the Hub settings are invalid, local folders can thus still
+/// be used.
 pub trait HubSource {
     /// Returns the Hub.
     ///
@@ -47,11 +47,11 @@ impl<'a> Loader<'a> {
         self.hub
     }
 
-    /// Resolves a reference to a folder. A repository that is not in the cache is downloaded.
+    /// Resolves a model reference to a folder. If a repository is not in the cache, it is downloaded.
     ///
     /// # Errors
-    /// If neither the cache nor the Hub contains the repository, or if a local folder makes the reference
-    /// ambiguous.
+    /// If neither the cache nor the Hub contains the repository, or if an ambiguous reference is not in the
+    /// cache. Also returns the errors of the download.
     pub fn resolve(
         &self,
         model: &ModelRef,
@@ -75,7 +75,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Resolves the base `path` to a folder. Adapters, stopped runs and plain files are rejected. Any other
-    /// folder is accepted, so that the error for a missing file comes later and names the file.
+    /// folder is accepted. If a file is missing in that folder, a later error names the file.
     ///
     /// # Errors
     /// If `path` is an adapter, a run or a file. Also returns the errors of [`Loader::resolve`].
@@ -102,8 +102,8 @@ impl<'a> Loader<'a> {
     /// names.
     ///
     /// # Errors
-    /// If there is no model, if `base` is given although `path` is a whole model, or if the adapter's base
-    /// cannot be found.
+    /// If there is no model, or more than one adapter below `path`. Also if the adapter's base cannot be
+    /// found, or if `base` is given but `path` is a whole model.
     pub fn model_dirs(
         &self,
         path: &Path,
@@ -141,8 +141,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves a repository to its folder in the cache. If the cache does not contain the model, it is
-    /// downloaded.
+    /// Resolves a repository to its folder in the cache. If the cache does not contain the model, the model
+    /// is downloaded.
     pub(crate) fn hub_folder(
         &self,
         name: &RepoName,
@@ -164,12 +164,14 @@ impl<'a> Loader<'a> {
     /// Downloads the current version of a model from the Hub.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or rejects the request, or if the disk is full.
+    /// If the Hub cannot be reached or rejects the request, if the disk is full, or if the observer rejects
+    /// the download.
     pub fn fetch(&self, name: &RepoName, scope: FetchScope) -> Result<Pulled, LoadError> {
         let hub = self.hub.hub()?;
         let start = Instant::now();
         let seconds = || start.elapsed().as_secs_f64();
-        // The return value is ignored, because a download cannot be stopped: see `Observer`.
+        // The observer's return value is ignored, because a running download cannot be stopped: see
+        // `Observer`.
         let report = |progress: Progress<'_>| -> () {
             let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
         };
@@ -185,11 +187,11 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Maximum number of subfolders in which an adapter is searched.
+/// Maximum number of folder entries in which an adapter is searched.
 const MAX_SUBFOLDERS: usize = 1000;
 
 /// Returns the subfolders of `folder` that contain an adapter, sorted by name. PEFT saves an adapter in a
-/// subfolder if the adapter has a name other than the default.
+/// subfolder if the adapter's name is not `default`.
 fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_SUBFOLDERS);
     let mut found: Vec<PathBuf> =
@@ -198,8 +200,8 @@ fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Downloads the optional files that are missing in the cached model, because another program downloaded it.
-/// Returns a notice if the Hub cannot be reached.
+/// Downloads the optional files that are missing in a cached model. Files can be missing if another program
+/// downloaded the model. Returns a notice if the files cannot be downloaded.
 pub fn fetch_optional_files(hub: &Hub, name: &RepoName, folder: &Path) -> Option<Notice> {
     let files = hub.missing_optional_files(name, folder);
     if files.is_empty() {

@@ -12,7 +12,8 @@ use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {
     /// Resolves the base that the adapter in `folder` names. The base may be a local folder or a repository
-    /// on the Hub. A relative path may also start at the adapter's folder, or at a folder above it.
+    /// on the Hub. A relative path may be relative to the working directory, to the adapter's folder, or to a
+    /// folder above it.
     pub(crate) fn adapter_base(
         &self,
         folder: &Path,
@@ -59,13 +60,13 @@ fn local_base(adapter: &Path, name: &Path) -> Option<PathBuf> {
     if !is_snapshot {
         return relative_path::find_above(adapter, name, is_model);
     }
-    // If the adapter is in the cache, its base may not be a path relative to the cache or to the working
-    // directory.
+    // The adapter is a snapshot in the Hub's cache, so it may come from another author. A relative path is
+    // ignored, unless it looks like a name on the Hub and a local folder of this name is a model.
     let is_name = name.to_str().is_some_and(|text| text.parse::<RepoName>().is_ok());
     Some(name.to_owned()).filter(|name| (name.is_absolute() || is_name) && is_model(name))
 }
 
-/// Returns the hint if a local folder has the same name as a repository on the Hub, and therefore hides it.
+/// If a local path has the name of a possible repository and therefore hides it, returns a hint.
 fn blocking_folder_hint(path: &Path) -> Option<String> {
     let name: RepoName = path.to_str()?.parse().ok().filter(|_| path.exists())?;
     Some(format!(
