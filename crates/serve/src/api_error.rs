@@ -76,19 +76,19 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "permission_error", message).with_code(code)
     }
 
-    /// Returns the error for a state that another client has changed.
+    /// Returns the error for a request that expects a state which another client has changed.
     pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
         Self { is_final: true, ..Self::new(StatusCode::CONFLICT, "invalid_request_error", message) }
             .with_code(code)
     }
 
-    /// Returns the error for a limit that other requests have reached.
+    /// Returns the error for a limit that is reached. `retry_after` is the number of seconds until a retry.
     pub fn too_many(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         Self { retry_after: Some(retry_after.max(1)), ..error }.with_code(code)
     }
 
-    /// Returns the error for a server that is starting or shutting down.
+    /// Returns the error for a server that is shutting down or whose engine has ended.
     pub fn unavailable(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message);
         Self { retry_after: Some(2), ..error }.with_code("unavailable")
@@ -100,7 +100,8 @@ impl ApiError {
         Self { is_final: true, ..error }
     }
 
-    /// Returns the error for a request that exceeds the context, by its prompt or by prompt and reply.
+    /// Returns the error for a prompt that is longer than the context, or too long together with its reply.
+    /// `reply` is 0 if the prompt alone is too long.
     pub fn context_length(prompt: usize, reply: usize, context: usize) -> Self {
         let asked = match reply {
             0 => format!("the prompt has {prompt} tokens"),
@@ -205,7 +206,7 @@ fn with_hint(message: String, hint: Option<String>) -> String {
     }
 }
 
-/// Shortens a client's text for an error message.
+/// Shortens a text from a client for an error message.
 pub(crate) fn shortened(text: &str) -> String {
     const MAX_CHARS: usize = 120;
     match text.char_indices().nth(MAX_CHARS) {

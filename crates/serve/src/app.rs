@@ -58,7 +58,8 @@ impl App {
         self.registry.loader().base.decoder().config().model_type.clone()
     }
 
-    /// Returns the type of the base's weights, as Ollama names it.
+    /// Returns the type of the base's weights in Ollama's spelling, such as `NF4`. Unquantized weights are
+    /// reported as `F16`.
     pub fn quantization_level(&self) -> String {
         let base = &self.registry.loader().base;
         let stored = base.files().stored_quantization().ok().flatten();
@@ -102,7 +103,8 @@ impl App {
         Ok(())
     }
 
-    /// Submits prompts to the engine. Returns their reply after the engine has admitted all prompts.
+    /// Submits prompts to the engine. Returns after the engine has admitted all prompts. The returned
+    /// [`Reply`] yields their text.
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,
@@ -162,7 +164,8 @@ impl App {
         })
     }
 
-    /// Renders messages with the chat template of the model. Returns the text and its tokens.
+    /// Renders messages with the chat template of the model, and adds the model's default system message if
+    /// the first message is no system message. Returns the text and its tokens.
     pub async fn render(
         &self,
         lease: &Lease,
@@ -181,7 +184,7 @@ impl App {
         .await
     }
 
-    /// Returns the metrics that the engine and the registry hold.
+    /// Returns the current values of the engine and the registry, for `/metrics`.
     pub fn gauges(&self) -> Gauges {
         let stats = self.engine.stats();
         let generations = self.registry.generations();

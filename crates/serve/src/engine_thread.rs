@@ -1,8 +1,9 @@
 //! The thread that owns the scheduler.
 //!
 //! Requests arrive through a bounded channel and are added between two steps. Each HTTP request has its own
-//! channel for events. The thread never waits for a client: event channels are unbounded, but the length of a
-//! reply is limited. If a client drops its receiver, the thread cancels the request before the next step.
+//! channel for events. The thread never waits for a client, because event channels are unbounded. Their
+//! memory is bounded by the maximum length of a reply. If a client drops its receiver, the thread cancels the
+//! request before the next step.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,7 +33,7 @@ pub(crate) struct EventReceiver {
 }
 
 impl EventReceiver {
-    /// Returns the next event, or `None` if the engine has ended.
+    /// Returns the next event. Returns `None` after the last choice has ended, or if the engine failed.
     pub async fn next(&mut self) -> Option<ChoiceEvent> {
         self.receiver.recv().await
     }
@@ -87,8 +88,8 @@ impl EngineHandle {
         Ok(Self { submissions, shared, max_in_flight })
     }
 
-    /// Submits requests, and returns after the scheduler has admitted all of them. Their choices are numbered
-    /// in order.
+    /// Submits requests, and returns after the scheduler has admitted all of them. The choices of all
+    /// requests are numbered consecutively.
     ///
     /// # Errors
     /// If the queue is full, a request is invalid, or the engine has ended.
@@ -114,7 +115,7 @@ impl EngineHandle {
         Ok(receiver)
     }
 
-    /// Counts `n` requests as in flight.
+    /// Counts `n` requests as in flight. Returns an error if the limit is exceeded.
     fn admit(&self, n: usize) -> Result<Vec<Admission>, ApiError> {
         let before = self.shared.in_flight.fetch_add(n, Ordering::Relaxed);
         let admissions: Vec<_> = (0..n).map(|_| Admission(Arc::clone(&self.shared))).collect();
@@ -146,7 +147,7 @@ impl EngineHandle {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the thread has ended. It ends early only after a panic.
+    /// Returns whether the thread has ended. While the handle exists, the thread ends only after a panic.
     pub fn has_ended(&self) -> bool {
         self.shared.has_ended.load(Ordering::Relaxed)
     }
@@ -226,7 +227,7 @@ impl EngineLoop {
         let added = self.scheduler.add(request).map(|id| {
             self.running.insert(id, Running { first_choice, open_choices, events });
         });
-        // The send fails if the client has disconnected. Its receiver of events is then dropped too.
+        // The send fails if the client has disconnected. The client's receiver of events is then dropped too.
         let _ = admitted.send(added);
     }
 

@@ -30,7 +30,7 @@ pub enum ServeError {
         /// The cause.
         source: io::Error,
     },
-    /// The name of an adapter is invalid, or another model has this name.
+    /// The name of an adapter is invalid, or the base or a different adapter has this name.
     #[error("{message}")]
     Name {
         /// The whole message.

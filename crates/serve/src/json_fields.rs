@@ -1,14 +1,15 @@
 //! Fields of a request body.
 //!
 //! `null` counts as absent, and `1.0` counts as an integer. A known field with an invalid value is an error.
-//! An unknown field is ignored, unless it would change the reply.
+//! An unknown field is ignored, unless it would change the reply or looks like a misspelled known field.
 
 use danlu_data::closest_word;
 use serde_json::{Map, Value};
 
 use crate::api_error::{ApiError, shortened};
 
-/// Fields that other servers support and that would change the reply. This server rejects them.
+/// Fields that other servers support and that would change the reply. This server rejects them unless their
+/// value is null, false or empty.
 const REFUSED: [&str; 41] = [
     "add_generation_prompt",
     "add_special_tokens",
@@ -84,6 +85,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Rejects fields that would change the reply, and fields that look like a misspelled field of `known`.
+    /// Any field is accepted if its value is null, false or empty.
     pub fn check_names(&self, known: &[&[&str]]) -> Result<(), ApiError> {
         let is_known = |name: &str| known.iter().any(|names| names.contains(&name));
         for (name, value) in self.map {

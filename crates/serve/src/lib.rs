@@ -1,5 +1,5 @@
-//! An HTTP server with the API of OpenAI. It holds one base model in memory, and any number of adapters for
-//! this base.
+//! An HTTP server with the API of OpenAI. It holds one base model in memory, and several adapters for this
+//! base.
 //!
 //! ```text
 //! HTTP request ─► lease of an adapter ─► template, tokens ─► engine thread ─► text, stop strings ─► JSON or events
@@ -7,8 +7,9 @@
 //! ```
 //!
 //! One thread owns the scheduler. Another thread handles the connections, and a few threads load adapters. A
-//! request takes a lease of its adapter before it is queued, and drops the lease after its last token. A
-//! running reply therefore never changes when its adapter is replaced or evicted. See [`Server`].
+//! request takes a lease of its adapter before it is queued, and drops the lease after its last token. If an
+//! adapter is replaced or evicted, running replies therefore continue with the leased version. See
+//! [`Server`].
 
 mod api_error;
 mod app;

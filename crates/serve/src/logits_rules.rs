@@ -20,7 +20,7 @@ pub(crate) struct LogitsRules {
 }
 
 impl LogitsRules {
-    /// Returns the rules in `sampling`, or `None` if there are none.
+    /// Returns the rules in `sampling`, or `None` if no field changes logits.
     pub fn new(sampling: &SamplingFields, stop_ids: &BTreeSet<u32>) -> Option<Self> {
         let rules = Self {
             biases: sampling.logit_bias.clone(),

@@ -1,7 +1,7 @@
 //! Counters of the server, in the text format of Prometheus.
 //!
-//! A metric that vLLM also has uses vLLM's name. Kubernetes' inference gateway and existing dashboards then
-//! read it without configuration.
+//! If vLLM has the same metric, the metric has vLLM's name. Kubernetes' inference gateway and existing
+//! dashboards can thus read the metric without configuration.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// Maximum number of adapters with separate counters. All other adapters are counted as `other`.
+/// Maximum number of adapters with separate counters. All further adapters are counted together as `other`.
 const MAX_ADAPTERS: usize = 100;
 
 /// Label for all adapters without separate counters.
@@ -180,8 +180,8 @@ impl Metrics {
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         let names = |names: &[String]| escaped(&names.join(","));
         let (running, waiting) = (names(&gauges.resident_adapters), names(&gauges.waiting_adapters));
-        // Writes only one series, for the current names. Each earlier combination of names would be another
-        // series, and readers use only the newest one.
+        // The names are labels, so each combination of names is a separate series. Only the series of the
+        // current names is written, because readers use only the newest one.
         let _ = writeln!(
             out,
             "# TYPE vllm:lora_requests_info gauge\nvllm:lora_requests_info{{max_lora=\"{}\",\

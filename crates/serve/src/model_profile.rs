@@ -45,7 +45,7 @@ impl ModelProfile {
     }
 }
 
-/// The profiles of a base and its adapters. Equal tokenizers are parsed only once.
+/// The profiles of a base and its adapters. While a tokenizer is in use, equal files are not parsed again.
 pub(crate) struct ModelProfiles {
     base: Arc<BaseFiles>,
     config: ModelConfig,
@@ -81,7 +81,7 @@ impl ModelProfiles {
     ///
     /// # Errors
     /// If a file is invalid, the tokenizer differs from the one used in training, or a token of the base has
-    /// another id in the adapter's tokenizer.
+    /// a different id in the adapter's tokenizer.
     pub fn of_adapter(&self, files: &AdapterFiles) -> Result<Arc<ModelProfile>, LoadError> {
         let tokens = self.tokens(files)?;
         let trained = files.identity().map(|identity| identity.fingerprint());
@@ -108,8 +108,8 @@ impl ModelProfiles {
         }))
     }
 
-    /// Returns the tokenizer of an adapter. If the adapter has no tokenizer files, or they give the same
-    /// tokenizer as the base, returns the tokenizer of the base.
+    /// Returns the tokenizer of an adapter. Returns the tokenizer of the base if the adapter has no tokenizer
+    /// files, or if its files define the same tokenizer.
     fn tokens(&self, files: &AdapterFiles) -> Result<Arc<SharedTokens>, LoadError> {
         let of_base = &self.of_base.tokens;
         if !Tokenizer::is_brought_by(files.folder()) {
@@ -142,7 +142,7 @@ impl ModelProfiles {
     }
 }
 
-/// Rejects a tokenizer in which a token of the base has another id.
+/// Rejects a tokenizer in which a token of the base has a different id.
 fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<(), LoadError> {
     let common = base.vocab_size().min(own.vocab_size()) as u32;
     let Some(id) = (0..common).find(|&id| base.token_str(id) != own.token_str(id)) else { return Ok(()) };
@@ -158,7 +158,8 @@ fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<
     })
 }
 
-/// Returns the SHA-256 of the files that determine the tokenizer. A missing file also changes the hash.
+/// Returns the SHA-256 of the files that determine the tokenizer. A missing file and an empty file give
+/// different hashes.
 fn digest_of_files(folder: &Path) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for name in TOKEN_FILES {

@@ -20,24 +20,25 @@ pub struct ServeOptions {
     pub host: String,
     /// Port to bind. With 0, the system chooses a free port.
     pub port: u16,
-    /// Names of the base. Clients may use any of them.
+    /// Names of the base. Clients may use any of these names.
     pub base_names: Vec<String>,
-    /// Key that clients must send.
+    /// Key that clients must send, or `None` if requests need no key. `/health` and `/metrics` never need a
+    /// key.
     pub api_key: Option<String>,
-    /// Key that clients must send to load and unload adapters.
+    /// Key that clients must send to load and unload adapters. The key also permits all other requests.
     pub admin_key: Option<String>,
-    /// Whether the server may bind an address that other machines can reach although no key is set.
+    /// Whether the server may bind an address that other machines can reach even if no key is set.
     pub is_insecure: bool,
-    /// Whether clients without an admin key may load and unload adapters.
+    /// Whether every client may load and unload adapters. This setting has no effect if an admin key is set.
     pub allows_updates: bool,
-    /// Folder that must contain every path in a request.
+    /// Folder that must contain every path in a request. With `None`, paths in requests are rejected.
     pub adapter_root: Option<PathBuf>,
     /// Patterns of Hub names that a request may load: `org/*` or `org/name`.
     pub allow_hub: Vec<String>,
     /// Adapters that are loaded when the server starts.
     pub adapters: Vec<ServedAdapter>,
-    /// Output folders of training runs to watch. Each has a name, which serves the newest checkpoint of the
-    /// run.
+    /// Output folders of training runs to watch. A client that sends the name of a run gets its newest
+    /// checkpoint, or its final adapter after the run has finished.
     pub watches: Vec<(String, PathBuf)>,
     /// Maximum size of all adapters in memory, in bytes.
     pub max_adapter_bytes: u64,

@@ -3,8 +3,8 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
 
-/// Returns 64 random bits. Each call returns another value, because the standard library takes the seeds of
-/// its hashers from the system.
+/// Returns 64 random bits. Each call returns a different value, because the standard library seeds its
+/// hashers with random data of the system.
 pub(crate) fn entropy() -> u64 {
     RandomState::new().build_hasher().finish()
 }

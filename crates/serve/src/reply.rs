@@ -16,7 +16,7 @@ use crate::stop_text::StopText;
 /// The end of a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finish {
-    /// The reason: `stop` or `length`.
+    /// Value of `finish_reason`: `stop` or `length`.
     pub reason: &'static str,
     /// The stop string or the listed stop token that ended the choice. vLLM returns it as `stop_reason`.
     pub matched: Option<StopMatch>,
@@ -132,10 +132,11 @@ impl Reply {
         Ok(None)
     }
 
-    /// Waits for the end of every choice. Returns one piece per choice. Its text starts with `begun(choice)`.
+    /// Waits for the end of every choice. Returns one piece per choice, with the whole text of the choice
+    /// after the prefix `begun(choice)`.
     ///
     /// # Errors
-    /// As [`Reply::next`].
+    /// The errors of [`Reply::next`].
     pub async fn collect(&mut self, begun: impl Fn(usize) -> String) -> Result<Vec<Piece>, ApiError> {
         let empty = |choice| Piece { choice, text: begun(choice), logprobs: Vec::new(), finish: None };
         let mut wholes: Vec<Piece> = (0..self.choices()).map(empty).collect();
@@ -206,7 +207,7 @@ impl Reply {
         Ok(Some(Piece { choice: index, text, logprobs, finish }))
     }
 
-    /// Records the time at which a token arrived.
+    /// Adds the time since the request's start or since the choice's previous token to the metrics.
     fn time_token(&mut self, index: usize) {
         let now = Instant::now();
         if self.first_token.is_none() {

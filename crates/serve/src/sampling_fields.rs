@@ -9,9 +9,10 @@ use crate::json_fields::{Fields, token_id, whole_number};
 /// Maximum number of choices of a request.
 const MAX_CHOICES: i64 = 128;
 
-/// Maximum number of stop strings, and maximum size of one string in bytes. OpenAI allows four stop strings,
-/// but clients of vLLM send more.
+/// Maximum number of stop strings. OpenAI allows four, but clients of vLLM send more.
 const MAX_STOPS: usize = 16;
+
+/// Maximum size of a stop string in bytes.
 const MAX_STOP_BYTES: usize = 1024;
 
 /// Maximum number of entries in `logit_bias`. OpenAI has the same limit.
@@ -38,7 +39,7 @@ pub(crate) const SAMPLING_FIELDS: &[&str] = &[
     "top_p",
 ];
 
-/// Fields that never change the reply.
+/// Fields that are accepted and ignored.
 pub(crate) const NEUTRAL_FIELDS: &[&str] = &[
     "cache_salt",
     "client_metadata",
@@ -127,7 +128,8 @@ impl SamplingFields {
             logit_bias: Vec::new(),
             frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-            // In Ollama, -1 means no limit, and -2 means to continue until the context is full.
+            // In Ollama, -1 means no limit, and -2 means to continue until the context is full. Both become
+            // `None`.
             max_tokens: fields.whole("num_predict", -2, i64::MAX)?.filter(|&n| n > 0).map(|n| n as usize),
             min_tokens: 0,
             choices: 1,
@@ -139,7 +141,8 @@ impl SamplingFields {
         })
     }
 
-    /// Returns the options of the sampler. A field that the request omits has its value in `defaults`.
+    /// Returns the options of the sampler. A field that the request omits gets its value from `defaults`. An
+    /// omitted seed is random.
     pub fn options(&self, defaults: &SamplingOptions) -> SamplingOptions {
         SamplingOptions {
             temperature: self.temperature.unwrap_or(defaults.temperature),
@@ -152,7 +155,8 @@ impl SamplingFields {
     }
 }
 
-/// Reads `top_p`. OpenAI's clients send 0 to select only the most likely token.
+/// Reads `top_p`. OpenAI's clients send 0 to select only the most likely token, so 0 becomes the smallest
+/// positive number.
 fn read_top_p(fields: &Fields<'_>) -> Result<Option<f32>, ApiError> {
     Ok(fields.number("top_p", 0.0, 1.0)?.map(|p| p.max(f32::MIN_POSITIVE)))
 }

@@ -12,7 +12,7 @@ use crate::api_error::ApiError;
 pub(crate) struct Security {
     api_key: Option<KeyDigest>,
     admin_key: Option<KeyDigest>,
-    /// Whether clients without the admin key may load and unload adapters.
+    /// Whether every client may load and unload adapters. Has no effect if there is an admin key.
     allows_updates: bool,
     /// Accepted values of the header `Host`. If the list is empty, every value is accepted.
     hosts: Vec<String>,
@@ -33,7 +33,7 @@ impl KeyDigest {
         Self(Sha256::digest(key.as_bytes()).into())
     }
 
-    /// Compares two keys. The time does not depend on their bytes.
+    /// Compares two keys. The time does not depend on the bytes of the keys.
     fn matches(&self, key: &str) -> bool {
         let other = Self::of(key);
         let difference = self.0.iter().zip(other.0).fold(0, |difference, (a, b)| difference | (a ^ b));
@@ -61,8 +61,8 @@ impl Security {
         host: &str,
         ip: IpAddr,
     ) -> Self {
-        // A web page of another site can reach this server through a host name that resolves to a loopback
-        // address.
+        // A web page of a foreign site can reach this server through a host name that resolves to a loopback
+        // address. On such an address, only these names are therefore accepted.
         let hosts = match ip.is_loopback() {
             true => ["localhost", "127.0.0.1", "[::1]", host].map(str::to_ascii_lowercase).to_vec(),
             false => Vec::new(),
@@ -78,7 +78,7 @@ impl Security {
     /// Checks the key in a request.
     ///
     /// # Errors
-    /// If the key is missing or wrong.
+    /// If the server has an API key, and the key in the request is missing or wrong.
     pub fn access(&self, headers: &HeaderMap) -> Result<Access, ApiError> {
         let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let key = header.and_then(|value| {
@@ -105,7 +105,7 @@ impl Security {
     /// Checks that a client may load and unload adapters.
     ///
     /// # Errors
-    /// If the client may not.
+    /// If neither the client's key nor the settings permit the change.
     pub fn check_admin(&self, access: Access) -> Result<(), ApiError> {
         if access == Access::Admin || (self.allows_updates && self.admin_key.is_none()) {
             return Ok(());
@@ -119,10 +119,11 @@ impl Security {
         Err(ApiError::forbidden("adapter_updates_forbidden", message))
     }
 
-    /// Checks the headers `Host` and `Origin`, so that a web page of another site cannot use the server.
+    /// Checks the headers `Host` and `Origin`, so that a web page of a foreign site cannot use the server.
     ///
     /// # Errors
-    /// If a header names another site.
+    /// If `Host` is not an accepted name, or if a request other than GET has an `Origin` that differs from
+    /// `Host`.
     pub fn check_site(&self, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
         let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let name = without_port(host).to_ascii_lowercase();

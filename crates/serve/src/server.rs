@@ -23,16 +23,17 @@ use crate::security::Security;
 use crate::wire::now;
 use crate::{ServeError, ServeOptions};
 
-/// Number of threads that render templates and encode text. More threads would slow down the engine.
+/// Maximum number of threads that render templates and encode text. More threads would slow down the engine.
 const BLOCKING_THREADS: usize = 4;
 
-/// Maximum time that open connections have to close after the last reply.
+/// Maximum time for open connections to close after the server was told to stop.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// Interval at which a server that shuts down checks for running requests.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running server. Dropping the server stops it immediately.
+/// A running server. When it is dropped, it rejects new requests and closes the connections within about two
+/// seconds.
 pub struct Server {
     address: SocketAddr,
     app: Arc<App>,
@@ -46,7 +47,8 @@ impl Server {
     /// requests.
     ///
     /// # Errors
-    /// If the address cannot be bound or needs a key, a name is invalid, or an adapter cannot be loaded.
+    /// If the address cannot be bound or needs a key, a name is invalid, an adapter cannot be loaded, or the
+    /// system cannot start a thread.
     pub fn start(
         base: Arc<LoadedBase>,
         tokens: ModelTokens,
@@ -80,8 +82,8 @@ impl Server {
         self.app.registry.aliases().into_iter().map(|(name, ..)| name).collect()
     }
 
-    /// Returns whether the server still accepts requests. After a failure of the engine, it rejects all
-    /// requests.
+    /// Returns whether the server still accepts requests. After a failure of the engine, the server rejects
+    /// all requests.
     pub fn is_alive(&self) -> bool {
         self.app.check_ready().is_ok() && self.http.as_ref().is_some_and(|http| !http.is_finished())
     }
@@ -187,7 +189,7 @@ fn make_app(
     })
 }
 
-/// Minimum limit of requests that are handled at the same time, even if the queue is small.
+/// Number of requests that [`App::max_requests`] allows even if the queue is small.
 const MIN_REQUESTS: usize = 64;
 
 /// Loads an adapter before the server accepts requests.
@@ -224,7 +226,7 @@ fn serve(listener: TcpListener, router: axum::Router, stopped: oneshot::Receiver
     let served = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let listener = listener.tap_io(|stream| {
-            // Without this option, the system delays small packets.
+            // Without this option, the system delays small packets, and tokens arrive late.
             let _ = stream.set_nodelay(true);
         });
         let (closing, closed) = oneshot::channel::<()>();

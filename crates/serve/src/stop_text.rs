@@ -1,7 +1,7 @@
-//! Finds stop strings, also when several tokens form one stop string.
+//! Finds stop strings, even if a stop string consists of several tokens.
 
-/// Finds stop strings in a text that arrives in several pieces. The end of a piece is not returned while it
-/// may be the start of a stop string.
+/// Finds stop strings in a text that arrives in several pieces. While the end of the text may be the start of
+/// a stop string, this end is not returned.
 #[derive(Clone, Debug)]
 pub(crate) struct StopText {
     stops: Vec<String>,
@@ -21,8 +21,9 @@ impl StopText {
         self.stopped.map(|i| self.stops[i].as_str())
     }
 
-    /// Adds a piece of text. Returns the text that can no longer be part of a stop string. After a stop
-    /// string was found, returns an empty string.
+    /// Adds a piece of text. Returns the text that can no longer be part of a stop string. If a stop string
+    /// is found, returns the text before it, and the stop string itself if `includes_stop` is set. Later
+    /// calls return an empty string.
     pub fn push(&mut self, piece: &str) -> String {
         if self.stopped.is_some() {
             return String::new();
@@ -66,7 +67,7 @@ impl StopText {
 mod tests {
     use super::*;
 
-    /// Returns the text after each piece, and the stop string that was found.
+    /// Returns the output of each `push` and of `finish`, and the stop string that was found.
     fn run(stops: &[&str], includes_stop: bool, pieces: &[&str]) -> (Vec<String>, Option<String>) {
         let mut text = StopText::new(stops.iter().map(|s| (*s).to_owned()).collect(), includes_stop);
         let mut out: Vec<String> = pieces.iter().map(|piece| text.push(piece)).collect();

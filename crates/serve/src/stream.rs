@@ -15,13 +15,13 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use crate::api_error::ApiError;
 use crate::reply::{Piece, Reply};
 
-/// Time without new text after which an empty frame is sent. Proxies close an idle connection.
+/// Time without new text after which an empty frame is sent, because proxies close idle connections.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum number of frames that are buffered for a slow client.
 const MAX_PENDING_FRAMES: usize = 64;
 
-/// Formats the frames of a stream. Each function returns complete frames.
+/// Formats the frames of a stream. Each function returns complete frames, or none if its result is empty.
 pub(crate) trait StreamWriter: Send + 'static {
     fn start(&mut self, reply: &Reply) -> String;
     fn piece(&mut self, piece: &Piece, reply: &Reply) -> String;
@@ -90,7 +90,7 @@ async fn run(mut reply: Reply, mut writer: impl StreamWriter, frames: Sender<Byt
     }
 }
 
-/// Sends a frame. Returns whether the client is still connected.
+/// Sends a frame, unless it is empty. Returns `false` if the client has disconnected.
 async fn send(frames: &Sender<Bytes>, frame: String) -> bool {
     frame.is_empty() || frames.send(Bytes::from(frame)).await.is_ok()
 }

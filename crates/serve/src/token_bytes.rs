@@ -2,7 +2,7 @@
 
 use danlu_model::Tokenizer;
 
-/// Returns the bytes of a token's text. They may be an incomplete UTF-8 character.
+/// Returns the bytes of a token's text. The bytes may end or begin within a UTF-8 character.
 ///
 /// A byte-level vocabulary represents each byte by one printable character (source: `bytes_to_unicode` of
 /// GPT-2). SentencePiece represents a space by `▁` and a single byte by a token such as `<0x0A>`.
@@ -29,7 +29,7 @@ fn byte_of(c: char) -> Option<u8> {
     let code = c as u32;
     match u8::try_from(code) {
         Ok(byte) => is_printable(byte).then_some(byte),
-        // The remaining bytes are assigned to the characters from 256 on, in ascending order.
+        // The bytes that are not printable are assigned to the characters from 256 on, in ascending order.
         Err(_) => (0..=u8::MAX).filter(|&byte| !is_printable(byte)).nth(code as usize - 256),
     }
 }

@@ -1,4 +1,4 @@
-//! Tests keys, requests of other sites, and the shutdown of a server.
+//! Tests keys, requests from foreign sites, and the shutdown of a server.
 
 mod support;
 

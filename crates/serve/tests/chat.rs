@@ -208,7 +208,8 @@ fn a_request_ends_when_its_client_leaves() {
     assert_eq!((full.status, full.header("retry-after")), (429, Some("1")), "{}", full.body);
     assert_eq!(full.json()["error"]["code"], "server_overloaded");
     drop(stream);
-    // The whole reply would need about 900 steps. The slot is free much earlier than that.
+    // The whole reply would need about 900 steps. Because the request is cancelled, the slot is free much
+    // earlier.
     let deadline = Instant::now() + Duration::from_secs(20);
     while server.chat("base", "你好", json!({})).status != 200 {
         assert!(Instant::now() < deadline, "the request of the client that left still runs");

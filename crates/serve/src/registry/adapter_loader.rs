@@ -24,7 +24,7 @@ impl AdapterLoader {
     /// Loads an adapter.
     ///
     /// # Errors
-    /// If the adapter cannot be downloaded, a file is invalid, or the adapter belongs to another base.
+    /// If the adapter cannot be downloaded, a file is invalid, or the adapter was made for a different base.
     pub fn load(&self, source: &AdapterSource) -> Result<Generation, LoadError> {
         let started = Instant::now();
         let (folder, from) = match source {

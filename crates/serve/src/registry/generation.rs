@@ -41,14 +41,14 @@ impl AdapterSource {
     }
 }
 
-/// A loaded version of an adapter. Each clone of its `Arc` outside the registry is a lease.
+/// A loaded version of an adapter. Each clone of the version's `Arc` outside the registry is a lease.
 pub(crate) struct Generation {
     pub id: GenerationId,
     pub lora: Arc<PackedAdapter>,
     pub profile: Arc<ModelProfile>,
     /// Largest rank of all modules.
     pub rank: usize,
-    /// Size of its tensors in memory in bytes, including the copies packed for decoding.
+    /// Number of bytes that the tensors need in memory, including the copies packed for decoding.
     pub bytes: u64,
 }
 
@@ -75,8 +75,9 @@ impl Generation {
 
 /// Returns the SHA-256 of the scalings, the tensors and the tokenizer.
 ///
-/// Files with another layout but the same content have the same id, so their requests share the keys and
-/// values of prompts. The digest ignores the base's name and other keys that do not affect replies.
+/// If two adapters have files with a different layout but equal tensors, they have the same id, so their
+/// requests share the keys and values of prompts. The digest ignores the base's name and other settings that
+/// do not affect replies.
 fn content_id(
     adapter: &Adapter,
     profile: &ModelProfile,

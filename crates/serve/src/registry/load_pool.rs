@@ -37,8 +37,8 @@ impl LoadPool {
 fn run_next(receiver: &Mutex<Receiver<Task>>) -> bool {
     let task = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let Ok(task) = task else { return false };
-    // A panic drops the task's channel, so the requests that wait for the task get an error. The thread then
-    // runs the next task.
+    // A panic drops the task's channel, so the requests that wait for the task get an error. The caught panic
+    // does not end the thread.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(task));
     true
 }

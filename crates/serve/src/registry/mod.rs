@@ -42,15 +42,17 @@ pub(crate) use watch::Watcher;
 use crate::api_error::ApiError;
 use crate::model_profile::ModelProfile;
 
-/// Time for which the error of a failed load is returned without a new attempt. A misspelled name then cannot
-/// flood the Hub with requests.
+/// Time for which the error of a failed load is returned without a new attempt. Repeated requests for a
+/// misspelled name thus do not flood the Hub.
 const FAILURE_MEMORY: Duration = Duration::from_secs(5);
 
 /// Maximum number of stored load errors.
 const MAX_FAILURES: usize = 1000;
 
-/// Number of threads that read adapters from disk, and number of threads that download adapters.
+/// Number of threads that read adapters from disk.
 const DISK_THREADS: usize = 2;
+
+/// Number of threads that download adapters.
 const HUB_THREADS: usize = 2;
 
 /// Settings of the registry.
@@ -60,19 +62,18 @@ pub(crate) struct RegistryOptions {
     pub base_names: Vec<String>,
     /// Patterns of Hub names that a request may load: `org/*` or `org/name`.
     pub allow_hub: Vec<String>,
-    /// Folder that must contain every `lora_path`.
+    /// Folder that must contain every local `lora_path`. With `None`, local paths are rejected.
     pub adapter_root: Option<PathBuf>,
     /// Maximum size of all adapters in memory, in bytes.
     pub max_bytes: u64,
 }
 
-/// The model of a request: the base, or an adapter version. The version stays in memory until the lease is
-/// dropped.
+/// The model of a request: the base, or an adapter version that stays in memory until the lease is dropped.
 #[derive(Clone)]
 pub(crate) struct Lease {
     pub generation: Option<Arc<Generation>>,
     pub profile: Arc<ModelProfile>,
-    /// Alias of the adapter, for metrics. It is `None` for the base.
+    /// Alias of the adapter, for metrics. The alias is `None` for the base.
     pub alias: Option<String>,
 }
 
@@ -94,7 +95,7 @@ pub(crate) struct LoadRequest {
     pub source: AdapterSource,
     /// Whether the request may replace an existing alias.
     pub replaces: bool,
-    /// The version that the alias must refer to before the change.
+    /// The version that the alias must refer to before the change. With `None`, any version is accepted.
     pub expected: Option<GenerationId>,
     pub pinned: bool,
 }
@@ -111,7 +112,7 @@ pub(crate) enum SetError {
     LoaderEnded,
 }
 
-/// Result of a load. Several requests may wait for the same load.
+/// Result of a load, or `None` until the load ends. Several requests may wait for the same load.
 type Outcome = Option<Result<Arc<Generation>, ApiError>>;
 
 #[derive(Default)]
@@ -120,7 +121,7 @@ struct State {
     residency: Residency,
     /// Loads that requests wait for, by alias or Hub name.
     loading: HashMap<String, Receiver<Outcome>>,
-    /// Aliases that are being changed by a load request.
+    /// Aliases that a load request is currently changing.
     setting: Vec<String>,
     failures: HashMap<String, (Instant, ApiError)>,
 }
@@ -170,10 +171,12 @@ impl Registry {
         Lease { generation: None, profile: Arc::clone(self.loader.profiles.of_base()), alias: None }
     }
 
-    /// Returns a lease on the model `name`. If its adapter is not in memory, loads the adapter first.
+    /// Returns a lease on the model `name`. If `name` is an adapter that is not in memory, loads the adapter
+    /// first.
     ///
     /// # Errors
-    /// If there is no such model, or the model cannot be loaded.
+    /// If there is no such model, or the model cannot be loaded. The error of a failed load is repeated for
+    /// [`FAILURE_MEMORY`].
     pub async fn lease(self: &Arc<Self>, name: &str) -> Result<Lease, ApiError> {
         if self.is_base(name) {
             return Ok(self.base_lease());
@@ -195,7 +198,7 @@ impl Registry {
         Some(lease_of(alias.map_or("", String::as_str), generation))
     }
 
-    /// Returns the model if it is in memory. Otherwise, starts to load it or joins a load in progress.
+    /// Returns the adapter version if it is in memory. If not, joins a load in progress or starts a load.
     fn find(self: &Arc<Self>, name: &str) -> Result<Found, ApiError> {
         let mut state = self.lock();
         let (source, is_alias) = match state.aliases.get(name) {
@@ -225,7 +228,7 @@ impl Registry {
         Ok(Found::Loading(outcome))
     }
 
-    /// Starts a load. Its result goes to all requests that wait for `name`.
+    /// Starts a load. All requests that wait for `name` receive the result.
     fn start_load(
         self: &Arc<Self>,
         name: String,
@@ -264,7 +267,7 @@ impl Registry {
         }
     }
 
-    /// Stores a loaded version that requests wait for.
+    /// Stores a loaded version that requests wait for, and sets its alias.
     fn keep_loaded(
         &self,
         name: &str,
@@ -276,7 +279,7 @@ impl Registry {
         let is_removed = is_alias && state.aliases.get(name).is_none_or(|alias| alias.source != source);
         if is_removed {
             // The alias was removed or replaced during the load. The waiting requests are older than that
-            // change, so they still use this version.
+            // change, so they use this version without storing it.
             return Ok(Arc::new(generation));
         }
         let generation = state.insert(generation).map_err(|error| set_error(name, error))?;
@@ -324,7 +327,7 @@ impl Registry {
     /// Removes an alias. Running requests continue with their adapter version.
     ///
     /// # Errors
-    /// If there is no such alias, or it refers to another version than `expected`.
+    /// If there is no such alias, or the alias refers to a version that differs from `expected`.
     pub fn remove(&self, name: &str, expected: Option<GenerationId>) -> Result<(), SetError> {
         let mut state = self.lock();
         let Some(alias) = state.aliases.get(name) else { return Err(SetError::Unknown) };
@@ -337,7 +340,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Returns all aliases, and for each whether its version is in memory.
+    /// Returns all aliases. The flag of each alias tells whether its version is in memory.
     pub fn aliases(&self) -> Vec<(String, Alias, bool)> {
         let state = self.lock();
         let of = |(name, alias): (&String, &Alias)| {
@@ -429,7 +432,7 @@ fn set_error(name: &str, error: SetError) -> ApiError {
     }
 }
 
-/// Removes an entry from `loading` when dropped, also after a panic.
+/// Removes an entry from `loading` when dropped, even after a panic.
 struct LoadEnd<'a> {
     registry: &'a Registry,
     name: &'a str,
@@ -441,7 +444,7 @@ impl Drop for LoadEnd<'_> {
     }
 }
 
-/// Removes an entry from `setting` when dropped, also after a panic.
+/// Removes an entry from `setting` when dropped, even after a panic.
 struct Setting<'a> {
     registry: &'a Registry,
     name: &'a str,
@@ -466,7 +469,8 @@ impl State {
         }
     }
 
-    /// Limits the pinned adapters to half of the memory, so that other adapters can still be loaded.
+    /// Limits the pinned adapters to half of [`RegistryOptions::max_bytes`], so that other adapters can still
+    /// be loaded.
     fn check_pinned(&self, request: &LoadRequest, bytes: u64) -> Result<(), SetError> {
         if !request.pinned {
             return Ok(());
@@ -477,7 +481,7 @@ impl State {
         if pinned + bytes > max { Err(SetError::TooLarge { bytes: pinned + bytes, max }) } else { Ok(()) }
     }
 
-    /// Stores an adapter version. If it does not fit in memory, evicts other versions first.
+    /// Stores an adapter version. If the version does not fit in memory, evicts other versions first.
     fn insert(&mut self, generation: Generation) -> Result<Arc<Generation>, SetError> {
         let pinned: Vec<GenerationId> =
             self.aliases.values().filter(|alias| alias.pinned).map(|alias| alias.generation).collect();
@@ -508,7 +512,7 @@ impl State {
         }
     }
 
-    /// Retires a version that no alias refers to.
+    /// Retires the version `id` if no alias refers to it any more.
     fn retire_unnamed(&mut self, id: GenerationId) {
         if !self.aliases.values().any(|alias| alias.generation == id) {
             self.residency.retire(&id);

@@ -10,7 +10,7 @@ const MAX_ALIAS_BYTES: usize = 256;
 /// Checks the name of a new adapter.
 ///
 /// # Errors
-/// If the name is empty, too long, or contains a character that is not allowed in lists or paths.
+/// If the name is empty, is too long, begins with a slash, or contains a comma or a control character.
 pub(crate) fn check_alias(name: &str) -> Result<(), String> {
     let shown = shortened(name);
     let reason = if name.is_empty() {
@@ -27,7 +27,7 @@ pub(crate) fn check_alias(name: &str) -> Result<(), String> {
     Err(format!("cannot use `{shown}` as the name of an adapter: {reason}"))
 }
 
-/// Resolves a path in a request. The path must be inside `root`, also after symbolic links are resolved.
+/// Resolves a path in a request. The path must be inside `root` even after symbolic links are resolved.
 ///
 /// # Errors
 /// If the server allows no paths, the path is outside `root`, or it does not exist.
@@ -42,7 +42,7 @@ pub(crate) fn resolve_path(root: Option<&Path>, path: &str) -> Result<PathBuf, A
     let missing = || ApiError::not_found(format!("No adapter found for {}", shortened(path)));
     let real = match root.join(path).canonicalize() {
         Ok(real) => real,
-        // The error does not reveal whether a path outside the root exists.
+        // Only for a path inside the root does the error reveal that the path does not exist.
         Err(_) if is_lexically_inside(&root, path) => return Err(missing()),
         Err(_) => return Err(forbidden("cannot load from the path: it is outside of `--adapter-root`")),
     };

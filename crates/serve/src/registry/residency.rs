@@ -1,4 +1,4 @@
-//! Stores adapter versions in memory, and evicts versions.
+//! Stores adapter versions in memory, and evicts versions when the memory limit is reached.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -24,7 +24,8 @@ struct Resident {
     last_use: u64,
 }
 
-/// Adapter versions in memory. If memory is full, the least recently used version is evicted.
+/// Adapter versions in memory. If memory is full, the least recently used versions are evicted, except those
+/// that are pinned or in use.
 #[derive(Default)]
 pub(crate) struct Residency {
     max_bytes: u64,
@@ -67,7 +68,8 @@ impl Residency {
     }
 
     /// Stores a version. If a version with the same content is already stored, returns that version. Evicts
-    /// the least recently used versions if necessary, but none that a request uses or that is in `pinned`.
+    /// the least recently used versions if necessary, but none that a request uses or that is in `pinned`. If
+    /// the version still does not fit, returns an error and evicts none.
     pub fn insert(
         &mut self,
         generation: Generation,
@@ -119,7 +121,8 @@ impl Residency {
         }
     }
 
-    /// Returns the state of every version in memory. The lists of aliases are empty.
+    /// Returns the state of every version in memory. Their lists of aliases are empty, and the caller fills
+    /// them.
     pub fn states(&self) -> Vec<GenerationState> {
         let state = |generation: &Arc<Generation>, retired: bool| GenerationState {
             id: generation.id,
@@ -127,8 +130,8 @@ impl Residency {
             rank: generation.rank,
             bytes: generation.bytes,
             retired,
-            // One reference is not a lease. It belongs to the registry or, for a retired version, to this
-            // function.
+            // One reference is not a lease. That reference belongs to the registry or, for a retired version,
+            // to this function.
             active_leases: Arc::strong_count(generation) - 1,
         };
         let resident = self.resident.values().map(|resident| state(&resident.generation, false));

@@ -23,7 +23,7 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts to watch folders. Each folder has an alias that serves its newest checkpoint.
+    /// Starts to watch folders. The alias of each folder refers to the newest checkpoint in the folder.
     ///
     /// # Errors
     /// If the system cannot start a thread.
@@ -58,8 +58,8 @@ impl Drop for Watcher {
     }
 }
 
-/// Loads the newest checkpoint in `folder`, unless it was tried before. After a failure, the alias does not
-/// change.
+/// Loads the newest adapter of the run in `folder`, unless this version was tried before. If the load fails,
+/// the alias does not change.
 fn look(registry: &Registry, name: &str, folder: &Path, tried: &mut Option<Version>) {
     let Some(version) = newest(folder) else { return };
     if tried.as_ref() == Some(&version) {

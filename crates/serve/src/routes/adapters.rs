@@ -70,9 +70,11 @@ pub(crate) async fn unload(
     Ok(try_unload(&app, &headers, body)?)
 }
 
-/// An error in OpenAI's format, for cases that vLLM does not have, or an error in vLLM's format.
+/// An error of the routes for adapters.
 pub(crate) enum ApiOrVllm {
+    /// An error in OpenAI's format, for cases that vLLM does not have.
     Api(ApiError),
+    /// A response in vLLM's error format.
     Vllm(Response),
 }
 
@@ -132,7 +134,7 @@ fn try_unload(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Respo
     }
 }
 
-/// vLLM returns a success as plain text without a content type.
+/// Returns a success. Like vLLM's, the response is plain text without a content type.
 fn plain(text: String) -> Response {
     Response::new(axum::body::Body::from(text))
 }
@@ -211,7 +213,8 @@ fn load_error(name: &str, path: &str, error: SetError) -> VllmError {
             danlu_loader::LoadError::NoModel { .. } if !Path::new(path).join("config.json").exists() => {
                 VllmError(ApiError::not_found(format!("No adapter found for {path}")), NOT_FOUND)
             }
-            // vLLM returns status 500 here, but clients repeat a request after status 500.
+            // vLLM returns status 500 for these errors. This server does not, because clients repeat a
+            // request after status 500.
             error => VllmError(error.into(), USER_INPUT),
         },
         SetError::LoaderEnded => ApiError::internal("cannot load: the loader has ended").into(),

@@ -29,7 +29,7 @@ use crate::random_id::random_id;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Maximum size of a client's request id that the server repeats.
+/// Maximum size of a client's request id in bytes. A longer id is replaced by a new one.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 /// Routes that need no key, because probes and metric scrapers have none.
@@ -70,7 +70,8 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::method(request.method().as_str(), request.uri().path())
 }
 
-/// Checks site and key, and sets the request id. The log contains no text of the client except the path.
+/// Checks the headers and the key of a request, and sets the request id of the response. Of the client's
+/// text, the log contains only the method, the path and the request id.
 async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -101,7 +102,8 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     response
 }
 
-/// Counts a request while its handler runs. The limit bounds the memory for request bodies.
+/// Counts a request while its handler runs. [`App::max_requests`] limits this count, which bounds the memory
+/// for request bodies.
 struct RequestCount(Arc<App>);
 
 impl RequestCount {
@@ -125,7 +127,7 @@ impl Drop for RequestCount {
     }
 }
 
-/// Returns the client's request id if it is safe in a header and a log. Otherwise, returns a new id.
+/// Returns the client's request id. If the id is missing, too long, or not printable ASCII, returns a new id.
 fn request_id(request: &Request) -> String {
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     let is_plain = |id: &&str| {

@@ -52,7 +52,7 @@ fn card(app: &App, name: &str, alias: &Alias, resident: bool) -> Value {
         "object": "model",
         "created": alias.created,
         "owned_by": "danlu",
-        // vLLM returns a path on the server here. The public name reveals no path.
+        // In this field, vLLM returns a path on the server. The public name reveals no path.
         "root": alias.source.public_name().unwrap_or_else(|| name.to_owned()),
         "parent": app.base_name(),
         "max_model_len": app.context,

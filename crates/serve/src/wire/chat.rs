@@ -12,7 +12,7 @@ use crate::reply::{Piece, Reply};
 use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
 use crate::stream::{StreamWriter, sse};
 
-/// Maximum number of alternatives per token.
+/// Maximum value of `top_logprobs`, the number of alternatives per token.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 const FIELDS: &[&str] = &[

@@ -14,13 +14,13 @@ use crate::stream::{StreamWriter, sse};
 /// The field `object` of a response, whole or in chunks.
 const OBJECT: &str = "text_completion";
 
-/// Maximum length of a reply if the request has no limit. OpenAI has the same default.
+/// Maximum number of tokens of a reply if the request sets no limit. OpenAI has the same default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// Maximum number of prompts of a request.
 const MAX_PROMPTS: usize = 128;
 
-/// Maximum number of alternatives per token.
+/// Maximum value of `logprobs`, the number of alternatives per token.
 const MAX_LOGPROBS: i64 = 5;
 
 const FIELDS: &[&str] = &[
@@ -115,7 +115,7 @@ fn read_prompts(fields: &Fields<'_>, vocab_size: usize) -> Result<Vec<Prompt>, A
 /// Formats the response to a completion request, whole or in chunks.
 pub(crate) struct CompletionAnswer {
     envelope: Envelope,
-    /// Text of each prompt, if the client requested it before the reply.
+    /// Text of each prompt, if the client requested with `echo` that the prompt precedes the reply.
     echoes: Option<Vec<String>>,
     choices_per_prompt: usize,
     wants_logprobs: bool,

@@ -37,7 +37,7 @@ fn message(i: usize, item: &Value) -> Result<Message, ApiError> {
     };
     let calls = fields.list("tool_calls")?.filter(|calls| !calls.is_empty());
     let content = match fields.get("content") {
-        // A message of the assistant that only calls tools has no text.
+        // An assistant message that only calls tools has no text.
         None if role == "assistant" && calls.is_some() => String::new(),
         None => return Err(fields.wrong("content", "a string, or parts of type `text`")),
         Some(Value::String(text)) => text.clone(),
@@ -72,7 +72,8 @@ fn part_text<'a>(prefix: &str, k: usize, part: &'a Value) -> Result<&'a str, Api
     }
 }
 
-/// Returns a tool call whose arguments are a JSON object, as chat templates expect. OpenAI sends a string.
+/// Returns a tool call whose arguments are a JSON object, as chat templates expect. In OpenAI's format, the
+/// arguments are a string. A string that is no JSON object remains a string.
 fn with_parsed_arguments(call: &Value) -> Value {
     let mut call = call.clone();
     if let Some(arguments) = call.pointer_mut("/function/arguments")

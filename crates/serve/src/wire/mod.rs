@@ -52,7 +52,7 @@ pub(crate) fn timings(reply: &Reply) -> Value {
 pub(crate) struct StreamOptions {
     /// Whether the last chunk contains the token counts.
     pub includes_usage: bool,
-    /// Whether every chunk contains the token counts.
+    /// Whether every chunk contains the token counts. Has no effect without `includes_usage`.
     pub is_continuous: bool,
 }
 

@@ -24,7 +24,7 @@ const FIELDS: &[&str] = &[
     "shift",
 ];
 
-/// Supported options that change the reply, and options that only change the speed.
+/// Accepted options. Some control sampling, and the others are ignored.
 const OPTIONS: &[&str] = &[
     "frequency_penalty",
     "main_gpu",
@@ -81,7 +81,7 @@ pub(crate) fn without_tag(name: &str) -> &str {
     name.strip_suffix(":latest").unwrap_or(name)
 }
 
-/// Formats a time as Go does.
+/// Formats a time in RFC 3339, as Ollama's Go code does. `None` is the current time.
 pub(crate) fn timestamp(seconds: Option<u64>) -> String {
     let time = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds as i64, 0));
     time.unwrap_or_else(Utc::now).to_rfc3339_opts(SecondsFormat::Micros, true)

@@ -1,4 +1,4 @@
-//! Starts servers on the embedded base, writes random adapters, and contains a small HTTP client.
+//! Starts servers on the embedded base, writes random adapters, and sends HTTP requests.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
