@@ -27,7 +27,7 @@ impl ReportError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Card { .. } => Some(
-                "mend that line, or move it away: `danlu train --resume` writes it again, and `danlu merge` goes by \
+                "mend that line, or move the file away: `danlu train --resume` writes it again, and `danlu merge` goes by \
                  `adapter_config.json` then"
                     .to_owned(),
             ),

@@ -3,7 +3,7 @@
 use danlu_train::{MemoryPlan, StepMetrics, TrainSettings};
 use serde::{Deserialize, Serialize};
 
-/// The summary of a finished run. The summary contains names, but no local paths.
+/// The summary of a run, which may still be in progress. The summary contains names, but no local paths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSummary {
     /// Name of the adapter's folder.
@@ -58,13 +58,13 @@ pub struct DataSummary {
     pub trained_tokens: u64,
     /// Number of tokens in the longest training record.
     pub longest: u64,
-    /// Number of records that were shortened.
+    /// Number of records that were truncated to the maximum length.
     pub shortened: u64,
     /// Number of records that were dropped because truncation would have removed all trained tokens.
     pub dropped: u64,
     /// Number of unreadable records.
     pub skipped: u64,
-    /// Languages of the trained text, as the Hub spells them. Uncertain languages are omitted.
+    /// Languages of the trained text in the Hub's spelling. Uncertain languages are omitted.
     pub languages: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ impl RunSummary {
         (seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
-    /// Returns the held-out loss before the first step and after the last step, if both were measured.
+    /// Returns the held-out losses at step 0 and at the last evaluation, if both were measured.
     pub fn held_out(&self) -> Option<(f64, f64)> {
         let (first, last) = (self.evaluations.first()?, self.evaluations.last()?);
         (first.0 == 0 && last.0 > 0).then_some((first.1, last.1))

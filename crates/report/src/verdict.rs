@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Language, RunSummary};
 
-/// Smallest relative change of a loss that is significant. Smaller changes are noise.
+/// Smallest relative change of a loss that is treated as significant. Smaller changes are treated as noise.
 const MIN_CHANGE: f64 = 0.01;
 
 /// Minimum number of steps for a warning that the training loss did not fall.
@@ -15,11 +15,14 @@ const MIN_STEPS: usize = 20;
 /// median.
 const SPIKE_WINDOW: usize = 20;
 
-/// A step is a spike if its loss is larger than the median by this factor, and also by [`SPIKE_NATS`].
+/// A step is a spike if its loss exceeds the median times this factor, and also the median plus
+/// [`SPIKE_NATS`].
 const SPIKE_FACTOR: f64 = 2.0;
+
+/// Minimum difference in nats between the loss of a spike and the median.
 const SPIKE_NATS: f64 = 1.0;
 
-/// The findings from the losses of a run. The first finding is the main result. A run without losses has no
+/// The findings from the losses of a run. The first finding is the main result. A run without steps has no
 /// findings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -65,14 +68,14 @@ pub enum Finding {
         /// Mean training loss over the last tenth of the steps.
         last: f64,
     },
-    /// The training loss did not fall.
+    /// The training loss neither rose nor fell significantly.
     TrainLossFlat {
         /// Mean training loss over the first tenth of the steps.
         first: f64,
         /// Mean training loss over the last tenth of the steps.
         last: f64,
     },
-    /// The training loss fell, but there were no held-out records.
+    /// The training loss did not rise, but there are no held-out losses.
     Untested {
         /// The decrease as a fraction of the first loss.
         gain: f64,
@@ -81,7 +84,7 @@ pub enum Finding {
     Spikes {
         /// Number of steps with a spike.
         count: u64,
-        /// The spike with the highest loss.
+        /// The step of the spike with the highest loss.
         step: u64,
         /// The loss of this spike.
         loss: f64,
@@ -119,7 +122,7 @@ impl Verdict {
         self.0.is_empty()
     }
 
-    /// Returns whether danlu should suggest to merge the adapter.
+    /// Returns whether danlu should suggest merging the adapter.
     pub fn is_usable(&self) -> bool {
         !self
             .0
@@ -148,7 +151,7 @@ impl Finding {
         !matches!(self, Self::Learned { .. } | Self::Untested { .. })
     }
 
-    /// Returns one sentence with the values of the finding and the flag to change.
+    /// Returns a text with the values of the finding and, for a warning, the next step.
     pub fn text(&self, language: Language) -> String {
         language.pick(self.text_zh(), self.text_en())
     }
@@ -266,7 +269,8 @@ mod tests {
     use super::*;
     use crate::summary::tests::sample;
 
-    /// Judges a run with these training losses, and with held-out losses as pairs of step and loss.
+    /// Judges a run with the training losses `losses`. Each pair in `held_out` is a step and its held-out
+    /// loss.
     fn judge(losses: &[f64], held_out: &[(u64, f64)]) -> Verdict {
         let mut run = sample();
         let step = run.steps[0];
@@ -352,7 +356,7 @@ mod tests {
         let stored = serde_json::to_value(&verdict).unwrap();
         assert_eq!(stored[0][verdict.findings()[0].name()]["last"], 9.0);
         assert_eq!(serde_json::from_value::<Verdict>(stored).unwrap(), verdict);
-        // Older cards use another name for this finding.
+        // Older cards use a different name for this finding.
         let older = r#"[{"held_out_worse": {"first": 6.6, "last": 9.0}}]"#;
         assert_eq!(serde_json::from_str::<Verdict>(older).unwrap(), verdict);
     }

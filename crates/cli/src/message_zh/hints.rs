@@ -377,7 +377,7 @@ pub const HINTS: &[(&str, &str)] = &[
     ("mend the lines between the two `---` at the top of the file", "改正文件开头两个 `---` 之间的内容"),
     ("save the file as UTF-8", "把文件另存为 UTF-8"),
     (
-        "mend that line, or move it away: `danlu train --resume` writes it again, and `danlu merge` goes by `adapter_config.json` then",
+        "mend that line, or move the file away: `danlu train --resume` writes it again, and `danlu merge` goes by `adapter_config.json` then",
         "改正那一行，或移走文件：`danlu train --resume` 会重写它，`danlu merge` 则依据 `adapter_config.json`",
     ),
     ("`--memory-limit {}`", "`--memory-limit {}`"),

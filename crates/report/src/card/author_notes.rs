@@ -1,7 +1,7 @@
-//! The author's notes in a card, between a begin marker and an end marker. The notes describe the limits of
-//! the model.
+//! The author's notes in a card, which describe the limits of the model. They are the lines between `<!--
+//! notes -->` and `<!-- /notes -->`.
 //!
-//! danlu only writes the notes if `--notes` is given.
+//! danlu changes the notes of an existing card only if `--notes` is given.
 
 use super::readme::Readme;
 use crate::Language;
@@ -19,7 +19,7 @@ const TITLE: [&str; 2] = ["局限与说明", "Limits and notes"];
 const PLACEHOLDER: [&str; 2] =
     ["作者还没有写明这个模型的局限。", "The author has not described the limits of this model yet."];
 
-/// Returns the notes of a card, which are the lines between the begin and the end marker.
+/// Returns the notes of a card, without placeholder lines. Returns `None` if there are no notes.
 pub fn notes_of(card: &str) -> Option<String> {
     let text = Readme::parse(card).map_or_else(|_| card.to_owned(), |readme| readme.without_block());
     let lines: Vec<&str> = text.lines().collect();
@@ -30,8 +30,8 @@ pub fn notes_of(card: &str) -> Option<String> {
     (!notes.trim().is_empty()).then_some(notes)
 }
 
-/// Returns the card with these notes. The notes replace the lines between the markers. If there are no
-/// markers, a new section is added at the end.
+/// Returns the card with these notes, which replace the lines between [`START`] and [`STOP`]. If these
+/// markers are missing, a new section is added at the end.
 pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> String {
     let line_end = if card.contains("\r\n") { "\r\n" } else { "\n" };
     // danlu's part may contain text that looks like a marker, so only the rest of the card is searched.
@@ -58,7 +58,8 @@ fn section(languages: &[Language], notes: &str) -> String {
     format!("## {}\n\n{}", title.join(" · "), marked(languages, notes))
 }
 
-/// Returns the notes between a begin and an end marker. Lines of `notes` that are markers are removed.
+/// Returns the notes, or the placeholder if they are empty, between [`START`] and [`STOP`]. Lines of `notes`
+/// that are markers are removed.
 fn marked(languages: &[Language], notes: &str) -> String {
     let is_mark =
         |line: &&str| matches!(line.trim(), START | STOP | super::readme::BEGIN | super::readme::END);
@@ -73,7 +74,7 @@ fn marked(languages: &[Language], notes: &str) -> String {
     format!("{START}\n{notes}\n{STOP}\n")
 }
 
-/// Returns the line numbers of the first begin marker and the last end marker.
+/// Returns the line numbers of the first [`START`] and the last [`STOP`].
 fn find(lines: &[&str]) -> Option<(usize, usize)> {
     let start = lines.iter().position(|line| line.trim() == START)?;
     let stop = lines.iter().rposition(|line| line.trim() == STOP)?;

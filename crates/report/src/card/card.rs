@@ -67,7 +67,7 @@ pub struct Card {
     pub base: BaseIdentity,
     /// Rank, scaling and targets of the adapter. `None` for a quantized base.
     pub lora: Option<Lora>,
-    /// Licence identifier, as the Hub spells it.
+    /// Licence identifier in the Hub's spelling.
     pub license: Option<String>,
     /// Data sets on the Hub, `owner/name`.
     pub datasets: Vec<String>,
@@ -78,7 +78,7 @@ pub struct Card {
     /// The quantization, if this is a full model that was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_four_bits: Option<InFourBits>,
-    /// The base that the adapter was trained on, if the adapter was merged into another base.
+    /// The base that the adapter was trained on, if the adapter was merged into a different base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<BaseIdentity>,
     /// Whether the folder contains the file `loss.svg`.
@@ -96,7 +96,7 @@ pub struct Lora {
     pub alpha: f64,
     /// Whether the update is scaled by alpha / sqrt(rank).
     pub use_rslora: bool,
-    /// Target modules, as PEFT spells them.
+    /// Target modules in PEFT's spelling.
     pub target_modules: String,
 }
 
@@ -138,7 +138,7 @@ pub struct Training {
     pub train_loss: Option<(f64, f64)>,
     /// Held-out loss before and after training.
     pub held_out: Option<(f64, f64)>,
-    /// Findings from the losses.
+    /// Conclusions from the losses of the run.
     #[serde(default, alias = "warnings", skip_serializing_if = "Verdict::is_empty")]
     pub verdict: Verdict,
     /// Replies with and without the adapter.
@@ -203,9 +203,9 @@ pub struct Merge {
     pub base: MergeBase,
     /// Measured fidelity of each variant of the base, if both variants were available.
     pub forms: Vec<FormFidelity>,
-    /// Element types of the merged model, as `config.json` spells them.
+    /// Element types of the merged model in the spelling of `config.json`.
     pub dtype: Vec<String>,
-    /// Loss of fidelity by quantization, if the merged model is in 4 bits.
+    /// Fidelity of the quantized model, if the merged model is in 4 bits.
     pub quantized: Option<QuantizedFidelity>,
     /// Comparison of the merged model with the adapter on its base.
     pub fidelity: Fidelity,
@@ -228,7 +228,7 @@ impl Card {
     /// Reads the `card.json` of a folder. Returns `None` if the folder has no such file.
     ///
     /// # Errors
-    /// If the file cannot be read, or if it contains a value that is not valid in a card.
+    /// If the file cannot be read, is not valid JSON, or contains a value that is not valid in a card.
     pub fn read(folder: &Path) -> Result<Option<Self>, ReportError> {
         let path = folder.join(CARD_FILE);
         if !path.exists() {
@@ -240,7 +240,7 @@ impl Card {
     /// Parses the bytes of a `card.json`. `path` is only used in messages.
     ///
     /// # Errors
-    /// If the file contains a value that is not valid in a card.
+    /// If the bytes are not valid JSON, or contain a value that is not valid in a card.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ReportError> {
         let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(bytes, &e));
         let card = serde_json::from_slice::<Self>(bytes).map_err(fault);
@@ -248,7 +248,8 @@ impl Card {
             .map_err(|reason| ReportError::Card { path: path.to_owned(), reason })
     }
 
-    /// Checks the values that are inserted into links, commands, or metadata for the Hub.
+    /// Checks the repository, data sets, bases, branch and licence, because they are inserted into links,
+    /// commands, or metadata for the Hub.
     fn check(&self) -> Result<(), String> {
         let repository = self.repository.iter().map(|id| ("repository", id));
         for (field, id) in repository.chain(self.datasets.iter().map(|id| ("datasets", id))) {

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use danlu_model::files;
 
-/// Maximum size of a base's card. The card of the base is read to find the licence.
+/// Maximum size of a base's `README.md`, from which the licence is read.
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
-/// Reads the licence from the card of a base.
+/// Reads the licence from the front matter of a base's `README.md`. Returns `None` if there is no valid
+/// licence.
 pub fn license_of(base: &Path) -> Option<String> {
     let card = String::from_utf8(files::read_bounded(&base.join("README.md"), MAX_CARD_BYTES).ok()?).ok()?;
     let mut lines = card.lines();

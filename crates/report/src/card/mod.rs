@@ -2,10 +2,11 @@
 //! page.
 //!
 //! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys in the front
-//! matter. All other text belongs to the author and is never changed.
+//! matter. All other text belongs to the author. danlu changes only the notes in this text, and only if
+//! `--notes` is given.
 //!
-//! `card.json` ([`Card`]) contains every value of danlu's part, so that danlu can update this part. A card
-//! contains no paths. Bases, data and folders are identified by their names.
+//! `card.json` ([`Card`]) contains every value of danlu's part, so that danlu can write this part again. A
+//! card contains no paths. Bases, data and folders are identified by their names.
 
 mod author_notes;
 #[expect(clippy::module_inception, reason = "the file bears the name of its noun")]
@@ -56,7 +57,7 @@ impl Card {
     }
 
     /// Returns `readme` with this card as danlu's part. The author's notes are replaced only if `notes` is
-    /// given.
+    /// given. If `readme` has no text, a section for the notes is added.
     ///
     /// # Errors
     /// If the markers or the front matter are invalid.
@@ -126,7 +127,7 @@ impl Card {
         Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
     }
 
-    /// Returns the lines between danlu's markers. The lines of a card in two languages have two halves.
+    /// Returns the lines between danlu's markers. A card in two languages has one half for each language.
     fn block(&self) -> String {
         let languages = self.language.order();
         let both = languages.len() > 1;
@@ -142,7 +143,8 @@ impl Card {
             let page = Page { card: self, language, heading: if both { "###" } else { "##" } };
             out += &page.half();
         }
-        // A prompt or a reply may contain markers, so the markers in the text are changed.
+        // A prompt or a reply may contain danlu's markers. The spaces in such markers are removed, so that
+        // they have no effect.
         [readme::BEGIN, readme::END].iter().fold(out, |out, mark| out.replace(mark, &mark.replace(' ', "")))
     }
 }
@@ -169,7 +171,8 @@ pub fn is_authors_alone(readme: &str) -> Result<bool, ReadmeFault> {
     Ok(!readme.has_block() && !readme.is_blank())
 }
 
-/// Returns whether `ours` contains every line that the author wrote in `theirs`, in the same order.
+/// Returns whether `ours` contains every line that the author wrote in `theirs`, in the same order. Returns
+/// `false` if `theirs` has invalid markers or an invalid front matter.
 ///
 /// # Errors
 /// If the markers or the front matter of `ours` are invalid.
@@ -187,8 +190,8 @@ pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
     Ok(read_readme(folder)?.and_then(|readme| notes_of(&readme)))
 }
 
-/// Writes the author's notes into a folder's `README.md`. A new file also gets a begin and an end marker, so
-/// that a later card can be inserted.
+/// Writes the author's notes into a folder's `README.md`. A new file also gets danlu's begin and end marker,
+/// between which danlu later inserts the card.
 ///
 /// # Errors
 /// If the file cannot be read or written, or if its markers or its front matter are invalid.
@@ -220,7 +223,7 @@ fn title(language: Language) -> &'static str {
     language.pick("中文", "English")
 }
 
-/// Returns a note for the author, which explains which text danlu replaces.
+/// Returns a note for the author that explains which text danlu replaces.
 fn marks_note(languages: &[Language]) -> String {
     let note = |language: &Language| {
         language.pick(
@@ -255,7 +258,7 @@ impl Page<'_> {
             return quantized::render(self, four);
         }
         let mut out = introduction::render(self);
-        // The results were measured on another base, so they do not apply to this model.
+        // The results were measured on a different base, so they do not apply to this model.
         if let Some(run) = run.filter(|_| self.card.trained_on.is_none()) {
             out += &results::render(self, run);
         }

@@ -11,7 +11,7 @@ use super::{DANLU, Page, introduction};
 /// The quantization of a full model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFourBits {
-    /// Code, block size, and type of the scales.
+    /// 4-bit type, block size, and type of the scales.
     pub quantization: Quantization,
     /// Modules that the user excluded from quantization.
     pub skipped: Vec<String>,

@@ -18,7 +18,8 @@ pub const END: &str = "<!-- danlu:end -->";
 /// The reason why a `README.md` cannot be updated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadmeFault {
-    /// One of danlu's two markers is missing, or a marker appears more than once.
+    /// One of danlu's two markers is missing or appears more than once, or the end marker is above the begin
+    /// marker.
     Marks(String),
     /// The front matter has no end, or one of danlu's keys appears twice.
     FrontMatter(String),
@@ -57,7 +58,7 @@ pub struct Readme<'a> {
     text: &'a str,
     /// Byte offset of the text after an optional byte order mark.
     start: usize,
-    /// Byte range of the lines between the dashes of the front matter.
+    /// Byte range of the lines between the two `---` lines of the front matter.
     front: Option<Range<usize>>,
     /// Byte offset of the body, which follows the front matter.
     body: usize,
@@ -69,8 +70,8 @@ impl<'a> Readme<'a> {
     /// Parses the text of a `README.md`.
     ///
     /// # Errors
-    /// If the markers are not exactly one begin and one end marker, or if the front matter has no end. A text
-    /// without markers is valid.
+    /// If there are markers, but not exactly one begin marker above one end marker. Also if the front matter
+    /// has no end.
     pub fn parse(text: &'a str) -> Result<Self, ReadmeFault> {
         let start = text.len() - text.trim_start_matches('\u{feff}').len();
         let (front, body) = find_front_matter(text, start)?;
@@ -102,8 +103,8 @@ impl<'a> Readme<'a> {
         self.block.as_ref().map(|block| line(block.start)..line(block.end))
     }
 
-    /// Returns the lines that the author wrote. These exclude blank lines, danlu's part, danlu's keys, and
-    /// the lines that danlu writes around the notes.
+    /// Returns the lines that the author wrote. Blank lines, danlu's part, danlu's keys, and the lines that
+    /// danlu writes around the notes are excluded.
     pub fn author_lines(&self) -> Vec<&'a str> {
         let front = self.front.clone().map_or("", |front| &self.text[front]);
         let (above, below) = match &self.block {
@@ -120,7 +121,7 @@ impl<'a> Readme<'a> {
     /// If the file has no markers, danlu's part is added at the end.
     ///
     /// # Errors
-    /// If the front matter contains one of these keys twice.
+    /// If the front matter contains one of danlu's keys twice.
     pub(super) fn updated(&self, own: &[Entry], block: &str) -> Result<String, ReadmeFault> {
         let line_end = if self.text.contains("\r\n") { "\r\n" } else { "\n" };
         let ours = |text: &str| text.replace('\n', line_end);
@@ -164,7 +165,7 @@ pub fn keeps_every_line(there: &[&str], here: &[&str]) -> bool {
     there.iter().all(|line| here.any(|other| other == line))
 }
 
-/// Returns the byte range of the lines between the dashes, and the start of the body.
+/// Returns the byte range of the lines between the two `---` lines, and the start of the body.
 fn find_front_matter(text: &str, start: usize) -> Result<(Option<Range<usize>>, usize), ReadmeFault> {
     let mut lines = text[start..].split_inclusive('\n');
     let Some(first) = lines.next().filter(|line| line.trim_end() == "---") else { return Ok((None, start)) };

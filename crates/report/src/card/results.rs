@@ -7,7 +7,7 @@ use danlu_model::Quantization;
 use super::markdown::cell;
 use super::{Merge, PICTURE_FILE, Page, Training};
 
-/// Maximum number of characters that are shown of a question or a reply.
+/// Maximum number of characters that are shown of each question and each reply.
 const MAX_REPLY_CHARS: usize = 400;
 
 pub(super) fn render(page: &Page<'_>, run: &Training) -> String {
@@ -57,7 +57,8 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     out
 }
 
-/// Returns a sentence for a 4-bit model: the values above were measured with the adapter on its base.
+/// For a 4-bit model, returns the note that the values above were measured with the adapter on its base. For
+/// other models, returns an empty text.
 fn in_four_bits(page: &Page<'_>) -> String {
     let Some(Quantization { quant_type: code, .. }) = page.card.four_bit() else { return String::new() };
     let merge = page.card.merge.as_ref().filter(|merge| merge.quantized.is_some());

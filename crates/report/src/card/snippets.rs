@@ -6,7 +6,7 @@ use danlu_model::shell_word;
 use super::markdown::{fenced, line, literal, plain};
 use super::{Card, Page};
 
-/// Maximum ranks that vLLM supports. The first rank is the default.
+/// Values that vLLM accepts for `--max-lora-rank`. The first value is the default.
 const VLLM_RANKS: [u32; 7] = [16, 32, 64, 128, 256, 320, 512];
 
 /// Maximum number of characters of a question in a snippet.
@@ -106,7 +106,8 @@ fn revision_flag(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(" --revision {}", shell_word(revision)))
 }
 
-/// Returns a list of the names that the reader must replace.
+/// Returns sentences about the names that the reader must replace. The text is empty if there are no such
+/// names.
 fn placeholders(page: &Page<'_>, values: &SnippetValues) -> String {
     let mut out = String::new();
     if page.card.repository.is_none() {
@@ -179,7 +180,8 @@ fn packages(card: &Card) -> String {
     format!("# pip install torch transformers{peft}{four_bit}\n")
 }
 
-/// Returns the Python imports, and the argument that quantizes the base in the same way as in training.
+/// Returns the Python imports, and the argument that quantizes the base in the same way as in training. The
+/// argument is empty if training did not quantize the base.
 fn loading(card: &Card) -> (String, String) {
     let plain = "from transformers import AutoModelForCausalLM, AutoTokenizer\n".to_owned();
     let over = card

@@ -1,11 +1,12 @@
-//! Detects the languages of a data set by its letters and words, for the Hub's key `language`.
+//! Detects the languages of a data set by its characters and words, for the Hub's key `language`.
 
 /// Words that are frequent in English and rare in other languages.
 const ENGLISH: [&str; 16] = [
     "the", "of", "and", "to", "is", "in", "it", "you", "that", "for", "are", "was", "with", "my", "i", "what",
 ];
 
-/// Minimum share of a language's letters or words in the text.
+/// Minimum share of Han characters, or of words in other scripts, among all characters and words that are
+/// counted.
 const SHARE: f64 = 0.1;
 
 /// Counts of characters and words. The languages are determined from these counts.
@@ -18,7 +19,7 @@ pub struct TextLanguage {
     kana: u64,
     /// Number of words in other scripts.
     words: u64,
-    /// Number of words that are in `ENGLISH`.
+    /// Number of words that [`ENGLISH`] contains.
     english: u64,
 }
 
@@ -48,7 +49,8 @@ impl TextLanguage {
         let all = (self.han + self.kana + self.words) as f64;
         let is_part = |count: u64| count > 0 && count as f64 >= SHARE * all;
         let zh = is_part(self.han) && self.kana * 20 < self.han;
-        // In an English text, about a third of the words are in `ENGLISH`.
+        // In an English text, about a third of the words are in `ENGLISH`. The limit is lower, so that mixed
+        // texts count.
         let en = is_part(self.words) && self.english as f64 >= 0.1 * self.words as f64;
         let mut codes: Vec<&str> =
             [(zh, "zh"), (en, "en")].into_iter().filter_map(|(is, code)| is.then_some(code)).collect();

@@ -148,7 +148,7 @@ impl Chart {
             x.ticks(if self.width > 600.0 { 8 } else { 5 }).into_iter().filter(|t| t.0.fract() == 0.0)
         {
             let at = x.place(value);
-            // There is no tick at the end of the axis, because the label of the axis is there.
+            // The ticks near the end of the axis have no number, because the label of the axis is there.
             if at < right - 34.0 {
                 let _ =
                     write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
@@ -194,8 +194,8 @@ fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     json!(rows)
 }
 
-/// Returns the series with at most `MAX_POINTS` points. Each point is the mean of several neighbouring
-/// points.
+/// Returns the series with at most `MAX_POINTS` points and without values that are not finite. In a longer
+/// series, the mean of several neighbouring points becomes one point.
 fn thinned(series: &Series) -> Series {
     let size = series.points.len().div_ceil(MAX_POINTS).max(1);
     let finite =
@@ -269,7 +269,8 @@ fn tick_text(i: i64, step: f64) -> String {
     format!("{value:.*}", (-exponent).max(0.0) as usize)
 }
 
-/// Formats a value for a tooltip, with four or five significant digits.
+/// Formats a value for a tooltip: in scientific notation below 0.001, with four decimals below 100, and
+/// without decimals from 100 on.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

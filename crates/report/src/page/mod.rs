@@ -65,8 +65,8 @@ fn title(run: &RunSummary, l: &Labels) -> String {
     format!("{} · {}", escape(&run.adapter_name), l.title)
 }
 
-/// Returns the complete page with the contents `body`. `title` must be escaped, and `made` must not be
-/// escaped.
+/// Returns the complete page with the contents `body`. `title` and `body` must be escaped. `made` must not be
+/// escaped, because this function escapes it.
 fn document(l: &Labels, title: &str, body: &str, made: &str, refresh: Option<u64>) -> String {
     let (style, script) = (include_str!("page.css"), include_str!("page.js"));
     let (lang, made_by, made) = (l.html_lang, l.made_by, escape(made));
@@ -234,8 +234,8 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
     format!("<section>{head}<div class=\"figure\">{svg}<div class=\"tip\"></div></div></section>\n")
 }
 
-/// Returns an exponential moving average over about a fifteenth of the run. The average is corrected for the
-/// missing values before the first step.
+/// Returns an exponential moving average over about a fifteenth of the points, and over at most 50 points.
+/// The average is corrected for the missing values before the first point.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(1.0, 50.0);
     let (mut sum, mut weight) = (0.0, 0.0);
