@@ -13,8 +13,8 @@ const TEXTS: &[(&str, &str)] = &[
         "代替模型的对话模板：文件，或 chatml、llama3、alpaca、vicuna、zephyr",
     ),
     (
-        "Merge although the adapter makes the held-out text worse than the base alone",
-        "即使加上适配器后留出文本比基座更差，也合并",
+        "Merge even if the adapter predicts the held-out text worse than the base alone does",
+        "即使加上适配器后，对留出文本的预测比单独的基座更差，也合并",
     ),
     (
         "Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist",
@@ -39,7 +39,7 @@ const TEXTS: &[(&str, &str)] = &[
         "客户端加载、卸载适配器时必须发送的密钥 [默认：DANLU_ADMIN_KEY]",
     ),
     ("Listen without a key on an address that other machines reach", "在其他机器可达的地址上监听而不设密钥"),
-    ("Seconds for running replies after a signal to end", "收到结束信号后，留给进行中回复的秒数"),
+    ("Seconds that running replies may take after a signal to stop", "收到结束信号后，留给进行中回复的秒数"),
     (
         "Name of the model for clients [default: its folder or Hub name]",
         "客户端看到的模型名 [默认：文件夹名或 Hub 名称]",
@@ -56,10 +56,13 @@ const TEXTS: &[(&str, &str)] = &[
         "Adapters on the Hub that a request may load by their name, such as 'you/*'",
         "请求可按名字加载的 Hub 适配器，如 'you/*'",
     ),
-    ("Folder from which the admin key may load adapters by path", "管理密钥可按路径加载适配器的文件夹"),
+    (
+        "Folder that must contain every adapter that a request loads by path",
+        "请求按路径加载的适配器必须在此文件夹内",
+    ),
     ("Allow loading and unloading adapters without an admin key", "允许不用管理密钥加载、卸载适配器"),
     (
-        "Memory of adapters; the least recently used are read again when needed [default: a tenth of what is available]",
+        "Memory for adapters; the least recently used adapters are evicted, and loaded again when needed [default: a tenth of the available memory]",
         "适配器的内存；最久未用的让出，需要时重新读取 [默认：可用内存的十分之一]",
     ),
     (
@@ -72,19 +75,19 @@ const TEXTS: &[(&str, &str)] = &[
         "排队请求数上限；超出的得到状态 429 [默认：--max-num-seqs 的 8 倍]",
     ),
     (
-        "Most prompt tokens in a step, while others get a token each",
-        "一步中读入的提示词元上限，其他回复各得一个词元",
+        "Maximum number of prompt tokens in a step; each running reply gets one token",
+        "一步中处理的提示词元上限；进行中的回复各得一个词元",
     ),
     (
-        "Memory for keys and values of prompts and replies [default: enough for all replies, at most a quarter of what is available]",
+        "Memory for keys and values of prompts and replies [default: enough for all replies, at most a quarter of the available memory]",
         "提示与回复的键和值的内存 [默认：够所有回复用，至多可用内存的四分之一]",
     ),
     (
-        "Read each prompt from its start, also if another had the same beginning",
-        "每个提示都从头读入，即使与别的提示开头相同",
+        "Process each prompt from its start, even if an earlier prompt has the same beginning",
+        "每个提示都从头处理，即使与先前的提示开头相同",
     ),
     (
-        "Continue although the base's chat template differs from the model's training",
+        "Continue even if the base's chat template differs from the one in training",
         "即使基座的对话模板与训练时不同，也继续",
     ),
     ("Files", "文件"),
@@ -272,7 +275,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("New tokens of each sequence, by greedy decoding", "每个序列生成的词元数（贪心解码）"),
     ("Number of sequences decoded at once", "同时解码的序列数"),
     (
-        "Also measure with N random adapters, sequence by sequence in turn, in alternation with the base alone",
+        "Also measure with N random adapters, which the sequences use in turn; these runs alternate with runs of the base alone",
         "另用 N 个随机适配器（各序列轮流）测量，与只用基座交替进行",
     ),
     (
@@ -284,7 +287,7 @@ const TEXTS: &[(&str, &str)] = &[
         "计时的次数 [默认：train 10，prefill 5，decode 与 merge 3]",
     ),
     (
-        "Unmeasured runs before them [default: 2 for train, 1 for prefill and decode, 0 for merge]",
+        "Unmeasured runs before the measured ones [default: 2 for train, 1 for prefill and decode, 0 for merge]",
         "计时前的预热次数 [默认：train 2，prefill 与 decode 1，merge 0]",
     ),
     ("Print all results as one JSON object", "以一个 JSON 对象输出全部结果"),
@@ -330,7 +333,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("Answer this prompt and exit", "回答这一句就退出"),
     ("System prompt", "系统提示词"),
     (
-        "Continue although the base's chat template differs from the adapter's",
+        "Continue even if the base's chat template differs from the adapter's",
         "即使基座的对话模板与适配器的不同也继续",
     ),
     ("Longest reply, in tokens", "回复的最大长度，以词元计"),
@@ -348,7 +351,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("Number of questions that both models answer", "两个模型都回答的问题数"),
     ("Longest record, in tokens", "记录的最大长度，以词元计"),
     (
-        "Continue although the tokenizer or template of a base differs from that of its adapter",
+        "Continue even if the tokenizer or template of a base differs from that of its adapter",
         "即使基座的分词器或模板与适配器的不同也继续",
     ),
     ("Shell: bash, zsh, fish, elvish or powershell", "命令行：bash、zsh、fish、elvish 或 powershell"),
@@ -471,7 +474,7 @@ const TEXTS: &[(&str, &str)] = &[
         "Also upload a file that is skipped by default: a path in the folder, or a pattern such as '*.jsonl'",
         "同时上传默认跳过的文件：文件夹内的路径，或 '*.jsonl' 这样的通配",
     ),
-    ("Upload files although they seem to contain a token", "即使文件像是含有令牌也上传"),
+    ("Upload files even if they seem to contain a token", "即使文件像是含有令牌也上传"),
     ("Adapter: a folder or a Hub name", "适配器：文件夹或 Hub 上的名字"),
     ("Output folder: new or empty", "输出文件夹：新建的或空的"),
     (
@@ -497,15 +500,15 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Format of those records, if it is not recognised", "这些记录的格式，无法自动识别时使用"),
     (
-        "Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token [default: a quarter of the adapter's own effect, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]. With --to it only decides between passed and failed",
-        "合并后的模型与“基座+适配器”的平均 KL 散度超过此值（奈特/词元）就拒绝 [默认：适配器自身作用的四分之一，bf16 最多 1e-2，f16 2e-4，f32 1e-6]。有 --to 时只用来判定是否通过",
+        "Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token [default: a quarter of the adapter's own effect, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]. With --to, the limit applies to the model before quantization too; the 4-bit model is only marked as passed or failed",
+        "合并后的模型与“基座+适配器”的平均 KL 散度超过此值（奈特/词元）就拒绝 [默认：适配器自身作用的四分之一，bf16 最多 1e-2，f16 2e-4，f32 1e-6]。有 --to 时，此限同样用于量化之前的模型；4 位模型只标明是否通过，不会被拒绝",
     ),
     (
-        "Continue although the base's tokenizer or template differs from the adapter's",
+        "Continue even if the base's tokenizer or template differs from the adapter's",
         "即使基座的分词器或模板与适配器的不同也继续",
     ),
     ("Base: a folder or a Hub name", "基座：文件夹或 Hub 上的名字"),
-    ("4-bit code: nf4 or fp4", "4 位编码：nf4 或 fp4"),
+    ("4-bit type: nf4 or fp4", "4 位类型：nf4 或 fp4"),
     ("Store the scales in f32 instead of 8 bits", "缩放系数用 f32 存储，而不是 8 位"),
     ("Number of weights that share a scale [default: 64]", "多少个权重共用一个缩放系数 [默认：64]"),
     (
@@ -575,7 +578,7 @@ const TEXTS: &[(&str, &str)] = &[
     ("Epochs: passes over the data [default: 1]", "数据训练几遍 [默认：1]"),
     ("Number of optimizer steps, instead of epochs", "训练多少步，代替遍数"),
     (
-        "Records per micro-batch (with --packing: rows of --max-length tokens); a shared prefix is computed once [default: 2]",
+        "Records per micro-batch, or with --packing rows of --max-length tokens; a prefix that records share is computed once [default: 2]",
         "每微批的记录数（有 --packing 时是 --max-length 长的行数）；相同的开头只算一次 [默认：2]",
     ),
     ("Micro-batches per step [default: 2]", "每步的微批数 [默认：2]"),

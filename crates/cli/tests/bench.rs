@@ -171,7 +171,7 @@ fn kept_weights_are_used_again_and_other_models_are_not() {
     );
     scene.refuses(
         "bench prefill --shape base-28m --keep kept",
-        "error: `kept` holds another model than `base-28m`\n\n\
+        "error: `kept` holds a model that differs from `base-28m`\n\n\
          hint: name a new folder, or omit `--keep`\n",
     );
     let error = scene.run("bench prefill --shape base-28m --keep .").err;

@@ -184,8 +184,7 @@ fn a_diverged_run_is_reported_and_not_merged() {
     }
     let ran = scene.run("merge out --output merged");
     assert_eq!(ran.code, 1, "{}", ran.err);
-    let error =
-        "error: cannot merge `out`: it makes held-out text worse; the perplexity on `out/held_out.json` is ";
+    let error = "error: cannot merge `out`: it predicts held-out text worse than its base; the perplexity on `out/held_out.json` is ";
     assert!(ran.err.contains(error) && ran.err.contains("`--allow-worse`"), "{}", ran.err);
     assert!(!scene.path("merged").exists());
     // Without held-out data, danlu measures on its own text. This also detects a model that guesses.

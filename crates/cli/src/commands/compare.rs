@@ -71,7 +71,7 @@ pub struct CompareArgs {
     /// Longest record, in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 384, value_parser = at_least_one)]
     pub max_length: usize,
-    /// Continue although the tokenizer or template of a base differs from that of its adapter
+    /// Continue even if the tokenizer or template of a base differs from that of its adapter
     #[arg(long)]
     pub allow_template_mismatch: bool,
     /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]

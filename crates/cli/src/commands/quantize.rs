@@ -44,7 +44,7 @@ const MAX_CARRIED_BYTES: u64 = 16 << 20;
 pub struct QuantizeArgs {
     /// Base: a folder or a Hub name
     pub base: PathBuf,
-    /// 4-bit code: nf4 or fp4
+    /// 4-bit type: nf4 or fp4
     #[arg(long, value_name = "TYPE", default_value = "nf4", value_parser = FourBitCode::from_str)]
     pub to: FourBitCode,
     /// Output folder: new or empty

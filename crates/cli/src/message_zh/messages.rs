@@ -372,7 +372,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("`--data` is missing, and `{}` holds no `{}`", "缺少 `--data`，而 `{}` 里没有 `{}`"),
     ("`--keep` goes with `--shape`", "`--keep` 要与 `--shape` 同用"),
     (
-        "`--original` is `{}` ({}), which is another model than the base in 4 bits ({})",
+        "`--original` is `{}` ({}), which is not the model of the 4-bit base ({})",
         "`--original` 是 `{}`（{}），与 4 位基座（{}）不是同一个模型",
     ),
     ("`--original` is `{}`, which is in 4 bits too", "`--original` 是 `{}`，它也是 4 位的"),
@@ -412,7 +412,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "`{}` holds an adapter (`{}`) and a model (`{}`): loaders would find only one of them",
         "`{}` 里既有适配器（`{}`）又有模型（`{}`）：加载程序只会找到其中一个",
     ),
-    ("`{}` holds another model than `{}`", "`{}` 里的模型不是 `{}`"),
+    ("`{}` holds a model that differs from `{}`", "`{}` 里的模型不是 `{}`"),
     ("`{}` holds no `{}`, which the card is written from", "`{}` 里没有 `{}`，模型卡要根据它来写"),
     ("`{}` holds no record that both models can be measured on", "`{}` 里没有两个模型都能测量的记录"),
     ("`{}` holds no record that can be measured", "`{}` 里没有可测量的记录"),
@@ -446,8 +446,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot explain `{}`: the glossary has no such term", "无法解释 `{}`：术语表里没有这个词"),
     ("cannot listen for Ctrl-C: {}", "无法监听 Ctrl-C：{}"),
     (
-        "cannot merge `{}`: it makes held-out text worse; the perplexity on {} is {} for the base and {} with the adapter",
-        "无法合并 `{}`：它让留出的文本变差；在 {} 上，基座的困惑度是 {}，加上适配器后是 {}",
+        "cannot merge `{}`: it predicts held-out text worse than its base; the perplexity on {} is {} for the base and {} with the adapter",
+        "无法合并 `{}`：它对留出文本的预测比基座更差；在 {} 上，基座的困惑度是 {}，加上适配器后是 {}",
     ),
     ("cannot mix documents and conversations in one file", "一个文件里不能既有文档又有对话"),
     ("cannot read `{}`: expected keys with values", "无法读取 `{}`：应为带值的键"),

@@ -32,7 +32,8 @@ pub struct DecodeArgs {
     /// Number of sequences decoded at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
     sequences: u16,
-    /// Also measure with N random adapters, sequence by sequence in turn, in alternation with the base alone
+    /// Also measure with N random adapters, which the sequences use in turn; these runs alternate with runs
+    /// of the base alone
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024), help_heading = "Job")]
     adapters: u16,
     /// Rank of the adapters; a list such as 8,16,64 gives them different ranks

@@ -47,7 +47,7 @@ pub struct RunArgs {
     /// Measured runs [default: 10 for train, 5 for prefill, 3 for decode and merge]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Measurement")]
     pub steps: Option<u64>,
-    /// Unmeasured runs before them [default: 2 for train, 1 for prefill and decode, 0 for merge]
+    /// Unmeasured runs before the measured ones [default: 2 for train, 1 for prefill and decode, 0 for merge]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Measurement")]
     pub warm_up: Option<u64>,
     /// Print all results as one JSON object

@@ -120,7 +120,7 @@ impl BenchModel {
                 );
             }
             FolderState::Other => {
-                let text = format!("`{}` holds another model than `{shape}`", folder.display());
+                let text = format!("`{}` holds a model that differs from `{shape}`", folder.display());
                 return Err(Diagnostic::input(text).with_hint("name a new folder, or omit `--keep`"));
             }
             FolderState::None => {

@@ -74,7 +74,7 @@ pub struct ChatArgs {
     /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Continue although the base's chat template differs from the adapter's
+    /// Continue even if the base's chat template differs from the adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
     /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr

@@ -135,7 +135,7 @@ fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
         let sizes = |c: &ModelConfig| format!("{} layers of {}", c.num_hidden_layers, c.hidden_size);
         let (here, there) = (sizes(config), sizes(stored));
         let text = format!(
-            "`--original` is `{}` ({here}), which is another model than the base in 4 bits ({there})",
+            "`--original` is `{}` ({here}), which is not the model of the 4-bit base ({there})",
             folder.display()
         );
         return Err(

@@ -98,13 +98,14 @@ pub struct MergeArgs {
     pub format: Option<Format>,
     /// Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token
     /// [default: a quarter of the adapter's own effect, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32].
-    /// With --to it only decides between passed and failed
+    /// With --to, the limit applies to the model before quantization too; the 4-bit model is only marked as
+    /// passed or failed
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
-    /// Continue although the base's tokenizer or template differs from the adapter's
+    /// Continue even if the base's tokenizer or template differs from the adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
-    /// Merge although the adapter makes the held-out text worse than the base alone
+    /// Merge even if the adapter predicts the held-out text worse than the base alone does
     #[arg(long)]
     pub allow_worse: bool,
     /// Print the result as one JSON object
@@ -360,7 +361,7 @@ impl Job<'_> {
         }
         let text = file.map_or_else(|| "danlu's own text".to_owned(), |file| format!("`{}`", file.display()));
         let error = format!(
-            "cannot merge `{}`: it makes held-out text worse; the perplexity on {text} is {base:.2} for the base and {adapter:.2} with the adapter",
+            "cannot merge `{}`: it predicts held-out text worse than its base; the perplexity on {text} is {base:.2} for the base and {adapter:.2} with the adapter",
             self.args.adapter.display()
         );
         let hint = "train again with a lower `--learning-rate`, or merge it as it is with `--allow-worse`";

@@ -37,7 +37,7 @@ pub struct ServeArgs {
     /// Listen without a key on an address that other machines reach
     #[arg(long, help_heading = "Network")]
     pub insecure: bool,
-    /// Seconds for running replies after a signal to end
+    /// Seconds that running replies may take after a signal to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Network")]
     pub shutdown_timeout: u64,
     /// Name of the model for clients [default: its folder or Hub name]
@@ -52,14 +52,14 @@ pub struct ServeArgs {
     /// Adapters on the Hub that a request may load by their name, such as 'you/*'
     #[arg(long, value_name = "PATTERN", value_parser = hub_pattern, help_heading = "Adapters")]
     pub allow_hub: Vec<String>,
-    /// Folder from which the admin key may load adapters by path
+    /// Folder that must contain every adapter that a request loads by path
     #[arg(long, value_name = "DIR", help_heading = "Adapters")]
     pub adapter_root: Option<PathBuf>,
     /// Allow loading and unloading adapters without an admin key
     #[arg(long, conflicts_with = "admin_key", help_heading = "Adapters")]
     pub allow_adapter_updates: bool,
-    /// Memory of adapters; the least recently used are read again when needed [default: a tenth of what is
-    /// available]
+    /// Memory for adapters; the least recently used adapters are evicted, and loaded again when needed
+    /// [default: a tenth of the available memory]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()), help_heading = "Adapters")]
     pub adapter_memory: Option<u64>,
     /// Longest prompt and reply together, in tokens [default: the model's limit, at most 8192]
@@ -71,17 +71,17 @@ pub struct ServeArgs {
     /// Most requests that wait; others get status 429 [default: 8 times --max-num-seqs]
     #[arg(long, value_name = "N", help_heading = "Load")]
     pub max_num_queued_reqs: Option<usize>,
-    /// Most prompt tokens in a step, while others get a token each
+    /// Maximum number of prompt tokens in a step; each running reply gets one token
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one, help_heading = "Load")]
     pub max_num_batched_tokens: usize,
-    /// Memory for keys and values of prompts and replies [default: enough for all replies, at most a quarter of
-    /// what is available]
+    /// Memory for keys and values of prompts and replies [default: enough for all replies, at most a quarter
+    /// of the available memory]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()), help_heading = "Load")]
     pub kv_cache_memory: Option<u64>,
-    /// Read each prompt from its start, also if another had the same beginning
+    /// Process each prompt from its start, even if an earlier prompt has the same beginning
     #[arg(long, help_heading = "Load")]
     pub no_enable_prefix_caching: bool,
-    /// Continue although the base's chat template differs from the model's training
+    /// Continue even if the base's chat template differs from the one in training
     #[arg(long)]
     pub allow_template_mismatch: bool,
     /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr

@@ -131,8 +131,8 @@ pub struct SettingsArgs {
     /// Number of optimizer steps, instead of epochs
     #[arg(long, value_name = "STEPS", conflicts_with = "num_train_epochs", help_heading = "Training")]
     pub max_steps: Option<u64>,
-    /// Records per micro-batch (with --packing: rows of --max-length tokens); a shared prefix is computed
-    /// once [default: 2]
+    /// Records per micro-batch, or with --packing rows of --max-length tokens; a prefix that records share is
+    /// computed once [default: 2]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub per_device_train_batch_size: Option<usize>,
     /// Micro-batches per step [default: 2]

@@ -72,7 +72,7 @@ pub struct PushArgs {
     /// Also upload a file that is skipped by default: a path in the folder, or a pattern such as '*.jsonl'
     #[arg(long, value_name = "PATH")]
     pub include: Vec<String>,
-    /// Upload files although they seem to contain a token
+    /// Upload files even if they seem to contain a token
     #[arg(long)]
     pub with_tokens: bool,
 }

@@ -171,7 +171,7 @@ fn base_id(
         }
         Some(RemoteBase { id, is_ours: false }) => printer.warn(&printer.pick(
             format!("Hub 上的仓库写的基座是 `{id}`，不一定是这里的基座：如果是，请加 `--base-id {id}`"),
-            format!("the repository names its base `{id}`, which may be another base than the one here: if it is the same, pass `--base-id {id}`"),
+            format!("the repository names its base `{id}`, which may differ from the local base: if both are the same, pass `--base-id {id}`"),
         )),
         None => {}
     }
