@@ -1,6 +1,7 @@
 //! Configures the allocator, and reports a failed allocation.
 //!
-//! Freed memory must be returned to the system, because otherwise a memory plan would be wrong.
+//! Freed memory must be returned to the system. If it stayed in the process, a run would exceed its memory
+//! plan.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -77,10 +78,10 @@ const LARGE: i32 = 1 << 20;
 
 /// Fixes the size from which glibc maps a block separately from the heap, and limits glibc to one arena.
 ///
-/// By default glibc raises this size to the largest block freed so far, up to 32 MiB. Once the 17 MB text of
-/// a tokenizer was freed, glibc would allocate every smaller work buffer in the heap, and freed buffers would
-/// leave unused memory there. glibc also reserves 64 MiB of address space for every thread, and `prlimit
-/// --as` counts this space. The threads that run kernels allocate almost nothing, so one arena is enough.
+/// By default glibc raises this size to the largest block freed so far, up to 32 MiB. After the 17 MB text of
+/// a tokenizer is freed, glibc would allocate every smaller work buffer in the heap, where freed buffers
+/// leave unused memory. glibc also reserves 64 MiB of address space for every thread, and `prlimit --as`
+/// counts this space. The threads that run kernels allocate almost nothing, so one arena is enough.
 pub fn configure() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -7,14 +7,15 @@ use signal_hook::consts::SIGBUS;
 use signal_hook::low_level::{emulate_default_handler, exit};
 use signal_hook_registry::register_sigaction;
 
-/// File descriptor of standard error. It is used directly, because a signal handler must not take the lock of
-/// `std::io::stderr`.
+/// File descriptor of standard error. The descriptor is used directly, because a signal handler must not take
+/// the lock of `std::io::stderr`.
 const STDERR: i32 = 2;
 
 const REASON: &str = "`: the file became shorter while danlu was reading it\n\n\
     hint: put the whole file back and run the command again; `danlu train --resume` continues from the last checkpoint\n";
 
-/// Makes SIGBUS print the name of the file and exit with code 1.
+/// Makes SIGBUS print the name of the mapped file and exit with code 1. A SIGBUS at any other address ends
+/// the process as usual.
 pub fn install() {
     // SAFETY: the handler only reads atomics, writes to a file descriptor and exits. A signal handler may do
     // all of these.

@@ -17,7 +17,7 @@ pub struct Series<'a> {
 /// Size of a chart in terminal cells.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// Number of columns, with the y labels.
+    /// Number of columns, including the y labels.
     pub width: usize,
     /// Number of lines of the plot, without the labels below it.
     pub height: usize,
@@ -86,8 +86,8 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     out
 }
 
-/// Returns whether the points of the series are drawn as `●`. This sign distinguishes the second series in a
-/// terminal without colour.
+/// Returns whether the points of the series are drawn as `●`. This sign distinguishes a series from the first
+/// one even in a terminal without colour.
 fn is_marked(index: usize, series: &Series<'_>) -> bool {
     index > 0 && series.points.len() <= MAX_MARKS
 }

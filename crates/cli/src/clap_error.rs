@@ -8,8 +8,8 @@ use clap::{Command, Error};
 use crate::diagnostic::Diagnostic;
 use crate::peer_flags;
 
-/// Lets every flag that takes a fraction accept a negative value, such as `-1e-4`. Otherwise clap would parse
-/// the value as another flag, and the error would not show the valid range.
+/// Lets every flag that takes a fraction accept a negative value, such as `-1e-4`. Without this setting, clap
+/// would parse the value as a flag, and the error would not show the valid range.
 pub fn accept_negative(command: Command) -> Command {
     let fraction = |id: &dyn Fn(TypeId) -> bool| id(TypeId::of::<f64>()) || id(TypeId::of::<f32>());
     let command = command.mut_args(|arg| {
@@ -96,7 +96,8 @@ pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     }
 }
 
-/// Returns one context value of clap's error. The items of a list are in backticks, and commas separate them.
+/// Returns one context value of clap's error. The items of a list are joined by a comma between backticks, so
+/// that the caller only adds the first and the last backtick.
 fn text(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),

@@ -162,8 +162,7 @@ impl ConfigFile {
         self.entries.values().flat_map(|entry| entry.args.iter().cloned()).collect()
     }
 
-    /// Returns the values of `flag`. The result is empty if the key is missing, and has several values for a
-    /// list.
+    /// Returns the values of `flag`. The result is empty if the key is missing. A list has several values.
     pub fn values(&self, flag: &str) -> Vec<&str> {
         let args = self.entries.get(flag).map_or(&[][..], |entry| &entry.args);
         args.iter().filter_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('=')).collect()
@@ -282,7 +281,8 @@ fn json_arguments(flag: &str, value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Converts a flag's value to TOML. A text that parses as a number or a boolean becomes one.
+/// Converts a flag's value to TOML. A text that parses as a number or a boolean becomes a number or a
+/// boolean.
 fn toml_value(text: &str) -> toml::Value {
     if let Ok(number) = text.parse::<i64>() {
         return number.into();
@@ -303,7 +303,8 @@ fn flags(command: &Command) -> impl Iterator<Item = &str> {
 /// Converts a value to arguments. `Err` names the kind of a value that no flag accepts.
 fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     Ok(match value {
-        // A flag whose value is `false` is omitted, unless the flag accepts `=false`.
+        // `resume = true` becomes `--resume` and `resume = false` becomes nothing, because the value of this
+        // flag is a checkpoint.
         DeValue::Boolean(false) if flag == "resume" => vec![],
         DeValue::Boolean(true) if flag == "resume" => vec!["--resume".to_owned()],
         DeValue::Array(items) if flag == "target-modules" => {

@@ -20,7 +20,7 @@ use crate::message_zh;
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// The origin of an error. It determines the exit code.
+/// The origin of an error, which determines the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// The cause is a flag, a file or the machine, so the user can fix the error.

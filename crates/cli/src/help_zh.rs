@@ -652,7 +652,7 @@ fn chinese(text: &str) -> String {
 }
 
 /// Leaks `text`, because clap needs headings that live as long as the process. A help page has about a dozen
-/// of them.
+/// headings.
 fn leaked(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
 }

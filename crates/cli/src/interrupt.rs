@@ -45,7 +45,7 @@ impl Drop for ExitMessage {
     }
 }
 
-/// Prints `words` if a signal ends the process. Dropping the returned value cancels this.
+/// Prints `words` if a signal ends the process. Dropping the returned value removes the text.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
@@ -133,7 +133,8 @@ pub fn stopped() -> bool {
     STOPPED.load(Ordering::SeqCst)
 }
 
-/// Clears the stop request. In a chat, Ctrl-C stops one reply and not the whole session.
+/// Clears the stop request. A chat calls this function before each reply, so that Ctrl-C stops one reply and
+/// not the chat.
 pub fn clear() {
     STOPPED.store(false, Ordering::SeqCst);
     PRESSED.store(0, Ordering::SeqCst);

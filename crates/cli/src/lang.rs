@@ -8,8 +8,8 @@ use clap::ValueEnum as _;
 /// The environment variable that chooses a language.
 pub const LANG_VARIABLE: &str = "DANLU_LANG";
 
-/// The language of help, messages and tables. A Chinese error is followed by its English text, since people
-/// search for that.
+/// The language of help, messages and tables. A Chinese error is followed by its English text, because users
+/// search for the English text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lang {
     Zh,

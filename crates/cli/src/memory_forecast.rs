@@ -13,14 +13,16 @@ use crate::allocator;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
-/// Memory of a tokenizer that is not loaded: Llama 3's 128,256 tokens take 51 MiB, 8,192 tokens 6.6 MiB.
+/// Bytes of a tokenizer that do not depend on its vocabulary.
 const TOKENIZER_BASE: u64 = 4 << 20;
+
+/// Bytes of a tokenizer per token. Llama 3's 128,256 tokens take 51 MiB in total, and 8,192 tokens 6.6 MiB.
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
 
 /// Stack of the thread that reads tokenizers and renders templates. The system commits only the pages in use.
 const GUARDED_STACK: u64 = 32 << 20;
 
-/// Returns the memory of a tokenizer with `vocab_size` tokens, roughly.
+/// Returns the approximate memory of a tokenizer with `vocab_size` tokens, in bytes.
 pub fn tokenizer_bytes(vocab_size: usize) -> u64 {
     TOKENIZER_BASE + TOKENIZER_BYTES_PER_TOKEN * vocab_size as u64
 }
@@ -28,7 +30,7 @@ pub fn tokenizer_bytes(vocab_size: usize) -> u64 {
 /// Memory that a command adds to the process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryForecast {
-    /// Memory of the process before.
+    /// Memory of the process before the command loads a model.
     present: u64,
     /// Pages of weight files, which the system can evict and read again.
     mapped: u64,
@@ -38,7 +40,7 @@ pub struct MemoryForecast {
     loading: u64,
     /// Smallest and usual working memory.
     working: [u64; 2],
-    /// Keys and values of a full conversation. Most conversations use a part.
+    /// Keys and values of a full conversation. Most conversations use only a part of them.
     cache: u64,
     /// Tokenizers that are not loaded yet.
     tokenizers: u64,
@@ -55,7 +57,8 @@ impl MemoryForecast {
         Self { present, mapped, resident, loading, working: [0; 2], cache, tokenizers, addresses }
     }
 
-    /// Adds the weights of an open base, which a number of threads quantizes on request.
+    /// Adds the weights of an open base. If `quantization` is given, the base is quantized with the given
+    /// number of threads.
     pub fn add_base(&mut self, base: &BaseFiles, quantization: Option<(Quantization, usize)>) {
         let bytes = weight_bytes_of(Some(base.weights()), base.config(), quantization, None);
         self.mapped += bytes.mapped;
@@ -85,7 +88,8 @@ impl MemoryForecast {
         self.mapped += bytes;
     }
 
-    /// Adds working memory that is used at most once at a time.
+    /// Adds working memory. Only the largest of these amounts counts, because they are never in use at the
+    /// same time.
     pub fn add_working(&mut self, bytes: u64) {
         self.working = self.working.map(|before| before.max(bytes));
     }
@@ -111,7 +115,7 @@ impl MemoryForecast {
     /// Adds the comparison of a merge: sequences of up to `tokens` tokens.
     ///
     /// # Errors
-    /// As [`MemoryForecast::add_pass`].
+    /// The errors of [`MemoryForecast::add_pass`].
     pub fn add_comparison(
         &mut self,
         config: &ModelConfig,
@@ -128,15 +132,16 @@ impl MemoryForecast {
         self.present + self.mapped + self.resident + self.tokenizers + working
     }
 
-    /// Returns the memory that the system cannot evict, at least.
+    /// Returns the smallest amount of memory that the command needs and the system cannot evict.
     fn least(&self) -> u64 {
         self.resident + self.loading.max(self.working[0] + self.cache)
     }
 
-    /// Refuses a command that needs more memory or addresses than are free. `verb` and `path` name it.
+    /// Rejects a command that needs more memory or addresses than are free. `verb` and `path` describe the
+    /// command in the error.
     ///
     /// # Errors
-    /// If it cannot fit.
+    /// If the command needs more than is free.
     pub fn check(&self, verb: &str, path: &Path, printer: &Printer) -> Result<()> {
         if printer.verbose {
             let peak = display(self.peak());

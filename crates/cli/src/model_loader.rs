@@ -18,14 +18,14 @@ use crate::interrupt::{self, ExitMessage};
 use crate::notices;
 use crate::printer::Printer;
 
-/// A Hub client that is opened on first use. The environment configures it.
+/// A Hub client that is opened on first use, with the settings of the environment.
 pub struct LazyHub<'a> {
     printer: Option<&'a Printer>,
     hub: OnceCell<Hub>,
 }
 
 impl<'a> LazyHub<'a> {
-    /// Creates a client that prints how long it must wait.
+    /// Creates a client that shows the remaining time of a pause between requests.
     pub fn new(printer: &'a Printer) -> Self {
         Self { printer: Some(printer), hub: OnceCell::new() }
     }
@@ -58,7 +58,7 @@ pub struct ModelLoader<'a> {
     exit_message: RefCell<Option<ExitMessage>>,
     /// Whether the user wrote `hf:`. If so, a download needs no confirmation.
     is_explicit: Cell<bool>,
-    /// An error of a callback. The loader cannot return this error.
+    /// An error of the progress callback, which the loader itself cannot return.
     failure: RefCell<Option<Diagnostic>>,
 }
 
@@ -190,7 +190,8 @@ impl<'a> ModelLoader<'a> {
     }
 }
 
-/// Parses `path` as a Hub name unless a local folder of that name exists.
+/// Parses `path` as a Hub name, unless a local folder of that name exists. If only a folder with the name of
+/// the owner exists, the repository must be in the cache.
 pub fn hub_name(path: &Path) -> Option<RepoName> {
     ModelRef::parse(path).hub_name(&LazyHub::of_cache()).cloned()
 }

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use crate::terminal_text;
 
-/// Replaces Rust's panic message. A panic in any thread ends the process.
+/// Replaces Rust's panic message. A panic in any thread ends the process, except in calls that catch panics,
+/// such as the decoding of Parquet.
 pub fn install() {
     std::panic::set_hook(Box::new(|info| {
         if danlu_data::is_decoding_parquet() || danlu_model::is_panic_caught() {

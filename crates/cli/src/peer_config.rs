@@ -1,7 +1,7 @@
 //! Translates configuration files of axolotl, LLaMA-Factory, TRL and mlx-lm to danlu's flags.
 //!
-//! A key becomes a flag, becomes a flag with a difference, or is ignored for a reason. A file for another
-//! kind of training is rejected.
+//! Each key becomes a flag, becomes a flag whose effect differs, or is ignored for a reason. A file for a
+//! different kind of training is rejected.
 
 use std::fmt;
 
@@ -306,7 +306,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Rejects a file for another kind of training.
+    /// Rejects a file for a different kind of training.
     fn refuse(&self, key: &str, value: &Value) -> Result<()> {
         let text = scalar(value).unwrap_or_default().to_lowercase();
         let allowed: &[&str] = match key {
@@ -401,7 +401,7 @@ impl Context<'_> {
         }
     }
 
-    /// Translates a key that is the name of a danlu flag, or another known name of a flag.
+    /// Translates a key that is the name of a danlu flag, or a known name with the same meaning.
     fn by_name(&self, key: &str, value: &Value) -> Outcome {
         let name = key.replace('_', "-");
         let text = scalar(value).unwrap_or_default();

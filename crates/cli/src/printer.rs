@@ -28,7 +28,7 @@ pub struct Printer {
     width: usize,
     out_wraps: bool,
     err_wraps: bool,
-    /// Whether the live line is visible. It must be cleared before other output.
+    /// Whether the live line is visible. The live line must be cleared before other output.
     shown: RefCell<bool>,
 }
 
@@ -113,7 +113,7 @@ impl Printer {
         self.live
     }
 
-    /// Prints a line of data.
+    /// Prints a line of data. If stdout is reserved for JSON, prints the line to stderr as a status line.
     pub fn data(&self, line: &str) {
         if self.json {
             return self.status(line);
@@ -122,8 +122,8 @@ impl Printer {
         self.data_raw("\n");
     }
 
-    /// Prints a line of data after `label`. In a terminal, a long line is wrapped and indented. Elsewhere the
-    /// line is not wrapped, so that `grep` finds it as a whole.
+    /// Prints a line of data after `label`. In a terminal, a long line is wrapped and indented. If stdout is
+    /// not a terminal, the line is not wrapped, so that `grep` finds the whole line.
     pub fn data_labeled(&self, label: &str, line: &str) {
         self.data(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
     }

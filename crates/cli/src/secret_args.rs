@@ -1,5 +1,5 @@
-//! Rejects an access token on the command line. Otherwise the token could be printed, sent as a name, or
-//! published.
+//! Rejects an access token on the command line. Without this check, the token could be printed, sent as a
+//! name, or published.
 
 use danlu_hub::has_secret;
 
@@ -8,8 +8,8 @@ use crate::diagnostic::{Diagnostic, Result};
 /// Flags of `chat` for free text. This text never leaves the machine, so it is not checked.
 const PROMPTS: [&str; 3] = ["-p", "--prompt", "--system"];
 
-/// Checks the arguments after the program's name. `danlu login` accepts no arguments, so its command line is
-/// not checked here.
+/// Checks the arguments after the program's name. `danlu login` accepts no arguments, so it rejects the token
+/// itself.
 ///
 /// # Errors
 /// If an argument contains a token or a private key. The error does not repeat the secret.

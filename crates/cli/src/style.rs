@@ -9,7 +9,7 @@ pub enum Color {
     Never,
 }
 
-/// Text styles. The output is also readable without them.
+/// Text styles. The output must be readable even without them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// For headings and important numbers.

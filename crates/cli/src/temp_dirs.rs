@@ -1,4 +1,4 @@
-//! Temporary folders. They are removed when they are dropped, and when Ctrl-C ends the process.
+//! Temporary folders, which are removed when they are dropped, and when Ctrl-C ends the process.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -124,7 +124,7 @@ impl ResolvedDType {
         self.precision.into()
     }
 
-    /// Prints the back end. If the type was measured, the reason is printed too.
+    /// If the type was chosen by measurement, prints the back end and the reason.
     pub fn announce(self, backend: &dyn Backend, printer: &Printer) {
         if self.reason == DTypeReason::Measured {
             let (name, note) = (printer.backend(&backend.name()), self.reason.note(self.precision, printer));
@@ -134,8 +134,8 @@ impl ResolvedDType {
 }
 
 impl DTypeReason {
-    /// Returns a note to print after the type, with a leading blank. The note is empty unless the type was
-    /// measured.
+    /// Returns a note to print directly after the type. The note is empty unless the type was chosen by
+    /// measurement.
     pub fn note(self, precision: Precision, printer: &Printer) -> &'static str {
         match (self, precision) {
             (Self::Asked | Self::Gpu, _) | (_, Precision::F16) => "",
@@ -211,7 +211,7 @@ impl ComputeArgs {
 
     /// Returns the requested number of threads, but at most the number of cores.
     ///
-    /// With more threads than cores, most threads would wait for a thread that is not running.
+    /// With more threads than cores, the running threads would often wait for a thread that is not running.
     pub fn threads(&self) -> usize {
         self.threads.map_or(available_cores(), |threads| available_cores().min(threads.into()))
     }
@@ -254,7 +254,7 @@ impl ComputeArgs {
 }
 
 /// Returns the number of cores that this process may use. The affinity mask and the control group's CPU quota
-/// limit it.
+/// limit this number.
 pub fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -183,7 +183,7 @@ fn load_both(
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));
     let mut quantizations = [choose(&left)?, choose(&right)?];
     let is_shared = Arc::ptr_eq(left.base(), right.base());
-    // A base that is compared with its adapter gets the quantization that the adapter was trained on.
+    // A base that is compared with its adapter gets the same quantization as the base of the adapter.
     if is_shared {
         match (left.adapter(), right.adapter()) {
             (None, Some(_)) => quantizations[0] = quantizations[1],
@@ -193,7 +193,8 @@ fn load_both(
     }
     if args.compute.gpu()?.is_none() {
         let cpu = args.compute.options(dtype.dtype())?;
-        // A token has about three bytes of a file.
+        // The file size gives an upper estimate of the tokens, because a token takes about three bytes of the
+        // file.
         let tokens = data.metadata().map_or(0, |file| file.len() as usize / 3).min(losses::BATCH_TOKENS);
         check_memory(args, [&left, &right], (quantizations, cpu), tokens, printer)?;
     }
@@ -235,7 +236,7 @@ fn check_memory(
     forecast.check("compare", &args.a, printer)
 }
 
-/// Reads the records with each model's template. Keeps the records that both can read.
+/// Reads the records with each model's template. Keeps the records that are usable with both templates.
 fn read_common(
     args: &CompareArgs,
     data: &Path,
@@ -251,7 +252,7 @@ fn read_common(
         held_out::read_held_out(data, &args.reading.options(), model.tokenizer(), &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
-    // Both models skip nearly the same records, so one warning is enough.
+    // Both models skip nearly the same records, so only the longer list is reported.
     if left.left_out > right.left_out { &left } else { &right }.warn(data, printer);
     left.keep_common(&right);
     right.keep_common(&left);
@@ -307,8 +308,7 @@ fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
     let count = |losses: &[RecordLoss]| losses.iter().map(|l| l.1).sum::<usize>();
     let tokens = losses.map(|losses| terminal_text::thousands(count(losses) as u64));
-    // Two tokenizers may split the same text into different numbers of tokens, and then both numbers are
-    // printed.
+    // If the two tokenizers split the text into different numbers of tokens, both numbers are printed.
     let tokens = if tokens[0] == tokens[1] { tokens[0].clone() } else { tokens.join(" / ") };
     let records = terminal_text::thousands(losses[0].len() as u64);
     printer.status(&printer.pick(
@@ -333,7 +333,8 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
 
 /// Counts the records on which each model has the lower loss, and the ties.
 ///
-/// Rounding alone changes a loss by less than [`TIE`], for example between an adapter and the merged model.
+/// Differences up to [`TIE`] count as ties. Rounding alone, for example between an adapter and its merged
+/// model, causes smaller differences.
 fn wins(losses: [&[RecordLoss]; 2]) -> [usize; 3] {
     let mut counts = [0; 3];
     for (a, b) in losses[0].iter().zip(losses[1]) {

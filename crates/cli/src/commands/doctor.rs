@@ -1,4 +1,4 @@
-//! `danlu doctor`: shows the hardware of this machine, and the parts that danlu uses.
+//! `danlu doctor`: shows the hardware of this machine, and what danlu uses of it.
 
 use std::fs;
 use std::path::Path;

@@ -49,11 +49,11 @@ pub struct PlanArgs {
 
 /// The prediction for a run.
 pub struct Prediction {
-    /// The name of the base, as it is printed.
+    /// The name of the base that is printed.
     pub name: String,
     pub config: ModelConfig,
     pub settings: TrainSettings,
-    /// The quantization of the stored base, if it is in 4 bits.
+    /// The quantization of the stored base, if the base is stored in 4 bits.
     pub stored: Option<Quantization>,
     pub forecast: Forecast,
     /// The predicted time, if the training speed can be measured.
@@ -248,7 +248,7 @@ fn print_heading(planned: &Prediction, printer: &Printer) {
     printer.data(&printer.paint_data(Style::Bold, &heading));
 }
 
-/// Lists the weights that are in memory, and the weights that are mapped from files.
+/// Describes how many bytes of the weights are in memory or on the GPU, and how many are mapped from files.
 fn weights_note(plan: &MemoryPlan, printer: &Printer) -> String {
     if plan.on_device {
         return printer

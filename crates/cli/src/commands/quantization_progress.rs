@@ -46,7 +46,7 @@ pub fn diagnose(error: ModelError) -> Diagnostic {
     }
 }
 
-/// Returns the 4-bit code of a stored base, as it is printed.
+/// Formats the 4-bit type of a stored base, such as `nf4 (stored)`.
 pub fn stored_code(stored: Quantization, printer: &Printer) -> String {
     let code = stored.quant_type;
     printer.pick(format!("{code}（基座所存）"), format!("{code} (stored)"))

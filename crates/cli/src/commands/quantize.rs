@@ -86,7 +86,8 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let start = Instant::now();
     let wide = size_of_weights(base)?;
     check_memory(args, base, (quantization, wide), printer)?;
-    // Token identity and card are read before the quantization, so that an error in them costs no time.
+    // `danlu.json` and the card are read before the quantization, so that an error in these files appears
+    // early.
     let identity = carried(base, IDENTITY_FILE)?;
     let known = known(base, printer).filter(|card| card.merge.is_some());
     let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
@@ -146,7 +147,8 @@ fn check_memory(
     let config = ModelConfig::read(base)?;
     let threads = args.compute.threads();
     let largest = projections(&config).map(|(_, rows, cols)| rows * cols).max().unwrap_or(0);
-    // One tensor at a time is read: an embedding table too, whose values are checked.
+    // The values of every tensor are checked, including the embedding table, and one tensor is read at a
+    // time.
     let tensor = config.tensors().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
     let mut forecast = MemoryForecast::new();
     forecast.add_file(wide);
@@ -155,7 +157,8 @@ fn check_memory(
     forecast.check("quantize", &args.base, printer)
 }
 
-/// Parses the name of a module. transformers reads it as a pattern.
+/// Parses the name of a module. transformers reads the name as a pattern, so characters that are special in
+/// patterns are rejected, except the dot.
 fn module(name: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
     match !name.is_empty() && name.chars().all(is_plain) {
@@ -175,7 +178,7 @@ fn known(base: &Path, printer: &Printer) -> Option<Card> {
     })
 }
 
-/// Returns a file of the base to copy, if it exists.
+/// Returns the content of the base's file `name`, if the file exists. The file is copied to the output.
 fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
     let path = base.join(name);
     if !path.is_file() {

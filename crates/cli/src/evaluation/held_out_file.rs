@@ -1,4 +1,4 @@
-//! `held_out.json`: records that a run does not train on. `compare` and `merge` read it.
+//! `held_out.json`: records that a run does not train on. `compare` and `merge` read this file.
 
 use std::path::{Path, PathBuf};
 
@@ -21,8 +21,9 @@ pub fn beside(adapter: &Path) -> Option<PathBuf> {
     std::iter::once(adapter).chain(above).map(|folder| folder.join(HELD_OUT_FILE)).find(|file| file.is_file())
 }
 
-/// Writes the records to the output folder. If the file exists with other records, prints a warning and does
-/// not change the file.
+/// Writes the records to the output folder. Writes nothing if there are no records, or if documents and
+/// conversations are mixed. If the file already contains other records, prints a warning and does not change
+/// the file.
 ///
 /// # Errors
 /// If the file cannot be read or written.

@@ -32,7 +32,7 @@ impl Question {
     }
 }
 
-/// Returns `count` questions spread evenly over `records`.
+/// Returns up to `count` questions, spread evenly over `records`.
 pub fn questions<'a>(records: impl IntoIterator<Item = &'a Record>, count: usize) -> Vec<Question> {
     let all: Vec<Question> = records.into_iter().filter_map(Question::of).collect();
     let count = count.min(all.len());

@@ -1,8 +1,8 @@
 //! Translates errors and hints to Chinese.
 //!
 //! A pattern is an English text with `{}` in place of each value. The Chinese text contains the same values,
-//! in the same order or by number. A text without a pattern stays English. An error is printed in both
-//! languages, because people search for the English text.
+//! in the same order or by number, such as `{1}`. A text without a pattern stays English. An error is printed
+//! in both languages, because users search for the English text.
 //!
 //! A test reads the sources of all crates, and fails if a message or a hint has no pattern.
 
@@ -40,7 +40,7 @@ fn translate(patterns: &[(&str, &str)], text: &str) -> Option<String> {
     best.map(|(_, chinese)| chinese)
 }
 
-/// Inserts values into a Chinese text. `{}` stands for the next value, and `{1}` stands for the second value.
+/// Inserts values into a Chinese text. `{}` is replaced by the next value, and `{1}` by the second value.
 fn fill(chinese: &str, values: &[String]) -> String {
     let (mut out, mut rest, mut next) = (String::new(), chinese, 0);
     while let Some((before, after)) = rest.split_once('{') {
@@ -60,7 +60,7 @@ fn fill(chinese: &str, values: &[String]) -> String {
     out + rest
 }
 
-/// Returns the values in `text` that stand for the `{}` of `pattern`. Returns `None` if `text` does not
+/// Returns the parts of `text` in the places where `pattern` has `{}`. Returns `None` if `text` does not
 /// match.
 fn values<'a>(pattern: &str, text: &'a str) -> Option<Vec<&'a str>> {
     let mut pieces = pattern.split("{}");

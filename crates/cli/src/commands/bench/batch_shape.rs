@@ -12,7 +12,7 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
-    /// Upper limit of both numbers. It prevents an overflow of their product.
+    /// Upper limit of both numbers, which prevents an overflow of their product.
     pub const MAX: usize = 1 << 20;
 }
 

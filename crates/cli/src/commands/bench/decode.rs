@@ -85,7 +85,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.set("prompt_tokens", prompt);
     figures.set("new_tokens", new);
 
-    // Of an untied embedding, decoding reads only one row per token.
+    // If the embedding table is not also the head, decoding reads only one of its rows per token.
     let table = if config.tie_word_embeddings { 0 } else { table_bytes(&weights) };
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;

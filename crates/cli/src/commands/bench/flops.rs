@@ -5,11 +5,12 @@
 use danlu_kernels::LoraRef;
 use danlu_model::{LoraSource, ModelConfig, Projection};
 
-/// The new tokens of a sequence, and all tokens that they may attend to. The new tokens are included in both
-/// numbers.
+/// Numbers of tokens of one sequence in a forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
+    /// Number of new tokens, which the pass computes.
     pub new: usize,
+    /// Number of tokens that the last new token attends to. The new tokens are included.
     pub all: usize,
 }
 
@@ -28,8 +29,9 @@ impl Span {
 
 /// Returns the FLOP of a forward pass without an adapter. The head computes `head_rows` rows.
 ///
-/// The projections take `2 P` per token, attention takes `4 NH HS` per query-key pair, and the head takes `2
-/// V C` per row. After the attention of the last layer, only the rows for the head are computed.
+/// The projections take `2 P` per token for `P` weights. Attention takes `4 NH HS` per query-key pair for
+/// `NH` heads of size `HS`. The head takes `2 V C` per row for a vocabulary of `V` and a width of `C`. After
+/// the attention of the last layer, only the rows for the head are computed.
 pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     let tokens: usize = spans.iter().map(|span| span.new).sum();
     let products = |layer| {
@@ -46,8 +48,8 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
 ///
 /// The backward pass of a frozen weight is one more matrix multiplication, which computes `dinp`. Layers
 /// below the lowest adapter have no backward pass. The backward pass of attention costs twice its forward
-/// pass, and so does the backward pass of a low-rank pair. If every projection has an adapter, the sum is
-/// close to `4 P` per token.
+/// pass, and so does the backward pass of a low-rank pair. If every projection has an adapter, both passes
+/// together take about `4 P` per token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
@@ -144,7 +146,7 @@ mod tests {
             + 3.0 * attention(&config, &spans) * config.num_hidden_layers as f64
             + 2.0 * head(&config, labels)
             + 6.0 * adapter.num_parameters() as f64 * 1024.0;
-        // In the lowest layer, q, k and v compute no gradient of their input. Neither do their `A` and `B`.
+        // In the lowest layer, q, k and v and their adapters compute no gradient of their input.
         let (c, q, kv) = (768.0, 768.0, 256.0);
         let spared = 2.0 * 1024.0 * (c * (q + 2.0 * kv) + 3.0 * 8.0 * c);
         assert!((total - (expected - spared)).abs() < 1e-9 * expected, "{total} {expected}");

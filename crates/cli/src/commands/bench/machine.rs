@@ -19,9 +19,10 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Sustained rates of an H200. They are the FLOP per second of bf16 matrix multiplications at its power
-/// limit, and the bytes per second of memory reads.
+/// Sustained FLOP per second of an H200, for bf16 matrix multiplications at the GPU's power limit.
 const H200_FLOPS: f64 = 680e12;
+
+/// Sustained bytes per second of an H200's memory reads.
 const H200_BYTES: f64 = 4.3e12;
 
 /// Device and precision flags.
@@ -149,7 +150,7 @@ impl Machine {
     }
 
     /// Returns the measured read bandwidth in bytes per second, or the rate of an H200 if a GPU computes.
-    /// Other programs on the host change the bandwidth, so it is measured before and after the job.
+    /// Other programs on the host change the bandwidth, so callers measure it before and after the job.
     pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
         if self.cuda.is_some() {
             return H200_BYTES;
@@ -163,7 +164,7 @@ impl Machine {
     /// Reports the bytes per second, also as a share of the measured bandwidth.
     pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
-        // A rate above the bandwidth of the memory means that a part of the data comes from caches.
+        // If the rate exceeds the bandwidth of the memory, a part of the data comes from caches.
         let near = match bytes > peak {
             true => printer.pick("；有一部分留在处理器缓存里", "; part of it comes from the caches"),
             false => "",

@@ -155,7 +155,7 @@ fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter
     Ok(adapter)
 }
 
-/// Reads every file once, so that the merge and the copy start with the same page cache.
+/// Reads every file once, so that the merge and the copy both find the files in the page cache.
 fn read_once(paths: &[PathBuf], printer: &Printer) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
     for path in paths {
@@ -188,7 +188,7 @@ fn round(
     let mut progress = |p: MergeProgress<'_>| {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(format!("合并 {done} / {total}"), format!("merging: {done} of {total}")));
-        // Ctrl-C is checked only between rounds, so that a round that started also counts.
+        // Ctrl-C is checked only between rounds, so that every started round is complete and counts.
         ControlFlow::Continue(())
     };
     let watch = MemoryWatch::start();
@@ -222,7 +222,7 @@ fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
         let written = copy(&mut from, &to, &mut chunk);
         bytes += written.map_err(|error| FileError::new("write", &to, error))?;
     }
-    // Some network file systems cannot sync a folder. This error is ignored, because the files themselves are
+    // Some network file systems cannot sync a folder. The error is ignored, because the files themselves are
     // synced.
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(bytes)

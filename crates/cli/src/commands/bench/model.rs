@@ -46,7 +46,7 @@ pub struct ModelArgs {
 pub enum BenchModel {
     /// A model in a folder.
     Folder(PathBuf),
-    /// Random weights with a known shape. If a folder is given, the weights are stored there.
+    /// Random weights with a known shape. If a folder is given, the weights are stored in it.
     Shape(Preset, Option<PathBuf>),
 }
 
@@ -99,11 +99,11 @@ impl BenchModel {
         }
     }
 
-    /// Returns the folder of the weights. Random weights are written to the folder of `--keep`, or else to
-    /// `otherwise`.
+    /// Returns the folder of the weights. Random weights are written to the folder of `--keep`, or without
+    /// this flag to `otherwise`.
     ///
     /// # Errors
-    /// If the weights cannot be written, or the folder contains another model.
+    /// If the weights cannot be written, or the folder contains a different model.
     pub fn folder(&self, otherwise: &Path, threads: usize, printer: &Printer) -> Result<PathBuf> {
         let (shape, keep) = match self {
             Self::Folder(folder) => return Ok(folder.clone()),
@@ -132,7 +132,8 @@ impl BenchModel {
         Ok(folder.to_owned())
     }
 
-    /// Returns the weights, quantized if requested. They are mapped from a folder or generated in memory.
+    /// Returns the weights, quantized if requested. The weights are mapped from a folder or generated in
+    /// memory.
     ///
     /// # Errors
     /// If a file is invalid, there is too little memory, or the weights are already in 4 bits.
@@ -160,7 +161,7 @@ impl BenchModel {
     /// Returns the size of the loaded weights. Random weights need not exist yet.
     ///
     /// # Errors
-    /// If a file is invalid, or weights to quantize are already in 4 bits.
+    /// If a file is invalid, or if `quantization` is given but the weights are already in 4 bits.
     pub fn weight_bytes(
         &self,
         config: &ModelConfig,

@@ -10,10 +10,10 @@ use crate::terminal_text;
 /// Width of the column with the names, in cells.
 const NAME: usize = 16;
 
-/// Collects results, and prints them.
+/// Collects and prints the results.
 ///
-/// The table shows the job before the job starts, and a few results afterwards. With `--json`, all results
-/// are printed to stdout as one line of JSON, and messages are printed to stderr.
+/// The table shows the job before the measurement, and a few results after the measurement. With `--json`,
+/// all results are printed to stdout as one line of JSON, and the table is printed to stderr.
 pub struct BenchOutput<'a> {
     printer: &'a Printer,
     json: bool,
@@ -49,7 +49,7 @@ impl<'a> BenchOutput<'a> {
         }
     }
 
-    /// Prints a row as [`BenchOutput::row`] does, but in bold.
+    /// Prints a row as [`BenchOutput::row`] does, but in bold unless `--json` is given.
     pub fn result(&self, name: (&str, &str), value: &str) {
         match self.json {
             true => self.row(name, value),
@@ -83,7 +83,7 @@ impl<'a> BenchOutput<'a> {
     }
 }
 
-/// Formats a rate to three digits: `0.52`, `12.4`, `1,372`.
+/// Formats a rate: `0.52`, `12.4`, `1,372`.
 pub fn rate(value: f64) -> String {
     match value {
         v if v < 1.0 => format!("{v:.2}"),
@@ -92,7 +92,7 @@ pub fn rate(value: f64) -> String {
     }
 }
 
-/// Formats a time in seconds, or in milliseconds if it is below one second.
+/// Formats a time in seconds, or in milliseconds if the time is below 0.1 seconds.
 pub fn seconds(value: f64, printer: &Printer) -> String {
     match value {
         v if v < 0.1 => printer.pick(format!("{:.2} 毫秒", 1e3 * v), format!("{:.2} ms", 1e3 * v)),

@@ -53,7 +53,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let rules = StopRules { max_new_tokens: 1, max_context_tokens: prompt, stop_ids: Default::default() };
     let runs = args.run.runs(5, 1);
     let times = runs.measure(printer, |i| {
-        // Each run has a new prompt, so that no part of it is cached.
+        // Each run has a new prompt, so that no part of the prompt is cached.
         let mut ids = random_ids(prompt, config.vocab_size, i);
         ids[0] = (i % config.vocab_size as u64) as u32;
         let sequence = Sequence::new(ids, Sampler::new(SamplingOptions::greedy())?, rules.clone())?;

@@ -79,7 +79,7 @@ struct Job {
 
 enum Examples {
     OfData(Vec<Example>),
-    /// Random examples, of which only the lengths exist. The tokens are generated after the memory check.
+    /// Lengths of random examples. Their tokens are generated after the memory check.
     Random(Vec<RecordSize<'static>>),
 }
 

@@ -48,13 +48,13 @@ as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
 /// Default for the maximum number of conversation tokens in memory. `--context` overrides the default.
 const DEFAULT_CONTEXT: usize = 8192;
 
-/// Tokens of a prompt, for the predicted memory.
+/// Number of prompt tokens that the memory forecast assumes.
 const USUAL_PROMPT: usize = 64;
 
-/// Largest file of prompts.
+/// Largest file of prompts that is read, in bytes.
 const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
 
-/// Distance between the seeds of two answers to one question.
+/// Difference between the seeds of two answers to one question.
 const RETRY_STRIDE: u64 = 1_000_003;
 
 /// The flags of `danlu chat`.
@@ -190,7 +190,7 @@ fn check_cache(config: &ModelConfig, context: usize) -> Result<()> {
     Err(Diagnostic::input(text).with_hint(format!("use `--context {fits}`, which fits")))
 }
 
-/// Checks that model and conversation fit into the free memory.
+/// Checks that the model and the conversation fit into the free memory.
 fn check_memory(
     args: &ChatArgs,
     files: &ModelFiles,
@@ -269,7 +269,8 @@ impl Talk<'_> {
         }
     }
 
-    /// Reads one message per line from a pipe. Reports a failed line at once, and in the exit code.
+    /// Reads one message per line from a pipe. If a line fails, reports the error at once, continues, and
+    /// later returns an error too.
     fn piped(&mut self) -> Result<()> {
         let printer = self.printer;
         let mut failed = 0;
@@ -389,7 +390,7 @@ impl Talk<'_> {
     }
 }
 
-/// The error of a command that needs a question.
+/// Returns the error of a command that needs an earlier question.
 fn no_question() -> Diagnostic {
     Diagnostic::input("there is no question yet").with_hint("say something first")
 }

@@ -4,7 +4,7 @@ use danlu_generate::{ChatSession, SamplingOptions};
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// The names that `/set` takes.
+/// The names that `/set` accepts.
 pub const NAMES: [&str; 7] =
     ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_new_tokens"];
 

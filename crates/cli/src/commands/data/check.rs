@@ -47,7 +47,7 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
         .collect::<Result<Vec<Dataset>>>()?;
     let tokenizer = args.data.tokenizer(printer)?;
     if datasets.iter().any(|dataset| dataset.format != Format::Text) {
-        // A missing template is a fault of the base, so it is not reported for each record.
+        // A missing template is a fault of the base, so it is reported once and not for each record.
         tokenizer.template()?;
     }
     let total: usize = datasets.iter().map(|dataset| dataset.records.len()).sum();
@@ -239,7 +239,8 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
     }
 }
 
-/// Describes an ignored key, and lists the records that contain this key.
+/// Describes an ignored key: the number of records that contain the key, the first of these records, and a
+/// similar known key.
 pub fn describe_key(unknown: &UnknownKey, printer: &Printer) -> String {
     let UnknownKey { key, count, first, meant } = unknown;
     let (records, place) = (terminal_text::counted(*count as u64, "record"), place(first, printer));

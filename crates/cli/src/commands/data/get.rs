@@ -39,7 +39,7 @@ pub struct GetArgs {
     pub output: Option<PathBuf>,
 }
 
-/// A data set that danlu knows.
+/// A data set that `danlu data get` can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamedData {
     name: &'static str,
@@ -110,10 +110,11 @@ impl NamedData {
         printer.pick(self.zh, self.en)
     }
 
-    /// Writes the file, unless it already exists with the same content. Returns the size of the file.
+    /// Writes the data set to `path`, unless this file already exists with the same content. Returns the size
+    /// of the file.
     ///
     /// # Errors
-    /// If the file exists with other content, or cannot be downloaded or written.
+    /// If the file exists with different content, or cannot be downloaded or written.
     pub fn write(&self, path: &Path) -> Result<u64> {
         let content = self.content()?;
         write_new(path, &content)?;
@@ -141,7 +142,7 @@ impl NamedData {
 /// Writes a data set, or lists all data sets.
 ///
 /// # Errors
-/// If the file exists with other content, or cannot be downloaded or written.
+/// If the file exists with different content, or cannot be downloaded or written.
 pub fn run(args: &GetArgs, printer: &Printer) -> Result<()> {
     let Some(data) = args.name else {
         for data in DATA_SETS {

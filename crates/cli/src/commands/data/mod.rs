@@ -74,7 +74,7 @@ pub struct DataArgs {
 }
 
 impl DataArgs {
-    /// Returns the base's tokenizer, or else the embedded tokenizer.
+    /// Returns the base's tokenizer, or without a base the embedded tokenizer.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         with_chat_template(self.base_tokenizer(printer)?, self.chat_template.as_deref(), printer)
     }

@@ -92,8 +92,8 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Prints the rendered text, then the ids. Trained tokens are green. Without colour, they are between ⟦ and ⟧
-/// instead.
+/// Prints the rendered text, then the ids. Trained tokens are green. Without colour, trained tokens are
+/// between ⟦ and ⟧ instead.
 pub fn print_tokens(tokens: &[PreviewToken], printer: &Printer) {
     let mut shown = String::new();
     let mut ids = String::new();

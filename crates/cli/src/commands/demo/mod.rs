@@ -99,7 +99,7 @@ impl Folders {
 /// Trains, compares, merges, reloads and chats. Each step is explained.
 ///
 /// # Errors
-/// If the output folder contains other files or cannot be written.
+/// If the output folder contains other files or cannot be written, or if a step fails.
 pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     let data = args.persona.data();
     let folders = Folders::new(output(args.output.as_deref())?, data.file);
@@ -180,8 +180,8 @@ fn output(asked: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// Returns the settings of the run. A base of this size needs a higher learning rate and more epochs. The
-/// remaining settings are mostly the defaults of `danlu train`.
+/// Returns the settings of the run. Such a small base needs a higher learning rate and more epochs than the
+/// defaults of `danlu train`.
 fn training(args: &DemoArgs, folders: &Folders) -> Result<train::RunConfig> {
     let ResolvedDType { precision: dtype, reason: dtype_reason } = args.compute.dtype(None)?;
     let settings = TrainSettings {

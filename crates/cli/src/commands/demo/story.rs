@@ -164,7 +164,7 @@ pub fn commands(lang: Lang, root: &Path, data: EmbeddedData) -> Vec<(&'static st
     ]
 }
 
-/// Returns the advice for the time after the demo, which is to use a larger base.
+/// Returns the closing advice of the demo: use a larger base.
 pub fn larger_base(lang: Lang) -> &'static str {
     lang.pick(
         "\n这个小基座只会模仿口气，听不懂问题。想要像样的回答，换一个大些的基座，用自己的数据：danlu new",

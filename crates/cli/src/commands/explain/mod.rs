@@ -33,7 +33,7 @@ struct Term<'a> {
     sentences: Vec<&'a str>,
 }
 
-/// Returns the terms of a glossary in alphabetical order.
+/// Returns the terms of a glossary in the order of the file.
 fn terms(glossary: &str) -> impl Iterator<Item = Term<'_>> {
     glossary.split("## ").skip(1).map(|section| {
         let (heading, text) = section.split_once('\n').unwrap_or((section, ""));

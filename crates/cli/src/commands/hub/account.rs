@@ -154,8 +154,8 @@ fn described(account: &Account, printer: &Printer) -> String {
     printer.pick(format!("{name}（令牌 {token}）"), format!("{name} (token {token})"))
 }
 
-/// Reads a token. At a terminal, the input is hidden. Otherwise the token is the first line of standard
-/// input. If `is_told` is true, the address of the tokens page is not printed again.
+/// Reads a token. At a terminal, the input is hidden. If standard input is not a terminal, its first line is
+/// the token. If `is_told` is true, the address of the tokens page is not printed again.
 fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {

@@ -13,7 +13,7 @@ use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::style::Color;
 
-/// Opens the Hub that the environment configures. Waiting times are shown.
+/// Opens the Hub that the environment configures. Pauses between requests are shown.
 ///
 /// # Errors
 /// If an environment variable is invalid.
@@ -21,8 +21,8 @@ pub fn open(printer: &Printer) -> Result<Hub> {
     Ok(Hub::new(HubSettings::from_env()?).on_wait(pauses(printer)))
 }
 
-/// Shows the remaining waiting time. On the live line, the time is updated every second. Elsewhere it is
-/// printed once.
+/// Returns a callback that shows the remaining time of a pause between requests. On a live line, the time is
+/// updated. Without a live line, the time is printed once.
 pub fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync + 'static {
     // Several threads may wait at once, and each of them may print.
     let printer = Mutex::new(Printer::new(printer.lang, Color::Auto, false));

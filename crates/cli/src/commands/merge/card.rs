@@ -16,9 +16,10 @@ use crate::lang::Lang;
 /// Largest chart that is copied, in bytes.
 const MAX_PICTURE_BYTES: u64 = 1 << 20;
 
-/// The card of a merged model. It is prepared before the merge, so that an error in the card appears early.
+/// The card of a merged model. The card is prepared before the merge, so that an error in the card appears
+/// early.
 ///
-/// Its data come from the adapter's card, or from the adapter's configuration.
+/// The values come from the adapter's card or, without a card, from the adapter's configuration.
 pub struct MergedCard {
     card: Card,
     notes: String,

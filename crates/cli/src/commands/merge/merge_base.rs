@@ -1,5 +1,5 @@
-//! Finds the base to merge into. This is the original base, or the dequantized base if the training used 4
-//! bits.
+//! Finds the base to merge into. The adapter is merged into the original base or, if the training used 4
+//! bits, into the original or the dequantized base.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use crate::terminal_text;
 pub enum MergeBaseArg {
     /// The form whose merge is closest to the trained model.
     Auto,
-    /// This form.
+    /// The named form.
     Form(MergeBase),
 }
 
@@ -39,7 +39,8 @@ impl FromStr for MergeBaseArg {
 pub struct BaseForm {
     /// The folder of this form.
     pub folder: PathBuf,
-    /// The quantization that is applied when the folder is loaded, if the folder contains 16-bit weights.
+    /// The quantization that turns the folder's 16-bit weights into this form. `None` if the folder already
+    /// contains this form.
     pub requantize_as: Option<Quantization>,
 }
 
@@ -122,7 +123,8 @@ fn is_four_bit(base: &BaseFiles) -> bool {
     base.weights().first_four_bit().is_some()
 }
 
-/// Returns `folder` if it contains the model of `stored` in 16 bits or more. Returns an error otherwise.
+/// Returns `folder` if it contains the model of `stored` in 16 bits or more. If it does not, returns an
+/// error.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
     let original = BaseFiles::open(folder)?;
     if is_four_bit(&original) {

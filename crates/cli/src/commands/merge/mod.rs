@@ -51,13 +51,14 @@ Examples:
   danlu merge out/palace --output out/merged --dtype bf16 --max-shard-size 2GB
   danlu merge out/palace --output out/merged --data held_out.json";
 
-/// Maximum number of sequences in the measurement. The results converge with far fewer sequences.
+/// Maximum number of sequences in the measurement. More sequences would hardly change the results.
 const MAX_SEQUENCES: usize = 64;
 
 /// Maximum number of tokens in a measured sequence.
 const MAX_LENGTH: usize = 512;
 
-/// Largest perplexity with the adapter, divided by the perplexity of the base. A smaller increase is noise.
+/// Maximum ratio of the perplexity with the adapter to the perplexity of the base. An increase up to this
+/// ratio is treated as noise.
 const MAX_PERPLEXITY_RATIO: f64 = 1.01;
 
 /// A model guesses if its perplexity is at least this share of the vocabulary size.
@@ -132,6 +133,7 @@ fn dtype(name: &str) -> Result<DType, String> {
 ///
 /// # Errors
 /// If a file is invalid, the output folder contains other files, or the difference exceeds the threshold.
+/// Also if the adapter predicts the held-out text worse than its base, unless `--allow-worse` is given.
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         return Err(Diagnostic::input(format!("`--threshold` is {threshold}, expected 0 or more")));
@@ -177,7 +179,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     job.run(card, file.as_deref())
 }
 
-/// Checks that base, merged model and measurement fit into the free memory.
+/// Checks that the base, the merged model and the measurement fit into the free memory. Not checked on a GPU.
 fn check_memory(
     args: &MergeArgs,
     model: &ModelFiles,
@@ -197,7 +199,7 @@ fn check_memory(
     forecast.add_base(base, quantization.map(|quantization| (quantization, args.compute.threads())));
     let dtype = args.dtype.or(config.dtype).unwrap_or(DType::Bf16);
     let written = config.num_parameters() * dtype.size() as u64;
-    // The base is mapped once more, beside the result.
+    // For the measurement, the base is mapped a second time, together with the result.
     forecast.add_file(base.weights().mapped_bytes() + written);
     forecast.add_pages(written);
     let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
@@ -218,7 +220,8 @@ fn open_adapter(args: &MergeArgs, loader: &ModelLoader<'_>) -> Result<ModelFiles
     loader.run(|_, _| ModelFiles::open(dirs))
 }
 
-/// Returns the sequences for the measurement. They come from `file`, or else from danlu's own text.
+/// Returns the sequences for the measurement. The sequences come from `file` or, without a file, from danlu's
+/// own text.
 fn held_out_sequences(
     args: &MergeArgs,
     file: Option<&Path>,
@@ -233,7 +236,7 @@ fn held_out_sequences(
     Ok(held_out.sequences)
 }
 
-/// Returns the base of the merge with its folder, if the adapter was trained on another base.
+/// Returns the base of the merge with its folder, if the adapter was trained on a different base.
 fn other_base(
     model: &ModelFiles,
     forms: &BaseForms,
@@ -280,7 +283,7 @@ struct Merged {
     base: MergedBase,
 }
 
-/// A base in memory, with and without the changes of the adapter, as a measurement needs it.
+/// A base in memory, for a measurement with and without the adapter.
 struct MergedBase {
     /// The base without the adapter.
     alone: Decoder,
@@ -344,9 +347,11 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Rejects an adapter that predicts the text worse than its base, because such a training has diverged.
+    /// Unless `--allow-worse` is given, rejects an adapter that predicts the text worse than its base does.
+    /// In this case, the training has usually diverged.
     ///
-    /// danlu's own text differs from the training data, so it can only reveal a model that guesses.
+    /// danlu's own text differs from the training data. With this text, only a model that guesses is
+    /// rejected.
     fn check_adapter(&self, fidelity: &Fidelity, file: Option<&Path>, vocab_size: usize) -> Result<()> {
         let (base, adapter) = (fidelity.perplexity_base, fidelity.perplexity_adapter);
         let guessing = GUESSING * vocab_size as f64;
@@ -368,8 +373,8 @@ impl Job<'_> {
         Err(Diagnostic::input(error).with_hint(hint))
     }
 
-    /// Merges, measures the result, and then renames the result to its final name. `auto` selects the form
-    /// whose merged model is closest to base plus adapter.
+    /// Merges into the form of `--merge-base`, and measures the result, which is not published yet. `auto`
+    /// selects the form whose merged model is closest to base plus adapter.
     fn merge(&self, output: &Path) -> Result<Merged> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
@@ -381,7 +386,8 @@ impl Job<'_> {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Dequantized, output),
             };
         };
-        // A merge into the base of the training is exact up to rounding, so no forms are compared.
+        // If the training used the original base, a merge into this base is exact up to rounding, so the
+        // forms are not compared.
         if self.forms.trained == MergeBase::Original {
             return match wanted {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Original, output),
@@ -396,8 +402,8 @@ impl Job<'_> {
         }
 
         let mut merged = self.merge_into(MergeBase::Dequantized, output)?;
-        // The merge into the original base is not written yet. The adapter on the original base predicts its
-        // result.
+        // The merge into the original base is not written yet. The unmerged adapter on the original base
+        // predicts the result of that merge.
         let unmerged = {
             let (base, limits) = (self.load_form(original)?, FidelityLimits::of(DType::F32));
             let found = self.measure(&merged.base, base.changed(), Some(&base.adapter), limits)?;
@@ -467,7 +473,7 @@ impl Job<'_> {
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let merged = self.load(&BaseFiles::open(staged.folder())?, Some(quantization))?;
-        // The user requested 4 bits, so the cost is only reported, and no result is rejected.
+        // The user requested 4 bits, so the loss of fidelity is only reported. No 4-bit model is rejected.
         let limits = FidelityLimits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;

@@ -89,7 +89,7 @@ fn print_fidelity(report: &MergeReport, f: &Fidelity, printer: &Printer) {
     }
 }
 
-/// Prints the cost of each form of the base.
+/// Prints the fidelity of a merge into each form of the base.
 fn print_forms(report: &MergeReport, printer: &Printer) {
     if !report.forms.is_empty() {
         printer.data(printer.pick(
@@ -132,7 +132,7 @@ fn print_verdict(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Pr
     }
 }
 
-/// Describes the cost of 4 bits.
+/// Describes the loss of fidelity by quantization to 4 bits.
 fn cost(figures: &QuantizedFidelity, printer: &Printer) -> String {
     let (code, after) = (figures.quantization.quant_type, figures.perplexity);
     let (left_zh, left) = match figures.adapter_kept {

@@ -21,8 +21,8 @@ impl<'a> Interview<'a> {
         Self { printer, asked: Cell::new(0) }
     }
 
-    /// Returns the parsed answer. The answer comes from the flag or from the user. An empty line selects the
-    /// default.
+    /// Returns the parsed answer. The answer comes from the flag or from the user. With `--yes`, or after an
+    /// empty line, the default is parsed.
     ///
     /// At a terminal, the question is repeated after an invalid answer.
     ///

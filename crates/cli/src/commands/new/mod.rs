@@ -1,5 +1,5 @@
 //! `danlu new`: asks five questions, proposes a run, and writes its configuration file. If the user agrees,
-//! it also starts the run.
+//! the command also starts the run.
 
 mod answers;
 mod interview;

@@ -26,8 +26,10 @@ Examples:
 
 The page is served on 127.0.0.1 until Ctrl-C. The page of a running training reloads itself.";
 
-/// Largest report and largest `run.toml` that are read, in bytes.
+/// Largest report that is read, in bytes.
 const MAX_REPORT_BYTES: u64 = 256 << 20;
+
+/// Largest `run.toml` that is read, in bytes.
 const MAX_RUN_FILE_BYTES: u64 = 1 << 20;
 
 /// The flags of `danlu report`.
@@ -99,7 +101,7 @@ fn render(runs: &[PathBuf], printer: &Printer) -> Result<String> {
     Ok(page::compare(&compared, language))
 }
 
-/// Reads the settings and the newest checkpoint of a run.
+/// Reads the settings of a run, and the losses in its newest checkpoint.
 fn read_run(folder: &Path) -> Result<ComparedRun> {
     let history = RunHistory::read(folder)?.ok_or_else(|| {
         let text = format!("cannot compare `{}`: it has no intact checkpoint", folder.display());

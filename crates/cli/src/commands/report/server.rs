@@ -11,7 +11,7 @@ use crate::interrupt;
 /// Largest head of a request, in bytes.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 
-/// Maximum time to receive a request, and to send the page.
+/// Maximum time to receive a request, and maximum time to send the page.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Pause between two checks for a new connection.
@@ -83,8 +83,9 @@ impl PageServer {
         stream.write_all(body.as_bytes())
     }
 
-    /// Checks a request, and returns the status of the response. The host must be the loopback address.
-    /// Otherwise a page of another site could read the report through a name that resolves to this machine.
+    /// Checks a request, and returns the status of the response. The header `Host` must name the loopback
+    /// address. Without this check, a page of a foreign site could read the report through a name that
+    /// resolves to this machine.
     fn status(&self, head: &str) -> &'static str {
         let mut lines = head.lines();
         let mut words = lines.next().unwrap_or_default().split(' ');

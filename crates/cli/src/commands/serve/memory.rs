@@ -15,11 +15,11 @@ const MIN_ADAPTER_BYTES: u64 = 64 << 20;
 /// Limits of a server that follow from its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeLimits {
-    /// Maximum number of tokens in a prompt and its reply.
+    /// Maximum number of tokens in a prompt and its reply together.
     pub context: usize,
     /// Maximum number of tokens whose keys and values are in memory.
     pub kv_tokens: usize,
-    /// Bytes of these keys and values.
+    /// Maximum number of bytes for these keys and values.
     pub kv_bytes: u64,
     /// Maximum number of bytes for adapters.
     pub adapter_bytes: u64,

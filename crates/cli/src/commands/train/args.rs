@@ -89,7 +89,8 @@ pub struct TrainArgs {
     pub notes: NotesArgs,
 }
 
-/// Flags that decide the result. Each is a field of [`TrainSettings`], whose default is shown.
+/// Flags that affect the result. Each flag sets the field of the same name in [`TrainSettings`], and its help
+/// shows the default of the field.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SettingsArgs {
     /// Longest record in tokens; longer ones lose the start of their question [default: 384]
@@ -257,7 +258,7 @@ mod tests {
             let help = arg.get_help().unwrap().to_string();
             let Some((_, shown)) = help.split_once("[default: ") else { continue };
             let shown = shown.trim_end_matches(']');
-            // The command sets these two defaults itself.
+            // The command chooses these two defaults, so `TrainSettings` does not contain them.
             let of_command = [("val_size", "0.02 from 50 records on"), ("dtype", "auto")];
             if let Some((_, default)) = of_command.iter().find(|(of, _)| *of == name) {
                 assert_eq!(shown, *default);

@@ -43,7 +43,8 @@ impl BaseWatch {
     /// compared.
     ///
     /// # Errors
-    /// If a file changed. The hint names the command that resumes from the last checkpoint in `output`.
+    /// If the content of a file changed, or a file cannot be read. The hint names the command that resumes
+    /// from the last checkpoint in `output`.
     pub fn check(&self, output: &Path) -> Result<()> {
         let sized = self.files.iter().map(|(path, before)| (path, *before, state(path)));
         let changed: Vec<_> = sized.filter(|(_, before, now)| before != now).collect();
@@ -56,8 +57,8 @@ impl BaseWatch {
                 now.0
             ),
             (None, first) => {
-                // A file with another modification time may have replaced the file that is open. The sample
-                // is then read from the folder and not from the open file.
+                // If a modification time changed, a new file may have replaced the open file. In this case,
+                // the sample is read from the folder and not from the open file.
                 let now = match first {
                     Some(_) => base_sample(self.base.folder())?,
                     None => self.base.sample()?,

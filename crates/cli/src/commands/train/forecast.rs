@@ -1,4 +1,4 @@
-//! Predicts the memory of a run. The current memory is measured, and the rest is planned.
+//! Predicts the memory of a run. The memory in use is measured, and the memory of the training is planned.
 
 use danlu_adapter::TrainingIdentity;
 use danlu_kernels::cuda::{self, CudaOptions};
@@ -23,7 +23,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Memory that a run uses in addition to the plan: code pages, stacks and small allocations.
+/// Bytes that a run uses in addition to the plan: code pages, stacks and small allocations.
 const GROWTH: u64 = 5 << 20;
 
 /// Assumed memory of the program, if the system does not report this memory.
@@ -117,7 +117,7 @@ impl Forecast {
         })
     }
 
-    /// Plans `input`. For a hint, `flags` formats the flags of a smaller run.
+    /// Plans `input`. `flags` formats the flags of a smaller run for the hint of the error.
     ///
     /// If the user sets no limit, the available memory is the limit.
     ///
@@ -133,7 +133,7 @@ impl Forecast {
         }
         let here = memory::resident().unwrap_or(0);
         // The address space of the process limits the run even if the user's limit is larger. Weights that
-        // are already mapped are a part of the plan, so they count as free space here.
+        // are already mapped are a part of the plan, so their space counts as free.
         let space = memory::address_space().map(|free| free + here + input.weights.open);
         let available = memory::free().map(|free| free + here).into_iter().chain(space).min();
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
@@ -241,8 +241,8 @@ impl Forecast {
     }
 }
 
-/// Returns the diagnostic for a run that does not fit. `given` is true if the user set the limit, and false
-/// if the available memory is the limit.
+/// Returns the diagnostic for a run that does not fit. `given` is true if the user set the exceeded limit,
+/// and false if the available memory is exceeded.
 fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> String) -> Diagnostic {
     match error {
         TrainError::Memory { needed, limit, fits } if !given => {

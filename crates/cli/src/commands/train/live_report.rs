@@ -14,7 +14,8 @@ use super::summary::{RunFacts, summarize};
 use crate::browser;
 use crate::printer::Printer;
 
-/// Time between two writes. Each write waits until the data is on the disk.
+/// Minimum time between two writes. Each write waits until the data is on the disk, so frequent writes would
+/// slow the training down.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Writes the report of a running training.
@@ -26,7 +27,8 @@ pub struct LiveReport<'a> {
     written: Instant,
     /// Whether a browser must still be opened.
     opens: bool,
-    /// Whether a write failed. If so, the training continues, and the page is not written again.
+    /// Whether a write failed. After a failed write, the training continues, and the page is not written
+    /// again.
     has_failed: bool,
 }
 
@@ -43,8 +45,8 @@ impl<'a> LiveReport<'a> {
         }
     }
 
-    /// Writes the page, if the last write is long enough ago. With `--open`, the first page is written at
-    /// once.
+    /// Writes the page if the last write was at least [`INTERVAL`] ago. With `--open`, the first page is
+    /// written at once.
     pub fn update(&mut self, trainer: &Trainer) {
         if self.has_failed || !(self.opens || self.written.elapsed() >= INTERVAL) {
             return;

@@ -57,7 +57,7 @@ pub const REPLY_TOKENS: usize = 64;
 pub enum RunOutcome {
     /// All steps are done, and all files are written.
     Finished(Box<RunSummary>),
-    /// Ctrl-C stopped the run after it wrote a checkpoint.
+    /// Ctrl-C stopped the run. A checkpoint was written, unless the run stopped before its first step.
     Stopped,
 }
 
@@ -74,7 +74,7 @@ pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
         }
         RunOutcome::Stopped => {
             printer.event("stopped", || json!({"output": run.files.output.display().to_string()}));
-            // The exit code prevents scripts from using an unfinished run.
+            // The exit code tells scripts that the run is unfinished.
             interrupt::exit_interrupted()
         }
     }
@@ -120,7 +120,7 @@ struct Inputs {
     settings: TrainSettings,
     base: Arc<BaseFiles>,
     tokenizer: Tokenizer,
-    /// The quantization of the stored base, if it is in 4 bits.
+    /// The quantization of the stored base, if the base is stored in 4 bits.
     stored: Option<Quantization>,
     tokens: TrainingIdentity,
     lora: LoraConfig,
@@ -190,14 +190,14 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
 struct OutputFolder {
     checkpoint: Option<PathBuf>,
     notes: Option<String>,
-    /// The card that an earlier, interrupted part of the run wrote.
+    /// The card of an earlier part of the run, if there is one.
     earlier: Option<Card>,
     _lock: Option<File>,
 }
 
 impl OutputFolder {
-    /// Opens the folder. The notes and the card are read first, so that an error in them appears before the
-    /// run.
+    /// Opens the folder. The notes and the card are read first, so that an error in these files appears
+    /// before the run.
     fn open(run: &RunConfig, printer: &Printer) -> Result<Self> {
         let notes = run.card.notes.read()?;
         let earlier = Card::read(&run.files.output)?;

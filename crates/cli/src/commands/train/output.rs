@@ -18,11 +18,13 @@ use crate::terminal_text;
 /// Name of the report in the output folder.
 pub const REPORT_FILE: &str = "report.html";
 
-/// Prepares the folder. Returns the checkpoint to resume from, if there is one. Also returns a lock that
-/// prevents a second run in this folder.
+/// Prepares the output folder of a run. Returns the checkpoint to resume from and a lock. The checkpoint is
+/// `None` for a run that starts from the beginning. While the lock exists, no second run can open the folder.
+/// The lock is `None` if the file system does not support locks.
 ///
 /// # Errors
-/// If the folder contains other files, cannot be written, or contains no run to resume.
+/// If the folder is locked by another run, contains other files, or cannot be written. With `--resume`, also
+/// if there is no run or no such checkpoint.
 pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
     let output = &files.output;
     let holds_run = output.join(RUN_FILE).is_file();
@@ -104,7 +106,7 @@ pub fn check_space(output: &Path, trainer: &Trainer, copied: u64, printer: &Prin
 /// Resumes from the checkpoint, if there is one, and writes the settings.
 ///
 /// # Errors
-/// If the folder cannot be written, or the checkpoint belongs to another run.
+/// If the folder cannot be written, or the checkpoint is damaged or belongs to a different run.
 pub fn start(
     run: &RunConfig,
     trainer: &mut Trainer,

@@ -18,7 +18,8 @@ use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Number of bad records that are listed in the terminal. A file lists all bad records.
+/// Maximum number of bad records that are listed in the terminal. If there are more, [`SKIPPED_FILE`] lists
+/// all of them.
 const MAX_LISTED: usize = 10;
 
 /// Share of the records that is held out without `--val-size`.
@@ -42,13 +43,13 @@ pub struct Prepared {
     pub summary: DataSummary,
     /// Skipped records with their faults.
     pub bad: Vec<BadRecord>,
-    /// Size of the held-out part. It is the requested size, or the default for this number of records.
+    /// Size of the held-out part. This is the requested size, or the default for this number of records.
     pub val_size: f64,
 }
 
 impl Prepared {
-    /// Returns `count` questions for the base and the adapter. They come from the held-out records if there
-    /// are any.
+    /// Returns up to `count` questions for the base and the adapter. The questions come from the held-out
+    /// records if there are any, else from the training records.
     pub fn questions(&self, count: usize) -> Vec<Question> {
         let held_out = !self.held_out_records.is_empty();
         replies::questions(if held_out { &self.held_out_records } else { &self.records }, count)
@@ -58,8 +59,8 @@ impl Prepared {
 /// Records with their examples.
 type Items = Vec<(Record, Example)>;
 
-/// Reads, encodes and splits the data. Without a `val_size`, holds out [`DEFAULT_VAL_SIZE`] if there are
-/// enough records.
+/// Reads, encodes and splits the data. Without a `val_size`, holds out the share [`DEFAULT_VAL_SIZE`] if
+/// there are at least [`MIN_SPLIT_RECORDS`] records.
 ///
 /// # Errors
 /// If a file cannot be read, records are bad and not skipped, or no record remains.
@@ -199,8 +200,9 @@ fn languages(records: &[Record]) -> Vec<String> {
     language.codes()
 }
 
-/// Adds a record to `items`, and counts the record if it was truncated. Returns a bad record if no token has
-/// a loss.
+/// Adds a record to `items`, and counts the record if it was truncated. If truncation removed all trained
+/// tokens, only counts the record as dropped. If the record has no trained tokens for any other reason,
+/// returns a bad record.
 fn take(
     record: Record,
     encoded: EncodedRecord,
@@ -235,7 +237,8 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Diagnostic {
     Diagnostic::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }
 
-/// Lists the skipped records. The first ones are printed. If there are many, a file lists all of them.
+/// Prints the first skipped records. If there are more than [`MAX_LISTED`], writes all of them to
+/// [`SKIPPED_FILE`].
 ///
 /// # Errors
 /// If the file cannot be written.

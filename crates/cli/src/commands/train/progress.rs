@@ -1,4 +1,5 @@
-//! Progress of a run. A terminal shows one live line. Elsewhere, one line is printed every `logging_steps`.
+//! Progress of a run. A terminal shows one live line. If stderr is no terminal, one line is printed every
+//! `logging_steps` steps.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,8 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Number of steps for the estimate of the remaining time. They are enough to average short and long records.
+/// Number of steps for the estimate of the remaining time. These steps are enough to average short and long
+/// records.
 const WINDOW: usize = 50;
 
 /// Number of steps before the first estimate. The first steps are slow because of page faults and warm-up.

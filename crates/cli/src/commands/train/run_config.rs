@@ -29,7 +29,7 @@ use crate::terminal_text;
 pub struct RunConfig {
     /// Files that the run reads and writes.
     pub files: RunFiles,
-    /// Settings that decide the result.
+    /// Settings that affect the result.
     pub settings: TrainSettings,
     /// The device, the threads and the memory that the run may use.
     pub limits: RunLimits,
@@ -46,17 +46,18 @@ pub struct RunFiles {
     pub on_hub: Option<RepoName>,
     pub data: Vec<PathBuf>,
     pub reading: ReadOptions,
-    /// Chat template that replaces the base's template. It is a known name or a file.
+    /// Chat template that replaces the base's template: a known name or a file.
     pub chat_template: Option<String>,
     /// Whether bad records are skipped.
     pub skip_bad: bool,
-    /// Whether `--val-size` is not given, so that the number of records decides how many are held out.
+    /// Whether the number of records determines how many records are held out, because `--val-size` is not
+    /// given.
     pub splits_by_default: bool,
     pub output: PathBuf,
     pub report_to: ReportTo,
     /// Whether to open the report in a browser during the run.
     pub opens_report: bool,
-    /// Whether to resume. The inner value is the checkpoint, if the user named one.
+    /// `Some` if the run resumes. The inner value is the checkpoint, if the user named one.
     pub resume: Option<Option<PathBuf>>,
     /// The configuration file. Diagnostics quote it.
     pub config: Option<ConfigFile>,
@@ -80,7 +81,7 @@ pub enum GpuMemory {
     /// The free memory of the GPU that computes.
     #[default]
     Free,
-    /// The free memory if this machine has the GPU. Otherwise the memory is unlimited.
+    /// The free memory if this machine has the GPU. If not, the memory is unlimited.
     FreeOrUnlimited,
     /// The memory of an idle GPU that has this many bytes in total.
     Total(u64),
@@ -97,8 +98,8 @@ pub struct CardOptions {
 }
 
 impl RunConfig {
-    /// Resolves a command line. If `--resume` is given without settings, the settings come from the output
-    /// folder.
+    /// Resolves a command line. With `--resume` and without `--config`, the settings come from the `run.toml`
+    /// in the output folder. Flags override these settings.
     ///
     /// # Errors
     /// If the file is invalid, a path is missing, or a setting is out of range.
@@ -299,7 +300,8 @@ impl RunFiles {
         (!self.splits_by_default).then_some(settings.val_size)
     }
 
-    /// Returns the data files whose paths differ from the paths in the configuration file.
+    /// Returns the data files whose paths differ from the paths in the configuration file, because they were
+    /// found in a different folder.
     pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
         let data = self.data.iter().map(PathBuf::as_path);
@@ -332,8 +334,8 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
         danlu_train::TrainError::Setting { name, .. } => {
             let flag = name.replace('_', "-");
             let place = config.and_then(|c| c.snippet(&flag, ""));
-            // If there is a configuration file, the error must state that the value comes from the command
-            // line.
+            // If there is a configuration file but the value comes from the command line, the error must
+            // state this origin.
             let typed = config.is_some() && was_on_command_line(matches, &flag);
             let source = typed.then(|| format!("`--{flag}` on the command line"));
             Diagnostic::from(error).with_snippet(place).with_details(source.into_iter().collect())
@@ -345,8 +347,9 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
 /// Resolves a path. A path in a configuration file is relative to the working directory or to the folder of
 /// the file.
 ///
-/// If the file is the `run.toml` of a resumed run (`is_own`), the parent folders are searched too. A wrong
-/// file would be found later, because checkpoints verify the contents.
+/// If the file is the `run.toml` of a resumed run (`is_own`), the parent folders are searched too. If this
+/// search finds a wrong file, the run is rejected later, because a resume compares the contents with the
+/// checkpoint.
 fn found(
     config: Option<&ConfigFile>,
     is_own: bool,
@@ -398,7 +401,7 @@ fn byte_size(bytes: u64) -> String {
     exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
-/// Sets the date for a template that uses a date. A resumed run has the same date.
+/// Sets the date for a template that uses a date. A resumed run keeps its date, which is in the settings.
 pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> TrainSettings {
     let mut settings = settings.clone();
     let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
@@ -425,7 +428,7 @@ pub fn check_length(settings: &TrainSettings, config: &ModelConfig, file: Option
 }
 
 /// Returns the configuration of the adapter. The base has the name that the user gave. A Hub name is stored
-/// with its commit, because the name may refer to another model later.
+/// with its commit, because the name may later refer to a different version.
 pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
     match &files.on_hub {
         Some(name) => {
@@ -437,7 +440,8 @@ pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
     }
 }
 
-/// Converts an adapter's error to a diagnostic that underlines the value in the configuration file.
+/// Converts an adapter's error to a diagnostic. If a target module does not exist, the diagnostic underlines
+/// its name in the configuration file.
 pub fn point_into_config(config: Option<&ConfigFile>, error: danlu_adapter::AdapterError) -> Diagnostic {
     let target = match &error {
         danlu_adapter::AdapterError::NoSuchTarget { target, .. } => target.clone(),

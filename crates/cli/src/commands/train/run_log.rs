@@ -61,7 +61,7 @@ impl<'a> RunLog<'a> {
         Ok(Self { printer, events })
     }
 
-    /// Logs a step. `mean` is the mean loss since the last log line, if one is due.
+    /// Logs a step. `mean` is the mean loss since the last log line, or `None` if no log line is due.
     ///
     /// # Errors
     /// If an event file cannot be written.

@@ -79,8 +79,8 @@ pub fn take_steps(
     Ok(false)
 }
 
-/// Returns the diagnostic for a failed step. If the loss is not finite, the diagnostic names a weight that is
-/// not finite, if there is one.
+/// Returns the diagnostic for a failed step. If the loss is not finite because a weight of the base is not
+/// finite, the diagnostic names this weight.
 fn with_cause(files: &RunFiles, error: TrainError) -> Diagnostic {
     if !matches!(error, TrainError::NonFinite { .. }) {
         return error.into();

@@ -44,14 +44,14 @@ pub fn before_and_after(
     Ok(out)
 }
 
-/// The data of a finished run, from which the summary is made.
+/// The data of a run, from which the summary is made.
 pub struct RunFacts<'a> {
     pub output: &'a Path,
     pub trainer: &'a Trainer,
     /// Counts of the training data.
     pub data: DataSummary,
     pub replies: Vec<Reply>,
-    /// Planned and measured memory. It is set only after the run.
+    /// Planned and measured memory, or `None` during the run.
     pub memory: Option<MemoryUse>,
     pub base: &'a BaseIdentity,
 }

@@ -28,12 +28,14 @@ const SAMPLE_VOCAB: usize = 4096;
 /// Maximum number of tokens in a measured step.
 const MAX_SAMPLE_TOKENS: usize = 1024;
 
-/// The measurement ends after this many seconds, or after this many steps.
+/// Number of seconds after which the measurement ends.
 const SAMPLE_SECONDS: f64 = 0.4;
+
+/// Number of steps after which the measurement ends if [`SAMPLE_SECONDS`] are not over.
 const MAX_SAMPLE_STEPS: u64 = 20;
 
-/// Share of a step's FLOP that a layer repeats if it recomputes its activations. It repeats the forward pass,
-/// which is 2 P of 4 P.
+/// Share of a layer's FLOP that recomputing its activations adds. The layer repeats the forward pass, which
+/// takes `2 P` of the `4 P` FLOP per token for `P` weights.
 const RECOMPUTED_SHARE: f64 = 0.5;
 
 /// Seed of the random weights and tokens.
@@ -85,8 +87,8 @@ impl Epoch {
         (spans, self.records.iter().map(|record| record.1).sum())
     }
 
-    /// Returns the examples of a measured step. Their number is that of a step of the run, and their length
-    /// is the mean length.
+    /// Returns the examples of a measured step: as many as in a step of the run, each with the mean length.
+    /// Together they have at most [`MAX_SAMPLE_TOKENS`] tokens.
     fn sample(&self, settings: &TrainSettings) -> Vec<Example> {
         let (count, tokens) = (self.records.len().max(1), self.records.iter().map(|it| it.0).sum::<usize>());
         let mean = if settings.packing { settings.max_length } else { tokens.div_ceil(count) };
@@ -223,7 +225,7 @@ fn measure_layer(subject: &Subject<'_>, sample: &ModelConfig, examples: Vec<Exam
     let adapter = Adapter::init(settings.lora_config("sample"), sample, SEED, &*backend)?;
     let flops = flops::training(sample, &adapter as &dyn LoraSource, &spans, labels);
     let mut trainer = Trainer::new(decoder, adapter, examples, settings, String::new())?;
-    // The first step also allocates buffers, so its time does not count.
+    // The first step also allocates buffers, so it is not measured.
     trainer.step()?;
     let (mut steps, mut seconds) = (0, 0.0);
     while steps < MAX_SAMPLE_STEPS && seconds < SAMPLE_SECONDS {

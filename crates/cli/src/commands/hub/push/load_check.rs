@@ -22,8 +22,8 @@ const OTHER_TOOLS: &str = "upload it with `hf upload NAME DIR` of Python's huggi
 /// The files of a tokenizer.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
-/// Opens the files of a folder, and reads only their headers. Returns the files that are needed to load the
-/// folder.
+/// Checks the files of an adapter or a model. Only the headers of the weights are read. Returns the names of
+/// the files that are needed to load the folder.
 ///
 /// # Errors
 /// If a file of the adapter or the model is invalid.
@@ -44,7 +44,7 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// Rejects an upload that skips one of the `needed` files.
+/// Rejects an upload that does not contain each of the `needed` files.
 ///
 /// # Errors
 /// If a needed file is skipped.

@@ -26,7 +26,8 @@ pub struct RemoteCard<'a> {
 pub struct RemoteBase {
     /// The base's name on the Hub.
     pub id: String,
-    /// Whether the fingerprint of this base equals the fingerprint of the local base.
+    /// Whether this base is taken to be the local base. This holds if the fingerprints are equal, or if
+    /// neither `danlu.json` records a base.
     pub is_ours: bool,
 }
 
@@ -41,8 +42,8 @@ impl<'a> RemoteCard<'a> {
         Ok(Self { hub, name, identity, readme })
     }
 
-    /// Returns the Hub name of the base that the repository names. Returns `None` if this base differs from
-    /// `ours`, or if its name is `named`.
+    /// Returns the Hub name of the base that the repository names. Returns `None` if there is no such name,
+    /// if this base differs from `ours`, or if the name is `named`.
     ///
     /// # Errors
     /// If the Hub cannot be reached.
@@ -64,7 +65,7 @@ impl<'a> RemoteCard<'a> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_known_name(self.hub, Path::new(id)));
-        // The repository has no fingerprint of its base, so the name from the last push is the only evidence.
+        // The repository has no fingerprint of its base, so only the name from the last push is known.
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 

@@ -135,9 +135,9 @@ struct Bases<'a> {
 
 /// Returns the Hub name of the base, if the files need this name.
 ///
-/// The name comes from `--base-id`, else from `danlu.json`, else from the repository if that has the same
-/// base. The card is never read for this name. Earlier versions recorded no base in `danlu.json`, so the name
-/// for their adapters comes from the repository. Warns if the base cannot be found from another computer.
+/// The name comes from `--base-id`, else from `danlu.json`, else from the repository if its base is the same.
+/// The card is never read for this name. Earlier versions recorded no base in `danlu.json`, so the name for
+/// their adapters comes from the repository. Warns if the base cannot be found from another computer.
 fn base_id(
     args: &PushArgs,
     hub: &Hub,
@@ -228,7 +228,7 @@ fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
-    // The commit belongs to the old repository.
+    // An existing commit belongs to the old repository, so it is replaced.
     if commit.is_some() || before.is_none_or(|before| before != id) {
         config.insert("revision".to_owned(), commit.into());
     }
