@@ -21,6 +21,7 @@ const TEXTS: &[(&str, &str)] = &[
         "按一块空闲的、显存为此大小的 GPU 来预测，如 15GiB；不需要真有这块 GPU",
     ),
     ("Network", "网络"),
+    ("Explain each stage and figure in one sentence", "在每个阶段和数字下用一句话解释"),
     ("Adapters", "适配器服务"),
     ("Load", "负载"),
     (

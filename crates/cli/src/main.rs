@@ -19,6 +19,7 @@ mod greeting;
 mod help_zh;
 mod interrupt;
 mod lang;
+mod lesson;
 mod library_errors;
 mod log;
 mod memory;
@@ -75,6 +76,9 @@ struct Cli {
     /// Print results, warnings and errors only
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
+    /// Explain each stage and figure in one sentence
+    #[arg(long, global = true, conflicts_with = "quiet", help_heading = "Output")]
+    teach: bool,
     /// Answer yes to every question
     #[arg(short, long, global = true, help_heading = "Output")]
     yes: bool,
@@ -200,6 +204,7 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(lang, cli.color, cli.verbose)
         .with_answers(cli.quiet, cli.yes)
+        .with_lessons(cli.teach)
         .with_json(cli.command.as_ref().is_some_and(Command::wants_events));
     log::install(&printer);
     warn_about_threads(&matches, &printer);

@@ -8,6 +8,7 @@ use danlu_model::FileError;
 
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::lang::Lang;
+use crate::lesson::Lesson;
 use crate::style::{Color, Style, paint};
 use crate::{temp_dirs, terminal_text};
 
@@ -22,6 +23,10 @@ pub struct Printer {
     json: bool,
     /// Whether every question is answered with yes.
     pub yes: bool,
+    /// Whether lessons are printed.
+    teaches: bool,
+    /// Lessons that were printed. Each lesson is printed once.
+    taught: RefCell<Vec<Lesson>>,
     data_color: bool,
     status_color: bool,
     live: bool,
@@ -49,6 +54,8 @@ impl Printer {
             quiet: false,
             json: false,
             yes: false,
+            teaches: false,
+            taught: RefCell::new(Vec::new()),
             data_color: colored(io::stdout().is_terminal()),
             status_color: colored(err_terminal),
             live: err_terminal && !dumb,
@@ -62,6 +69,11 @@ impl Printer {
     /// Sets `--quiet` and `--yes`.
     pub fn with_answers(self, quiet: bool, yes: bool) -> Self {
         Self { quiet, yes, live: self.live && !quiet, ..self }
+    }
+
+    /// Sets `--teach`.
+    pub fn with_lessons(self, teaches: bool) -> Self {
+        Self { teaches, ..self }
     }
 
     /// Reserves stdout for JSON, if `json` is set.
@@ -172,6 +184,16 @@ impl Printer {
     /// Prints a status line in one of two languages.
     pub fn status_bilingual(&self, zh: &str, en: &str) {
         self.status(self.pick(zh, en));
+    }
+
+    /// Prints a lesson under the line before it, if `--teach` is given. Prints each lesson once.
+    pub fn teach(&self, lesson: Lesson) {
+        if self.teaches && !self.taught.borrow().contains(&lesson) {
+            self.taught.borrow_mut().push(lesson);
+            let label = self.paint_status(Style::Dim, "  ↳ ");
+            let text = self.paint_status(Style::Dim, lesson.text(self.lang));
+            self.status_labeled(&label, &text);
+        }
     }
 
     /// Prints a status line after `label`, wrapped as in [`Printer::data_labeled`].

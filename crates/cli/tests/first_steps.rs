@@ -165,3 +165,25 @@ fn an_invalid_answer_is_named_and_nothing_is_written() {
     }
     assert!(!scene.path("run.toml").exists() && !scene.path("palace.json").exists());
 }
+
+#[test]
+fn teach_explains_each_figure_once() {
+    let scene = Scene::new();
+    scene.ok("data get palace");
+    let train = "train --base demo --data palace.json --max-steps 3 --logging-steps 1 --val-size 2";
+    let plain = scene.ok(&format!("{train} --output plain"));
+    assert!(!plain.err.contains('↳'), "{}", plain.err);
+    let taught = scene.ok(&format!("{train} --output taught --teach"));
+    for sentence in [
+        "Training changes these parameters only",
+        "Only the tokens of the answers count in the loss",
+        "The loss measures how much the next token surprises the model",
+        "Held-out records are never trained on",
+        "This is the most memory that the run needs",
+    ] {
+        assert_eq!(taught.err.matches(sentence).count(), 1, "`{sentence}` in:\n{}", taught.err);
+    }
+    let merged = scene.ok("merge taught --output merged --teach --lang zh");
+    assert!(merged.err.contains("KL 散度衡量两个模型的预测差多少"), "{}", merged.err);
+    assert!(!merged.out.contains('↳'), "{}", merged.out);
+}

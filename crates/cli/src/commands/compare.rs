@@ -25,6 +25,7 @@ use crate::evaluation::held_out::{self, HeldOut};
 use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
 use crate::evaluation::losses::{self, RecordLoss, mean_loss, measure};
 use crate::evaluation::replies;
+use crate::lesson;
 use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
@@ -329,6 +330,8 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
     if ties > 0 {
         row(printer.pick("持平的记录数", "equal on records"), [ties, ties].map(|count| count.to_string()));
     }
+    printer.teach(lesson::HELD_OUT_LOSS);
+    printer.teach(lesson::RECORD_WINS);
 }
 
 /// Counts the records on which each model has the lower loss, and the ties.
@@ -378,6 +381,7 @@ fn print_replies(
         printer.data(
             terminal_text::side_by_side([&names[0], &names[1]], [&texts[0], &texts[1]], width).trim_end(),
         );
+        printer.teach(lesson::SIDE_BY_SIDE);
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::commands::train::prepare::{self, Prepared};
 use crate::commands::train::time_forecast::TimeForecast;
 use crate::commands::train::{self, GpuMemory, REPLIES, RunConfig, RunFiles, RunLimits, TrainArgs};
 use crate::diagnostic::{Diagnostic, Result};
+use crate::lesson;
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -220,10 +221,12 @@ fn print_table(planned: &Prediction, printer: &Printer) {
     let gigaflops = plan.step_flops as f64 / 1e9;
     let work = printer
         .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP per step"));
+    printer.teach(lesson::PLAN_TABLE);
     printer.data(&printer.paint_data(Style::Dim, &work));
     if let Some(time) = planned.time {
         let (time, note) = time.describe(printer);
         row(("时间", "time"), time, note);
+        printer.teach(lesson::PLAN_TIME);
     }
 }
 

@@ -22,6 +22,7 @@ use crate::args::ComputeArgs;
 use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
+use crate::lesson;
 use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
@@ -128,6 +129,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         format!("{weights} 个权重（{count} 个元素）转为 {code}，{before} → {after}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
         format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements/s): {output}"),
     ));
+    printer.teach(lesson::QUANTIZED);
     printer.status(&format!("\n{}", printer.pick("接下来：", "next:")));
     let output = terminal_text::shell_path(&args.output);
     let train = format!("danlu train --base {output} --data FILE --output DIR");

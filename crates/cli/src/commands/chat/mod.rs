@@ -26,6 +26,7 @@ use crate::args::sampling::SamplingArgs;
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
+use crate::lesson;
 use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
@@ -447,5 +448,6 @@ fn note(reply: &ChatReply, printer: &Printer) {
                 format!("prompt {prompt} tokens ({reused} cached), first token in {first} ms, {new} new tokens, {speed:.1} tok/s"),
             ),
         ));
+        printer.teach(lesson::REPLY_SPEED);
     }
 }

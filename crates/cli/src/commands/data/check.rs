@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{DEFAULT_MAX_LENGTH, DataArgs, place, warnings};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
+use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -113,6 +114,7 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
             format!("min {min}, median {median}, mean {mean:.0}, max {max}"),
         ),
     );
+    printer.teach(lesson::LENGTHS);
     let share = 100.0 * found.trained_share();
     row(
         printer,
@@ -123,6 +125,7 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
             format!("{}, {} of them trained ({share:.0}%)", n(found.tokens), n(found.trained_tokens)),
         ),
     );
+    printer.teach(lesson::TRAINED_TOKENS);
     let max = args.data.max_length;
     let limit = printer.pick(
         format!("（长于 --max-length {max}，从问题开头截）"),

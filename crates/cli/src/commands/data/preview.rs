@@ -9,6 +9,7 @@ use super::{DataArgs, place};
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
+use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -159,4 +160,5 @@ fn legend(printer: &Printer) {
         (false, false) => "text in ⟦ ⟧ is trained, the rest is context",
     };
     printer.status(how);
+    printer.teach(lesson::PREVIEW);
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFidelity, REPORT_FILE};
 
+use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -67,17 +68,23 @@ fn print_fidelity(report: &MergeReport, f: &Fidelity, printer: &Printer) {
     let limit = |value: String| printer.pick(format!("（上限 {value}）"), format!(" (limit {value})"));
     row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));
     row("平均 logit 差", "mean logit difference", format!("{:.2e}", f.mean_logit_difference));
+    printer.teach(lesson::LOGIT_DIFFERENCE);
     row(
         "KL 散度，每词元",
         "KL divergence a token",
         format!("{:.2e}{}", f.kl, limit(format!("{:.2e}", f.kl_limit))),
     );
+    printer.teach(lesson::DIVERGENCE);
     row("适配器本身的 KL", "KL the adapter makes", format!("{:.2e}", f.kl_of_adapter));
     row("首选词元一致", "same likeliest token", format!("{:.2}%", 100.0 * f.same_choice));
+    printer.teach(lesson::SAME_TOKEN);
     row("困惑度 基座", "perplexity of the base", format!("{:.4}", f.perplexity_base));
     row("困惑度 基座+适配器", "perplexity of base + adapter", format!("{:.4}", f.perplexity_adapter));
     match report.quantized.and_then(|figures| figures.before) {
-        None => row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged)),
+        None => {
+            row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged));
+            printer.teach(lesson::MERGED_PERPLEXITY);
+        }
         Some(before) => {
             let code = report.quantized.map_or("", |figures| figures.quantization.quant_type.name());
             let name = printer.pick(format!("困惑度 {code}"), format!("perplexity in {code}"));

@@ -18,6 +18,7 @@ use crate::allocator;
 use crate::args::compute::unusable;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::Question;
+use crate::lesson;
 use crate::memory_forecast::tokenizer_bytes;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -188,7 +189,9 @@ impl Forecast {
             true => row("显存", "GPU memory", self.peak(printer)),
             false => row("内存", "memory", self.peak(printer)),
         }
+        printer.teach(lesson::PEAK_MEMORY);
         row("各层", "layers", layers(&self.plan, printer));
+        printer.teach(lesson::STORED_ACTIVATIONS);
         self.warn(printer);
     }
 

@@ -12,6 +12,7 @@ use super::run_config::RunFiles;
 use crate::args::compute::DTypeReason;
 use crate::commands::quantization_progress::stored_code;
 use crate::evaluation::held_out_file;
+use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -30,6 +31,7 @@ pub fn print_plan(
     // PEFT's `print_trainable_parameters` prints the same line.
     let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
     printer.status(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
+    printer.teach(lesson::TRAINABLE_PARAMETERS);
 
     let row = |zh: &str, en: &str, value: String| row(zh, en, &value, printer);
     let s = trainer.settings();
@@ -44,6 +46,7 @@ pub fn print_plan(
         ),
     );
     print_data(files, data, s.max_length, printer);
+    printer.teach(lesson::TRAINED_TOKENS);
     let (batch, accumulation, steps) =
         (s.per_device_train_batch_size, s.gradient_accumulation_steps, trainer.total_steps());
     row(
@@ -54,6 +57,7 @@ pub fn print_plan(
             format!("{steps}, each {batch} × {accumulation} records"),
         ),
     );
+    printer.teach(lesson::BATCH);
     let shown = [
         "lora_r",
         "lora_alpha",
@@ -73,6 +77,7 @@ pub fn print_plan(
         })
         .collect();
     row("设置", "settings", settings.join(", "));
+    printer.teach(lesson::SETTINGS);
     row("输出", "output", files.output.display().to_string());
 }
 
@@ -148,6 +153,7 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
     if let [outcome, others @ ..] = verdict.findings() {
         others.iter().for_each(|finding| printer.warn(&finding.text(language)));
         printer.data_labeled(printer.pick("结论        ", "verdict         "), &outcome.text(language));
+        printer.teach(lesson::VERDICT);
     }
     let time = terminal_text::duration(summary.seconds());
     let speed = summary.tokens_per_second().unwrap_or(0.0);

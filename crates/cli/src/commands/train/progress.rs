@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use danlu_train::StepMetrics;
 
 use crate::chart::{self, Series, Size};
+use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -51,6 +52,7 @@ impl<'a> StepProgress<'a> {
         let due = step.step.is_multiple_of(self.logging_steps) || step.step == self.total;
         if due && !self.printer.has_live_line() {
             self.printer.status(&self.line(step));
+            self.printer.teach(lesson::STEP_LINE);
         }
         let mean = self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64;
         if due {
@@ -100,6 +102,7 @@ pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, 
         "{}\n{drawn}",
         printer.pick("损失（每词元，越低越好）", "loss per token, lower is better")
     ));
+    printer.teach(lesson::CURVE);
 }
 
 /// Averages the losses over windows of one fortieth of the run, because a single loss depends on its records.

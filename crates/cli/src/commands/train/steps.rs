@@ -12,6 +12,7 @@ use super::run_config::RunFiles;
 use super::run_log::RunLog;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
+use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -119,5 +120,6 @@ fn evaluate(
         format!("第 {step} 步后 · 留出集损失 {loss:.4} · 困惑度 {perplexity:.2}"),
         format!("after step {step} · held-out loss {loss:.4} · perplexity {perplexity:.2}"),
     ));
+    printer.teach(lesson::HELD_OUT_LOSS);
     Ok(())
 }
