@@ -46,7 +46,7 @@ fn crates_depend_only_along_the_arrows() {
         let (_, allowed) = allowed.unwrap_or_else(|| panic!("`{name}` has no arrows in this test"));
         seen.insert(name);
         for dependency in package["dependencies"].as_array().unwrap() {
-            // A dev-dependency is built only for tests, so it needs no arrow.
+            // A dev-dependency is built only for tests, examples and benches, so it needs no arrow.
             let is_dev = dependency["kind"] == "dev";
             let Some(to) = crate_name(dependency["name"].as_str().unwrap()).filter(|_| !is_dev) else {
                 continue;

@@ -1,5 +1,5 @@
-//! Runs each measurement on the smallest shape. The tests check that results exist, but not how large they
-//! are.
+//! Runs each measurement on the smallest shape. The tests check that results exist, and not how large the
+//! measured values are.
 
 mod common;
 
@@ -250,8 +250,8 @@ fn ctrl_c_leaves_no_temporary_folder_however_often_it_is_pressed() {
             kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         }
         let code = child.wait().unwrap().code();
-        // After one signal, the run ends after the round, with or without results. After two signals, the run
-        // exits at once.
+        // After one signal, the run ends after the current round, with or without results. After two signals,
+        // the run exits at once.
         assert!(matches!(code, Some(0 | 130)), "{presses}: {code:?}");
         assert_eq!(names(&scene.path(".")), ["base", "data.json"], "{presses}");
     }

@@ -95,7 +95,7 @@ fn notes_survive_a_resumed_run_a_new_card_and_a_merge() {
     scene.ok("merge out --output four --to nf4");
     assert!(front(&card("four")).contains("base_model_relation: quantized\n"), "{}", card("four"));
 
-    // Checkpoints have no card, because they serve only to resume.
+    // Checkpoints have no card, because a checkpoint is normally not published.
     let checkpoint = names(&scene.path("out/checkpoint-3"));
     assert!(checkpoint.iter().all(|name| name != "loss.svg" && name != "README.md"), "{checkpoint:?}");
 }
@@ -144,7 +144,7 @@ fn what_was_said_and_written_by_hand_outlives_later_commands() {
     scene.ok("card out --notes new.md");
     assert!(card().contains("# By hand\n") && card().contains("说话像古人。"), "{}", card());
 
-    // A damaged marker makes no run fail, and no text is lost.
+    // If a marker is damaged, the run still succeeds, and the file is not changed.
     let damaged = card().replace("<!-- danlu:end -->\n", "");
     scene.write("out/README.md", &damaged);
     let line = damaged.lines().position(|line| line == "<!-- danlu:begin -->").unwrap() + 1;
@@ -179,7 +179,8 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
     }
     assert!(!card.contains("The model was not trained"), "{card}");
 
-    // A base whose `card.json` is not usable also gets a card, and flags set the names in this card.
+    // Even if the `card.json` of the base is invalid, the quantized base gets a card. Flags set the names in
+    // this card.
     scene.write("base/card.json", "{\"by\": \"another program\"}");
     let ran = scene.ok("quantize base --output base-nf4");
     assert!(
@@ -215,7 +216,7 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     }
     let config = text(&scene, "other/config.json");
     scene.write("other/config.json", &(config + "\n"));
-    // The same base in another folder causes no warning.
+    // The same base in a different folder causes no warning.
     let ran = scene.ok("merge out --base copy --output same");
     assert!(!ran.err.contains("warning"), "{}", ran.err);
     assert!(text(&scene, "same/README.md").contains("| held-out loss"));
@@ -230,7 +231,7 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     assert!(!card.contains("held-out loss") && !card.contains("Replies before"), "{card}");
     assert!(!names(&scene.path("merged")).contains(&"loss.svg".to_owned()));
     assert!(card.contains("`other` with a LoRA adapter"), "{card}");
-    // The licence and the flags in the card describe the base that was merged into.
+    // The licence and the names in the card are those of the base of the merge.
     assert!(!front(&card).contains("license"), "{card}");
     scene.write("other/README.md", "---\nlicense: apache-2.0\n---\n");
     scene.ok("merge out --base other --output named --base-id lab/other");
@@ -264,7 +265,8 @@ fn a_resumed_run_that_has_nothing_to_do_keeps_its_record() {
 fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
     let scene = Scene::new();
     scene.write("notes.md", "手写的话\n");
-    // A killed run leaves the notes but no model. The test deletes the other files to get this state.
+    // A killed run leaves the notes but no model. To get this state, the test deletes the other files of a
+    // finished run.
     scene.ok(&format!("train --base base --data data.json --output out --notes notes.md {FLAGS}"));
     for name in ["README.md", "card.json", "adapter_model.safetensors"] {
         fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();

@@ -187,7 +187,7 @@ fn check_fails_where_nothing_would_be_left() {
 #[test]
 fn another_encoding_is_recognised() {
     let scene = scene();
-    // printf '{"instruction": "你好", "output": "甄嬛"}' | iconv -f UTF-8 -t GB18030
+    // Source: printf '{"instruction": "你好", "output": "甄嬛"}' | iconv -f UTF-8 -t GB18030
     let gbk = b"{\"instruction\": \"\xc4\xe3\xba\xc3\", \"output\": \"\xd5\xe7\x8b\xd6\"}\n";
     std::fs::write(scene.path("gbk.json"), gbk).unwrap();
     let ran = scene.run("data check gbk.json --base base");

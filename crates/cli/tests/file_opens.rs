@@ -1,4 +1,4 @@
-//! Counts which files of a model a command opens, by means of kernel events.
+//! Counts how often a command opens each file of a model. The kernel's inotify events are counted.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -26,8 +26,8 @@ impl OpenCounter {
         for folder in folders {
             let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
             watched.insert(inotify::add_watch(&inotify, folder, WatchFlags::OPEN).unwrap(), name);
-            // The kernel merges equal consecutive events. A second watch on the file itself separates two
-            // opens.
+            // The kernel merges equal consecutive events. A second watch on the file itself adds an event
+            // between two opens, so that they are not merged.
             for entry in fs::read_dir(folder).unwrap() {
                 inotify::add_watch(&inotify, entry.unwrap().path(), WatchFlags::OPEN).unwrap();
             }

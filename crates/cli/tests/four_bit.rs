@@ -47,7 +47,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     assert!(adapter(&scene, "held") == adapter(&scene, "stored"));
     assert!(adapter(&scene, "held") != adapter(&scene, "wide"));
 
-    // `chat` loads the base with the quantization that the adapter was trained on.
+    // `chat` loads the base with the quantization of the adapter's training.
     let chat =
         |path: &str, more: &str| scene.ok(&format!("chat {path} --prompt 你是谁？ --temperature 0 {more}"));
     let held = chat("held", "");
@@ -68,7 +68,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
         scene.ok("compare held --records 2").out,
         scene.ok("compare held --records 2 --quant nf4").out
     );
-    // The base gets the adapter's quantization on the left side and on the right side.
+    // The base gets the adapter's quantization both as the first and as the second model.
     let losses = |a: &str, b: &str| -> Vec<String> {
         let ran = scene.ok(&format!("compare {a} {b} --data data.json --replies 0"));
         let line = ran.out.lines().find(|line| line.starts_with("loss a token"));
@@ -119,7 +119,7 @@ fn modules_that_are_left_out_of_4_bits_stay_as_they_are() {
         let [there, here] = [&wide, &stored].map(|weights| weights.bytes(weights.info(name).unwrap()));
         assert_eq!(there == here, is_wide, "{name}");
     }
-    // The training uses the 4 bits of the stored base. They are not recreated from the original.
+    // The training uses the stored 4-bit weights, and does not quantize the original again.
     scene.ok(&format!("train --base base-nf4 --output out {FLAGS}"));
     let identity: Value = serde_json::from_slice(&scene.read("out/danlu.json")).unwrap();
     assert_eq!(identity["skip_modules"].as_array().unwrap().len(), 8 + 4, "{identity}");
@@ -161,7 +161,7 @@ fn an_adapter_over_other_4_bits_than_the_base_has_is_told_so() {
                 `nf4 --quant-block-size 64`";
     assert!(ran.err.contains(told), "{}", ran.err);
 
-    // An impossible block size is reported and not used.
+    // An impossible block size in `danlu.json` is an error.
     let sound = String::from_utf8(scene.read("out/danlu.json")).unwrap();
     for wrong in ["0", "1", "48", "8192"] {
         scene.write("out/danlu.json", &sound.replace("128", wrong));
@@ -200,7 +200,7 @@ fn a_killed_run_over_4_bits_goes_on_bit_for_bit() {
     assert_eq!(child.wait().unwrap().signal(), Some(9), "it was not running any more");
     scene.ok("train --output killed --resume --threads 3");
     assert!(adapter(&scene, "killed") == adapter(&scene, "straight"));
-    // A run cannot be resumed with another quantization of the base.
+    // A run cannot be resumed with a different quantization of the base.
     fs::remove_dir_all(scene.path("killed/checkpoint-6")).unwrap();
     let ran = scene.run("train --output killed --resume --quant nf4");
     assert!(ran.code == 1 && ran.err.contains("`quant` was \"fp4\" and is \"nf4\""), "{}", ran.err);

@@ -1,5 +1,5 @@
-//! Tests the merge of adapters that were trained on 4 bits. The merges go into the closest form or back to 4
-//! bits, and some are interrupted or rejected.
+//! Tests the merge of adapters that were trained on 4 bits. The results are merges into the closest form of
+//! the base, 4-bit models, interrupted merges and rejected merges.
 
 mod common;
 
@@ -20,7 +20,8 @@ fn report(scene: &Scene, folder: &str) -> Value {
     serde_json::from_slice(&scene.read(&format!("{folder}/merge_report.json"))).unwrap()
 }
 
-/// Returns the report's KL for a form, either after the merge or before it.
+/// Returns the KL divergence that the report contains for a form. `merged` selects the value after the merge
+/// or before the merge.
 fn kl(report: &Value, form: &str, merged: bool) -> f64 {
     let forms = report["merge"]["forms"].as_array().unwrap();
     let found = forms.iter().find(|f| f["form"] == form && f["merged"] == merged);
@@ -45,7 +46,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     let config = String::from_utf8(scene.read("auto/config.json")).unwrap();
     assert!(!config.contains("quantization_config"), "{config}");
 
-    // Two divergences are printed, each with the model that it refers to.
+    // Two KL divergences are printed, each with the two models that are compared.
     let ran = scene.ok("merge out --output original --merge-base original");
     assert!(
         ran.err.contains(": the merged model compared with the adapter on the original base\n"),
@@ -56,11 +57,11 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     assert!(ran.out.contains(words), "{}", ran.out);
     let written = report(&scene, "original");
     assert_eq!(written["merge"]["merge_base"], "original");
-    // Rounding changes the KL far less than the choice of the other base does.
+    // Rounding changes the KL divergence far less than a merge into the other form would.
     assert!((kl(&written, "original", true) / original - 1.0).abs() < 0.1, "{written} {original}");
     assert!(scene.read("auto/model.safetensors") != scene.read("original/model.safetensors"));
 
-    // The base is stored in 4 bits. It is tested with and without its original.
+    // The stored base is in 4 bits. The merge is tested with and without the original of this base.
     scene.ok("quantize base --output base-nf4");
     scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
     scene.ok("merge stored --output stored-merged");
@@ -90,7 +91,8 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
 #[test]
 fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     let scene = Scene::new();
-    // The merge of an adapter that changes nothing gives an f32 base that 4 bits represent exactly.
+    // If an adapter that changes nothing is merged into a dequantized base, the result is an f32 base that 4
+    // bits represent exactly.
     let over = "--quant nf4 --no-double-quant";
     let still = FLAGS.replace("1e-3", "1e-30");
     scene.ok(&format!("train --base base {over} --output still {still}"));
@@ -101,7 +103,7 @@ fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     assert_eq!(found["merge"]["merge_base"], "original");
     let (beside, rounded) = (kl(&found, "original", false), kl(&found, "dequantized", true));
     assert!(beside < rounded / 100.0, "{found}");
-    // After rounding to bf16, the merge into the original is as close as the merge into the dequantized base.
+    // After rounding to bf16, both merges are equally close to the trained model.
     assert!((kl(&found, "original", true) / rounded - 1.0).abs() < 0.1, "{found}");
     assert_eq!(ran.out.matches("(chosen)").count(), 1, "{}", ran.out);
 }
@@ -178,7 +180,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     let folder = scene.path("deep/four");
     let found = report(&scene, "deep/four");
     let size = |name: &String| fs::metadata(folder.join(name)).unwrap().len();
-    // The report and the card describe the model, so they do not count in its size.
+    // The report and the card are not files of the model, so they do not count in its size.
     let is_about =
         |name: &&String| ["merge_report.json", "README.md", "card.json", "loss.svg"].contains(&name.as_str());
     let all: u64 = names(&folder).iter().filter(|name| !is_about(name)).map(size).sum();
@@ -206,7 +208,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
     assert!(!ran.err.contains("quantized too"), "{}", ran.err);
 
-    // A threshold on the command line also applies to 4 bits.
+    // A threshold on the command line also decides whether the 4-bit model passes.
     for (threshold, passed) in [
         (1e-4_f64.max(found["merge"]["quantized"]["before"]["kl"].as_f64().unwrap() * 1.5), false),
         (10.0, true),

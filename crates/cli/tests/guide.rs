@@ -3,12 +3,14 @@
 //!
 //! The pages run in the order of `SUMMARY.md`, and all of them use one folder.
 //!
-//! - In a `console` block, a line `$ danlu ...` is a command. The lines below it are a part of its output.
+//! - In a `console` block, a line `$ danlu ...` is a command. The lines below a command are a part of its
+//!   output.
 //! - A block with a second word, such as `csv mine.csv`, is first saved as a file with this name.
-//! - In the output, a line `...` stands for any number of lines, and `…` stands for any text within a line.
+//! - In the output on a page, a line `...` matches any number of lines, and `…` matches any text within a
+//!   line.
 //! - Numbers may differ by 2%, and sizes by 25%. Times and speeds may differ by any amount.
-//! - A command must fail if its output on the page contains a line that starts with `error:`. Otherwise it
-//!   must succeed.
+//! - A command must fail if its output on the page contains a line that starts with `error:`. Every other
+//!   command must succeed.
 
 mod common;
 
@@ -80,7 +82,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The kind of a number. It determines how far the number may be from the number on the page.
+/// The kind of a number, which determines how far the number may be from the number on the page.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Plain,
@@ -92,7 +94,7 @@ enum Kind {
 enum Token {
     Char(char),
     Number(f64, Kind),
-    /// The sign `…`, which stands for any text.
+    /// The sign `…`, which matches any text.
     Any,
 }
 
@@ -143,7 +145,7 @@ fn tokens(line: &str) -> Vec<Token> {
             let text = rest[..end].trim_end_matches([',', '.']);
             let number = text.replace(',', "").parse();
             let Ok(number) = number else {
-                // A version, such as 0.1.0, is compared as text.
+                // A number with two points, such as the version 0.1.0, is compared as text.
                 tokens.extend(text.chars().map(Token::Char));
                 rest = &rest[text.len()..];
                 continue;
@@ -208,7 +210,8 @@ fn missing<'a>(shown: &[&'a str], output: &str) -> Option<&'a str> {
     None
 }
 
-/// Runs a command. Returns its exit code and its output, in the order that a terminal shows.
+/// Runs the command `line`. Returns the exit code, and the output to stdout and stderr in one text, in the
+/// order of the writes.
 fn run(scene: &Scene, locale: &str, line: &str) -> (i32, String) {
     let words = words(line);
     assert_eq!(words[0], "danlu", "the guide types `{line}`");

@@ -302,7 +302,7 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     fs::create_dir(hub.scene.path("lab/base")).unwrap();
     assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("it has neither"));
     // An empty local folder with the name of the base hides the base on the Hub. The error explains how to
-    // avoid this.
+    // use the base on the Hub.
     let ran = hub.scene.run("chat out --prompt 你好");
     let said = "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
     assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
@@ -321,8 +321,8 @@ fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
         hub.scene.ok("pull me/adapter");
         hub.scene.run("chat me/adapter --prompt 你好 --max-new-tokens 2")
     };
-    // A path of the base is searched from the folder in the cache upwards, and then from the working
-    // directory.
+    // An adapter in the cache cannot name its base by a relative path. Neither the cache nor the working
+    // directory is searched.
     for base in ["../elsewhere", "elsewhere", "./elsewhere"] {
         let ran = named(base);
         assert!(ran.code == 1 && ran.err.contains("is no model folder here"), "{base}: {}", ran.err);
@@ -562,7 +562,7 @@ fn a_login_that_is_ended_leaves_the_terminal_as_it_was() {
             None => terminal.env_remove(name),
         };
     }
-    // The login would end if its input were closed, so the input stays open.
+    // If its input were closed, the login would end, so the test keeps the input open.
     let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let typed = child.stdin.take();
     let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
@@ -619,8 +619,8 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     hub.scene.ok("card out --notes notes.md");
     let third = hub.scene.ok("push out me/huan --message Limits");
     assert!(third.out.contains("1 file,"), "{}", third.out); // README.md
-    // The model in the cache is now older than the model on the Hub. It stays usable offline, and a notice is
-    // printed.
+    // The model in the cache is now older than the model on the Hub. The cached model stays usable offline,
+    // and a notice is printed.
     assert!(third.out.contains("older version, to update it: danlu pull me/huan\n"), "{}", third.out);
     assert_eq!(hub.server.commits("me/huan").len(), commits + 1);
 

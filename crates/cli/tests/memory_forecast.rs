@@ -1,4 +1,5 @@
-//! Memory forecasts of commands that do not train, compared with real processes and under limits.
+//! Tests the memory forecasts of commands that do not train. They are compared with real processes, with and
+//! without limits.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -7,7 +8,7 @@ use std::process::Command;
 
 use common::{Ran, Scene};
 
-/// Returns the bytes after `label`, as danlu prints them.
+/// Returns the number of bytes in the line that starts with `label`, such as `1.50 GiB`.
 fn bytes_after(text: &str, label: &str) -> f64 {
     let line =
         text.lines().find_map(|line| line.strip_prefix(label)).unwrap_or_else(|| panic!("{label}: {text}"));
@@ -16,7 +17,7 @@ fn bytes_after(text: &str, label: &str) -> f64 {
     number.parse::<f64>().unwrap() * unit as f64
 }
 
-/// A scene with an adapter in `out`.
+/// Returns a scene with an adapter in `out`.
 fn trained() -> Scene {
     let scene = Scene::new();
     scene.ok("train --base base --data data.json --output out --max-steps 1 --lora-r 2 --val-size 2");
@@ -41,7 +42,8 @@ fn forecasts_are_the_peaks_of_the_real_processes() {
     }
 }
 
-/// Runs a command under growing limits of its address space. Returns how often the forecast refused it.
+/// Runs a command under growing limits of its address space. Returns how often the forecast rejected the
+/// command.
 fn refusals(scene: &Scene, line: &str) -> usize {
     let args: Vec<&str> = line.split_whitespace().collect();
     let mut refused = 0;

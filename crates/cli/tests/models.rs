@@ -164,8 +164,8 @@ fn more_threads_than_cores_are_not_started() {
     assert!(ran.out.contains(&format!("{cores} of {cores} cores")), "{}", ran.out);
 }
 
-/// At some of these limits, the base, the cache or the work buffers do not fit. Each failure is reported, and
-/// no process aborts.
+/// At some of these limits, the base, the cache or the work buffers do not fit. Each failure must be
+/// reported, and no process may abort.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_small_address_space_is_reported_without_an_abort() {

@@ -16,7 +16,7 @@ fn limited(scene: &Scene, kib: u64, line: &str) -> Ran {
     let args: Vec<&str> = line.split_whitespace().collect();
     let inner = scene.command(&args);
     let mut command = Command::new("bash");
-    // For bash, a block has 1024 bytes on every system.
+    // In bash, the unit of `ulimit -f` is 1024 bytes on every system.
     command.args(["-c", &format!("ulimit -f {kib} && exec \"$@\""), "bash"]);
     command.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
     command.current_dir(scene.path(".")).env("LANG", "C").env_remove("LC_ALL");
@@ -126,7 +126,7 @@ fn a_merge_that_does_not_fit_names_the_file_and_leaves_no_model() {
     let expected = format!("error: cannot write `merged/model.safetensors`: {TOO_LARGE}\n");
     assert!(ran.code == 1 && ran.err == expected, "{}", ran.err);
     assert!(!scene.path("merged").exists());
-    // An output folder that existed before the merge is not removed, and it is empty.
+    // If the output folder existed before the merge, it is not removed and stays empty.
     fs::create_dir(scene.path("mine")).unwrap();
     assert_eq!(limited(&scene, 8 << 10, "merge out --output mine").code, 1);
     assert!(names(&scene.path("mine")).is_empty());
@@ -155,8 +155,8 @@ fn killed_in_the_middle_of_a_save_every_checkpoint_is_whole_and_the_run_ends_as_
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let wait = Duration::from_micros((random >> 33) % 4_000);
         let deadline = Instant::now() + Duration::from_secs(60);
-        // The next start removes the files of the killed save. The test first waits for this, and then for
-        // the next save.
+        // The next start removes the files of the killed save. The test first waits until these files are
+        // removed, and then for the next save.
         for saving in [false, true] {
             while is_saving(&output) != saving && child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "no save within a minute");

@@ -1,4 +1,5 @@
-//! Tests habits from other tools: configuration files, flag names, logs, JSON, languages and completions.
+//! Tests features for users of other tools: configuration files, flag names, logs, JSON, languages and
+//! completions.
 
 mod common;
 
@@ -70,7 +71,7 @@ fn flags_of_other_tools_are_taken_or_answered() {
         "error: unknown flag `--gradient-checkpointing`\n\n\
          hint: danlu has no switch for it: layers recompute as much as the memory needs; set `--memory-limit 8GiB`\n",
     );
-    // A wrong suggestion is worse than no suggestion.
+    // No flag is similar to this one, so there must be no suggestion.
     let ran = scene.run("train --zzzz 1");
     assert!(ran.code == 1 && !ran.err.contains("did you mean"), "{}", ran.err);
     let ran = scene.run("webui out");

@@ -60,7 +60,7 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         format!("--quant fp4 --no-double-quant --dtype bf16 --memory-limit {}B", everything * 6 / 10),
     ];
     for (i, more) in settings.iter().enumerate() {
-        // A flag must not be given twice, so the batch size in `more` replaces the default.
+        // A flag must not be given twice, so the batch size in `more` replaces the one in `flags`.
         let flags = match more.contains("batch-size") {
             true => flags.replace("--per-device-train-batch-size 20", ""),
             false => flags.to_owned(),
@@ -73,7 +73,7 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         assert!(ran.err.contains(words) && ran.err.contains("\nlayers "), "{}", ran.err);
         assert!(scene.read(&format!("out{i}/README.md")).windows(11).any(|w| w == b"Peak memory"));
     }
-    // A run with less memory writes exactly the same adapter.
+    // A run with a lower memory limit writes exactly the same adapter.
     assert_eq!(scene.read("out0/adapter_model.safetensors"), scene.read("out2/adapter_model.safetensors"));
 }
 

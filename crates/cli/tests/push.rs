@@ -179,7 +179,7 @@ fn a_push_names_the_base_of_danlu_json() {
     assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(base(), "lab/base");
     assert!(desk.scene.ok("push out me/huan").out.contains("already has all files"));
-    // The recorded commit belongs to one base, so it is dropped for another base.
+    // The recorded commit belongs to one base, so it is removed if a different base is named.
     let read = |name: &str| -> serde_json::Value { serde_json::from_slice(&desk.scene.read(name)).unwrap() };
     let mut identity = read("out/danlu.json");
     assert_eq!(identity["base"]["hub_id"], "lab/base");
@@ -309,8 +309,8 @@ fn an_adapter_is_not_put_beside_a_model_and_old_shards_go() {
             ran.err
         );
     }
-    // The files of the test base are links. If another test creates or removes such a link, the timestamp of
-    // the file changes, so this test copies the files.
+    // The files of the test base are links. If a parallel test creates or removes such a link, the timestamp
+    // of the file changes, so this test copies the files.
     fs::create_dir(desk.scene.path("whole")).unwrap();
     for name in names(&desk.scene.path("base")) {
         fs::write(desk.scene.path("whole").join(&name), desk.scene.read(&format!("base/{name}"))).unwrap();
@@ -427,7 +427,7 @@ fn a_base_that_was_said_once_is_said_again() {
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(!ran.err.contains("the base stays"), "{}", ran.err);
-    // Without fingerprints as evidence, the user must give the name.
+    // Without fingerprints, it is unknown whether the bases are equal, so the user must give the name.
     other["base"]["sha256"] = json!(null);
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
@@ -554,7 +554,7 @@ fn text_that_was_added_on_the_hub_stays() {
         assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").contains(text));
     }
-    // A file on the Hub that is not text may also be the author's, so it stays.
+    // A file on the Hub may be the author's even if it is not text, so it stays.
     desk.server.commit("me/huan", &[("README.md", b"caf\xe9\n")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("README.md on the Hub has text"), "{}", ran.err);

@@ -27,7 +27,7 @@ fn several_runs_are_compared_on_one_page() {
     );
 }
 
-/// Returns the response to a GET request.
+/// Returns the response to a GET request with the header `Host: host`.
 fn get(url: &str, host: &str) -> String {
     let address = url.trim_start_matches("http://").trim_end_matches('/');
     let mut stream = TcpStream::connect(address).unwrap();

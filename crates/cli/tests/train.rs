@@ -1,4 +1,4 @@
-//! Tests real runs that are stopped in different ways.
+//! Tests real runs, most of which are stopped, resumed or rejected.
 
 mod common;
 
@@ -62,7 +62,7 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
         "train --base base --data data.json --output out",
         "error: `out` holds a run already\n\nhint: continue it with `--resume`, or start a new run in a new folder\n",
     );
-    // This folder is that of a run that failed in its first step.
+    // This folder looks like that of a run that failed in its first step.
     std::fs::create_dir(scene.path("half")).unwrap();
     scene.write("half/run.toml", &String::from_utf8(scene.read("out/run.toml")).unwrap());
     let half = scene.run("train --base base --data data.json --output half");
@@ -126,7 +126,7 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     wait_for_step(&mut child, 3);
     signal(&child, "-INT");
     let ran = Ran::of(child.wait_with_output().unwrap());
-    // The exit code stops scripts that use the result.
+    // The exit code tells scripts that there is no result.
     assert_eq!(ran.code, 130, "{}", ran.err);
     assert!(ran.err.ends_with("To resume:\n  danlu train --output stopped --resume\n"), "{}", ran.err);
 
@@ -194,7 +194,7 @@ fn a_diverged_run_is_reported_and_not_merged() {
     scene.ok("merge out --output merged --allow-worse");
 }
 
-/// Replaces the base's weights by a copy. The weights were a link to a file that other tests read.
+/// Replaces the base's weights by a copy. Before, the weights are a link to a file that other tests read.
 fn own_weights(scene: &Scene) -> std::path::PathBuf {
     let path = scene.path("base/model.safetensors");
     let bytes = scene.read("base/model.safetensors");
@@ -211,7 +211,7 @@ fn a_base_that_changes_under_a_run_ends_it_with_whole_checkpoints() {
     let flags = "--save-steps 2 --logging-steps 1 --lora-r 2 --num-train-epochs 6";
     let mut child = scene.start(&format!("train --base base --data data.json --output out {flags}"));
     wait_for_step(&mut child, 3);
-    // The file is changed in place. The run maps this file, so the run reads the zeros.
+    // The file is changed in place. The run maps this file, so its next steps read the zeros.
     let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; original.len() / 2], original.len() as u64 / 2)
         .unwrap();

@@ -257,7 +257,7 @@ fn an_adapter_whose_base_is_elsewhere_asks_for_it() {
     );
     scene.ok("chat out --base moved --prompt hi --max-new-tokens 2");
 
-    // If tensors do not fit, the cause is another base or an edited configuration.
+    // If tensors do not fit, the cause is a different base or an edited configuration.
     let config = String::from_utf8(scene.read("out/adapter_config.json")).unwrap();
     for (from, to) in [("\"r\": 8", "\"r\": 4"), ("\"q_proj\"", "\"x_proj\"")] {
         assert!(config.contains(from), "{config}");

@@ -27,7 +27,7 @@ pub const RECORDS: [(&str, &str); 12] = [
 /// A temporary folder.
 pub struct Scene {
     folder: TempDir,
-    /// Address of the Hub. It is unreachable unless a test sets it.
+    /// Address of the Hub. By default, no server listens at this address.
     pub endpoint: String,
 }
 
@@ -39,14 +39,14 @@ pub struct Ran {
 }
 
 impl Scene {
-    /// Creates a folder with `base/` and `data.json`. They contain the embedded model and the records above.
+    /// Creates a folder with the embedded model in `base/`, and with [`RECORDS`] in `data.json`.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = folder.path().join("base");
         fs::create_dir(&base).unwrap();
         for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base-8m")).unwrap() {
             let entry = entry.unwrap();
-            // The files are links where possible, because the weights take 16 MB.
+            // The files are hard links where possible, because the weights take 16 MB.
             let (from, to) = (entry.path(), base.join(entry.file_name()));
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
         }
@@ -80,7 +80,7 @@ impl Scene {
         let isa = Isa::supported().find(|isa| !isa.multiplies_bf16()).unwrap();
         command.env("DANLU_ISA", isa.name());
         command.env("LANG", "C").env("COLUMNS", "80");
-        // No test contacts the real Hub, or reads the cache and the token of this machine.
+        // No test must contact the real Hub, or read the cache or the token of this machine.
         for name in [
             "DANLU_LANG",
             "HF_TOKEN",
@@ -102,15 +102,15 @@ impl Scene {
         Ran::of(self.command(&args).output().unwrap())
     }
 
-    /// Runs a command as [`Scene::run`] does, and asserts that it succeeds.
+    /// Runs a command as [`Scene::run`] does, and asserts that the command succeeds.
     pub fn ok(&self, line: &str) -> Ran {
         let ran = self.run(line);
         assert_eq!(ran.code, 0, "danlu {line}\n{}\n{}", ran.out, ran.err);
         ran
     }
 
-    /// Runs a command as [`Scene::run`] does, and asserts that it fails as a user error with exactly this
-    /// stderr.
+    /// Runs a command as [`Scene::run`] does, and asserts that the command fails as a user error and prints
+    /// exactly `err` to stderr.
     pub fn refuses(&self, line: &str, err: &str) {
         let ran = self.run(line);
         assert_eq!(ran.err, err, "danlu {line}");
