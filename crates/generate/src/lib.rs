@@ -27,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod candidates;
 mod engine;
 mod error;
 mod generate;
@@ -36,6 +37,7 @@ mod sampling_options;
 mod scheduler;
 mod sequence;
 mod session;
+mod weight_histogram;
 
 pub use engine::{Engine, StepOutput};
 pub use error::GenerateError;

@@ -1,6 +1,6 @@
 //! Reads and changes the logits of a sequence before a token is chosen.
 
-use crate::sampler::largest_logits;
+use crate::candidates::largest_logits;
 
 /// Changes the logits of one sequence before each token is chosen. Examples are a grammar and a bias.
 ///

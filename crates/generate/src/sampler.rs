@@ -3,32 +3,16 @@
 //! The filters are transformers' logits processors in the same order: repetition penalty, temperature, top-k,
 //! top-p, min-p. Each filter retains at least one token.
 //!
-//! A vocabulary may have more than 100,000 tokens, but a random draw needs only a few of them. The sampler
-//! therefore gathers and sorts only the largest logits: as many as top-k or the draw requires. The sampler's
-//! buffers are reused, so no memory is allocated per token.
-
-use std::cmp::Ordering;
+//! A vocabulary often has more than 100,000 tokens, so it is never sorted. The logits are grouped by size
+//! ([`WeightHistogram`]), and the sums of the groups lead to the group of the wanted token. Only this group is
+//! partitioned. The result is the token that sorting would give. After the first token, the sampler allocates
+//! no memory.
 
 use danlu_kernels::rng::{self, Stream};
 
+use crate::candidates::{Candidate, find_candidate, gather_largest};
+use crate::weight_histogram::{WeightHistogram, gather_group};
 use crate::{GenerateError, SamplingOptions};
-
-/// Number of candidates that are sorted first. If the draw needs more candidates, this number is multiplied
-/// by 8.
-const FIRST_CANDIDATES: usize = 256;
-
-/// A candidate token and its logit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    id: u32,
-    logit: f32,
-}
-
-/// Orders candidates by descending logit. Equal logits are ordered by id, so the order does not depend on the
-/// sort algorithm.
-fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
-}
 
 /// Chooses one token per call. All random numbers are from one seeded stream.
 #[derive(Clone, Debug)]
@@ -38,6 +22,8 @@ pub struct Sampler {
     penalty: Penalty,
     /// First the logits. Later, their differences from the largest logit, divided by the temperature.
     logits: Vec<f32>,
+    histogram: WeightHistogram,
+    /// The candidates that top-k retains, or the candidates of one group of the histogram.
     candidates: Vec<Candidate>,
 }
 
@@ -62,8 +48,8 @@ impl Sampler {
             choice => rng::key(&[sampling.seed, choice as u64]),
         };
         let stream = Stream::new(key);
-        let (penalty, logits, candidates) = Default::default();
-        Ok(Self { sampling, stream, penalty, logits, candidates })
+        let (penalty, logits, histogram, candidates) = Default::default();
+        Ok(Self { sampling, stream, penalty, logits, histogram, candidates })
     }
 
     /// Returns the token that follows `context`, or `None` if every logit is minus infinity. NaN counts as
@@ -86,15 +72,27 @@ impl Sampler {
             let scaled = (*logit - best.logit) / temperature;
             *logit = if scaled.is_nan() { f32::NEG_INFINITY } else { scaled };
         }
-        if top_p == 1.0 && min_p == 0.0 && self.keeps_all() {
-            let target = self.stream.next_uniform() as f64 * total_weight(&self.logits);
-            self.sort_until(target);
-            return Some(at(&self.candidates, target));
+        // Every list of candidates fits, so later tokens need no larger allocation. The system provides memory
+        // only for the elements that are written.
+        self.candidates.clear();
+        self.candidates.reserve_exact(self.logits.len());
+        if self.keeps_all() {
+            self.histogram.fill(&self.logits);
+        } else {
+            gather_largest(&mut self.candidates, &self.logits, self.sampling.top_k);
         }
-        self.filter();
-        self.candidates.sort_unstable_by(by_logit);
-        let target = self.stream.next_uniform() as f64 * weights(&self.candidates).sum::<f64>();
-        Some(at(&self.candidates, target))
+        let mut kept = self.total_weight();
+        if top_p < 1.0 {
+            let target = top_p as f64 * kept;
+            // Top-p retains all tokens up to the one at which the sum reaches the target.
+            kept = self.find(|sum| sum >= target).map_or(kept, |(_, sum)| sum);
+        }
+        if min_p > 0.0 {
+            kept = kept.min(self.weight_from(smallest_logit(min_p)));
+        }
+        let target = self.stream.next_uniform() as f64 * kept;
+        // If rounding leaves every sum below the target, the most likely token is chosen.
+        Some(self.find(|sum| sum > target).map_or(best.id, |(id, _)| id))
     }
 
     /// Returns whether top-k removes no token.
@@ -102,49 +100,49 @@ impl Sampler {
         !(1..self.logits.len()).contains(&self.sampling.top_k)
     }
 
-    /// Gathers the candidates that pass top-k, top-p and min-p.
-    fn filter(&mut self) {
-        let &SamplingOptions { top_k, top_p, min_p, .. } = &self.sampling;
-        match (self.keeps_all(), top_p < 1.0) {
-            (false, is_filtered) => {
-                gather_largest(&mut self.candidates, &self.logits, top_k);
-                if is_filtered {
-                    self.candidates.sort_unstable_by(by_logit);
-                    let total = weights(&self.candidates).sum::<f64>();
-                    keep_until(&mut self.candidates, top_p as f64 * total);
-                }
-            }
-            (true, true) => {
-                let target = top_p as f64 * total_weight(&self.logits);
-                self.sort_until(target);
-                keep_until(&mut self.candidates, target);
-            }
-            (true, false) => {
-                // This limit is slightly too low, so no candidate is lost by rounding. The exact limit is
-                // applied below, in f64.
-                let least = min_p.ln() - 1e-3;
-                self.candidates.clear();
-                let logits = self.logits.iter().zip(0..).filter(|&(&logit, _)| logit >= least);
-                self.candidates.extend(logits.map(|(&logit, id)| Candidate { id, logit }));
-            }
-        }
-        if min_p > 0.0 {
-            self.candidates.retain(|c| (c.logit as f64).exp() >= min_p as f64);
+    /// Returns the sum of the weights of all tokens that top-k retains.
+    fn total_weight(&self) -> f64 {
+        match self.keeps_all() {
+            true => self.histogram.total(),
+            false => self.candidates.iter().map(Candidate::weight).sum(),
         }
     }
 
-    /// Gathers and sorts the largest logits until the sum of their weights exceeds `target`.
-    fn sort_until(&mut self, target: f64) {
-        let mut count = FIRST_CANDIDATES;
-        loop {
-            gather_largest(&mut self.candidates, &self.logits, count);
-            self.candidates.sort_unstable_by(by_logit);
-            if weights(&self.candidates).sum::<f64>() > target || count >= self.logits.len() {
-                return;
-            }
-            count = count.saturating_mul(8);
+    /// Adds the weights of the tokens in descending order. Returns the token at which `is_reached` accepts the
+    /// sum, and this sum.
+    fn find(&mut self, is_reached: impl Fn(f64) -> bool) -> Option<(u32, f64)> {
+        let mut above = 0.0;
+        if self.keeps_all() {
+            let group;
+            (group, above) = self.histogram.find(&is_reached)?;
+            gather_group(&mut self.candidates, &self.logits, group);
         }
+        find_candidate(&mut self.candidates, above, is_reached).map(|(found, sum)| (found.id, sum))
     }
+
+    /// Returns the sum of the weights of all logits that are `least` or larger.
+    fn weight_from(&mut self, least: f32) -> f64 {
+        let mut above = 0.0;
+        if self.keeps_all() {
+            let Some(group) = self.histogram.above(least) else { return self.histogram.total() };
+            above = group.1;
+            gather_group(&mut self.candidates, &self.logits, group.0);
+        }
+        let kept = self.candidates.iter().filter(|c| c.logit >= least);
+        above + kept.map(Candidate::weight).sum::<f64>()
+    }
+}
+
+/// Returns the smallest logit whose weight is at least `weight`, which is at most 1.
+fn smallest_logit(weight: f32) -> f32 {
+    let is_enough = |bits: u32| (-f32::from_bits(bits) as f64).exp() >= weight as f64;
+    // The bits of positive numbers have the order of the numbers.
+    let (mut enough, mut too_many) = (0, f32::INFINITY.to_bits());
+    while too_many - enough > 1 {
+        let middle = enough.midpoint(too_many);
+        if is_enough(middle) { enough = middle } else { too_many = middle }
+    }
+    -f32::from_bits(enough)
 }
 
 /// Lowers the logits of tokens that already occurred.
@@ -173,103 +171,27 @@ impl Penalty {
     }
 }
 
-/// Returns the `k` largest logits with their tokens, the largest first. NaN and minus infinity are left out.
-pub(crate) fn largest_logits(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
-    let mut candidates = Vec::new();
-    if k > 0 {
-        gather_largest(&mut candidates, logits, k);
-        candidates.sort_unstable_by(by_logit);
-        candidates.truncate(k);
-    }
-    candidates.into_iter().map(|c| (c.id, c.logit)).collect()
-}
-
 /// Returns the largest logit and its token, or `None` if every logit is minus infinity. Among equal logits,
-/// the first is returned.
+/// the first is returned. Positive zero is larger than negative zero.
 fn largest(logits: &[f32]) -> Option<Candidate> {
-    // Maps each logit to an integer in the order of `total_cmp`. The compiler vectorises the maximum of
-    // integers.
-    let key = |logit: f32| {
-        let bits = logit.to_bits() as i32;
-        if logit > f32::NEG_INFINITY { bits ^ ((bits >> 31) as u32 >> 1) as i32 } else { i32::MIN }
-    };
-    let most = logits.iter().fold(i32::MIN, |most, &logit| most.max(key(logit)));
-    if most == i32::MIN {
+    /// Number of maxima that are computed side by side, so that the compiler vectorises the loop.
+    const LANES: usize = 16;
+    let larger = |most: f32, logit: f32| if logit > most { logit } else { most };
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (blocks, tail) = logits.as_chunks::<LANES>();
+    for block in blocks {
+        for (most, &logit) in most.iter_mut().zip(block) {
+            *most = larger(*most, logit);
+        }
+    }
+    let most = most.iter().chain(tail).fold(f32::NEG_INFINITY, |most, &logit| larger(most, logit));
+    if most == f32::NEG_INFINITY {
         return None;
     }
-    let id = logits.iter().position(|&logit| key(logit) == most)?;
+    let positive_zero = || logits.iter().position(|logit| logit.to_bits() == 0);
+    let id = if most == 0.0 { positive_zero() } else { None };
+    let id = id.or_else(|| logits.iter().position(|&logit| logit == most))?;
     Some(Candidate { id: id as u32, logit: logits[id] })
-}
-
-/// Fills `candidates` with the `k` largest logits, in any order, and with all others that equal the smallest
-/// of these. NaN and minus infinity are left out.
-fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
-    /// Number of logits in a block. A block is skipped if even its largest logit is too small.
-    const BLOCK: usize = 32;
-    candidates.clear();
-    // Logits below `least` cannot be among the `k` largest.
-    let (mut least, mut limit) = (f32::MIN, 2 * k);
-    for (block, start) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
-        let most =
-            block.iter().fold(f32::NEG_INFINITY, |most, &logit| if logit > most { logit } else { most });
-        if most < least {
-            continue;
-        }
-        let large = block.iter().zip(start..).filter(|&(&logit, _)| logit >= least);
-        candidates.extend(large.map(|(&logit, id)| Candidate { id, logit }));
-        if candidates.len() >= limit {
-            least = keep_top_k(candidates, k);
-            limit = 2 * candidates.len().max(k);
-        }
-    }
-    keep_top_k(candidates, k);
-}
-
-/// Reduces the candidates to the `k` largest and all others that equal the smallest of these. Returns this
-/// smallest logit, or `f32::MIN` if there are at most `k` candidates.
-fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
-    if k >= candidates.len() {
-        return f32::MIN;
-    }
-    let (_, last, _) = candidates.select_nth_unstable_by(k - 1, by_logit);
-    let least = last.logit;
-    candidates.retain(|c| c.logit >= least);
-    least
-}
-
-/// Shortens the sorted candidates to the fewest whose sum of weights reaches `target`, but to at least one.
-fn keep_until(candidates: &mut Vec<Candidate>, target: f64) {
-    let mut above = 0.0;
-    let is_kept = |weight: f64| {
-        let is_kept = above < target;
-        above += weight;
-        is_kept
-    };
-    let kept = weights(candidates).map(is_kept).take_while(|&is_kept| is_kept).count();
-    candidates.truncate(kept.max(1));
-}
-
-/// Returns unnormalised probabilities. They cannot overflow, because every logit is at most 0.
-fn weights(candidates: &[Candidate]) -> impl Iterator<Item = f64> + '_ {
-    candidates.iter().map(|c| (c.logit as f64).exp())
-}
-
-/// Returns the sum of all weights.
-fn total_weight(logits: &[f32]) -> f64 {
-    logits.iter().map(|&logit| (logit as f64).exp()).sum()
-}
-
-/// Returns the first token at which the cumulative weight of the sorted candidates exceeds `target`.
-fn at(candidates: &[Candidate], target: f64) -> u32 {
-    let mut left = target;
-    for (c, weight) in candidates.iter().zip(weights(candidates)) {
-        left -= weight;
-        if left < 0.0 {
-            return c.id;
-        }
-    }
-    // Because of rounding, the total weight may be below `target`. The most likely token is then chosen.
-    candidates[0].id
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::candidates::by_logit;
 
 fn sampler(sampling: SamplingOptions) -> Sampler {
     Sampler::new(sampling).unwrap()
@@ -220,7 +221,7 @@ fn random_logits(kind: u64, len: usize, stream: &mut Stream) -> Vec<f32> {
 fn every_setting_chooses_what_sorting_all_candidates_chooses() {
     let mut stream = Stream::new(12);
     for case in 0..400 {
-        let len = [1, 3, 60, 700, 5_000][stream.next_below(5) as usize];
+        let len = [1, 3, 60, 700, 5_000, 20_011][stream.next_below(6) as usize];
         let mut one_of = |values: &[f32]| values[stream.next_below(values.len() as u64) as usize];
         let sampling = SamplingOptions {
             temperature: one_of(&[0.0, 0.7, 1.0, 2.0, 1e-30, 40.0]),
@@ -240,5 +241,14 @@ fn every_setting_chooses_what_sorting_all_candidates_chooses() {
                 assert_eq!(fast.next(&logits, &context), expected, "{sampling:?}, kind {kind}, {len} logits");
             }
         }
+    }
+}
+
+#[test]
+fn the_smallest_logit_has_just_enough_weight() {
+    for weight in [1.0, 0.999, 0.5, 0.05, 1e-6, 1e-38, f32::MIN_POSITIVE / 8.0] {
+        let logit = smallest_logit(weight);
+        assert!((logit as f64).exp() >= weight as f64, "{weight}");
+        assert!((logit.next_down() as f64).exp() < weight as f64, "{weight}");
     }
 }
