@@ -1,4 +1,4 @@
-//! The greeting for `danlu` without a command. It shows three commands to type.
+//! The greeting for `danlu` without a command. The greeting shows three commands to type.
 
 use crate::lang::Lang;
 use crate::printer::Printer;

@@ -19,7 +19,7 @@ static PRESSED: AtomicUsize = AtomicUsize::new(0);
 static STOPPED: AtomicBool = AtomicBool::new(false);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Exit code after an interrupt. It is 128 + SIGINT, as in shells.
+/// Exit code after an interrupt: 128 + SIGINT, as in shells.
 pub const ABORTED: u8 = 130;
 
 /// While this value exists, the first Ctrl-C, SIGTERM or SIGHUP sets a flag instead of ending the process.

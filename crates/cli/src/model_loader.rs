@@ -1,4 +1,4 @@
-//! The loader for use at a terminal. It prints notices, shows progress, and stops after Ctrl-C.
+//! A loader for use at a terminal, which prints notices, shows progress, and stops after Ctrl-C.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, IsTerminal as _, Write as _};

@@ -1,5 +1,5 @@
-//! Tests the memory forecasts of commands that do not train. They are compared with real processes, with and
-//! without limits.
+//! Tests the memory forecasts of commands that do not train. The forecasts are compared with real processes,
+//! with and without limits.
 #![cfg(target_os = "linux")]
 
 mod common;

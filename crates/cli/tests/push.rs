@@ -200,7 +200,8 @@ fn a_push_names_the_base_of_danlu_json() {
     assert!(!desk.text("me/huan", "README.md").contains("lab/false"));
 }
 
-/// Earlier versions wrote no base into `danlu.json`. They wrote the Hub name of the base only into the card.
+/// Earlier versions wrote no base into `danlu.json`. Those versions wrote the Hub name of the base only into
+/// the card.
 #[test]
 fn an_adapter_of_an_earlier_version_keeps_the_base_of_its_repository() {
     let desk = Desk::with_adapter();

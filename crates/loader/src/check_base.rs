@@ -93,8 +93,8 @@ pub fn trained_on_unquantized_base(adapter: &AdapterFiles) -> bool {
 /// Compares `base` with the base of the adapter's training. Adds a notice if the contents differ, or if the
 /// training used an unquantized base and `base` is stored in 4 bits.
 ///
-/// Returns the identity of `base` if its weights or its configuration differ. They are not compared if only
-/// one of the two bases is stored in 4 bits, or if `danlu.json` contains no fingerprint.
+/// Returns the identity of `base` if its weights or its configuration differ. Nothing is compared if only one
+/// of the two bases is stored in 4 bits, or if `danlu.json` contains no fingerprint.
 ///
 /// # Errors
 /// If a file of `base` cannot be read.

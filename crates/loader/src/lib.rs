@@ -13,8 +13,8 @@
 //!
 //! A server loads a base once as a [`LoadedBase`], and loads each adapter with [`LoadedAdapter::load`].
 //!
-//! The crate prints nothing. It returns a [`Notice`] for each fact that a user should see, reports long
-//! operations as [`Progress`], and returns errors as [`LoadError`] with a hint.
+//! The crate prints nothing. Functions return a [`Notice`] for each fact that a user should see, and errors
+//! as [`LoadError`] with a hint. Long operations are reported as [`Progress`].
 
 mod check_base;
 mod error;

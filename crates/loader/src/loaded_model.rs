@@ -186,9 +186,9 @@ impl LoadedAdapter {
     /// Loads an adapter onto `base`. The weights of the base are not read.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, if the adapter was made for a base of a different shape, or if
-    /// the tokens differ and `check` requires a match. Also returns an error if the adapter replaces tensors
-    /// of the base, because other adapters use the same base.
+    /// If a file of the adapter is invalid, or if the adapter was made for a base of a different shape. Also
+    /// if the tokens differ and `check` requires a match. Also returns an error if the adapter replaces
+    /// tensors of the base, because other adapters use the same base.
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,
@@ -216,8 +216,8 @@ impl LoadedModel {
     /// changed copy of the base is built for this model alone.
     ///
     /// # Errors
-    /// If a file is invalid, if the adapter was made for a base of a different shape, or if the tokens differ
-    /// and `check` requires a match.
+    /// If a file is invalid, or if the adapter was made for a base of a different shape. Also if the tokens
+    /// differ and `check` requires a match.
     pub fn on(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -283,7 +283,8 @@ impl LoadedModel {
         &self.tokens.tokenizer
     }
 
-    /// Returns the model with another tokenizer, such as a tokenizer with a different chat template.
+    /// Returns the model with the tokenizer that `change` returns, for example with a different chat
+    /// template.
     ///
     /// # Errors
     /// The errors of `change`.
@@ -293,7 +294,8 @@ impl LoadedModel {
         Ok(Self { tokens, ..self })
     }
 
-    /// Returns the system prompt of the training data. It is used for conversations without a system message.
+    /// Returns the system prompt of the training data. This prompt is used for conversations without a system
+    /// message.
     pub fn default_system(&self) -> Option<&str> {
         self.tokens.default_system.as_deref()
     }

@@ -84,8 +84,7 @@ impl BaseFiles {
         Ok(base_fingerprint_of(self.config_json.bytes(), &self.weights)?)
     }
 
-    /// Returns a quick fingerprint of configuration and weights. It is computed from a few pages of each
-    /// file.
+    /// Returns a quick fingerprint of configuration and weights, computed from a few pages of each file.
     ///
     /// # Errors
     /// If the folder cannot be listed or a file cannot be read.

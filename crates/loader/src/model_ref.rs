@@ -9,7 +9,7 @@ use crate::HubSource;
 /// A reference to a model, as the user typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
-    /// A folder. It need not exist.
+    /// A folder. The folder need not exist.
     Folder(PathBuf),
     /// A repository on the Hub.
     Hub(RepoName),

@@ -20,7 +20,7 @@ pub enum TokenCheck {
 pub struct ModelTokens {
     /// The tokenizer with the chat template. Files of the adapter replace files of the base.
     pub tokenizer: Tokenizer,
-    /// System prompt of the training data. It is used for conversations without a system message.
+    /// System prompt of the training data. This prompt is used for conversations without a system message.
     pub default_system: Option<String>,
 }
 

@@ -1,9 +1,9 @@
 //! The thread that owns the scheduler.
 //!
 //! Requests arrive through a bounded channel and are added between two steps. Each HTTP request has its own
-//! channel for events. The thread never waits for a client, because event channels are unbounded. Their
-//! memory is bounded by the maximum length of a reply. If a client drops its receiver, the thread cancels the
-//! request before the next step.
+//! channel for events. The thread never waits for a client, because event channels are unbounded. The maximum
+//! length of a reply bounds the memory of an event channel. If a client drops its receiver, the thread
+//! cancels the request before the next step.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

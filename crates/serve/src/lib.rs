@@ -1,5 +1,5 @@
-//! An HTTP server with the API of OpenAI. It holds one base model in memory, and several adapters for this
-//! base.
+//! An HTTP server with the API of OpenAI. The server holds one base model in memory, and several adapters for
+//! this base.
 //!
 //! ```text
 //! HTTP request ─► lease of an adapter ─► template, tokens ─► engine thread ─► text, stop strings ─► JSON or events

@@ -128,8 +128,8 @@ impl SamplingFields {
             logit_bias: Vec::new(),
             frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
-            // In Ollama, -1 means no limit, and -2 means to continue until the context is full. Both become
-            // `None`.
+            // In Ollama, -1 means no limit, and -2 means to continue until the context is full. Both values
+            // become `None`.
             max_tokens: fields.whole("num_predict", -2, i64::MAX)?.filter(|&n| n > 0).map(|n| n as usize),
             min_tokens: 0,
             choices: 1,

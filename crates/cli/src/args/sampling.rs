@@ -1,5 +1,4 @@
-//! Sampling flags. They override the model's `generation_config.json`, and this file overrides danlu's
-//! defaults.
+//! Sampling flags, which override the model's `generation_config.json`. That file overrides danlu's defaults.
 
 use std::path::Path;
 

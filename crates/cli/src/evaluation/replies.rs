@@ -13,7 +13,7 @@ use crate::terminal_text;
 /// A question with its conversation and the expected answer.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// The conversation. Its last message is the question.
+    /// The conversation, whose last message is the question.
     pub messages: Vec<Message>,
     pub answer: String,
 }

@@ -1,5 +1,5 @@
-//! The author's notes in a card, which describe the limits of the model. They are the lines between `<!--
-//! notes -->` and `<!-- /notes -->`.
+//! The author's notes in a card, which describe the limits of the model. The notes are the lines between
+//! `<!-- notes -->` and `<!-- /notes -->`.
 //!
 //! danlu changes the notes of an existing card only if `--notes` is given.
 

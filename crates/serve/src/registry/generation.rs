@@ -32,7 +32,7 @@ impl fmt::Display for AdapterSource {
 }
 
 impl AdapterSource {
-    /// Returns the name that clients may see. It is a Hub id, and never a local path.
+    /// Returns the name that clients may see. The name is a Hub id, and never a local path.
     pub(crate) fn public_name(&self) -> Option<String> {
         match self {
             Self::Folder(_) => None,
@@ -75,9 +75,9 @@ impl Generation {
 
 /// Returns the SHA-256 of the scalings, the tensors and the tokenizer.
 ///
-/// If two adapters have files with a different layout but equal tensors, they have the same id, so their
-/// requests share the keys and values of prompts. The digest ignores the base's name and other settings that
-/// do not affect replies.
+/// Two adapters with equal tensors have the same id, even if the layout of their files differs. Their
+/// requests thus share the keys and values of prompts. The digest ignores the base's name and other settings
+/// that do not affect replies.
 fn content_id(
     adapter: &Adapter,
     profile: &ModelProfile,

@@ -121,7 +121,7 @@ impl Residency {
         }
     }
 
-    /// Returns the state of every version in memory. Their lists of aliases are empty, and the caller fills
+    /// Returns the state of every version in memory. The lists of aliases are empty until the caller fills
     /// them.
     pub fn states(&self) -> Vec<GenerationState> {
         let state = |generation: &Arc<Generation>, retired: bool| GenerationState {

@@ -149,7 +149,7 @@ fn json_body(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Map<St
     Ok(object(app, body)?)
 }
 
-/// Returns a required field. Its value may be empty.
+/// Returns a required field. The value may be empty.
 fn required<'a>(map: &'a Map<String, Value>, name: &str) -> Result<&'a str, VllmError> {
     match map.get(name).and_then(Value::as_str) {
         Some(text) => Ok(text),

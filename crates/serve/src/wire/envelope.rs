@@ -21,7 +21,7 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    /// Creates the fields of a new response. Its id starts with `prefix`.
+    /// Creates the fields of a new response. The id of the response starts with `prefix`.
     pub fn new(
         prefix: &str,
         chunk_object: &'static str,

@@ -75,8 +75,8 @@ pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], lab
     flops
 }
 
-/// Returns the bytes that are read to decode one token per span. They are the `weights`, and the f32 keys and
-/// values of all spans.
+/// Returns the bytes that are read to decode one token per span. These bytes are the `weights`, and the f32
+/// keys and values of all spans.
 pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
     let width = config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let rows: usize = spans.iter().map(|span| span.all).sum();

@@ -91,7 +91,7 @@ pub enum GpuMemory {
 #[derive(Clone, Debug, Default)]
 pub struct CardOptions {
     pub args: CardArgs,
-    /// The flags of this command line only. They replace the values of an earlier card.
+    /// The flags of this command line only. These flags replace the values of an earlier card.
     pub given: CardArgs,
     /// The file of notes. The card stores the text of the notes, so `run.toml` omits this flag.
     pub notes: NotesArgs,

@@ -1,4 +1,4 @@
-//! Preview of a push. It shows which files are uploaded, removed or skipped.
+//! Preview of a push. The preview shows which files are uploaded, removed or skipped.
 
 use danlu_hub::{RepoDiff, RepoName, SkipReason, SkippedFile, UploadSet};
 use danlu_report::card;

@@ -89,7 +89,7 @@ pub fn files(
         None => authors_readme(here, there, named.as_deref().zip(base_id.as_deref())),
     };
     let (readme, text) = match readme {
-        // The file on the Hub is not text. It may be the author's file, so it is not replaced.
+        // The file on the Hub is not text. The author may have written this file, so it is not replaced.
         _ if !is_text => (ReadmeSource::Hub, None),
         ToPublish::Ours(text) => (ReadmeSource::Folder, Some(text)),
         ToPublish::Theirs(text) => (ReadmeSource::Both, Some(text)),
