@@ -70,9 +70,9 @@ const TEXTS: &[(&str, &str)] = &[
         "Longest prompt and reply together, in tokens [default: the model's limit, at most 8192]",
         "提示与回复合计的最大词元数 [默认：模型上限，至多 8192]",
     ),
-    ("Most replies at the same time", "同时生成的回复数上限"),
+    ("Maximum number of replies at the same time", "同时生成的回复数上限"),
     (
-        "Most requests that wait; others get status 429 [default: 8 times --max-num-seqs]",
+        "Maximum number of waiting requests; further requests get status 429 [default: 8 times --max-num-seqs]",
         "排队请求数上限；超出的得到状态 429 [默认：--max-num-seqs 的 8 倍]",
     ),
     (
@@ -385,7 +385,7 @@ const TEXTS: &[(&str, &str)] = &[
         "训练数据：文件，或 `danlu data get` 的数据集 [默认：询问]",
     ),
     (
-        "One sentence that says who the model is; it becomes the system message [default: asked]",
+        "One sentence about who the model is; this sentence becomes the system message [default: asked]",
         "一句话说明模型是谁，作为系统消息 [默认：询问]",
     ),
     (
@@ -499,7 +499,7 @@ const TEXTS: &[(&str, &str)] = &[
         "Held-out records to measure the merge on [default: the adapter's held_out.json, or a built-in text]",
         "用来核对合并的留出记录 [默认：适配器的 held_out.json，否则用内置文本]",
     ),
-    ("Format of those records, if it is not recognised", "这些记录的格式，无法自动识别时使用"),
+    ("Format of the records in --data, if it is not recognised", "--data 中记录的格式，无法自动识别时使用"),
     (
         "Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token [default: a quarter of the adapter's own effect, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]. With --to, the limit applies to the model before quantization too; the 4-bit model is only marked as passed or failed",
         "合并后的模型与“基座+适配器”的平均 KL 散度超过此值（奈特/词元）就拒绝 [默认：适配器自身作用的四分之一，bf16 最多 1e-2，f16 2e-4，f32 1e-6]。有 --to 时，此限同样用于量化之前的模型；4 位模型只标明是否通过，不会被拒绝",
@@ -604,7 +604,7 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Number of checkpoints to keep, newest first [default: all]", "保留最新的几个检查点 [默认：全部]"),
     (
-        "Steps between two evaluations on held-out records [default: only before and after]",
+        "Steps between two evaluations on held-out records [default: only before and after training]",
         "每隔多少步在留出记录上测量 [默认：只在训练前后]",
     ),
 ];

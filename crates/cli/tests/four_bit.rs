@@ -245,7 +245,7 @@ fn what_cannot_be_put_into_4_bits_is_refused_in_words() {
     scene.refuses(
         "quantize base-fp4 --output x",
         "error: cannot quantize `base-fp4`: `model.layers.0.mlp.down_proj.weight` is in 4 bits already\n\n\
-         hint: use the folder as it is, or name the original to quantize it to another code\n",
+         hint: use the folder as it is, or name the original to quantize it to a different 4-bit type\n",
     );
     for (line, words) in [
         ("quantize base --output x --quant-block-size 0", "`--quant-block-size` is 0, expected 64, 128"),

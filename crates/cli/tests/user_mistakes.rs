@@ -281,14 +281,16 @@ fn an_adapter_refuses_another_template_unless_told_otherwise() {
     let ran = scene.run("chat out --prompt hi --max-new-tokens 2");
     assert_eq!(ran.code, 1);
     assert!(
-        ran.err.starts_with("error: `out` was trained with other tokens than `base` has\n  "),
+        ran.err.starts_with(
+            "error: `out` was trained with a tokenizer or template that differs from that of `base`\n  "
+        ),
         "{}",
         ran.err
     );
-    let hint = "hint: use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own\n";
+    let hint = "hint: use the base it was trained on, or continue with the adapter's tokenizer and template: `--allow-template-mismatch`\n";
     assert!(ran.err.ends_with(hint), "{}", ran.err);
     let ran = scene.ok("chat out --prompt hi --max-new-tokens 2 --allow-template-mismatch");
-    assert!(ran.err.starts_with("warning: `out` was trained with other tokens"), "{}", ran.err);
+    assert!(ran.err.starts_with("warning: `out` was trained with a tokenizer or template"), "{}", ran.err);
 }
 
 #[test]

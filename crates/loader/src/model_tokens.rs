@@ -107,18 +107,21 @@ impl Mismatch {
     /// Returns a mismatch if the tokens of the base differ from those of the adapter's training.
     fn on_base(adapter: &AdapterFiles, base: &BaseFiles, differences: Vec<String>) -> Option<Self> {
         let (adapter, base) = (adapter.folder().display(), base.folder().display());
-        let summary = format!("`{adapter}` was trained with other tokens than `{base}` has");
-        let hint =
-            "use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own";
+        let summary = format!(
+            "`{adapter}` was trained with a tokenizer or template that differs from that of `{base}`"
+        );
+        let hint = "use the base it was trained on, or continue with the adapter's tokenizer and template: `--allow-template-mismatch`";
         (!differences.is_empty()).then_some(Self { summary, differences, hint })
     }
 
     /// Returns a mismatch if files in `folder` were changed after the training.
     fn changed(folder: &std::path::Path, differences: Vec<String>) -> Option<Self> {
-        let summary =
-            format!("tokenizer or template of `{}` are not those it was trained with", folder.display());
+        let summary = format!(
+            "the tokenizer or template in `{}` differs from the one used in training",
+            folder.display()
+        );
         let hint =
-            "put back the file that was changed, or `--allow-template-mismatch` to go on with what is there";
+            "restore the changed file, or continue with the current files: `--allow-template-mismatch`";
         (!differences.is_empty()).then_some(Self { summary, differences, hint })
     }
 

@@ -56,7 +56,7 @@ impl ApiError {
 
     /// Returns the error for a route that does not accept this method.
     pub fn method(method: &str, path: &str) -> Self {
-        let message = format!("cannot {method} `{}`: the route has another method", shortened(path));
+        let message = format!("cannot {method} `{}`: the route does not accept this method", shortened(path));
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 

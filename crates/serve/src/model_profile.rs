@@ -92,7 +92,7 @@ impl ModelProfiles {
         if !differences.is_empty() {
             return Err(LoadError::TokenMismatch {
                 summary: format!(
-                    "cannot serve `{}`: it was trained with other tokens or another template",
+                    "cannot serve `{}`: its tokenizer or template differs from the one used in training",
                     files.name()
                 ),
                 differences,
@@ -148,7 +148,10 @@ fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<
     let Some(id) = (0..common).find(|&id| base.token_str(id) != own.token_str(id)) else { return Ok(()) };
     let shown = |tokenizer: &Tokenizer| tokenizer.token_str(id).unwrap_or_else(|| "no token".to_owned());
     Err(LoadError::TokenMismatch {
-        summary: format!("cannot serve `{}`: its tokenizer has other ids than the base's", files.name()),
+        summary: format!(
+            "cannot serve `{}`: a token has different ids in its tokenizer and in the base's",
+            files.name()
+        ),
         differences: vec![format!(
             "id {id} is `{}` in the base and `{}` beside the adapter",
             shown(base),

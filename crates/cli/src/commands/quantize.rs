@@ -198,8 +198,9 @@ fn size_of_weights(folder: &Path) -> Result<u64> {
 
 fn fault(error: ModelError) -> Diagnostic {
     match error {
-        error @ ModelError::AlreadyFourBit { .. } => Diagnostic::from(error)
-            .with_hint("use the folder as it is, or name the original to quantize it to another code"),
+        error @ ModelError::AlreadyFourBit { .. } => Diagnostic::from(error).with_hint(
+            "use the folder as it is, or name the original to quantize it to a different 4-bit type",
+        ),
         error => diagnose(error),
     }
 }

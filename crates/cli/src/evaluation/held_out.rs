@@ -114,7 +114,7 @@ pub fn read_held_out(
     held_out.left_out = bad + count - held_out.records.len();
     if held_out.records.is_empty() {
         let text = format!("`{}` holds no record that can be measured", file.display());
-        return Err(Diagnostic::input(text).with_hint(format!("`{}` says why", check_command(file))));
+        return Err(Diagnostic::input(text).with_hint(format!("`{}` shows the reasons", check_command(file))));
     }
     Ok(held_out)
 }

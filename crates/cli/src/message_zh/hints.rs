@@ -408,8 +408,8 @@ pub const HINTS: &[(&str, &str)] = &[
         "resume from an older checkpoint, or start again in another folder",
         "从更早的检查点继续，或换一个文件夹重新开始",
     ),
-    ("`danlu data check` says why", "`danlu data check` 会说明原因"),
-    ("`{}` says why", "`{}` 会说明原因"),
+    ("`danlu data check` shows the reasons", "`danlu data check` 会说明原因"),
+    ("`{}` shows the reasons", "`{}` 会说明原因"),
     ("choose another name", "换一个名字"),
     ("existing files are not overwritten", "已有的文件不会被覆盖"),
     ("convert it first: {}", "先转换：{}"),
@@ -513,7 +513,7 @@ pub const HINTS: &[(&str, &str)] = &[
     ("use a smaller `--val-size`", "用更小的 `--val-size`"),
     ("use one that this machine supports: {}", "请用本机支持的：{}"),
     (
-        "use the folder as it is, or name the original to quantize it to another code",
+        "use the folder as it is, or name the original to quantize it to a different 4-bit type",
         "按原样使用这个文件夹，或给出原始模型以量化成另一种编码",
     ),
     ("write `{}`, or `{}=false` to switch it off", "写 `{}`，或用 `{}=false` 关掉它"),
@@ -528,12 +528,12 @@ pub const HINTS: &[(&str, &str)] = &[
         "用 `--keep DIR` 写到磁盘上，再从那里映射",
     ),
     (
-        "use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own",
-        "用训练时的基座，或用 `--allow-template-mismatch` 以适配器自带的继续",
+        "use the base it was trained on, or continue with the adapter's tokenizer and template: `--allow-template-mismatch`",
+        "用训练时的基座，或用 `--allow-template-mismatch` 以适配器自带的分词器与模板继续",
     ),
     (
-        "put back the file that was changed, or `--allow-template-mismatch` to go on with what is there",
-        "恢复改动过的文件，或用 `--allow-template-mismatch` 以现有的继续",
+        "restore the changed file, or continue with the current files: `--allow-template-mismatch`",
+        "恢复改动过的文件，或用 `--allow-template-mismatch` 以现有的文件继续",
     ),
     ("name one of its adapters: {}", "请给出其中一个适配器：{}"),
     (

@@ -526,8 +526,14 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("{} of {} {} bad", "{1} 里有 {0} 条坏记录（{2}）"),
     ("{} failed, see above", "{} 失败，见上文"),
     ("{} of {} records are bad", "{1} 条记录里有 {0} 条坏的"),
-    ("`{}` was trained with other tokens than `{}` has", "`{}` 训练时用的词元与 `{}` 的不同"),
-    ("tokenizer or template of `{}` are not those it was trained with", "`{}` 的分词器或模板不是训练时的"),
+    (
+        "`{}` was trained with a tokenizer or template that differs from that of `{}`",
+        "`{}` 训练时用的分词器或模板与 `{}` 的不同",
+    ),
+    (
+        "the tokenizer or template in `{}` differs from the one used in training",
+        "`{}` 的分词器或模板不是训练时的",
+    ),
     (
         "cannot load `{}`: it is a stopped run without an adapter",
         "无法加载 `{}`：这是一次中断的训练，还没有适配器",
@@ -562,11 +568,11 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法提供 `{}`：基座或另一适配器已用此名",
     ),
     (
-        "cannot serve `{}`: its tokenizer has other ids than the base's",
+        "cannot serve `{}`: a token has different ids in its tokenizer and in the base's",
         "无法提供 `{}`：其分词器的编号与基座不同",
     ),
     (
-        "cannot serve `{}`: it was trained with other tokens or another template",
+        "cannot serve `{}`: its tokenizer or template differs from the one used in training",
         "无法提供 `{}`：训练时用的分词器或模板不同",
     ),
     ("cannot serve `{}`: {}", "无法提供 `{}`：{}"),

@@ -94,7 +94,7 @@ pub struct MergeArgs {
     /// Held-out records to measure the merge on [default: the adapter's held_out.json, or a built-in text]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Format of those records, if it is not recognised
+    /// Format of the records in --data, if it is not recognised
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
     pub format: Option<Format>,
     /// Reject the merge if its mean KL divergence from base plus adapter exceeds this, in nats per token

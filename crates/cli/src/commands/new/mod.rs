@@ -43,7 +43,7 @@ pub struct NewArgs {
     /// Training data: a file, or a data set of `danlu data get` [default: asked]
     #[arg(long, value_name = "FILE", help_heading = "Answers")]
     pub data: Option<String>,
-    /// One sentence that says who the model is; it becomes the system message [default: asked]
+    /// One sentence about who the model is; this sentence becomes the system message [default: asked]
     #[arg(long, value_name = "TEXT", help_heading = "Answers")]
     pub character: Option<String>,
     /// Time and memory that the run may take, such as '30m 4GiB' [default: asked]

@@ -65,10 +65,10 @@ pub struct ServeArgs {
     /// Longest prompt and reply together, in tokens [default: the model's limit, at most 8192]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Load")]
     pub max_model_len: Option<usize>,
-    /// Most replies at the same time
+    /// Maximum number of replies at the same time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one, help_heading = "Load")]
     pub max_num_seqs: usize,
-    /// Most requests that wait; others get status 429 [default: 8 times --max-num-seqs]
+    /// Maximum number of waiting requests; further requests get status 429 [default: 8 times --max-num-seqs]
     #[arg(long, value_name = "N", help_heading = "Load")]
     pub max_num_queued_reqs: Option<usize>,
     /// Maximum number of prompt tokens in a step; each running reply gets one token

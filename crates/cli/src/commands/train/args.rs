@@ -178,7 +178,7 @@ pub struct SettingsArgs {
     /// Number of checkpoints to keep, newest first [default: all]
     #[arg(long, value_name = "N", help_heading = "Log and checkpoints")]
     pub save_total_limit: Option<usize>,
-    /// Steps between two evaluations on held-out records [default: only before and after]
+    /// Steps between two evaluations on held-out records [default: only before and after training]
     #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
     pub eval_steps: Option<u64>,
 }

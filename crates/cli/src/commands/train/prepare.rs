@@ -142,9 +142,8 @@ fn hold_out(items: Items, summary: &DataSummary, val_size: f64, seed: u64) -> Re
     if items.is_empty() {
         let (dropped, bad) = (summary.dropped, summary.skipped);
         let text = format!("no record is left to train on: {dropped} dropped, {bad} bad");
-        return Err(
-            Diagnostic::input(text).with_hint("`danlu data check` says why; try a larger `--max-length`")
-        );
+        return Err(Diagnostic::input(text)
+            .with_hint("`danlu data check` shows the reasons; try a larger `--max-length`"));
     }
     let size = ValSize::try_from(val_size).map_err(|error| Diagnostic::input(error.to_string()))?;
     let (wanted, all) = (size.wanted(items.len()), items.len());
