@@ -79,7 +79,7 @@ fn start() -> Result<()> {
     static STARTED: Once = Once::new();
     let mut outcome = Ok(());
     STARTED.call_once(|| {
-        // `nohup` makes the process ignore SIGHUP, and danlu must not change that.
+        // `nohup` makes the process ignore SIGHUP. In this case, danlu must not handle the signal.
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&s| s != SIGHUP || !hangup_is_ignored());
         let signals = Signals::new(wanted).and_then(|mut signals| {
             let watch = move || {

@@ -104,7 +104,8 @@ struct Mismatch {
 }
 
 impl Mismatch {
-    /// Returns a mismatch if the tokens of the base differ from those of the adapter's training.
+    /// Returns a mismatch if the tokenizer or the template of the base differs from that of the adapter's
+    /// training.
     fn on_base(adapter: &AdapterFiles, base: &BaseFiles, differences: Vec<String>) -> Option<Self> {
         let (adapter, base) = (adapter.folder().display(), base.folder().display());
         let summary = format!(

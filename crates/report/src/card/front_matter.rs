@@ -87,12 +87,13 @@ fn tags(card: &Card, relation: &str) -> Vec<String> {
     tags.into_iter().map(str::to_owned).chain(base).collect()
 }
 
-/// Returns a new front matter with only these entries.
+/// Returns a new front matter that contains only the entries `own`.
 pub(super) fn render(own: &[Entry]) -> String {
     format!("---\n{}---\n", own.iter().map(|entry| entry.value.lines(entry.key)).collect::<String>())
 }
 
-/// Returns the lines of a front matter in which these entries are inserted or replaced.
+/// Returns the lines of the front matter `front` with the entries `own`. Existing entries of these keys are
+/// replaced, and missing entries are added.
 ///
 /// # Errors
 /// If one of danlu's keys appears twice.

@@ -120,7 +120,7 @@ impl Machine {
         figures.set("threads", self.threads);
     }
 
-    /// Reports the FLOP per second, also as a share of the measured peak.
+    /// Reports the FLOP per second, and their share of the measured peak.
     pub fn compare_flops(&self, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         if let Some(cuda) = &self.cuda {
             return compare_gpu(cuda, flops, figures, printer);
@@ -161,7 +161,7 @@ impl Machine {
         peak
     }
 
-    /// Reports the bytes per second, also as a share of the measured bandwidth.
+    /// Reports the bytes per second, and their share of the bandwidth `peak`.
     pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
         // If the rate exceeds the bandwidth of the memory, a part of the data comes from caches.

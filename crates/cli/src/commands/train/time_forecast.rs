@@ -51,7 +51,7 @@ pub struct TimeForecast {
     pub flops_per_second: f64,
 }
 
-/// The sequences of an epoch.
+/// The records and steps of an epoch.
 #[derive(Clone, Debug, PartialEq)]
 struct Epoch {
     /// The length and the number of trained tokens of each record.
