@@ -66,7 +66,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Returns the smallest number of rows from which a matrix multiplication is row-invariant: a row then
     /// has the same bits in every batch. Batches with fewer rows may add in a different order, which is the
-    /// same for all such batches.
+    /// same for all such batches. CUDA returns 1, but the same row in two small batches may differ by
+    /// rounding.
     fn row_invariant_from(&self) -> usize;
 
     /// Returns whether the loss must be scaled. Without scaling, small gradients would become zero in the

@@ -18,7 +18,9 @@ pub enum ActivationPolicy {
     /// `silu(gate) · up`.
     #[default]
     KeepSome,
-    /// Stores only the input of the block. The layer recomputes the whole block before its backward pass.
+    /// Stores the input of the block and the low-rank intermediate of `down_proj`. If a norm follows
+    /// `down_proj`, also stores the output of `down_proj`. The layer recomputes the rest of the block before
+    /// its backward pass.
     Recompute,
 }
 
@@ -44,21 +46,27 @@ impl fmt::Display for ActivationPolicy {
 pub(crate) struct LayerActivations {
     /// Residual stream at the start of the block, `(N, C)`.
     pub inp: GrowBuffer,
-    /// Output `(N, C)` and `rstd (N)` of the norm before attention.
+    /// Output of the norm before attention, `(N, C)`.
     pub norm1: GrowBuffer,
+    /// `rstd` of the norm before attention, `(N)`.
     pub rstd1: GrowBuffer,
-    /// Queries `(N, NH · HS)`, keys and values `(N, KH · HS)`. Queries and keys are stored after RoPE.
+    /// Queries after RoPE, `(N, NH · HS)`.
     pub q: GrowBuffer,
+    /// Keys after RoPE, `(N, KH · HS)`.
     pub k: GrowBuffer,
+    /// Values, `(N, KH · HS)`.
     pub v: GrowBuffer,
-    /// Queries and keys before their norms, and the `rstd` of these norms. Used only if the model has such
-    /// norms.
+    /// Queries before their norm. Used only if the model has such a norm.
     pub q_raw: GrowBuffer,
+    /// Keys before their norm.
     pub k_raw: GrowBuffer,
+    /// `rstd` of the norm of queries.
     pub q_rstd: GrowBuffer,
+    /// `rstd` of the norm of keys.
     pub k_rstd: GrowBuffer,
-    /// Attention output `(N, NH · HS)`, and the logarithms of its softmax denominators `(N, NH)`.
+    /// Attention output, `(N, NH · HS)`.
     pub attn: GrowBuffer,
+    /// Logarithms of the softmax denominators, `(N, NH)`.
     pub lse: GrowBuffer,
     /// Buffers of the second half of the block.
     pub mlp: MlpActivations,
@@ -72,12 +80,15 @@ pub(crate) struct LayerActivations {
 pub(crate) struct MlpActivations {
     /// Residual stream between attention and MLP, `(M, C)`.
     pub res: GrowBuffer,
-    /// Output `(M, C)` and `rstd (M)` of the norm before the MLP.
+    /// Output of the norm before the MLP, `(M, C)`.
     pub norm2: GrowBuffer,
+    /// `rstd` of the norm before the MLP, `(M)`.
     pub rstd2: GrowBuffer,
-    /// Gate, up, and their product after the activation, `(M, FF)` each.
+    /// Output of the gate projection, `(M, FF)`.
     pub gate: GrowBuffer,
+    /// Output of the up projection, `(M, FF)`.
     pub up: GrowBuffer,
+    /// Activated gate times `up`, `(M, FF)`.
     pub act: GrowBuffer,
     /// Attention output and MLP output before the norms that follow them, `(M, C)`, and the `rstd (M)` of
     /// these norms. Used only if the model has such norms.
@@ -90,7 +101,8 @@ pub(crate) struct MlpActivations {
 /// Indexed by [`Projection`]. The shape is `(N, R)` for q, k and v, and `(M, R)` for the other projections.
 pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 
-/// Of the policies that store a buffer, the one that stores the fewest activations.
+/// The policy with the fewest stored activations that still stores a buffer. Policies that store more
+/// activations store this buffer too.
 type KeptUnder = ActivationPolicy;
 
 /// Buffers that one operation reads or writes. They have the same number of rows and the same element type.
@@ -185,7 +197,7 @@ impl LayerActivations {
                 // repeat the last matrix multiplication of the block.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
-                // The layer also stores the output of that matrix multiplication, if a norm follows.
+                // If a norm follows, the layer also stores the output of that matrix multiplication.
                 mem::swap(&mut self.mlp.mlp_proj, &mut shared.mlp.mlp_proj);
                 mem::swap(&mut self.mlp.mlp_rstd, &mut shared.mlp.mlp_rstd);
             }

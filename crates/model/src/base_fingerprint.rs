@@ -17,15 +17,18 @@ const WHOLE: u64 = 256 << 20;
 const HEAD: u64 = 8 << 20;
 
 /// Number of evenly spread pages that are hashed in the rest of a larger file. A training run changes every
-/// page of a model.
+/// page of a model, so these pages are enough to detect it.
 const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// Bytes and pages of the quick fingerprint, which is computed each time a model is loaded.
+/// Bytes that the quick fingerprint hashes at the start of a file. Every load of a model computes it.
 const SAMPLE_HEAD: u64 = 64 << 10;
+
+/// Number of pages that the quick fingerprint hashes in the rest of a file.
 const SAMPLE_PAGES: u64 = 64;
 
-/// Returns the fingerprint of `config.json` and the weights. Large files are sampled.
+/// Returns the fingerprint of `config.json` and the weights. Of files above 256 MiB, only a sample of the
+/// bytes is hashed.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -33,8 +36,8 @@ pub fn base_fingerprint(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &FINGERPRINT)
 }
 
-/// Returns a quick fingerprint, computed from a few pages of each file. The quick fingerprint detects another
-/// base, but does not detect every changed byte.
+/// Returns a quick fingerprint, computed from a few pages of each file. The quick fingerprint detects a
+/// different base, but may miss a few changed bytes.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -200,7 +203,8 @@ mod tests {
         bytes[4999] = 1;
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         assert_ne!(base_fingerprint(folder.path()).unwrap(), first);
-        // The quick fingerprint detects another model. The time to compute it does not grow with the model.
+        // The quick fingerprint detects a different model. It reads the same number of pages for every large
+        // file.
         let sample = |bytes: &[u8]| {
             fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
             base_sample(folder.path()).unwrap()

@@ -42,7 +42,7 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// Position of each row within its own sequence, `(N)`.
     pub positions: Vec<u32>,
-    /// One segment per sequence. The segment contains the rows and the keys of the sequence.
+    /// One segment per sequence, with the sequence's range of rows and its range of keys.
     pub segments: Vec<Segment>,
     /// The row of each token of each sequence, `(M)`.
     pub keys: Vec<u32>,

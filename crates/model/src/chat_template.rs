@@ -23,8 +23,8 @@ use crate::template_rewrite;
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
 
-/// Limits of one rendering. An amount that grows with the conversation is added to them. Most templates that
-/// exceed a limit run out of fuel long before they reach these limits.
+/// Limits of one rendering. An amount that grows with the conversation is added to them. An endless template
+/// usually runs out of fuel long before it reaches these limits.
 const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
 /// Maximum size of a rendered text. 16 bytes for each byte of the conversation are added to this limit.
@@ -37,7 +37,7 @@ const ORDINARY_FUEL: u64 = 50_000;
 /// needs a few seconds to use this much fuel.
 const MAX_EXCESS_FUEL: u64 = 100_000_000;
 
-/// If this many renderings in a row run out of fuel, the template is not rendered again.
+/// If this many consecutive renderings run out of fuel, the template is not rendered again.
 const MAX_EXHAUSTED: u64 = 3;
 
 const OUT_OF_FUEL: &str = "it takes far more work than a conversation can ask for";
@@ -45,8 +45,7 @@ const OUT_OF_FUEL: &str = "it takes far more work than a conversation can ask fo
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Other keys that the template may read, such as `tool_calls`. A `content` key here replaces the text of
-    /// the message.
+    /// Author of the message: `system`, `user`, `assistant` or another role that the template accepts.
     pub role: String,
     /// Text of the message.
     pub content: String,
@@ -95,7 +94,7 @@ pub struct ChatTemplate {
 struct Spent {
     /// Fuel used beyond the ordinary amount.
     excess: AtomicU64,
-    /// Renderings in a row that ran out of fuel.
+    /// Number of consecutive renderings, up to the latest one, that ran out of fuel.
     exhausted: AtomicU64,
     /// The reason why the template is not rendered again.
     abandoned: OnceLock<String>,
@@ -103,7 +102,7 @@ struct Spent {
 
 impl Spent {
     /// Counts the fuel that a rendering used beyond the ordinary amount. Abandons the template if its
-    /// renderings use too much fuel in total, or if three renderings in a row run out of fuel.
+    /// renderings use too much fuel in total, or if three consecutive renderings run out of fuel.
     fn add(&self, excess: u64, is_exhausted: bool) {
         let excess = excess + self.excess.fetch_add(excess, Ordering::Relaxed);
         let in_a_row = match is_exhausted {
@@ -235,7 +234,7 @@ impl ChatTemplate {
         self.end_of_turn.as_deref()
     }
 
-    /// Returns the EOS token that danlu appends to each answer, if the template writes no end token.
+    /// If the template writes no end token, returns the EOS token that danlu appends to each answer.
     pub fn added_end(&self) -> Option<&str> {
         self.added_end.as_deref()
     }
@@ -257,7 +256,7 @@ impl ChatTemplate {
     /// Renders a conversation and finds the spans of the assistant's messages.
     ///
     /// A template with `{% generation %}` marks the spans itself. If an end-of-turn token follows such a
-    /// span, the token is added to the span. Otherwise the end-of-turn token would not be trained, and the
+    /// span, the token is added to the span. Without this addition, the token would not be trained, and the
     /// model could not stop.
     ///
     /// For other templates, the span of message `i` is the text of `messages[..=i]` without the text of
@@ -302,7 +301,8 @@ impl ChatTemplate {
     /// contains the message's text and its end-of-turn token.
     ///
     /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`]. The
-    /// number of these spans may differ from the number of indices. Otherwise there is one span per index.
+    /// number of these spans may differ from the number of indices. For any other indices, there is one span
+    /// per index.
     ///
     /// # Errors
     /// The errors of [`ChatTemplate::assistant_spans`].
@@ -335,7 +335,8 @@ impl ChatTemplate {
         Ok((text, spans))
     }
 
-    /// Returns the span of the assistant's answer number `nth`, as marked by `{% generation %}`.
+    /// Returns the span that `{% generation %}` marks for the assistant's answer number `nth`. The first
+    /// answer is 0.
     fn marked_span(
         &self,
         text: &str,
@@ -354,7 +355,7 @@ impl ChatTemplate {
         Ok(marked[nth].start..self.past_end_of_turn(text, marked[nth].end))
     }
 
-    /// Returns the span of message `index`, if the rendering of a longer conversation only appends text.
+    /// If a longer conversation only appends text to the rendering, returns the span of message `index`.
     fn span_by_prefix(&self, messages: &[Message], index: usize, text: &str) -> Option<Range<usize>> {
         let before = self.render(&messages[..index], true).ok()?;
         let after = match index + 1 == messages.len() {
@@ -517,7 +518,8 @@ impl ChatTemplate {
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
     }
 
-    /// Returns the EOS token, if the template writes an answer exactly once and never writes the EOS token.
+    /// If the template writes each message exactly once and never writes the EOS token, returns the EOS
+    /// token.
     fn find_missing_end(&self, special_tokens: &[String]) -> Option<String> {
         let eos = self.variables.get("eos_token").filter(|eos| special_tokens.contains(eos))?;
         let [marker, _] = unused_characters(&[], &self.source);
@@ -553,8 +555,8 @@ fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     let taken =
         |c: char| source.contains(c) || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c));
     let mut free = ('\u{f0000}'..='\u{ffffd}').filter(|&c| !taken(c));
-    // No natural text contains every private-use character. If a text does, a character is used twice, and
-    // only the spans are lost.
+    // No natural text contains every private-use character. For a text that does, the markers are ambiguous,
+    // and the spans may be wrong.
     let first = free.next().unwrap_or('\u{f0000}');
     [first, free.next().unwrap_or('\u{f0001}')]
 }

@@ -31,7 +31,7 @@ const MAX_POSITIONS: u64 = 1 << 31;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelConfig {
-    /// Family of the model: `llama`, `qwen3`.
+    /// Family of the model, such as `llama` or `qwen3`.
     pub model_type: String,
     /// Width of the residual stream, `C`.
     pub hidden_size: usize,
@@ -261,12 +261,13 @@ impl ModelConfig {
         self.rms_norm_eps / self.architecture.residual_scale.powi(2)
     }
 
-    /// Returns the factor of the embeddings in the residual stream after its division by `residual_scale`.
+    /// Returns the factor of the embeddings in the residual stream. The factor includes the division by
+    /// `residual_scale`.
     pub(crate) fn stream_embedding_scale(&self) -> f32 {
         self.architecture.embedding_scale / self.architecture.residual_scale
     }
 
-    /// Returns the rotary embedding of a layer.
+    /// Returns the rotary embedding of a layer, or `None` if the layer has none.
     pub fn layer_rope(&self, layer: usize) -> Option<&Rope> {
         match self.architecture.layer(layer).rope {
             LayerRope::Global => Some(&self.rope),
@@ -275,8 +276,8 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the scale, the window and the softcap of a layer's attention scores. The scale includes the
-    /// RoPE factor of queries and keys, because RoPE rotates every element.
+    /// Returns the scale, the window and the softcap of a layer's attention scores. RoPE multiplies queries
+    /// and keys by [`Rope::attention_factor`], so the scale includes the square of this factor.
     pub fn attention_scores(&self, layer: usize) -> AttentionScores {
         let scale = self.architecture.attention_scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt());
         let factor = self.layer_rope(layer).map_or(1.0, Rope::attention_factor);
@@ -309,8 +310,8 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store it
-/// in a nested object.
+/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store this
+/// embedding in a nested object.
 fn global_rope(
     fields: &Fields<'_>,
     default_theta: f64,
@@ -326,7 +327,7 @@ fn global_rope(
 }
 
 /// Reads `quantization_config`, which must be a 4-bit format of bitsandbytes. This field does not name the
-/// weights that are in 4 bits. They are recognised in the weight files.
+/// weights that are in 4 bits. The weight files show which weights are in 4 bits.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
     const READ: &str = "4 bits of bitsandbytes (nf4, fp4), and weights in bf16, f16 or f32";
@@ -340,7 +341,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
         return Err(nested.wrong("load_in_4bit", "true"));
     }
     let quant_type = match nested.text("bnb_4bit_quant_type")? {
-        // transformers uses this code by default.
+        // transformers uses this 4-bit type by default.
         None => FourBitCode::Fp4,
         Some(name) => {
             name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4`"))?

@@ -12,7 +12,8 @@ const FILE: &str = "config.json";
 
 /// The bytes and values of a `config.json`.
 ///
-/// They contain the shape of the model and the end tokens. The fingerprint of the base includes the bytes.
+/// The values contain the shape of the model and the end tokens. The fingerprint of the base includes the
+/// bytes.
 #[derive(Clone, Debug)]
 pub struct ConfigJson {
     path: PathBuf,

@@ -7,13 +7,14 @@
 //!
 //! | rows | order of summation |
 //! |---|---|
-//! | prompt tokens ([`Decoder::prefill`]) | the order for many rows, even if a chunk has few rows |
+//! | prompt tokens ([`Decoder::prefill`]) | the order for many rows, even if the pass has few rows |
 //! | generated tokens ([`Decoder::decode`]) | the order for few rows, with [`Backend::attention_decode`] |
 //! | rows whose logits are returned, after the last attention | the order for few rows |
 //!
 //! If many sequences generate tokens, they run in several passes of few rows.
 //!
-//! Therefore a reply has the same bits if it is generated alone, in a batch, or after any interruption.
+//! Therefore a reply has the same bits if it is generated alone, in a batch, or after any interruption. On
+//! CUDA, [`Backend::row_invariant_from`] is approximate, so replies may differ by rounding.
 
 use std::mem;
 
@@ -45,7 +46,7 @@ pub struct SlotInput<'a> {
 }
 
 impl<'a> SlotInput<'a> {
-    /// Appends `ids` to `slot` and requests the logits of the last token.
+    /// Returns an input that appends `ids` to `slot` and requests the logits of the last token.
     pub fn new(slot: SlotId, ids: &'a [u32], lora: Option<&'a dyn LoraSource>) -> Self {
         Self { slot, ids, lora, wants_logits: true }
     }
@@ -62,7 +63,7 @@ impl Decoder {
     ///
     /// # Errors
     /// If an input has no ids, has more ids than its slot has room for, or has an id outside the vocabulary.
-    /// If there is an error, no slot is changed.
+    /// For these errors, no slot is changed. Also returns an error if the device fails.
     ///
     /// # Panics
     /// If a slot was removed, or if two inputs name the same slot.

@@ -55,10 +55,13 @@ pub struct Decoder {
 /// Frozen weights of one block. The names are those of the checkpoint.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    /// The weights of the norms that [`BlockNorms`](crate::BlockNorms) lists.
+    /// Weight of the norm [`BlockNorms::before_attention`](crate::BlockNorms::before_attention).
     pub before_attention: Option<Buffer>,
+    /// Weight of the norm after the attention output.
     pub after_attention: Option<Buffer>,
+    /// Weight of the norm before gate and up.
     pub before_mlp: Option<Buffer>,
+    /// Weight of the norm after down.
     pub after_mlp: Option<Buffer>,
     /// Weights of the norms of queries and keys.
     pub qk_norm: Option<[Buffer; 2]>,
@@ -119,8 +122,8 @@ impl Layer {
 }
 
 impl Decoder {
-    /// Opens a model folder of Hugging Face, with `config.json` and safetensors files. The files are
-    /// memory-mapped.
+    /// Opens a model folder in the format of Hugging Face: `config.json` and the weight files of
+    /// [`Weights::open`]. The weight files are memory-mapped.
     ///
     /// # Errors
     /// If a file is missing or malformed, the model is not supported, or a tensor is missing, unexpected or
@@ -275,8 +278,8 @@ impl Decoder {
         &self.backend
     }
 
-    /// Allocates every training buffer for batches of up to `rows` rows. Of these rows, `labels` have a
-    /// label. `keys` is the largest number of tokens in a batch with shared prefixes.
+    /// Allocates every training buffer for batches of up to `rows` rows. At most `labels` of these rows have
+    /// a label. `keys` is the largest number of tokens in a batch with shared prefixes.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let [rows, labels] = self.computed_rows([rows, labels]);
         work.reserve_prefix_kv(&self.config, &*self.backend, keys);
@@ -294,7 +297,8 @@ impl Decoder {
         self.backend.reserve(PassSize { rows, labels, hidden_size, head_dim, vocab_size });
     }
 
-    /// Raises both row counts to the smallest number of rows that the back end computes.
+    /// Raises both row counts to at least [`Backend::row_invariant_from`], because training pads its matrix
+    /// multiplications to this number of rows.
     fn computed_rows(&self, rows: [usize; 2]) -> [usize; 2] {
         rows.map(|rows| rows.max(self.backend.row_invariant_from()))
     }
@@ -595,8 +599,8 @@ impl Decoder {
     }
 
     /// Recomputes the activations that the layer's policy did not store. The recomputed bits are the same.
-    /// The last layer does not need this call, because its backward pass follows its forward pass
-    /// immediately.
+    /// The last layer does not need this call: no other layer has overwritten the shared buffers between its
+    /// forward and its backward pass.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -624,7 +628,7 @@ impl Decoder {
     }
 
     /// Computes `out[i] = inp Wᵀ` for each projection of a group. Adds the update of each adapter to the rows
-    /// of that adapter. Adds the residual, if there is one.
+    /// of that adapter. If there is a residual, adds the residual.
     fn project<const N: usize>(
         &self,
         layer: usize,

@@ -167,7 +167,7 @@ pub enum ModelError {
         message: String,
     },
 
-    /// A module that should stay in 16 bits does not exist.
+    /// A module that should not be quantized does not exist.
     #[error("cannot leave `{module}` in 16 bits: `{}` has no such module", folder.display())]
     NoModule {
         /// The folder.
@@ -234,7 +234,7 @@ pub enum ModelError {
     OtherTokenizer {
         /// The folder.
         folder: PathBuf,
-        /// Names of these files.
+        /// Names of the tokenizer files that danlu cannot read.
         found: String,
     },
 

@@ -68,7 +68,7 @@ fn is_lacking(path: &Path) -> bool {
     of_a_model && path.parent().is_some_and(has_others)
 }
 
-/// Returns the reason in plain words. A rare error has the text of the operating system.
+/// Returns the reason in plain words. For rare errors, returns the text of the operating system.
 ///
 /// The kind of the error is checked first, because wrappers such as tempfile's change the text and preserve
 /// the kind.
@@ -135,7 +135,7 @@ pub fn lock_folder(folder: &Path) -> Result<Option<File>, FileError> {
     }
 }
 
-/// Reads a regular file of at most `limit` bytes. A pipe is rejected, because reading it could never end.
+/// Reads a regular file of at most `limit` bytes. A pipe is rejected, because reading a pipe might never end.
 ///
 /// # Errors
 /// If the file cannot be read, is larger than `limit`, or is not a regular file.

@@ -18,8 +18,8 @@ use crate::{template_rewrite, template_values};
 /// or 64 bytes of text cost one unit. An endless loop uses up this fuel in less than 0.1 seconds.
 pub(crate) const BASE_FUEL: u64 = 1_000_000;
 
-/// The filter that replaces a `{% generation %}` block. The filter writes one sentinel before its text and
-/// one after it.
+/// The filter that replaces a `{% generation %}` block. The filter writes one marker character before its
+/// text and one after its text.
 const GENERATION: &str = "danlu_generation";
 pub(crate) const OPEN: &str = "danlu_generation_open";
 pub(crate) const CLOSE: &str = "danlu_generation_close";
@@ -32,8 +32,9 @@ pub(crate) struct Raised(pub String);
 /// Maximum number of characters in the message of `raise_exception`.
 const MAX_RAISED_CHARS: usize = 2000;
 
-/// Maximum number of blanks for the indentation of `tojson`, and maximum length of its separators.
+/// Maximum number of blanks for each level of the indentation of `tojson`.
 const MAX_INDENT: usize = 64;
+/// Maximum length of the separators of `tojson`.
 const MAX_SEPARATORS: usize = 64;
 
 /// The clock of a template. It returns a fixed number of seconds since 1970, or the time of the system.
@@ -49,8 +50,8 @@ impl Clock {
         Self(Arc::new(AtomicU64::new(Self::SYSTEM)))
     }
 
-    /// Fixes the time to `seconds`, for every clone too. With `None`, the clock follows the time of the
-    /// system again.
+    /// Fixes the time of this clock and of all its clones to `seconds`. With `None`, the clock follows the
+    /// time of the system again.
     pub fn set(&self, seconds: Option<u64>) {
         self.0.store(seconds.unwrap_or(Self::SYSTEM), Ordering::Relaxed);
     }

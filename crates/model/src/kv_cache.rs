@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Slots can be added, grown and removed independently. A slot that cannot grow in place moves to a free
-//! range. If no free range is long enough, larger buffers replace the old buffers, and all slots move.
+//! range. If no free range is long enough, new buffers replace the old buffers, and the slots move together.
+//! The new buffers are larger if the old buffers had too few free rows in total.
 
 use std::sync::Arc;
 
@@ -53,8 +54,8 @@ impl KvCache {
         Self { backend, keys, values, width, rows: 0, slots: Vec::new() }
     }
 
-    /// Reserves memory for `tokens` tokens in total. No new buffers are needed until the capacities of all
-    /// slots exceed this number.
+    /// Reserves memory for `tokens` tokens in total. The buffers then do not grow until the sum of all
+    /// capacities exceeds this number.
     pub fn reserve(&mut self, tokens: usize) {
         if tokens > self.rows {
             self.relayout(tokens);
@@ -191,9 +192,9 @@ impl KvCache {
         self.slots[slot.0].as_mut().expect("a slot that was not removed")
     }
 
-    /// Returns the number of rows of the next buffers. Larger buffers have at least half as many rows again
-    /// as before, so that adding slots one by one rarely copies the buffers. The first buffers have no spare
-    /// rows.
+    /// Returns the number of rows of new buffers for slots with `tokens` tokens in total. Larger buffers have
+    /// at least half as many rows again as before, so that adding slots one by one rarely copies the buffers.
+    /// The first buffers have no spare rows.
     fn rows_for(&self, tokens: usize) -> usize {
         if tokens <= self.rows { self.rows } else { tokens.max(self.rows + self.rows / 2) }
     }

@@ -10,8 +10,8 @@ use crate::{LoraSource, ModelConfig, OutputFactors, Projection};
 /// An adapter with a packed copy of its matrices. Packing does not change the bits of a reply. A step with
 /// many adapters takes less time than without packing, see [`PackedLora`].
 ///
-/// Packing reads the whole adapter once. A server therefore packs an adapter on another thread than the one
-/// that runs the model.
+/// Packing reads the whole adapter once. A server therefore packs adapters on a separate thread and not on
+/// the thread that runs the model.
 pub struct PackedAdapter {
     source: Arc<dyn LoraSource>,
     /// Packed matrices, indexed by layer and then by [`Projection`]. Empty if the back end does not read

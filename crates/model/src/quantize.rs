@@ -63,7 +63,7 @@ impl Quantization {
     /// The supported block sizes, for messages.
     pub const BLOCK_SIZES: &str = "64, 128, 256, 512, 1024, 2048 or 4096";
 
-    /// Returns the default settings for a code: a block size of 64, and double quantization.
+    /// Returns the default settings for a 4-bit type: a block size of 64, and double quantization.
     pub fn new(quant_type: FourBitCode) -> Self {
         Self { quant_type, block_size: Self::BLOCK_SIZE, double_quant: true }
     }
@@ -84,7 +84,7 @@ impl Quantization {
     }
 
     /// Returns the `quantization_config` that transformers reads. The weights are dequantized to `dtype` for
-    /// computation. `skip` lists the modules that stay in 16 bits.
+    /// computation. `skip` lists the modules that are not quantized.
     pub fn config_json(&self, dtype: Option<DType>, skip: &[String]) -> Value {
         let own = (!skip.iter().any(|key| key == "lm_head")).then_some("lm_head");
         let skipped: Vec<&str> = own.into_iter().chain(skip.iter().map(String::as_str)).collect();
@@ -211,9 +211,9 @@ pub struct QuantizeProgress {
 
 impl Weights {
     /// Returns the same weights, with every projection of a layer quantized to 4 bits in memory. As in
-    /// bitsandbytes, embeddings, head and norms do not change. The mapped memory of an original is released
-    /// after it is quantized, so that at most one projection is in memory in both formats. `progress` may
-    /// stop the quantization.
+    /// bitsandbytes, embeddings, head and norms do not change. The mapped memory of each original projection
+    /// is released after its quantization, so at most one projection is in memory in both formats. `progress`
+    /// may stop the quantization.
     ///
     /// # Errors
     /// If a tensor is missing, misshaped or in 4 bits already. Returns [`ModelError::Stopped`] if `progress`
@@ -291,7 +291,7 @@ impl Weights {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
     }
 
-    /// Returns the projections that are in 16 bits, if other projections are in 4 bits.
+    /// If some projections are in 4 bits, returns the names of those that are not.
     pub fn unquantized_modules(&self, config: &ModelConfig) -> Vec<String> {
         if self.first_four_bit().is_none() {
             return Vec::new();

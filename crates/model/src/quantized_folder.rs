@@ -28,7 +28,7 @@ pub struct Quantized {
     pub elements: u64,
     /// Names of the weight files.
     pub files: Vec<String>,
-    /// The name of the 4-bit code, then the element types of the copied tensors as in `config.json`.
+    /// The name of the 4-bit type, then the element types of the copied tensors as in `config.json`.
     pub dtype: Vec<String>,
     /// Bytes of the weight files.
     pub weight_bytes: u64,
@@ -67,7 +67,7 @@ pub fn write_quantized(
 }
 
 /// Does the same as [`write_quantized`] in a staged folder. The modules of `skip` (`llm_int8_skip_modules`)
-/// stay in 16 bits. `extra` returns additional files. In the argument of `extra`, `bytes` does not include
+/// are not quantized. `extra` returns additional files. In the argument of `extra`, `bytes` does not include
 /// these files.
 ///
 /// # Errors

@@ -84,8 +84,8 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     Ok(files)
 }
 
-/// Returns the folder with `generation_config.json`. It is the adapter's folder if the file exists there,
-/// otherwise the base's folder.
+/// Returns the folder with `generation_config.json`. If the adapter's folder contains the file, this folder
+/// is returned. If not, the base's folder is returned.
 pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a Path {
     adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }
@@ -103,7 +103,8 @@ pub struct ConfigChange {
     pub tie_word_embeddings: Option<bool>,
 }
 
-/// Returns the base's `config.json` with these changes. Without changes, the bytes are those of the file.
+/// Returns the base's `config.json` with these changes. If nothing changes, or if the file is not JSON,
+/// returns the bytes of the file. A `quantization_config` is removed unless `change` contains a new one.
 ///
 /// # Errors
 /// If the file cannot be read.

@@ -133,7 +133,7 @@ impl Drop for StagedFolder {
 pub enum FolderState {
     /// The folder contains a complete model with this configuration.
     Same,
-    /// The folder contains a model with another configuration.
+    /// The folder contains a model with a different configuration.
     Other,
     /// The folder contains no model.
     None,

@@ -52,7 +52,8 @@ pub struct Tokenizer {
     is_slow: bool,
     /// Options for dividing a long text into windows.
     windows: WindowOptions,
-    /// The reason why an encoding was abandoned. After that, this tokenizer encodes no other text.
+    /// The reason why an encoding was abandoned. After such an encoding, this tokenizer returns an error for
+    /// every text.
     abandoned: OnceLock<NoResult>,
     ignored_dropout: Option<f32>,
     /// Number of rows of the model's embedding table, if known.
@@ -180,7 +181,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Returns the number of tokens of `text`. Counting stops at a number above `limit`.
+    /// Returns the number of tokens of `text`. Counting may stop once the number exceeds `limit`, so a result
+    /// above `limit` may be too small.
     ///
     /// # Errors
     /// The errors of [`Tokenizer::encode`].
@@ -281,7 +283,7 @@ impl Tokenizer {
     }
 
     /// Returns the BPE dropout of the file, which is the share of merges to skip at random. danlu skips no
-    /// merges, because a run could not be repeated otherwise.
+    /// merges, so that runs can be repeated.
     pub fn ignored_dropout(&self) -> Option<f32> {
         self.ignored_dropout
     }
@@ -324,8 +326,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Returns a special token that occurs in `text`. [`Tokenizer::encode`] would not encode it as plain
-    /// text.
+    /// Returns a special token that occurs in `text`. [`Tokenizer::encode`] would encode it as that token,
+    /// and not as plain text.
     pub fn special_in(&self, text: &str) -> Option<&str> {
         self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
@@ -526,8 +528,8 @@ fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
 }
 
 /// Returns whether two windows may be joined inside a word. The two tokens at the join must be enough to show
-/// that no merge crosses the join. This is not so if the ends of a word have markers, because tokens then
-/// depend on where the word ends.
+/// that no merge crosses the join. If the vocabulary marks the ends of a word, the two tokens are not enough,
+/// because tokens then depend on where the word ends.
 fn is_joined_within_words(inner: &tokenizers::Tokenizer) -> bool {
     let ModelWrapper::BPE(model) = inner.get_model() else { return false };
     let markers = [&model.continuing_subword_prefix, &model.end_of_word_suffix];

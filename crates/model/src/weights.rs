@@ -448,7 +448,8 @@ impl Weights {
         (own + parts) as u64
     }
 
-    /// Returns the size of all tensors in the files, in bytes.
+    /// Returns the size of all tensors in bytes. A weight that was quantized in memory counts with its size
+    /// in 4 bits.
     pub fn total_bytes(&self) -> u64 {
         let stored = self.tensors.iter().filter(|t| !self.quantized.contains_key(&t.name));
         let stored: usize = stored.map(|t| t.range.len()).sum();
@@ -581,8 +582,8 @@ impl std::fmt::Debug for Weights {
     }
 }
 
-/// Returns whether the tensor is a buffer of old exports. Every program that reads the model recomputes this
-/// buffer.
+/// Returns whether the tensor has no effect: a table of rotary frequencies, which every program recomputes,
+/// or the value head of reinforcement learning.
 fn is_harmless(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || name.starts_with("v_head.")
 }

@@ -27,14 +27,17 @@ pub struct Workspace {
     pub(crate) hidden: GrowBuffer,
     /// Attention output of the last layer for the rows that reach the head, `(M, NH · HS)`.
     pub(crate) head_attn: GrowBuffer,
-    /// Rows that reach the head, `(M, C)`, before and after the final norm, and the `rstd (M)` of this norm.
+    /// Rows that reach the head, before the final norm, `(M, C)`.
     pub(crate) head_inp: GrowBuffer,
+    /// The same rows after the final norm, `(M, C)`.
     pub(crate) head_norm: GrowBuffer,
+    /// `rstd` of the final norm, `(M)`.
     pub(crate) head_rstd: GrowBuffer,
     /// Logits `(M, V)`. Used only if the caller requests logits.
     pub(crate) logits: GrowBuffer,
-    /// Loss of each row that reaches the head, and the gradient of each loss, `(M)`.
+    /// Loss of each row that reaches the head, `(M)`.
     pub(crate) losses: GrowBuffer,
+    /// Gradient of the objective with respect to each of these losses, `(M)`.
     pub(crate) dloss: GrowBuffer,
     pub(crate) prefix_kv: PrefixKv,
     pub(crate) grads: Gradients,
@@ -79,8 +82,9 @@ pub(crate) struct Gradients {
 /// most three.
 #[derive(Debug, Default)]
 pub(crate) struct FactorScratch {
-    /// Outputs before they are scaled, and the low-rank intermediates of these outputs.
+    /// Outputs before they are scaled.
     pub out: [GrowBuffer; 3],
+    /// Low-rank intermediates of these outputs.
     pub mid: [GrowBuffer; 3],
     /// Gradients of the outputs in `out`.
     pub dout: [GrowBuffer; 3],

@@ -46,8 +46,8 @@ fn logits_in_parts_equal_those_of_all_rows() {
         let all = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
         let states = decoder.hidden_states(&mut work, &batch, Some(&adapter)).unwrap();
         let parts = [0..4, 4..5, 5..11].map(|rows| decoder.logits_of(&mut work, &states, rows).unwrap());
-        // A matrix multiplication of fewer rows may sum in another order, so the results differ by rounding
-        // errors.
+        // A matrix multiplication of fewer rows may sum in a different order, so the results may differ by
+        // rounding.
         assert!(common::relative_to_max(&parts.concat(), &all) < 1e-6, "{}", decoder.backend().name());
     }
 }

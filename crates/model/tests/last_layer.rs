@@ -81,7 +81,7 @@ fn few_labels_have_the_losses_and_gradients_of_the_reference() {
                 [(&losses, &expected), (&evaluated, &expected), (&gradients, &expected_gradients)]
             {
                 let difference = relative_to_max(found, expected);
-                // The f32 sums are added in another order.
+                // The f32 sums are added in a different order.
                 assert!(difference < 1e-5, "{name}, {labels:?}: {difference}");
             }
         }
@@ -114,7 +114,7 @@ fn a_prompts_logits_are_those_of_its_last_row() {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
     for backend in backends() {
-        // The sums of a single row may be added in another order than the sums of many rows. The reference
+        // The order of summation for a single row may differ from the order for many rows. The reference
         // always uses the same order.
         let tolerance = if backend.name() == Reference::new().name() { 0.0 } else { 1e-5 };
         let (decoder, adapter) = load(folder.path(), backend);

@@ -65,7 +65,7 @@ pub enum LayerRope {
 /// Norm of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
-    /// The norm of each head. All heads share one weight `(HS)`.
+    /// One norm per head. All heads share one weight `(HS)`.
     PerHead,
     /// One norm over the whole projection, with a weight for each element.
     Whole,

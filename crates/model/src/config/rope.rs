@@ -28,8 +28,8 @@ pub enum RopeScaling {
         /// Number by which the frequencies are divided.
         factor: f64,
     },
-    /// The scaling of Llama 3.1. Frequencies with a wavelength beyond the original context are divided by
-    /// `factor`. Short wavelengths do not change, and the wavelengths between both are interpolated.
+    /// The scaling of Llama 3.1. Frequencies with long wavelengths are divided by `factor`. Frequencies with
+    /// short wavelengths do not change. Frequencies in between are interpolated.
     Llama3 {
         /// Number by which the low frequencies are divided.
         factor: f64,
