@@ -88,14 +88,15 @@ impl Tensor {
     }
 }
 
-/// Low-rank matrices `A` and `B` for the projections of one base model.
+/// Low-rank matrices `A` and `B`, and DoRA's magnitudes, for the projections of one base model.
 ///
 /// Gradients and optimizer state are buffers of [`num_parameters`](Adapter::num_parameters) elements. These
 /// buffers have the same layout as the parameters, so one AdamW call updates everything.
 pub struct Adapter {
     /// Configuration of the adapter.
     pub config: LoraConfig,
-    /// The matrices `A` and `B` of each module, in the order of [`modules`](Adapter::modules).
+    /// The matrices `A` and `B` of each module, and the magnitudes of DoRA, in the order of
+    /// [`modules`](Adapter::modules).
     pub params: Buffer,
     modules: Vec<Module>,
     /// Indices into `modules`. The index of a projection is at `layer * 7 + projection`.
@@ -180,7 +181,7 @@ impl Adapter {
         self.modules.last().map_or(0, end)
     }
 
-    /// Returns the folder that the adapter was loaded from.
+    /// Returns the folder that the adapter was loaded from. An untrained adapter has no folder.
     pub fn source(&self) -> Option<&Path> {
         self.source.as_deref()
     }

@@ -30,8 +30,9 @@ pub(crate) struct TableTarget {
 /// The tensors of an adapter that change the base.
 #[derive(Clone, Debug)]
 pub(crate) struct BaseChanges {
-    /// All tensors of the adapter's file. `stored` lists the tensors that match no projection.
+    /// All tensors of the adapter's file.
     pub weights: Weights,
+    /// The tensors that match no projection.
     pub stored: Vec<TensorInfo>,
     /// Replaced tensors other than the two tables, with their names in the base.
     others: Vec<(String, TensorInfo)>,
@@ -58,7 +59,7 @@ pub(crate) enum BaseScope {
 struct TableChange {
     /// A tensor that replaces the whole table.
     whole: Option<TensorInfo>,
-    /// New rows, and the tokens whose rows are replaced.
+    /// A tensor of rows, and the token to which each row belongs.
     rows: Option<(TensorInfo, Vec<u32>)>,
     /// `A`, `B` and the scaling. The shape of `A` is `(R, V)` for an embedding and `(R, C)` for a head.
     pair: Option<(TensorInfo, TensorInfo, f32)>,
@@ -110,7 +111,8 @@ impl BaseChanges {
             let known = BaseTensorName::parse(&info.name)
                 .filter(|name| shapes.contains_key(&name.tensor) && name.changes_base());
             let taken = known.map(|name| names.entry(name.tensor).or_default().insert(name.part, info));
-            // A second tensor for the same part would have no effect.
+            // A second tensor for the same part would have no effect, so the name of the second tensor is
+            // reported as an error.
             if !matches!(taken, Some(None)) {
                 unbound.push(info.name.clone());
             }
@@ -179,7 +181,8 @@ impl BaseChanges {
         let head = if model.tie_word_embeddings { EMBEDDING } else { HEAD };
         for (name, original, change) in [(EMBEDDING, EMBEDDING, &self.embedding), (HEAD, head, &self.head)] {
             if name == HEAD && self.tied {
-                // The file of a tied base may contain a copy of the head.
+                // The file of a tied base may contain a copy of the head, which would differ from the changed
+                // embedding.
                 weights.remove(HEAD);
                 continue;
             }
@@ -209,7 +212,7 @@ impl BaseChanges {
                 weights.replace_with(name, &self.weights, info);
                 return Ok(());
             }
-            // A head that is no longer tied to the embedding has the values of the base.
+            // A head that is no longer tied to the embedding keeps the values of the base.
             None if is_whole => {
                 if let Some(info) = base.info(original) {
                     weights.replace_with(name, base, info);
@@ -332,9 +335,9 @@ fn bind_others(
 }
 
 impl Tables<'_> {
-    /// Resolves the changes of both tables as PEFT does. If the base is tied and a table is not in
-    /// `modules_to_save`, the table in the file replaces both tables. If the file contains both, the head
-    /// replaces both, because PEFT reads the head last.
+    /// Resolves the changes of both tables as PEFT does. If the base is tied, a table in the file that is not
+    /// in `modules_to_save` replaces both tables. If the file contains two such tables, the head replaces
+    /// both, because PEFT reads the head last.
     fn bind<'a>(
         &self,
         [mut embedding, mut head]: [Parts<'a>; 2],
@@ -357,7 +360,7 @@ impl Tables<'_> {
             && saved[1].is_none()
             && saved[0].is_some_and(|info| {
                 let of_head = of_base[1].map_or(self.model.vocab_size, |info| info.shape[0]);
-                // If the saved embedding has another number of rows than the head, the embedding also
+                // If the saved embedding and the head differ in their number of rows, the embedding also
                 // replaces the head.
                 self.config.ensure_weight_tying || info.shape.first() != Some(&of_head)
             });

@@ -84,13 +84,14 @@ impl BaseIdentity {
         Ok(())
     }
 
-    /// Returns the same base with another repository. The commit is removed if the repository changes.
+    /// Returns the same base with `id` as its repository. If the repository changes, the commit is removed.
     pub fn with_hub_id(self, id: &str) -> Self {
         let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
         Self { hub_id: Some(id.to_owned()), revision, ..self }
     }
 
-    /// Returns the repository and the commit as `owner/name@commit`, if known.
+    /// If the repository is known, returns it as `owner/name@commit`, or as `owner/name` if the commit is
+    /// unknown.
     pub fn at_revision(&self) -> Option<String> {
         let id = self.hub_id.as_ref()?;
         Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))

@@ -41,7 +41,7 @@ impl BaseTensorName {
             || [EMBEDDING, HEAD].contains(&self.tensor.as_str())
     }
 
-    /// Parses a tensor name. Returns `None` for a name with another structure.
+    /// Parses a tensor name. Returns `None` for a name with a different structure.
     pub fn parse(name: &str) -> Option<Self> {
         let segments: Vec<&str> = name.split('.').collect();
         let start = segments.iter().position(|segment| !PREFIXES.contains(segment))?;

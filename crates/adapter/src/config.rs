@@ -37,8 +37,8 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Dropout probability for the inputs of `A` during training, in `[0, 1)`.
     pub lora_dropout: f64,
-    /// Whether the update is scaled by `alpha / sqrt(rank)` instead. Source: Kalajdzievski, 2023,
-    /// <https://arxiv.org/abs/2312.03732>.
+    /// Whether the update is scaled by `alpha / sqrt(rank)` and not by `alpha / rank`. Source: Kalajdzievski,
+    /// 2023, <https://arxiv.org/abs/2312.03732>.
     pub use_rslora: bool,
     /// Whether each output has a separate magnitude (DoRA). Source: Liu et al., 2024,
     /// <https://arxiv.org/abs/2402.09353>.

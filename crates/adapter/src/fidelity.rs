@@ -6,16 +6,16 @@
 //! one or two percent of a logit. The divergence of two softmax distributions is about half the variance of
 //! the logit differences. For these errors the divergence is at most 10⁻³ nats, and usually far smaller. The
 //! limit for bf16 is 10⁻². f16 has three more bits than bf16, which divides the divergence by 64. In f32,
-//! results differ only because sums are added in another order.
+//! results differ only because sums are added in a different order.
 //!
-//! A fixed limit alone would accept a merge that lost a small adapter entirely. The adapter's own effect is
-//! therefore measured too, as the divergence between the base with the adapter and the base without it. A
-//! divergence grows with the square of the logit differences. The second limit is a quarter of the adapter's
-//! own divergence, which is half of the adapter's effect on the logits. A merge with a wrong scale or a wrong
-//! base exceeds this limit. In tests, rounding to bf16 removed a sixth of the effect of an adapter that was
-//! trained for one step. Adapters that were trained longer lost a far smaller share. The smaller of the two
-//! limits applies. The second limit is at least a thousandth of the fixed limit, because a smaller divergence
-//! is noise.
+//! A fixed limit alone would accept a merge in which a small adapter has no effect at all. The adapter's own
+//! effect is therefore measured too, as the divergence between the base with the adapter and the base without
+//! it. A divergence grows with the square of the logit differences. The second limit is a quarter of the
+//! adapter's own divergence, which is half of the adapter's effect on the logits. A merge with a wrong scale
+//! or a wrong base exceeds this limit. In tests, rounding to bf16 removed a sixth of the effect of an adapter
+//! that was trained for one step. For adapters that were trained longer, rounding removed a far smaller
+//! share. The smaller of the two limits applies. The second limit is at least a thousandth of the fixed
+//! limit, because a smaller divergence is noise.
 //!
 //! Both decoders should compute in f32, so that the measurement does not include rounding errors of bf16
 //! multiplications.
@@ -33,7 +33,7 @@ use crate::AdapterError;
 /// Maximum number of logits of one model in memory at a time: 16 MB, for any length and vocabulary.
 const MAX_LOGITS: usize = 1 << 22;
 
-/// Returns the rows of logits that [`measure`] holds at a time, for each model.
+/// Returns the number of rows of logits that [`measure`] holds at a time for each model.
 pub fn logit_rows(vocabulary: usize) -> usize {
     (MAX_LOGITS / vocabulary.max(1)).max(1)
 }
@@ -51,7 +51,8 @@ pub struct FidelityLimits {
 }
 
 impl FidelityLimits {
-    /// Returns the limits for rounding to `dtype`. Each limit is ten times the expected difference.
+    /// Returns the limits for rounding to `dtype`. `kl` and `perplexity` are about ten times the expected
+    /// difference.
     pub fn of(dtype: DType) -> Self {
         let (kl, perplexity) = match dtype {
             DType::F32 => (1e-6, 1e-3),
@@ -162,8 +163,8 @@ pub struct AdapterOnBase<'a> {
     pub adapter: &'a dyn LoraSource,
 }
 
-/// Compares `merged` with an adapter on its base over `sequences`. If `merged_lora` is given, `merged` is
-/// another variant of the base, and runs with that adapter. `progress` receives the number of finished
+/// Compares `merged` with an adapter on its base over `sequences`. If `merged_lora` is given, `merged` is a
+/// different variant of the base, and runs with that adapter. `progress` receives the number of finished
 /// sequences and may stop the measurement.
 ///
 /// # Errors

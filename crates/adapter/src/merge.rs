@@ -38,13 +38,13 @@ const CONFIG_FILE: &str = "config.json";
 pub struct MergeOptions {
     /// Element type of every float tensor. With `None`, each tensor has the same type as in the base.
     pub dtype: Option<DType>,
-    /// Maximum size of the tensors in one file, in bytes. With `None`, tensors are assigned to files as in
-    /// the base.
+    /// Maximum size of the tensors in one file, in bytes. A larger tensor gets a separate file. With `None`,
+    /// tensors are assigned to files as in the base.
     pub max_shard_size: Option<u64>,
     /// Number of threads. With `None`, all cores are used.
     pub threads: Option<usize>,
-    /// Quantization that is applied to the projections of a 16-bit base and reversed before the update is
-    /// added. The adapter was trained on these dequantized values.
+    /// Quantization that is applied to the projections of an unquantized base and reversed before the update
+    /// is added. The adapter was trained on these dequantized values.
     pub requantize_as: Option<Quantization>,
     /// Names of additional files to copy from the adapter's folder, if present.
     pub also_copy: Vec<String>,
@@ -134,9 +134,9 @@ pub fn merge(
 
 /// Merges `adapter` into the model at `base` and stages the new model folder at `out`.
 ///
-/// `out` must be absent or empty. The tokenizer's files are copied from the adapter's folder if present,
-/// otherwise from the base. The result does not depend on the number of threads. `progress` may stop the
-/// merge.
+/// `out` must be absent or empty, but it may contain the report of a rejected merge. If the adapter's folder
+/// contains a tokenizer, the tokenizer's files are copied from this folder. If not, they are copied from the
+/// base. The result does not depend on the number of threads. `progress` may stop the merge.
 ///
 /// # Errors
 /// If the base is incomplete or does not fit the adapter, if `out` contains other files, if the disk is too

@@ -19,10 +19,10 @@ pub struct MergeReport {
     /// Difference of each variant of the base from the trained model, if both variants were available.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forms: Vec<FormFidelity>,
-    /// Loss of accuracy by quantizing the merged model, if it was quantized.
+    /// If the merged model was quantized, the effect of the quantization.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<QuantizedFidelity>,
-    /// Element types of the result, as `config.json` spells them, and the code of 4-bit weights.
+    /// Element types of the result, as `config.json` spells them, and the 4-bit type of quantized weights.
     pub dtype: Vec<String>,
     /// Scaling factors of the updates in ascending order, each factor once.
     pub scaling: Vec<f32>,
@@ -73,7 +73,7 @@ impl MergeBase {
 pub struct FormFidelity {
     /// The variant of the base.
     pub form: MergeBase,
-    /// Whether the merged and rounded weights were measured. Otherwise, the adapter was measured on this
+    /// Whether the merged and rounded weights were measured. If false, the adapter was measured on this
     /// variant without merging.
     pub merged: bool,
     /// Mean divergence from the trained model, in nats per token.
@@ -82,8 +82,8 @@ pub struct FormFidelity {
     pub perplexity: f64,
 }
 
-/// Loss of accuracy by quantizing a merged model. If a `MergeReport` contains this value, its other
-/// measurements are of the quantized model.
+/// The effect of quantizing a merged model. If a `MergeReport` contains this value, the `fidelity` in
+/// `merge_report.json` is that of the quantized model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedFidelity {
     /// Settings of the quantization.

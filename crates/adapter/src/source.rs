@@ -18,7 +18,7 @@ const PICKLE_FILE: &str = "adapter_model.bin";
 /// A difference between an adapter's files and the files that PEFT writes. The caller formats the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdapterNote {
-    /// The tensors were read from a file in another format, such as `adapter_model.bin`.
+    /// The tensors were read from a file in a different format, such as `adapter_model.bin`.
     OtherForm {
         /// The file.
         file: PathBuf,
@@ -83,7 +83,7 @@ impl AdapterTensors {
         Err(no_weights(folder))
     }
 
-    /// Creates the value from tensors that were read from a file in another format.
+    /// Creates the value from tensors that were read from a file in a different format.
     fn converted(path: PathBuf, tensors: Vec<RawTensor>) -> Result<Self, AdapterError> {
         let weights = Weights::from_bytes(&path, safetensors_bytes(&tensors))?;
         let mut read = Self::renamed(path.clone(), weights)?;
@@ -119,9 +119,9 @@ impl AdapterTensors {
 }
 
 impl Adapter {
-    /// Converts the adapter in `folder` to PEFT's format and writes the result to `out`, if another program
-    /// wrote the adapter as a pickle or in the format of mlx-lm. Returns the path of the converted file, or
-    /// `None` if no conversion is needed.
+    /// If the adapter in `folder` is a pickle or in the format of mlx-lm, converts it to PEFT's format and
+    /// writes the result to `out`. Returns the path of the converted file, or `None` if no conversion is
+    /// needed.
     ///
     /// # Errors
     /// If a file cannot be read or written, or is damaged.

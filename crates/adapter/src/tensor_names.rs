@@ -11,7 +11,8 @@ const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_ch
 const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_model"];
 
 /// Returns PEFT's name for the tensor `name`. This name contains no wrappers and no adapter name, and has
-/// PEFT's prefix exactly once. A name of another kind is returned without its wrappers.
+/// PEFT's prefix exactly once. A name that belongs to no matrix of LoRA and no magnitude of DoRA is returned
+/// without its wrappers.
 pub(crate) fn canonical(name: &str) -> String {
     let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
     let is_half = |segment: &&str| matches!(*segment, "lora_A" | "lora_B" | MAGNITUDE);

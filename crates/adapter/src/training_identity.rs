@@ -1,6 +1,6 @@
 //! `danlu.json`: the tokenizer, template, default system prompt and base that an adapter was trained with.
 //!
-//! With another template, an adapter gives poor answers without any error. Loading therefore compares
+//! With a different template, an adapter gives poor answers without any error. Loading therefore compares
 //! fingerprints.
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE];
 
-/// Maximum size of a tokenizer file that is copied. The largest tokenizer files in use have about 30 MB.
+/// Maximum size of a tokenizer file that is copied. Published tokenizer files have less than 40 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// The tokenizer, template, default system prompt and base that an adapter was trained with.
@@ -135,8 +135,8 @@ impl TrainingIdentity {
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
 
-    /// Reads `danlu.json` of an adapter's folder. Returns `None` if the folder has no such file, because
-    /// another program wrote the adapter.
+    /// Reads `danlu.json` of an adapter's folder. Returns `None` if the folder has no such file. Adapters of
+    /// other programs have none.
     ///
     /// # Errors
     /// If the file cannot be read or is invalid.

@@ -280,7 +280,7 @@ fn a_folder_is_checked_without_its_base() {
         fs::write(&config, &text).unwrap();
         checked
     };
-    // The configuration has another rank for all modules, another rank for some modules, or other targets.
+    // The configuration has a wrong rank for all modules, a wrong rank for some modules, or wrong targets.
     let is_shape = |error: &AdapterError| matches!(error, AdapterError::Shape { expected, found, .. } if expected != found);
     assert!(is_shape(&with("\"r\": 4", "\"r\": 8").unwrap_err()));
     assert!(is_shape(&with("\"r\": 4", "\"r\": 4, \"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
@@ -291,8 +291,8 @@ fn a_folder_is_checked_without_its_base() {
     let error = with("\"r\": 4", "\"r\": 4, \"exclude_modules\": [\"q_proj\"]").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
 
-    // The cases are a missing matrix, a duplicate matrix, another name, an empty file, a truncated file, and
-    // no file.
+    // The cases are a missing matrix, a duplicate matrix, an unknown name, an empty file, a truncated file,
+    // and no file.
     let whole = fs::read(&weights).unwrap();
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
     let edited = |change: &dyn Fn(&str) -> Vec<String>| {

@@ -102,7 +102,7 @@ fn a_larger_vocabulary_changes_both_tables_and_the_configuration() {
     let (model, weights, _) = changed(json!({}), &tensors);
     assert_eq!((model.vocab_size, model.tie_word_embeddings), (V + 2, true));
     assert_eq!(values(&weights, EMBEDDING), table);
-    // A saved embedding with another number of rows also replaces the head.
+    // A saved embedding with more rows than the head also replaces the head.
     let keys = json!({ "modules_to_save": ["embed_tokens"] });
     let (model, ..) = changed(keys, &tensors[1..]);
     assert_eq!((model.vocab_size, model.tie_word_embeddings), (V + 2, true));

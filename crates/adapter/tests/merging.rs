@@ -56,7 +56,7 @@ fn figures_are_those_of_pefts_merge_and_unload() {
             let number = |k: &str| expected[k].as_f64().unwrap();
             let sum: f64 = values.iter().map(|&v| v as f64).sum();
             let l2 = values.iter().map(|&v| (v as f64).powi(2)).sum::<f64>().sqrt();
-            // In f32, dot products of length 8 are summed in another order. In bf16, an element near a
+            // In f32, dot products of length 8 are summed in a different order. In bf16, an element near a
             // rounding boundary may be rounded in the other direction, which changes its value by one part in
             // 2⁸.
             let (sum_slack, l2_slack, step) =
