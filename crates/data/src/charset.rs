@@ -70,10 +70,11 @@ impl Charset {
 /// Counts of non-ASCII bytes, from which [`Self::encoding`] guesses the encoding.
 #[derive(Debug, Default)]
 pub(crate) struct CharsetEvidence {
+    /// Whether there is non-ASCII text in UTF-8.
     utf8: bool,
-    /// Number of non-ASCII bytes that have a non-ASCII neighbour. `isolated` counts the other non-ASCII
-    /// bytes.
+    /// Number of non-ASCII bytes that have a non-ASCII neighbour.
     paired: usize,
+    /// Number of non-ASCII bytes between ASCII bytes.
     alone: usize,
 }
 
@@ -97,7 +98,7 @@ impl CharsetEvidence {
         }
     }
 
-    /// Returns the likely encoding, or `None` for UTF-8 with a few damaged bytes.
+    /// Returns the likely encoding. Returns `None` for ASCII, and for UTF-8 with a few damaged bytes.
     ///
     /// In GB 18030, non-ASCII bytes occur in pairs. In Windows-1252, an accented letter has ASCII neighbours.
     pub fn encoding(&self) -> Option<Charset> {

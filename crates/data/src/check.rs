@@ -27,18 +27,18 @@ pub struct Check {
     pub trained_tokens: usize,
     /// Records that were shortened to `max_length`.
     pub shortened: Vec<RecordSource>,
-    /// Records that were dropped because the last answer is longer than `max_length`.
+    /// Records that were dropped because no shortened version fits in `max_length`.
     pub dropped: Vec<RecordSource>,
     /// Exact copies of an earlier record, as pairs `(copy, first)`.
     pub duplicates: Vec<(RecordSource, RecordSource)>,
-    /// Records with the same question as an earlier record and another answer, as pairs `(later, first)`.
+    /// Records with the same question as an earlier record and a different answer, as pairs `(later, first)`.
     /// Such records are often intended.
     pub same_question: Vec<(RecordSource, RecordSource)>,
     /// Records whose text contains a special token, together with the token. The tokenizer encodes this text
     /// as the special token and not as ordinary text.
     pub specials: Vec<(RecordSource, String)>,
     /// Documents that contain an end-of-turn token before the end. Such a document is a conversation that
-    /// another program rendered. All tokens of the document are trained.
+    /// another program rendered. All tokens of the document are trained, including the questions.
     pub rendered: Vec<RecordSource>,
     /// Effects of the chat template on messages.
     pub template: Vec<TemplateFinding>,

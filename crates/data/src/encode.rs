@@ -73,8 +73,9 @@ pub enum Truncation {
 ///   `apply_chat_template`. A document gets the tokens that the tokenizer adds before a text, and an EOS
 ///   token. A token that the text already contains at this position is not added again.
 /// - **Loss**: an answer and its end-of-turn token have a loss. In documents, and in conversations with
-///   `train_on_prompt`, every token except the first has a loss. A token across the border of an answer has a
-///   loss if more than half of its bytes belong to the answer.
+///   `train_on_prompt`, every token except the first has a loss. With `train_on_prompt`, BOS tokens and
+///   messages that the data masks have no loss. A token across the border of an answer has a loss if more
+///   than half of its bytes belong to the answer.
 /// - **Truncation**: `truncate.rs` shortens a conversation, or drops the conversation if no shorter version
 ///   fits. A document is cut at the end.
 ///
@@ -207,7 +208,7 @@ fn document(
     &EncodeOptions { max_length, add_eos_token, .. }: &EncodeOptions,
 ) -> Result<EncodedRecord, ModelError> {
     let starts = tokenizer.starting_ids()?;
-    // The tokenizer encodes a long text in pieces. Only the tokens before `max_length` are stored.
+    // The tokenizer encodes a long text window by window. Only the tokens before `max_length` are stored.
     let room = max_length.max(starts.len());
     let (mut ids, mut offsets, mut tokens) = (Vec::new(), Vec::new(), 0);
     tokenizer.visit_tokens(text, &mut |piece| {

@@ -11,7 +11,7 @@ use crate::DataError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// The keys `instruction`, `input`, `output`, and optionally `system` and `history`.
+    /// The keys `instruction` and `output`, and optionally `input`, `system` and `history`.
     Alpaca,
     /// The key `messages`: a list of objects with `role` and `content`.
     Messages,

@@ -39,7 +39,7 @@ impl JsonNesting {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }
 
-    /// Returns a description of the found and the expected text if `byte` is invalid at this position.
+    /// If `byte` is invalid at this position, returns descriptions of the found and the expected text.
     pub fn fault(&self, byte: u8) -> Option<(String, String)> {
         let sign = |byte: u8| format!("`{}`", char::from(byte));
         match byte {

@@ -14,9 +14,10 @@ const MAX_BLANKS: usize = 256;
 ///
 /// - If only white space precedes the damaged record on its line, only white space precedes the next record
 ///   on its line too, and both start in the same column.
-/// - In column 1, a `{` may also belong to an object inside the damaged record. It starts the next record only
-///   if the damaged record cannot contain an object at this position, or if its first key equals the first
-///   key of the file's first record. If the first record has no readable key, every such `{` is accepted.
+/// - In column 1, a `{` may also belong to an object inside the damaged record. This object is the next
+///   record only if the damaged record cannot contain an object at this position, or if the object's first
+///   key equals the first key of the file's first record. If the first record has no readable key, every such
+///   `{` is accepted.
 /// - If other text precedes the damaged record on its line, a `{` at any position is accepted under the same
 ///   two conditions.
 ///

@@ -348,7 +348,8 @@ fn message_hint(object: &Object) -> Option<String> {
     is_message.then(|| "put the messages of each conversation in one list: `{\"messages\": […]}`".to_owned())
 }
 
-/// Returns the hint for records that another program tokenized or rendered, or that have another layout.
+/// Returns the hint for records that another program tokenized or rendered, or that have an unsupported
+/// layout.
 fn layout_hint(object: &Object) -> Option<String> {
     let has = |key: &str| object.contains_key(key);
     let body_has_messages = || object.get("body").and_then(|body| body.get("messages")).is_some();

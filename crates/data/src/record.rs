@@ -81,7 +81,7 @@ impl fmt::Debug for RecordSource {
 /// A record that cannot be trained on, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadRecord {
-    /// Position of the record. Here, `line` is the line of the fault.
+    /// Position of the record. The `line` of a bad record is the line of the fault.
     pub source: RecordSource,
     /// Column of the fault in the line `source.line`, if known. Columns count characters and start at 1.
     pub column: Option<u64>,
@@ -121,7 +121,7 @@ pub enum RecordFault {
 impl BadRecord {
     /// Creates the bad record for a valid record in which no token has a loss.
     pub fn untrained(source: RecordSource) -> Self {
-        let expected = "an answer, or a text, that some token of the model stands for";
+        let expected = "an answer or a text that gives at least one trained token";
         Mismatch::new(RecordFault::Untrained, "no token that carries a loss", expected).at(source)
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Flaw {
     pub at: Position,
     pub found: String,
     pub expected: String,
-    /// Whether this part is a damaged record. Otherwise, this part is between two records.
+    /// Whether this part is a damaged record. If false, this part is between two records.
     pub is_record: bool,
     /// Whether the rest of the file is skipped, because no other record was found.
     pub fatal: bool,

@@ -13,7 +13,7 @@ const SHORTEST_END: usize = 1 << 12;
 pub(crate) enum Fit {
     /// A shorter conversation that fits.
     Shorter(Conversation),
-    /// No shorter conversation fits, because the last answer is too long.
+    /// No shorter conversation fits.
     Never,
 }
 
@@ -95,7 +95,8 @@ fn longest_end(
 /// Finds the smallest index below `len` that fits. The binary search assumes that a larger index gives a
 /// shorter text.
 ///
-/// Tokenization violates this assumption slightly, but the returned index was tested with `fits`.
+/// Tokenization violates this assumption slightly, so the index may not be the smallest. The returned index
+/// was tested with `fits`.
 fn first_that_fits(
     len: usize,
     fits: &dyn Fn(usize) -> Result<bool, ModelError>,

@@ -8,7 +8,7 @@ use danlu_model::Tokenizer;
 const HEADERS: &str =
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n";
 
-/// Returns the bundled tokenizer with another template.
+/// Returns the bundled tokenizer with `template` as its chat template.
 fn tokenizer(template: &str) -> Tokenizer {
     let folder = tempfile::tempdir().unwrap();
     let assets = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m"));

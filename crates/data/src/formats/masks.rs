@@ -10,8 +10,8 @@ use crate::{
     record::{Mismatch, RecordFault, TurnLoss},
 };
 
-/// Message keys for the loss. The value true, 1 or null trains the message. `train_detail` lists the trained
-/// parts of the message's text.
+/// Message keys for the loss. The value true or 1 trains the message, except for the keys in [`INVERTED`]. A
+/// key with the value null is ignored. `train_detail` lists the trained parts of the message's text.
 pub(crate) const TURN_KEYS: [&str; 8] =
     ["train", "train_detail", "training_detail", "loss", "loss_mask", "trainable", "weight", "mask_loss"];
 
@@ -19,7 +19,7 @@ pub(crate) const TURN_KEYS: [&str; 8] =
 pub(crate) const LIST_KEYS: [&str; 7] =
     ["train", "loss", "loss_mask", "trainable", "weight", "weights", "train_mask"];
 
-/// Keys for which the value true excludes the message.
+/// Keys for which the value true or 1 excludes the message.
 const INVERTED: [&str; 1] = ["mask_loss"];
 
 /// Reads the mask keys of a message. `content` is the text of the message.
