@@ -85,8 +85,8 @@ impl Fault {
         Self { host: Some(host), ..self }
     }
 
-    /// If `ranged` is true, selects only requests with a `Range` header. Otherwise, selects only requests
-    /// without one.
+    /// If `ranged` is true, selects only requests with a `Range` header. If it is false, selects only
+    /// requests without this header.
     pub fn ranged(self, ranged: bool) -> Self {
         Self { ranged: Some(ranged), ..self }
     }

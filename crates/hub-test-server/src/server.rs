@@ -181,8 +181,8 @@ impl HubServer {
         files.iter().fold(self.model(id), |model, (path, content)| model.file(path, content)).add()
     }
 
-    /// Returns a builder for a commit. It can be private or gated, contain large files, or be on another
-    /// branch.
+    /// Returns a builder that adds a commit. The builder can also make the repository private or gated, add
+    /// large files, and select a branch.
     pub fn model(&self, id: &str) -> ModelBuilder<'_> {
         ModelBuilder::new(&self.hub, id)
     }

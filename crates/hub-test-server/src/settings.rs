@@ -11,7 +11,7 @@ pub(crate) struct Settings {
     pub multipart_over: u64,
     /// Size of a part in bytes.
     pub part_size: u64,
-    /// Whether small files redirect to `/api/resolve-cache/`. The Hub does so since 2025.
+    /// Whether small files redirect to `/api/resolve-cache/`. The Hub has done so since 2025.
     pub resolve_cache: bool,
 }
 

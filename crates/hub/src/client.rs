@@ -16,14 +16,14 @@ impl Hub {
         Self::with_retry_policy(settings, RetryPolicy::default())
     }
 
-    /// Creates a client with another retry policy.
+    /// Creates a client with this retry policy.
     pub fn with_retry_policy(settings: HubSettings, retry_policy: RetryPolicy) -> Self {
         let http = Http::new(settings.endpoint.clone(), settings.token.clone(), retry_policy);
         Self { settings, http }
     }
 
     /// Calls `on_wait(host, remaining, total)` once per second while the client waits for a `Retry-After`
-    /// time. The last call has a `remaining` of zero.
+    /// time of more than two seconds. The last call has a `remaining` of zero.
     pub fn on_wait(self, on_wait: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
         Self { http: self.http.on_wait(Box::new(on_wait)), ..self }
     }

@@ -150,7 +150,8 @@ impl Hub {
             }
             // Each attempt with a slow server takes long, so only one more attempt is allowed.
             left = if is_slow { left.min(2) - 1 } else { left - 1 };
-            // Restarts are limited too. Otherwise, a server that always restarts would never be given up.
+            // Restarts are limited too. Without this limit, a server that always restarts would keep the
+            // client busy forever.
             if left == 0 || part.begun >= retry_policy.attempts {
                 return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
             }

@@ -148,7 +148,7 @@ pub enum HubError {
     /// The token is read-only.
     #[error("the token of `{account}` is read-only")]
     ReadOnly { account: String, is_variable: bool },
-    /// The repository belongs to another owner.
+    /// The repository belongs to an owner for whom the account cannot write.
     #[error("`{account}` cannot write to `{}`{}", repo.id(), if orgs.is_empty() { String::new() } else { format!("; it may write to its own repositories and those of {}", orgs.join(", ")) })]
     NotOwner { repo: RepoName, account: String, orgs: Vec<String>, exists: bool },
     /// The account has access, but the token does not.

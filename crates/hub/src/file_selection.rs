@@ -41,8 +41,10 @@ const IDENTITY: &str = "danlu.json";
 /// Maximum size in bytes of a [`TOKENIZER_CONFIG`] that is searched for a chat template.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Maximum size of a vocabulary and of all other small files, in bytes.
+/// Maximum size of a vocabulary in bytes.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// Maximum size in bytes of a small file that is neither a vocabulary nor a shard index.
 const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
 /// Maximum size of a shard index in bytes.
@@ -51,7 +53,8 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Extensions of weight files that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Names of the small files that exist in a repository, and names of those that do not.
+/// Names of the small files that exist in a repository, and names of those that do not. The small files are
+/// all files that danlu reads except the weights.
 type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]
@@ -59,8 +62,7 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// Returns the names of the small files that danlu reads. The first list contains the files that exist, and
-/// the second list contains the others.
+/// Returns the names of the small files in [`Settings`]: configurations, tokenizer, template and card.
 ///
 /// # Errors
 /// If a file exceeds its maximum size.
@@ -164,7 +166,8 @@ pub(crate) fn has_settings(snapshot: &Path, is_absent: impl Fn(&str) -> bool) ->
     has(CONFIG) && (has(TOKENIZER) || is_absent(TOKENIZER))
 }
 
-/// Returns whether a snapshot contains all files of an adapter or a model.
+/// Returns whether a snapshot contains the weights of an adapter, or the configuration, tokenizer and weights
+/// of a model.
 pub(crate) fn is_whole(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     if has(ADAPTER_CONFIG) {

@@ -80,7 +80,7 @@ impl RepoName {
         if revision == "main" { Some(name) } else { name.at(&revision).ok() }
     }
 
-    /// Returns the same model at another revision.
+    /// Returns the same model at `revision`.
     ///
     /// # Errors
     /// If `revision` is not a valid revision.

@@ -20,7 +20,7 @@ impl PublicFile {
     /// Downloads the content into memory. Sends no token.
     ///
     /// # Errors
-    /// If the host cannot be reached, or the content has another size or checksum.
+    /// If the host cannot be reached, or the content has a different size or checksum.
     pub fn fetch(&self) -> Result<Vec<u8>, HubError> {
         let (scheme, host) =
             origin(&self.url).ok_or_else(|| HubError::Endpoint { text: self.url.clone() })?;

@@ -28,7 +28,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum FetchScope {
     /// All files that danlu reads.
     Full,
-    /// Only the small files. They are enough to plan a run or to tokenize text.
+    /// All files that danlu reads except the weights. They are enough to plan a run or to tokenize text.
     ConfigOnly,
 }
 
@@ -75,8 +75,8 @@ impl Hub {
         file_selection::missing_optional_files(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
-    /// Downloads the missing small files of a cached model, and records the files that do not exist in its
-    /// commit. The time limit is short.
+    /// Downloads the missing files of a cached model except weights, and records the files that do not exist
+    /// in the model's commit. The time limit is short.
     ///
     /// # Errors
     /// If the Hub cannot be reached or rejects a request. The cached files remain usable.

@@ -448,7 +448,8 @@ fn only_an_empty_public_repository_becomes_private() {
         assert_eq!(desk.server.commits(name).len(), before);
     }
     desk.server.clear_faults();
-    // In one repository, another branch has files. In the other one, a pull request exists.
+    // In the first repository, a branch other than `main` has files. In the second repository, a pull request
+    // exists.
     for (name, at) in [("me/begun", "refs/heads/next"), ("me/asked", "refs/pr/1")] {
         desk.server.model(name).file(".gitattributes", b"").add();
         desk.server.model(name).on(at).file("x.md", b"x").add();

@@ -59,8 +59,8 @@ impl<'a> Body<'a> {
     /// Reads the whole body.
     ///
     /// # Errors
-    /// [`io::ErrorKind::FileTooLarge`] if the body has more than `most` bytes. Otherwise, the error of the
-    /// socket.
+    /// [`io::ErrorKind::FileTooLarge`] if the body has more than `most` bytes. For any other failure, the
+    /// error of the socket.
     pub fn read_whole(&mut self, most: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.take(most + 1).read_to_end(&mut bytes)?;

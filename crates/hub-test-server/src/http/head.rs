@@ -31,7 +31,8 @@ impl Head {
 /// Reads the head of a request. Returns `None` if the connection ends before the first byte.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] if the head is not valid HTTP. Otherwise, the error of the socket.
+/// [`io::ErrorKind::InvalidData`] if the head is not valid HTTP. For any other failure, the error of the
+/// socket.
 pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     let mut text = Vec::new();
     loop {

@@ -89,7 +89,7 @@ pub(crate) fn message(response: &mut Response) -> String {
         let body: serde_json::Value = serde_json::from_slice(&response.bytes().ok()?).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
-    // The token is replaced before the text is truncated. Otherwise, half of a token could remain.
+    // The token is replaced before the text is truncated. In the reverse order, half of a token could remain.
     let said = response.redacted(&said.unwrap_or_default());
     let line: String =
         said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect();

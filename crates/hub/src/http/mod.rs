@@ -157,10 +157,12 @@ impl Http {
         self.retry_policy
     }
 
-    /// Sends a request. Retries after a lost connection, a server error, or a response with `Retry-After`.
+    /// Sends a request. Retries after a failed connection, a server error, and the statuses 408 and 429. If
+    /// the last attempt gets such a status, returns this response.
     ///
     /// # Errors
-    /// If no attempt gets a response, or the server requests a wait above the limit.
+    /// If the last attempt gets no response, a redirect is not allowed, or the server requests a wait above
+    /// the limit.
     pub fn send(&self, request: &Request<'_>) -> Result<Response, HubError> {
         let mut pause = self.retry_policy.pause;
         for tried in 1..=self.retry_policy.attempts {
@@ -218,7 +220,7 @@ impl Http {
     /// Sends a request that must not be repeated. Follows redirects.
     ///
     /// # Errors
-    /// If there is no response.
+    /// If there is no response, or a redirect is not allowed.
     pub fn send_once(&self, request: &Request<'_>) -> Result<Response, HubError> {
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {

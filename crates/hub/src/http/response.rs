@@ -17,8 +17,9 @@ pub(crate) struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub(super) body: ureq::Body,
-    /// Time limit and deadline of the body. They do not apply to a file.
+    /// Time limit of a body that is not a file.
     pub(super) time: Duration,
+    /// Time at which this limit expires.
     pub(super) end: Instant,
     pub(super) token: Option<Token>,
 }
@@ -61,7 +62,8 @@ impl Response {
         let (mut reader, mut piece) = (self.body.as_reader(), vec![0; CHUNK_BYTES]);
         let mut bytes = Vec::new();
         loop {
-            // If a server sends single bytes, the stall timeout never expires.
+            // If a server sends single bytes, the stall timeout never expires, so the whole body has a time
+            // limit too.
             if Instant::now() > self.end {
                 return Err(Unread::Late(self.time));
             }

@@ -1,5 +1,6 @@
-//! Uploads large files: several at the same time, and in parts if the Hub requires parts. No part is uploaded
-//! twice.
+//! Uploads large files: several at the same time, and in parts if the Hub requires parts. A part that the
+//! storage has accepted is not uploaded again while the upload is valid. The only exception is the last part,
+//! if the completion failed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

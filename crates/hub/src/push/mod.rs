@@ -40,8 +40,8 @@ impl Hub {
     ///
     /// # Errors
     /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits are made
-    /// first on every attempt. Also if one repository would contain both an adapter and a model. Nothing is
-    /// published then.
+    /// first on every attempt. Also returns an error if one repository would contain both an adapter and a
+    /// model. In all these cases, nothing is published.
     pub fn push(
         &self,
         upload_set: &UploadSet,

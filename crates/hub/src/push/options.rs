@@ -7,11 +7,12 @@ use crate::{HubError, Token};
 /// Options of an [`UploadSet`](crate::UploadSet).
 #[derive(Clone, Debug, Default)]
 pub struct UploadOptions {
-    /// Patterns of files to upload that are skipped by default, such as `run.toml`, `*.jsonl` or
+    /// Patterns of files that are skipped by default and should be uploaded, such as `run.toml`, `*.jsonl` or
     /// `checkpoint-3`.
     ///
-    /// A `*` does not match `/` or a leading dot. A pattern without a `/` matches in every folder. Files that
-    /// contain a token are still skipped.
+    /// A `*` does not match `/` or a leading dot. A pattern without a `/` matches in every folder. Links out
+    /// of the folder are still skipped. Files that seem to contain a token are still skipped unless
+    /// `with_tokens` is set.
     pub include: Vec<String>,
     /// Whether to upload files that seem to contain a token.
     pub with_tokens: bool,

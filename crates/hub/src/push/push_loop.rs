@@ -14,7 +14,7 @@
 //! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
 //! 3. After an unconfirmed commit, the loop reads the listing again. If no file is missing then, the commit
 //!    was made.
-//! 4. A large file is uploaded at most once in a push, for any number of commit requests.
+//! 4. A large file that was uploaded is not uploaded again, for any number of commit requests.
 //! 5. At most [`MAX_RACES`] commits lose a race. At most `RetryPolicy::attempts` commits are unconfirmed.
 //!
 //! # States
@@ -87,7 +87,7 @@ struct Selection<'a> {
 struct AttemptBudget {
     races: u32,
     unconfirmed: u32,
-    /// The next wait, unless the server requests another one.
+    /// The next wait, unless the server requests a different wait.
     pause: Duration,
     max_wait: Duration,
 }

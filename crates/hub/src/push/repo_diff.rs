@@ -51,7 +51,7 @@ impl Hub {
     ///
     /// # Errors
     /// If the Hub cannot be reached or rejects a request, the revision cannot be a branch, or a file cannot
-    /// be read. Also if one repository would contain both an adapter and a model.
+    /// be read. Also returns an error if one repository would contain both an adapter and a model.
     pub fn diff(
         &self,
         upload_set: &UploadSet,

@@ -125,7 +125,7 @@ impl SkipReason {
         matches!(self, Self::Hidden | Self::Key)
     }
 
-    /// Returns whether the file is skipped with any pattern.
+    /// Returns whether the file is skipped even if a pattern matches.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Link | Self::Special | Self::Name)
     }

@@ -151,8 +151,8 @@ impl Hub {
     /// Checks write access before the upload, based on names and roles. Returns the account.
     ///
     /// # Errors
-    /// If there is no token, the Hub rejects the token, or the token is read-only. Also if the repository has
-    /// another owner and no pull request is requested.
+    /// If there is no token, the Hub rejects the token, or the token is read-only. Also returns an error if
+    /// the account cannot write for the repository's owner and no pull request is requested.
     pub fn may_push(&self, repo: &RepoName, options: &PushOptions) -> Result<Account, HubError> {
         self.require_online(repo)?;
         if !self.http.has_token() {
