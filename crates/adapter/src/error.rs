@@ -125,7 +125,7 @@ pub enum AdapterError {
     },
 
     /// A rank that is larger than a dimension of the weight.
-    #[error("cannot adapt `{module}`: rank {rank} exceeds the sides of its weight, {d_out} x {d_in}")]
+    #[error("cannot adapt `{module}`: rank {rank} exceeds a dimension of its weight, {d_out} x {d_in}")]
     RankTooLarge {
         /// Path of the module.
         module: String,
@@ -193,7 +193,7 @@ pub enum AdapterError {
     /// Tensors and configuration do not match.
     #[error(
         "the tensors do not match adapter_config.json and the base model{}{}",
-        listing("bind to nothing", unbound),
+        listing("match nothing", unbound),
         listing("are missing", missing)
     )]
     Binding {

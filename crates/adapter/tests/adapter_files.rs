@@ -141,7 +141,7 @@ fn every_tensor_binds_or_both_sides_are_named() {
     });
     let message = load(out.path()).unwrap_err().to_string();
     assert!(
-        message.contains("4 bind to nothing:\n  base_model.vision.layers.1.mlp.down_proj.lora_A.weight"),
+        message.contains("4 match nothing:\n  base_model.vision.layers.1.mlp.down_proj.lora_A.weight"),
         "{message}"
     );
     assert!(
@@ -154,13 +154,13 @@ fn every_tensor_binds_or_both_sides_are_named() {
         let extra = (name.replace(".weight", ".default.weight"), Dtype::F32, shape.clone(), data.clone());
         vec![(name.to_owned(), Dtype::F32, shape, data), extra]
     });
-    assert!(load(out.path()).unwrap_err().to_string().contains("12 bind to nothing"));
+    assert!(load(out.path()).unwrap_err().to_string().contains("12 match nothing"));
 
     saved(out.path());
     let mut other = LoraConfig::read(out.path()).unwrap();
     other.target_modules = TargetModules::List(vec!["q_proj".to_owned()]);
     fs::write(out.path().join("adapter_config.json"), other.to_json()).unwrap();
-    assert!(load(out.path()).unwrap_err().to_string().contains("6 bind to nothing"));
+    assert!(load(out.path()).unwrap_err().to_string().contains("6 match nothing"));
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn two_tensors_of_one_name_are_refused() {
         let again = name.replace(".weight", ".other.weight");
         vec![(name.to_owned(), Dtype::F32, shape.clone(), data.clone()), (again, Dtype::F32, shape, data)]
     });
-    assert!(load(out.path()).unwrap_err().to_string().contains("bind to nothing"));
+    assert!(load(out.path()).unwrap_err().to_string().contains("match nothing"));
 }
 
 #[test]

@@ -232,7 +232,7 @@ fn what_does_not_fit_the_base_is_named() {
     let missing = text(json!({ "modules_to_save": ["lm_head"] }), &[]);
     assert!(missing.contains("base_model.model.*lm_head.weight"), "{missing}");
     let score = text(json!({}), &[("score.weight", vec![2, C], random(1, 2 * C))]);
-    assert!(score.contains("1 bind to nothing:\n  base_model.model.score.weight"), "{score}");
+    assert!(score.contains("1 match nothing:\n  base_model.model.score.weight"), "{score}");
     let narrow = text(json!({}), &[("model.embed_tokens.weight", vec![V, 8], random(1, V * 8))]);
     assert!(narrow.contains("has shape [100, 8], expected [100, 48]"), "{narrow}");
     let keys = json!({ "modules_to_save": ["lm_head"] });

@@ -513,8 +513,8 @@ const TEXTS: &[(&str, &str)] = &[
     ("Store the scales in f32 instead of 8 bits", "缩放系数用 f32 存储，而不是 8 位"),
     ("Number of weights that share a scale [default: 64]", "多少个权重共用一个缩放系数 [默认：64]"),
     (
-        "Modules that stay in 16 bits, separated by commas: full names or their last parts, such as down_proj",
-        "保持 16 位的模块，用逗号分隔：全名或末尾部分，如 down_proj",
+        "Modules that are not quantized, separated by commas: full names or their last parts, such as down_proj",
+        "不量化的模块，用逗号分隔：全名或末尾部分，如 down_proj",
     ),
     ("Base model: a folder or a Hub name", "基座模型：文件夹或 Hub 上的名字"),
     (

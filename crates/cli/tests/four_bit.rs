@@ -134,7 +134,7 @@ fn modules_that_are_left_out_of_4_bits_stay_as_they_are() {
         assert!(ran.err.contains("hint: name the base it was trained on"), "{}", ran.err);
     }
     for (names, words) in [
-        ("dwn_proj", "cannot leave `dwn_proj` in 16 bits: `base` has no such module"),
+        ("dwn_proj", "cannot leave `dwn_proj` unquantized: `base` has no such module"),
         ("model", "without `model`, no projection is left"),
         ("a|b", "expected letters, digits"),
     ] {

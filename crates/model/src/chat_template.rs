@@ -40,7 +40,7 @@ const MAX_EXCESS_FUEL: u64 = 100_000_000;
 /// If this many consecutive renderings run out of fuel, the template is not rendered again.
 const MAX_EXHAUSTED: u64 = 3;
 
-const OUT_OF_FUEL: &str = "it takes far more work than a conversation can ask for";
+const OUT_OF_FUEL: &str = "it does far more work than a conversation needs";
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -398,7 +398,7 @@ impl ChatTemplate {
         };
         let outside = head.len() + tail.len();
         if text.len() < outside || !text.starts_with(head) || !text.ends_with(tail) {
-            return Err(no("the template writes other turns differently by what is in this one"));
+            return Err(no("the template changes other turns when the content of this message changes"));
         }
         let content_end = text.len() - tail.len();
         Ok(head.len()..self.past_end_of_turn(text, content_end))

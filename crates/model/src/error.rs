@@ -69,7 +69,7 @@ pub enum ModelError {
     },
 
     /// The back end lacks an operation that the model needs.
-    #[error("cannot run a `{family}` model on {backend}: it has no kernel for {operation}")]
+    #[error("cannot run a `{family}` model on {backend}: the back end has no kernel for {operation}")]
     MissingOperation {
         /// `model_type`.
         family: String,
@@ -168,7 +168,7 @@ pub enum ModelError {
     },
 
     /// A module that should not be quantized does not exist.
-    #[error("cannot leave `{module}` in 16 bits: `{}` has no such module", folder.display())]
+    #[error("cannot leave `{module}` unquantized: `{}` has no such module", folder.display())]
     NoModule {
         /// The folder.
         folder: PathBuf,

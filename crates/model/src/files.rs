@@ -35,7 +35,7 @@ impl FileError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self.source.kind() {
             io::ErrorKind::NotFound if is_lacking(&self.path) => {
-                "its folder is there: the download or the copy was not complete"
+                "complete the download or the copy: the folder exists, but this file is missing"
             }
             io::ErrorKind::NotFound => "check the path for a typing mistake",
             io::ErrorKind::PermissionDenied => "check the owner and the permissions of the folder",

@@ -57,7 +57,7 @@ pub struct QuantizeArgs {
     /// Number of weights that share a scale [default: 64]
     #[arg(long, value_name = "N")]
     pub quant_block_size: Option<usize>,
-    /// Modules that stay in 16 bits, separated by commas: full names or their last parts, such as down_proj
+    /// Modules that are not quantized, separated by commas: full names or their last parts, such as down_proj
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = module)]
     pub skip_modules: Vec<String>,
     #[command(flatten)]

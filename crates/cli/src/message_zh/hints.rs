@@ -356,7 +356,10 @@ pub const HINTS: &[(&str, &str)] = &[
         "mark the assistant's part in the template with {% generation %} and {% endgeneration %}, or train on the whole conversation",
         "在模板里用 {% generation %} 与 {% endgeneration %} 标出助手的部分，或训练整段对话",
     ),
-    ("its folder is there: the download or the copy was not complete", "文件夹在：下载或复制没有完成"),
+    (
+        "complete the download or the copy: the folder exists, but this file is missing",
+        "把下载或复制做完：文件夹存在，但缺少这个文件",
+    ),
     ("check the owner and the permissions of the folder", "检查文件夹的所有者与权限"),
     (
         "choose a folder on another disk, or raise the limit (`ulimit -f` shows it)",

@@ -97,8 +97,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法使用 `{1}` 的键 `{0}`：没有与它匹配的模块",
     ),
     (
-        "cannot adapt `{}`: rank {} exceeds the sides of its weight, {} x {}",
-        "无法适配 `{}`：秩 {} 超过权重的边长 {} x {}",
+        "cannot adapt `{}`: rank {} exceeds a dimension of its weight, {} x {}",
+        "无法适配 `{}`：秩 {} 超过权重的维度 {} x {}",
     ),
     (
         "cannot load `{}`: it has no `adapter_model.safetensors`{}",
@@ -275,7 +275,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot use `{}`: `{}` is {}, supported: {}", "无法使用 `{}`：`{}` 是 {}，支持的有：{}"),
     ("cannot use `{}`: danlu does not support `{}` models: {}", "无法使用 `{}`：danlu 不支持 `{}` 模型：{}"),
     (
-        "cannot run a `{}` model on {}: it has no kernel for {}",
+        "cannot run a `{}` model on {}: the back end has no kernel for {}",
         "无法在 {1} 上运行 `{0}` 模型：没有 {2} 的内核",
     ),
     (
@@ -293,7 +293,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ),
     ("cannot read `{}`: 4-bit weight `{}`: {}", "无法读取 `{}`：4 位权重 `{}`：{}"),
     ("cannot quantize `{}`: `{}` is in 4 bits already", "无法量化 `{}`：`{}` 已经是 4 位"),
-    ("cannot leave `{}` in 16 bits: `{}` has no such module", "无法让 `{}` 保持 16 位：`{}` 里没有这个模块"),
+    ("cannot leave `{}` unquantized: `{}` has no such module", "无法让 `{}` 保持不量化：`{}` 里没有这个模块"),
     (
         "cannot quantize `{}`: without `{}`, no projection is left",
         "无法量化 `{}`：去掉 `{}` 后没有可量化的投影",
