@@ -91,7 +91,7 @@ struct Tables<'a> {
 
 impl BaseChanges {
     /// Matches the tensors in `rest` with tensors of the base. These tensors are not part of a low-rank pair.
-    /// Returns `None` if `rest` is empty.
+    /// Returns `None` if `rest` and `targets` are empty.
     ///
     /// # Errors
     /// If a tensor matches nothing or has a wrong shape, or if a tensor that the configuration names is

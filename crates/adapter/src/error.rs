@@ -124,8 +124,8 @@ pub enum AdapterError {
         pattern: String,
     },
 
-    /// A rank that is larger than a dimension of the weight.
-    #[error("cannot adapt `{module}`: rank {rank} exceeds a dimension of its weight, {d_out} x {d_in}")]
+    /// A rank that is larger than both dimensions of the weight.
+    #[error("cannot adapt `{module}`: rank {rank} exceeds both dimensions of its weight, {d_out} x {d_in}")]
     RankTooLarge {
         /// Path of the module.
         module: String,

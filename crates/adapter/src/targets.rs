@@ -21,7 +21,8 @@ const MAX_BACKTRACK_STEPS: usize = 20_000;
 /// contiguous, with `A` before `B` for each projection.
 ///
 /// # Errors
-/// If a target, a layer or a pattern matches nothing, or if a rank is larger than a dimension of the weight.
+/// If a target, a layer or a pattern matches nothing, or if a rank is larger than both dimensions of the
+/// weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
     let Resolved { modules, notes, tables } = resolve_finished(config, model)?;
     if let Some(TableTarget { path, .. }) = tables.first() {

@@ -16,8 +16,9 @@ pub struct PreviewToken {
     pub trained: bool,
 }
 
-/// Returns the tokens of an encoded record. The concatenated texts of all tokens are the rendered text. A
-/// token without text, such as the BOS token of a document, is shown by its name.
+/// Returns the tokens of an encoded record. A token without text, such as the BOS token of a document, is
+/// shown by its name. The concatenated texts of the other tokens are the rendered text, except that control
+/// characters are replaced.
 pub fn preview(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
     let mut shown = 0;
     let tokens = encoded.sequence.ids.iter().zip(&encoded.sequence.trained).zip(&encoded.offsets);

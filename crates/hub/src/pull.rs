@@ -20,7 +20,7 @@ use crate::{Hub, HubError, RepoName, RetryPolicy, Transfer};
 /// Number of files that are downloaded in parallel.
 const PARALLEL_DOWNLOADS: usize = 8;
 
-/// Time limit to request missing files of a cached model.
+/// Time limit of the request that lists the files of a cached model's commit.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The files of a model to fetch.
@@ -76,7 +76,7 @@ impl Hub {
     }
 
     /// Downloads the missing files of a cached model except weights, and records the files that do not exist
-    /// in the model's commit. The time limit is short.
+    /// in the model's commit. The request that lists the files has a time limit of five seconds.
     ///
     /// # Errors
     /// If the Hub cannot be reached or rejects a request. The cached files remain usable.
@@ -98,7 +98,8 @@ impl Hub {
 
     /// Downloads the files of a model that danlu reads, at the latest commit of the revision.
     ///
-    /// Skips cached files, and resumes an interrupted download.
+    /// Skips cached files, and resumes an interrupted download. `progress` receives only the progress of the
+    /// weights.
     ///
     /// # Errors
     /// If the Hub cannot be reached or rejects a request, a file has a wrong checksum twice, or the disk is

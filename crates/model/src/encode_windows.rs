@@ -177,7 +177,9 @@ fn first_token_after(text: &str, tokens: &[TextToken], start: usize) -> Option<u
     })
 }
 
-/// Returns the middle of the longest run of tokens that both lists share, as an index into each list.
+/// Returns a position near the middle of the longest run of tokens that both lists share, as an index into
+/// each list. With `between_words`, a word starts at this position. Returns `None` if there is no such
+/// position, or if the run is shorter than `MIN_RUN`.
 fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<[usize; 2]> {
     let is_same = |l: &TextToken, r: &TextToken| l.id == r.id && l.range == r.range;
     let (mut l, mut r, mut run) = (0, 0, 0);

@@ -119,7 +119,7 @@ fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
 
 /// Locks a folder for this process. The operating system releases the lock when the process ends.
 ///
-/// Returns `None` if the file system does not support locks.
+/// Returns `None` if the folder cannot be opened, or if the file system does not support locks.
 ///
 /// # Errors
 /// If another process has locked the folder.
@@ -171,7 +171,7 @@ pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
 /// Atomically replaces `path` by a file with these bytes. The new file survives a power failure.
 ///
 /// # Errors
-/// If the folder cannot be written. In this case `path` does not change.
+/// If the folder cannot be written, or the disk is full. In these cases `path` does not change.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| FileError::new("write", path, e))?;
@@ -209,7 +209,7 @@ impl AtomicFile {
     /// Flushes the file to the disk, then renames it.
     ///
     /// # Errors
-    /// If the disk is full or the rename fails. In this case the temporary file is removed.
+    /// If the disk is full, or if the rename or the sync of the folder fails. No temporary file remains.
     pub fn commit(self) -> Result<(), FileError> {
         let Self { writer, path } = self;
         let error = |e| FileError::new("write", &path, e);

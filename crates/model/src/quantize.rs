@@ -205,7 +205,7 @@ impl Quantization {
 pub struct QuantizeProgress {
     /// Bytes of the original weights that were already encoded or copied.
     pub bytes: u64,
-    /// Bytes of all original weights.
+    /// Bytes of the original weights to encode or copy.
     pub total: u64,
 }
 
@@ -216,8 +216,8 @@ impl Weights {
     /// may stop the quantization.
     ///
     /// # Errors
-    /// If a tensor is missing, misshaped or in 4 bits already. Returns [`ModelError::Stopped`] if `progress`
-    /// breaks.
+    /// If a tensor is missing, misshaped, in 4 bits already or of an unsupported type, or if a value is not
+    /// finite. Returns [`ModelError::Stopped`] if `progress` breaks.
     pub fn quantize(
         mut self,
         config: &ModelConfig,

@@ -54,8 +54,8 @@ pub type Extra = (&'static str, Vec<u8>);
 /// change.
 ///
 /// # Errors
-/// If the base is incomplete or in 4 bits already, if the folder has other files, or if the disk is too small
-/// or fails.
+/// If the base is incomplete or in 4 bits already, if a value is not finite, if the folder has other files,
+/// or if the disk is too small or fails. Returns [`ModelError::Stopped`] if `progress` breaks.
 pub fn write_quantized(
     base: &Path,
     folder: &Path,

@@ -288,7 +288,8 @@ impl Tokenizer {
         self.ignored_dropout
     }
 
-    /// Replaces the chat template by `source`, which was read from `path`.
+    /// Replaces the chat template by `source`, which was read from `path`. The end-of-turn tokens of both
+    /// templates then end a reply.
     ///
     /// # Errors
     /// If the template is not valid.

@@ -60,8 +60,9 @@ impl TensorInfo {
 }
 
 /// The weights of a model folder, in `model.safetensors` or in the shards of `model.safetensors.index.json`.
-/// If neither file exists, the weights are read from `pytorch_model.bin` or its shards. Nothing in these
-/// files is executed.
+/// If neither file exists, the weights are read from `pytorch_model.bin` or its shards, and nothing in these
+/// files is executed. If these files do not exist either, the weights are read from safetensors shards
+/// without an index.
 ///
 /// The files are memory-mapped, and a page is read from the disk on first use. A matrix shares the ownership
 /// of its mapping, so `Weights` may be dropped before its matrices. The files must not change while they are
@@ -126,12 +127,12 @@ struct Extent {
 }
 
 impl Weights {
-    /// Maps the safetensors files of `folder` and reads their headers.
+    /// Maps the weight files of `folder` and reads their headers. See [`Weights`] for the files.
     ///
     /// # Errors
-    /// If there are no weights, or if an index or a header is invalid. An index is invalid if it contains a
-    /// path outside the folder, or a tensor that is missing in its file. A header is invalid if it does not
-    /// match the length of the file.
+    /// If there are no weights, if a shard is missing, or if an index or a header is invalid. An index is
+    /// invalid if it contains a path outside the folder. A header is invalid if it does not match the length
+    /// of the file.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
         let single = folder.join(SINGLE_FILE);
@@ -506,8 +507,9 @@ impl Weights {
     /// reinforcement learning, and an output head that equals the tied embedding table.
     ///
     /// # Errors
-    /// Lists every wrong tensor with its expected and its actual shape. A tensor of an unsupported type is
-    /// reported first.
+    /// If a tensor has an unsupported type or a 4-bit weight is invalid, the error names only this tensor. In
+    /// all other cases, the error lists every missing, misshaped and unknown tensor. Also returns an error if
+    /// an output head differs from the tied embedding table.
     pub fn check_complete(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let four_bit: HashMap<&str, StoredFourBit<'_>> = StoredFourBit::all(self);
         let is_part = |name: &str| {
@@ -588,7 +590,8 @@ fn is_harmless(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq") || name.starts_with("v_head.")
 }
 
-/// Returns the shards of a folder without an index, such as `model-00001-of-00002.safetensors`.
+/// Returns the shards of a folder without an index, such as `model-00001-of-00002.safetensors`. No shard may
+/// be missing.
 fn shards_without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let parts = |name: &str| {
         let (number, count) =

@@ -97,8 +97,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法使用 `{1}` 的键 `{0}`：没有与它匹配的模块",
     ),
     (
-        "cannot adapt `{}`: rank {} exceeds a dimension of its weight, {} x {}",
-        "无法适配 `{}`：秩 {} 超过权重的维度 {} x {}",
+        "cannot adapt `{}`: rank {} exceeds both dimensions of its weight, {} x {}",
+        "无法适配 `{}`：秩 {} 超过权重的两个维度 {} x {}",
     ),
     (
         "cannot load `{}`: it has no `adapter_model.safetensors`{}",

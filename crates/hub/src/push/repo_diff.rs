@@ -128,7 +128,8 @@ impl Hub {
         Ok(Some(bytes))
     }
 
-    /// Returns whether a repository exists, or `None` if the Hub cannot be reached.
+    /// Returns whether a repository exists, or `None` if the Hub cannot be reached or returns a different
+    /// error.
     pub fn repo_exists(&self, repo: &RepoName) -> Option<bool> {
         match self.list(&repo.at("main").ok()?) {
             Ok(_) | Err(HubError::Gated { .. } | HubError::NoRevision { .. }) => Some(true),
