@@ -189,8 +189,9 @@ impl LoraConfig {
     /// with a model.
     ///
     /// # Errors
-    /// If a rank is 0, an alpha is not positive, a dropout is outside `[0, 1)`, a list of targets is empty,
-    /// or layers are selected together with a regular expression.
+    /// If a rank, an alpha or the dropout is out of range, or if a list of targets is empty. Also returns an
+    /// error for `layers_to_transform` without a list of targets, and for `layers_pattern` without
+    /// `layers_to_transform`.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let ranks = self.rank_pattern.iter().map(|(k, r)| (format!("rank_pattern.{k}"), *r));
         for (key, rank) in ranks.chain([("r".to_owned(), self.r)]) {

@@ -39,7 +39,7 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
             Err(bad(None, RecordFault::Shape, fields::describe(&other), "a record, which is a JSON object"))
         }
         Err(error) => {
-            // serde_json counts lines from the start of the piece, and columns in bytes.
+            // serde_json counts lines from the start of the record, and columns in bytes.
             let line_start = match error.line() {
                 0 | 1 => 0,
                 line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
@@ -121,7 +121,7 @@ fn unwrapped(mut object: Object) -> Object {
     }
 }
 
-/// Returns the position in the file of the byte `offset` of a piece.
+/// Returns the position in the file of the byte `offset` of a record.
 fn place(piece: &Piece, offset: usize) -> Position {
     let before = &piece.bytes[..offset.min(piece.bytes.len())];
     let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;

@@ -141,7 +141,7 @@ impl Faults {
         lock(&self.0).clear();
     }
 
-    /// Returns the actions for a request. They are those of the first fault that affects it.
+    /// Returns the actions of the first fault that affects a request.
     pub fn take(&self, host: Host, head: &Head) -> Plan {
         for fault in lock(&self.0).iter_mut().filter(|fault| fault.meets(host, head)) {
             if fault.skip > 0 {

@@ -26,8 +26,8 @@ pub struct RecordedRequest {
     pub authorization: Option<String>,
     /// Value of the `Range` header.
     pub range: Option<String>,
-    /// Status of the response. It is `None` until the response is sent. If the connection is closed first, it
-    /// stays `None`.
+    /// Status of the response. `None` until the response is sent. If the connection is closed first, the
+    /// status remains `None`.
     pub status: Option<u16>,
     /// Number of bytes of the request body that were read.
     pub received: u64,

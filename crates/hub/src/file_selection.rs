@@ -26,15 +26,15 @@ const ATTRIBUTES: &str = ".gitattributes";
 /// The model card. It may contain the licence of a base, or notes of the author.
 const CARD: &str = "README.md";
 
-/// This file contains the chat template of older models.
+/// The file with the chat template of older models.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// This file contains sampling settings and end-of-reply tokens.
+/// The file with sampling settings and end-of-reply tokens.
 const GENERATION: &str = "generation_config.json";
 
-/// This file contains the tokenizer fingerprint of an adapter, the quantization of its base, and the system
+/// The file with the tokenizer fingerprint of an adapter, the quantization of the base, and the system
 /// message.
 const IDENTITY: &str = "danlu.json";
 

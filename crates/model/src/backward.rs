@@ -258,7 +258,7 @@ impl Decoder {
         }
     }
 
-    /// Backward pass of a group of projections with one input. If the gradient of the input is wanted,
+    /// Backward pass of a group of projections with one input. If the gradient of the input is needed,
     /// computes `dinp = Σ dout W`. Each adapter gets the gradients of its own rows.
     fn project_backward<const N: usize>(
         &self,

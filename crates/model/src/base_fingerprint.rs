@@ -13,7 +13,8 @@ use crate::{FileError, Weights};
 /// Weight files up to this size are hashed completely, which takes about a second.
 const WHOLE: u64 = 256 << 20;
 
-/// Bytes hashed at the start of a larger file. They contain the name, shape and offset of every tensor.
+/// Number of bytes hashed at the start of a larger file. The start contains the name, shape and offset of
+/// every tensor.
 const HEAD: u64 = 8 << 20;
 
 /// Number of evenly spread pages that are hashed in the rest of a larger file. A training run changes every

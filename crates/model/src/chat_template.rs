@@ -538,7 +538,8 @@ impl ChatTemplate {
         let without = self.render(&[user], false).ok()?;
         let (head, tail) = with.split_once(marker)?;
         let default = without.strip_prefix(head)?.strip_suffix(tail)?;
-        // Text that has no special tokens around it belongs to the first message. It is not a system message.
+        // Text without special tokens around it belongs to the first message. Such text is not a system
+        // message.
         let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
         (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
     }

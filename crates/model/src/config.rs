@@ -351,8 +351,8 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
     Ok(Some(Quantization { quant_type, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
-/// Reads the element type of the saved weights. An unsupported type is not an error here. It is reported when
-/// the tensors are read.
+/// Reads the element type of the saved weights. For an unsupported type, returns no error, because reading
+/// the tensors returns the error.
 fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ModelError> {
     let name = match fields.text("dtype")? {
         Some(name) => Some(name),

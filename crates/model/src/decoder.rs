@@ -500,7 +500,7 @@ impl Decoder {
         AttentionDims { heads, kv_heads, head_dim }
     }
 
-    /// Returns the rotary frequencies of a layer, if it has any.
+    /// Returns the rotary frequencies of a layer, or `None` if the layer has no rotary embedding.
     pub(crate) fn layer_inv_freq(&self, layer: usize) -> Option<&Buffer> {
         match self.config.architecture.layer(layer).rope {
             LayerRope::Global => Some(&self.inv_freq[0]),

@@ -14,8 +14,8 @@
 //!
 //! The tokens at both edges of a window may be wrong: words are cut, and a prefix may be added. The two
 //! windows must share `MIN_RUN` tokens, so that these edges are outside the shared run. For byte-pair
-//! encoding, a join inside a word is also exact: the first merge across the join would merge the two tokens
-//! at the join, and `window` shows that these tokens are not merged. For other tokenizers, windows are joined
+//! encoding, a join inside a word is also exact. The first merge across the join would merge the two tokens
+//! at the join, but `window` shows that these tokens are not merged. For other tokenizers, windows are joined
 //! only between words.
 
 use std::ops::{ControlFlow, Range};

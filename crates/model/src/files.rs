@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Prefix of every temporary file. It identifies the files that a killed run did not remove. The final name
-/// of the file may follow after another `-`.
+/// Prefix of every temporary file. The prefix identifies the files that a killed run did not remove. The
+/// final name of the file may follow after another `-`.
 pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 
 /// A file operation that failed.

@@ -131,7 +131,7 @@ impl Quantization {
         let mut codes = huge_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
-        // Number of elements per thread, a multiple of the piece size.
+        // Number of elements per thread, a multiple of `piece`.
         let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
         let parts = bytes
             .chunks(share_len * dtype.size())

@@ -276,7 +276,8 @@ fn check_trie(units: &[u32], texts: &str) -> Result<usize, String> {
     Ok(growth)
 }
 
-/// Reads the vocabulary of any kind of model. It is an object of ids or a list of tokens with scores.
+/// Reads the vocabulary of any kind of model. A vocabulary is an object of ids or a list of tokens with
+/// scores.
 fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, D::Error> {
     struct Extremes;
 
@@ -355,8 +356,8 @@ mod tests {
     /// Returns a trie with a single path, `a`. The leaf of the path has the value `leaf`.
     fn one_path(leaf: u32) -> Vec<u32> {
         let mut units = vec![0; 512];
-        // The children of the root start at 256. `a` is one of these children. It has a leaf, and its own
-        // children start at 0.
+        // The children of the root start at 256. `a` is one of these children. The unit of `a` has a leaf,
+        // and its children start at 0.
         units[0] = 256 << 10;
         let child = 256 ^ u32::from(b'a');
         units[child as usize] = u32::from(b'a') | (1 << 8) | ((child ^ 1) << 10);

@@ -29,7 +29,7 @@ const COPY_BYTES: usize = 8 << 20;
 /// Maximum number of tensors in a file. Models with 384 experts have 140,000 tensors in all their files
 /// together.
 const MAX_TENSORS: usize = 1 << 17;
-/// Maximum size of an index. It has one short line per tensor.
+/// Maximum size of an index. An index has one short line per tensor.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Location of one tensor.

@@ -8,7 +8,7 @@ use crate::activations::LayerActivations;
 use crate::forward_pass::PassIndices;
 use crate::{ActivationPolicy, ModelConfig, Projection};
 
-/// Buffers for activations and scratch values. They can only grow. Only one pass at a time can use a
+/// Buffers for activations and scratch values. The buffers can only grow. Only one pass at a time can use a
 /// workspace.
 ///
 /// A training pass stores the activations that the policy of each layer requires. A pass without backward

@@ -18,7 +18,8 @@ use crate::{Hub, HubError, PushOptions, RepoName};
 /// Number of files or parts that are uploaded in parallel.
 const PARALLEL_UPLOADS: usize = 4;
 
-/// Maximum number of batch requests in a push. A new request replaces expired URLs and lost uploads.
+/// Maximum number of batch requests in a push. A new request returns new URLs in place of expired URLs and
+/// failed uploads.
 const MAX_ROUNDS: usize = 3;
 
 /// Reason why a part was not uploaded.

@@ -94,7 +94,7 @@ struct AttemptBudget {
 
 /// An attempt without a confirmed commit.
 struct FailedAttempt {
-    /// The error of the push if a file is missing in the next listing. It is set when no attempt remains.
+    /// The error of the push if a file is missing in the next listing. Set only if no attempt remains.
     final_error: Option<HubError>,
     wait: Duration,
     /// Whether the pull request of this attempt may still appear.

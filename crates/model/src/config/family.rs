@@ -255,7 +255,7 @@ fn smollm3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelErro
     };
     let interval = fields.count_opt("no_rope_layer_interval", MAX_POSITIONS)?.unwrap_or(4);
     let list = fields.get("no_rope_layers").and_then(|list| list.as_array());
-    // In `no_rope_layers`, 1 stands for a layer with RoPE, and 0 for a layer without RoPE.
+    // In `no_rope_layers`, 1 marks a layer with RoPE, and 0 marks a layer without RoPE.
     let has_rope = |layer: usize| match list {
         Some(list) => list.get(layer).is_none_or(|value| value.as_u64() != Some(0)),
         None => !(layer + 1).is_multiple_of(interval),
