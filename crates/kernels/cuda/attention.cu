@@ -6,21 +6,9 @@
 // A block has 4 warps, and a warp has 16 or 32 rows of the block's tile. Shared-memory rows are padded by 16
 // bytes, so 8 rows use all banks. `tiles` lists (segment, tile index) pairs, the longest first; blockIdx.y is
 // the position in it.
-#include "prelude.cuh"
-
-struct Segment {
-    u32 q_start, q_len, kv_start, kv_len;
-};
+#include "segment.cuh"
 
 #define LOG2_E 1.4426950408889634f
-
-// Masks and cap of the scores. A query sees the `window` newest keys up to its own; 2^30 means all of them. A
-// `softcap` of 0 means none.
-struct Scores {
-    float scale;
-    int window;
-    float softcap;
-};
 
 __device__ __forceinline__ float exp2_fast(float x) {
     float out;
@@ -29,7 +17,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 }
 
 // Returns the capped score of a product.
-__device__ __forceinline__ float score_of(float product, const Scores& scores) {
+__device__ __forceinline__ float capped_score(float product, const Scores& scores) {
     return scores.softcap * tanh_of<bf16>(product * scores.scale / scores.softcap);
 }
 
@@ -195,7 +183,7 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
 #pragma unroll
                 for (int n = 0; n < NT; ++n)
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) s[m][n][i] = score_of(s[m][n][i], how);
+                    for (int i = 0; i < 4; ++i) s[m][n][i] = capped_score(s[m][n][i], how);
         }
         if ((j + 1) * BN - 1 > offset + first || j * BN + how.window < offset + first + BM) {
 #pragma unroll
@@ -303,7 +291,7 @@ struct Backward {
 
 // Returns the softmax weight of a capped score, and the derivative of the cap. `lse` is in base 2.
 __device__ __forceinline__ float weight_of(float& slope, float product, float lse, const Scores& how) {
-    float score = score_of(product, how);
+    float score = capped_score(product, how);
     slope = cap_slope(score, how);
     return exp2_fast(score * LOG2_E - lse);
 }

@@ -2,11 +2,7 @@
 //
 // A block reads 64 keys of one key head for up to 4 query heads. A second kernel merges the blocks in order.
 // A segment whose visible keys lie in one block needs no second kernel.
-#include "prelude.cuh"
-
-struct Segment {
-    u32 q_start, q_len, kv_start, kv_len;
-};
+#include "segment.cuh"
 
 #define SPLIT 64
 #define HEADS 4
@@ -35,31 +31,62 @@ struct Decode {
     int heads, kv_heads, hs;
     i64 ld_out, ld_q, ld_kv;
     int splits;
-    float scale;
-    int window;
-    float softcap;
+    Scores how;
 };
 
+// Loads `AHEAD` rows of keys or values, `step` rows apart. Rows from `end` on become zeros.
+template <typename T>
+__device__ __forceinline__ void load_rows(float (&x)[AHEAD][8], const T* from, i64 ld, int first, int step, int end) {
+#pragma unroll
+    for (int a = 0; a < AHEAD; ++a) {
+        int row = first + a * step;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[a][i] = 0;
+        if (row < end) load8(x[a], from + row * ld);
+    }
+}
+
+// Turns a head's products into probabilities, relative to the largest score. One warp computes one head.
+template <typename T>
+__device__ __forceinline__ float2 softmax(float* score, int keys, int hidden, const Scores& how) {
+    int lane = threadIdx.x % WARP;
+    float max = NEGATIVE_INFINITY, sum = 0;
+#pragma unroll 1
+    for (int i = lane; i < keys; i += WARP) {
+        score[i] = i < hidden ? NEGATIVE_INFINITY : score_of<T>(score[i], how);
+        max = fmaxf(max, score[i]);
+    }
+    max = warp_max(max);
+#pragma unroll 1
+    for (int i = lane; i < keys; i += WARP) {
+        score[i] = expf(score[i] - max);
+        sum += score[i];
+    }
+    return make_float2(max, warp_sum(sum));
+}
+
 // A lane holds 8 elements of a key, so `LANES` lanes share a key and a block reads BLOCK / LANES keys at a
-// time.
+// time. The code is short on purpose: a launch runs it once, so its instructions come from memory.
 template <typename T, int LANES>
 __device__ __forceinline__ void decode_body(const Decode<T>& d) {
-    constexpr int KEYS = BLOCK / LANES;
+    constexpr int KEYS = BLOCK / LANES, WIDTH = LANES * 8;
     __shared__ float score[HEADS][SPLIT];
-    __shared__ float sums[KEYS][LANES * 8 + 1];
-    __shared__ float maxima[HEADS], totals[HEADS];
+    __shared__ __align__(16) float sums[KEYS][HEADS][WIDTH];
+    __shared__ float2 totals[HEADS];
     int group = d.heads / d.kv_heads, parts = ceil_div(group, HEADS), kv_head = blockIdx.x / parts, hs = d.hs;
     int first_head = kv_head * group + blockIdx.x % parts * HEADS;
     int count = min(HEADS, (kv_head + 1) * group - first_head);
     Segment segment = d.segments[blockIdx.z];
-    Blocks blocks(segment, d.window);
+    Blocks blocks(segment, d.how.window);
     if (blockIdx.y < blocks.first || blockIdx.y >= blocks.end) return;
     int start = blockIdx.y * SPLIT, keys = min(SPLIT, (int)segment.kv_len - start);
     int hidden = blocks.lowest_key - start;
     int part = threadIdx.x % LANES, own = threadIdx.x / LANES;
     bool has_part = part * 8 < hs;
+    // Lanes without a part of the head load no rows.
+    int end = has_part ? keys : 0;
     i64 at = (segment.kv_start + start) * d.ld_kv + kv_head * hs + part * 8;
-    float query[HEADS][8];
+    float query[HEADS][8], x[AHEAD][8];
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
 #pragma unroll
@@ -69,17 +96,9 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     // All lanes of a warp take part in each sum, so all of them loop to the last key.
 #pragma unroll 1
     for (int first = 0; first < keys; first += AHEAD * KEYS) {
-        float x[AHEAD][8];
+        load_rows(x, d.k + at, d.ld_kv, first + own, KEYS, end);
 #pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
-            int key = first + a * KEYS + own;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[a][i] = 0;
-            if (key < keys && has_part) load8(x[a], d.k + at + key * d.ld_kv);
-        }
-#pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
-            int key = first + a * KEYS + own;
+        for (int a = 0; a < AHEAD; ++a)
 #pragma unroll
             for (int h = 0; h < HEADS; ++h) {
                 float sum = 0;
@@ -87,27 +106,14 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
                 for (int i = 0; i < 8; ++i) sum = fmaf(query[h][i], x[a][i], sum);
 #pragma unroll
                 for (int lane = LANES / 2; lane > 0; lane /= 2) sum += __shfl_xor_sync(FULL_MASK, sum, lane);
-                sum *= d.scale;
-                if (d.softcap != 0) sum = d.softcap * tanh_of<T>(sum / d.softcap);
-                if (part == 0) score[h][key] = key < hidden ? NEGATIVE_INFINITY : sum;
+                if (part == 0) score[h][first + a * KEYS + own] = sum;
             }
-        }
     }
     __syncthreads();
+#pragma unroll 1
     for (int h = threadIdx.x / WARP; h < count; h += BLOCK / WARP) {
-        int lane = threadIdx.x % WARP;
-        float max = NEGATIVE_INFINITY, sum = 0;
-        for (int i = lane; i < keys; i += WARP) max = fmaxf(max, score[h][i]);
-        max = warp_max(max);
-        for (int i = lane; i < keys; i += WARP) {
-            score[h][i] = expf(score[h][i] - max);
-            sum += score[h][i];
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            maxima[h] = max;
-            totals[h] = sum;
-        }
+        float2 total = softmax<T>(score[h], keys, hidden, d.how);
+        if (threadIdx.x % WARP == 0) totals[h] = total;
     }
     __syncthreads();
     float acc[HEADS][8];
@@ -115,14 +121,7 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     for (int i = 0; i < HEADS * 8; ++i) acc[i / 8][i % 8] = 0;
 #pragma unroll 1
     for (int first = own; first < keys; first += AHEAD * KEYS) {
-        float x[AHEAD][8];
-#pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
-            int key = first + a * KEYS;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) x[a][i] = 0;
-            if (key < keys && has_part) load8(x[a], d.v + at + key * d.ld_kv);
-        }
+        load_rows(x, d.v + at, d.ld_kv, first, KEYS, end);
 #pragma unroll
         for (int a = 0; a < AHEAD; ++a)
 #pragma unroll
@@ -132,32 +131,35 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
                 for (int i = 0; i < 8; ++i) acc[h][i] = fmaf(p, x[a][i], acc[h][i]);
             }
     }
-    bool is_only = blocks.end - blocks.first == 1;
-    float* to = d.partial + ((i64)blockIdx.z * d.heads + first_head) * d.splits * (hs + 2) + blockIdx.y * (hs + 2);
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
-        if (h >= count) break;
-        __syncthreads();
+        float4* to = reinterpret_cast<float4*>(&sums[own][h][part * 8]);
+        to[0] = make_float4(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
+        to[1] = make_float4(acc[h][4], acc[h][5], acc[h][6], acc[h][7]);
+    }
+    __syncthreads();
+    bool is_only = blocks.end - blocks.first == 1;
+    int stride = hs + 2;
+    float* partial = d.partial + ((i64)blockIdx.z * d.heads + first_head) * d.splits * stride + blockIdx.y * stride;
+#pragma unroll 1
+    for (int c = threadIdx.x; c < count * hs; c += BLOCK) {
+        int h = c / hs, col = c % hs;
+        float sum = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sums[own][part * 8 + i] = acc[h][i];
-        __syncthreads();
-        float* split = to + (i64)h * d.splits * (hs + 2);
-        for (int c = threadIdx.x; c < hs; c += BLOCK) {
-            float sum = sums[0][c];
-#pragma unroll
-            for (int i = 1; i < KEYS; ++i) sum += sums[i][c];
-            if (is_only)
-                d.out[segment.q_start * d.ld_out + (first_head + h) * hs + c] = from_float<T>(sum / totals[h]);
-            else
-                split[2 + c] = sum;
-        }
-        if (threadIdx.x != 0) continue;
-        if (is_only) {
-            d.lse[segment.q_start * (i64)d.heads + first_head + h] = maxima[h] + logf(totals[h]);
-        } else {
-            split[0] = maxima[h];
-            split[1] = totals[h];
-        }
+        for (int i = 0; i < KEYS; ++i) sum += sums[i][h][col];
+        if (is_only)
+            d.out[segment.q_start * d.ld_out + first_head * hs + c] = from_float<T>(sum / totals[h].y);
+        else
+            partial[(i64)h * d.splits * stride + 2 + col] = sum;
+    }
+    if (threadIdx.x >= count) return;
+    float2 total = totals[threadIdx.x];
+    if (is_only) {
+        d.lse[segment.q_start * (i64)d.heads + first_head + threadIdx.x] = total.x + logf(total.y);
+    } else {
+        float* to = partial + (i64)threadIdx.x * d.splits * stride;
+        to[0] = total.x;
+        to[1] = total.y;
     }
 }
 
@@ -168,7 +170,7 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
         float* partial, const T* q, const T* k, const T* v, const Segment* segments, int heads, int kv_heads,  \
         int hs, i64 ld_out, i64 ld_q, i64 ld_kv, int splits, float scale, int window, float softcap) {         \
         Decode<T> d = {out, lse, partial, q, k, v, segments, heads, kv_heads, hs, ld_out, ld_q, ld_kv, splits, \
-            scale, window, softcap};                                                                           \
+            {scale, window, softcap}};                                                                           \
         if (hs <= 128)                                                                                         \
             decode_body<T, 16>(d);                                                                             \
         else                                                                                                   \
@@ -184,9 +186,11 @@ __device__ __forceinline__ void join_body(T* __restrict__ out, float* __restrict
     int heads = gridDim.x, stride = hs + 2;
     partial += ((i64)blockIdx.y * heads + blockIdx.x) * splits * stride;
     float max = NEGATIVE_INFINITY;
+#pragma unroll 1
     for (int s = blocks.first + threadIdx.x; s < blocks.end; s += BLOCK) max = fmaxf(max, partial[(i64)s * stride]);
     max = block_max(max, shared);
     float total = 0, acc[2] = {0, 0};
+#pragma unroll 1
     for (int first = blocks.first; first < blocks.end; first += BLOCK) {
         int s = first + threadIdx.x, count = min(BLOCK, blocks.end - first);
         float factor = s < blocks.end ? expf(partial[(i64)s * stride] - max) : 0;

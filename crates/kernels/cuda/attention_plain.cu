@@ -2,29 +2,11 @@
 //
 // A warp processes one query (or key) of one head at a time. Lane `l` holds elements l, l + 32, ... of it. A
 // tile has 16 rows of a segment, 4 for each warp of a block.
-#include "prelude.cuh"
-
-struct Segment {
-    u32 q_start, q_len, kv_start, kv_len;
-};
+#include "segment.cuh"
 
 #define TILE 16
 // Keys whose scores are reduced across the lanes at a time.
 #define TOGETHER 4
-
-// Masks and cap of the scores. A query sees the `window` newest keys up to its own; 2^30 means all of them. A
-// `softcap` of 0 means none.
-struct Scores {
-    float scale;
-    int window;
-    float softcap;
-};
-
-template <typename T>
-__device__ __forceinline__ float score_of(float product, const Scores& how) {
-    float x = product * how.scale;
-    return how.softcap != 0 ? how.softcap * tanh_of<T>(x / how.softcap) : x;
-}
 
 // Derivative of the cap, from a score.
 __device__ __forceinline__ float cap_slope(float score, const Scores& how) {

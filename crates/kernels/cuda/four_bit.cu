@@ -1,20 +1,5 @@
 // Decodes and encodes 4-bit weights with the same bits as the host.
-#include "prelude.cuh"
-
-// Parts of a weight in device memory. `table` has 16 values. If `scale_codes` is null, `absmax` holds one
-// scale per block. Otherwise the scale of block b is scale_table[scale_codes[b]] * absmax[b >> scale_shift] +
-// offset.
-struct FourBit {
-    const u8* codes;
-    const float* table;
-    const u8* scale_codes;
-    const float* scale_table;
-    const float* absmax;
-    float offset;
-    int block_shift;
-    int scale_shift;
-    int unused;
-};
+#include "four_bit.cuh"
 
 __device__ __forceinline__ float block_scale(const FourBit& w, i64 block) {
     if (!w.scale_codes) return w.absmax[block];

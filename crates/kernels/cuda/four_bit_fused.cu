@@ -8,22 +8,9 @@
 // of the result each. Blocks split the inner dimension, and a second kernel adds their sums in order.
 //
 // The instructions exist only on sm_90a.
-#include "prelude.cuh"
+#include "four_bit.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
-
-// As in `four_bit.cu`.
-struct FourBit {
-    const u8* codes;
-    const float* table;
-    const u8* scale_codes;
-    const float* scale_table;
-    const float* absmax;
-    float offset;
-    int block_shift;
-    int scale_shift;
-    int unused;
-};
 
 #define STEP 64
 #define TOKENS 128

@@ -1,172 +1,258 @@
 // Products of up to 8 rows with 4-bit weights, which are read once: out = inp W' (+ add).
 //
-// One launch multiplies one input by up to 3 weights. A tile is 16 outputs of one weight. A warp multiplies
-// 16 outputs of one block of 64 columns by 8 rows at a time. Weights are the left operand. A table maps each
-// byte of two codes to a pair of values; each lane has its own copy, so lanes never share a bank. The scale
-// multiplies the sum of a block, so an accumulator holds the sum of one block only.
+// One launch multiplies one input by up to 3 weights. A tile is 16 outputs of one weight. Each warp of a thread
+// block computes a contiguous part of the columns of every tile. The warps' sums are added in order.
 //
-// A thread block computes many tiles, so it fills its table once per weight. The codes of the next step are
-// loaded before the current step is computed, across the end of a tile too.
-#include "prelude.cuh"
-
-// As in `four_bit.cu`.
-struct FourBit {
-    const u8* codes;
-    const float* table;
-    const u8* scale_codes;
-    const float* scale_table;
-    const float* absmax;
-    float offset;
-    int block_shift;
-    int scale_shift;
-    int unused;
-};
+// Weights are the left operand. A table maps each byte of two codes to a pair of values; each lane has its own
+// copy, so lanes never share a bank. The scale multiplies the sum of a block of 64 columns, so an accumulator
+// holds the sum of one block only. The products of several blocks alternate, which hides their latency.
+//
+//     for each tile of this thread block, for each step of several blocks of columns:
+//         wait for the codes of this step; start the copy of the codes of the next step, also of the next tile
+//         for each block: c = 0; c += values of 16 columns * x, four times; total += scale * c
+//
+// A thread block computes many tiles, so it fills its table once per weight.
+#include "few_rows.cuh"
+#include "four_bit.cuh"
 
 #define COLUMNS 64
-#define OUTPUTS 16
-#define MAX_ROWS 8
-#define WARPS 8
-#define MAX_PARTS 3
-// Blocks of columns per step.
-#define AHEAD 4
+// Blocks of columns per step. Steps of 8 blocks were slower on an H200.
+#if __CUDA_ARCH__ >= 800
+#define STEP 4
+#else
+#define STEP 2
+#endif
+// Blocks whose products alternate.
+#define TOGETHER (STEP < 4 ? STEP : 4)
+#define SCALES ((STEP + 3) / 4)
+#define STAGES 2
+// The codes of one row and step in shared memory. The padding prevents bank conflicts.
+#define ROW_BYTES (STEP * COLUMNS / 2)
+#define ROW_STRIDE (ROW_BYTES + 32)
+#define STAGE_BYTES (OUTPUTS * ROW_STRIDE)
+// Rows of codes that a warp copies with one instruction, and instructions per step.
+#define COPY_ROWS (WARP * 16 / ROW_BYTES)
+#define COPIES (OUTPUTS / COPY_ROWS)
+#define PAIRS_BYTES (256 * WARP * 4)
 
-// A weight with its output and optional addend.
-struct Part {
-    FourBit w;
-    void* out;
-    const void* add;
-    i64 ld_out, ld_add;
-    int outputs, first_tile;
+typedef Group<FourBit> Weights;
+
+// Steps of a warp in the order of their computation. A cursor runs ahead of the computation.
+struct Cursor {
+    int tile, step, part;
+
+    __device__ __forceinline__ bool is_at_end(const Weights& group) const { return tile >= group.tiles; }
+
+    // Returns whether the next step belongs to another tile.
+    __device__ __forceinline__ bool advance(const Weights& group, int steps) {
+        if (++step < steps) return false;
+        step = 0;
+        tile += gridDim.x;
+        return true;
+    }
 };
 
-struct Group {
-    Part part[MAX_PARTS];
-    int parts, tiles;
-};
+// Copies codes to shared memory, one step at a time. Outputs past the end read the last output and are not
+// written.
+struct CodeCopy {
+    Cursor at;
+    const u8* from[COPIES];
+    u8* to;
 
-// The codes and scales of one step of a warp. Lane t holds the scales of block t of the step.
-struct Step {
-    uint2 codes[AHEAD][2];
-    u32 scale_code[2];
-    float absmax[2];
-};
-
-// Outputs past the end read the last output and are not written.
-__device__ __forceinline__ void load_step(Step& step, const Group& group, int tile, int block, int last, int blocks) {
-    int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, p = 0;
-    while (p + 1 < group.parts && tile >= group.part[p + 1].first_tile) ++p;
-    const Part& part = group.part[p];
-    const FourBit& w = part.w;
+    __device__ __forceinline__ void start_tile(const Weights& group, int first, int blocks) {
+        if (at.is_at_end(group)) return;
+        at.part = group.part_of(at.tile, at.part);
+        const auto& part = group.part[at.part];
+        int lane = threadIdx.x % WARP, chunk = lane % (ROW_BYTES / 16);
+        int row = (at.tile - part.first_tile) * OUTPUTS + lane / (ROW_BYTES / 16);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        i64 row = min((tile - part.first_tile) * OUTPUTS + g + 8 * h, part.outputs - 1);
-#pragma unroll
-        for (int a = 0; a < AHEAD; ++a) {
-            step.codes[a][h] = make_uint2(0, 0);
-            if (block + a < last)
-                step.codes[a][h] =
-                    *reinterpret_cast<const uint2*>(w.codes + (row * blocks + block + a) * (COLUMNS / 2) + 8 * t);
+        for (int i = 0; i < COPIES; ++i) {
+            i64 own = min(row + COPY_ROWS * i, part.outputs - 1);
+            from[i] = part.w.codes + (own * blocks + first) * (COLUMNS / 2) + chunk * 16;
         }
-        i64 at = row * blocks + min(block + t, last - 1);
-        step.scale_code[h] = w.scale_codes ? w.scale_codes[at] : 0;
-        step.absmax[h] = w.absmax[w.scale_codes ? at >> w.scale_shift : at];
+    }
+
+    __device__ __forceinline__ void copy_step(const Weights& group, int stage, int first, int last, int steps, int blocks) {
+        if (!at.is_at_end(group)) {
+            int chunk = threadIdx.x % WARP % (ROW_BYTES / 16);
+            bool is_valid = first + at.step * STEP + chunk / 2 < last;
+#pragma unroll
+            for (int i = 0; i < COPIES; ++i) {
+                copy16_async(to + stage * STAGE_BYTES + i * COPY_ROWS * ROW_STRIDE, from[i], is_valid);
+                from[i] += ROW_BYTES;
+            }
+            if (at.advance(group, steps)) start_tile(group, first, blocks);
+        }
+        copy_commit();
+    }
+};
+
+// Loads scales one step ahead. Lane (g, t) holds those of blocks t and t + 4 of the step, for outputs g and g + 8.
+struct ScaleLoad {
+    Cursor at;
+    int index[2];
+    u32 code[SCALES][2];
+    float absmax[SCALES][2];
+
+    __device__ __forceinline__ void start_tile(const Weights& group, int first, int blocks) {
+        if (at.is_at_end(group)) return;
+        at.part = group.part_of(at.tile, at.part);
+        const auto& part = group.part[at.part];
+        int row = (at.tile - part.first_tile) * OUTPUTS + threadIdx.x % WARP / 4;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) index[h] = min(row + 8 * h, part.outputs - 1) * blocks;
+    }
+
+    __device__ __forceinline__ void load_step(const Weights& group, int first, int last, int steps, int blocks) {
+        if (at.is_at_end(group)) return;
+        const FourBit& w = group.part[at.part].w;
+#pragma unroll
+        for (int i = 0; i < SCALES; ++i) {
+            int block = min(first + at.step * STEP + 4 * i + (int)threadIdx.x % 4, last - 1);
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                int scale = index[h] + block;
+                code[i][h] = w.scale_codes ? w.scale_codes[scale] : 0;
+                absmax[i][h] = w.absmax[w.scale_codes ? scale >> w.scale_shift : scale];
+            }
+        }
+        if (at.advance(group, steps)) start_tile(group, first, blocks);
+    }
+};
+
+// Returns the pair of values of byte `byte` of `codes`. `own_copy` is the byte offset of the lane's copy.
+__device__ __forceinline__ u32 pair_of(const u8* pairs, u32 codes, int byte, u32 own_copy) {
+    u32 shifted = byte == 0 ? codes << 7 : codes >> (8 * byte - 7);
+    return *reinterpret_cast<const u32*>(pairs + (shifted & 255 << 7 | own_copy));
+}
+
+// Fills the table of value pairs and the table of scales.
+template <typename T>
+__device__ __forceinline__ void fill_tables(u8* pairs, float* scales, const FourBit& w) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        int byte = threadIdx.x / 8 + 32 * i;
+        u32 pair = pack2<T>(w.table[byte >> 4], w.table[byte & 15]);
+        reinterpret_cast<uint4*>(pairs)[threadIdx.x + 256 * i] = make_uint4(pair, pair, pair, pair);
+    }
+    if (w.scale_codes) scales[threadIdx.x] = w.scale_table[threadIdx.x];
+}
+
+// Adds the product of `TOGETHER` blocks of columns to `total`. Lane (g, t) multiplies outputs g and g + 8 by row g.
+template <typename T>
+__device__ __forceinline__ void add_blocks(float (&total)[4], const u8* pairs, const u8* codes, const T* x, bool has_row,
+    int blocks, const float (&scale)[2]) {
+    int lane = threadIdx.x % WARP, g = lane / 4;
+    uint4 b[TOGETHER][2];
+    uint2 low[TOGETHER], high[TOGETHER];
+    float c[TOGETHER][4];
+#pragma unroll
+    for (int a = 0; a < TOGETHER; ++a) {
+        b[a][0] = b[a][1] = make_uint4(0, 0, 0, 0);
+        if (has_row && a < blocks) {
+            const uint4* from = reinterpret_cast<const uint4*>(x + a * COLUMNS);
+            b[a][0] = from[0];
+            b[a][1] = from[1];
+        }
+        low[a] = *reinterpret_cast<const uint2*>(codes + a * (COLUMNS / 2));
+        high[a] = *reinterpret_cast<const uint2*>(codes + 8 * ROW_STRIDE + a * (COLUMNS / 2));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) c[a][i] = 0;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int a = 0; a < TOGETHER; ++a) {
+            u32 l = k < 2 ? low[a].x : low[a].y, h = k < 2 ? high[a].x : high[a].y;
+            u32 left[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) left[i] = pair_of(pairs, i % 2 ? h : l, k % 2 * 2 + i / 2, lane * 4);
+            mma16816<T>(c[a], left, k % 2 ? b[a][k / 2].z : b[a][k / 2].x, k % 2 ? b[a][k / 2].w : b[a][k / 2].y);
+        }
+#pragma unroll
+    for (int a = 0; a < TOGETHER; ++a) {
+        float s = __shfl_sync(FULL_MASK, scale[0], g * 4 + a), s8 = __shfl_sync(FULL_MASK, scale[1], g * 4 + a);
+        total[0] = fmaf(s, c[a][0], total[0]);
+        total[1] = fmaf(s, c[a][1], total[1]);
+        total[2] = fmaf(s8, c[a][2], total[2]);
+        total[3] = fmaf(s8, c[a][3], total[3]);
     }
 }
 
-// Each warp of a block processes a contiguous part of the column blocks. The warps' sums are added in order.
 template <typename T, typename O>
 __device__ __forceinline__ void four_bit_rows_body(
-    const Group& group, const T* __restrict__ inp, int n, int cols, i64 ld_inp) {
-    __shared__ u32 pairs[256 * WARP];
-    __shared__ float scales[256];
-    __shared__ float sums[2][WARPS][OUTPUTS][MAX_ROWS];
+    const Weights& group, const T* __restrict__ inp, int n, int cols, i64 ld_inp) {
+    extern __shared__ __align__(128) u8 memory[];
+    __shared__ WarpSums sums;
+    __shared__ float scale_table[256];
+    u8* pairs = memory;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
     int blocks = cols / COLUMNS, share = ceil_div(blocks, WARPS);
-    int first = warp * share, last = min(blocks, first + share), steps = ceil_div(share, AHEAD);
+    int first = min(warp * share, blocks), last = min(blocks, first + share), steps = ceil_div(share, STEP);
+    u8* own = memory + PAIRS_BYTES + warp * STAGES * STAGE_BYTES;
     bool has_row = g < n;
     const T* x = inp + (has_row ? g * ld_inp : 0) + 16 * t;
-    Step now, next;
-    if (blockIdx.x < group.tiles) load_step(now, group, blockIdx.x, first, last, blocks);
-    for (int tile = blockIdx.x, p = -1, stage = 0; tile < group.tiles; tile += gridDim.x, stage ^= 1) {
-        if (p < 0 || p + 1 < group.parts && tile >= group.part[p + 1].first_tile) {
-            do ++p;
-            while (p + 1 < group.parts && tile >= group.part[p + 1].first_tile);
-            const FourBit& w = group.part[p].w;
+    CodeCopy copy = {{(int)blockIdx.x, 0, 0}};
+    copy.to = own + lane / (ROW_BYTES / 16) * ROW_STRIDE + lane % (ROW_BYTES / 16) * 16;
+    ScaleLoad scales = {{(int)blockIdx.x, 0, 0}};
+    copy.start_tile(group, first, blocks);
+    copy.copy_step(group, 0, first, last, steps, blocks);
+    scales.start_tile(group, first, blocks);
+    scales.load_step(group, first, last, steps, blocks);
+    int stage = 0;
+    for (int tile = blockIdx.x, p = -1; tile < group.tiles; tile += gridDim.x) {
+        int part_index = group.part_of(tile, max(p, 0));
+        const auto& part = group.part[part_index];
+        if (part_index != p) {
             __syncthreads();
-            for (int at = threadIdx.x; at < 256 * WARP; at += 256) {
-                int byte = at / WARP;
-                pairs[at] = pack2<T>(w.table[byte >> 4], w.table[byte & 15]);
-            }
-            if (w.scale_codes) scales[threadIdx.x] = w.scale_table[threadIdx.x];
+            fill_tables<T>(pairs, scale_table, part.w);
             __syncthreads();
+            p = part_index;
         }
-        const Part& part = group.part[p];
         float total[4] = {0, 0, 0, 0};
-        for (int i = 0; i < steps; ++i) {
-            int block = first + i * AHEAD;
-            if (i + 1 < steps)
-                load_step(next, group, tile, block + AHEAD, last, blocks);
-            else if (tile + gridDim.x < group.tiles)
-                load_step(next, group, tile + gridDim.x, first, last, blocks);
-            float scale[2];
+        for (int i = 0; i < steps; ++i, stage ^= 1) {
+            float scale[SCALES][2];
 #pragma unroll
-            for (int h = 0; h < 2; ++h)
-                scale[h] = part.w.scale_codes
-                    ? __fadd_rn(__fmul_rn(scales[now.scale_code[h]], now.absmax[h]), part.w.offset)
-                    : now.absmax[h];
+            for (int b = 0; b < SCALES; ++b)
 #pragma unroll
-            for (int a = 0; a < AHEAD; ++a) {
-                if (block + a >= last) break;
-                uint4 b[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-                if (has_row) {
-                    const uint4* from = reinterpret_cast<const uint4*>(x + (block + a) * COLUMNS);
-                    b[0] = from[0];
-                    b[1] = from[1];
+                for (int h = 0; h < 2; ++h) {
+                    float absmax = scales.absmax[b][h];
+                    scale[b][h] = part.w.scale_codes
+                        ? __fadd_rn(__fmul_rn(scale_table[scales.code[b][h]], absmax), part.w.offset)
+                        : absmax;
                 }
-                float c[4] = {0, 0, 0, 0};
+            copy_wait<0>();
+            __syncwarp();
+            copy.copy_step(group, stage ^ 1, first, last, steps, blocks);
+            scales.load_step(group, first, last, steps, blocks);
+            const u8* codes = own + stage * STAGE_BYTES + g * ROW_STRIDE + 8 * t;
+            int block = first + i * STEP;
 #pragma unroll
-                for (int k = 0; k < 4; ++k) {
-                    u32 low = (k < 2 ? now.codes[a][0].x : now.codes[a][0].y) >> k % 2 * 16;
-                    u32 high = (k < 2 ? now.codes[a][1].x : now.codes[a][1].y) >> k % 2 * 16;
-                    u32 left[4] = {pairs[(low & 255) * WARP + lane], pairs[(high & 255) * WARP + lane],
-                        pairs[(low >> 8 & 255) * WARP + lane], pairs[(high >> 8 & 255) * WARP + lane]};
-                    uint4 right = b[k / 2];
-                    mma16816<T>(c, left, k % 2 ? right.z : right.x, k % 2 ? right.w : right.y);
-                }
-                float s = __shfl_sync(FULL_MASK, scale[0], g * 4 + a), s8 = __shfl_sync(FULL_MASK, scale[1], g * 4 + a);
-                total[0] = fmaf(s, c[0], total[0]);
-                total[1] = fmaf(s, c[1], total[1]);
-                total[2] = fmaf(s8, c[2], total[2]);
-                total[3] = fmaf(s8, c[3], total[3]);
+            for (int b = 0; b < STEP / TOGETHER; ++b) {
+                int from = block + b * TOGETHER;
+                if (from >= last) break;
+                add_blocks<T>(total, pairs, codes + b * TOGETHER * (COLUMNS / 2), x + (i64)from * COLUMNS, has_row,
+                    last - from, scale[b]);
             }
-            now = next;
         }
-        // Two sets of sums: a warp that is one tile ahead writes to the other set.
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[stage][warp][g + i / 2 * 8][2 * t + i % 2] = total[i];
+        store_warp_sum(sums, total);
         __syncthreads();
-        int o = threadIdx.x % OUTPUTS, r = threadIdx.x / OUTPUTS, to = (tile - part.first_tile) * OUTPUTS + o;
-        if (r < n && to < part.outputs) {
-            float sum = sums[stage][0][o][r];
-#pragma unroll
-            for (int i = 1; i < WARPS; ++i) sum += sums[stage][i][o][r];
-            if (part.add) sum += to_float(((const O*)part.add)[r * part.ld_add + to]);
-            ((O*)part.out)[r * part.ld_out + to] = from_float<O>(sum);
-        }
+        write_tile<O>(part, sums, (tile - part.first_tile) * OUTPUTS, n);
+        __syncthreads();
     }
 }
 
-// Needs `cols` a multiple of 64 in blocks of 64, 16-byte aligned rows of `inp`, n <= 8. Every grid gives the
-// same bits.
+// Needs `cols` a multiple of 64 in blocks of 64, 16-byte aligned rows of `inp`, n <= 8. Shared bytes: 32768 + 8 *
+// STAGES * STAGE_BYTES. Every grid gives the same bits.
 #define ROWS_KERNEL(T)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256, 3) four_bit_rows_##T(                                    \
-        const __grid_constant__ Group group, const T* inp, int n, int cols, i64 ld_inp) {                      \
+    extern "C" __global__ void __launch_bounds__(256, 2) four_bit_rows_##T(                                    \
+        const __grid_constant__ Weights group, const T* inp, int n, int cols, i64 ld_inp) {                    \
         four_bit_rows_body<T, T>(group, inp, n, cols, ld_inp);                                                 \
     }
 FOR_HALF_TYPES(ROWS_KERNEL)
 
 // Writes the residual stream, which is f32 if activations are f16.
-extern "C" __global__ void __launch_bounds__(256, 3) four_bit_rows_to_f32_f16(
-    const __grid_constant__ Group group, const f16* inp, int n, int cols, i64 ld_inp) {
+extern "C" __global__ void __launch_bounds__(256, 2) four_bit_rows_to_f32_f16(
+    const __grid_constant__ Weights group, const f16* inp, int n, int cols, i64 ld_inp) {
     four_bit_rows_body<f16, float>(group, inp, n, cols, ld_inp);
 }

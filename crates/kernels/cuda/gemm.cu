@@ -1,146 +1,181 @@
 // Matrix products of a projection for machines without cuBLASLt.
 //
-//     out (M, N) = alpha * x (M, K) w          + beta * add (M, N)
+//     out (M, N) = x (M, K) w          + beta * add (M, N)
 //     w is (N, K), read along K (`_nt`: forward), or (K, N), read along N (`_nn`: backward)
 //
 // 16-bit types: a block of 256 threads computes 128 x 128 of `out`, or 128 x 256 for many rows. Each of eight
 // warps computes 64 x 32 or 64 x 64 with `mma.sync` m16n8k16.
 //
-// Both operands pass through shared memory in steps of 32 along K. `cp.async` keeps three steps in flight.
-// Rows of shared tiles are padded by 16 bytes, so that `ldmatrix` has no bank conflicts.
+//     copy the first STAGES - 1 steps of TILE_K to shared memory
+//     for each step: for each 16 of K:
+//         load the fragments of the next 16 of K (a barrier comes before those of the next step)
+//         once per step: start the copy of the step that is STAGES - 1 ahead
+//         multiply the fragments that were loaded before
+//
+// Rows of shared tiles are padded by 16 bytes, so that `ldmatrix` has no bank conflicts. Up to GROUP_M tiles of
+// rows run next to each other, so that they read a tile of the weight from L2.
 //
 // K is never split: a row of `out` does not depend on the number of rows.
 #include "prelude.cuh"
 
 namespace {
 
-constexpr int TILE_M = 128, TILE_K = 32, STAGES = 3, THREADS = 256;
-constexpr int PAD = 8;
+constexpr int TILE_M = 128, STAGES = 3, THREADS = 256, PAD = 8, GROUP_M = 8;
+// Three steps of 64 need 162 KB of shared memory for the large tile.
+#if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
+constexpr int TILE_K = 32;
+#else
+constexpr int TILE_K = 64;
+#endif
 
-// A tile in shared memory: `ROWS` rows of `COLS` values, each followed by padding.
-template <int ROWS, int COLS>
-struct Tile {
-    static constexpr int STRIDE = COLS + PAD;
-    static constexpr int SIZE = ROWS * STRIDE;
+// Copies a tile of `ROWS` rows and `COLS` columns to shared memory. Elements outside the matrix become zeros.
+// `WIDE` needs 16-byte aligned rows and a multiple of 8 columns.
+template <typename T, int ROWS, int COLS, bool WIDE>
+struct TileCopy {
+    static constexpr int STRIDE = COLS + PAD, SIZE = ROWS * STRIDE;
+    static constexpr int VECTORS = COLS / 8, ROWS_AT_ONCE = THREADS / VECTORS, COUNT = ROWS / ROWS_AT_ONCE;
+    const T* from;
+    int row, col, rows, cols, ld;
+
+    __device__ __forceinline__ TileCopy(const T* matrix, int ld, int row0, int col0, int rows, int cols)
+        : from(matrix + (i64)(row0 + threadIdx.x / VECTORS) * ld + col0 + threadIdx.x % VECTORS * 8),
+          row(row0 + threadIdx.x / VECTORS), col(col0 + threadIdx.x % VECTORS * 8), rows(rows), cols(cols), ld(ld) {}
+
+    __device__ __forceinline__ void copy(T* tile) const {
+        T* to = tile + threadIdx.x / VECTORS * STRIDE + threadIdx.x % VECTORS * 8;
+#pragma unroll(WIDE ? COUNT : 1)
+        for (int i = 0; i < COUNT; ++i) {
+            const T* own = from + (i64)i * ROWS_AT_ONCE * ld;
+            bool is_row = row + i * ROWS_AT_ONCE < rows;
+            if constexpr (WIDE) {
+                copy16_async(to + i * ROWS_AT_ONCE * STRIDE, own, is_row && col < cols);
+            } else {
+#pragma unroll 1
+                for (int e = 0; e < 8; ++e)
+                    to[i * ROWS_AT_ONCE * STRIDE + e] = is_row && col + e < cols ? own[e] : T{0};
+            }
+        }
+    }
+
+    __device__ __forceinline__ void advance(int rows_on, int cols_on) {
+        from += (i64)rows_on * ld + cols_on;
+        row += rows_on;
+        col += cols_on;
+    }
 };
 
-// Starts the copy of rows `row0 ..` and columns `col0 ..` of `from (rows, cols)`. Elements outside become
-// zeros. `WIDE` requires 16-byte aligned rows and `cols` a multiple of 8.
-template <typename T, int ROWS, int COLS, bool WIDE>
-__device__ __forceinline__ void load_tile(T* to, const T* from, int ld, int row0, int col0, int rows, int cols) {
-    if constexpr (!WIDE) {
-#pragma unroll 1
-        for (int i = threadIdx.x; i < ROWS * COLS; i += THREADS) {
-            int r = i / COLS, c = i % COLS;
-            bool inside = row0 + r < rows && col0 + c < cols;
-            to[r * Tile<ROWS, COLS>::STRIDE + c] = inside ? from[(i64)(row0 + r) * ld + col0 + c] : T{0};
+// First row and first column of this block's tile.
+struct Origin {
+    int row, col;
+
+    __device__ __forceinline__ Origin(int m, int n, int tile_n) {
+        int tiles_m = ceil_div(m, TILE_M), group_tiles = GROUP_M * ceil_div(n, tile_n);
+        int group = blockIdx.x / group_tiles, rest = blockIdx.x % group_tiles;
+        int rows = min(GROUP_M, tiles_m - group * GROUP_M);
+        row = (group * GROUP_M + rest % rows) * TILE_M;
+        col = rest / rows * tile_n;
+    }
+};
+
+// Adds `beta * add` to a pair of neighbours and writes it.
+template <typename T, typename O, bool WIDE>
+__device__ __forceinline__ void write_pair(O* out, const O* add, float low, float high, float beta, int valid) {
+    if constexpr (WIDE) {
+        if (beta != 0) {
+            u32 added = *reinterpret_cast<const u32*>(add);
+            low += beta * to_float(T{(u16)added});
+            high += beta * to_float(T{(u16)(added >> 16)});
         }
+        *reinterpret_cast<u32*>(out) = pack2<T>(low, high);
     } else {
-#pragma unroll
-        for (int i = 0; i < ROWS * COLS / 8 / THREADS; ++i) {
-            int vector = i * THREADS + threadIdx.x;
-            int r = vector / (COLS / 8), c = vector % (COLS / 8) * 8;
-            bool inside = row0 + r < rows && col0 + c < cols;
-            const T* address = inside ? from + (i64)(row0 + r) * ld + col0 + c : from;
-            copy16_async(to + r * Tile<ROWS, COLS>::STRIDE + c, address, inside);
-        }
+        float value[2] = {low, high};
+        for (int e = 0; e < min(valid, 2); ++e)
+            out[e] = from_float<O>(beta != 0 ? value[e] + beta * to_float(add[e]) : value[e]);
     }
 }
 
 // `O` is the type of the result: T, or f32 for logits.
 template <typename T, typename O, int TILE_N, bool NT, bool WIDE>
-__device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w, const O* add, int m,
-                          int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {
-    using X = Tile<TILE_M, TILE_K>;
-    using W = Tile<NT ? TILE_N : TILE_K, NT ? TILE_K : TILE_N>;
+__device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w,
+    const O* add, int m, int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {
+    using X = TileCopy<T, TILE_M, TILE_K, WIDE>;
+    using W = TileCopy<T, NT ? TILE_N : TILE_K, NT ? TILE_K : TILE_N, WIDE>;
     extern __shared__ __align__(16) u8 shared[];
     T* xs = reinterpret_cast<T*>(shared);
     T* ws = xs + STAGES * X::SIZE;
-    int row0 = blockIdx.y * TILE_M, col0 = blockIdx.x * TILE_N;
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    Origin origin(m, n, TILE_N);
+    X x_copy(x, ld_x, origin.row, 0, m, k);
+    W w_copy = NT ? W(w, ld_w, origin.col, 0, n, k) : W(w, ld_w, 0, origin.col, k, n);
     // Groups of 16 columns per warp.
-    constexpr int PAIRS = TILE_N / 4 / 16;
+    constexpr int PAIRS = TILE_N / 4 / 16, PARTS = TILE_K / 16;
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int warp_m = warp % 2 * 64, warp_n = warp / 2 * (TILE_N / 4);
-    float sums[4][2 * PAIRS][4] = {};
-
-    auto load = [&](int step) {
-        if (step * TILE_K < k) {
-            T* xt = xs + step % STAGES * X::SIZE;
-            T* wt = ws + step % STAGES * W::SIZE;
-            load_tile<T, TILE_M, TILE_K, WIDE>(xt, x, ld_x, row0, step * TILE_K, m, k);
-            if (NT) {
-                load_tile<T, TILE_N, TILE_K, WIDE>(wt, w, ld_w, col0, step * TILE_K, n, k);
-            } else {
-                load_tile<T, TILE_K, TILE_N, WIDE>(wt, w, ld_w, step * TILE_K, col0, k, n);
-            }
+    int steps = ceil_div(k, TILE_K);
+    auto load = [&](int step, int stage) {
+        if (step < steps) {
+            x_copy.copy(xs + stage * X::SIZE);
+            w_copy.copy(ws + stage * W::SIZE);
+            x_copy.advance(0, TILE_K);
+            w_copy.advance(NT ? 0 : TILE_K, NT ? TILE_K : 0);
         }
         copy_commit();
     };
-
-    int steps = ceil_div(k, TILE_K);
+    float sums[4][2 * PAIRS][4] = {};
+    u32 a[2][4][4], b[2][PAIRS][4];
+    const T* x_from = xs + (warp_m + lane % 16) * X::STRIDE + lane / 16 * 8;
+    const T* w_from = NT ? ws + (warp_n + lane % 8 + lane / 16 * 8) * W::STRIDE + lane / 8 % 2 * 8
+                         : ws + (lane % 8 + lane / 8 % 2 * 8) * W::STRIDE + warp_n + lane / 16 * 8;
+    // Each load of `b` returns both halves along K for two groups of eight columns.
+    auto load_fragments = [&](int buffer, int stage, int part) {
 #pragma unroll
-    for (int step = 0; step < STAGES - 1; ++step) load(step);
+        for (int i = 0; i < 4; ++i)
+            load_matrix_x4(a[buffer][i], x_from + stage * X::SIZE + i * 16 * X::STRIDE + part * 16);
+#pragma unroll
+        for (int j = 0; j < PAIRS; ++j) {
+            if (NT) load_matrix_x4(b[buffer][j], w_from + stage * W::SIZE + j * 16 * W::STRIDE + part * 16);
+            else load_matrix_x4_transposed(b[buffer][j], w_from + stage * W::SIZE + part * 16 * W::STRIDE + j * 16);
+        }
+    };
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; ++step) load(step, step);
+    copy_wait<STAGES - 2>();
+    __syncthreads();
+    load_fragments(0, 0, 0);
+    int stage = 0, to = STAGES - 1;
     for (int step = 0; step < steps; ++step) {
-        copy_wait<STAGES - 2>();
-        __syncthreads();
-        load(step + STAGES - 1);
-        const T* xt = xs + step % STAGES * X::SIZE;
-        const T* wt = ws + step % STAGES * W::SIZE;
 #pragma unroll
-        for (int kk = 0; kk < TILE_K; kk += 16) {
-            u32 a[4][4], b[PAIRS][4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                load_matrix_x4(a[i], xt + (warp_m + i * 16 + lane % 16) * X::STRIDE + kk + lane / 16 * 8);
+        for (int part = 0; part < PARTS; ++part) {
+            if (part == PARTS - 1) {
+                copy_wait<STAGES - 2>();
+                __syncthreads();
+                stage = stage + 1 == STAGES ? 0 : stage + 1;
             }
-            // Each load returns both halves along K for two groups of eight columns.
+            load_fragments((part + 1) % 2, stage, (part + 1) % PARTS);
+            if (part == 0) {
+                load(step + STAGES - 1, to);
+                to = to + 1 == STAGES ? 0 : to + 1;
+            }
 #pragma unroll
-            for (int j = 0; j < PAIRS; ++j) {
-                int column = warp_n + j * 16;
-                if (NT) {
-                    int row = column + lane % 8 + lane / 16 * 8, col = kk + lane / 8 % 2 * 8;
-                    load_matrix_x4(b[j], wt + row * W::STRIDE + col);
-                } else {
-                    int row = kk + lane % 8 + lane / 8 % 2 * 8, col = column + lane / 16 * 8;
-                    load_matrix_x4_transposed(b[j], wt + row * W::STRIDE + col);
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 2 * PAIRS; ++j) {
+                    const u32(&right)[4] = b[part % 2][j / 2];
+                    mma16816<T>(sums[i][j], a[part % 2][i], right[j % 2 * 2], right[j % 2 * 2 + 1]);
                 }
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-#pragma unroll
-                for (int j = 0; j < 2 * PAIRS; ++j) mma16816<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-            }
         }
     }
-
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 2 * PAIRS; ++j) {
+        for (int j = 0; j < 2 * PAIRS; ++j)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                int row = row0 + warp_m + i * 16 + half * 8 + lane / 4, col = col0 + warp_n + j * 8 + lane % 4 * 2;
-                if (row >= m) continue;
-                float* value = sums[i][j] + half * 2;
-                if constexpr (WIDE) {
-                    if (col >= n) continue;
-                    if (beta != 0) {
-                        u32 added = *reinterpret_cast<const u32*>(add + (i64)row * ld_add + col);
-                        value[0] += beta * to_float(T{(u16)added});
-                        value[1] += beta * to_float(T{(u16)(added >> 16)});
-                    }
-                    *reinterpret_cast<u32*>(out + (i64)row * ld_out + col) = pack2<T>(value[0], value[1]);
-                } else {
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        if (col + e >= n) continue;
-                        if (beta != 0) value[e] += beta * to_float(add[(i64)row * ld_add + col + e]);
-                        out[(i64)row * ld_out + col + e] = from_float<O>(value[e]);
-                    }
-                }
+                int row = origin.row + warp_m + i * 16 + half * 8 + lane / 4;
+                int col = origin.col + warp_n + j * 8 + lane % 4 * 2;
+                if (row >= m || col >= n) continue;
+                float* pair = sums[i][j] + half * 2;
+                write_pair<T, O, WIDE>(out + (i64)row * ld_out + col, add + (i64)row * ld_add + col, pair[0], pair[1], beta, n - col);
             }
-        }
-    }
 }
 
 // f32: a block of 256 threads computes 64 x 64 of `out`, a thread 4 x 4, in steps of 16 along K.
@@ -195,6 +230,8 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 #define ARGUMENTS out, x, w, add, m, n, k, ld_out, ld_x, ld_w, ld_add, beta
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
 
+// Grid: all tiles of `out`. Shared bytes: STAGES padded tiles of both operands.
+//
 // `_any` accepts every width and alignment; the others need rows of whole 16-byte vectors. `_large` has tiles
 // of 256 columns. `_exact` writes f32.
 #define GEMM(T)                                                                                      \

@@ -67,11 +67,14 @@ __device__ __forceinline__ void copy_row(T* __restrict__ to, const T* __restrict
     }
 FOR_TYPES(GATHER_KERNEL)
 
-// out[rows[i]] = inp[i]; `rows` are distinct. Grid: n.
+// out[rows[i]] = inp[i] of keys and values; `rows` are distinct. Grid: n x 2.
 #define SCATTER_KERNEL(T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
-        scatter_rows_##T(T* out, const T* inp, const u32* rows, int cols, i64 ld_out, i64 ld_inp) {            \
-        copy_row(out + rows[blockIdx.x] * ld_out, inp + blockIdx.x * ld_inp, cols);                            \
+        scatter_rows_##T(T* k, T* v, const T* k_inp, const T* v_inp, const u32* rows, int cols, i64 ld_out,    \
+        i64 ld_inp) {                                                                                          \
+        bool is_value = blockIdx.y == 1;                                                                       \
+        T* out = is_value ? v : k;                                                                             \
+        copy_row(out + rows[blockIdx.x] * ld_out, (is_value ? v_inp : k_inp) + blockIdx.x * ld_inp, cols);     \
     }
 FOR_TYPES(SCATTER_KERNEL)
 

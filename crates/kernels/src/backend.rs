@@ -161,6 +161,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// so they do not fail if other programs fill the device.
     fn reserve(&self, _largest: PassSize) {}
 
+    /// Runs operations that are repeated with the same buffers and shapes, such as those of a decoded token. A
+    /// device may submit them as one unit. Therefore `operations` must not read from the back end.
+    fn run_sequence(&self, operations: &mut dyn FnMut()) {
+        operations();
+    }
+
     /// Sets the first `len` elements to zero.
     fn zero(&self, dst: &mut Buffer, len: usize);
 
@@ -186,7 +192,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize);
 
     /// Computes `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
-    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
+    fn scatter_rows(&self, out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize);
 
     /// Computes `out[i] = scale · table[ids[i]]`. Shapes: `out (N, C)`, and `table (V, C)` in host memory.
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);

@@ -78,8 +78,10 @@ impl Backend for Reference {
         row_ops::add_rows(dinp, dout.host_slice(), rows.values(), cols);
     }
 
-    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
-        row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
+    fn scatter_rows(&self, out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize) {
+        for (out, inp) in out.into_iter().zip(inp) {
+            row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
+        }
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32) {

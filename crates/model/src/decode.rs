@@ -164,13 +164,22 @@ impl Decoder {
         work.reserve(&self.config, &*self.backend, pass.rows.computed, 1, last.len());
         pass.upload(&*self.backend, mem::take(&mut work.indices), &ids, &[]);
         self.backend.upload(&mut pass.indices.cache_rows, &cache_rows);
-        self.blocks(work, &pass, false, Some(cache));
+        let mut run = || {
+            self.blocks(work, &pass, false, Some(cache));
+            if !last.is_empty() {
+                self.head_product(work, last.len());
+            }
+        };
+        match kind {
+            RowKind::Prompt => run(),
+            RowKind::Generated => self.backend.run_sequence(&mut run),
+        }
         work.indices = pass.indices;
         for input in inputs {
             cache.advance(input.slot, input.ids.len());
         }
         if !last.is_empty() {
-            self.head_logits(logits, work, last.len())?;
+            self.read_logits(logits, work, last.len())?;
         }
         Ok(())
     }

@@ -385,7 +385,8 @@ impl Decoder {
         work.reserve(&self.config, &*self.backend, 0, 1, n);
         self.backend.copy_rows(work.head_inp.get_mut(), 0, states, rows.start, n, c);
         let mut logits = Vec::new();
-        self.head_logits(&mut logits, work, n)?;
+        self.head_product(work, n);
+        self.read_logits(&mut logits, work, n)?;
         Ok(logits)
     }
 
@@ -479,8 +480,7 @@ impl Decoder {
             Some(cache) => {
                 let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
                 let rows = &pass.indices.cache_rows;
-                be.scatter_rows(keys, act.k.get(), rows, kv_heads * head_dim);
-                be.scatter_rows(values, act.v.get(), rows, kv_heads * head_dim);
+                be.scatter_rows([keys, values], [act.k.get(), act.v.get()], rows, kv_heads * head_dim);
                 [&*keys, &*values]
             }
         };
@@ -674,20 +674,25 @@ impl Decoder {
         self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
-    /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp`, and appends them to `logits`.
-    pub(crate) fn head_logits(
-        &self,
-        logits: &mut Vec<f32>,
-        work: &mut Workspace,
-        n: usize,
-    ) -> Result<(), ModelError> {
+    /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp` into `work.logits`. They are not
+    /// capped.
+    pub(crate) fn head_product(&self, work: &mut Workspace, n: usize) {
         self.head_norm(work, n);
         let be = &*self.backend;
         work.logits.reserve(be, n, self.config.vocab_size, Element::Exact);
         be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, n);
+    }
+
+    /// Reads `n` rows of `work.logits`, caps them, and appends them to `logits`.
+    pub(crate) fn read_logits(
+        &self,
+        logits: &mut Vec<f32>,
+        work: &Workspace,
+        n: usize,
+    ) -> Result<(), ModelError> {
         let start = logits.len();
         logits.resize(start + n * self.config.vocab_size, 0.0);
-        be.read(&mut logits[start..], work.logits.get(), 0)?;
+        self.backend.read(&mut logits[start..], work.logits.get(), 0)?;
         if let Some(cap) = self.config.architecture.logits_softcap {
             logits[start..].iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
         }

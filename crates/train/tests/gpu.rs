@@ -11,7 +11,8 @@ use danlu_kernels::DType;
 use danlu_model::{ActivationPolicy, Decoder};
 use danlu_train::{PassGrouping, TrainSettings, Trainer};
 
-/// Number of tokens in the longest micro-batch, which has three records of `max_length`.
+/// Number of tokens in the longest micro-batch, which has three records of `max_length`. The records share a
+/// prefix, so a pass copies up to as many keys.
 const MAX_ROWS: usize = 3 * 128;
 
 /// Returns a trainer that splits micro-batches into parts of about 48 tokens and recomputes all layers.
@@ -22,7 +23,11 @@ fn trainer_in_parts(decoder: &Arc<Decoder>, settings: &TrainSettings) -> Trainer
     let mut trainer =
         Trainer::new(decoder.clone(), adapter, examples, settings.clone(), String::new()).unwrap();
     let policies = vec![ActivationPolicy::Recompute; decoder.config().num_hidden_layers];
-    trainer.reserve(policies, PassGrouping { fuse: false, max_rows: Some(48) }, (MAX_ROWS, MAX_ROWS, 0));
+    trainer.reserve(
+        policies,
+        PassGrouping { fuse: false, max_rows: Some(48) },
+        (MAX_ROWS, MAX_ROWS, MAX_ROWS),
+    );
     trainer
 }
 

@@ -336,12 +336,12 @@ fn elementwise_operations_match_reference() {
             vec![vec(biased)]
         });
         compare(DType::F32, F32, |b| {
-            let (mut sum, mut gathered, mut added, mut scattered) =
-                (copy(&x), zeros(b, len), copy(&z), copy(&z));
+            let (mut sum, mut gathered, mut added) = (copy(&x), zeros(b, len), copy(&z));
+            let (mut keys, mut values) = (copy(&z), copy(&x));
             b.add(&mut sum, &y, len);
             b.gather_rows(&mut gathered, &x, &rows, c);
             b.gather_rows_backward(&mut added, n, &y, &rows, c);
-            b.scatter_rows(&mut scattered, &y, &reversed, c);
+            b.scatter_rows([&mut keys, &mut values], [&y, &z], &reversed, c);
             let (mut copied, mut embedded) = (copy(&z), zeros(b, len));
             b.copy_rows(&mut copied, n / 2, &x, 0, n - n / 2, c);
             b.embedding_forward(&mut embedded, &table, &ids, 1.5);
@@ -349,7 +349,7 @@ fn elementwise_operations_match_reference() {
             b.sum_of_squares(&mut squares, 1, &x, len);
             b.read_scalars(&mut read, &squares).unwrap();
             b.zero(&mut sum, len / 2);
-            let moved = [sum, gathered, added, scattered, copied, embedded].map(vec);
+            let moved = [sum, gathered, added, keys, values, copied, embedded].map(vec);
             moved.into_iter().chain([read.map(|v| v as f32).to_vec()]).collect()
         });
         compare(DType::F32, F32, |b| {

@@ -104,6 +104,11 @@ impl Cuda {
         self.device.launches()
     }
 
+    /// Returns the number of sequences of operations that a graph replayed.
+    pub fn replays(&self) -> u64 {
+        self.device.replays()
+    }
+
     /// Returns the names and versions of the components that determine the bits of a result.
     fn versions(&self) -> String {
         let DeviceInfo { index, name, driver, .. } = self.info();
@@ -417,7 +422,7 @@ struct Product<'a> {
 }
 
 /// Length of the rows into which the flat operands of a gated activation are split.
-const GATED_COLUMNS: usize = 4096;
+const GATED_COLUMNS: usize = 1 << 20;
 
 /// Splits `len` elements into rows and a tail. Returns `(rows, columns)`, and the length of the tail.
 fn gated_shape(len: usize) -> ((usize, usize), usize) {
@@ -577,6 +582,10 @@ impl Backend for Cuda {
         self.reserve_rope(&mut lock(&self.rope), rows, head_dim / 2);
     }
 
+    fn run_sequence(&self, operations: &mut dyn FnMut()) {
+        self.device.run_sequence(operations);
+    }
+
     fn zero(&self, dst: &mut Buffer, len: usize) {
         self.device.fill(ptr_of(dst, len), 0, len * dst.dtype().size());
     }
@@ -650,9 +659,10 @@ impl Backend for Cuda {
         ops::rows::gather_rows_backward(&self.device, dtype, dinp, dout, indices_ptr(rows), shape);
     }
 
-    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
-        let (dtype, shape) = (out.dtype(), (rows.len(), cols));
-        let (out, inp) = (Rows::dense(ptr(out), cols), rows_of(inp, rows.len(), cols));
+    fn scatter_rows(&self, out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize) {
+        let (dtype, shape) = (out[0].dtype(), (rows.len(), cols));
+        let (out, inp) =
+            (out.map(|out| Rows::dense(ptr(out), cols)), inp.map(|inp| rows_of(inp, rows.len(), cols)));
         ops::rows::scatter_rows(&self.device, dtype, out, inp, indices_ptr(rows), shape);
     }
 

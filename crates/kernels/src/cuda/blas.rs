@@ -102,7 +102,7 @@ pub(super) struct ProductShape {
 }
 
 /// Addresses of a product's operands. If `add` equals `to`, the product is added in place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct ProductOperands {
     pub to: DevicePtr,
     pub from: DevicePtr,
@@ -137,6 +137,12 @@ pub(super) struct Blas {
     handle: Handle,
     version: usize,
     plans: Mutex<HashMap<ProductShape, Plan>>,
+}
+
+impl std::fmt::Debug for Blas {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Blas({})", self.path().display())
+    }
 }
 
 // SAFETY: the library accepts the handle and the descriptors on any thread. A mutex guards the plans.

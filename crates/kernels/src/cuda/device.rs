@@ -10,6 +10,7 @@ use super::driver::{Driver, Handle, attribute};
 use super::error::CudaError;
 use super::image;
 use super::launch::KernelLaunch;
+use super::recording::Recorder;
 use super::staging::Staging;
 use crate::DType;
 use crate::cpu::pool::lock;
@@ -67,6 +68,7 @@ pub(super) struct Device {
     functions: Mutex<Functions>,
     arena: Mutex<Arena>,
     staging: Mutex<Staging>,
+    pub recorder: Mutex<Recorder>,
     /// The first error of the device. After an error, no kernel is launched.
     fault: Mutex<Option<CudaError>>,
     workspace: DevicePtr,
@@ -146,6 +148,7 @@ impl Device {
             functions: Mutex::default(),
             arena: Mutex::new(arena),
             staging: Mutex::new(staging),
+            recorder: Mutex::default(),
             fault: Mutex::default(),
             workspace,
             launches: AtomicU64::default(),
@@ -208,6 +211,29 @@ impl Device {
         self.launches.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Runs `operations` as one sequence. If the same sequence is often repeated, it becomes a graph.
+    pub fn run_sequence(&self, operations: &mut dyn FnMut()) {
+        lock(&self.recorder).begin();
+        operations();
+        let mut recorder = lock(&self.recorder);
+        let result =
+            if self.has_failed() { Ok(()) } else { self.activate().and_then(|()| recorder.end(self)) };
+        recorder.clear();
+        self.record(result);
+    }
+
+    /// Launches recorded work. Call this before a call that must come after this work.
+    fn flush(&self) {
+        if !self.has_failed() {
+            self.record(self.activate().and_then(|()| lock(&self.recorder).flush(self)));
+        }
+    }
+
+    /// Returns the number of sequences that ran as a graph.
+    pub fn replays(&self) -> u64 {
+        lock(&self.recorder).replays()
+    }
+
     /// Stores the error of `result`, unless an earlier error is already stored.
     pub fn record(&self, result: Result<(), CudaError>) {
         if let Err(error) = result {
@@ -238,6 +264,7 @@ impl Device {
 
     /// Allocates device memory without initialising it.
     pub fn allocate(self: &Arc<Self>, bytes: u64) -> Result<Allocation, CudaError> {
+        self.flush();
         self.activate()?;
         let address = lock(&self.arena).allocate(&self.driver, bytes)?;
         Ok(Allocation { device: self.clone(), address: DevicePtr(address), bytes })
@@ -246,6 +273,9 @@ impl Device {
     /// Sets `bytes` bytes to `value`. The first of these bytes is at `to`.
     pub fn fill(&self, to: DevicePtr, value: u8, bytes: usize) {
         if bytes == 0 || self.has_failed() {
+            return;
+        }
+        if lock(&self.recorder).take_fill(to, value, bytes) {
             return;
         }
         // SAFETY: callers pass ranges inside their own allocations.
@@ -259,6 +289,9 @@ impl Device {
         if bytes == 0 || self.has_failed() {
             return;
         }
+        if lock(&self.recorder).take_copy(to, from, bytes) {
+            return;
+        }
         // SAFETY: callers pass disjoint ranges inside their own allocations.
         let copy = |()| unsafe { self.driver.copy_within(to.0, from.0, bytes, self.stream) };
         self.record(self.activate().and_then(copy));
@@ -269,6 +302,7 @@ impl Device {
         if self.has_failed() {
             return;
         }
+        self.flush();
         self.uploads.fetch_add(1, Ordering::Relaxed);
         let upload = |()| lock(&self.staging).upload(&self.driver, self.stream, to, bytes);
         self.record(self.activate().and_then(upload));
@@ -276,6 +310,7 @@ impl Device {
 
     /// Copies from the device after all earlier launches have finished.
     pub fn download(&self, to: &mut [u8], from: DevicePtr) -> Result<(), CudaError> {
+        self.flush();
         self.check()?;
         let download = |()| lock(&self.staging).download(&self.driver, self.stream, to, from);
         self.record(self.activate().and_then(download));
@@ -283,6 +318,7 @@ impl Device {
     }
 
     fn free(&self, address: DevicePtr) {
+        self.flush();
         if self.activate().is_ok() {
             lock(&self.arena).free(&self.driver, address.0);
         }
@@ -295,6 +331,7 @@ impl Drop for Device {
             return;
         }
         self.record(self.driver.synchronize(self.stream));
+        lock(&self.recorder).release(self);
         lock(&self.staging).release(&self.driver);
         lock(&self.arena).release(&self.driver);
         // SAFETY: no kernel is launched after this.

@@ -23,6 +23,8 @@ const MAX_DYNAMIC_SHARED: c_int = 8;
 const SUCCESS: c_int = 0;
 const OUT_OF_MEMORY: c_int = 2;
 const STREAM_NON_BLOCKING: c_uint = 1;
+/// Value of `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
+const CAPTURE_THREAD: c_int = 1;
 
 macro_rules! functions {
     ($($field:ident = $name:literal: fn($($arg:ty),*);)*) => {
@@ -71,6 +73,12 @@ functions! {
     module_load = "cuModuleLoadData": fn(*mut Handle, *const c_void);
     module_function = "cuModuleGetFunction": fn(*mut Handle, Handle, *const c_char);
     function_attribute = "cuFuncSetAttribute": fn(Handle, c_int, c_int);
+    capture_begin = "cuStreamBeginCapture_v2": fn(Handle, c_int);
+    capture_end = "cuStreamEndCapture": fn(Handle, *mut Handle);
+    graph_destroy = "cuGraphDestroy": fn(Handle);
+    graph_instantiate = "cuGraphInstantiateWithFlags": fn(*mut Handle, Handle, u64);
+    graph_launch = "cuGraphLaunch": fn(Handle, Handle);
+    graph_executable_destroy = "cuGraphExecDestroy": fn(Handle);
     launch = "cuLaunchKernel":
         fn(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
     error_name = "cuGetErrorName": fn(c_int, *mut *const c_char);
@@ -78,7 +86,7 @@ functions! {
 }
 
 /// Shape of a launch: its grid, threads per block, and bytes of dynamic shared memory.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Shape {
     pub grid: [u32; 3],
     pub block: u32,
@@ -313,6 +321,49 @@ impl Driver {
     pub unsafe fn fill(&self, to: u64, value: u8, bytes: usize, stream: Handle) -> Result<(), CudaError> {
         // SAFETY: the caller fulfils this function's safety contract.
         self.check("cuMemsetD8Async", unsafe { (self.fill_bytes)(to, value, bytes, stream) })
+    }
+
+    /// Makes the stream record its work in a graph instead of running it.
+    pub fn begin_capture(&self, stream: Handle) -> Result<(), CudaError> {
+        // SAFETY: the stream exists.
+        self.check("cuStreamBeginCapture", unsafe { (self.capture_begin)(stream, CAPTURE_THREAD) })
+    }
+
+    /// Ends a capture, and returns the graph of the recorded work as an executable.
+    ///
+    /// # Errors
+    /// If a call during the capture failed, or if the device has too little memory.
+    pub fn end_capture(&self, stream: Handle) -> Result<Handle, CudaError> {
+        let (mut graph, mut executable) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the stream exists, and the driver writes one handle.
+        self.check("cuStreamEndCapture", unsafe { (self.capture_end)(stream, &mut graph) })?;
+        // SAFETY: the graph exists, and the driver writes one handle.
+        let result = unsafe { (self.graph_instantiate)(&mut executable, graph, 0) };
+        // SAFETY: an executable does not refer to its graph.
+        unsafe { (self.graph_destroy)(graph) };
+        if result == OUT_OF_MEMORY {
+            let (free, total) = self.memory_info()?;
+            return Err(CudaError::OutOfMemory { wanted: 0, free, total });
+        }
+        self.check("cuGraphInstantiate", result)?;
+        Ok(executable)
+    }
+
+    /// Launches all work of a graph.
+    ///
+    /// # Safety
+    /// The executable must exist, and every pointer in its parameters must be valid.
+    pub unsafe fn launch_graph(&self, executable: Handle, stream: Handle) -> Result<(), CudaError> {
+        // SAFETY: the caller fulfils this function's safety contract.
+        self.check("cuGraphLaunch", unsafe { (self.graph_launch)(executable, stream) })
+    }
+
+    /// # Safety
+    /// `executable` must be a result of [`Driver::end_capture`], and must not be used again.
+    pub unsafe fn destroy_graph(&self, executable: Handle) {
+        // SAFETY: the caller fulfils this function's safety contract. The driver keeps the graph until its
+        // last launch has run.
+        unsafe { (self.graph_executable_destroy)(executable) };
     }
 
     /// Loads a cubin, or PTX text whose last byte is 0. Modules are never unloaded.

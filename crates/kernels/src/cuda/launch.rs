@@ -6,7 +6,9 @@ use std::ptr;
 use super::device::{Device, DevicePtr};
 use super::driver::Shape;
 use super::error::CudaError;
+use super::recording::Kernel;
 use crate::DType;
+use crate::cpu::pool::lock;
 
 /// Maximum number of parameters of a kernel.
 const MAX_PARAMETERS: usize = 32;
@@ -22,8 +24,8 @@ pub(super) struct KernelLaunch<'a> {
     shape: Shape,
     /// Value of each parameter, in the lowest bytes of a number.
     values: [u64; MAX_PARAMETERS],
-    /// Address of each structure parameter. The address is null for a scalar parameter.
-    structures: [*const c_void; MAX_PARAMETERS],
+    /// Address and size of each structure parameter. The address is null for a scalar parameter.
+    structures: [(*const c_void, usize); MAX_PARAMETERS],
     count: usize,
 }
 
@@ -36,7 +38,7 @@ impl<'a> KernelLaunch<'a> {
             dtype,
             shape,
             values: [0; MAX_PARAMETERS],
-            structures: [ptr::null(); MAX_PARAMETERS],
+            structures: [(ptr::null(), 0); MAX_PARAMETERS],
             count: 0,
         }
     }
@@ -92,14 +94,15 @@ impl<'a> KernelLaunch<'a> {
         self.value(value.to_bits() as u64)
     }
 
-    /// Adds a structure parameter by value. `T` must be `repr(C)` and must have the kernel's layout.
+    /// Adds a structure parameter by value. `T` must be `repr(C)`, must have the kernel's layout, and must have no
+    /// padding.
     pub fn structure<T: Copy>(mut self, value: &'a T) -> Self {
-        self.structures[self.count] = ptr::from_ref(value).cast();
+        self.structures[self.count] = (ptr::from_ref(value).cast(), size_of::<T>());
         self.count += 1;
         self
     }
 
-    /// Launches the kernel. Does nothing if the device has failed or if the grid is empty.
+    /// Launches the kernel, or records it for a later launch. Does nothing if the device has failed or if the grid is empty.
     pub fn run(self) {
         if self.shape.grid.contains(&0) || self.device.has_failed() {
             return;
@@ -109,7 +112,7 @@ impl<'a> KernelLaunch<'a> {
         device.record(self.launch());
     }
 
-    fn launch(mut self) -> Result<(), CudaError> {
+    fn launch(self) -> Result<(), CudaError> {
         let Device { driver, stream, .. } = self.device;
         self.device.activate()?;
         let function = self.device.function(self.name, self.dtype).ok_or_else(|| CudaError::Call {
@@ -120,11 +123,19 @@ impl<'a> KernelLaunch<'a> {
         if self.shape.shared > DEFAULT_SHARED_BYTES {
             driver.allow_shared(function, self.shape.shared)?;
         }
-        let mut arguments = self.values.each_mut().map(|value| ptr::from_mut(value).cast::<c_void>());
-        for (argument, structure) in arguments.iter_mut().zip(self.structures).take(self.count) {
-            if !structure.is_null() {
-                *argument = structure.cast_mut();
-            }
+        let values =
+            self.values.each_ref().map(|value| (ptr::from_ref(value).cast::<c_void>(), size_of::<u64>()));
+        let parameters = values.into_iter().zip(self.structures).take(self.count);
+        let parameters =
+            parameters.map(|(value, structure)| if structure.0.is_null() { value } else { structure });
+        let kernel = Kernel { name: self.name, function, shape: self.shape };
+        // SAFETY: a parameter is a number, or a structure that the launch borrows.
+        if unsafe { lock(&self.device.recorder).take_kernel(kernel, parameters.clone()) } {
+            return Ok(());
+        }
+        let mut arguments = [ptr::null_mut(); MAX_PARAMETERS];
+        for (argument, (address, _)) in arguments.iter_mut().zip(parameters) {
+            *argument = address.cast_mut();
         }
         // SAFETY: each argument points to a value of its parameter's type, and each operation has checked the
         // shapes of its buffers.

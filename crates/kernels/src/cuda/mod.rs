@@ -16,6 +16,7 @@ mod library;
 mod memory;
 mod ops;
 mod product;
+mod recording;
 mod staging;
 mod survey;
 mod target;

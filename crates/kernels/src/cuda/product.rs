@@ -1,10 +1,13 @@
 //! Matrix products with frozen weights. They run in cuBLASLt if it is installed, and otherwise in the kernels
 //! of `gemm.cu`.
 
+use std::sync::Arc;
+
 use super::blas::{Blas, Direction, ProductOperands, ProductShape, WORKSPACE_BYTES};
-use super::device::{Allocation, Device, DevicePtr};
+use super::device::{Allocation, Device, DeviceInfo, DevicePtr};
 use super::error::CudaError;
 use crate::DType;
+use crate::cpu::pool::lock;
 
 /// Number of rows, and number of columns, that a block of `gemm_*` computes in 16-bit types.
 const TILE: usize = 128;
@@ -12,8 +15,6 @@ const TILE: usize = 128;
 const LARGE_TILE: usize = 256;
 const LARGE_FROM: usize = 512;
 const EXACT_TILE: usize = 64;
-/// Length of a shared-memory tile along K.
-const TILE_K: usize = 32;
 const STAGES: usize = 3;
 /// Number of padding elements after each row of a shared-memory tile.
 const PADDING: usize = 8;
@@ -22,7 +23,7 @@ const PADDING: usize = 8;
 #[derive(Default)]
 pub(super) struct Products {
     /// The library and its scratch memory.
-    library: Option<(Blas, Allocation)>,
+    library: Option<(Arc<Blas>, Allocation)>,
 }
 
 impl Products {
@@ -30,10 +31,10 @@ impl Products {
     ///
     /// # Errors
     /// If the library does not start, or if its scratch memory cannot be allocated.
-    pub fn open(device: &std::sync::Arc<Device>) -> Result<Self, CudaError> {
+    pub fn open(device: &Arc<Device>) -> Result<Self, CudaError> {
         device.activate()?;
         let library = match Blas::open(device.info.driver)? {
-            Some(blas) => Some((blas, device.allocate(WORKSPACE_BYTES)?)),
+            Some(blas) => Some((Arc::new(blas), device.allocate(WORKSPACE_BYTES)?)),
             None => None,
         };
         Ok(Self { library })
@@ -41,7 +42,7 @@ impl Products {
 
     /// Returns the library if it is installed.
     pub fn library(&self) -> Option<&Blas> {
-        self.library.as_ref().map(|(blas, _)| blas)
+        self.library.as_ref().map(|(blas, _)| &**blas)
     }
 
     /// Launches the product.
@@ -53,6 +54,9 @@ impl Products {
             Some((blas, workspace)) => {
                 device.count_launch();
                 let scratch = workspace.address();
+                if lock(&device.recorder).take_product(blas, shape, operands, scratch) {
+                    return;
+                }
                 device.record(device.activate().and_then(|()| blas.run(device, shape, operands, scratch)));
             }
             None => own_product(device, shape, operands),
@@ -61,67 +65,67 @@ impl Products {
 }
 
 fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) {
-    let ProductShape { direction, dtype, rows, inputs, adds, .. } = shape;
+    let ProductShape { dtype, rows, inputs, adds, .. } = shape;
     let ProductOperands { to, from, weight, add } = operands;
     let (width, depth) = shape.width_and_depth();
-    let kernel = OwnKernel::of(device, &shape, [from, weight]);
-    device
-        .kernel(kernel.name, dtype)
-        .grid(width.div_ceil(kernel.columns), rows.div_ceil(kernel.rows), 1)
-        .block(256)
-        .shared(if dtype == DType::F32 { 0 } else { shared_bytes(direction, kernel.columns) })
-        .ptr(to)
-        .ptr(from)
-        .ptr(weight)
-        .ptr(add)
-        .int(rows)
-        .int(width)
-        .int(depth)
-        .int(width)
-        .int(depth)
-        .int(inputs)
-        .int(width)
-        .float(if adds { 1.0 } else { 0.0 })
-        .run();
+    let kernel = OwnKernel::of(&device.info, &shape, [from, weight]);
+    let (columns, tiles) = (width.div_ceil(kernel.columns), rows.div_ceil(kernel.rows));
+    let (x, y) = if dtype == DType::F32 { (columns, tiles) } else { (columns * tiles, 1) };
+    let launch = device.kernel(kernel.name, dtype).grid(x, y, 1).block(256).shared(kernel.shared);
+    let launch = launch.ptr(to).ptr(from).ptr(weight).ptr(add).int(rows).int(width).int(depth);
+    launch.int(width).int(depth).int(inputs).int(width).float(if adds { 1.0 } else { 0.0 }).run();
 }
 
-/// A kernel of `gemm.cu`, and the size of its blocks.
+/// A kernel of `gemm.cu`, the size of its blocks, and its bytes of dynamic shared memory.
 struct OwnKernel {
     name: &'static str,
     rows: usize,
     columns: usize,
+    shared: usize,
 }
 
 impl OwnKernel {
-    fn of(device: &Device, shape: &ProductShape, operands: [DevicePtr; 2]) -> Self {
+    fn of(info: &DeviceInfo, shape: &ProductShape, operands: [DevicePtr; 2]) -> Self {
         let ProductShape { direction, dtype, rows, outputs, inputs, exact, .. } = *shape;
         let forward = direction == Direction::Forward;
         let pick = |nt, nn| if forward { nt } else { nn };
         if dtype == DType::F32 {
-            return Self { name: pick("gemm_nt", "gemm_nn"), rows: EXACT_TILE, columns: EXACT_TILE };
+            let name = pick("gemm_nt", "gemm_nn");
+            return Self { name, rows: EXACT_TILE, columns: EXACT_TILE, shared: 0 };
         }
         // The vector kernels require rows that consist of whole 16-byte vectors.
-        let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
-        let aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
-        let has_shared = device.info.shared as usize >= shared_bytes(direction, LARGE_TILE);
+        let is_wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
+        let is_aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
+        let shared = |columns| shared_bytes(direction, tile_depth(info.capability), columns);
+        // Small results have too few large tiles to occupy the device.
+        let large_tiles = rows.div_ceil(TILE) * shape.width_and_depth().0.div_ceil(LARGE_TILE);
+        let fills = 2 * large_tiles > info.multiprocessors as usize;
         let (name, columns) = if exact {
             ("gemm_nt_exact", TILE)
-        } else if !wide || !aligned {
+        } else if !is_wide || !is_aligned {
             (pick("gemm_nt_any", "gemm_nn_any"), TILE)
-        } else if rows >= LARGE_FROM && has_shared {
+        } else if rows >= LARGE_FROM && fills && shared(LARGE_TILE) <= info.shared as usize {
             (pick("gemm_nt_large", "gemm_nn_large"), LARGE_TILE)
         } else {
             (pick("gemm_nt", "gemm_nn"), TILE)
         };
-        Self { name, rows: TILE, columns }
+        Self { name, rows: TILE, columns, shared: shared(columns) }
+    }
+}
+
+/// Returns the length of a shared-memory tile along K, as `gemm.cu` defines it.
+fn tile_depth(capability: (u32, u32)) -> usize {
+    match capability {
+        (7, _) | (8, 6..) | (12.., _) => 32,
+        _ => 64,
     }
 }
 
 /// Returns the bytes of all shared-memory tiles of a block.
-fn shared_bytes(direction: Direction, columns: usize) -> usize {
+fn shared_bytes(direction: Direction, depth: usize, columns: usize) -> usize {
     let weight = match direction {
-        Direction::Forward => columns * (TILE_K + PADDING),
-        Direction::Backward => TILE_K * (columns + PADDING),
+        Direction::Forward => columns * (depth + PADDING),
+        Direction::Backward => depth * (columns + PADDING),
     };
-    2 * STAGES * (TILE * (TILE_K + PADDING) + weight)
+    2 * STAGES * (TILE * (depth + PADDING) + weight)
 }

@@ -277,8 +277,8 @@ impl Backend for Trace {
         self.ledger.add_flops((rows.len() * cols) as u64);
     }
 
-    fn scatter_rows(&self, _out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
-        check(inp, rows.len() * cols);
+    fn scatter_rows(&self, _out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize) {
+        inp.iter().for_each(|inp| check(inp, rows.len() * cols));
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, _scale: f32) {

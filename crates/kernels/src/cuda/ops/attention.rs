@@ -274,7 +274,9 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     let Tiles { is_decoding, longest_kv, segments: count, .. } = *segments.tiles;
     let is_aligned = [q, k, v].iter().all(|rows| rows.is_aligned(dtype));
     let fits = head_dim.is_multiple_of(DECODE_LANE) && head_dim <= MAX_DECODE_HEAD;
-    let splits = longest_kv.div_ceil(DECODE_KEYS);
+    // Consecutive tokens have the same launches, except where the number of splits doubles. A graph can
+    // therefore replay them. Blocks without keys return at once.
+    let splits = longest_kv.div_ceil(DECODE_KEYS).next_power_of_two();
     let bytes = 4 * count * heads * splits * (head_dim + 2);
     if !is_decoding || !is_aligned || !fits || bytes as u64 > WORKSPACE_BYTES {
         return false;

@@ -112,7 +112,14 @@ pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, c
 
 /// Number of thread blocks of [`rows`] per multiprocessor. Each thread block fills its table of value pairs
 /// once per weight.
-const ROWS_BLOCKS: usize = 3;
+const ROWS_BLOCKS: usize = 2;
+
+/// Returns the bytes of dynamic shared memory of [`rows`]: a table of 32 KiB, and two copies of the codes of a
+/// step for each of 8 warps. `four_bit_rows.cu` defines the number of column blocks per step.
+fn rows_shared_bytes(capability: (u32, u32)) -> usize {
+    let step = if capability.0 >= 8 { 4 } else { 2 };
+    (32 << 10) + 8 * 2 * ROWS_OUTPUTS * (32 * step + 32)
+}
 
 /// Computes `out = inp Wᵀ` for a few rows and weights. The decoded weights are not written to memory.
 ///
@@ -136,7 +143,8 @@ pub fn rows(
     }
     let group = Group::new(outs, weights.iter().map(|&&weight| weight), ROWS_OUTPUTS);
     let blocks = group.tiles().min(ROWS_BLOCKS * device.info.multiprocessors as usize);
-    let launch = device.kernel(name, dtype).grid(blocks, 1, 1).block(THREADS);
+    let shared = rows_shared_bytes(device.info.capability);
+    let launch = device.kernel(name, dtype).grid(blocks, 1, 1).block(THREADS).shared(shared);
     launch.structure(&group).ptr(inp.at).int(n).int(cols).long(inp.stride).run();
     true
 }

@@ -56,17 +56,19 @@ pub fn gather_rows(
     launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
 }
 
-/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns. `rows` has no duplicates.
+/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns of two matrices with the same strides. `rows` has
+/// no duplicates.
 pub fn scatter_rows(
     device: &Device,
     dtype: DType,
-    out: Rows,
-    inp: Rows,
+    out: [Rows; 2],
+    inp: [Rows; 2],
     rows: DevicePtr,
     (n, cols): (usize, usize),
 ) {
-    let launch = device.kernel("scatter_rows", dtype).grid(n, 1, 1).block(THREADS);
-    launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
+    let launch = device.kernel("scatter_rows", dtype).grid(n, 2, 1).block(THREADS);
+    let launch = launch.ptr(out[0].at).ptr(out[1].at).ptr(inp[0].at).ptr(inp[1].at).ptr(rows);
+    launch.int(cols).long(out[0].stride).long(inp[0].stride).run();
 }
 
 /// Shape of the operands of [`gather_rows_backward`].

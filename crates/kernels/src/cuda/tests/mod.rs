@@ -8,6 +8,7 @@ mod four_bit_fused;
 mod gemv;
 mod operations;
 mod product;
+mod recording;
 mod rows;
 mod training;
 

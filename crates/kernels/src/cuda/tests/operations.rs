@@ -14,27 +14,27 @@ use crate::{
 };
 
 /// The device back end and the reference, with equal inputs.
-struct Both {
-    cuda: Cuda,
+pub(super) struct Both {
+    pub cuda: Cuda,
     reference: Reference,
     dtype: DType,
-    stream: Stream,
+    pub stream: Stream,
 }
 
 /// A buffer on each of the two back ends.
-struct Twin {
-    device: Buffer,
+pub(super) struct Twin {
+    pub device: Buffer,
     host: Buffer,
 }
 
 impl Both {
-    fn open(dtype: DType, seed: u64) -> Option<Self> {
+    pub fn open(dtype: DType, seed: u64) -> Option<Self> {
         let cuda = Cuda::on_device(device()?, dtype).unwrap();
         Some(Self { cuda, reference: Reference::new(), dtype, stream: Stream::new(seed) })
     }
 
     /// Returns random values.
-    fn values(&mut self, len: usize, element: Element) -> Twin {
+    pub fn values(&mut self, len: usize, element: Element) -> Twin {
         let dtype = if element == Element::Exact { DType::F32 } else { self.dtype };
         let values = rounded(&mut self.stream, dtype, len);
         self.twin(&values, element)
@@ -70,7 +70,7 @@ impl Both {
         self.stream.next_below(bound as u64) as usize
     }
 
-    fn read(&self, buffer: &Buffer, len: usize) -> Vec<f32> {
+    pub fn read(&self, buffer: &Buffer, len: usize) -> Vec<f32> {
         let mut values = vec![0.0; len];
         self.cuda.read(&mut values, buffer, 0).unwrap();
         values
@@ -115,10 +115,14 @@ fn rows_move_as_in_the_reference() {
         let mut distinct: Vec<u32> = (0..n as u32).collect();
         both.stream.shuffle(&mut distinct);
         let [on_device, on_host] = both.indices(&distinct);
-        let mut out = both.poisoned(n * cols, ACTIVATION);
-        both.cuda.scatter_rows(&mut out.device, &inp.device, &on_device, cols);
-        both.reference.scatter_rows(&mut out.host, &inp.host, &on_host, cols);
+        let (mut out, mut other) = (both.poisoned(n * cols, ACTIVATION), both.poisoned(n * cols, ACTIVATION));
+        let second = both.values(n * cols, ACTIVATION);
+        let to = [&mut out.device, &mut other.device];
+        both.cuda.scatter_rows(to, [&inp.device, &second.device], &on_device, cols);
+        let to = [&mut out.host, &mut other.host];
+        both.reference.scatter_rows(to, [&inp.host, &second.host], &on_host, cols);
         both.check(&out, n * cols, "scatter_rows");
+        both.check(&other, n * cols, "scatter_rows");
         both.cuda.add(&mut out.device, &inp.device, n * cols);
         both.reference.add(&mut out.host, &inp.host, n * cols);
         both.check(&out, n * cols, "add");

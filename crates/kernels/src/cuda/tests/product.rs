@@ -58,6 +58,22 @@ fn own_products_equal_the_reference() {
 }
 
 #[test]
+fn own_products_with_many_tiles_equal_the_reference() {
+    let Some(device) = device() else { return };
+    let mut stream = Stream::new(33);
+    for dtype in dtypes(&device).filter(|&dtype| dtype != DType::F32) {
+        for (direction, outputs, inputs) in
+            [(Direction::Forward, 2056, 200), (Direction::Backward, 200, 2056)]
+        {
+            // Nine tiles of rows are a group of eight and a group of one. Large tiles occupy the device.
+            let shape =
+                ProductShape { direction, dtype, rows: 1100, outputs, inputs, adds: true, exact: false };
+            check(&device, &Products::default(), shape, &mut stream);
+        }
+    }
+}
+
+#[test]
 fn the_librarys_products_equal_the_reference() {
     let Some(device) = device() else { return };
     let products = Products::open(&device).unwrap();

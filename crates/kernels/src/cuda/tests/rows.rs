@@ -26,13 +26,16 @@ fn rows_are_gathered_summed_back_and_scattered() {
         assert_near(&dinp.read(), &expected, dtype, "gather backward");
 
         let distinct = words(&device, &[7, 0, 3]);
-        let spread = Values::new(&device, dtype, &inp);
-        rows::scatter_rows(&device, dtype, dense(&spread), dense(&out), distinct.address(), (3, cols));
+        let (spread, zeros) = (Values::new(&device, dtype, &inp), vec![0.0; n * cols]);
+        let other = Values::new(&device, dtype, &zeros);
+        let (to, from) = ([dense(&other), dense(&spread)], [dense(&on_device), dense(&out)]);
+        rows::scatter_rows(&device, dtype, to, from, distinct.address(), (3, cols));
         let mut expected = inp.clone();
         for (i, row) in [7, 0, 3].into_iter().enumerate() {
             expected[row * cols..][..cols].copy_from_slice(&gathered[i * cols..][..cols]);
         }
         assert_eq!(spread.read(), expected, "scatter {dtype:?} {cols}");
+        assert_eq!(other.read()[3 * cols..4 * cols], inp[2 * cols..3 * cols], "scatter {dtype:?} {cols}");
 
         rows::add(&device, dtype, spread.ptr(), on_device.ptr(), n * cols);
         row_ops::add(&mut expected, &inp);
