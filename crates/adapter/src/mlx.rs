@@ -10,8 +10,8 @@ use crate::adapter::MAGNITUDE;
 use crate::source::copy_of;
 use crate::{AdapterError, LoraConfig, TargetModules};
 
-/// Name of the weight file.
-pub(crate) const MLX_WEIGHTS_FILE: &str = "adapters.safetensors";
+/// Name of the weight file of mlx-lm.
+pub const MLX_WEIGHTS_FILE: &str = "adapters.safetensors";
 
 /// Returns whether an `adapter_config.json` was written by mlx-lm.
 pub(crate) fn is_config(config: &Map<String, Value>) -> bool {

@@ -13,7 +13,7 @@ use crate::tensor_names;
 use crate::{Adapter, AdapterError, LoraConfig};
 
 /// Name of the weight file, a pickle, that PEFT wrote up to version 0.6.
-const PICKLE_FILE: &str = "adapter_model.bin";
+pub const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// A difference between an adapter's files and the files that PEFT writes. The caller formats the message.
 #[derive(Clone, Debug, PartialEq, Eq)]

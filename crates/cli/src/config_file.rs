@@ -6,11 +6,13 @@
 //! command line take precedence over the file.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
+use danlu_model::files;
 use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
@@ -47,8 +49,17 @@ impl ConfigFile {
     /// underlines the position in the file.
     pub fn read(path: &Path, command: &Command) -> Result<Self> {
         let cannot_read = |error| Diagnostic::io("read", path, error);
-        let size = fs::metadata(path).map_err(cannot_read)?.len();
-        if size > MAX_BYTES {
+        // A file below `/dev` or `/proc` may be a pipe of the shell, such as `<(translate a.yaml)`.
+        let file = match path.starts_with("/dev") || path.starts_with("/proc") {
+            true => File::open(path).map_err(cannot_read)?,
+            false => files::open_regular(path)?,
+        };
+        let mut source = String::new();
+        let size = file.metadata().map_err(cannot_read)?.len();
+        // A device may have no end.
+        let read = file.take(MAX_BYTES + 1).read_to_string(&mut source);
+        let size = size.max(read.as_ref().map_or(0, |bytes| *bytes as u64));
+        if size > MAX_BYTES || source.len() as u64 > MAX_BYTES {
             return Err(Diagnostic::input(format!(
                 "`{}` is {}, expected a configuration of at most {}",
                 path.display(),
@@ -56,7 +67,7 @@ impl ConfigFile {
                 terminal_text::bytes(MAX_BYTES)
             )));
         }
-        let source = fs::read_to_string(path).map_err(cannot_read)?;
+        read.map_err(cannot_read)?;
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         match extension.to_ascii_lowercase().as_str() {
             "yaml" | "yml" => Self::of_keys(path, parse_yaml(path, &source)?, source, command),
@@ -433,7 +444,7 @@ error: invalid value `fp8` for `--dtype <dtype>`: expected one of f32, bf16
     fn written(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
         (folder, path)
     }
 

@@ -102,7 +102,10 @@ fn start() -> Result<()> {
         });
         outcome = signals.map(drop);
     });
-    outcome.map_err(|error| Diagnostic::bug(format!("cannot listen for Ctrl-C: {error}")))
+    outcome.map_err(|error| {
+        Diagnostic::input(format!("cannot listen for Ctrl-C: {error}"))
+            .with_hint("raise the limits on threads and open files with `ulimit -u` and `ulimit -n`")
+    })
 }
 
 /// Makes a write beyond `ulimit -f` return an error. By default such a write ends the process.

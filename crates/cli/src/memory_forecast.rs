@@ -19,6 +19,9 @@ const TOKENIZER_BASE: u64 = 4 << 20;
 /// Bytes of a tokenizer per token. Llama 3's 128,256 tokens take 51 MiB in total, and 8,192 tokens 6.6 MiB.
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
 
+/// Memory for each byte of `tokenizer.json` while the file is read: 267 MB for the 17 MB of Llama 3.
+const TOKENIZER_BYTES_PER_FILE_BYTE: u64 = 15;
+
 /// Stack of the thread that reads tokenizers and renders templates. The system commits only the pages in use.
 const GUARDED_STACK: u64 = 32 << 20;
 
@@ -76,6 +79,12 @@ impl MemoryForecast {
     pub fn add_tokenizer(&mut self, vocab_size: usize) {
         self.tokenizers += tokenizer_bytes(vocab_size);
         self.addresses = self.addresses.max(GUARDED_STACK);
+    }
+
+    /// Adds the reading of a `tokenizer.json`, which needs more memory than the tokenizer itself.
+    pub fn add_tokenizer_file(&mut self, bytes: u64) {
+        self.add_working(TOKENIZER_BYTES_PER_FILE_BYTE * bytes);
+        self.addresses += GUARDED_STACK;
     }
 
     /// Adds a file of weights that is not mapped yet.
@@ -157,7 +166,10 @@ impl MemoryForecast {
             let text = format!(
                 "cannot {verb} `{path}`: it needs at least {least} of memory, and {free} is available"
             );
-            let hint = "use a smaller model, or quantize a 16-bit base with `--quant nf4`";
+            let hint = match verb {
+                "push" => "use a machine with more memory",
+                _ => "use a smaller model, or quantize a 16-bit base with `--quant nf4`",
+            };
             return Err(Diagnostic::input(text).with_hint(hint));
         }
         let addresses = least + self.addresses;

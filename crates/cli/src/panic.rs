@@ -1,4 +1,6 @@
 //! The panic hook. A panic is a bug in danlu, and the process exits with code 2.
+//!
+//! One kind of panic is no bug: the standard library panics if the system refuses a thread.
 
 use std::io::Write;
 
@@ -18,6 +20,14 @@ pub fn install() {
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         // The message may quote the content of a file, so control characters are removed.
         let text = terminal_text::printable(&text);
+        if is_refused_thread(&text) {
+            let _ = writeln!(
+                std::io::stderr(),
+                "\nerror: cannot start a thread: {text}\n\nhint: raise the limits of this process (`ulimit -v`, \
+                 `ulimit -u`, the container's), or use fewer `--threads`; what was saved before is whole",
+            );
+            std::process::exit(1);
+        }
         // A file gets its final name only after it is complete, so this exit leaves no incomplete file.
         let _ = writeln!(
             std::io::stderr(),
@@ -27,4 +37,12 @@ pub fn install() {
         );
         std::process::exit(2);
     }));
+}
+
+/// Returns whether a panic reports a thread that the system refused. These are the words of the standard
+/// library, of rayon and of tokio.
+fn is_refused_thread(text: &str) -> bool {
+    ["failed to spawn thread", "ThreadPoolBuildError", "OS can't spawn worker thread"]
+        .iter()
+        .any(|words| text.contains(words))
 }

@@ -7,6 +7,7 @@ mod common;
 use std::process::Command;
 
 use common::{Ran, Scene};
+use danlu_hub_test_server::HubServer;
 
 /// Returns the number of bytes in the line that starts with `label`, such as `1.50 GiB`.
 fn bytes_after(text: &str, label: &str) -> f64 {
@@ -26,15 +27,21 @@ fn trained() -> Scene {
 
 #[test]
 fn forecasts_are_the_peaks_of_the_real_processes() {
-    let scene = trained();
-    for line in [
-        "chat out --prompt 你好 --max-new-tokens 4",
-        "chat out --prompt 你好 --max-new-tokens 4 --quant nf4",
-        "compare out --replies 1 --max-new-tokens 4",
-        "merge out --output merged",
-        "quantize base --output base-nf4",
+    let (mut scene, server) = (trained(), HubServer::start());
+    scene.endpoint = server.endpoint();
+    server.add_user("me", "hf_mine");
+    std::fs::create_dir(scene.path("hf")).unwrap();
+    scene.write("hf/token", "hf_mine");
+    for (line, device) in [
+        ("push out me/adapter", ""),
+        ("push base me/base", ""),
+        ("chat out --prompt 你好 --max-new-tokens 4", " --device cpu"),
+        ("chat out --prompt 你好 --max-new-tokens 4 --quant nf4", " --device cpu"),
+        ("compare out --replies 1 --max-new-tokens 4", " --device cpu"),
+        ("merge out --output merged", " --device cpu"),
+        ("quantize base --output base-nf4", " --device cpu"),
     ] {
-        let ran = scene.ok(&format!("{line} --verbose --device cpu"));
+        let ran = scene.ok(&format!("{line} --verbose{device}"));
         let (predicted, peak) =
             (bytes_after(&ran.err, "predicted peak "), bytes_after(&ran.err, "peak memory "));
         println!("{line}: {:.0} MB predicted, {:.0} MB measured", predicted / 1e6, peak / 1e6);
@@ -72,4 +79,22 @@ fn a_small_address_space_is_refused_before_the_work_begins() {
     let scene = trained();
     assert!(refusals(&scene, "chat out --prompt hi --max-new-tokens 2 --device cpu") > 0);
     assert!(refusals(&scene, "merge out --output merged --device cpu") > 0);
+    // Between two limits, the memory is enough for the command but not for the stacks of its threads.
+    refusals(&scene, "quantize base --output base-nf4 --threads 2");
+}
+
+#[test]
+fn a_push_without_room_for_its_tokenizer_is_refused() {
+    if Command::new("prlimit").arg("--version").output().is_err() {
+        return eprintln!("skipped: no prlimit here");
+    }
+    let scene = trained();
+    // The file need not be a tokenizer: the forecast comes from its size, before it is read.
+    std::fs::File::create(scene.path("out/tokenizer.json")).unwrap().set_len(100 << 20).unwrap();
+    let inner = scene.command(&["push", "out", "me/adapter", "--dry-run"]);
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--as={}", 1u64 << 30)).arg(inner.get_program()).args(inner.get_args());
+    let ran = Ran::of(command.current_dir(scene.path(".")).env("LANG", "C").output().unwrap());
+    assert!(ran.err.contains("cannot push `out`: it needs at least 1.50 GiB"), "{}", ran.err);
+    assert_eq!(ran.code, 1);
 }

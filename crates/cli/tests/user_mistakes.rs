@@ -398,3 +398,16 @@ fn data_found_beside_the_configuration_is_shown_with_its_path() {
     let ran = scene.ok("train --config runs/run.toml --data data.json --output other");
     assert!(!ran.err.contains("own.json"), "{}", ran.err);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_configuration_that_is_no_file_ends_at_once() {
+    let scene = Scene::new();
+    let ran = scene.run("train --config /dev/zero");
+    assert!(ran.err.contains("expected a configuration of at most 1.0 MB"), "{}", ran.err);
+    assert_eq!(ran.code, 1);
+    std::os::unix::net::UnixListener::bind(scene.path("run.toml")).unwrap();
+    let ran = scene.run("train --config run.toml");
+    assert!(ran.err.contains("`run.toml`: it is not a regular file"), "{}", ran.err);
+    assert_eq!(ran.code, 1);
+}

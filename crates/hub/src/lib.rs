@@ -44,8 +44,8 @@ pub use name::RepoName;
 pub use public_file::PublicFile;
 pub use pull::{FetchScope, Pulled};
 pub use push::{
-    PushOptions, PushStage, Pushed, RepoDiff, SkipReason, SkippedFile, UploadFile, UploadOptions, UploadSet,
-    has_secret,
+    MAX_COMMIT_BYTES, PushOptions, PushStage, Pushed, RepoDiff, SkipReason, SkippedFile, UploadFile,
+    UploadOptions, UploadSet, has_secret,
 };
 pub use settings::{Endpoint, HubSettings};
 pub use snapshot_path::parse_snapshot_path;

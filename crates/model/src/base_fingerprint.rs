@@ -176,8 +176,9 @@ fn sample(hash: &mut Sha256, file: &mut (impl Read + Seek), depth: &Depth) -> io
 /// Returns the SHA-256 of a file. The file is never loaded into memory as a whole.
 ///
 /// # Errors
-/// If the file cannot be read.
+/// If the file cannot be read, or is not a regular file. A device would have no end.
 pub fn sha256_of_file(path: &Path) -> std::io::Result<String> {
+    files::check_regular(&fs::metadata(path)?)?;
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     let mut bytes = vec![0; 1 << 20];
     loop {
@@ -191,6 +192,13 @@ pub fn sha256_of_file(path: &Path) -> std::io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_without_end_is_not_hashed() {
+        let error = sha256_of_file(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.to_string(), "it is not a regular file");
+    }
 
     #[test]
     fn a_byte_of_the_base_counts() {

@@ -109,7 +109,8 @@ pub fn open_regular(path: &Path) -> Result<File, FileError> {
     File::open(path).map_err(error)
 }
 
-fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
+/// Returns an error for a folder, a pipe or a device.
+pub(crate) fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
     match () {
         () if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         () if !metadata.is_file() => Err(io::Error::other("it is not a regular file")),

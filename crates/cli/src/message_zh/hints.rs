@@ -503,6 +503,8 @@ pub const HINTS: &[(&str, &str)] = &[
     ("run it with `danlu chat`", "用 `danlu chat` 运行它"),
     ("a model needs no merge", "模型不需要合并"),
     ("say something first", "先说点什么"),
+    ("split the file, or use a machine with more memory", "把文件拆开，或换内存更大的机器"),
+    ("use a machine with more memory", "换内存更大的机器"),
     ("split the record into shorter ones, such as one for each chapter", "把记录拆短，例如每章一条"),
     ("the shapes are {}", "形状有 {}"),
     (
@@ -634,7 +636,12 @@ pub const HINTS: &[(&str, &str)] = &[
     ("choose another name", "换一个名字"),
     ("raise `--adapter-memory`", "增大 `--adapter-memory`"),
     ("raise the limit with `ulimit -v`", "用 `ulimit -v` 放宽上限"),
+    (
+        "raise the limits on threads and open files with `ulimit -u` and `ulimit -n`",
+        "用 `ulimit -u` 与 `ulimit -n` 放宽线程数与打开文件数限制",
+    ),
     ("raise the limit on threads, such as `ulimit -u`", "放宽线程数限制，如 `ulimit -u`"),
+    ("raise the limit on open files, such as `ulimit -n`", "放宽打开文件数限制，如 `ulimit -n`"),
     (
         "serve it on the base of its training, with the tokenizer of its training",
         "在训练所用的基座上、用训练时的分词器提供服务",

@@ -150,6 +150,10 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法读取 `{}`：读到 {} 条坏记录后停止；第一条：{}",
     ),
     (
+        "cannot read {}: the records up to it need {} MiB of memory, and at most {} MiB are free for records",
+        "无法读取 {}：到这一条为止的记录需要 {} MiB 内存，可供记录使用的内存至多 {} MiB",
+    ),
+    (
         "cannot read {}: a record with {} matches no known format",
         "无法读取 {}：含有 {} 的记录不符合任何已知格式",
     ),
@@ -488,6 +492,10 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法比较 `{}`：至少需要 {} 内存，可用 {}",
     ),
     (
+        "cannot push `{}`: it needs at least {} of memory, and {} is available",
+        "无法上传 `{}`：至少需要 {} 内存，可用 {}",
+    ),
+    (
         "cannot quantize `{}`: it needs at least {} of memory, and {} is available",
         "无法量化 `{}`：至少需要 {} 内存，可用 {}",
     ),
@@ -506,6 +514,10 @@ pub const MESSAGES: &[(&str, &str)] = &[
     (
         "cannot compare `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
         "无法比较 `{}`：至少需要 {} 内存，而地址空间的上限只剩 {}",
+    ),
+    (
+        "cannot push `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
+        "无法上传 `{}`：至少需要 {} 内存，而地址空间的上限只剩 {}",
     ),
     (
         "cannot quantize `{}`: it needs at least {} of memory, and the limit of the address space leaves {}",
@@ -578,6 +590,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot serve `{}`: {}", "无法提供 `{}`：{}"),
     ("cannot use `{}` as the name of an adapter: {}", "不能用 `{}` 作为适配器的名字：{}"),
     ("cannot start a thread: {}", "无法启动线程：{}"),
+    ("cannot start the HTTP runtime: {}", "无法启动 HTTP 服务：{}"),
     (
         "cannot serve a context of {} tokens: its keys and values need {}, and {} are planned for them",
         "无法提供 {} 词元的上下文：键和值需要 {}，计划给它们 {}",

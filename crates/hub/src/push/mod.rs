@@ -23,6 +23,7 @@ use crate::{Hub, HubError, RepoName, Transfer};
 
 pub(crate) use file_part::FilePart;
 pub use options::{PushOptions, PushStage, Pushed, SkippedFile, UploadOptions};
+pub use preupload::MAX_COMMIT_BYTES;
 use push_loop::PushLoop;
 pub use repo_diff::RepoDiff;
 pub use secrets::has_secret;

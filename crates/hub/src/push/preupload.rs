@@ -21,7 +21,7 @@ const SAMPLE_BYTES: u64 = 512;
 
 /// Maximum size of all regular files in a commit, in bytes. All of them are in memory together. The Hub
 /// classifies a file above about 10 MB as large.
-const MAX_COMMIT_BYTES: u64 = 32 << 20;
+pub const MAX_COMMIT_BYTES: u64 = 32 << 20;
 
 /// Upload mode of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -164,9 +164,15 @@ pub fn run(args: &GetArgs, printer: &Printer) -> Result<()> {
 
 /// Writes `content` to `path`, unless the file exists with the same content.
 fn write_new(path: &Path, content: &[u8]) -> Result<()> {
-    match std::fs::read(path) {
-        Ok(found) if found == content => Ok(()),
-        Ok(_) => {
+    // A device may have no end, so only a file of the same length is read.
+    let is_same = |file: std::fs::Metadata| {
+        file.is_file()
+            && file.len() == content.len() as u64
+            && std::fs::read(path).is_ok_and(|found| found == content)
+    };
+    match std::fs::metadata(path).map(is_same) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
             let text = format!("cannot write `{}`: it exists with another content", path.display());
             Err(Diagnostic::input(text).with_hint("choose another file with `--output`"))
         }

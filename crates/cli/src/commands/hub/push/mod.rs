@@ -2,6 +2,7 @@
 
 mod front_matter;
 mod load_check;
+mod memory;
 mod preview;
 mod remote_card;
 mod rewritten_files;
@@ -83,6 +84,7 @@ pub struct PushArgs {
 /// If the folder contains no model that can be loaded, no token has write access, or the Hub cannot be
 /// reached. In these cases nothing is published.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
+    memory::forecast(&args.folder).check("push", &args.folder, printer)?;
     let converted = as_peft(&args.folder, printer)?;
     if let Some(converted) = &converted {
         let args = PushArgs { folder: converted.path().to_owned(), ..args.clone() };
