@@ -4,7 +4,7 @@
 //! map without a check, and recurses once per byte of a token. Each error of these checks names a field of
 //! the file.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,6 +33,18 @@ const MAX_GROWTH: usize = 64;
 /// Maximum number of steps in a sequence. The steps of nested sequences count too.
 const MAX_STEPS: usize = 256;
 
+/// Maximum number of merges. The library needs 700 bytes for each. The largest known tokenizers have 600,000.
+const MAX_MERGES: usize = 1 << 20;
+
+/// Maximum number of tokens in a vocabulary.
+const MAX_TOKENS: usize = 1 << 21;
+
+/// Maximum number of added tokens.
+const MAX_ADDED_TOKENS: usize = 1 << 19;
+
+/// Maximum number of ids that a post-processor adds to one text.
+const MAX_INSERTED_IDS: usize = 1024;
+
 /// The parts of `tokenizer.json` that are checked.
 #[derive(Deserialize)]
 pub(crate) struct TokenizerFile {
@@ -44,7 +56,39 @@ pub(crate) struct TokenizerFile {
     decoder: Value,
     #[serde(default)]
     added_tokens: Vec<Added>,
+    #[serde(default)]
+    post_processor: Option<PostProcessor>,
     model: Model,
+}
+
+/// A step that adds ids to a text.
+#[derive(Default, Deserialize)]
+struct PostProcessor {
+    #[serde(default)]
+    single: Vec<Piece>,
+    #[serde(default)]
+    special_tokens: HashMap<String, InsertedToken>,
+    #[serde(default)]
+    processors: Vec<PostProcessor>,
+}
+
+/// A part of a template: the text, or the name of inserted ids.
+#[derive(Deserialize)]
+struct Piece {
+    #[serde(default, rename = "Sequence")]
+    text: Option<IgnoredAny>,
+    #[serde(default, rename = "SpecialToken")]
+    inserted: Option<PieceName>,
+}
+
+#[derive(Deserialize)]
+struct PieceName {
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct InsertedToken {
+    ids: List,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +101,8 @@ struct Model {
     #[serde(default, deserialize_with = "vocabulary")]
     vocab: Vocabulary,
     #[serde(default)]
+    merges: Option<List>,
+    #[serde(default)]
     dropout: Option<f32>,
     #[serde(default)]
     continuing_subword_prefix: Option<String>,
@@ -66,9 +112,10 @@ struct Model {
     max_input_chars_per_word: Option<u64>,
 }
 
-/// Length of the longest token and largest id of a vocabulary.
+/// Number of tokens, length of the longest token and largest id of a vocabulary.
 #[derive(Default)]
 struct Vocabulary {
+    tokens: usize,
     longest_token: usize,
     largest_id: u64,
 }
@@ -101,9 +148,10 @@ impl TokenizerFile {
     /// If a field has a value that the library cannot use, or can use only with far more memory or time than
     /// usual.
     pub fn check(&self) -> Result<(), String> {
+        self.check_counts()?;
         let Model { vocab, continuing_subword_prefix, end_of_word_suffix, max_input_chars_per_word, .. } =
             &self.model;
-        let Vocabulary { longest_token, largest_id } = vocab;
+        let Vocabulary { longest_token, largest_id, .. } = vocab;
         if *longest_token > MAX_TOKEN_BYTES {
             return Err(format!(
                 "`model.vocab` has a token of {longest_token} bytes, expected at most {MAX_TOKEN_BYTES}"
@@ -140,8 +188,47 @@ impl TokenizerFile {
         ] {
             check_steps(name, &steps(part))?;
         }
+        self.post_processor.as_ref().map_or(Ok(()), check_post_processor)
+    }
+
+    fn check_counts(&self) -> Result<(), String> {
+        for (name, count, most) in [
+            ("model.vocab", self.model.vocab.tokens, MAX_TOKENS),
+            ("model.merges", self.model.merges.as_ref().map_or(0, |list| list.0), MAX_MERGES),
+            ("added_tokens", self.added_tokens.len(), MAX_ADDED_TOKENS),
+        ] {
+            if count > most {
+                return Err(format!("`{name}` has {count} entries, expected at most {most}"));
+            }
+        }
         Ok(())
     }
+}
+
+/// Checks how often a post-processor repeats a text, and how many ids it adds. The steps of a sequence
+/// multiply.
+fn check_post_processor(first: &PostProcessor) -> Result<(), String> {
+    let (mut copies, mut inserted) = (1usize, 0usize);
+    let mut open = vec![first];
+    while let Some(step) = open.pop() {
+        let texts = step.single.iter().filter(|piece| piece.text.is_some()).count();
+        let names = step.single.iter().filter_map(|piece| piece.inserted.as_ref());
+        let ids = names.filter_map(|name| step.special_tokens.get(&name.id)).map(|token| token.ids.0);
+        copies = copies.saturating_mul(texts.max(1));
+        inserted = inserted.saturating_mul(texts.max(1)).saturating_add(ids.sum());
+        if copies > MAX_GROWTH {
+            return Err(format!(
+                "`post_processor` repeats a text {copies} times, expected at most {MAX_GROWTH}"
+            ));
+        }
+        if inserted > MAX_INSERTED_IDS {
+            return Err(format!(
+                "`post_processor` adds {inserted} ids to a text, expected at most {MAX_INSERTED_IDS}"
+            ));
+        }
+        open.extend(&step.processors);
+    }
+    Ok(())
 }
 
 /// Returns the steps of a part of the file. The steps of nested sequences are part of the same list.
@@ -200,6 +287,10 @@ fn check_step(step: &Value) -> Result<usize, String> {
         }
         "Precompiled" => check_charsmap(text("precompiled_charsmap")),
         "BPEDecoder" if text("suffix").is_empty() => Ok(2),
+        // A space before the text, and two bytes for each byte that is no printable ASCII character.
+        "ByteLevel" => Ok(3),
+        // A mark of three bytes before each piece, and for each space.
+        "Metaspace" => Ok(4),
         _ => Ok(1),
     }
 }
@@ -295,6 +386,7 @@ fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
             let mut found = Vocabulary::default();
             while let Some((token, id)) = map.next_entry::<Token, u64>()? {
+                found.tokens += 1;
                 found.longest_token = found.longest_token.max(token.0);
                 found.largest_id = found.largest_id.max(id);
             }
@@ -304,12 +396,39 @@ fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocabulary, A::Error> {
             let mut found = Vocabulary::default();
             while let Some((token, _)) = list.next_element::<(Token, IgnoredAny)>()? {
+                found.tokens += 1;
                 found.longest_token = found.longest_token.max(token.0);
             }
             Ok(found)
         }
     }
     deserializer.deserialize_any(Extremes)
+}
+
+/// Number of values in a list. The values are not stored.
+struct List(usize);
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Values;
+
+        impl<'de> Visitor<'de> for Values {
+            type Value = List;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List, A::Error> {
+                let mut count = 0;
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(List(count))
+            }
+        }
+        deserializer.deserialize_seq(Values)
+    }
 }
 
 /// Length of a token in bytes.
@@ -408,6 +527,51 @@ mod tests {
         }
         let fault = check("pre_tokenizer", json!({ "type": "FixedLength", "length": 0 })).unwrap_err();
         assert_eq!(fault, "`pre_tokenizer`: `length` is 0, expected at least 1");
+    }
+
+    #[test]
+    fn steps_that_repeat_a_text_are_refused() {
+        let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": false });
+        let sequence =
+            |step: &Value, count| json!({ "type": "Sequence", "pretokenizers": vec![step; count] });
+        assert_eq!(check("pre_tokenizer", sequence(&byte_level, 2)), Ok(()));
+        let fault = check("pre_tokenizer", sequence(&byte_level, 40)).unwrap_err();
+        assert!(fault.starts_with("`pre_tokenizer` makes 81 bytes of one"), "{fault}");
+
+        let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+        let bos = json!({ "SpecialToken": { "id": "<s>", "type_id": 0 } });
+        let template = |single: Vec<&Value>, ids: usize| {
+            let token = json!({ "id": "<s>", "ids": vec![1; ids], "tokens": vec!["<s>"; ids] });
+            json!({ "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": { "<s>": token } })
+        };
+        let twice = template(vec![&bos, &text, &text], 1);
+        assert_eq!(check("post_processor", Value::Null), Ok(()));
+        assert_eq!(check("post_processor", json!({ "type": "RobertaProcessing", "sep": ["a", 1] })), Ok(()));
+        assert_eq!(check("post_processor", twice.clone()), Ok(()));
+        for (step, expected) in [
+            (template(vec![&text; 65], 1), "repeats a text 65 times, expected at most 64"),
+            (json!({ "type": "Sequence", "processors": vec![&twice; 7] }), "repeats a text 128 times"),
+            (template(vec![&bos; 2000], 1), "adds 2000 ids to a text, expected at most 1024"),
+            (template(vec![&bos, &text], 2000), "adds 2000 ids to a text"),
+        ] {
+            let fault = check("post_processor", step).unwrap_err();
+            assert!(fault.starts_with("`post_processor` ") && fault.contains(expected), "{fault}");
+        }
+    }
+
+    #[test]
+    fn counts_are_limited() {
+        let file = |vocab: usize, merges: usize| {
+            let vocab = Vocabulary { tokens: vocab, ..Vocabulary::default() };
+            let mut file = TokenizerFile::parse(br#"{"model": {"merges": ["a b", ["a", "b"]]}}"#).unwrap();
+            assert_eq!(file.model.merges.as_ref().unwrap().0, 2);
+            (file.model.vocab, file.model.merges) = (vocab, Some(List(merges)));
+            file.check()
+        };
+        assert_eq!(file(1 << 20, 1 << 20), Ok(()));
+        assert!(file(3 << 20, 0).unwrap_err().starts_with("`model.vocab` has 3145728 entries"));
+        let fault = file(0, 2 << 20).unwrap_err();
+        assert_eq!(fault, "`model.merges` has 2097152 entries, expected at most 1048576");
     }
 
     #[test]
