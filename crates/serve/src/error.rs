@@ -57,6 +57,9 @@ pub enum ServeError {
     /// The system cannot start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// The system refuses the open files that the HTTP thread needs.
+    #[error("cannot start the HTTP runtime: {0}")]
+    Runtime(io::Error),
     /// A file of the base is invalid.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -80,6 +83,7 @@ impl ServeError {
             Self::Name { .. } => "choose another name",
             Self::AdapterMemory { .. } => "raise `--adapter-memory`",
             Self::Thread(_) => "raise the limit on threads, such as `ulimit -u`",
+            Self::Runtime(_) => "raise the limit on open files, such as `ulimit -n`",
             Self::Adapter { source, .. } => return source.hint(),
             Self::Load(error) => return error.hint(),
         };

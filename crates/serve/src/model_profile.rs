@@ -1,14 +1,13 @@
 //! Tokenizer, chat template and default settings of the base or of an adapter.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use danlu_generate::SamplingOptions;
 use danlu_loader::{AdapterFiles, BaseFiles, GenerationConfig, LoadError};
 use danlu_model::sidecar_files::generation_folder;
-use danlu_model::{ModelConfig, TokenFingerprint, Tokenizer};
+use danlu_model::{ModelConfig, TokenFingerprint, Tokenizer, files};
 use sha2::{Digest, Sha256};
 
 /// Files that determine the tokenizer and the chat template.
@@ -161,12 +160,15 @@ fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<
     })
 }
 
+/// Maximum size of a tokenizer's file. The largest known file has 34 MB.
+const MAX_TOKEN_FILE_BYTES: u64 = 256 << 20;
+
 /// Returns the SHA-256 of the files that determine the tokenizer. A missing file and an empty file give
 /// different hashes.
 fn digest_of_files(folder: &Path) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for name in TOKEN_FILES {
-        let bytes = fs::read(folder.join(name)).ok();
+        let bytes = files::read_bounded(&folder.join(name), MAX_TOKEN_FILE_BYTES).ok();
         let len = bytes.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64);
         hasher.update(len.to_le_bytes());
         hasher.update(bytes.unwrap_or_default());

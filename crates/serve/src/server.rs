@@ -1,5 +1,6 @@
 //! The server: binds an address, loads adapters, and starts and stops the threads.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use axum::serve::ListenerExt as _;
 use danlu_generate::{Scheduler, SchedulerOptions};
 use danlu_loader::{LoadedBase, ModelTokens};
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use crate::app::App;
@@ -67,7 +69,8 @@ impl Server {
         listener.set_nonblocking(true).map_err(io)?;
         let (stop, stopped) = oneshot::channel();
         let router = routes::router(&app);
-        let run = move || serve(listener, router, stopped);
+        let (runtime, listener) = http_runtime(listener).map_err(ServeError::Runtime)?;
+        let run = move || serve(runtime, listener, router, stopped);
         let http = thread::Builder::new().name("http".to_owned()).spawn(run).map_err(ServeError::Thread)?;
         Ok(Self { address, app, stop: Some(stop), http: Some(http), _watcher: watcher })
     }
@@ -211,20 +214,29 @@ fn load_first(app: &App, name: &str, source: &crate::AdapterSource) -> Result<()
     }
 }
 
-/// Handles connections until `stopped` resolves.
-fn serve(listener: TcpListener, router: axum::Router, stopped: oneshot::Receiver<()>) {
+/// Creates the runtime of the HTTP thread. Both values need open files, which a limit may forbid.
+fn http_runtime(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpListener)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("request")
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "cannot start the HTTP runtime"),
+        .build()?;
+    let listener = {
+        let _context = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
     };
+    Ok((runtime, listener))
+}
+
+/// Handles connections until `stopped` resolves.
+fn serve(
+    runtime: Runtime,
+    listener: tokio::net::TcpListener,
+    router: axum::Router,
+    stopped: oneshot::Receiver<()>,
+) {
     let served = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
         let listener = listener.tap_io(|stream| {
             // Without this option, the system delays small packets, and tokens arrive late.
             let _ = stream.set_nodelay(true);
