@@ -144,13 +144,13 @@ impl Check {
 /// 128-bit hashes of all questions and records so far. For a million records, the probability of a collision
 /// is 1e-26.
 #[derive(Default)]
-struct Seen {
-    records: HashMap<u128, RecordSource>,
-    questions: HashMap<u128, RecordSource>,
+struct Seen<'a> {
+    records: HashMap<u128, &'a RecordSource>,
+    questions: HashMap<u128, &'a RecordSource>,
 }
 
-impl Seen {
-    fn take(&mut self, record: &Record, found: &mut Check) {
+impl<'a> Seen<'a> {
+    fn take(&mut self, record: &'a Record, found: &mut Check) {
         let (whole, question) = match &record.content {
             RecordContent::Text(text) => (hash([text.as_str()]), None),
             RecordContent::Chat(chat) => {
@@ -165,15 +165,15 @@ impl Seen {
             }
         };
         if let Some(first) = self.records.get(&whole) {
-            found.duplicates.push((record.source.clone(), first.clone()));
+            found.duplicates.push((record.source.clone(), (*first).clone()));
             return;
         }
-        self.records.insert(whole, record.source.clone());
+        self.records.insert(whole, &record.source);
         match question.map(|question| self.questions.entry(question)) {
             Some(Entry::Occupied(first)) => {
-                found.same_question.push((record.source.clone(), first.get().clone()));
+                found.same_question.push((record.source.clone(), (*first.get()).clone()));
             }
-            Some(Entry::Vacant(free)) => drop(free.insert(record.source.clone())),
+            Some(Entry::Vacant(free)) => drop(free.insert(&record.source)),
             None => {}
         }
     }

@@ -91,6 +91,9 @@ pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch
         };
         return Err(Mismatch::new(fault, found, "an `assistant` message to learn from"));
     }
+    // A list that grew has room for four messages, and a file has millions of records.
+    chat.messages.shrink_to_fit();
+    chat.loss.shrink_to_fit();
     Ok(RecordContent::Chat(chat))
 }
 

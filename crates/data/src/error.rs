@@ -86,6 +86,21 @@ pub enum DataError {
         /// The first bad record.
         first: Box<BadRecord>,
     },
+    /// The records need too much memory.
+    #[error(
+        "cannot read {}: the records up to it need {} MiB of memory, and at most {} MiB are free for records",
+        quoted(place),
+        needed.div_ceil(1 << 20),
+        limit >> 20
+    )]
+    Memory {
+        /// Position of the record that exceeds the limit.
+        place: RecordSource,
+        /// Memory of the records up to this position, in bytes.
+        needed: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The first record matches no format.
     #[error("cannot read {}: a record with {keys} matches no known format", quoted(place))]
     UnknownFormat {
@@ -139,6 +154,7 @@ impl DataError {
             Self::NoReadableRecord { .. } | Self::UnknownFormat { .. } => {
                 Some(format!("use the keys of a known format:\n{}", Format::table()))
             }
+            Self::Memory { .. } => Some("split the file, or use a machine with more memory".into()),
             Self::TooManyBad { .. } => Some("check that `--format` names the format of the file".into()),
             Self::AmbiguousFormat { candidates, .. } => candidates
                 .first()

@@ -13,6 +13,8 @@ pub struct ReadOptions {
     pub roles: Roles,
     /// The entry to read from a LLaMA-Factory `dataset_info.json`.
     pub dataset: Option<String>,
+    /// Maximum memory of the records in bytes, roughly. With `None`, there is no limit.
+    pub max_memory: Option<u64>,
 }
 
 impl From<Option<Format>> for ReadOptions {

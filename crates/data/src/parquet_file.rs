@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_an_error_and_no_panic() {
         let record = serde_json::from_str(r#"{"prompt": "a", "completion": "b"}"#).unwrap();
-        let sound = OutputKind::of(Path::new("a.parquet")).unwrap().bytes(&[record]).unwrap();
+        let sound = OutputKind::of(Path::new("a.parquet")).unwrap().bytes([record].into_iter()).unwrap();
         let mut faults = 0;
         for at in 4..sound.len() - 8 {
             let mut damaged = sound.clone();

@@ -18,6 +18,7 @@ use crate::{
     formats::{self, turns::TurnReader},
     json_record, parquet_file,
     record::{BadRecord, Record, RecordFault, RecordSource},
+    record_memory,
     record_splitter::{Flaw, Layout, Piece, Splitter},
     stream::{self, Hashing},
     table::{self, Table},
@@ -114,6 +115,8 @@ struct Reading<'a> {
     columns: Columns,
     aliases: Columns,
     records: Vec<Record>,
+    /// Memory of the records in bytes, roughly.
+    memory: u64,
     bad: Vec<BadRecord>,
     unknown_keys: Vec<UnknownKey>,
     unread_lists: Vec<String>,
@@ -130,6 +133,7 @@ impl<'a> Reading<'a> {
             columns: options.columns.clone(),
             aliases: Columns::default(),
             records: Vec::new(),
+            memory: 0,
             bad: Vec::new(),
             unknown_keys: Vec::new(),
             unread_lists: Vec::new(),
@@ -174,9 +178,8 @@ impl<'a> Reading<'a> {
     }
 
     fn read_table(&mut self, stream: impl Read, delimiter: u8) -> Result<(), DataError> {
-        let failed = |file: &Path, error: csv::Error| FileError::new("read", file, error.into());
-        let mut table = Table::new(stream, delimiter).map_err(|error| failed(&self.file, error))?;
-        while let Some(row) = table.next_row().map_err(|error| failed(&self.file, error))? {
+        let mut table = Table::new(stream, delimiter).map_err(|source| self.failed(source))?;
+        while let Some(row) = table.next_row().map_err(|source| self.failed(source))? {
             self.add_evidence(&row.bytes);
             let source = self.source(row.line);
             match row.object {
@@ -253,10 +256,19 @@ impl<'a> Reading<'a> {
             Ok(content) => {
                 let keys = &turns.unknown_keys;
                 unknown_keys::count_unknown(&mut self.unknown_keys, format, &object, keys, &source);
-                self.records.push(Record { content, source });
+                self.add_record(Record { content, source })?;
             }
             Err(mismatch) => self.bad.push(mismatch.at(source)),
         }
+        Ok(())
+    }
+
+    fn add_record(&mut self, record: Record) -> Result<(), DataError> {
+        self.memory += record_memory::of_record(&record);
+        if let Some(limit) = self.options.max_memory.filter(|limit| self.memory > *limit) {
+            return Err(DataError::Memory { place: record.source, needed: self.memory, limit });
+        }
+        self.records.push(record);
         Ok(())
     }
 

@@ -2,13 +2,12 @@
 
 use std::io::{self, Read};
 
-use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::Value;
 
 use crate::{
     fields::{self, Object},
     record::{Mismatch, RecordFault},
-    record_splitter::{MAX_RECORD_BYTES, too_long},
+    table_rows::{Cells, RowReader},
 };
 
 /// Maximum length of a header in bytes.
@@ -30,10 +29,9 @@ pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
         return None;
     }
     let columns = |delimiter: &u8| {
-        let mut row = ByteRecord::new();
-        let read = reader(line, *delimiter).read_byte_record(&mut row);
+        let row = RowReader::new(line, *delimiter).next_row().ok().flatten().unwrap_or_default();
         let named = row.iter().all(|name| !name.trim_ascii().is_empty());
-        if matches!(read, Ok(true)) && named { row.len() } else { 0 }
+        if named { row.count } else { 0 }
     };
     let best = DELIMITERS.into_iter().rev().max_by_key(columns)?;
     let single = || {
@@ -48,49 +46,9 @@ pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     }
 }
 
-/// Creates a reader in which a row ends with `\n`. If a row could end with `\r\n`, the csv crate would count
-/// lines incorrectly. [`without_return`] removes the `\r`.
-fn reader<R: Read>(input: R, delimiter: u8) -> csv::Reader<R> {
-    let mut builder = ReaderBuilder::new();
-    builder.delimiter(delimiter).terminator(Terminator::Any(b'\n')).has_headers(false).flexible(true);
-    builder.from_reader(input)
-}
-
-/// Removes a `\r` at the end of the row.
-fn without_return(row: ByteRecord) -> ByteRecord {
-    let Some(last) = row.len().checked_sub(1).filter(|last| row[*last].ends_with(b"\r")) else { return row };
-    let cell = |(index, cell): (usize, &[u8])| match index == last {
-        true => cell[..cell.len() - 1].to_vec(),
-        false => cell.to_vec(),
-    };
-    let mut shorter: ByteRecord = row.iter().enumerate().map(cell).collect();
-    shorter.set_position(row.position().cloned());
-    shorter
-}
-
-/// A reader that fails if a row is too long, for example because the `"` of a cell is never closed.
-struct RowLimit<R> {
-    inner: R,
-    /// Number of bytes that may still be read for the current row.
-    left: usize,
-}
-
-impl<R: Read> Read for RowLimit<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        match self.left.checked_sub(count) {
-            Some(left) => self.left = left,
-            None => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has {}", too_long())));
-            }
-        }
-        Ok(count)
-    }
-}
-
 /// Iterates over the rows of a table.
 pub(crate) struct Table<R> {
-    rows: csv::Reader<RowLimit<R>>,
+    rows: RowReader<R>,
     /// Column names in order.
     names: Vec<String>,
 }
@@ -106,37 +64,29 @@ pub(crate) struct Row {
 
 impl<R: Read> Table<R> {
     /// Reads the header. In a name that is not UTF-8, invalid bytes become the replacement character.
-    pub fn new(input: R, delimiter: u8) -> Result<Self, csv::Error> {
-        let mut rows = reader(RowLimit { inner: input, left: MAX_RECORD_BYTES }, delimiter);
-        let mut header = ByteRecord::new();
-        rows.read_byte_record(&mut header)?;
+    pub fn new(input: R, delimiter: u8) -> io::Result<Self> {
+        let mut rows = RowReader::new(input, delimiter);
+        let header = rows.next_row()?.unwrap_or_default();
         let name = |bytes: &[u8]| {
             let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
             String::from_utf8_lossy(bytes).trim().trim_matches('"').to_owned()
         };
-        let names = without_return(header).iter().map(name).collect();
+        let names = header.iter().map(name).collect();
         Ok(Self { rows, names })
     }
 
     /// Returns the next row, or `None` at the end of the table.
-    pub fn next_row(&mut self) -> Result<Option<Row>, csv::Error> {
-        let mut row = ByteRecord::new();
+    pub fn next_row(&mut self) -> io::Result<Option<Row>> {
         loop {
-            self.rows.get_mut().left = MAX_RECORD_BYTES;
-            if !self.rows.read_byte_record(&mut row)? {
-                return Ok(None);
-            }
-            row = without_return(row);
-            if row.len() > 1 || !row[0].is_empty() {
-                break;
+            let Some(row) = self.rows.next_row()? else { return Ok(None) };
+            if !row.is_blank() {
+                let bytes = row.iter().flat_map(|cell| cell.iter().chain(b"\n")).copied().collect();
+                return Ok(Some(Row { line: row.line, bytes, object: self.object(&row) }));
             }
         }
-        let line = row.position().map_or(1, csv::Position::line);
-        let bytes = row.iter().flat_map(|cell| cell.iter().chain(b"\n")).copied().collect();
-        Ok(Some(Row { line, bytes, object: self.object(&row) }))
     }
 
-    fn object(&self, row: &ByteRecord) -> Result<Object, Mismatch> {
+    fn object(&self, row: &Cells) -> Result<Object, Mismatch> {
         let mut object = Object::new();
         for (name, cell) in self.names.iter().zip(row.iter()) {
             let text = std::str::from_utf8(cell).map_err(|error| {
@@ -146,8 +96,8 @@ impl<R: Read> Table<R> {
             })?;
             object.insert(name.clone(), Value::String(text.to_owned()));
         }
-        if row.len() != self.names.len() {
-            let found = format!("a row of {}", cells(row.len()));
+        if row.count != self.names.len() {
+            let found = format!("a row of {}", cells(row.count));
             let expected =
                 format!("{} as in the header; a cell with the delimiter needs `\"`", cells(self.names.len()));
             return Err(Mismatch::new(RecordFault::Shape, found, expected));

@@ -80,10 +80,11 @@ impl UnsupportedFile {
         if let Some((_, kind)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
             return Some(*kind);
         }
-        if head.get(257..262) == Some(b"ustar") {
+        let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+        // A text in JSON may have this word in the same place.
+        if head.get(257..262) == Some(b"ustar") && !text.starts_with(b"[") && !text.starts_with(b"{") {
             return Some(Self::Archive);
         }
-        let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
         let start = String::from_utf8_lossy(&text[..text.len().min(256)]).to_lowercase();
         match start {
             start if start.starts_with("<?xml") && !start.contains("<html") => Some(Self::Xml),
@@ -158,6 +159,9 @@ mod tests {
         assert_eq!(of(b"\n <!DOCTYPE html>"), Some(UnsupportedFile::Html));
         assert_eq!(of(b"<?xml version='1.0'?><a/>"), Some(UnsupportedFile::Xml));
         assert_eq!(of(b"version https://git-lfs.github.com/spec/v1\n"), Some(UnsupportedFile::LfsPointer));
+        let at_the_place_of_a_mark = |start: &str| format!("{start}{}ustar", "x".repeat(257 - start.len()));
+        assert_eq!(of(at_the_place_of_a_mark("name").as_bytes()), Some(UnsupportedFile::Archive));
+        assert_eq!(of(at_the_place_of_a_mark("[{\"text\": \"").as_bytes()), None);
         for text in
             [&b"[{}]"[..], b"{\"a\": 1}", b"a,b\n1,2\n", b"<|im_start|>user", b"\xef\xbb\xbfa\tb", b""]
         {

@@ -60,11 +60,15 @@ impl OutputKind {
 
     /// Returns the contents of a file that contains `records`. In tables, a list is written as JSON text.
     ///
+    /// The objects are created once per pass, because all objects together need many times the memory of
+    /// their text.
+    ///
     /// # Errors
     /// If a table cannot represent the records.
-    pub fn bytes(self, records: &[Object]) -> io::Result<Vec<u8>> {
+    pub fn bytes(self, records: impl Iterator<Item = Object> + Clone) -> io::Result<Vec<u8>> {
         let plain = match self.layout {
-            Layout::Json | Layout::JsonLines => self.json(records),
+            Layout::Json => json(records, ["[\n", ",\n", "\n]\n"])?,
+            Layout::JsonLines => json(records, ["", "\n", "\n"])?,
             Layout::Table { delimiter } => table(records, delimiter)?,
             Layout::Parquet => parquet_bytes(records)?,
         };
@@ -78,24 +82,28 @@ impl OutputKind {
             Some(Compression::Zstd) => zstd::encode_all(&plain[..], ZSTD_LEVEL),
         }
     }
+}
 
-    fn json(self, records: &[Object]) -> Vec<u8> {
-        let lines: Vec<String> =
-            records.iter().map(|record| Value::Object(record.clone()).to_string()).collect();
-        match self.layout {
-            Layout::Json => format!("[\n{}\n]\n", lines.join(",\n")),
-            _ => lines.join("\n") + "\n",
+fn json(records: impl Iterator<Item = Object>, [start, separator, end]: [&str; 3]) -> io::Result<Vec<u8>> {
+    let mut text = start.as_bytes().to_vec();
+    for (index, record) in records.enumerate() {
+        if index > 0 {
+            text.extend_from_slice(separator.as_bytes());
         }
-        .into_bytes()
+        serde_json::to_writer(&mut text, &record)?;
     }
+    text.extend_from_slice(end.as_bytes());
+    Ok(text)
 }
 
 /// Returns the keys of all records, in the order of first use.
-fn columns(records: &[Object]) -> Vec<&str> {
-    let mut names: Vec<&str> = Vec::new();
-    for key in records.iter().flat_map(Object::keys) {
-        if !names.contains(&key.as_str()) {
-            names.push(key);
+fn columns(records: impl Iterator<Item = Object>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for record in records {
+        for (key, _) in record {
+            if !names.contains(&key) {
+                names.push(key);
+            }
         }
     }
     names
@@ -117,50 +125,42 @@ fn cell(record: &Object, name: &str) -> io::Result<String> {
     }
 }
 
-fn table(records: &[Object], delimiter: u8) -> io::Result<Vec<u8>> {
-    let names = columns(records);
+fn table(records: impl Iterator<Item = Object> + Clone, delimiter: u8) -> io::Result<Vec<u8>> {
+    let names = columns(records.clone());
     let mut writer = csv::WriterBuilder::new().delimiter(delimiter).from_writer(Vec::new());
     writer.write_record(&names)?;
     for record in records {
-        let row = names.iter().map(|name| cell(record, name)).collect::<io::Result<Vec<String>>>()?;
+        let row = names.iter().map(|name| cell(&record, name)).collect::<io::Result<Vec<String>>>()?;
         writer.write_record(&row)?;
     }
     writer.into_inner().map_err(|error| io::Error::other(error.to_string()))
 }
 
-fn parquet_bytes(records: &[Object]) -> io::Result<Vec<u8>> {
-    let names = columns(records);
-    let mut rows = Vec::with_capacity(names.len());
-    for name in &names {
-        let values: io::Result<Vec<ByteArray>> =
-            records.iter().map(|record| Ok(ByteArray::from(cell(record, name)?.into_bytes()))).collect();
-        rows.push(values?);
-    }
+fn parquet_bytes(records: impl Iterator<Item = Object> + Clone) -> io::Result<Vec<u8>> {
+    let names = columns(records.clone());
     let failed = |error: ParquetError| io::Error::other(error.to_string());
-    parquet_columns(&names, &rows).map_err(failed)
-}
-
-fn parquet_columns(names: &[&str], columns: &[Vec<ByteArray>]) -> Result<Vec<u8>, ParquetError> {
-    let field = |name: &&str| {
+    let field = |name: &String| {
         Type::primitive_type_builder(name, PhysicalType::BYTE_ARRAY)
             .with_repetition(Repetition::REQUIRED)
             .with_logical_type(Some(LogicalType::String))
             .build()
             .map(Arc::new)
     };
-    let fields = names.iter().map(field).collect::<Result<Vec<_>, _>>()?;
-    let schema = Arc::new(Type::group_type_builder("records").with_fields(fields).build()?);
+    let fields = names.iter().map(field).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let schema = Type::group_type_builder("records").with_fields(fields).build().map_err(failed)?;
     let properties = Arc::new(WriterProperties::builder().set_compression(Codec::SNAPPY).build());
-    let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties)?;
-    let mut group = writer.next_row_group()?;
-    for values in columns {
-        if let Some(mut column) = group.next_column()? {
-            column.typed::<ByteArrayType>().write_batch(values, None, None)?;
-            column.close()?;
+    let mut writer = SerializedFileWriter::new(Vec::new(), Arc::new(schema), properties).map_err(failed)?;
+    let mut group = writer.next_row_group().map_err(failed)?;
+    for name in &names {
+        let value = |record: Object| Ok(ByteArray::from(cell(&record, name)?.into_bytes()));
+        let values = records.clone().map(value).collect::<io::Result<Vec<ByteArray>>>()?;
+        if let Some(mut column) = group.next_column().map_err(failed)? {
+            column.typed::<ByteArrayType>().write_batch(&values, None, None).map_err(failed)?;
+            column.close().map_err(failed)?;
         }
     }
-    group.close()?;
-    writer.into_inner()
+    group.close().map_err(failed)?;
+    writer.into_inner().map_err(failed)
 }
 
 #[cfg(test)]
@@ -187,7 +187,7 @@ mod tests {
             for format in [Format::Alpaca, Format::Messages, Format::ShareGpt] {
                 let objects: Vec<Object> =
                     records.iter().map(|record| to_json(record, format).unwrap()).collect();
-                let again = read(&kind.bytes(&objects).unwrap());
+                let again = read(&kind.bytes(objects.iter().cloned()).unwrap());
                 let contents =
                     |records: &[Record]| records.iter().map(|r| r.content.clone()).collect::<Vec<_>>();
                 assert_eq!(contents(&again), contents(&records), "{name} {format}");
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_table_rejects_a_prompt_of_messages() {
         let object = serde_json::from_str(r#"{"prompt": [], "completion": "a"}"#).unwrap();
-        let error = OutputKind::of(Path::new("a.csv")).unwrap().bytes(&[object]).unwrap_err();
+        let error = OutputKind::of(Path::new("a.csv")).unwrap().bytes([object].into_iter()).unwrap_err();
         assert!(error.to_string().contains("`prompt` is a list of messages"));
     }
 }

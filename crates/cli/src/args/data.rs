@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use danlu_data::{Columns, Format, ReadOptions, Roles};
+use danlu_train::memory;
 
 /// How to read data files.
 #[derive(Args, Clone, Debug, Default)]
@@ -27,7 +28,9 @@ impl ReadArgs {
     pub fn options(&self) -> ReadOptions {
         let Self { format, columns, roles, dataset } = self.clone();
         let (columns, roles) = (columns.unwrap_or_default(), roles.unwrap_or_default());
-        ReadOptions { format, columns, roles, dataset }
+        // The encoded records need about as much memory as the records.
+        let max_memory = memory::available().map(|bytes| bytes / 2);
+        ReadOptions { format, columns, roles, dataset, max_memory }
     }
 
     /// Returns the flags that were given, with their values.

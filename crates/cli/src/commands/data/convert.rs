@@ -70,14 +70,14 @@ pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
         return Err(Diagnostic::input("cannot mix documents and conversations in one file")
             .with_hint("convert them into two files"));
     };
-    let objects = records.iter().map(|record| to_json(record, format));
-    let objects = objects.collect::<std::result::Result<Vec<_>, _>>().map_err(|bad| {
-        Diagnostic::input(bad.to_string())
-            .with_hint("write another format with `--to`, such as `--to messages`")
-    })?;
-    let bytes = kind.bytes(&objects).map_err(|source| FileError::new("write", &args.output, source))?;
+    if let Some(bad) = records.iter().find_map(|record| to_json(record, format).err()) {
+        return Err(Diagnostic::input(bad.to_string())
+            .with_hint("write another format with `--to`, such as `--to messages`"));
+    }
+    let objects = records.iter().filter_map(|record| to_json(record, format).ok());
+    let bytes = kind.bytes(objects).map_err(|source| FileError::new("write", &args.output, source))?;
     files::write_atomic(&args.output, &bytes)?;
-    let count = terminal_text::thousands(objects.len() as u64);
+    let count = terminal_text::thousands(records.len() as u64);
     printer.status_bilingual(
         &format!("{output}：{count} 条，{format}"),
         &format!("{output}: {count} records, {format}"),

@@ -227,7 +227,7 @@ impl RunConfig {
             false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
         };
         table.insert("data".into(), data.into());
-        let ReadOptions { format, columns, roles, dataset } = &files.reading;
+        let ReadOptions { format, columns, roles, dataset, .. } = &files.reading;
         if let Some(format) = format {
             table.insert("format".into(), format.name().into());
         }
