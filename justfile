@@ -51,7 +51,7 @@ bench:
 # Runs a fuzz target from its seeds: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
 fuzz target seconds="180":
     mkdir -p fuzz/corpus/{{target}} fuzz/seeds/{{target}}
-    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --features {{target}} {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
 
 # Runs the scalar kernels in Miri, which detects undefined behaviour. Needs `rustup +nightly component add miri`.
 miri *args:
