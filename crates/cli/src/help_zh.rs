@@ -9,6 +9,10 @@ const TEXTS: &[(&str, &str)] = &[
         "矩阵乘法的类型：auto（取较快的）、bf16、f32，GPU 上也可 f16 [默认：auto]",
     ),
     (
+        "Value of `enable_thinking` in the chat template, as of Qwen3 [default: the template's]",
+        "对话模板里 `enable_thinking` 的值，例如 Qwen3 [默认：由模板决定]",
+    ),
+    (
         "Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr",
         "代替模型的对话模板：文件，或 chatml、llama3、alpaca、vicuna、zephyr",
     ),

@@ -60,18 +60,16 @@ pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
 
 /// Validates a conversation. The order of turns is not checked here, because the allowed order depends on the
 /// chat template, and the template checks the order.
-pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch> {
+pub(crate) fn validate(chat: Conversation) -> Result<RecordContent, Mismatch> {
     if chat.messages.len() > MAX_MESSAGES {
         let found = format!("a conversation of {} messages", chat.messages.len());
         return Err(Mismatch::new(RecordFault::Unsupported, found, format!("at most {MAX_MESSAGES}")));
     }
     let blank = |message: &Message| message.content.trim().is_empty() && message.extra.is_empty();
-    if chat.messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
-        chat.messages.remove(0);
-        chat.loss.remove(0);
-    }
     for (index, message) in chat.messages.iter().enumerate() {
-        if blank(message) {
+        // An empty system message switches off the default system message of a template.
+        let is_system = index == 0 && message.role == "system";
+        if blank(message) && !is_system {
             let found = format!("an empty `{}` message (message {})", message.role, index + 1);
             return Err(Mismatch::new(RecordFault::Empty, found, "text"));
         }
@@ -125,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn a_blank_system_message_stands_for_none() {
+    fn a_blank_system_message_stays() {
         let RecordContent::Chat(chat) =
             check(&[("system", ""), ("user", "hi"), ("assistant", "ho")]).unwrap()
         else {
             panic!("a chat")
         };
-        assert_eq!(chat.system(), None);
-        assert_eq!(chat.messages.len(), 2);
-        assert_eq!(chat.answers().count(), 1);
+        assert_eq!(chat.system(), Some(""));
+        assert_eq!(chat.messages.len(), 3);
+        assert_eq!(chat.with_default_system(Some("s")), None);
     }
 }

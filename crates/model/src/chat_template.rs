@@ -84,7 +84,9 @@ pub struct ChatTemplate {
     marks_generation: bool,
     end_of_turn: Option<String>,
     added_end: Option<String>,
+    turn_starts: Vec<String>,
     default_system: Option<String>,
+    values: BTreeMap<String, serde_json::Value>,
     tools: Value,
     tools_bytes: usize,
 }
@@ -152,12 +154,18 @@ impl ChatTemplate {
             marks_generation,
             end_of_turn: None,
             added_end: None,
+            turn_starts: Vec::new(),
             default_system: None,
+            values: BTreeMap::new(),
             tools: Value::from(()),
             tools_bytes: 0,
         };
         template.check_named_tokens(undeclared)?;
         template.end_of_turn = template.find_end_of_turn(special_tokens);
+        if template.end_of_turn.is_none() {
+            template.turn_starts = template.find_turn_starts(special_tokens);
+            template.end_of_turn = template.turn_starts.first().cloned();
+        }
         if template.end_of_turn.is_none() {
             template.added_end = template.find_missing_end(special_tokens);
             template.end_of_turn.clone_from(&template.added_end);
@@ -197,6 +205,13 @@ impl ChatTemplate {
         Self { tools: Value::from(Serde(tools)), tools_bytes, ..self.clone() }
     }
 
+    /// Returns a copy that passes `value` to the template under `name`, such as `enable_thinking`.
+    pub fn with_value(&self, name: &str, value: serde_json::Value) -> Self {
+        let mut values = self.values.clone();
+        values.insert(name.to_owned(), value);
+        Self { values, ..self.clone() }
+    }
+
     /// Returns a copy that does not append an EOS token to answers. See [`ChatTemplate::added_end`].
     pub fn without_added_end(&self) -> Self {
         let end_of_turn = self.end_of_turn.clone().filter(|_| self.added_end.is_none());
@@ -232,6 +247,13 @@ impl ChatTemplate {
     /// content.
     pub fn end_of_turn(&self) -> Option<&str> {
         self.end_of_turn.as_deref()
+    }
+
+    /// Returns the special tokens that begin the turn after an answer, if the template writes no token at the
+    /// end of an answer. A model of such a template stops at one of these tokens. The first of them begins the
+    /// turn of the user, and danlu appends it to a conversation that ends with an answer.
+    pub fn turn_starts(&self) -> &[String] {
+        &self.turn_starts
     }
 
     /// If the template writes no end token, returns the EOS token that danlu appends to each answer.
@@ -270,9 +292,10 @@ impl ChatTemplate {
     pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
         let mut rendered = self.render_marked(messages, false)?;
         if self.marks_generation {
+            let header = self.generation_header(messages, &rendered.text);
             let Rendered { text, spans } = &mut rendered;
             for span in spans {
-                span.end = self.past_end_of_turn(text, span.end);
+                *span = self.marked_answer(text, span.clone(), &header);
             }
             return Ok(rendered);
         }
@@ -283,7 +306,7 @@ impl ChatTemplate {
             }
             let span = match self.span_by_prefix(messages, index, &rendered.text) {
                 Some(span) => span,
-                None => self.span_by_substitution(messages, index, &rendered.text)?,
+                None => self.span_of_answer(messages, index, &rendered.text)?,
             };
             if span.start < last {
                 let reason = "its text lies before that of an earlier message".to_owned();
@@ -319,14 +342,18 @@ impl ChatTemplate {
         }
         let Rendered { text, spans: marked } = self.render_marked(messages, false)?;
         let mut spans = Vec::with_capacity(indices.len());
+        let header = match self.marks_generation {
+            true => self.generation_header(messages, &text),
+            false => String::new(),
+        };
         for &index in indices {
             let span = match answers.iter().position(|answer| *answer == index) {
                 Some(nth) if self.marks_generation => {
-                    self.marked_span(&text, &marked, nth, answers.len(), index)?
+                    self.marked_span(&text, &marked, nth, (answers.len(), &header), index)?
                 }
                 Some(_) => match self.span_by_prefix(messages, index, &text) {
                     Some(span) => span,
-                    None => self.span_by_substitution(messages, index, &text)?,
+                    None => self.span_of_answer(messages, index, &text)?,
                 },
                 None => self.span_by_substitution(messages, index, &text)?,
             };
@@ -342,7 +369,7 @@ impl ChatTemplate {
         text: &str,
         marked: &[Range<usize>],
         nth: usize,
-        answers: usize,
+        (answers, header): (usize, &str),
         index: usize,
     ) -> Result<Range<usize>, ModelError> {
         if marked.len() != answers {
@@ -352,7 +379,25 @@ impl ChatTemplate {
             );
             return Err(ModelError::NoMask { index, reason });
         }
-        Ok(marked[nth].start..self.past_end_of_turn(text, marked[nth].end))
+        Ok(self.marked_answer(text, marked[nth].clone(), header))
+    }
+
+    /// Returns the text that the template appends to `text` as the generation prompt.
+    fn generation_header(&self, messages: &[Message], text: &str) -> String {
+        let prompt = self.render(messages, true).unwrap_or_default();
+        prompt.strip_prefix(text).unwrap_or_default().to_owned()
+    }
+
+    /// Returns the answer in a part that the template marks with `{% generation %}`. The part may begin with
+    /// the generation prompt, which the model does not write. It may also end after the end of the turn.
+    fn marked_answer(&self, text: &str, marked: Range<usize>, header: &str) -> Range<usize> {
+        let part = &text[marked.clone()];
+        let start = if part.starts_with(header) { marked.start + header.len() } else { marked.start };
+        let last = self.end_of_turn.as_ref().and_then(|token| {
+            text[start..marked.end].rfind(token.as_str()).map(|at| start + at + token.len())
+        });
+        let is_blank = |end: &usize| text[*end..marked.end].trim().is_empty();
+        start..last.filter(is_blank).unwrap_or_else(|| self.past_end_of_turn(text, marked.end))
     }
 
     /// If a longer conversation only appends text to the rendering, returns the span of message `index`.
@@ -401,15 +446,66 @@ impl ChatTemplate {
             return Err(no("the template changes other turns when the content of this message changes"));
         }
         let content_end = text.len() - tail.len();
-        Ok(head.len()..self.past_end_of_turn(text, content_end))
+        let start = match messages[index].role == "assistant" {
+            true => self.answer_start(messages, index, head),
+            false => head.len(),
+        };
+        Ok(start..self.past_end_of_turn(text, content_end))
+    }
+
+    /// Returns the span of an answer whose rendering changes if other messages follow. Qwen3 writes a tool call
+    /// after a blank line if the answer has a text, so the call is found between its prompt and its end.
+    fn span_of_answer(
+        &self,
+        messages: &[Message],
+        index: usize,
+        text: &str,
+    ) -> Result<Range<usize>, ModelError> {
+        let error = match self.span_by_substitution(messages, index, text) {
+            Ok(span) => return Ok(span),
+            Err(error) => error,
+        };
+        let has_call = messages[index].extra.contains_key("tool_calls");
+        let span = if has_call { self.span_by_prompt(messages, index, text) } else { None };
+        span.ok_or(error)
+    }
+
+    /// Returns the text from the end of the prompt of answer `index` to the next end-of-turn token. Returns
+    /// `None` if the answer itself contains this token.
+    fn span_by_prompt(&self, messages: &[Message], index: usize, text: &str) -> Option<Range<usize>> {
+        let token = self.end_of_turn.as_deref()?;
+        let prompt = self.render(&messages[..index], true).ok()?;
+        let reply = text.strip_prefix(prompt.as_str())?;
+        let Message { content, extra, .. } = &messages[index];
+        let is_written = content.contains(token) || extra.values().any(|v| v.to_string().contains(token));
+        let end = reply.find(token).filter(|_| !is_written)? + token.len();
+        Some(prompt.len()..prompt.len() + end)
+    }
+
+    /// Returns the position in `head` at which the reply of the model starts. `head` is the text before the
+    /// content of the answer `index`. Blanks between the prompt and the content are part of the reply.
+    fn answer_start(&self, messages: &[Message], index: usize, head: &str) -> usize {
+        let [marker, _] = unused_characters(messages, &self.source);
+        let mut before = messages[..index].to_vec();
+        let Some(last) = before.last_mut() else { return head.len() };
+        last.content = marker.to_string();
+        let prompt = self.render(&before, true).unwrap_or_default();
+        let Some((_, written)) = prompt.rsplit_once(marker) else { return head.len() };
+        match head.rfind(written).map(|at| at + written.len()) {
+            Some(start) if !written.is_empty() && head[start..].trim().is_empty() => start,
+            _ => head.len(),
+        }
     }
 
     /// Returns the position after the end-of-turn token that follows `at`. White space before the token is
     /// skipped. Returns `at` if no end-of-turn token follows.
     fn past_end_of_turn(&self, text: &str, at: usize) -> usize {
-        let Some(token) = &self.end_of_turn else { return at };
         let rest = text.get(at..).unwrap_or_default().trim_start();
-        if rest.starts_with(token.as_str()) { text.len() - rest.len() + token.len() } else { at }
+        let ends = self.end_of_turn.iter().chain(&self.turn_starts);
+        match ends.into_iter().find(|token| rest.starts_with(token.as_str())) {
+            Some(token) => text.len() - rest.len() + token.len(),
+            None => at,
+        }
     }
 
     /// Renders the conversation with a marker character at each end of every `{% generation %}` block.
@@ -438,7 +534,14 @@ impl ChatTemplate {
         context.insert("documents", Value::from(()));
         context.insert(jinja::OPEN, Value::from(open.to_string()));
         context.insert(jinja::CLOSE, Value::from(close.to_string()));
-        let text = self.run(Value::from(context), messages)?;
+        for (name, value) in &self.values {
+            context.insert(name, Value::from(Serde(value)));
+        }
+        let mut text = self.run(Value::from(context), messages)?;
+        let ends_with_answer = messages.last().is_some_and(|last| last.role == "assistant");
+        if let Some(start) = self.turn_starts.first().filter(|_| ends_with_answer && !add_generation_prompt) {
+            text.push_str(start);
+        }
         if !self.marks_generation {
             return Ok(Rendered { text, spans: Vec::new() });
         }
@@ -516,6 +619,32 @@ impl ChatTemplate {
         let found = special_tokens.iter().filter(|t| !t.is_empty() && first(t).is_some());
         // If two tokens start at the same position, the longest token is chosen, as in a tokenizer.
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
+    }
+
+    /// Returns the special tokens that begin the turn of the user or of a tool after an answer. The list is
+    /// empty unless the token of the user directly follows the answer and begins every turn of the user.
+    fn find_turn_starts(&self, special_tokens: &[String]) -> Vec<String> {
+        let [marker, _] = unused_characters(&[], &self.source);
+        let next = |role: &str| {
+            let answer = Message::new("assistant", marker);
+            let turns =
+                [Message::new("user", "a"), answer, Message::new(role, "b"), Message::new("assistant", "c")];
+            let text = self.render(&turns, false).ok()?;
+            let (before, after) = text.rsplit_once(marker)?;
+            let starts =
+                special_tokens.iter().filter(|token| !token.is_empty() && after.starts_with(token.as_str()));
+            let start = starts.max_by_key(|token| token.len())?.clone();
+            let is_bos = self.variables.get("bos_token") == Some(&start);
+            // A token that also begins the answer cannot end the answer.
+            (!is_bos).then_some((before.matches(start.as_str()).count() == 1, start))
+        };
+        match next("user") {
+            Some((true, user)) => {
+                let of_tool = next("tool").map(|(_, start)| start).filter(|start| *start != user);
+                [user].into_iter().chain(of_tool).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// If the template writes each message exactly once and never writes the EOS token, returns the EOS

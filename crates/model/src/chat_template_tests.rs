@@ -127,6 +127,53 @@ fn a_marked_part_takes_the_end_of_turn_behind_it() {
 }
 
 #[test]
+fn a_marked_part_excludes_header_and_line_break() {
+    // The structure of SmolLM3's template, which marks whole turns.
+    let source = "\
+{% for message in messages %}
+{% if message.role == 'assistant' %}
+{% generation %}{{ '<|im_start|>assistant\\n' ~ message.content ~ '<|im_end|>\\n' }}{% endgeneration %}
+{% else %}
+{{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
+{%- endif %}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    let found = marked(&template(source), &dialogue(&["a", "b", "c", "d"]));
+    assert_eq!(found.matches("assistant\n«b<|im_end|>»\n").count(), 1, "{found}");
+    assert_eq!(found.matches("assistant\n«d<|im_end|>»\n").count(), 1, "{found}");
+}
+
+#[test]
+fn the_token_of_the_next_turn_ends_an_answer_without_an_end() {
+    // The structure of GLM-4's template.
+    let source = "[gMASK]{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}{% endfor %}\
+        {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
+    let special = ["</s>", "<|user|>", "<|assistant|>", "<|tool|>"].map(str::to_owned);
+    let variables = BTreeMap::from([("eos_token".to_owned(), "</s>".to_owned())]);
+    let template = ChatTemplate::new(Path::new("t.jinja"), source, variables, &special).unwrap();
+    assert_eq!(template.turn_starts(), ["<|user|>", "<|tool|>"]);
+    assert_eq!((template.end_of_turn(), template.added_end()), (Some("<|user|>"), None));
+    let turn = |role: &str, text: &str| Message::new(role, text);
+    let messages = [turn("user", "a"), turn("assistant", "b"), turn("tool", "c"), turn("assistant", "d")];
+    assert_eq!(
+        marked(&template, &messages),
+        "[gMASK]<|user|>\na<|assistant|>\n«b<|tool|>»\nc<|assistant|>\n«d<|user|>»"
+    );
+    assert!(template.render(&messages[..1], true).unwrap().ends_with("<|assistant|>\n"));
+}
+
+#[test]
+fn a_leading_blank_belongs_to_the_answer_beside_a_system_message() {
+    // Like the template of Mistral v0.3, this one writes the system text only before the last question.
+    let source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] \
+        {% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}{{ m.content }}[/INST]\
+        {% elif m.role == 'assistant' %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}";
+    let mut messages = dialogue(&["a", "b"]);
+    messages.insert(0, Message::new("system", "s"));
+    assert_eq!(marked(&template(source), &messages), "<s>[INST] a[/INST]« b</s>»");
+}
+
+#[test]
 fn the_date_changes_no_fingerprint_and_can_be_stopped() {
     let dated = CHATML.replace("Be brief.", "Today is ' + strftime_now('%d %b %Y') + '.");
     let template = template(&dated);

@@ -152,7 +152,9 @@ impl Tokenizer {
         stop_ids.extend(config_json.map(ConfigJson::eos_token_ids).transpose()?.into_iter().flatten());
         let end_of_turn = template.as_ref().and_then(|t| t.end_of_turn());
         let by_name = named.get("eos_token").map(|token| token.as_str());
-        stop_ids.extend(by_name.into_iter().chain(end_of_turn).filter_map(|token| inner.token_to_id(token)));
+        let turn_starts = template.iter().flat_map(|t| t.turn_starts()).map(String::as_str);
+        let ends = by_name.into_iter().chain(end_of_turn).chain(turn_starts);
+        stop_ids.extend(ends.filter_map(|token| inner.token_to_id(token)));
         Ok(Self {
             windows: WindowOptions::new(!is_joined_within_words(&inner)),
             inner: Arc::new(inner),
@@ -288,6 +290,12 @@ impl Tokenizer {
         self.ignored_dropout
     }
 
+    /// Passes `value` to the chat template under `name`. Without a template, nothing changes.
+    pub fn with_template_value(mut self, name: &str, value: serde_json::Value) -> Self {
+        self.template = self.template.map(|template| template.with_value(name, value));
+        self
+    }
+
     /// Replaces the chat template by `source`, which was read from `path`. The end-of-turn tokens of both
     /// templates then end a reply.
     ///
@@ -295,7 +303,9 @@ impl Tokenizer {
     /// If the template is not valid.
     pub fn with_template(mut self, path: &Path, source: &str) -> Result<Self, ModelError> {
         let template = ChatTemplate::new(path, source, self.named.clone(), &turn_ends(&self.inner))?;
-        self.stop_ids.extend(template.end_of_turn().and_then(|end| self.inner.token_to_id(end)));
+        let ends =
+            template.end_of_turn().into_iter().chain(template.turn_starts().iter().map(String::as_str));
+        self.stop_ids.extend(ends.filter_map(|end| self.inner.token_to_id(end)));
         self.template = Some(template);
         Ok(self)
     }

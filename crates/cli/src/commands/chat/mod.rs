@@ -81,6 +81,9 @@ pub struct ChatArgs {
     /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
+    /// Value of `enable_thinking` in the chat template, as of Qwen3 [default: the template's]
+    #[arg(long, value_name = "true|false")]
+    pub enable_thinking: Option<bool>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Longest reply, in tokens
@@ -137,7 +140,13 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     };
     let loaded = loader.run(|loader, notices| loader.load(model, &options, notices))?;
     let template = args.chat_template.as_deref();
-    let loaded = loaded.map_tokenizer(|tokenizer| with_chat_template(tokenizer, template, printer))?;
+    let loaded = loaded.map_tokenizer(|tokenizer| {
+        let tokenizer = with_chat_template(tokenizer, template, printer)?;
+        Ok::<_, Diagnostic>(match args.enable_thinking {
+            Some(thinks) => tokenizer.with_template_value("enable_thinking", thinks.into()),
+            None => tokenizer,
+        })
+    })?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: Default::default(),
