@@ -7,6 +7,7 @@ use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef, rng};
 use danlu_model::{LoraSource, ModelConfig, OutputFactors, Projection, Weights};
 
 use crate::base_changes::{BaseChanges, BaseScope};
+use crate::config::TargetModules;
 use crate::dora::DoraFactors;
 use crate::{AdapterError, AdapterNote, LoraConfig, targets};
 
@@ -108,6 +109,10 @@ pub struct Adapter {
     pub(crate) factors: Option<DoraFactors>,
     /// Whether DoRA's magnitudes still have to be set to the norms of the base.
     pub(crate) needs_magnitudes: bool,
+    /// `target_modules` in the file of the adapter.
+    pub(crate) saved_targets: TargetModules,
+    /// Whether the modules are those of a text model beside a vision tower.
+    is_nested: bool,
 }
 
 impl Adapter {
@@ -153,6 +158,7 @@ impl Adapter {
         }
         let params = backend.alloc(modules.last().map_or(0, end), Element::Exact);
         let source = source.map(Path::to_owned);
+        let saved_targets = config.targets_of_model(model);
         Self {
             config,
             params,
@@ -163,6 +169,17 @@ impl Adapter {
             changes: None,
             factors: None,
             needs_magnitudes: false,
+            saved_targets,
+            is_nested: model.is_nested,
+        }
+    }
+
+    /// Returns PEFT's name for a tensor of this adapter. It differs from [`Tensor::name`] if the text model is
+    /// beside a vision tower.
+    pub fn file_name(&self, tensor: &Tensor) -> String {
+        match (self.is_nested, tensor.name.strip_prefix("base_model.model.model.")) {
+            (true, Some(rest)) => format!("base_model.model.model.language_model.{rest}"),
+            _ => tensor.name.clone(),
         }
     }
 

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use danlu_model::{files, json_words};
+use danlu_model::{ModelConfig, Projection, files, json_words};
 use serde_json::{Map, Value, json};
 
 use crate::{AdapterError, mlx};
@@ -276,12 +276,32 @@ impl LoraConfig {
     }
 }
 
+impl LoraConfig {
+    /// Returns `target_modules` for the file of an adapter. Like PEFT, danlu writes `all-linear` as a list of
+    /// names, because the meaning of `all-linear` depends on the version of PEFT.
+    ///
+    /// Beside a vision tower, short names would also select modules of the tower. A pattern selects only the
+    /// text model.
+    pub(crate) fn targets_of_model(&self, model: &ModelConfig) -> TargetModules {
+        let names: Vec<String> = match &self.target_modules {
+            TargetModules::AllLinear => model.projections().map(|p| p.name().to_owned()).collect(),
+            TargetModules::List(names) => names.clone(),
+            TargetModules::Regex(_) => return self.target_modules.clone(),
+        };
+        let is_short = names.iter().all(|name| Projection::from_name(name).is_some());
+        // PEFT accepts no list of layers beside a pattern.
+        if model.is_nested && is_short && self.layers_to_transform.is_none() {
+            return TargetModules::Regex(format!(r".*language_model\.layers\..*\.({})", names.join("|")));
+        }
+        TargetModules::List(names)
+    }
+}
+
 impl TargetModules {
-    /// Returns the JSON value. Like PEFT, danlu writes `all-linear` as a list of names, because the meaning
-    /// of `all-linear` depends on the version of PEFT.
+    /// Returns the JSON value.
     fn to_value(&self) -> Value {
         match self {
-            Self::AllLinear => json!(danlu_model::Projection::ALL.map(|p| p.name())),
+            Self::AllLinear => json!("all-linear"),
             Self::List(names) => json!(names),
             Self::Regex(pattern) => json!(pattern),
         }

@@ -93,8 +93,9 @@ impl Adapter {
     /// If the folder cannot be created or written.
     pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), AdapterError> {
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
-        let spec =
-            |t: Tensor| (TensorSpec::new(t.name.clone(), DType::F32, t.shape.to_vec()), SavedTensor::Own(t));
+        let spec = |t: Tensor| {
+            (TensorSpec::new(self.file_name(&t), DType::F32, t.shape.to_vec()), SavedTensor::Own(t))
+        };
         let mut tensors: Vec<(TensorSpec, SavedTensor<'_>)> = self.tensors().map(spec).collect();
         if let Some(BaseChanges { weights, stored, .. }) = &self.changes {
             tensors.extend(stored.iter().map(|info| {
@@ -124,7 +125,8 @@ impl Adapter {
             writer.write(&bytes)?;
         }
         writer.finish()?;
-        files::write_atomic(&folder.join(CONFIG_FILE), self.config.to_json().as_bytes())?;
+        let config = LoraConfig { target_modules: self.saved_targets.clone(), ..self.config.clone() };
+        files::write_atomic(&folder.join(CONFIG_FILE), config.to_json().as_bytes())?;
         Ok(())
     }
 }

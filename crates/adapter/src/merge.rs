@@ -169,7 +169,7 @@ pub fn stage(
         }
     };
     check_fit(adapter, &weights, &tensors)?;
-    let shards = divide(&tensors, options);
+    let shards = divide(&weights, &tensors, options);
     let others = OtherFiles::choose(base, adapter, options, (&config, &shards))?;
     let bytes = shards.iter().map(|s| ShardWriter::file_size(&s.specs)).sum::<u64>() + others.bytes();
     let available = files::free_space(out)?;

@@ -64,14 +64,15 @@ pub fn target_dtype(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
 }
 
 /// Assigns the tensors to files, in the order of the base.
-pub fn divide<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>> {
+pub fn divide<'a>(weights: &Weights, tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>> {
     let mut shards: Vec<Shard> = Vec::new();
     let (mut room, mut file) = (0, None);
     for info in tensors {
+        let name = weights.file_name(&info.name);
         let spec = match target_dtype(info, options.dtype) {
-            Some(dtype) => TensorSpec::new(info.name.clone(), dtype, info.shape.clone()),
+            Some(dtype) => TensorSpec::new(name, dtype, info.shape.clone()),
             None => TensorSpec {
-                name: info.name.clone(),
+                name,
                 dtype: info.dtype_name.clone(),
                 shape: info.shape.clone(),
                 bytes: info.range.len() as u64,

@@ -97,7 +97,7 @@ pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Resu
 /// Returns the error for a name in the setting `key` that matches no module.
 fn unused(key: &'static str, name: &str, model: &ModelConfig) -> AdapterError {
     match key {
-        "target_modules" => no_such_target(name),
+        "target_modules" => no_such_target(name, model),
         "layers_to_transform" => {
             let layer = name.parse().unwrap_or(i64::MAX);
             AdapterError::NoSuchLayer { layer, layers: model.num_hidden_layers }
@@ -106,8 +106,8 @@ fn unused(key: &'static str, name: &str, model: &ModelConfig) -> AdapterError {
     }
 }
 
-fn no_such_target(target: &str) -> AdapterError {
-    let available = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
+fn no_such_target(target: &str, model: &ModelConfig) -> AdapterError {
+    let available = model.projections().map(|p| p.name().to_owned()).collect();
     AdapterError::NoSuchTarget { target: target.to_owned(), available }
 }
 
@@ -165,13 +165,17 @@ impl<'a> TargetFilter<'a> {
     fn choose(&self, model: &ModelConfig) -> Result<Chosen, AdapterError> {
         let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
         for (path, layer, projection) in projections(model) {
-            let hits = self.targets.all_matches(&path)?;
+            let others = other_paths(model, layer, projection);
+            let mut hits = self.targets.all_matches(&path)?;
+            for other in &others {
+                hits.extend(self.targets.all_matches(other)?);
+            }
             if hits.is_empty() {
                 continue;
             }
             // As in PEFT, a target that is a full path is adapted even if `layers_to_transform` does not list
             // its layer.
-            let in_full = hits.contains(&path.as_str());
+            let in_full = hits.iter().any(|hit| *hit == path || others.iter().any(|other| hit == other));
             matched.extend(hits.into_iter().map(str::to_owned));
             if self.is_excluded(&path)? || !(in_full || self.layers.contains(&path)?) {
                 removed += 1;
@@ -191,7 +195,7 @@ impl<'a> TargetFilter<'a> {
         let unused: Vec<String> = names.map(str::to_owned).collect();
         match (chosen.is_empty() && tables.is_empty(), unused.first()) {
             (false, _) => Ok(Chosen { projections: chosen, tables, unused }),
-            (true, Some(target)) => Err(no_such_target(target)),
+            (true, Some(target)) => Err(no_such_target(target, model)),
             (true, None) => Err(AdapterError::NothingTargeted { removed }),
         }
     }
@@ -225,8 +229,19 @@ pub(crate) fn ranks<'c>(
 
 /// Returns the path, layer and kind of every module with LoRA support.
 fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
-    let of_layer = |layer: usize| Projection::ALL.into_iter().map(move |p| (p.module_path(layer), layer, p));
+    let of_layer = |layer: usize| model.projections().map(move |p| (model.module_path(layer, p), layer, p));
     (0..model.num_hidden_layers).flat_map(of_layer).collect()
+}
+
+/// Returns the paths that other classes and older versions give a module of Gemma 3. An adapter that names
+/// these paths also fits a base of the other class.
+fn other_paths(model: &ModelConfig, layer: usize, projection: Projection) -> Vec<String> {
+    if !model.model_type.starts_with("gemma3") {
+        return Vec::new();
+    }
+    let path = projection.module_path(layer);
+    let nested = path.replacen("model.", "model.language_model.", 1);
+    vec![format!("language_model.{path}"), nested, path]
 }
 
 /// Returns every module without LoRA support, and the reason.

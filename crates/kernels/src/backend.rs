@@ -4,10 +4,10 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer,
-    ColumnProducts, DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands,
-    Indices, LoraGrads, LoraPair, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved,
-    Scalars, Segment, Segments, Store,
+    AdamW, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer, ColumnProducts,
+    DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
+    LoraGrads, LoraPair, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved,
+    RopeOperands, Scalars, Segment, Segments, Store,
 };
 
 /// An operation, or a variant of one, that only some model families need.
@@ -28,6 +28,14 @@ pub enum FamilyOperation {
     ResidualNorm,
     /// The operations [`Backend::scale_columns`] and [`Backend::column_products`], which DoRA needs.
     ColumnScale,
+    /// A projection whose output is divided into several buffers.
+    FusedProjection,
+    /// A [`RopeRotation`](crate::RopeRotation) that is not
+    /// [whole](crate::RopeRotation::is_whole).
+    PartialRope,
+    /// A rotary embedding with [tables](RopeOperands::tables), whose frequencies depend on the length of the
+    /// sequence.
+    RopeTables,
 }
 
 impl fmt::Display for FamilyOperation {
@@ -40,6 +48,9 @@ impl fmt::Display for FamilyOperation {
             Self::HeadSoftcap => "a softcap of logits",
             Self::ResidualNorm => "a norm after attention and MLP",
             Self::ColumnScale => "a factor for each output, as DoRA needs",
+            Self::FusedProjection => "several projections in one weight",
+            Self::PartialRope => "a rotation of a part of each head",
+            Self::RopeTables => "rotary frequencies that depend on the length",
         })
     }
 }
@@ -194,6 +205,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Computes `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
     fn scatter_rows(&self, out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize);
 
+    /// Computes [`scatter_rows`](Backend::scatter_rows) for one buffer.
+    fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
+
     /// Computes `out[i] = scale · table[ids[i]]`. Shapes: `out (N, C)`, and `table (V, C)` in host memory.
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);
 
@@ -327,28 +341,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
         }
     }
 
-    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place, like Llama's `rotate_half`. The elements `i` and
-    /// `i + HS/2` of row `n` turn by the angle `positions[n] · inv_freq[i]`. `inv_freq (HS/2)` is in radians
-    /// per token. Source: Su et al., 2021, section 3.2.2.
-    fn rope_forward(
-        &self,
-        q: &mut Buffer,
-        k: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    );
+    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place. Pair `i` of row `n` turns by the angle
+    /// `positions[n] · inv_freq[tables[n], i]`. Source: Su et al., 2021, section 3.2.2.
+    fn rope_forward(&self, q: &mut Buffer, k: &mut Buffer, operands: RopeOperands<'_>);
 
     /// Backward of [`rope_forward`](Backend::rope_forward). Rotates the gradients in place, in the opposite
     /// direction.
-    fn rope_backward(
-        &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    );
+    fn rope_backward(&self, dq: &mut Buffer, dk: &mut Buffer, operands: RopeOperands<'_>);
 
     /// Computes causal softmax attention inside each segment. `operands.scores` defines how scores are
     /// computed. The shape of `out` is `(N, NH, HS)`. `lse (N, NH)` receives the logarithm of each row's

@@ -73,7 +73,8 @@ pub use matrix::{Bytes, Matrix, MatrixStorage};
 pub use operands::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, ColumnProducts,
     Dropout, GatedGrads, GatedOperands, HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment,
-    PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Segment, Store,
+    PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, RopeOperands, RopePairs, RopeRotation,
+    Segment, Store,
 };
 pub use packed_lora::PackedLora;
 pub use reference::Reference;

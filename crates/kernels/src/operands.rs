@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::rope::{RopeAngles, RopeHeads};
 use crate::{Buffer, GateActivation, Indices, Matrix, PackedLora, Segments};
 
 /// A contiguous range of tokens. The tokens of a segment attend only to keys of this segment.
@@ -48,6 +49,71 @@ impl AttentionScores {
     /// Returns Llama's parameters: the score is `q · k / sqrt(HS)`, and all earlier keys are visible.
     pub fn of_head_dim(head_dim: usize) -> Self {
         Self { scale: (1.0 / (head_dim as f64).sqrt()) as f32, window: None, softcap: None }
+    }
+}
+
+/// The elements of a head that form pairs in a rotary embedding. `D` is the number of rotated elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RopePairs {
+    /// The elements `i` and `i + D/2`, as in Llama.
+    #[default]
+    Halves,
+    /// The elements `2i` and `2i + 1`, as in GLM.
+    Neighbours,
+}
+
+/// The part of each head that a rotary embedding changes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeRotation {
+    /// Number of rotated elements of each head, `D`. They are the first elements of the head.
+    pub dim: usize,
+    /// The pairs.
+    pub pairs: RopePairs,
+    /// Factor that multiplies every rotated element.
+    pub scale: f32,
+}
+
+impl RopeRotation {
+    /// Returns Llama's rotation: all elements of a head, in halves, without a factor.
+    pub fn whole(head_dim: usize) -> Self {
+        Self { dim: head_dim, pairs: RopePairs::Halves, scale: 1.0 }
+    }
+
+    /// Returns whether this is the rotation of [`RopeRotation::whole`].
+    pub fn is_whole(&self, head_dim: usize) -> bool {
+        *self == Self::whole(head_dim)
+    }
+}
+
+/// Inputs of a rotary embedding other than queries and keys.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeOperands<'a> {
+    /// Frequencies in radians per token, `(T, D/2)`.
+    pub inv_freq: &'a Buffer,
+    /// Index of each row in its sequence, `(N)`.
+    pub positions: &'a Indices,
+    /// Row of `inv_freq` for each row, `(N)`. `None` if every row uses row 0.
+    pub tables: Option<&'a Indices>,
+    /// Number and size of heads.
+    pub dims: AttentionDims,
+    /// The rotated part of each head.
+    pub rotation: RopeRotation,
+}
+
+impl<'a> RopeOperands<'a> {
+    /// Returns the angles, which are in host memory.
+    pub(crate) fn host_angles(&self) -> RopeAngles<'a> {
+        RopeAngles {
+            inv_freq: self.inv_freq.host_slice(),
+            positions: self.positions.values(),
+            tables: self.tables.map_or(&[], Indices::values),
+        }
+    }
+
+    /// Returns the heads of queries and of keys.
+    pub(crate) fn heads(&self) -> [RopeHeads; 2] {
+        let AttentionDims { heads, kv_heads, head_dim } = self.dims;
+        [heads, kv_heads].map(|heads| RopeHeads { heads, head_dim })
     }
 }
 

@@ -5,9 +5,9 @@ use std::ops::Range;
 use crate::attention::AttentionInputs;
 use crate::lora::LoraParams;
 use crate::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    ColumnProducts, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
-    LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Store, adamw, attention, head_loss, linear, lora,
+    AdamW, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer, ColumnProducts,
+    Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, LoraGrads,
+    LoraPair, Matrix, RmsnormSaved, RopeOperands, Scalars, Store, adamw, attention, head_loss, linear, lora,
     rmsnorm, rope, row_ops,
 };
 
@@ -82,6 +82,10 @@ impl Backend for Reference {
         for (out, inp) in out.into_iter().zip(inp) {
             row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
         }
+    }
+
+    fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32) {
@@ -183,30 +187,16 @@ impl Backend for Reference {
         lora::backward(dinp, dparams, dout, inp, mid, LoraParams::of(&pair), rows);
     }
 
-    fn rope_forward(
-        &self,
-        q: &mut Buffer,
-        k: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
-        rope::forward(q.host_slice_mut(), inv_freq, positions, dims.heads, dims.head_dim);
-        rope::forward(k.host_slice_mut(), inv_freq, positions, dims.kv_heads, dims.head_dim);
+    fn rope_forward(&self, q: &mut Buffer, k: &mut Buffer, operands: RopeOperands<'_>) {
+        let (angles, [q_heads, k_heads]) = (operands.host_angles(), operands.heads());
+        rope::forward(q.host_slice_mut(), angles, q_heads, operands.rotation);
+        rope::forward(k.host_slice_mut(), angles, k_heads, operands.rotation);
     }
 
-    fn rope_backward(
-        &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
-        rope::backward(dq.host_slice_mut(), inv_freq, positions, dims.heads, dims.head_dim);
-        rope::backward(dk.host_slice_mut(), inv_freq, positions, dims.kv_heads, dims.head_dim);
+    fn rope_backward(&self, dq: &mut Buffer, dk: &mut Buffer, operands: RopeOperands<'_>) {
+        let (angles, [q_heads, k_heads]) = (operands.host_angles(), operands.heads());
+        rope::backward(dq.host_slice_mut(), angles, q_heads, operands.rotation);
+        rope::backward(dk.host_slice_mut(), angles, k_heads, operands.rotation);
     }
 
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {

@@ -13,7 +13,7 @@ use danlu_kernels::{
 
 use crate::activations::{LayerActivations, Mids};
 use crate::decoder::{Decoder, factor_segments, lora_segments};
-use crate::forward_pass::{ForwardPass, PassRows};
+use crate::forward_pass::{ForwardPass, PassRows, SplitIndices};
 use crate::lora::{LoraRows, OutputFactors};
 use crate::workspace::{FactorScratch, Gradients, GrowBuffer, Workspace};
 use crate::{Batch, ModelError, Projection};
@@ -80,7 +80,7 @@ impl Decoder {
         let mut pass =
             ForwardPass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows(least);
         self.reserve(work, batch.rows(), labels, pass.keys.map_or(0, <[u32]>::len));
-        pass.upload(be, mem::take(&mut work.indices), &batch.ids, &batch.targets);
+        pass.upload((be, &self.config), mem::take(&mut work.indices), &batch.ids, &batch.targets);
         be.write(work.dloss.get_mut(), 0, dloss);
         self.blocks(work, &pass, true, None);
         self.head_norm(work, labels);
@@ -114,16 +114,23 @@ impl Decoder {
             let mut act = work.take_layer(layer);
             if !work.holds(layer) {
                 let policy = work.policy(layer);
-                self.restore(layer, &mut act, policy, pass, &mut work.prefix_kv);
+                self.restore(layer, &mut act, policy, pass, &mut work.scratch);
             }
-            let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
+            let is_last = layer + 1 == self.layers.len();
+            let (d, fused) = (&mut work.grads, &mut work.scratch.fused);
             match &pass.head {
                 Some(head) if is_last => {
                     // `d.q` is not used before the backward pass of attention, so `d.q` serves as scratch
                     // memory here.
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
-                    self.mlp_backward(layer, &act, &work.head_attn, d, grads, &head.rows);
+                    let from = BranchSaved {
+                        act: &act,
+                        attn: &work.head_attn,
+                        rows: &head.rows,
+                        split: &pass.indices.head_gate_up,
+                    };
+                    self.mlp_backward(layer, from, (d, fused), grads);
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
                     let width = self.config.num_attention_heads * self.config.head_dim;
@@ -135,7 +142,11 @@ impl Decoder {
                     );
                     self.scatter(&mut d.attn, &d.q, &pass.indices.head, (pass.rows.n, width));
                 }
-                _ => self.mlp_backward(layer, &act, &act.attn, d, grads, &pass.rows),
+                _ => {
+                    let split = &pass.indices.gate_up;
+                    let from = BranchSaved { act: &act, attn: &act.attn, rows: &pass.rows, split };
+                    self.mlp_backward(layer, from, (d, fused), grads);
+                }
             }
             self.attend_backward(layer, &act, work, pass, grads, layer > lowest);
             work.put_layer(layer, act);
@@ -154,13 +165,12 @@ impl Decoder {
     fn mlp_backward(
         &self,
         layer: usize,
-        act: &LayerActivations,
-        attn: &GrowBuffer,
-        d: &mut Gradients,
+        from: BranchSaved<'_>,
+        (d, fused): (&mut Gradients, &mut GrowBuffer),
         grads: &mut Buffer,
-        rows: &PassRows<'_>,
     ) {
         use Projection::*;
+        let BranchSaved { act, attn, rows, split } = from;
         let (be, n, LayerActivations { mlp: act, mid, .. }) = (&*self.backend, rows.n, act);
         let (weights, c) = (&self.layers[layer], self.config.hidden_size);
         let dout = norm_after_backward(be, d, weights.after_mlp.as_ref(), (&act.mlp_proj, &act.mlp_rstd), n);
@@ -174,8 +184,18 @@ impl Decoder {
         let activation = self.config.architecture.activation;
         be.gated_backward(GatedGrads { dgate, dup }, dact, GatedOperands { gate, up, activation }, len);
         let inp = weights.before_mlp.as_ref().map_or(&act.res, |_| &act.norm2);
-        let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], inp);
-        self.project_backward(layer, (Some(&mut d.norm), &mut d.factors), grads, gate_up, mid, rows);
+        let dinp = (Some(&mut d.norm), &mut d.factors);
+        match self.config.architecture.fused_gate_up {
+            false => {
+                let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], inp);
+                self.project_backward(layer, dinp, grads, gate_up, mid, rows);
+            }
+            true => {
+                self.join(fused, [&d.gate, &d.up], split, self.config.intermediate_size);
+                let gate_up = (&[GateUpProj], [&*fused], inp);
+                self.project_backward(layer, dinp, grads, gate_up, mid, rows);
+            }
+        }
         match &weights.before_mlp {
             Some(weight) => {
                 let saved = RmsnormSaved { inp: act.res.get(), rstd: act.rstd2.get(), weight };
@@ -206,7 +226,7 @@ impl Decoder {
         wanted: bool,
     ) {
         use Projection::*;
-        let Workspace { grads: d, prefix_kv: copies, .. } = work;
+        let Workspace { grads: d, scratch: copies, .. } = work;
         let (be, config, n) = (&*self.backend, &self.config, pass.rows.n);
         let (weights, dims) = (&self.layers[layer], self.attention_dims());
         let AttentionDims { kv_heads, head_dim, .. } = dims;
@@ -225,8 +245,8 @@ impl Decoder {
                 self.scatter(own, dout, &pass.indices.keys, (n, kv_heads * head_dim));
             }
         }
-        if let Some(inv_freq) = self.layer_inv_freq(layer) {
-            be.rope_backward(d.q.get_mut(), d.k.get_mut(), inv_freq, &pass.indices.positions, dims);
+        if let Some(operands) = self.rope_operands(layer, &pass.indices) {
+            be.rope_backward(d.q.get_mut(), d.k.get_mut(), operands);
         }
         if let Some([q_norm, k_norm]) = &weights.qk_norm {
             for (dinp, dout, inp, rstd, weight, width) in [
@@ -243,9 +263,18 @@ impl Decoder {
             None => [&d.q, &d.k, &d.v],
         };
         let inp = weights.before_attention.as_ref().map_or(&act.inp, |_| &act.norm1);
-        let qkv = (&[QProj, KProj, VProj], dout, inp);
         let dinp = (wanted.then_some(&mut d.norm), &mut d.factors);
-        self.project_backward(layer, dinp, grads, qkv, &act.mid, &pass.rows);
+        match config.architecture.fused_qkv {
+            false => {
+                let qkv = (&[QProj, KProj, VProj], dout, inp);
+                self.project_backward(layer, dinp, grads, qkv, &act.mid, &pass.rows);
+            }
+            true => {
+                self.join(&mut copies.fused, dout, &pass.indices.qkv, head_dim);
+                let qkv = (&[QkvProj], [&copies.fused], inp);
+                self.project_backward(layer, dinp, grads, qkv, &act.mid, &pass.rows);
+            }
+        }
         if !wanted {
             return;
         }
@@ -255,6 +284,19 @@ impl Decoder {
                 be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
             }
             None => be.add(d.hidden.get_mut(), d.norm.get(), n * config.hidden_size),
+        }
+    }
+
+    /// Copies the gradients of the parts of a fused projection to one buffer. A piece has `width` elements.
+    fn join<const N: usize>(
+        &self,
+        fused: &mut GrowBuffer,
+        parts: [&GrowBuffer; N],
+        indices: &SplitIndices,
+        width: usize,
+    ) {
+        for (part, index) in parts.into_iter().zip(&indices.parts) {
+            self.backend.join_rows(fused.get_mut(), part.get(), index, width);
         }
     }
 
@@ -316,6 +358,16 @@ impl Decoder {
             be.scale_columns(scratch.dout[*i].get_mut(), values, offset, rows.clone(), cols);
         }
     }
+}
+
+/// Values that the backward pass of the second half of a block reads.
+#[derive(Clone, Copy)]
+struct BranchSaved<'a> {
+    act: &'a LayerActivations,
+    attn: &'a GrowBuffer,
+    rows: &'a PassRows<'a>,
+    /// Places of gate and up, if they are fused.
+    split: &'a SplitIndices,
 }
 
 /// The buffer that contains the gradient of the output of attention or MLP, before it is added to the

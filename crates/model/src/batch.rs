@@ -3,6 +3,7 @@
 
 use danlu_kernels::Segment;
 
+use crate::ModelConfig;
 use crate::prefix_sharing::{SharedPrefix, find_shared_prefixes};
 
 /// A training or evaluation example: token ids, and a flag for each token that carries a loss.
@@ -87,6 +88,23 @@ impl Batch {
                 batch.targets.push(ids[i]);
             }
         }
+        batch
+    }
+
+    /// Packs `sequences` in order, for the model of `config`. If the rotary frequencies of the model depend on
+    /// the length of a sequence, sequences share no rows.
+    ///
+    /// # Panics
+    /// The panics of [`Batch::new`].
+    pub fn for_model<'a>(
+        config: &ModelConfig,
+        sequences: impl IntoIterator<Item = &'a LabeledSequence>,
+    ) -> Self {
+        if !config.rope.depends_on_length() {
+            return Self::new(sequences);
+        }
+        let mut batch = Self::default();
+        sequences.into_iter().for_each(|sequence| batch.append(&Self::new([sequence])));
         batch
     }
 

@@ -6,7 +6,7 @@ mod rope;
 
 use std::path::Path;
 
-use danlu_kernels::{AttentionScores, DType, FourBitCode};
+use danlu_kernels::{AttentionScores, DType, FamilyOperation, FourBitCode, RopeRotation};
 use serde_json::{Value, json};
 
 pub use self::architecture::{Architecture, BlockNorms, LayerAttention, LayerRope, QkNorm};
@@ -57,6 +57,9 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Flags of the model's family.
     pub architecture: Architecture,
+    /// Whether the configuration is nested in that of a model with a vision tower, of which danlu reads only
+    /// the text model.
+    pub is_nested: bool,
     /// Element type of the saved weights, if it is supported.
     pub dtype: Option<DType>,
     /// Quantization of the projections, if they are stored in 4 bits.
@@ -87,16 +90,39 @@ impl ModelConfig {
     }
 
     pub(crate) fn from_value(path: &Path, value: &Value) -> Result<Self, ModelError> {
-        let fields = Fields::new(path, value)?;
+        let outer = Fields::new(path, value)?;
+        let family = family::find(&outer)?;
+        let text = match family.is_nested {
+            true => outer.nested("text_config")?,
+            false => None,
+        };
+        if family.is_nested && text.is_none() {
+            return Err(outer.wrong("text_config", "an object"));
+        }
+        // The outer object of a nested configuration has its own element type, quantization and tokens.
+        let fields = text.as_ref().unwrap_or(&outer);
+        Self::of_fields(fields, &outer, family)
+    }
 
-        let family = family::find(&fields)?;
+    /// Reads the configuration of a text model. `outer` is the object at the top level of the file.
+    fn of_fields(
+        fields: &Fields<'_>,
+        outer: &Fields<'_>,
+        family: &'static family::Family,
+    ) -> Result<Self, ModelError> {
         let defaults = family.defaults;
-        refuse_variants(&fields)?;
+        refuse_variants(fields)?;
 
-        let hidden_size = fields.count("hidden_size", MAX_HIDDEN)?;
-        let num_attention_heads = fields.count("num_attention_heads", MAX_HEADS)?;
-        let num_key_value_heads =
-            fields.count_opt("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads);
+        // transformers writes only the sizes that differ from the class into a nested configuration.
+        let size = |name: &str, most, default: Option<usize>| match default {
+            Some(default) => Ok(fields.count_opt(name, most)?.unwrap_or(default)),
+            None => fields.count(name, most),
+        };
+        let hidden_size = size("hidden_size", MAX_HIDDEN, defaults.hidden)?;
+        let num_attention_heads = size("num_attention_heads", MAX_HEADS, defaults.heads)?;
+        let num_key_value_heads = fields
+            .count_opt("num_key_value_heads", MAX_HEADS)?
+            .unwrap_or(defaults.kv_heads.unwrap_or(num_attention_heads));
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let expected = format!("a divisor of `num_attention_heads`, {num_attention_heads}");
             return Err(fields.wrong("num_key_value_heads", expected));
@@ -120,32 +146,35 @@ impl ModelConfig {
         }
         let max_position_embeddings =
             fields.count_opt("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(defaults.max_positions);
-        let num_hidden_layers = fields.count("num_hidden_layers", MAX_LAYERS)?;
+        let num_hidden_layers = size("num_hidden_layers", MAX_LAYERS, defaults.layers)?;
         let sizes =
             Sizes { layers: num_hidden_layers, hidden: hidden_size, max_positions: max_position_embeddings };
 
         let config = Self {
             model_type: family.name.to_owned(),
             hidden_size,
-            intermediate_size: fields.count("intermediate_size", MAX_INTERMEDIATE)?,
+            intermediate_size: size("intermediate_size", MAX_INTERMEDIATE, defaults.intermediate)?,
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: fields.count("vocab_size", MAX_VOCABULARY)?,
+            vocab_size: size("vocab_size", MAX_VOCABULARY, defaults.vocab)?,
             max_position_embeddings,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(defaults.eps) as f32,
             tie_word_embeddings: match fields.get("tie_word_embeddings") {
                 Some(_) => fields.flag("tie_word_embeddings")?,
+                None if outer.get("tie_word_embeddings").is_some() => outer.flag("tie_word_embeddings")?,
                 None => defaults.tied,
             },
-            rope: global_rope(&fields, defaults.theta, max_position_embeddings)?,
-            architecture: (family.read)(&fields, &sizes)?,
-            dtype: dtype(&fields)?,
-            quantization: quantization(&fields)?,
-            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
-            eos_token_id: fields.token_ids("eos_token_id")?,
+            rope: global_rope(fields, defaults.theta, max_position_embeddings)?,
+            architecture: (family.read)(fields, &sizes)?,
+            is_nested: family.is_nested,
+            dtype: dtype(outer)?,
+            quantization: quantization(outer)?,
+            bos_token_id: token_ids(fields, outer, "bos_token_id")?.first().copied(),
+            eos_token_id: token_ids(fields, outer, "eos_token_id")?,
         };
+        config.check_rotation(fields)?;
         Ok(config)
     }
 
@@ -202,7 +231,34 @@ impl ModelConfig {
             Projection::OProj => (self.hidden_size, q),
             Projection::GateProj | Projection::UpProj => (self.intermediate_size, self.hidden_size),
             Projection::DownProj => (self.hidden_size, self.intermediate_size),
+            Projection::QkvProj => (q + 2 * kv, self.hidden_size),
+            Projection::GateUpProj => (2 * self.intermediate_size, self.hidden_size),
         }
+    }
+
+    /// Returns the projections of a layer in the order of the forward pass. All projections of a group have
+    /// the same input.
+    pub fn projection_groups(&self) -> [&'static [Projection]; 4] {
+        use Projection::*;
+        let Architecture { fused_qkv, fused_gate_up, .. } = self.architecture;
+        [
+            if fused_qkv { &[QkvProj] } else { &[QProj, KProj, VProj] },
+            &[OProj],
+            if fused_gate_up { &[GateUpProj] } else { &[GateProj, UpProj] },
+            &[DownProj],
+        ]
+    }
+
+    /// Returns the projections of a layer, in the order of [`ModelConfig::projection_groups`].
+    pub fn projections(&self) -> impl Iterator<Item = Projection> + use<> {
+        self.projection_groups().into_iter().flatten().copied()
+    }
+
+    /// Returns the module path that PEFT gives a projection. If the text model is nested, the path contains
+    /// `language_model`.
+    pub fn module_path(&self, layer: usize, projection: Projection) -> String {
+        let path = projection.module_path(layer);
+        if self.is_nested { path.replacen("model.", "model.language_model.", 1) } else { path }
     }
 
     /// Returns the name and shape of every tensor of the checkpoint, in the order in which a forward pass
@@ -223,7 +279,7 @@ impl ModelConfig {
         let norm = |name: &str, width| (format!("model.layers.{layer}.{name}.weight"), vec![width]);
         let mut tensors: Vec<_> =
             self.architecture.norms.names().map(|name| norm(name, self.hidden_size)).collect();
-        for projection in Projection::ALL {
+        for projection in self.projections() {
             let (d_out, d_in) = self.projection_shape(projection);
             tensors.push((projection.weight_name(layer), vec![d_out, d_in]));
             if self.has_bias(projection) {
@@ -240,9 +296,11 @@ impl ModelConfig {
     pub fn has_bias(&self, projection: Projection) -> bool {
         let Architecture { qkv_bias, output_bias, mlp_bias, .. } = self.architecture;
         match projection {
-            Projection::QProj | Projection::KProj | Projection::VProj => qkv_bias,
+            Projection::QProj | Projection::KProj | Projection::VProj | Projection::QkvProj => qkv_bias,
             Projection::OProj => output_bias,
-            Projection::GateProj | Projection::UpProj | Projection::DownProj => mlp_bias,
+            Projection::GateProj | Projection::UpProj | Projection::DownProj | Projection::GateUpProj => {
+                mlp_bias
+            }
         }
     }
 
@@ -276,11 +334,49 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the scale, the window and the softcap of a layer's attention scores. RoPE multiplies queries
-    /// and keys by [`Rope::attention_factor`], so the scale includes the square of this factor.
+    /// Returns the operations that the model needs and that a back end may lack.
+    pub fn operations(&self) -> Vec<FamilyOperation> {
+        let tables = self.rope.depends_on_length().then_some(FamilyOperation::RopeTables);
+        self.architecture.operations().into_iter().chain(tables).collect()
+    }
+
+    /// Returns the number of elements of each head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        // As in transformers, the product is rounded down.
+        (self.head_dim as f64 * self.architecture.partial_rotary_factor) as usize
+    }
+
+    /// Returns the rotation of each head in a layer. The rotation has the RoPE factor only if a part of each
+    /// head is rotated.
+    pub fn rotation(&self, rope: &Rope) -> RopeRotation {
+        let (dim, pairs) = (self.rotary_dim(), self.architecture.rope_pairs);
+        let scale = if dim == self.head_dim { 1.0 } else { rope.attention_factor() as f32 };
+        RopeRotation { dim, pairs, scale }
+    }
+
+    /// Checks that the rotated part of a head consists of pairs, and that each pair has a factor.
+    fn check_rotation(&self, fields: &Fields<'_>) -> Result<(), ModelError> {
+        let dim = self.rotary_dim();
+        if dim == 0 || !dim.is_multiple_of(2) || dim > self.head_dim {
+            let expected = format!("a part of `head_dim`, {}, that is an even number", self.head_dim);
+            return Err(fields.wrong("partial_rotary_factor", expected));
+        }
+        if let RopeScaling::LongRope { short_factor, long_factor, .. } = &self.rope.scaling
+            && (short_factor.len() != dim / 2 || long_factor.len() != dim / 2)
+        {
+            let found = [short_factor.len(), long_factor.len()];
+            let expected = format!("{} factors in both lists, found {found:?}", dim / 2);
+            return Err(fields.wrong("rope_scaling", expected));
+        }
+        Ok(())
+    }
+
+    /// Returns the scale, the window and the softcap of a layer's attention scores. If all elements of a head
+    /// are rotated, the scale includes the RoPE factor of queries and keys.
     pub fn attention_scores(&self, layer: usize) -> AttentionScores {
         let scale = self.architecture.attention_scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt());
-        let factor = self.layer_rope(layer).map_or(1.0, Rope::attention_factor);
+        let is_whole = self.rotary_dim() == self.head_dim;
+        let factor = self.layer_rope(layer).filter(|_| is_whole).map_or(1.0, Rope::attention_factor);
         AttentionScores {
             scale: (scale * factor * factor) as f32,
             window: self.architecture.layer(layer).window,
@@ -293,9 +389,9 @@ impl ModelConfig {
         self.tensors().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
-    /// Returns the rotation of each pair of elements, in radians per token, `(HS / 2)`.
+    /// Returns the rotation of each pair of elements, in radians per token, `(D / 2)`.
     pub fn inv_freq(&self) -> Vec<f32> {
-        self.rope.inv_freq(self.head_dim)
+        self.rope.inv_freq(self.rotary_dim())
     }
 }
 
@@ -304,14 +400,17 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
         return Err(fields.unsupported("attention_dropout", "0.0"));
     }
-    if fields.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
-        return Err(fields.unsupported("partial_rotary_factor", "1.0"));
-    }
     Ok(())
 }
 
-/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store this
-/// embedding in a nested object.
+/// Reads token ids of the outer object, or of the nested one if the outer object has none.
+fn token_ids(fields: &Fields<'_>, outer: &Fields<'_>, name: &str) -> Result<Vec<u32>, ModelError> {
+    let found = outer.token_ids(name)?;
+    if found.is_empty() { fields.token_ids(name) } else { Ok(found) }
+}
+
+/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store it
+/// in a nested object.
 fn global_rope(
     fields: &Fields<'_>,
     default_theta: f64,
@@ -321,7 +420,8 @@ fn global_rope(
         && let Some(both) = fields.nested("rope_parameters")?
         && let Some(full) = both.nested("full_attention")?
     {
-        return Rope::of_parameters(&full, "rope_parameters", default_theta, max_position_embeddings);
+        let positions = (max_position_embeddings, None);
+        return Rope::of_parameters(&full, "rope_parameters", default_theta, positions);
     }
     Rope::read(fields, default_theta, max_position_embeddings)
 }

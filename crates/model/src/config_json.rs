@@ -61,6 +61,12 @@ impl ConfigJson {
 
     /// Returns the ids of the tokens that end a reply.
     pub(crate) fn eos_token_ids(&self) -> Result<Vec<u32>, ModelError> {
-        Fields::new(&self.path, &self.value)?.token_ids("eos_token_id")
+        let fields = Fields::new(&self.path, &self.value)?;
+        let own = fields.token_ids("eos_token_id")?;
+        // The text model of Gemma 3 has its own object.
+        match fields.nested("text_config")?.filter(|_| own.is_empty()) {
+            Some(text) => text.token_ids("eos_token_id"),
+            None => Ok(own),
+        }
     }
 }

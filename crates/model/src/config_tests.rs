@@ -110,13 +110,10 @@ fn unimplemented_settings_are_rejected_by_name() {
             "`quantization_config.bnb_4bit_quant_type` is \"int4\"",
         ),
         (
-            json!({"rope_scaling": {"type": "dynamic", "factor": 2}}),
-            "`rope_scaling.type` is \"dynamic\", supported: ",
+            json!({"rope_scaling": {"type": "ntk", "factor": 2}}),
+            "`rope_scaling.type` is \"ntk\", supported: ",
         ),
-        (
-            json!({"rope_parameters": {"rope_type": "longrope"}}),
-            "`rope_parameters.rope_type` is \"longrope\"",
-        ),
+        (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5, supported: 1.0"),
     ] {
         let error = with(change.clone()).unwrap_err();
         assert!(matches!(error, ModelError::Unsupported { .. }), "{change}: {error:?}");

@@ -25,6 +25,9 @@ use danlu_kernels::Segment;
 use crate::forward_pass::ForwardPass;
 use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
 
+/// Rows of one pass that recomputes a slot.
+const RECOMPUTED_ROWS: usize = 512;
+
 /// The kind of the rows of a pass, which decides the order of summation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RowKind {
@@ -74,6 +77,7 @@ impl Decoder {
         inputs: &[SlotInput<'_>],
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
+        self.follow_length(work, cache, inputs)?;
         self.append_in_passes(work, cache, inputs, RowKind::Prompt)
     }
 
@@ -92,7 +96,32 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
         assert!(inputs.iter().all(|input| input.ids.len() == 1), "one generated token a slot");
+        self.follow_length(work, cache, inputs)?;
         self.append_in_passes(work, cache, inputs, RowKind::Generated)
+    }
+
+    /// Recomputes the slots whose rotary frequencies change because they grow. Every cached key and value of
+    /// such a slot is wrong, because earlier layers read rotated keys too.
+    ///
+    /// The recomputed rows are prompt rows. The reply therefore has the same bits after an interruption.
+    fn follow_length(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        inputs: &[SlotInput<'_>],
+    ) -> Result<(), ModelError> {
+        if !self.config.rope.depends_on_length() {
+            return Ok(());
+        }
+        for &SlotInput { slot, ids, lora, .. } in inputs {
+            let length = self.config.rope.cached_length(cache.len(slot) + ids.len());
+            let Some(cached) = cache.set_rope_length(slot, length) else { continue };
+            for ids in cached.chunks(RECOMPUTED_ROWS) {
+                let input = SlotInput { slot, ids, lora, wants_logits: false };
+                self.append(work, cache, &[input], RowKind::Prompt, &mut Vec::new())?;
+            }
+        }
+        Ok(())
     }
 
     /// Appends checked inputs in passes of at most [`Self::max_slots`] slots. Returns the requested logits.
@@ -159,10 +188,13 @@ impl Decoder {
             RowKind::Generated => pass.of_generated_tokens(),
         };
         let mut pass = pass.with_head(&last);
+        if self.config.rope.depends_on_length() {
+            pass.rope_lengths = Some(inputs.iter().map(|input| cache.rope_length(input.slot)).collect());
+        }
         let newest = |s: &Segment| s.kv_start + s.kv_len - s.q_len..s.kv_start + s.kv_len;
         let cache_rows: Vec<u32> = segments.iter().flat_map(newest).map(|row| row as u32).collect();
         work.reserve(&self.config, &*self.backend, pass.rows.computed, 1, last.len());
-        pass.upload(&*self.backend, mem::take(&mut work.indices), &ids, &[]);
+        pass.upload((&*self.backend, &self.config), mem::take(&mut work.indices), &ids, &[]);
         self.backend.upload(&mut pass.indices.cache_rows, &cache_rows);
         let mut run = || {
             self.blocks(work, &pass, false, Some(cache));
@@ -176,7 +208,7 @@ impl Decoder {
         }
         work.indices = pass.indices;
         for input in inputs {
-            cache.advance(input.slot, input.ids.len());
+            cache.advance(input.slot, input.ids);
         }
         if !last.is_empty() {
             self.read_logits(logits, work, last.len())?;

@@ -25,15 +25,15 @@ use std::sync::Arc;
 
 use danlu_kernels::{
     AttentionDims, AttentionOperands, Backend, Buffer, Element, GatedOperands, HeadOperands, Indices,
-    LoraPair, LoraSegment, Matrix, PassSize, ProjectGroup, Trace,
+    LoraPair, LoraSegment, Matrix, PassSize, ProjectGroup, RopeOperands, Trace,
 };
 
 #[cfg(doc)]
 use crate::Architecture;
 use crate::activations::{LayerActivations, Mids, MlpActivations};
-use crate::forward_pass::{ForwardPass, PassRows};
+use crate::forward_pass::{ForwardPass, PassIndices, PassRows, SplitIndices};
 use crate::lora::{LoraRows, LoraSource, OutputFactors};
-use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
+use crate::workspace::{GrowBuffer, LayerScratch, Workspace};
 use crate::{
     ActivationPolicy, Batch, KvCache, LayerRope, ModelConfig, ModelError, Projection, Quantization,
     QuantizeProgress, Weights, projections,
@@ -65,8 +65,8 @@ pub(crate) struct Layer {
     pub after_mlp: Option<Buffer>,
     /// Weights of the norms of queries and keys.
     pub qk_norm: Option<[Buffer; 2]>,
-    /// Indexed by [`Projection`].
-    pub projections: [Matrix; Projection::ALL.len()],
+    /// Indexed by [`Projection`]. `None` if the model does not have the projection.
+    pub projections: [Option<Matrix>; Projection::ALL.len()],
     pub biases: [Option<Buffer>; Projection::ALL.len()],
 }
 
@@ -80,20 +80,34 @@ fn release_placed(weights: &Weights, backend: &dyn Backend, names: &[TensorName]
     }
 }
 
+/// Inputs of the second half of a block.
+struct BranchInput<'a> {
+    attn: &'a GrowBuffer,
+    /// Residual stream before attention.
+    inp: &'a GrowBuffer,
+    rows: &'a PassRows<'a>,
+    /// Places of gate and up, if they are fused.
+    split: &'a SplitIndices,
+}
+
 impl Layer {
     /// Builds a layer. `vector` returns a vector by name and length. Its last argument says whether the
     /// vector is the weight of a norm.
     fn build(
         config: &ModelConfig,
         layer: usize,
-        projections: Vec<Matrix>,
+        placed: Vec<Matrix>,
         vector: &dyn Fn(&str, usize, bool) -> Result<Buffer, ModelError>,
     ) -> Result<Self, ModelError> {
         let path = |name: &str| format!("model.layers.{layer}.{name}.weight");
         let norm =
             |name: Option<&str>| name.map(|name| vector(&path(name), config.hidden_size, true)).transpose();
+        let mut projections = Projection::ALL.map(|_| None);
+        for (projection, matrix) in config.projections().zip(placed) {
+            projections[projection.index()] = Some(matrix);
+        }
         let mut biases = Projection::ALL.map(|_| None);
-        for projection in Projection::ALL.into_iter().filter(|&p| config.has_bias(p)) {
+        for projection in config.projections().filter(|&p| config.has_bias(p)) {
             let (d_out, _) = config.projection_shape(projection);
             biases[projection.index()] = Some(vector(&projection.bias_name(layer), d_out, false)?);
         }
@@ -111,13 +125,13 @@ impl Layer {
             before_mlp: norm(norms.before_mlp)?,
             after_mlp: norm(norms.after_mlp)?,
             qk_norm,
-            projections: projections.try_into().expect("one matrix per projection"),
+            projections,
             biases,
         })
     }
 
     pub fn projection(&self, projection: Projection) -> &Matrix {
-        &self.projections[projection.index()]
+        self.projections[projection.index()].as_ref().expect("the model has this projection")
     }
 }
 
@@ -217,7 +231,7 @@ impl Decoder {
         mut placed: impl FnMut(&[TensorName]) -> Result<Vec<Matrix>, ModelError>,
         values: impl Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>,
     ) -> Result<Self, ModelError> {
-        let missing = config.architecture.operations().into_iter().find(|&needed| !backend.supports(needed));
+        let missing = config.operations().into_iter().find(|&needed| !backend.supports(needed));
         if let Some(operation) = missing {
             let (family, backend) = (config.model_type.clone(), backend.name());
             return Err(ModelError::MissingOperation { family, backend, operation });
@@ -241,7 +255,7 @@ impl Decoder {
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut projections = Vec::with_capacity(Projection::ALL.len());
-            for group in Projection::GROUPS {
+            for group in config.projection_groups() {
                 let name = |&projection: &Projection| {
                     let (rows, cols) = config.projection_shape(projection);
                     (projection.weight_name(layer), rows, cols)
@@ -255,7 +269,7 @@ impl Decoder {
         let divisor = config.architecture.logits_divisor;
         let norm = vector("model.norm.weight", c, &|value| (value + offset) / divisor)?;
         let inv_freq = [Some(&config.rope), config.architecture.local_rope.as_ref()].map(|rope| {
-            let frequencies = rope.map_or_else(Vec::new, |rope| rope.inv_freq(config.head_dim));
+            let frequencies = rope.map_or_else(Vec::new, |rope| rope.inv_freq(config.rotary_dim()));
             let mut buffer = backend.alloc(frequencies.len(), Element::Exact);
             backend.write(&mut buffer, 0, &frequencies);
             buffer
@@ -318,7 +332,7 @@ impl Decoder {
         let mut pass = ForwardPass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
         work.reserve(&self.config, be, batch.rows(), 1, labels);
         work.losses.reserve(be, labels, 1, Element::Exact);
-        pass.upload(be, mem::take(&mut work.indices), &batch.ids, &batch.targets);
+        pass.upload((be, &self.config), mem::take(&mut work.indices), &batch.ids, &batch.targets);
         self.blocks(work, &pass, false, None);
         self.head_norm(work, labels);
         let operands = self.head_operands(&work.head_norm, &pass.indices.targets);
@@ -363,7 +377,7 @@ impl Decoder {
         let (n, c) = (batch.rows(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, n, 1, 0);
         let mut pass = ForwardPass::over(batch, lora_rows(lora, n));
-        pass.upload(&*self.backend, mem::take(&mut work.indices), &batch.ids, &[]);
+        pass.upload((&*self.backend, &self.config), mem::take(&mut work.indices), &batch.ids, &[]);
         self.blocks(work, &pass, false, None);
         work.indices = pass.indices;
         let mut states = self.backend.alloc(n * c, Element::Residual);
@@ -407,7 +421,7 @@ impl Decoder {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
             let mut act = work.take_layer(slot);
-            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.prefix_kv);
+            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.scratch);
             let LayerActivations { inp, attn, mlp, mid, .. } = &mut act;
             match &pass.head {
                 Some(head) if is_last && head.rows.n == 0 => {}
@@ -415,15 +429,22 @@ impl Decoder {
                     let width = self.config.num_attention_heads * self.config.head_dim;
                     be.gather_rows(work.hidden.get_mut(), inp.get(), &pass.indices.head, c);
                     be.gather_rows(work.head_attn.get_mut(), attn.get(), &pass.indices.head, width);
-                    let from = (&work.head_attn, &work.hidden);
-                    self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
+                    let from = BranchInput {
+                        attn: &work.head_attn,
+                        inp: &work.hidden,
+                        rows: &head.rows,
+                        split: &pass.indices.head_gate_up,
+                    };
+                    self.mlp(layer, (mlp, mid), &mut work.head_inp, from, &mut work.scratch);
                 }
                 _ => {
                     // If all layers store activations, a block writes its output to the input buffer of the
                     // next block.
                     let next =
                         if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
-                    self.mlp(layer, mlp, mid, next, (attn, inp), &pass.rows);
+                    let split = &pass.indices.gate_up;
+                    let from = BranchInput { attn, inp, rows: &pass.rows, split };
+                    self.mlp(layer, (mlp, mid), next, from, &mut work.scratch);
                 }
             }
             work.put_layer(slot, act);
@@ -440,7 +461,7 @@ impl Decoder {
         act: &mut LayerActivations,
         pass: &ForwardPass<'_>,
         cache: Option<&mut KvCache>,
-        copies: &mut PrefixKv,
+        scratch: &mut LayerScratch,
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
@@ -455,7 +476,16 @@ impl Decoder {
             Some(_) => [&mut act.q_raw, &mut act.k_raw, &mut act.v],
             None => [&mut act.q, &mut act.k, &mut act.v],
         };
-        self.project(layer, &[QProj, KProj, VProj], out, &mut act.mid, (inp, None), &pass.rows);
+        match config.architecture.fused_qkv {
+            false => {
+                self.project(layer, &[QProj, KProj, VProj], out, &mut act.mid, (inp, None), &pass.rows);
+            }
+            true => {
+                let fused = &mut scratch.fused;
+                self.project(layer, &[QkvProj], [fused], &mut act.mid, (inp, None), &pass.rows);
+                self.split(out, &scratch.fused, &pass.indices.qkv, head_dim);
+            }
+        }
         if let Some([q_norm, k_norm]) = &weights.qk_norm {
             for (out, rstd, inp, weight, width) in [
                 (&mut act.q, &mut act.q_rstd, &act.q_raw, q_norm, dims.heads * head_dim),
@@ -472,11 +502,11 @@ impl Decoder {
                 );
             }
         }
-        if let Some(inv_freq) = self.layer_inv_freq(layer) {
-            be.rope_forward(act.q.get_mut(), act.k.get_mut(), inv_freq, &pass.indices.positions, dims);
+        if let Some(operands) = self.rope_operands(layer, &pass.indices) {
+            be.rope_forward(act.q.get_mut(), act.k.get_mut(), operands);
         }
         let [k, v] = match cache {
-            None => self.keys_of([&act.k, &act.v], pass, &mut copies.kv),
+            None => self.keys_of([&act.k, &act.v], pass, &mut scratch.kv),
             Some(cache) => {
                 let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
                 let rows = &pass.indices.cache_rows;
@@ -500,12 +530,35 @@ impl Decoder {
         AttentionDims { heads, kv_heads, head_dim }
     }
 
-    /// Returns the rotary frequencies of a layer, or `None` if the layer has no rotary embedding.
-    pub(crate) fn layer_inv_freq(&self, layer: usize) -> Option<&Buffer> {
-        match self.config.architecture.layer(layer).rope {
-            LayerRope::Global => Some(&self.inv_freq[0]),
-            LayerRope::Local => Some(&self.inv_freq[1]),
-            LayerRope::None => None,
+    /// Returns the rotary embedding of a layer, or `None` if the layer has none.
+    pub(crate) fn rope_operands<'b>(
+        &'b self,
+        layer: usize,
+        indices: &'b PassIndices,
+    ) -> Option<RopeOperands<'b>> {
+        let (dims, positions) = (self.attention_dims(), &indices.positions);
+        let rotation = self.config.rotation(self.config.layer_rope(layer)?);
+        let (inv_freq, tables) = match self.config.architecture.layer(layer).rope {
+            LayerRope::Global => match &indices.rope.inv_freq {
+                Some(of_lengths) => (of_lengths, indices.rope.tables.as_ref()),
+                None => (&self.inv_freq[0], None),
+            },
+            LayerRope::Local => (&self.inv_freq[1], None),
+            LayerRope::None => return None,
+        };
+        Some(RopeOperands { inv_freq, positions, tables, dims, rotation })
+    }
+
+    /// Copies the parts of a fused projection's output to buffers of their own. A piece has `width` elements.
+    fn split<const N: usize>(
+        &self,
+        out: [&mut GrowBuffer; N],
+        fused: &GrowBuffer,
+        indices: &SplitIndices,
+        width: usize,
+    ) {
+        for (out, index) in out.into_iter().zip(&indices.parts) {
+            self.backend.gather_rows(out.get_mut(), fused.get(), index, width);
         }
     }
 
@@ -536,13 +589,13 @@ impl Decoder {
     fn mlp(
         &self,
         layer: usize,
-        act: &mut MlpActivations,
-        mid: &mut Mids,
+        (act, mid): (&mut MlpActivations, &mut Mids),
         out: &mut GrowBuffer,
-        from: (&GrowBuffer, &GrowBuffer),
-        rows: &PassRows<'_>,
+        from: BranchInput<'_>,
+        scratch: &mut LayerScratch,
     ) {
-        self.mlp_activations(layer, act, mid, from, rows);
+        let rows = from.rows;
+        self.mlp_activations(layer, (act, mid), from, scratch);
         let down = &[Projection::DownProj];
         let Some(weight) = &self.layers[layer].after_mlp else {
             return self.project(layer, down, [out], mid, (&act.act, Some(&act.res)), rows);
@@ -558,13 +611,13 @@ impl Decoder {
     fn mlp_activations(
         &self,
         layer: usize,
-        act: &mut MlpActivations,
-        mid: &mut Mids,
-        (attn, inp): (&GrowBuffer, &GrowBuffer),
-        rows: &PassRows<'_>,
+        (act, mid): (&mut MlpActivations, &mut Mids),
+        from: BranchInput<'_>,
+        scratch: &mut LayerScratch,
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
+        let BranchInput { attn, inp, rows, split } = from;
         let n = rows.n;
         match &weights.after_attention {
             None => self.project(layer, &[OProj], [&mut act.res], mid, (attn, Some(inp)), rows),
@@ -578,7 +631,13 @@ impl Decoder {
         let norm2 = self.norm_before_mlp(layer, act, n);
         let out = [&mut act.gate, &mut act.up];
         let inp = if norm2 { &act.norm2 } else { &act.res };
-        self.project(layer, &[GateProj, UpProj], out, mid, (inp, None), rows);
+        match config.architecture.fused_gate_up {
+            false => self.project(layer, &[GateProj, UpProj], out, mid, (inp, None), rows),
+            true => {
+                self.project(layer, &[GateUpProj], [&mut scratch.fused], mid, (inp, None), rows);
+                self.split(out, &scratch.fused, split, config.intermediate_size);
+            }
+        }
         self.gate_activation(act, n);
     }
 
@@ -607,7 +666,7 @@ impl Decoder {
         act: &mut LayerActivations,
         policy: ActivationPolicy,
         pass: &ForwardPass<'_>,
-        copies: &mut PrefixKv,
+        scratch: &mut LayerScratch,
     ) {
         let (n, eps) = (pass.rows.n, self.config.stream_eps());
         match policy {
@@ -621,8 +680,10 @@ impl Decoder {
                 self.gate_activation(&mut act.mlp, n);
             }
             ActivationPolicy::Recompute => {
-                self.attend(layer, act, pass, None, copies);
-                self.mlp_activations(layer, &mut act.mlp, &mut act.mid, (&act.attn, &act.inp), &pass.rows);
+                self.attend(layer, act, pass, None, scratch);
+                let LayerActivations { inp, attn, mlp, mid, .. } = act;
+                let from = BranchInput { attn, inp, rows: &pass.rows, split: &pass.indices.gate_up };
+                self.mlp_activations(layer, (mlp, mid), from, scratch);
             }
         }
     }

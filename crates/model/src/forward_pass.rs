@@ -1,9 +1,9 @@
 //! One pass over packed rows: the positions of the rows, their adapters, and the rows that reach the head.
 
-use danlu_kernels::{Backend, Indices, Segment, Segments};
+use danlu_kernels::{Backend, Buffer, Element, Indices, Segment, Segments};
 
-use crate::Batch;
 use crate::lora::LoraRows;
+use crate::{Batch, ModelConfig};
 
 /// Indices that the operations of a pass read. They are uploaded to the device once per pass.
 #[derive(Debug, Default)]
@@ -19,6 +19,73 @@ pub(crate) struct PassIndices {
     pub targets: Indices,
     /// Cache rows to which the pass writes its new keys and values.
     pub cache_rows: Indices,
+    /// Places of q, k and v in the output of a fused projection.
+    pub qkv: SplitIndices,
+    /// Places of gate and up in the output of a fused projection, for all rows and for those of the head.
+    pub gate_up: SplitIndices,
+    pub head_gate_up: SplitIndices,
+    pub rope: RopeIndices,
+}
+
+/// Rows of a buffer with the output of a fused projection. The buffer is read in pieces of equal width, and
+/// each part of the projection has an index of its pieces.
+#[derive(Debug, Default)]
+pub(crate) struct SplitIndices {
+    rows: usize,
+    pub parts: Vec<Indices>,
+}
+
+impl SplitIndices {
+    /// Uploads the indices for `rows` rows. A row contains `pieces[i]` pieces of part `i`.
+    pub fn upload(&mut self, backend: &dyn Backend, rows: usize, pieces: &[usize]) {
+        if self.parts.len() == pieces.len() && self.rows == rows {
+            return;
+        }
+        let (total, mut start) = (pieces.iter().sum::<usize>(), 0);
+        self.rows = rows;
+        self.parts.resize_with(pieces.len(), Indices::default);
+        for (part, &count) in self.parts.iter_mut().zip(pieces) {
+            let of_row = |row: usize| (start..start + count).map(move |piece| (row * total + piece) as u32);
+            let index: Vec<u32> = (0..rows).flat_map(of_row).collect();
+            backend.upload(part, &index);
+            start += count;
+        }
+    }
+}
+
+/// Rotary frequencies of a pass, for a model whose frequencies depend on the length of a sequence.
+#[derive(Debug, Default)]
+pub(crate) struct RopeIndices {
+    /// Lengths whose frequencies are in `inv_freq`.
+    lengths: Vec<usize>,
+    /// Frequencies of each length, `(T, D / 2)`.
+    pub inv_freq: Option<Buffer>,
+    /// Index of the length of each row. Empty if the pass has one length.
+    pub tables: Option<Indices>,
+}
+
+impl RopeIndices {
+    /// Uploads the frequencies for rows of these lengths.
+    pub fn upload(&mut self, backend: &dyn Backend, config: &ModelConfig, of_rows: &[usize]) {
+        let mut lengths = of_rows.to_vec();
+        lengths.sort_unstable();
+        lengths.dedup();
+        if lengths != self.lengths {
+            let dim = config.rotary_dim();
+            let values: Vec<f32> =
+                lengths.iter().flat_map(|&length| config.rope.inv_freq_at(dim, length)).collect();
+            let mut buffer = backend.alloc(values.len(), Element::Exact);
+            backend.write(&mut buffer, 0, &values);
+            self.inv_freq = Some(buffer);
+        }
+        self.tables = (lengths.len() > 1).then(|| {
+            let table = |length: &usize| lengths.partition_point(|other| other < length) as u32;
+            let mut tables = self.tables.take().unwrap_or_default();
+            backend.upload(&mut tables, &of_rows.iter().map(table).collect::<Vec<_>>());
+            tables
+        });
+        self.lengths = lengths;
+    }
 }
 
 /// A pass over packed rows.
@@ -32,6 +99,9 @@ pub(crate) struct ForwardPass<'a> {
     pub head: Option<HeadRows<'a>>,
     /// Whether each segment has one generated token as its only query.
     pub is_generated: bool,
+    /// The length that determines the rotary frequencies of each segment. `None` if it is the number of
+    /// tokens of the segment.
+    pub rope_lengths: Option<Vec<usize>>,
     /// The indices in the memory of the back end. [`ForwardPass::upload`] writes them.
     pub indices: PassIndices,
 }
@@ -64,6 +134,7 @@ impl<'a> ForwardPass<'a> {
             keys: None,
             head: None,
             is_generated: false,
+            rope_lengths: None,
             indices: PassIndices::default(),
         }
     }
@@ -100,7 +171,13 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// Uploads the indices of the pass, the `ids` and the `targets`. Reuses the memory of `indices`.
-    pub fn upload(&mut self, backend: &dyn Backend, mut indices: PassIndices, ids: &[u32], targets: &[u32]) {
+    pub fn upload(
+        &mut self,
+        (backend, config): (&dyn Backend, &ModelConfig),
+        mut indices: PassIndices,
+        ids: &[u32],
+        targets: &[u32],
+    ) {
         backend.upload(&mut indices.ids, ids);
         backend.upload(&mut indices.positions, self.positions);
         backend.upload_segments(&mut indices.segments, self.segments);
@@ -111,7 +188,30 @@ impl<'a> ForwardPass<'a> {
         if let Some(head) = &self.head {
             backend.upload(&mut indices.head, head.index);
         }
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        if config.architecture.fused_qkv {
+            indices.qkv.upload(backend, self.rows.n, &[heads, kv_heads, kv_heads]);
+        }
+        if config.architecture.fused_gate_up {
+            indices.gate_up.upload(backend, self.rows.n, &[1, 1]);
+            let of_head = self.head.as_ref().map_or(0, |head| head.rows.n);
+            indices.head_gate_up.upload(backend, of_head, &[1, 1]);
+        }
+        if config.rope.depends_on_length() {
+            indices.rope.upload(backend, config, &self.row_lengths(config));
+        }
         self.indices = indices;
+    }
+
+    /// Returns the length that determines the rotary frequencies of each row.
+    fn row_lengths(&self, config: &ModelConfig) -> Vec<usize> {
+        let mut lengths = vec![1; self.rows.n];
+        for (i, segment) in self.segments.iter().enumerate() {
+            let own = || config.rope.effective_length(segment.kv_len);
+            let length = self.rope_lengths.as_ref().map_or_else(own, |lengths| lengths[i]);
+            lengths[segment.q_start..segment.q_start + segment.q_len].fill(length);
+        }
+        lengths
     }
 }
 

@@ -42,6 +42,16 @@ pub struct KvCache {
     rows: usize,
     /// Indexed by [`SlotId`].
     slots: Vec<Option<Extent>>,
+    /// Indexed by [`SlotId`]. `None` unless the rotary frequencies depend on the length of a sequence.
+    rotations: Option<Vec<SlotRotation>>,
+}
+
+/// The length that determined the rotary frequencies of a slot, and the tokens to recompute if the length
+/// changes.
+#[derive(Clone, Debug, Default)]
+struct SlotRotation {
+    length: usize,
+    ids: Vec<u32>,
 }
 
 impl KvCache {
@@ -51,7 +61,8 @@ impl KvCache {
             || (0..config.num_hidden_layers).map(|_| backend.alloc(0, Element::Activation)).collect();
         let (keys, values) = (buffers(), buffers());
         let width = config.num_key_value_heads * config.head_dim;
-        Self { backend, keys, values, width, rows: 0, slots: Vec::new() }
+        let rotations = config.rope.depends_on_length().then(Vec::new);
+        Self { backend, keys, values, width, rows: 0, slots: Vec::new(), rotations }
     }
 
     /// Reserves memory for `tokens` tokens in total. The buffers then do not grow until the sum of all
@@ -74,7 +85,7 @@ impl KvCache {
             }
         };
         let extent = Some(Extent { start, capacity, len: 0 });
-        match self.slots.iter().position(Option::is_none) {
+        let slot = match self.slots.iter().position(Option::is_none) {
             Some(free) => {
                 self.slots[free] = extent;
                 SlotId(free)
@@ -83,7 +94,12 @@ impl KvCache {
                 self.slots.push(extent);
                 SlotId(self.slots.len() - 1)
             }
+        };
+        if let Some(rotations) = &mut self.rotations {
+            rotations.resize(self.slots.len(), SlotRotation::default());
+            rotations[slot.0] = SlotRotation::default();
         }
+        slot
     }
 
     /// Increases the capacity of a slot. If `capacity` is not larger than before, nothing changes.
@@ -116,6 +132,9 @@ impl KvCache {
     pub fn truncate(&mut self, slot: SlotId, len: usize) {
         let extent = self.extent_mut(slot);
         extent.len = extent.len.min(len);
+        if let Some(rotations) = &mut self.rotations {
+            rotations[slot.0].ids.truncate(len);
+        }
     }
 
     /// Reduces the capacity of a slot, but not below its number of tokens. If `capacity` is larger than
@@ -137,6 +156,10 @@ impl KvCache {
         assert!(tokens <= source.len && tokens <= target.capacity, "a prefix longer than its slot");
         self.copy_tokens(source.start, target.start, tokens);
         self.extent_mut(to).len = tokens;
+        if let Some(rotations) = &mut self.rotations {
+            let SlotRotation { length, ids } = &rotations[from.0];
+            rotations[to.0] = SlotRotation { length: *length, ids: ids[..tokens].to_vec() };
+        }
     }
 
     /// Removes a slot and frees its rows.
@@ -179,9 +202,32 @@ impl KvCache {
         self.extent(slot).start
     }
 
-    /// Adds `tokens` to the length of a slot. The keys and values of these tokens must already be written.
-    pub(crate) fn advance(&mut self, slot: SlotId, tokens: usize) {
-        self.extent_mut(slot).len += tokens;
+    /// Adds the tokens `ids` to a slot. Their keys and values must already be written.
+    pub(crate) fn advance(&mut self, slot: SlotId, ids: &[u32]) {
+        self.extent_mut(slot).len += ids.len();
+        if let Some(rotations) = &mut self.rotations {
+            rotations[slot.0].ids.extend_from_slice(ids);
+        }
+    }
+
+    /// Returns the length that determines the rotary frequencies of a slot.
+    ///
+    /// # Panics
+    /// If the frequencies of the model do not depend on the length.
+    pub(crate) fn rope_length(&self, slot: SlotId) -> usize {
+        self.rotations.as_ref().expect("frequencies that depend on the length")[slot.0].length
+    }
+
+    /// Sets the length that determines the rotary frequencies of a slot. If the slot has tokens with other
+    /// frequencies, empties the slot and returns these tokens.
+    pub(crate) fn set_rope_length(&mut self, slot: SlotId, length: usize) -> Option<Vec<u32>> {
+        let rotation = &mut self.rotations.as_mut()?[slot.0];
+        if std::mem::replace(&mut rotation.length, length) == length || rotation.ids.is_empty() {
+            return None;
+        }
+        let ids = std::mem::take(&mut rotation.ids);
+        self.extent_mut(slot).len = 0;
+        Some(ids)
     }
 
     fn extent(&self, slot: SlotId) -> Extent {
@@ -267,7 +313,7 @@ mod tests {
         for buffer in cache.keys.iter_mut().chain(&mut cache.values) {
             backend.write(buffer, row * width, &values);
         }
-        cache.advance(slot, tokens);
+        cache.advance(slot, &vec![0; tokens]);
     }
 
     /// Returns the value of each token of a slot. Checks that all buffers have the same values.

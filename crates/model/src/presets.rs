@@ -81,6 +81,7 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
         tie_word_embeddings: false,
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
         architecture: Architecture::default(),
+        is_nested: false,
         dtype: Some(DType::Bf16),
         quantization: None,
         bos_token_id: Some(128_000),
@@ -155,11 +156,11 @@ mod tests {
     #[test]
     fn rank_8_on_every_projection_of_the_8b_trains_20_971_520() {
         let config = Preset::Llama3_8b.config();
-        let of_layer = crate::Projection::ALL.map(|p| {
+        let of_layer = config.projections().map(|p| {
             let (d_out, d_in) = config.projection_shape(p);
             8 * (d_out + d_in)
         });
-        assert_eq!(of_layer.iter().sum::<usize>() * config.num_hidden_layers, 20_971_520);
+        assert_eq!(of_layer.sum::<usize>() * config.num_hidden_layers, 20_971_520);
     }
 
     #[test]

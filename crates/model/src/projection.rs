@@ -1,4 +1,4 @@
-//! The seven linear projections of a decoder layer.
+//! The linear projections of a decoder layer.
 
 use std::fmt;
 
@@ -19,19 +19,25 @@ pub enum Projection {
     UpProj,
     /// Feed-forward output, `(C, intermediate)`.
     DownProj,
+    /// Queries, keys and values in one weight, `((NH + 2 * KH) * HS, C)`. Its rows are those of q, k and v.
+    QkvProj,
+    /// Gate and up in one weight, `(2 * intermediate, C)`. Its rows are those of gate and up.
+    GateUpProj,
 }
 
 impl Projection {
-    /// All seven projections, in the order in which a layer applies them.
-    pub const ALL: [Self; 7] =
-        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
-
-    /// The projections in groups. All projections of a group have the same input.
-    pub const GROUPS: [&[Self]; 4] = [
-        &[Self::QProj, Self::KProj, Self::VProj],
-        &[Self::OProj],
-        &[Self::GateProj, Self::UpProj],
-        &[Self::DownProj],
+    /// All projections of all families. [`ModelConfig::projections`](crate::ModelConfig::projections) returns
+    /// those of one model.
+    pub const ALL: [Self; 9] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+        Self::QkvProj,
+        Self::GateUpProj,
     ];
 
     /// Returns the name in a checkpoint and in `target_modules`: `q_proj`.
@@ -44,6 +50,8 @@ impl Projection {
             Self::GateProj => "gate_proj",
             Self::UpProj => "up_proj",
             Self::DownProj => "down_proj",
+            Self::QkvProj => "qkv_proj",
+            Self::GateUpProj => "gate_up_proj",
         }
     }
 
@@ -60,9 +68,14 @@ impl Projection {
     /// Returns the submodule of the layer: `self_attn` or `mlp`.
     pub fn block(self) -> &'static str {
         match self {
-            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
-            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
+            Self::QProj | Self::KProj | Self::VProj | Self::OProj | Self::QkvProj => "self_attn",
+            Self::GateProj | Self::UpProj | Self::DownProj | Self::GateUpProj => "mlp",
         }
+    }
+
+    /// Returns whether the projection comes before attention.
+    pub fn is_before_attention(self) -> bool {
+        matches!(self, Self::QProj | Self::KProj | Self::VProj | Self::QkvProj)
     }
 
     /// Returns the module's full name in a checkpoint: `model.layers.3.self_attn.q_proj`.
@@ -90,11 +103,6 @@ impl fmt::Display for Projection {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn groups_are_all_in_order() {
-        assert_eq!(Projection::GROUPS.concat(), Projection::ALL);
-    }
 
     #[test]
     fn every_name_leads_back_to_its_projection() {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::four_bit::{QUANT_STATE, StoredFourBit};
 use crate::sidecar_files::torch_name;
-use crate::{ModelConfig, ModelError, Projection, TensorInfo, Weights, huge_pages};
+use crate::{ModelConfig, ModelError, TensorInfo, Weights, huge_pages};
 
 /// Number of elements that a thread converts and encodes at a time.
 const PIECE: usize = 1 << 16;
@@ -344,7 +344,7 @@ pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
 /// Returns the name and shape of every weight that can be quantized.
 pub fn projections(config: &ModelConfig) -> impl Iterator<Item = (String, usize, usize)> {
     (0..config.num_hidden_layers).flat_map(move |layer| {
-        Projection::ALL.into_iter().map(move |p| {
+        config.projections().map(move |p| {
             let (rows, cols) = config.projection_shape(p);
             (p.weight_name(layer), rows, cols)
         })

@@ -19,6 +19,10 @@ use crate::{
 /// length is written before the offset inside the state is known.
 const MIN_QUANT_STATE_BYTES: usize = 320;
 
+/// Modules of images, which stay in 16 bits.
+const VISION_MODULES: [&str; 4] =
+    ["vision_tower", "multi_modal_projector", "model.vision_tower", "model.multi_modal_projector"];
+
 /// The result of a quantization.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
@@ -89,8 +93,11 @@ pub fn quantize_into(
     let names = chosen(&config, &weights, skip)?;
     let shards = divide(&weights, quantization, |info| names.contains(&info.name));
     let index = shard_index(shards.iter().map(|shard| (shard.name.as_str(), &shard.specs[..])));
+    // transformers would otherwise expect a vision tower in 4 bits. Its versions name the tower differently.
+    let vision = VISION_MODULES.iter().filter(|_| config.is_nested).map(|&module| module.to_owned());
+    let skipped: Vec<String> = skip.iter().cloned().chain(vision).collect();
     let change = ConfigChange {
-        quantization: Some(quantization.config_json(config.dtype, skip)),
+        quantization: Some(quantization.config_json(config.dtype, &skipped)),
         ..Default::default()
     };
     let config = sidecar_files::config_json(base, &change)?;
@@ -205,6 +212,7 @@ fn divide(
     for (i, shard) in shards.iter_mut().enumerate() {
         shard.name = shard_name(i, count);
         shard.specs = shard.part_specs(quantization);
+        shard.specs.iter_mut().for_each(|spec| spec.name = weights.file_name(&spec.name));
     }
     shards
 }

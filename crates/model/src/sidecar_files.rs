@@ -24,6 +24,8 @@ const TOKENIZER: &[&str] = &[
 ];
 const TEMPLATE: &str = "chat_template.jinja";
 const GENERATION: &str = "generation_config.json";
+/// Settings of a vision tower. They are copied from the base.
+const VISION: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
 const CONFIG: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
@@ -54,7 +56,7 @@ impl SidecarFile {
 
 /// Returns the names of all sidecar files.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    TOKENIZER.iter().copied().chain([TEMPLATE, GENERATION])
+    TOKENIZER.iter().copied().chain([TEMPLATE, GENERATION]).chain(VISION)
 }
 
 /// Returns the files to copy. [`Tokenizer::read_with`] reads the same tokenizer and template, so the merged
@@ -67,6 +69,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
     chosen.push((template, TEMPLATE));
     chosen.push((generation_folder(base, adapter), GENERATION));
+    chosen.extend(VISION.map(|name| (base, name)));
     for name in also {
         chosen.extend(adapter.map(|a| (a, name.as_str())));
     }
@@ -125,10 +128,10 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
         }
     }
     if let Some(vocab_size) = change.vocab_size {
-        config.insert("vocab_size".to_owned(), json!(vocab_size));
+        insert_in_text(&mut config, "vocab_size", json!(vocab_size));
     }
     if let Some(tied) = change.tie_word_embeddings {
-        config.insert("tie_word_embeddings".to_owned(), json!(tied));
+        insert_in_text(&mut config, "tie_word_embeddings", json!(tied));
     }
     match &change.quantization {
         Some(quantization) => config.insert(QUANTIZATION.to_owned(), quantization.clone()),
@@ -140,6 +143,17 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
     let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value has string keys");
     text.push(b'\n');
     Ok(text)
+}
+
+/// Inserts a value of the text model, whose object may be nested. An entry of the outer object is replaced.
+fn insert_in_text(config: &mut Map<String, Value>, key: &str, value: Value) {
+    let is_nested = config.get("text_config").is_some_and(Value::is_object);
+    if !is_nested || config.contains_key(key) {
+        config.insert(key.to_owned(), value.clone());
+    }
+    if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
+        text.insert(key.to_owned(), value);
+    }
 }
 
 /// Returns the name of an element type in `config.json`.

@@ -8,16 +8,57 @@ const WRAPPERS: [&str; 5] =
 /// The possible first components of tensor names in a file that contains only the decoder.
 const DECODER: [&str; 3] = ["layers", "embed_tokens", "norm"];
 
+/// Prefixes of the text model in a checkpoint with a vision tower, and their replacements.
+const TEXT_PREFIXES: [(&str, &str); 4] = [
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+];
+
+/// The name of a tensor in the file, if the tensor belongs to a text model beside a vision tower.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TextPrefix(Option<(&'static str, &'static str)>);
+
+impl TextPrefix {
+    /// Finds the prefix of the decoder's layers.
+    pub fn find<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let of_layers = |name: &str| {
+            TEXT_PREFIXES.into_iter().find(|(prefix, to)| {
+                *to == "model." && name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with("layers."))
+            })
+        };
+        Self(names.into_iter().find_map(of_layers))
+    }
+
+    /// Returns the name of the tensor `name` in the files of the checkpoint.
+    pub fn file_name(&self, name: &str) -> String {
+        let Some((prefix, to)) = self.0 else { return name.to_owned() };
+        match (name.strip_prefix(to), name.strip_prefix("lm_head.")) {
+            (Some(rest), _) if !is_vision(name) => format!("{prefix}{rest}"),
+            (_, Some(rest)) => format!("{}lm_head.{rest}", prefix.trim_end_matches("model.")),
+            _ => name.to_owned(),
+        }
+    }
+}
+
+/// Returns whether a tensor belongs to the vision part of a model with images.
+pub(crate) fn is_vision(name: &str) -> bool {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    name.starts_with("vision_tower.") || name.starts_with("multi_modal_projector.")
+}
+
 /// Returns the original names of the tensors of one checkpoint. The components of wrappers and the prefix of
 /// PEFT are removed. `model.` is added if the file contains only the decoder.
 pub(crate) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let bare = |name: &str| {
         let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
         let name = segments.join(".");
-        match name.strip_prefix("base_model.model.") {
-            Some(inner) => inner.to_owned(),
-            None => name,
-        }
+        let name = name.strip_prefix("base_model.model.").unwrap_or(&name);
+        let text = TEXT_PREFIXES
+            .into_iter()
+            .find_map(|(prefix, to)| name.strip_prefix(prefix).map(|rest| format!("{to}{rest}")));
+        text.unwrap_or_else(|| name.to_owned())
     };
     let mut names: Vec<String> = names.map(bare).collect();
     if names.iter().any(|name| name.starts_with("model.")) {
@@ -41,6 +82,21 @@ mod tests {
         assert_eq!(canonical(names.into_iter()), ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]);
         let peft = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight";
         assert_eq!(canonical([peft].into_iter()), ["model.layers.0.self_attn.q_proj.weight"]);
+    }
+
+    #[test]
+    fn a_text_model_beside_a_vision_tower_keeps_its_file_names() {
+        for (file, name) in [
+            ("language_model.model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("language_model.lm_head.weight", "lm_head.weight"),
+            ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.weight"),
+        ] {
+            assert_eq!(canonical([file].into_iter()), [name]);
+            let prefix = TextPrefix::find(["language_model.model.layers.0.mlp.up_proj.weight"].into_iter());
+            assert_eq!(prefix.file_name(name), file);
+        }
+        let plain = TextPrefix::find(["model.layers.0.mlp.up_proj.weight"].into_iter());
+        assert_eq!(plain.file_name("model.norm.weight"), "model.norm.weight");
     }
 
     #[test]

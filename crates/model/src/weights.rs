@@ -16,8 +16,9 @@ use crate::four_bit::{self, StoredFourBit};
 use crate::json;
 use crate::mapped_files::Registration;
 use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
+use crate::tensor_names::{self, TextPrefix};
 use crate::torch_file::{self, MappedTensor};
-use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec, tensor_names};
+use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
 
 /// A single file with all weights, as `torch.save` writes it.
 pub(crate) const TORCH_FILE: &str = "pytorch_model.bin";
@@ -74,6 +75,7 @@ pub struct Weights {
     owners: Vec<Owner>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
+    text_prefix: TextPrefix,
     /// Weights that were quantized in memory. They replace the weights of the files.
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
@@ -190,9 +192,10 @@ impl Weights {
     /// Nothing is renamed if two tensors would get the same name.
     fn rename(&mut self) {
         let names = tensor_names::canonical(self.names());
+        let text_prefix = TextPrefix::find(self.names());
         let by_name: HashMap<String, usize> = names.iter().cloned().zip(0..).collect();
         if by_name.len() == self.tensors.len() {
-            self.by_name = by_name;
+            (self.by_name, self.text_prefix) = (by_name, text_prefix);
             self.tensors.iter_mut().zip(names).for_each(|(tensor, name)| tensor.name = name);
         }
     }
@@ -276,7 +279,8 @@ impl Weights {
     pub(crate) fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
         let (by_name, quantized) = (HashMap::new(), HashMap::new());
-        Self { folder: folder.to_owned(), files, owners, tensors, by_name, quantized }
+        let text_prefix = TextPrefix::default();
+        Self { folder: folder.to_owned(), files, owners, tensors, by_name, text_prefix, quantized }
     }
 
     /// Adds the tensors of one file in the order of their bytes. If there is an index, adds only the tensors
@@ -336,6 +340,12 @@ impl Weights {
     /// Returns the name of every tensor, in the order of [`Weights::tensors`].
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.iter().map(|t| t.name.as_str())
+    }
+
+    /// Returns the name of the tensor `name` in a file of this model. It differs from `name` for the text
+    /// model beside a vision tower.
+    pub fn file_name(&self, name: &str) -> String {
+        self.text_prefix.file_name(name)
     }
 
     /// Returns the tensor `name`.
@@ -548,7 +558,8 @@ impl Weights {
         for tensor in &self.tensors {
             let name = four_bit::weight_of_part(&tensor.name).unwrap_or(&tensor.name);
             let is_tied_head = tensor.name == "lm_head.weight" && tensor.shape == table;
-            if !expected.contains_key(name) && !is_tied_head && !is_harmless(&tensor.name) {
+            let is_vision = config.is_nested && tensor_names::is_vision(name);
+            if !expected.contains_key(name) && !is_tied_head && !is_vision && !is_harmless(&tensor.name) {
                 problems.push(format!("`{}` {:?} is unknown", tensor.name, tensor.shape));
             }
         }

@@ -39,19 +39,22 @@ pub struct Workspace {
     pub(crate) losses: GrowBuffer,
     /// Gradient of the objective with respect to each of these losses, `(M)`.
     pub(crate) dloss: GrowBuffer,
-    pub(crate) prefix_kv: PrefixKv,
+    pub(crate) scratch: LayerScratch,
     pub(crate) grads: Gradients,
     /// Every pass reuses these buffers, so that their addresses on a device do not change.
     pub(crate) indices: PassIndices,
 }
 
-/// Keys and values of one layer, copied for sequences that share rows, `(M, KH · HS)`. There is one row per
-/// token of every sequence.
+/// Buffers that one layer after another uses.
 #[derive(Debug, Default)]
-pub(crate) struct PrefixKv {
+pub(crate) struct LayerScratch {
+    /// Keys and values, copied for sequences that share rows, `(M, KH · HS)`. There is one row per token of
+    /// every sequence.
     pub kv: [GrowBuffer; 2],
     /// Gradients of the copied keys and values.
     pub dkv: [GrowBuffer; 2],
+    /// Output of a fused projection, or its gradient.
+    pub fused: GrowBuffer,
 }
 
 /// Gradients of activations. Only `hidden` is still needed after the backward pass of a layer.
@@ -194,6 +197,12 @@ impl Workspace {
             self.layers[layer].reserve(config, backend, rows, policy, false);
             self.shared.reserve(config, backend, rows, policy, true);
         }
+        let fused = [Projection::QkvProj, Projection::GateUpProj]
+            .into_iter()
+            .filter(|&fused| config.projections().any(|projection| projection == fused));
+        if let Some(width) = fused.map(|fused| config.projection_shape(fused).0).max() {
+            self.scratch.fused.reserve(backend, n, width, Element::Activation);
+        }
         let heads = config.num_attention_heads * config.head_dim;
         self.hidden.reserve(backend, rows_behind(layers - 1), c, Element::Residual);
         self.head_attn.reserve(backend, head_rows, heads, Element::Activation);
@@ -214,8 +223,7 @@ impl Workspace {
         for layer in 0..layers {
             let mut act = self.take_layer(layer);
             for projection in Projection::ALL {
-                let is_behind =
-                    layer > 0 && layer + 1 == layers && !Projection::GROUPS[0].contains(&projection);
+                let is_behind = layer > 0 && layer + 1 == layers && !projection.is_before_attention();
                 let rows = if is_behind { head_rows } else { n };
                 let mid = &mut act.mid[projection.index()];
                 mid.reserve(backend, rows, rank(layer, projection), Element::Activation);
@@ -230,7 +238,7 @@ impl Workspace {
         if keys == 0 {
             return;
         }
-        let PrefixKv { kv, dkv } = &mut self.prefix_kv;
+        let LayerScratch { kv, dkv, .. } = &mut self.scratch;
         for slot in kv.iter_mut().chain(dkv) {
             let width = config.num_key_value_heads * config.head_dim;
             slot.reserve(backend, keys, width, Element::Activation);

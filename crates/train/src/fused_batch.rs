@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use danlu_model::{Batch, LabeledSequence};
+use danlu_model::{Batch, LabeledSequence, ModelConfig};
 
 /// Determines how the micro-batches of a step are divided into passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,8 +38,13 @@ pub(crate) struct FusedBatch {
 
 impl FusedBatch {
     /// Creates the batches of a step.
-    pub fn of_step(micros: &[Vec<&LabeledSequence>], grouping: PassGrouping) -> Vec<Self> {
-        let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
+    pub fn of_step(
+        config: &ModelConfig,
+        micros: &[Vec<&LabeledSequence>],
+        grouping: PassGrouping,
+    ) -> Vec<Self> {
+        let batches: Vec<Batch> =
+            micros.iter().map(|micro| Batch::for_model(config, micro.iter().copied())).collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
         let pass = |micros: Range<usize>| {
             let (mut batch, mut rows) = (Batch::default(), Vec::new());
@@ -119,6 +124,8 @@ pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usiz
 
 #[cfg(test)]
 mod tests {
+    use danlu_model::Preset;
+
     use super::*;
 
     const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None };
@@ -138,7 +145,7 @@ mod tests {
     fn rows_follow_each_other() {
         let sequence = |n| LabeledSequence { ids: vec![0; n], trained: vec![true; n] };
         let [a, b, c] = [20, 30, 40].map(sequence);
-        let passes = FusedBatch::of_step(&[vec![&a, &b], vec![&c]], FUSED);
+        let passes = FusedBatch::of_step(&Preset::Base8m.config(), &[vec![&a, &b], vec![&c]], FUSED);
         assert_eq!(passes.len(), 1);
         assert_eq!((passes[0].batch.tokens(), passes[0].micros.clone()), (90, 0..2));
         assert_eq!(passes[0].rows, [0..50, 50..90]);
@@ -148,7 +155,7 @@ mod tests {
     fn what_begins_alike_is_shared_within_a_micro_batch_and_not_beyond() {
         let sequence = LabeledSequence { ids: vec![3; 10], trained: (0..10).map(|i| i > 7).collect() };
         let micro = vec![&sequence, &sequence];
-        let passes = FusedBatch::of_step(&[micro.clone(), micro], FUSED);
+        let passes = FusedBatch::of_step(&Preset::Base8m.config(), &[micro.clone(), micro], FUSED);
         assert_eq!((passes[0].rows.clone(), passes[0].batch.tokens()), (vec![0..13, 13..26], 40));
     }
 
@@ -157,7 +164,8 @@ mod tests {
         let sequence = |n: usize, id| LabeledSequence { ids: vec![id; n], trained: vec![true; n] };
         let [a, b, c, d] = [sequence(20, 1), sequence(30, 2), sequence(40, 3), sequence(60, 4)];
         let grouping = PassGrouping { fuse: false, max_rows: Some(50) };
-        let passes = FusedBatch::of_step(&[vec![&a, &b, &c, &d], vec![&a]], grouping);
+        let passes =
+            FusedBatch::of_step(&Preset::Base8m.config(), &[vec![&a, &b, &c, &d], vec![&a]], grouping);
         let shapes: Vec<_> = passes.iter().map(|p| (p.batch.rows(), p.micros.clone(), p.part)).collect();
         assert_eq!(shapes, [(50, 0..1, 0), (40, 0..1, 1), (60, 0..1, 2), (20, 1..2, 0)]);
         assert_eq!((passes[0].rows.len(), passes[0].rows[0].clone()), (1, 0..50));

@@ -183,7 +183,7 @@ impl Trainer {
         let records = self.order.step(step);
         let sequences = |micro: &Vec<usize>| micro.iter().map(|&r| &self.examples[r].sequence).collect();
         let micros: Vec<Vec<&LabeledSequence>> = records.iter().map(sequences).collect();
-        let passes = FusedBatch::of_step(&micros, self.grouping);
+        let passes = FusedBatch::of_step(self.decoder.config(), &micros, self.grouping);
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.scaled_gradients(step, &passes)?;
@@ -296,7 +296,8 @@ impl Trainer {
 
     /// Runs the operations of a step for the memory plan, on the back end of the trainer.
     pub(crate) fn dry_run(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
-        let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.grouping))?;
+        let (_, grad_norm) =
+            self.gradients(1, &FusedBatch::of_step(self.decoder.config(), micros, self.grouping))?;
         self.update(1, grad_norm);
         Ok(())
     }
@@ -344,7 +345,12 @@ impl Trainer {
     /// Returns the micro-batches of step `step`. Steps start at 1.
     pub fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let sequence = |&record: &usize| &self.examples[record].sequence;
-        self.order.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
+        let config = self.decoder.config();
+        self.order
+            .step(step)
+            .iter()
+            .map(|micro| Batch::for_model(config, micro.iter().map(sequence)))
+            .collect()
     }
 
     /// Evaluates the current adapter on `sequences` without dropout.
@@ -356,7 +362,7 @@ impl Trainer {
         self.adapter.prepare(&self.decoder, available_threads())?;
         let (mut sum, mut tokens) = (0.0, 0);
         for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {
-            let batch = Batch::new(group);
+            let batch = Batch::for_model(self.decoder.config(), group);
             if batch.trained_tokens() > 0 {
                 let losses = self.decoder.losses(&mut self.work, &batch, Some(&self.adapter))?;
                 sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();

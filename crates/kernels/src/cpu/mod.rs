@@ -22,9 +22,9 @@ use crate::gemm::{Gemm, Product, SkinnyGemm, View};
 use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    ColumnProducts, DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands,
-    Indices, Isa, LoraGrads, LoraPair, Matrix, ProjectGroup, RmsnormSaved, Scalars, Segment, Store, adamw,
+    AdamW, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer, ColumnProducts,
+    DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices, Isa,
+    LoraGrads, LoraPair, Matrix, ProjectGroup, RmsnormSaved, RopeOperands, Scalars, Segment, Store, adamw,
     attention, rmsnorm, rope, row_ops,
 };
 
@@ -123,19 +123,19 @@ impl Cpu {
         }
     }
 
-    /// Rotates every head of both buffers in `xs`. Each buffer is given with its number of heads. The table
-    /// of angles is recomputed only if the frequencies or positions differ from those of the previous call.
-    fn rotate(&self, xs: [(&mut Buffer, usize); 2], inv_freq: &Buffer, positions: &Indices, backward: bool) {
-        let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
+    /// Rotates every head of queries and keys, or of their gradients. The table of
+    /// angles is recomputed only if the angles or the rotation differ from those of the previous call.
+    fn rotate(&self, xs: [&mut Buffer; 2], operands: RopeOperands<'_>, backward: bool) {
+        let (angles, rotation) = (operands.host_angles(), operands.rotation);
         let mut table = lock(&self.rope);
-        if !table.is_for(inv_freq, positions) {
-            *table = RopeTable::new(inv_freq, positions);
+        if !table.is_for(angles, rotation) {
+            *table = RopeTable::new(angles, rotation);
         }
         let table = &*table;
-        for (x, heads) in xs {
-            let cols = heads * 2 * inv_freq.len();
+        for (x, heads) in xs.into_iter().zip(operands.heads()) {
+            let cols = heads.heads * heads.head_dim;
             let x = DisjointSlice::new(x.host_slice_mut());
-            self.pool.over_rows(positions.len(), cols, |range| {
+            self.pool.over_rows(angles.positions.len(), cols, |range| {
                 // SAFETY: the ranges of the tasks are disjoint.
                 let rows = unsafe { x.range(flat(&range, cols)) };
                 rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
@@ -225,6 +225,10 @@ impl Backend for Cpu {
         for (out, inp) in out.into_iter().zip(inp) {
             row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
         }
+    }
+
+    fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32) {
@@ -419,28 +423,12 @@ impl Backend for Cpu {
         }
     }
 
-    fn rope_forward(
-        &self,
-        q: &mut Buffer,
-        k: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        assert_eq!(2 * inv_freq.len(), dims.head_dim, "inv_freq for a head of {}", dims.head_dim);
-        self.rotate([(q, dims.heads), (k, dims.kv_heads)], inv_freq, positions, false);
+    fn rope_forward(&self, q: &mut Buffer, k: &mut Buffer, operands: RopeOperands<'_>) {
+        self.rotate([q, k], operands, false);
     }
 
-    fn rope_backward(
-        &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        assert_eq!(2 * inv_freq.len(), dims.head_dim, "inv_freq for a head of {}", dims.head_dim);
-        self.rotate([(dq, dims.heads), (dk, dims.kv_heads)], inv_freq, positions, true);
+    fn rope_backward(&self, dq: &mut Buffer, dk: &mut Buffer, operands: RopeOperands<'_>) {
+        self.rotate([dq, dk], operands, true);
     }
 
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {

@@ -2,11 +2,12 @@
 //! two and three threads must have the same bits.
 
 use super::*;
-use crate::AttentionScores;
 use crate::finite_difference::random;
 use crate::rng::Stream;
+use crate::{AttentionDims, AttentionScores};
 use crate::{
-    Bytes, Dropout, GateActivation, LoraRef, LoraSegment, PackedLora, Reference, Segments, from_f32,
+    Bytes, Dropout, GateActivation, LoraRef, LoraSegment, PackedLora, Reference, RopePairs, RopeRotation,
+    Segments, from_f32,
 };
 
 const THREADS: [usize; 3] = [1, 2, 3];
@@ -342,6 +343,8 @@ fn elementwise_operations_match_reference() {
             b.gather_rows(&mut gathered, &x, &rows, c);
             b.gather_rows_backward(&mut added, n, &y, &rows, c);
             b.scatter_rows([&mut keys, &mut values], [&y, &z], &reversed, c);
+            let mut joined = copy(&z);
+            b.join_rows(&mut joined, &y, &reversed, c);
             let (mut copied, mut embedded) = (copy(&z), zeros(b, len));
             b.copy_rows(&mut copied, n / 2, &x, 0, n - n / 2, c);
             b.embedding_forward(&mut embedded, &table, &ids, 1.5);
@@ -349,7 +352,7 @@ fn elementwise_operations_match_reference() {
             b.sum_of_squares(&mut squares, 1, &x, len);
             b.read_scalars(&mut read, &squares).unwrap();
             b.zero(&mut sum, len / 2);
-            let moved = [sum, gathered, added, keys, values, copied, embedded].map(vec);
+            let moved = [sum, gathered, added, keys, values, joined, copied, embedded].map(vec);
             moved.into_iter().chain([read.map(|v| v as f32).to_vec()]).collect()
         });
         compare(DType::F32, F32, |b| {
@@ -406,12 +409,17 @@ fn rope_and_attention_match_reference() {
         };
         compare(DType::F32, F32, attention);
         compare(DType::Bf16, BF16_ATTENTION, attention);
-        compare(DType::F32, F32, |b| {
-            let (mut q, mut k, mut dq, mut dk) = (copy(&q), copy(&k), copy(&dout), copy(&v));
-            b.rope_forward(&mut q, &mut k, &inv_freq, &positions, dims);
-            b.rope_backward(&mut dq, &mut dk, &inv_freq, &positions, dims);
-            vec![vec(q), vec(k), vec(dq), vec(dk)]
-        });
+        for (dim, pairs) in [(head_dim, RopePairs::Halves), (head_dim / 4 * 2, RopePairs::Neighbours)] {
+            let rotation = RopeRotation { dim, pairs, scale: 1.25 };
+            let rope =
+                RopeOperands { inv_freq: &inv_freq, positions: &positions, tables: None, dims, rotation };
+            compare(DType::F32, F32, |b| {
+                let (mut q, mut k, mut dq, mut dk) = (copy(&q), copy(&k), copy(&dout), copy(&v));
+                b.rope_forward(&mut q, &mut k, rope);
+                b.rope_backward(&mut dq, &mut dk, rope);
+                vec![vec(q), vec(k), vec(dq), vec(dk)]
+            });
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
     ColumnProducts, DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, GatedGrads, GatedOperands,
     HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, PassSize, ProjectGrads,
-    ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
+    ProjectGroup, ProjectSaved, RmsnormSaved, RopeOperands, Scalars, Segment, Segments, Store,
 };
 
 /// Maximum number of rows whose logits the loss head computes at a time.
@@ -306,14 +306,10 @@ impl Cuda {
 
     /// Rotates the heads of `q` and `k`. The table of angles is recomputed only if its [key](RopeKey) has
     /// changed.
-    fn rope(
-        &self,
-        q: &Buffer,
-        k: &Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        (dims, turn): (AttentionDims, Turn),
-    ) {
+    fn rope(&self, q: &Buffer, k: &Buffer, operands: RopeOperands<'_>, turn: Turn) {
+        let RopeOperands { inv_freq, positions, tables, dims, rotation } = operands;
+        // `supports` rejects a model with another rotation before it runs.
+        assert!(tables.is_none() && rotation.is_whole(dims.head_dim), "{rotation:?}");
         let (n, half) = (positions.len(), dims.head_dim / 2);
         let mut table = lock(&self.rope);
         let key = RopeKey {
@@ -506,8 +502,9 @@ impl Backend for Cuda {
         self.dtype == DType::F16
     }
 
-    fn supports(&self, _operation: FamilyOperation) -> bool {
-        true
+    fn supports(&self, operation: FamilyOperation) -> bool {
+        use FamilyOperation::{FusedProjection, PartialRope, RopeTables};
+        !matches!(operation, FusedProjection | PartialRope | RopeTables)
     }
 
     fn row_invariant_from(&self) -> usize {
@@ -664,6 +661,13 @@ impl Backend for Cuda {
         let (out, inp) =
             (out.map(|out| Rows::dense(ptr(out), cols)), inp.map(|inp| rows_of(inp, rows.len(), cols)));
         ops::rows::scatter_rows(&self.device, dtype, out, inp, indices_ptr(rows), shape);
+    }
+
+    fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        // Both halves of the launch write the same values.
+        let (dtype, shape) = (out.dtype(), (rows.len(), cols));
+        let (out, inp) = (Rows::dense(ptr(out), cols), rows_of(inp, rows.len(), cols));
+        ops::rows::scatter_rows(&self.device, dtype, [out; 2], [inp; 2], indices_ptr(rows), shape);
     }
 
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
@@ -833,26 +837,12 @@ impl Backend for Cuda {
         }
     }
 
-    fn rope_forward(
-        &self,
-        q: &mut Buffer,
-        k: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        self.rope(q, k, inv_freq, positions, (dims, Turn::Forward));
+    fn rope_forward(&self, q: &mut Buffer, k: &mut Buffer, operands: RopeOperands<'_>) {
+        self.rope(q, k, operands, Turn::Forward);
     }
 
-    fn rope_backward(
-        &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        self.rope(dq, dk, inv_freq, positions, (dims, Turn::Backward));
+    fn rope_backward(&self, dq: &mut Buffer, dk: &mut Buffer, operands: RopeOperands<'_>) {
+        self.rope(dq, dk, operands, Turn::Backward);
     }
 
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {

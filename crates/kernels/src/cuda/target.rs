@@ -71,8 +71,8 @@ impl TraceTarget for CudaTarget {
                 let logits = n.min(HEAD_ROWS) * v * size;
                 grow(ScratchPool::Head(0), allocated_bytes(logits as u64));
             }
-            TracedOp::Rope { n, frequencies } => {
-                grow(ScratchPool::Rope, allocated_bytes(8 * (n * frequencies) as u64));
+            TracedOp::Rope { n, half, .. } => {
+                grow(ScratchPool::Rope, allocated_bytes(8 * (n * half) as u64));
             }
             TracedOp::Linear { n, d_out, d_in, backward, dtype } if dtype != self.dtype => {
                 let rounded = n * if backward { d_out } else { d_in } * size;

@@ -107,8 +107,8 @@ impl TraceTarget for CpuTarget {
                 grow(ScratchPool::Head(0), Scratch::bytes(shared));
                 grow(ScratchPool::Head(1), self.of_threads(own));
             }
-            TracedOp::Rope { n, frequencies } => {
-                grow(ScratchPool::Rope, RopeTable::bytes(frequencies, n));
+            TracedOp::Rope { n, half, frequencies, tables } => {
+                grow(ScratchPool::Rope, RopeTable::bytes(n, half, frequencies, tables));
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::lora::LoraDims;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
     ColumnProducts, CpuOptions, DType, Element, FamilyOperation, GatedGrads, GatedOperands, HeadGrads,
-    HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Segment, Store,
+    HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved, RopeOperands, Scalars, Segment, Store,
 };
 
 /// The back end whose memory a [`Trace`] records.
@@ -107,8 +107,12 @@ pub enum TracedOp<'a> {
     Rope {
         /// Number of rows.
         n: usize,
-        /// Number of frequencies, `HS / 2`.
+        /// Number of rotated pairs of a head.
+        half: usize,
+        /// Number of stored frequencies.
         frequencies: usize,
+        /// Length of the list of tables.
+        tables: usize,
     },
 }
 
@@ -281,6 +285,10 @@ impl Backend for Trace {
         inp.iter().for_each(|inp| check(inp, rows.len() * cols));
     }
 
+    fn join_rows(&self, _out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        check(inp, rows.len() * cols);
+    }
+
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, _scale: f32) {
         check(out, ids.len() * table.cols());
     }
@@ -401,30 +409,18 @@ impl Backend for Trace {
         self.ledger.add_flops(2 * (rows.len() * lora.rank * products) as u64);
     }
 
-    fn rope_forward(
-        &self,
-        q: &mut Buffer,
-        k: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
+    fn rope_forward(&self, q: &mut Buffer, k: &mut Buffer, operands: RopeOperands<'_>) {
+        let RopeOperands { inv_freq, positions, tables, dims, rotation } = operands;
         let n = positions.len();
         check(q, n * dims.heads * dims.head_dim);
         check(k, n * dims.kv_heads * dims.head_dim);
-        self.scratch(TracedOp::Rope { n, frequencies: inv_freq.len() });
-        self.ledger.add_flops(3 * (n * (dims.heads + dims.kv_heads) * dims.head_dim) as u64);
+        let (frequencies, tables) = (inv_freq.len(), tables.map_or(0, Indices::len));
+        self.scratch(TracedOp::Rope { n, half: rotation.dim / 2, frequencies, tables });
+        self.ledger.add_flops(3 * (n * (dims.heads + dims.kv_heads) * rotation.dim) as u64);
     }
 
-    fn rope_backward(
-        &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        inv_freq: &Buffer,
-        positions: &Indices,
-        dims: AttentionDims,
-    ) {
-        self.rope_forward(dq, dk, inv_freq, positions, dims);
+    fn rope_backward(&self, dq: &mut Buffer, dk: &mut Buffer, operands: RopeOperands<'_>) {
+        self.rope_forward(dq, dk, operands);
     }
 
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::AttentionScores;
-use crate::{Cpu, DType, Dropout, Isa, LoraRef, Segments, attention};
+use crate::{Cpu, DType, Dropout, Isa, LoraRef, RopeRotation, Segments, attention};
 
 fn options(threads: usize) -> CpuOptions {
     CpuOptions { threads: Some(threads), ..CpuOptions::default() }
@@ -82,7 +82,11 @@ fn attend(backend: &dyn Backend, q: &Buffer, n: usize) {
     let grads = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     backend.attention_backward(grads, q, AttentionSaved { out: &out, lse: &lse }, operands);
     let positions = Indices::host((0..n as u32).collect());
-    backend.rope_forward(&mut dq, &mut dk, &alloc(10), &positions, dims);
+    let (inv_freq, tables) = (alloc(20), Indices::host(vec![1; n]));
+    let rotation = RopeRotation::whole(dims.head_dim);
+    let tables = Some(&tables);
+    let operands = RopeOperands { inv_freq: &inv_freq, positions: &positions, tables, dims, rotation };
+    backend.rope_forward(&mut dq, &mut dk, operands);
 }
 
 fn head_loss(backend: &dyn Backend, inp: &Buffer, dinp: Option<&mut Buffer>, head: &Matrix, n: usize) {

@@ -1,6 +1,6 @@
 //! The parts of a decoder that differ between model families.
 
-use danlu_kernels::{FamilyOperation, GateActivation};
+use danlu_kernels::{FamilyOperation, GateActivation, RopePairs};
 
 use super::Rope;
 
@@ -14,6 +14,10 @@ pub struct Architecture {
     pub output_bias: bool,
     /// Whether the three projections of the MLP have a bias.
     pub mlp_bias: bool,
+    /// Whether q, k and v are one weight.
+    pub fused_qkv: bool,
+    /// Whether gate and up are one weight.
+    pub fused_gate_up: bool,
     /// Norm of queries and keys before RoPE.
     pub qk_norm: Option<QkNorm>,
     /// Norms of a block.
@@ -39,6 +43,10 @@ pub struct Architecture {
     pub layers: Vec<LayerAttention>,
     /// Rotary embedding of layers with [`LayerRope::Local`].
     pub local_rope: Option<Rope>,
+    /// The elements that a rotary embedding pairs.
+    pub rope_pairs: RopePairs,
+    /// Part of each head that is rotated. It is 1 if all elements are rotated.
+    pub partial_rotary_factor: f64,
 }
 
 /// Attention of one layer.
@@ -99,6 +107,13 @@ impl BlockNorms {
         before_mlp: Some("pre_feedforward_layernorm"),
         after_mlp: Some("post_feedforward_layernorm"),
     };
+    /// GLM-4 has the same norms as Gemma 2, under other names.
+    pub const GLM4: Self = Self {
+        before_attention: Some("input_layernorm"),
+        after_attention: Some("post_self_attn_layernorm"),
+        before_mlp: Some("post_attention_layernorm"),
+        after_mlp: Some("post_mlp_layernorm"),
+    };
     /// OLMo 2 and 3 have norms after attention and after the MLP.
     pub const OLMO2: Self = Self {
         before_attention: None,
@@ -119,6 +134,8 @@ impl Default for Architecture {
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
+            fused_qkv: false,
+            fused_gate_up: false,
             qk_norm: None,
             norms: BlockNorms::LLAMA,
             norm_offset: 0.0,
@@ -131,6 +148,8 @@ impl Default for Architecture {
             logits_divisor: 1.0,
             layers: Vec::new(),
             local_rope: None,
+            rope_pairs: RopePairs::Halves,
+            partial_rotary_factor: 1.0,
         }
     }
 }
@@ -152,6 +171,8 @@ impl Architecture {
             (AttentionSoftcap, self.attention_softcap.is_some()),
             (HeadSoftcap, self.logits_softcap.is_some()),
             (ResidualNorm, has_norm_after),
+            (FusedProjection, self.fused_qkv || self.fused_gate_up),
+            (PartialRope, self.rope_pairs != RopePairs::Halves || self.partial_rotary_factor != 1.0),
         ];
         needed.into_iter().filter_map(|(operation, is_needed)| is_needed.then_some(operation)).collect()
     }

@@ -1,6 +1,6 @@
 //! Model families: the flags of each family, and the defaults for keys that a `config.json` omits.
 
-use danlu_kernels::GateActivation;
+use danlu_kernels::{GateActivation, RopePairs};
 
 use super::architecture::{Architecture, BlockNorms, LayerAttention, LayerRope, QkNorm};
 use super::{MAX_POSITIONS, Rope};
@@ -16,6 +16,13 @@ pub(super) struct Defaults {
     /// `None` means `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     pub max_positions: usize,
+    /// Sizes that a nested configuration may omit. `None` means that the key is required.
+    pub hidden: Option<usize>,
+    pub intermediate: Option<usize>,
+    pub layers: Option<usize>,
+    pub heads: Option<usize>,
+    pub kv_heads: Option<usize>,
+    pub vocab: Option<usize>,
 }
 
 /// Sizes on which the flags of a family depend.
@@ -29,51 +36,68 @@ pub(super) struct Sizes {
 pub(super) struct Family {
     pub name: &'static str,
     pub defaults: Defaults,
-    pub read: fn(&Fields<'_>, &Sizes) -> Result<Architecture, ModelError>,
+    /// Whether the configuration of the text model is in `text_config`.
+    pub is_nested: bool,
+    pub read: ReadFlags,
 }
 
-const LLAMA: Defaults = Defaults { theta: 1e4, eps: 1e-6, tied: false, head_dim: None, max_positions: 2048 };
+const LLAMA: Defaults = Defaults {
+    theta: 1e4,
+    eps: 1e-6,
+    tied: false,
+    head_dim: None,
+    max_positions: 2048,
+    hidden: None,
+    intermediate: None,
+    layers: None,
+    heads: None,
+    kv_heads: None,
+    vocab: None,
+};
 const GEMMA: Defaults = Defaults { tied: true, head_dim: Some(256), max_positions: 8192, ..LLAMA };
+const GEMMA3: Defaults = Defaults { theta: 1e6, max_positions: 131_072, ..GEMMA };
+/// The defaults of `text_config`, which are those of transformers' class.
+const GEMMA3_NESTED: Defaults = Defaults {
+    hidden: Some(2304),
+    intermediate: Some(9216),
+    layers: Some(26),
+    heads: Some(8),
+    kv_heads: Some(4),
+    vocab: Some(262_208),
+    ..GEMMA3
+};
+const GLM: Defaults = Defaults { eps: 1.5625e-7, head_dim: Some(128), max_positions: 131_072, ..LLAMA };
+
+type ReadFlags = fn(&Fields<'_>, &Sizes) -> Result<Architecture, ModelError>;
+
+const fn family(name: &'static str, defaults: Defaults, read: ReadFlags) -> Family {
+    Family { name, defaults, is_nested: false, read }
+}
 
 /// All supported families. The tests compare each family with golden values.
 pub(super) const FAMILIES: &[Family] = &[
-    Family { name: "llama", defaults: LLAMA, read: llama },
-    Family { name: "qwen2", defaults: Defaults { max_positions: 32_768, ..LLAMA }, read: qwen2 },
-    Family {
-        name: "qwen3",
-        defaults: Defaults { head_dim: Some(128), max_positions: 32_768, ..LLAMA },
-        read: qwen3,
-    },
-    Family { name: "mistral", defaults: Defaults { max_positions: 131_072, ..LLAMA }, read: mistral },
-    Family { name: "gemma", defaults: GEMMA, read: gemma },
-    Family { name: "gemma2", defaults: GEMMA, read: gemma2 },
-    Family {
-        name: "gemma3_text",
-        defaults: Defaults { theta: 1e6, max_positions: 131_072, ..GEMMA },
-        read: gemma3,
-    },
-    Family { name: "granite", defaults: LLAMA, read: granite },
-    Family {
-        name: "smollm3",
-        defaults: Defaults { theta: 2e6, tied: true, max_positions: 32_768, ..LLAMA },
-        read: smollm3,
-    },
-    Family { name: "olmo2", defaults: Defaults { eps: 1e-5, ..LLAMA }, read: olmo2 },
-    Family {
-        name: "olmo3",
-        defaults: Defaults { theta: 5e5, eps: 1e-5, max_positions: 65_536, ..LLAMA },
-        read: olmo3,
-    },
+    family("llama", LLAMA, llama),
+    family("qwen2", Defaults { max_positions: 32_768, ..LLAMA }, qwen2),
+    family("qwen3", Defaults { head_dim: Some(128), max_positions: 32_768, ..LLAMA }, qwen3),
+    family("mistral", Defaults { max_positions: 131_072, ..LLAMA }, mistral),
+    family("gemma", GEMMA, gemma),
+    family("gemma2", GEMMA, gemma2),
+    family("gemma3_text", GEMMA3, gemma3),
+    Family { is_nested: true, ..family("gemma3", GEMMA3_NESTED, gemma3_nested) },
+    family("phi3", Defaults { eps: 1e-5, max_positions: 4096, ..LLAMA }, phi3),
+    family("glm4", GLM, glm4),
+    family("glm", GLM, glm),
+    family("granite", LLAMA, granite),
+    family("smollm3", Defaults { theta: 2e6, tied: true, max_positions: 32_768, ..LLAMA }, smollm3),
+    family("olmo2", Defaults { eps: 1e-5, ..LLAMA }, olmo2),
+    family("olmo3", Defaults { theta: 5e5, eps: 1e-5, max_positions: 65_536, ..LLAMA }, olmo3),
 ];
 
 /// Unsupported families: the start of `model_type`, the reason, and the most similar family that is
 /// supported.
 const REFUSED: &[(&str, &str, &str)] = &[
-    ("phi3", "its q, k, v and its gate, up are one weight each", "a Qwen3 or Llama 3 model"),
     ("glm4_moe", "it has experts", "a dense model such as Qwen3"),
-    ("glm", "its gate and up are one weight, and it rotates neighbouring elements", "a Qwen3 model"),
     ("gemma3n", "it has embeddings per layer", "`gemma3_text` (Gemma 3 270M or 1B)"),
-    ("gemma3", "it has a vision tower", "`gemma3_text` (Gemma 3 270M or 1B)"),
     ("gemma4", "it has embeddings per layer", "`gemma3_text` (Gemma 3 270M or 1B)"),
     ("qwen3_5", "it has a gated delta rule", "a Qwen3 model"),
     ("qwen3_moe", "it has experts", "a dense Qwen3 model"),
@@ -98,6 +122,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("gpt_neox", "its block is another one", "a SmolLM2 model (`llama`)"),
     ("falcon", "its block is another one", "a Llama 3 model"),
     ("deepseek", "it has latent attention", "DeepSeek-R1-Distill (`qwen2`, `llama`)"),
+    ("glm", "it has experts or a vision tower", "GLM-4-0414 (`glm4`)"),
+    ("cohere", "its attention and MLP run side by side", "a Llama 3 model"),
+    ("starcoder2", "its MLP has no gate", "Qwen2.5-Coder (`qwen2`)"),
+    ("opt", "its block is another one", "a SmolLM2 model (`llama`)"),
+    ("bloom", "its block is another one", "a SmolLM2 model (`llama`)"),
+    ("lfm2", "it has convolutions", "a Qwen3 model"),
+    ("ernie4_5", "it rotates neighbouring elements of whole heads", "a Qwen3 model"),
+    ("hunyuan", "its norms of q and k come after the rotation", "a Qwen3 model"),
+    ("exaone", "its layers mix other norms and rotations", "a Qwen3 model"),
+    ("seed_oss", "its attention output has a dropout of its own", "a Qwen3 model"),
     ("kimi", "it has latent attention", "a Qwen3 model"),
     ("mamba", "it has state spaces", "a SmolLM2 model (`llama`)"),
 ];
@@ -109,6 +143,9 @@ pub(super) fn find(fields: &Fields<'_>) -> Result<&'static Family, ModelError> {
         return Err(fields.wrong("model_type", format!("one of {}", names())));
     };
     if let Some(family) = FAMILIES.iter().find(|family| family.name == model_type) {
+        if !["phi3", "glm", "glm4"].contains(&family.name) {
+            refuse_partial_rotation(fields)?;
+        }
         return Ok(family);
     }
     let refused = REFUSED.iter().find(|(start, ..)| model_type.starts_with(start));
@@ -235,6 +272,62 @@ fn gemma3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError
         local_rope: Some(local_rope),
         ..gemma_base(fields, sizes)?
     })
+}
+
+/// Returns the flags of the text model beside a vision tower. transformers ignores its softcap.
+fn gemma3_nested(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    Ok(Architecture { logits_softcap: None, ..gemma3(fields, sizes)? })
+}
+
+fn phi3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    let window = window(fields, None, sizes)?;
+    Ok(Architecture {
+        fused_qkv: true,
+        fused_gate_up: true,
+        partial_rotary_factor: rotary_factor(fields, 1.0)?,
+        layers: layers(fields, sizes, window, |_| true)?,
+        ..Architecture::default()
+    })
+}
+
+fn glm(fields: &Fields<'_>, _sizes: &Sizes) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    let bias = fields.get("attention_bias").is_none() || fields.flag("attention_bias")?;
+    Ok(Architecture {
+        qkv_bias: bias,
+        fused_gate_up: true,
+        rope_pairs: RopePairs::Neighbours,
+        partial_rotary_factor: rotary_factor(fields, 0.5)?,
+        ..Architecture::default()
+    })
+}
+
+fn glm4(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    Ok(Architecture { norms: BlockNorms::GLM4, ..glm(fields, sizes)? })
+}
+
+/// Reads the part of each head that is rotated, in the spelling of transformers 4 or 5.
+fn rotary_factor(fields: &Fields<'_>, default: f64) -> Result<f64, ModelError> {
+    if let Some(factor) = fields.positive("partial_rotary_factor")? {
+        return Ok(factor);
+    }
+    for name in ["rope_parameters", "rope_scaling"] {
+        if let Some(nested) = fields.nested(name)?
+            && let Some(factor) = nested.positive("partial_rotary_factor")?
+        {
+            return Ok(factor);
+        }
+    }
+    Ok(default)
+}
+
+/// Rejects a partial rotation, which these families do not have in transformers.
+fn refuse_partial_rotation(fields: &Fields<'_>) -> Result<(), ModelError> {
+    if rotary_factor(fields, 1.0)? != 1.0 {
+        return Err(fields.unsupported("partial_rotary_factor", "1.0"));
+    }
+    Ok(())
 }
 
 fn granite(fields: &Fields<'_>, _sizes: &Sizes) -> Result<Architecture, ModelError> {
@@ -370,7 +463,9 @@ fn local_layers(
     let plain = Rope { theta, scaling: super::RopeScaling::Default };
     let rope = match fields.nested("rope_parameters")? {
         Some(both) if fields.get("rope_scaling").is_none() => match both.nested("sliding_attention")? {
-            Some(local) => Rope::of_parameters(&local, "rope_parameters", theta, sizes.max_positions)?,
+            Some(local) => {
+                Rope::of_parameters(&local, "rope_parameters", theta, (sizes.max_positions, None))?
+            }
             None => plain,
         },
         _ => plain,

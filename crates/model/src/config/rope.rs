@@ -41,6 +41,25 @@ pub enum RopeScaling {
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
     },
+    /// The scaling of dynamic NTK. Sequences longer than the pretrained context have a larger base.
+    Dynamic {
+        /// Factor of the context.
+        factor: f64,
+        /// Context length in tokens with which the model was pretrained.
+        original_max_position_embeddings: usize,
+    },
+    /// The scaling of LongRoPE. Every frequency has a divisor. A sequence that is longer than the original
+    /// context has other divisors, for all of its positions.
+    LongRope {
+        /// Divisor of each frequency in a short sequence.
+        short_factor: Vec<f64>,
+        /// Divisor of each frequency in a long sequence.
+        long_factor: Vec<f64>,
+        /// Factor by which cosine and sine are multiplied, for sequences of all lengths.
+        attention_factor: f64,
+        /// Longest short sequence in tokens.
+        original_max_position_embeddings: usize,
+    },
     /// The scaling of YaRN. A frequency that makes fewer than `beta_slow` turns in the original context is
     /// divided by `factor`. A frequency that makes more than `beta_fast` turns does not change.
     Yarn {
@@ -65,14 +84,70 @@ impl Rope {
     /// of this factor.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor
+            }
             _ => 1.0,
         }
     }
 
-    /// Returns the rotation of each pair of elements, in radians per token, `(HS / 2)`.
+    /// Returns whether the frequencies depend on the length of the sequence.
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self.scaling, RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. })
+    }
+
+    /// Returns the shortest length whose frequencies are those of a sequence of `tokens` tokens.
+    pub fn effective_length(&self, tokens: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { original_max_position_embeddings: original, .. } if tokens > original => {
+                tokens
+            }
+            RopeScaling::LongRope { original_max_position_embeddings: original, .. } if tokens > original => {
+                original + 1
+            }
+            _ => 1,
+        }
+    }
+
+    /// Returns the length whose frequencies a growing sequence of `tokens` tokens has. With the dynamic
+    /// scaling, this length grows in steps of an eighth of the original context. A cache is therefore not
+    /// recomputed for every token.
+    pub fn cached_length(&self, tokens: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { original_max_position_embeddings: original, .. } if tokens > original => {
+                original + (tokens - original).next_multiple_of((original / 8).max(1))
+            }
+            _ => self.effective_length(tokens),
+        }
+    }
+
+    /// Returns the rotation of each pair of elements in a sequence of `tokens` tokens. See
+    /// [`Rope::inv_freq`].
+    pub fn inv_freq_at(&self, dim: usize, tokens: usize) -> Vec<f32> {
+        match &self.scaling {
+            RopeScaling::Dynamic { factor, original_max_position_embeddings } => {
+                let original = *original_max_position_embeddings as f64;
+                let length = (tokens as f64).max(original);
+                let d = dim as f64;
+                // A head with one pair has only the frequency 1.
+                let exponent = if dim > 2 { d / (d - 2.0) } else { 1.0 };
+                let theta = self.theta * ((factor * length / original) - (factor - 1.0)).powf(exponent);
+                Self { theta, scaling: RopeScaling::Default }.inv_freq(dim)
+            }
+            RopeScaling::LongRope { short_factor, long_factor, original_max_position_embeddings, .. } => {
+                let is_long = tokens > *original_max_position_embeddings;
+                let factors = if is_long { long_factor } else { short_factor };
+                let plain = Self { theta: self.theta, scaling: RopeScaling::Default }.inv_freq(dim);
+                plain.iter().zip(factors).map(|(&f, &factor)| (f64::from(f) / factor) as f32).collect()
+            }
+            _ => self.inv_freq(dim),
+        }
+    }
+
+    /// Returns the rotation of each pair of elements of a short sequence, in radians per token, `(D / 2)`.
+    /// `head_dim` is the number of rotated elements, `D`.
     ///
-    /// The unscaled rotation is `theta ^ (-2i / HS)`. With the `llama3` scaling, the wavelength `2π / f`
+    /// The unscaled rotation is `theta ^ (-2i / D)`. With the `llama3` scaling, the wavelength `2π / f`
     /// decides. If it is longer than `original / low_freq_factor`, the frequency is divided by `factor`. If
     /// it is shorter than `original / high_freq_factor`, the frequency does not change. Between both limits,
     /// the two frequencies are mixed linearly. Source: Su et al., 2021, section 3.2.2; Grattafiori et al.,
@@ -84,6 +159,7 @@ impl Rope {
             1.0 / self.theta.powf(exponent as f64) as f32
         });
         match self.scaling {
+            RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. } => self.inv_freq_at(head_dim, 1),
             RopeScaling::Default => plain.collect(),
             RopeScaling::Linear { factor } => plain.map(|f| (f as f64 / factor) as f32).collect(),
             RopeScaling::Llama3 {
@@ -139,7 +215,20 @@ impl Rope {
 
     /// Returns the value of `rope_scaling` in the format of transformers 4.
     pub(super) fn scaling_json(&self) -> Value {
-        match self.scaling {
+        match &self.scaling {
+            RopeScaling::Dynamic { factor, .. } => json!({ "factor": factor, "rope_type": "dynamic" }),
+            RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                attention_factor,
+                original_max_position_embeddings,
+            } => json!({
+                "attention_factor": attention_factor,
+                "long_factor": long_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+                "rope_type": "longrope",
+                "short_factor": short_factor,
+            }),
             RopeScaling::Default => Value::Null,
             RopeScaling::Linear { factor } => json!({ "factor": factor, "rope_type": "linear" }),
             RopeScaling::Llama3 {
@@ -181,6 +270,8 @@ impl Rope {
         default_theta: f64,
         max_position_embeddings: usize,
     ) -> Result<Self, ModelError> {
+        // Phi-3 stores the original context beside `rope_scaling`.
+        let outer_original = fields.count_opt("original_max_position_embeddings", MAX_POSITIONS)?;
         let outer_theta = fields.positive("rope_theta")?;
         let (parameters, name) = match fields.nested("rope_scaling")? {
             Some(nested) => (Some(nested), "rope_scaling"),
@@ -189,28 +280,26 @@ impl Rope {
         let Some(parameters) = parameters else {
             return Ok(Self { theta: outer_theta.unwrap_or(default_theta), scaling: RopeScaling::Default });
         };
-        Self::of_parameters(&parameters, name, outer_theta.unwrap_or(default_theta), max_position_embeddings)
+        let theta = outer_theta.unwrap_or(default_theta);
+        Self::of_parameters(&parameters, name, theta, (max_position_embeddings, outer_original))
     }
 
     /// Reads one object of `rope_scaling` or `rope_parameters`. If the object contains no `rope_theta`,
-    /// `theta` applies.
+    /// `theta` applies. The second context length replaces that of the object, if it is given.
     pub(super) fn of_parameters(
         parameters: &Fields<'_>,
         name: &str,
         theta: f64,
-        max_position_embeddings: usize,
+        (max_position_embeddings, outer_original): (usize, Option<usize>),
     ) -> Result<Self, ModelError> {
         let theta = parameters.positive("rope_theta")?.unwrap_or(theta);
-        if parameters.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
-            return Err(parameters.unsupported("partial_rotary_factor", "1.0"));
-        }
         let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
         let number = |field: &str| {
             parameters.positive(field)?.ok_or_else(|| parameters.wrong(field, "a number above zero"))
         };
         let original = || -> Result<usize, ModelError> {
             let found = parameters.count_opt("original_max_position_embeddings", MAX_POSITIONS)?;
-            Ok(found.unwrap_or(max_position_embeddings))
+            Ok(outer_original.or(found).unwrap_or(max_position_embeddings))
         };
         let scaling = match parameters.text(key)? {
             Some("default") => RopeScaling::Default,
@@ -219,6 +308,12 @@ impl Rope {
             None if name == "rope_parameters" => RopeScaling::Default,
             None => return Err(parameters.wrong("rope_type", KINDS)),
             Some("linear") => RopeScaling::Linear { factor: number("factor")? },
+            Some("dynamic") => RopeScaling::Dynamic {
+                factor: number("factor")?,
+                // As in transformers, the pretrained context is `max_position_embeddings`.
+                original_max_position_embeddings: max_position_embeddings,
+            },
+            Some("longrope" | "su") => long_rope(parameters, original()?, max_position_embeddings)?,
             Some("llama3") => {
                 let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
                 if high <= low {
@@ -253,7 +348,42 @@ impl Rope {
     }
 }
 
-const KINDS: &str = "`default`, `linear`, `llama3` and `yarn`";
+const KINDS: &str = "`default`, `linear`, `dynamic`, `llama3`, `yarn` and `longrope`";
+
+/// Largest number of factors, which is half of the largest head.
+const MAX_FACTORS: usize = 1 << 16;
+
+fn long_rope(
+    parameters: &Fields<'_>,
+    original: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling, ModelError> {
+    let factors = |name: &str| {
+        let expected = "a list of numbers above zero";
+        let list = parameters.get(name).and_then(Value::as_array).filter(|list| list.len() <= MAX_FACTORS);
+        let list = list.ok_or_else(|| parameters.wrong(name, expected))?;
+        let number = |value: &Value| value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+        let numbers: Option<Vec<f64>> = list.iter().map(number).collect();
+        numbers.ok_or_else(|| parameters.wrong(name, expected))
+    };
+    let attention_factor = match parameters.positive("attention_factor")? {
+        Some(given) => given,
+        None => {
+            let own = parameters.positive("factor")?;
+            let scale = own.unwrap_or(max_position_embeddings as f64 / original as f64);
+            if scale > 1.0 { (1.0 + scale.ln() / (original as f64).ln()).sqrt() } else { 1.0 }
+        }
+    };
+    if !attention_factor.is_finite() {
+        return Err(parameters.wrong("original_max_position_embeddings", "at least 2"));
+    }
+    Ok(RopeScaling::LongRope {
+        short_factor: factors("short_factor")?,
+        long_factor: factors("long_factor")?,
+        attention_factor,
+        original_max_position_embeddings: original,
+    })
+}
 
 fn yarn_attention_factor(parameters: &Fields<'_>, factor: f64) -> Result<f64, ModelError> {
     if let Some(given) = parameters.positive("attention_factor")? {

@@ -46,7 +46,7 @@ pub fn write_random_model(folder: &Path) {
         ("model.norm.weight".to_owned(), vec![c]),
     ]);
     for layer in 0..config.num_hidden_layers {
-        for p in Projection::ALL {
+        for p in config.projections() {
             let (rows, cols) = config.projection_shape(p);
             shapes.insert(format!("{}.weight", p.module_path(layer)), vec![rows, cols]);
         }
@@ -89,7 +89,7 @@ impl FlatAdapter {
     ) -> Self {
         let (mut values, mut modules) = (Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            for p in Projection::ALL {
+            for p in config.projections() {
                 let (d_out, d_in) = config.projection_shape(p);
                 let Some(a) = fill(layer, p, "A", rank * d_in) else { continue };
                 let b = fill(layer, p, "B", d_out * rank).unwrap();

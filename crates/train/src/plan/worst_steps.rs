@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::slice;
 
-use danlu_model::{LabeledSequence, find_shared_prefixes};
+#[cfg(doc)]
+use danlu_model::Batch;
+use danlu_model::{LabeledSequence, ModelConfig, find_shared_prefixes};
 
 use crate::TrainSettings;
 use crate::data_order::DataOrder;
@@ -29,6 +31,14 @@ impl<'a> RecordSize<'a> {
     pub fn of(sequence: &'a LabeledSequence) -> Self {
         let trained = sequence.trained_tokens();
         Self { tokens: sequence.ids.len(), trained, prefix: sequence.beginning() }
+    }
+
+    /// Returns the size of `sequence` for the model of `config`. See [`Batch::for_model`].
+    pub fn for_model(config: &ModelConfig, sequence: &'a LabeledSequence) -> Self {
+        match config.rope.depends_on_length() {
+            true => Self { prefix: &[], ..Self::of(sequence) },
+            false => Self::of(sequence),
+        }
     }
 
     /// Returns the size after truncation to `max_length`.

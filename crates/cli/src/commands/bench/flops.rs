@@ -36,7 +36,7 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     let tokens: usize = spans.iter().map(|span| span.new).sum();
     let products = |layer| {
         let product = |p| 2.0 * rows(config, layer, p, tokens, head_rows) * weight(config, p);
-        Projection::ALL.into_iter().map(product).sum::<f64>()
+        config.projections().map(product).sum::<f64>()
     };
     let layers = config.num_hidden_layers;
     let layers = (0..layers).map(products).sum::<f64>() + layers as f64 * attention(config, spans);
@@ -52,13 +52,13 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
 /// together take about `4 P` per token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
-    let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
+    let has_pair = |layer| config.projections().any(|p| lora.pair(layer, p).is_some());
     let lowest = (0..config.num_hidden_layers).find(|&layer| has_pair(layer));
 
     let mut flops = forward(config, spans, labels) + head(config, labels);
     for layer in lowest.into_iter().flat_map(|lowest| lowest..config.num_hidden_layers) {
         flops += 2.0 * attention(config, spans);
-        for p in Projection::ALL {
+        for p in config.projections() {
             let rows = rows(config, layer, p, tokens, labels);
             // The input of the lowest layer with an adapter needs no gradient, so q, k and v of this layer
             // compute no `dinp`.
@@ -90,7 +90,7 @@ fn rows(config: &ModelConfig, layer: usize, p: Projection, tokens: usize, head_r
 }
 
 fn reads_the_input(p: Projection) -> bool {
-    matches!(p, Projection::QProj | Projection::KProj | Projection::VProj)
+    p.is_before_attention()
 }
 
 /// Returns the number of elements of a projection's weight.
@@ -125,7 +125,7 @@ mod tests {
 
     /// Returns the number of weight elements in one layer, over the projections for which `counts` is true.
     fn elements(config: &ModelConfig, counts: impl Fn(Projection) -> bool) -> f64 {
-        Projection::ALL.into_iter().filter(|&p| counts(p)).map(|p| weight(config, p)).sum()
+        config.projections().filter(|&p| counts(p)).map(|p| weight(config, p)).sum()
     }
 
     /// Returns the number of parameters in `A` and `B` of a projection.
@@ -163,7 +163,7 @@ mod tests {
         // A training step costs 4 FLOP per element of a weight, and 6 FLOP per element of `A` and `B`. The
         // head counts twice, so it is subtracted once more.
         let pairs: usize =
-            Projection::ALL.iter().filter(|&&p| !reads_the_input(p)).map(|&p| pair_size(&adapter, p)).sum();
+            config.projections().filter(|&p| !reads_the_input(p)).map(|p| pair_size(&adapter, p)).sum();
         let (all, one) = (training(&config, &adapter, &prompt, 100), training(&config, &adapter, &prompt, 1));
         let expected = 4.0 + 6.0 * pairs as f64 / behind;
         let found = spared(all - 99.0 * head(&config, 1), one);

@@ -2,7 +2,8 @@ use super::*;
 use crate::cuda::ops::gated::{self as device_gated, GateUp};
 use crate::cuda::ops::rmsnorm::{self as device_norm, NormShape, NormTypes, Saved};
 use crate::cuda::ops::rope::{self as device_rope, Turn};
-use crate::{GateActivation, geglu, rmsnorm, rope, swiglu};
+use crate::rope::{self, RopeAngles, RopeHeads};
+use crate::{GateActivation, RopeRotation, geglu, rmsnorm, swiglu};
 
 #[test]
 fn rmsnorm_matches_the_reference() {
@@ -96,7 +97,9 @@ fn rope_turns_and_turns_back() {
         let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
         let positions = [0, 1, 7, 4000, 31_999];
         let mut expected = x.clone();
-        rope::forward(&mut expected, &inv_freq, &positions, heads, head);
+        let angles = RopeAngles { inv_freq: &inv_freq, positions: &positions, tables: &[] };
+        let heads_of_row = RopeHeads { heads, head_dim: head };
+        rope::forward(&mut expected, angles, heads_of_row, RopeRotation::whole(head));
         let frequencies = Values::new(&device, DType::F32, &inv_freq);
         let [cosines, sines] = [0; 2].map(|_| Values::poisoned(&device, DType::F32, n * half));
         let table = device_rope::Table { cosines: cosines.ptr(), sines: sines.ptr(), n, half };

@@ -10,7 +10,8 @@ use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Backend,
     Buffer, Bytes, Dropout, Element, FourBit, GateActivation, GatedGrads, GatedOperands, HeadGrads,
     HeadOperands, Indices, LoraPair, LoraRef, LoraSegment, Matrix, NESTED_BLOCK, NF4, ProjectGrads,
-    ProjectGroup, ProjectSaved, Reference, RmsnormSaved, Scales, Segment, Segments, Store, dynamic_u8,
+    ProjectGroup, ProjectSaved, Reference, RmsnormSaved, RopeOperands, RopeRotation, Scales, Segment,
+    Segments, Store, dynamic_u8,
 };
 
 /// The device back end and the reference, with equal inputs.
@@ -218,12 +219,14 @@ fn gated_activations_and_rope_equal_the_reference() {
         let inv_freq = both.twin(&inv_freq, EXACT);
         let positions: Vec<u32> = (0..n).map(|_| both.below(4000) as u32).collect();
         let [on_device, on_host] = both.indices(&positions);
-        both.cuda.rope_forward(&mut q.device, &mut k.device, &inv_freq.device, &on_device, dims);
-        both.reference.rope_forward(&mut q.host, &mut k.host, &inv_freq.host, &on_host, dims);
+        let rotation = RopeRotation::whole(head_dim);
+        let rope = |inv_freq, positions| RopeOperands { inv_freq, positions, tables: None, dims, rotation };
+        both.cuda.rope_forward(&mut q.device, &mut k.device, rope(&inv_freq.device, &on_device));
+        both.reference.rope_forward(&mut q.host, &mut k.host, rope(&inv_freq.host, &on_host));
         both.check(&q, n * 6 * head_dim, "rope_forward q");
         both.check(&k, n * 2 * head_dim, "rope_forward k");
-        both.cuda.rope_backward(&mut q.device, &mut k.device, &inv_freq.device, &on_device, dims);
-        both.reference.rope_backward(&mut q.host, &mut k.host, &inv_freq.host, &on_host, dims);
+        both.cuda.rope_backward(&mut q.device, &mut k.device, rope(&inv_freq.device, &on_device));
+        both.reference.rope_backward(&mut q.host, &mut k.host, rope(&inv_freq.host, &on_host));
         both.check(&q, n * 6 * head_dim, "rope_backward q");
     });
 }
