@@ -13,6 +13,10 @@ pub trait LogitsProcessor: Send {
     /// # Errors
     /// If no next token is allowed. The sequence then fails with the returned reason.
     fn apply(&mut self, new_ids: &[u32], logits: &mut [f32]) -> Result<(), String>;
+
+    /// Receives the chosen token. The processor can prepare its next call while the model computes the next
+    /// logits.
+    fn advance(&mut self, _id: u32) {}
 }
 
 /// Log probabilities of one token in the model's own distribution, before penalties, temperature and filters.

@@ -127,6 +127,9 @@ impl Sequence {
                 .map_err(|reason| GenerateError::Processor { position, reason })?;
         }
         let id = self.sampler.next(logits, &self.ids).ok_or(GenerateError::NoLogit { position })?;
+        if let Some(processor) = &mut self.processor {
+            processor.advance(id);
+        }
         if self.rules.stop_ids.contains(&id) {
             self.stop = Some(StopReason::EndToken(id));
             return Ok(TokenStep { token: None, logprobs: None, stop: self.stop });

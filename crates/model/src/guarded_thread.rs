@@ -39,18 +39,18 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Limits for one call of [`run`].
+/// Limits for one call of [`run_guarded`](crate::run_guarded).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct WorkLimits {
+pub struct WorkLimits {
     /// Maximum running time.
     pub time: Duration,
     /// Maximum number of bytes by which the memory of the process may grow.
     pub bytes: u64,
 }
 
-/// The reason why a call of [`run`] returned no result.
+/// The reason why a call of [`run_guarded`](crate::run_guarded) returned no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NoResult {
+pub enum NoResult {
     /// The work took longer than allowed.
     Time(Duration),
     /// The work used more memory than allowed.
@@ -83,7 +83,10 @@ impl std::fmt::Display for NoResult {
 ///
 /// If the work exceeds `limits`, it is abandoned. Its thread continues until the process ends, so the caller
 /// should not try the same input again.
-pub(crate) fn run<T: Send + 'static>(
+///
+/// # Errors
+/// If the work exceeds a limit or panics, or no thread can be started.
+pub fn run<T: Send + 'static>(
     limits: WorkLimits,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, NoResult> {

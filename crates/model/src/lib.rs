@@ -85,7 +85,7 @@ pub use decode::SlotInput;
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use files::{AtomicFile, FileError};
-pub use guarded_thread::is_panic_caught;
+pub use guarded_thread::{NoResult, WorkLimits, is_panic_caught, run as run_guarded};
 pub use json::read_json_object;
 pub use json_fault::{JsonFault, json_words};
 pub use known_templates::{KNOWN_TEMPLATES, KnownTemplate, known_template};

@@ -343,6 +343,11 @@ impl Tokenizer {
         self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
 
+    /// Returns the texts of all special tokens.
+    pub fn specials(&self) -> &[String] {
+        &self.specials
+    }
+
     /// Returns the text of `ids`. Ids outside the vocabulary are skipped. Invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let decoded = guarded_thread::catch_panic(|| self.inner.decode(ids, skip_special));

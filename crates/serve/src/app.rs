@@ -8,8 +8,10 @@ use danlu_model::Message;
 use serde_json::{Map, Value};
 
 use crate::api_error::{ApiError, shortened};
+use crate::constraint::Constraint;
 use crate::engine_thread::EngineHandle;
 use crate::generation_hex::parse_generation;
+use crate::grammar::MaskWorker;
 use crate::json_fields::Fields;
 use crate::logits_rules::LogitsRules;
 use crate::metrics::{Gauges, Metrics};
@@ -18,10 +20,20 @@ use crate::reply::Reply;
 use crate::sampling_fields::SamplingFields;
 use crate::security::Security;
 
+/// Settings of a request for the engine.
+#[derive(Clone, Copy)]
+pub(crate) struct ReplySettings<'a> {
+    pub sampling: &'a SamplingFields,
+    /// Number of alternatives per token, if the client requested probabilities.
+    pub top_logprobs: Option<usize>,
+    pub constraint: &'a Constraint,
+}
+
 /// State of the server.
 pub(crate) struct App {
     pub registry: Arc<Registry>,
     pub engine: EngineHandle,
+    pub masks: MaskWorker,
     pub metrics: Arc<Metrics>,
     pub security: Security,
     /// Maximum number of tokens of a prompt and its reply together.
@@ -108,27 +120,27 @@ impl App {
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,
-        sampling: &SamplingFields,
-        top_logprobs: Option<usize>,
+        settings: ReplySettings<'_>,
         lease: Lease,
     ) -> Result<Reply, ApiError> {
         let requests: Result<Vec<_>, _> =
-            prompts.iter().map(|ids| self.request(ids.clone(), sampling, top_logprobs, &lease)).collect();
+            prompts.iter().map(|ids| self.request(ids.clone(), settings, &lease)).collect();
         let events = self.engine.submit(requests?).await.inspect_err(|error| {
             if error.status == axum::http::StatusCode::TOO_MANY_REQUESTS {
                 self.metrics.request_rejected();
             }
         })?;
-        Ok(Reply::new(events, lease, Arc::clone(&self.metrics), sampling, &prompts))
+        let ReplySettings { sampling, constraint, .. } = settings;
+        Ok(Reply::new(events, lease, Arc::clone(&self.metrics), sampling, constraint, &prompts))
     }
 
     fn request(
         &self,
         ids: Vec<u32>,
-        sampling: &SamplingFields,
-        top_logprobs: Option<usize>,
+        settings: ReplySettings<'_>,
         lease: &Lease,
     ) -> Result<ReplyRequest, ApiError> {
+        let ReplySettings { sampling, top_logprobs, constraint } = settings;
         let context = self.context;
         let reply = sampling.max_tokens.unwrap_or(0);
         if ids.is_empty() {
@@ -142,11 +154,11 @@ impl App {
             false => lease.profile.tokenizer().stop_ids().clone(),
         };
         stop_ids.extend(&sampling.stop_token_ids);
-        let rules = LogitsRules::new(sampling, &stop_ids);
-        let processors = rules.map(|rules| {
-            let rules = |_| Box::new(rules.clone()) as Box<dyn LogitsProcessor>;
-            (0..sampling.choices).map(rules).collect()
-        });
+        let rules = |_| {
+            let rules = LogitsRules::new(sampling, &stop_ids, constraint.mask(&self.masks))?;
+            Some(Box::new(rules) as Box<dyn LogitsProcessor>)
+        };
+        let processors: Option<Vec<_>> = (0..sampling.choices).map(rules).collect();
         let options = sampling.options(&lease.profile.sampling);
         options.check()?;
         Ok(ReplyRequest {
@@ -164,12 +176,13 @@ impl App {
         })
     }
 
-    /// Renders messages with the chat template of the model, and adds the model's default system message if
-    /// the first message is no system message. Returns the text and its tokens.
+    /// Renders messages and tools with the chat template of the model, and adds the model's default system
+    /// message if the first message is no system message. Returns the text and its tokens.
     pub async fn render(
         &self,
         lease: &Lease,
         messages: Vec<Message>,
+        tools: Vec<Value>,
     ) -> Result<(String, Vec<u32>), ApiError> {
         let profile = Arc::clone(&lease.profile);
         blocking(move || {
@@ -177,7 +190,11 @@ impl App {
             if let Some(system) = profile.default_system.as_ref().filter(|_| messages[0].role != "system") {
                 messages.insert(0, Message::new("system", system));
             }
-            let text = profile.tokenizer().template()?.render(&messages, true)?;
+            let template = profile.tokenizer().template()?;
+            let text = match tools.is_empty() {
+                true => template.render(&messages, true)?,
+                false => template.with_tools(&tools).render(&messages, true)?,
+            };
             let ids = profile.tokenizer().encode(&text)?;
             Ok((text, ids))
         })

@@ -13,9 +13,11 @@
 
 mod api_error;
 mod app;
+mod constraint;
 mod engine_thread;
 mod error;
 mod generation_hex;
+mod grammar;
 mod json_fields;
 mod logits_rules;
 mod metrics;
@@ -31,6 +33,7 @@ mod server;
 mod stop_text;
 mod stream;
 mod token_bytes;
+mod tools;
 mod wire;
 
 pub use error::ServeError;

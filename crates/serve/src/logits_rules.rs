@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use danlu_generate::LogitsProcessor;
 
+use crate::grammar::TokenMask;
 use crate::sampling_fields::SamplingFields;
 
-/// Applies `logit_bias`, both penalties and `min_tokens` to one choice.
-#[derive(Clone)]
+/// Applies `logit_bias`, both penalties, `min_tokens` and a grammar to one choice.
 pub(crate) struct LogitsRules {
     biases: Vec<(u32, f32)>,
     frequency_penalty: f32,
@@ -17,11 +17,12 @@ pub(crate) struct LogitsRules {
     /// Number of occurrences of each token in the reply.
     counts: HashMap<u32, u32>,
     counted: usize,
+    mask: Option<TokenMask>,
 }
 
 impl LogitsRules {
-    /// Returns the rules in `sampling`, or `None` if no field changes logits.
-    pub fn new(sampling: &SamplingFields, stop_ids: &BTreeSet<u32>) -> Option<Self> {
+    /// Returns the rules in `sampling` and the grammar's mask, or `None` if nothing changes logits.
+    pub fn new(sampling: &SamplingFields, stop_ids: &BTreeSet<u32>, mask: Option<TokenMask>) -> Option<Self> {
         let rules = Self {
             biases: sampling.logit_bias.clone(),
             frequency_penalty: sampling.frequency_penalty,
@@ -30,9 +31,11 @@ impl LogitsRules {
             stop_ids: stop_ids.clone(),
             counts: HashMap::new(),
             counted: 0,
+            mask,
         };
         let has_penalty = rules.frequency_penalty != 0.0 || rules.presence_penalty != 0.0;
-        (has_penalty || !rules.biases.is_empty() || rules.min_tokens > 0).then_some(rules)
+        let is_set = has_penalty || !rules.biases.is_empty() || rules.min_tokens > 0;
+        (is_set || rules.mask.is_some()).then_some(rules)
     }
 
     fn add(logits: &mut [f32], id: u32, value: f32) {
@@ -63,7 +66,13 @@ impl LogitsProcessor for LogitsRules {
                 Self::add(logits, id, f32::NEG_INFINITY);
             }
         }
-        Ok(())
+        self.mask.as_mut().map_or(Ok(()), |mask| mask.apply(logits))
+    }
+
+    fn advance(&mut self, id: u32) {
+        if let Some(mask) = &mut self.mask {
+            mask.advance(id);
+        }
     }
 }
 
@@ -79,7 +88,7 @@ mod tests {
             "frequency_penalty": 0.5, "presence_penalty": 1.0, "logit_bias": {"3": -100}, "min_tokens": 4
         });
         let sampling = SamplingFields::read(body.as_object().unwrap(), 5).unwrap();
-        let mut rules = LogitsRules::new(&sampling, &BTreeSet::from([4])).unwrap();
+        let mut rules = LogitsRules::new(&sampling, &BTreeSet::from([4]), None).unwrap();
         let mut logits = [0.0; 5];
         rules.apply(&[1, 1, 2], &mut logits).unwrap();
         assert_eq!(logits, [0.0, -2.0, -1.5, -100.0, f32::NEG_INFINITY]);

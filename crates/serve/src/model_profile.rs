@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use danlu_generate::SamplingOptions;
 use danlu_loader::{AdapterFiles, BaseFiles, GenerationConfig, LoadError};
 use danlu_model::sidecar_files::generation_folder;
 use danlu_model::{ModelConfig, TokenFingerprint, Tokenizer, files};
 use sha2::{Digest, Sha256};
+
+use crate::grammar::GrammarFactory;
+use crate::tools::CallFormat;
 
 /// Files that determine the tokenizer and the chat template.
 const TOKEN_FILES: [&str; 6] = [
@@ -21,14 +24,44 @@ const TOKEN_FILES: [&str; 6] = [
 ];
 
 /// A tokenizer with its fingerprint. Adapter versions with equal tokenizer files share one value.
-#[derive(Debug)]
 pub(crate) struct SharedTokens {
     pub tokenizer: Tokenizer,
     pub fingerprint: TokenFingerprint,
+    /// The compiler of grammars. It is built for the first request that needs a grammar.
+    grammars: OnceLock<Result<Arc<GrammarFactory>, String>>,
+    /// The form of tool calls in the chat template, or the reason why there is none.
+    calls: OnceLock<Result<Arc<CallFormat>, String>>,
+}
+
+impl SharedTokens {
+    fn new(tokenizer: Tokenizer, fingerprint: TokenFingerprint) -> Self {
+        Self { tokenizer, fingerprint, grammars: OnceLock::new(), calls: OnceLock::new() }
+    }
+
+    /// Returns the compiler of grammars. The first call takes up to seconds.
+    ///
+    /// # Errors
+    /// If the model has no token that ends a reply.
+    pub fn grammars(&self, vocab_size: usize) -> Result<&Arc<GrammarFactory>, String> {
+        let new = || GrammarFactory::new(&self.tokenizer, vocab_size).map(Arc::new);
+        self.grammars.get_or_init(new).as_ref().map_err(Clone::clone)
+    }
+
+    /// Returns the form of tool calls.
+    ///
+    /// # Errors
+    /// If the chat template renders no tools, or no calls in JSON.
+    pub fn calls(&self) -> Result<&Arc<CallFormat>, String> {
+        let find = || {
+            let template = self.tokenizer.template().map_err(|error| error.to_string())?;
+            CallFormat::find(template, &self.tokenizer).map(Arc::new)
+        };
+        self.calls.get_or_init(find).as_ref().map_err(Clone::clone)
+    }
 }
 
 /// Tokenizer and default settings for the requests of one model.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct ModelProfile {
     pub tokens: Arc<SharedTokens>,
     /// System message for conversations that have none.
@@ -66,7 +99,7 @@ impl ModelProfiles {
     ) -> Result<Self, LoadError> {
         let sampling = default_sampling(base.folder())?;
         let fingerprint = tokenizer.fingerprint();
-        let tokens = Arc::new(SharedTokens { tokenizer, fingerprint });
+        let tokens = Arc::new(SharedTokens::new(tokenizer, fingerprint));
         let of_base = Arc::new(ModelProfile { tokens, default_system, sampling });
         Ok(Self { base, config, of_base, shared: Mutex::default() })
     }
@@ -127,7 +160,7 @@ impl ModelProfiles {
             true => Arc::clone(of_base),
             false => {
                 check_ids(files, &of_base.tokenizer, &tokenizer)?;
-                Arc::new(SharedTokens { tokenizer, fingerprint })
+                Arc::new(SharedTokens::new(tokenizer, fingerprint))
             }
         };
         let mut shared = self.lock();

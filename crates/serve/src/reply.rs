@@ -7,16 +7,18 @@ use danlu_generate::{EventKind, StopReason, TokenLogprobs};
 use danlu_model::DecodeState;
 
 use crate::api_error::ApiError;
+use crate::constraint::Constraint;
 use crate::engine_thread::{ChoiceEvent, EventReceiver};
 use crate::metrics::{EndReason, Metrics};
 use crate::registry::Lease;
 use crate::sampling_fields::SamplingFields;
 use crate::stop_text::StopText;
+use crate::tools::{CallPiece, CallScanner, Scanned};
 
 /// The end of a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finish {
-    /// Value of `finish_reason`: `stop` or `length`.
+    /// Value of `finish_reason`: `stop`, `length` or `tool_calls`.
     pub reason: &'static str,
     /// The stop string or the listed stop token that ended the choice. vLLM returns it as `stop_reason`.
     pub matched: Option<StopMatch>,
@@ -34,6 +36,7 @@ pub(crate) enum StopMatch {
 pub(crate) struct Piece {
     pub choice: usize,
     pub text: String,
+    pub calls: Vec<CallPiece>,
     /// Tokens since the previous piece of text, if the client requested probabilities.
     pub logprobs: Vec<(u32, TokenLogprobs)>,
     pub finish: Option<Finish>,
@@ -50,9 +53,33 @@ pub(crate) struct Usage {
 struct Choice {
     decoder: DecodeState,
     stop: StopText,
+    scanner: Option<CallScanner>,
     logprobs: Vec<(u32, TokenLogprobs)>,
     is_over: bool,
     last_token: Option<Instant>,
+}
+
+impl Choice {
+    /// Divides new text into plain text and tool calls.
+    fn scan(&mut self, text: String, is_last: bool) -> Scanned {
+        let Some(scanner) = &mut self.scanner else { return Scanned { text, calls: Vec::new() } };
+        let mut scanned = scanner.push(&text);
+        if is_last {
+            let rest = scanner.finish();
+            scanned.text.push_str(&rest.text);
+            scanned.calls.extend(rest.calls);
+        }
+        scanned
+    }
+
+    /// Returns the end of the choice, whose reason is `tool_calls` if the reply ended with calls.
+    fn with_calls(&self, finish: Finish) -> Finish {
+        let has_calls = self.scanner.as_ref().is_some_and(CallScanner::has_calls);
+        match has_calls && finish.reason == "stop" {
+            true => Finish { reason: "tool_calls", ..finish },
+            false => finish,
+        }
+    }
 }
 
 /// The choices of one HTTP request.
@@ -76,11 +103,14 @@ impl Reply {
         lease: Lease,
         metrics: Arc<Metrics>,
         sampling: &SamplingFields,
+        constraint: &Constraint,
         prompts: &[Vec<u32>],
     ) -> Self {
+        let skips_special = sampling.skips_special && !constraint.shows_special();
         let choice = || Choice {
-            decoder: DecodeState::new(sampling.skips_special),
+            decoder: DecodeState::new(skips_special),
             stop: StopText::new(sampling.stops.clone(), sampling.includes_stop),
+            scanner: constraint.scanner(),
             logprobs: Vec::new(),
             is_over: false,
             last_token: None,
@@ -138,11 +168,15 @@ impl Reply {
     /// # Errors
     /// The errors of [`Reply::next`].
     pub async fn collect(&mut self, begun: impl Fn(usize) -> String) -> Result<Vec<Piece>, ApiError> {
-        let empty = |choice| Piece { choice, text: begun(choice), logprobs: Vec::new(), finish: None };
+        let empty = |choice| {
+            let (calls, logprobs) = Default::default();
+            Piece { choice, text: begun(choice), calls, logprobs, finish: None }
+        };
         let mut wholes: Vec<Piece> = (0..self.choices()).map(empty).collect();
         while let Some(mut piece) = self.next().await? {
             let whole = &mut wholes[piece.choice];
             whole.text.push_str(&piece.text);
+            whole.calls.append(&mut piece.calls);
             whole.logprobs.append(&mut piece.logprobs);
             whole.finish = piece.finish;
         }
@@ -195,16 +229,18 @@ impl Reply {
             }
         };
         let choice = &mut self.choices[index];
+        let Scanned { text, calls } = choice.scan(text, finish.is_some());
+        let finish = finish.map(|finish| choice.with_calls(finish));
         if let Some(finish) = &finish {
             choice.is_over = true;
             let is_length = finish.reason == "length";
             self.metrics.choice_ended(if is_length { EndReason::Length } else { EndReason::Stop });
         }
-        if text.is_empty() && finish.is_none() {
+        if text.is_empty() && calls.is_empty() && finish.is_none() {
             return Ok(None);
         }
         let logprobs = std::mem::take(&mut choice.logprobs);
-        Ok(Some(Piece { choice: index, text, logprobs, finish }))
+        Ok(Some(Piece { choice: index, text, calls, logprobs, finish }))
     }
 
     /// Adds the time since the request's start or since the choice's previous token to the metrics.

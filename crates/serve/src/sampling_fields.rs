@@ -44,7 +44,6 @@ pub(crate) const NEUTRAL_FIELDS: &[&str] = &[
     "cache_salt",
     "client_metadata",
     "metadata",
-    "parallel_tool_calls",
     "prediction",
     "priority",
     "prompt_cache_key",

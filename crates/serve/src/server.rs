@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::engine_thread::EngineHandle;
+use crate::grammar::MaskWorker;
 use crate::metrics::Metrics;
 use crate::model_profile::ModelProfiles;
 use crate::registry::{
@@ -180,6 +181,7 @@ fn make_app(
     Ok(App {
         registry: Arc::new(registry),
         engine,
+        masks: MaskWorker::start().map_err(ServeError::Thread)?,
         metrics,
         security: Security::new(api_key, admin_key, options.allows_updates, &options.host, address.ip()),
         context,

@@ -51,16 +51,18 @@ impl StopText {
 
     /// Returns the length of the longest end of the text that is also the start of a stop string.
     fn held(&self) -> usize {
-        let begins = |stop: &String| {
-            let longest = self.pending.len().min(stop.len().saturating_sub(1));
-            let is_tail = |&n: &usize| {
-                self.pending.is_char_boundary(self.pending.len() - n)
-                    && stop.as_bytes().starts_with(&self.pending.as_bytes()[self.pending.len() - n..])
-            };
-            (1..=longest).rev().find(is_tail).unwrap_or(0)
-        };
-        self.stops.iter().map(begins).max().unwrap_or(0)
+        self.stops.iter().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0)
     }
+}
+
+/// Returns the length of the longest end of `text` that is the start of `word`, but not the whole word.
+pub(crate) fn overlap(text: &str, word: &str) -> usize {
+    let longest = text.len().min(word.len().saturating_sub(1));
+    let is_tail = |&n: &usize| {
+        text.is_char_boundary(text.len() - n)
+            && word.as_bytes().starts_with(&text.as_bytes()[text.len() - n..])
+    };
+    (1..=longest).rev().find(is_tail).unwrap_or(0)
 }
 
 #[cfg(test)]

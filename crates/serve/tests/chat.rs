@@ -169,7 +169,7 @@ fn wrong_requests_name_the_field() {
         (json!({"logit_bias": {"9000": 1}}), "logit_bias", "below 8192"),
         (json!({"stop": [1]}), "stop", "expected a string or up to"),
         (json!({"max_tokens": 5000}), "messages", "the context has 1024"),
-        (json!({"tools": [{"type": "function"}]}), "tools", "does not support"),
+        (json!({"tools": [{"type": "function"}]}), "tools[0].function", "it is missing"),
     ] {
         let answer = server.chat("base", "你好", more.clone());
         let error = answer.json()["error"].clone();

@@ -7,7 +7,8 @@ use axum::response::Response;
 
 use super::{RequestBody, json, object};
 use crate::api_error::ApiError;
-use crate::app::App;
+use crate::app::{App, ReplySettings};
+use crate::constraint::Constraint;
 use crate::stream;
 use crate::wire::chat::{ChatAnswer, ChatRequest};
 
@@ -17,8 +18,11 @@ pub(crate) async fn create(State(app): State<Arc<App>>, body: RequestBody) -> Re
     let request = ChatRequest::read(&map, app.vocab_size)?;
     let (model, lease) = app.lease(&map).await?;
     let answer = ChatAnswer::new(&model, lease.clone(), &request);
-    let (_, ids) = app.render(&lease, request.messages).await?;
-    let reply = app.submit(vec![ids], &request.sampling, request.top_logprobs, lease).await?;
+    let ChatRequest { messages, sampling, output, top_logprobs, .. } = request;
+    let constraint = Constraint::compile(&app, &lease, &output, &sampling).await?;
+    let (_, ids) = app.render(&lease, messages, output.tools.shown()).await?;
+    let settings = ReplySettings { sampling: &sampling, top_logprobs, constraint: &constraint };
+    let reply = app.submit(vec![ids], settings, lease).await?;
     match request.streams {
         true => Ok(stream::respond(reply, answer, "text/event-stream; charset=utf-8")),
         false => Ok(json(&answer.whole(reply).await?)),

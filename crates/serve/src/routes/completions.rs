@@ -7,7 +7,8 @@ use axum::response::Response;
 
 use super::{RequestBody, json, object};
 use crate::api_error::ApiError;
-use crate::app::App;
+use crate::app::{App, ReplySettings};
+use crate::constraint::Constraint;
 use crate::stream;
 use crate::wire::completion::{CompletionAnswer, CompletionRequest, Prompt};
 
@@ -30,7 +31,12 @@ pub(crate) async fn create(State(app): State<Arc<App>>, body: RequestBody) -> Re
         }
     }
     let answer = CompletionAnswer::new(&model, lease.clone(), &request, texts);
-    let reply = app.submit(prompts, &request.sampling, request.logprobs, lease).await?;
+    let settings = ReplySettings {
+        sampling: &request.sampling,
+        top_logprobs: request.logprobs,
+        constraint: &Constraint::default(),
+    };
+    let reply = app.submit(prompts, settings, lease).await?;
     match request.streams {
         true => Ok(stream::respond(reply, answer, "text/event-stream; charset=utf-8")),
         false => Ok(json(&answer.whole(reply).await?)),

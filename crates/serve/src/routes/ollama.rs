@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::{RequestBody, json as respond, object};
 use crate::api_error::ApiError;
-use crate::app::App;
+use crate::app::{App, ReplySettings, blocking};
+use crate::constraint::Constraint;
 use crate::json_fields::Fields;
 use crate::stream;
 use crate::wire::ollama::{OllamaAnswer, OllamaChat, timestamp, without_tag};
@@ -39,9 +40,12 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, body: RequestBody) -> Resu
     let request = OllamaChat::read(&map)?;
     let model = model_name(&map)?;
     let lease = app.registry.lease(without_tag(model)).await?;
-    let (_, ids) = app.render(&lease, request.messages).await?;
-    let reply = app.submit(vec![ids], &request.sampling, None, lease).await?;
-    let answer = OllamaAnswer { model: model.to_owned(), done_reason: None };
+    let sampling = &request.sampling;
+    let constraint = Constraint::compile(&app, &lease, &request.output, sampling).await?;
+    let (_, ids) = app.render(&lease, request.messages, request.output.tools.shown()).await?;
+    let settings = ReplySettings { sampling, top_logprobs: None, constraint: &constraint };
+    let reply = app.submit(vec![ids], settings, lease).await?;
+    let answer = OllamaAnswer::new(model);
     match request.streams {
         true => Ok(stream::respond(reply, answer, "application/x-ndjson")),
         false => Ok(respond(&answer.whole(reply).await?)),
@@ -72,6 +76,8 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Resu
     let map = object(&app, body)?;
     let name = without_tag(model_name(&map)?);
     let lease = app.registry.lease(name).await?;
+    let tokens = Arc::clone(&lease.profile.tokens);
+    let has_tools = blocking(move || Ok(tokens.calls().is_ok())).await?;
     let parent = if lease.generation.is_some() { app.base_name() } else { "" };
     let template = lease.profile.tokenizer().template().map(|template| template.source().to_owned());
     Ok(respond(&json!({
@@ -83,7 +89,7 @@ pub(crate) async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Resu
             "general.parameter_count": app.parameters(),
             format!("{}.context_length", app.family()): app.context,
         },
-        "capabilities": ["completion"],
+        "capabilities": if has_tools { json!(["completion", "tools"]) } else { json!(["completion"]) },
     })))
 }
 

@@ -35,7 +35,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> 
     ]])?;
     let lease = lease(&app, &map).await?;
     let ids = if fields.get("messages").is_some() {
-        app.render(&lease, messages::read(&map)?).await?.1
+        app.render(&lease, messages::read(&map)?, Vec::new()).await?.1
     } else {
         let text = match fields.text("prompt")? {
             Some(text) => Some(text),
@@ -76,7 +76,7 @@ pub(crate) async fn apply_template(
     let map = object(&app, body)?;
     Fields::new(&map).check_names(&[&["messages", "model"]])?;
     let lease = lease(&app, &map).await?;
-    let (prompt, _) = app.render(&lease, messages::read(&map)?).await?;
+    let (prompt, _) = app.render(&lease, messages::read(&map)?, Vec::new()).await?;
     respond_ok(&json!({ "prompt": prompt }))
 }
 

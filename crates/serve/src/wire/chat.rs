@@ -4,6 +4,7 @@ use danlu_model::Message;
 use serde_json::{Map, Value, json};
 
 use super::envelope::{Envelope, stop_reason};
+use super::output::OutputFields;
 use super::{StreamOptions, logprobs, messages};
 use crate::api_error::ApiError;
 use crate::json_fields::Fields;
@@ -11,6 +12,7 @@ use crate::registry::Lease;
 use crate::reply::{Piece, Reply};
 use crate::sampling_fields::{NEUTRAL_FIELDS, SAMPLING_FIELDS, SamplingFields};
 use crate::stream::{StreamWriter, sse};
+use crate::tools::{CallPiece, ToolCall, whole_calls};
 
 /// Maximum value of `top_logprobs`, the number of alternatives per token.
 const MAX_TOP_LOGPROBS: i64 = 20;
@@ -21,6 +23,7 @@ const FIELDS: &[&str] = &[
     "max_completion_tokens",
     "messages",
     "model",
+    "parallel_tool_calls",
     "response_format",
     "stream",
     "stream_options",
@@ -33,6 +36,7 @@ const FIELDS: &[&str] = &[
 pub(crate) struct ChatRequest {
     pub messages: Vec<Message>,
     pub sampling: SamplingFields,
+    pub output: OutputFields,
     pub top_logprobs: Option<usize>,
     pub streams: bool,
     pub stream_options: StreamOptions,
@@ -52,11 +56,10 @@ impl ChatRequest {
             }
             sampling.max_tokens = Some(max);
         }
-        refuse_tools(&fields)?;
-        refuse_response_format(&fields)?;
         Ok(Self {
             messages,
             sampling,
+            output: OutputFields::read(&fields)?,
             top_logprobs: top_logprobs(&fields)?,
             streams: fields.flag("stream")?,
             stream_options: StreamOptions::read(&fields)?,
@@ -73,27 +76,6 @@ fn top_logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
         }
         (false, _) => Ok(None),
         (true, top) => Ok(Some(top.unwrap_or(0) as usize)),
-    }
-}
-
-/// Rejects a request with tools, because they would change the reply.
-fn refuse_tools(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let has_tools = fields.list("tools")?.is_some_and(|tools| !tools.is_empty());
-    let is_off = fields.get("tool_choice").is_none_or(|choice| choice == "none");
-    let name = match (has_tools, is_off) {
-        (true, _) => "tools",
-        (false, false) if fields.get("tool_choice").is_some_and(|choice| choice != "auto") => "tool_choice",
-        _ => return Ok(()),
-    };
-    Err(ApiError::field(name, format!("cannot honour `{name}`: this server does not support tools")))
-}
-
-fn refuse_response_format(fields: &Fields<'_>) -> Result<(), ApiError> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    let format = Fields::nested(format, "response_format.");
-    match format.text("type")? {
-        Some("text") => Ok(()),
-        _ => Err(format.wrong("type", "`text`, the only supported format")),
     }
 }
 
@@ -127,7 +109,7 @@ impl ChatAnswer {
         let choice = |whole: &Piece| {
             json!({
                 "index": whole.choice,
-                "message": {"role": "assistant", "content": whole.text, "refusal": null},
+                "message": message(whole),
                 "logprobs": self.logprobs(whole),
                 "finish_reason": whole.finish.as_ref().map(|finish| finish.reason),
                 "stop_reason": stop_reason(whole.finish.as_ref()),
@@ -135,6 +117,32 @@ impl ChatAnswer {
         };
         let choices = wholes.iter().map(choice).collect();
         Ok(self.envelope.whole("chat.completion", choices, &reply))
+    }
+}
+
+/// Returns the message of a whole reply.
+fn message(whole: &Piece) -> Value {
+    let calls = whole_calls(&whole.calls);
+    if calls.is_empty() {
+        return json!({"role": "assistant", "content": whole.text, "refusal": null});
+    }
+    let call = |call: &ToolCall| {
+        let function = json!({"name": call.name, "arguments": call.arguments});
+        json!({"id": call.id, "type": "function", "function": function})
+    };
+    let calls: Vec<Value> = calls.iter().map(call).collect();
+    let content = if whole.text.is_empty() { Value::Null } else { whole.text.as_str().into() };
+    json!({"role": "assistant", "content": content, "refusal": null, "tool_calls": calls})
+}
+
+/// Returns an entry of `tool_calls` in a chunk.
+fn call_delta(piece: &CallPiece) -> Value {
+    match piece {
+        CallPiece::Start { index, id, name } => {
+            let function = json!({"name": name, "arguments": ""});
+            json!({"index": index, "id": id, "type": "function", "function": function})
+        }
+        CallPiece::Arguments { index, text } => json!({"index": index, "function": {"arguments": text}}),
     }
 }
 
@@ -150,12 +158,16 @@ impl StreamWriter for ChatAnswer {
     fn piece(&mut self, piece: &Piece, reply: &Reply) -> String {
         let so_far = self.envelope.usage_so_far(reply);
         let mut out = String::new();
-        if !piece.text.is_empty() || !piece.logprobs.is_empty() {
-            let delta = json!({"content": piece.text});
-            let logprobs = self.logprobs(piece);
+        let mut chunk = |delta: Value, logprobs: Value| {
             let choice =
                 json!([{"index": piece.choice, "delta": delta, "logprobs": logprobs, "finish_reason": null}]);
             out += &self.envelope.chunk(choice, so_far.clone());
+        };
+        if !piece.text.is_empty() || !piece.logprobs.is_empty() {
+            chunk(json!({"content": piece.text}), self.logprobs(piece));
+        }
+        for call in &piece.calls {
+            chunk(json!({"tool_calls": [call_delta(call)]}), Value::Null);
         }
         if let Some(finish) = &piece.finish {
             let choice = json!([{

@@ -171,7 +171,8 @@ impl StreamWriter for CompletionAnswer {
         }
         let echo = |this: &mut Self, choice| {
             let text = this.echo(choice).to_owned();
-            let piece = Piece { choice, text, logprobs: Vec::new(), finish: None::<Finish> };
+            let (calls, logprobs) = Default::default();
+            let piece = Piece { choice, text, calls, logprobs, finish: None::<Finish> };
             let choice = this.choice(&piece);
             this.envelope.chunk(json!([choice]), None)
         };

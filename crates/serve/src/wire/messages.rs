@@ -48,9 +48,10 @@ fn message(i: usize, item: &Value) -> Result<Message, ApiError> {
     };
     let role = if role == "developer" { "system" } else { role };
     let mut message = Message::new(role, content);
-    for name in ["name", "tool_call_id"] {
+    // Ollama sends `tool_name` in place of `name`.
+    for (name, key) in [("tool_name", "name"), ("name", "name"), ("tool_call_id", "tool_call_id")] {
         if let Some(text) = fields.text(name)? {
-            message.extra.insert(name.to_owned(), text.into());
+            message.extra.insert(key.to_owned(), text.into());
         }
     }
     if let Some(calls) = calls {

@@ -6,6 +6,7 @@ mod envelope;
 pub(crate) mod logprobs;
 pub(crate) mod messages;
 pub(crate) mod ollama;
+pub(crate) mod output;
 
 use std::time::SystemTime;
 

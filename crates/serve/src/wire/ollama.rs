@@ -5,11 +5,13 @@ use danlu_model::Message;
 use serde_json::{Map, Value, json};
 
 use super::messages;
+use super::output::OutputFields;
 use crate::api_error::ApiError;
 use crate::json_fields::Fields;
 use crate::reply::{Piece, Reply};
 use crate::sampling_fields::SamplingFields;
 use crate::stream::StreamWriter;
+use crate::tools::{CallPiece, whole_calls};
 
 const FIELDS: &[&str] = &[
     "format",
@@ -49,6 +51,7 @@ const OPTIONS: &[&str] = &[
 pub(crate) struct OllamaChat {
     pub messages: Vec<Message>,
     pub sampling: SamplingFields,
+    pub output: OutputFields,
     pub streams: bool,
 }
 
@@ -56,20 +59,12 @@ impl OllamaChat {
     pub fn read(map: &Map<String, Value>) -> Result<Self, ApiError> {
         let fields = Fields::new(map);
         fields.check_names(&[FIELDS])?;
-        for name in ["format", "tools"] {
-            let is_empty = |value: &Value| value == "" || value.as_array().is_some_and(Vec::is_empty);
-            if fields.get(name).is_some_and(|value| !is_empty(value)) {
-                return Err(ApiError::field(
-                    name,
-                    format!("cannot honour `{name}`: this server does not support it"),
-                ));
-            }
-        }
         let options = fields.object("options")?.cloned().unwrap_or_default();
         Fields::nested(&options, "options.").check_names(&[OPTIONS])?;
         Ok(Self {
             messages: messages::read(map)?,
             sampling: SamplingFields::read_ollama(&options)?,
+            output: OutputFields::read_ollama(&fields)?,
             // Ollama streams by default.
             streams: fields.flag_or_on("stream")?,
         })
@@ -90,11 +85,39 @@ pub(crate) fn timestamp(seconds: Option<u64>) -> String {
 /// Formats the response to a chat request, whole or in lines.
 pub(crate) struct OllamaAnswer {
     /// The model name that the client sent.
-    pub model: String,
-    pub done_reason: Option<&'static str>,
+    model: String,
+    done_reason: Option<&'static str>,
+    /// Calls of the reply. Ollama's clients expect each call in one line.
+    calls: Vec<CallPiece>,
 }
 
 impl OllamaAnswer {
+    /// Creates the formatter. `model` is the model name that the client sent.
+    pub fn new(model: &str) -> Self {
+        Self { model: model.to_owned(), done_reason: None, calls: Vec::new() }
+    }
+
+    /// Records the end and the calls of a piece.
+    fn record(&mut self, piece: &Piece) {
+        self.calls.extend(piece.calls.iter().cloned());
+        // In Ollama, a reply with calls ends with `stop`.
+        self.done_reason = piece.finish.as_ref().map(|finish| match finish.reason {
+            "tool_calls" => "stop",
+            reason => reason,
+        });
+    }
+
+    /// Returns the field `tool_calls`. Calls that were cut off are omitted.
+    fn tool_calls(&self) -> Option<Value> {
+        let calls = whole_calls(&self.calls).into_iter().enumerate().filter_map(|(index, call)| {
+            let arguments: Value = serde_json::from_str(&call.arguments).ok()?;
+            let function = json!({"index": index, "name": call.name, "arguments": arguments});
+            Some(json!({"id": call.id, "function": function}))
+        });
+        let calls: Vec<Value> = calls.collect();
+        (!calls.is_empty()).then(|| calls.into())
+    }
+
     fn line(&self, text: &str) -> Value {
         let message = json!({"role": "assistant", "content": text});
         json!({"model": self.model, "created_at": timestamp(None), "message": message, "done": false})
@@ -105,6 +128,9 @@ impl OllamaAnswer {
         let first = reply.first_token().map_or(total, |first| first - reply.started());
         let usage = reply.usage();
         let mut line = self.line(text);
+        if let Some(calls) = self.tool_calls() {
+            line["message"]["tool_calls"] = calls;
+        }
         let nanos = |duration: std::time::Duration| duration.as_nanos() as u64;
         for (name, value) in [
             ("done", true.into()),
@@ -126,7 +152,7 @@ impl OllamaAnswer {
         let mut text = String::new();
         while let Some(piece) = reply.next().await? {
             text.push_str(&piece.text);
-            self.done_reason = piece.finish.map(|finish| finish.reason);
+            self.record(&piece);
         }
         Ok(self.last(&text, &reply))
     }
@@ -138,7 +164,7 @@ impl StreamWriter for OllamaAnswer {
     }
 
     fn piece(&mut self, piece: &Piece, _reply: &Reply) -> String {
-        self.done_reason = piece.finish.as_ref().map(|finish| finish.reason);
+        self.record(piece);
         match piece.text.as_str() {
             "" => String::new(),
             text => format!("{}\n", self.line(text)),

@@ -12,6 +12,7 @@ use danlu_adapter::{Adapter, LoraConfig};
 use danlu_hub::{Hub, HubSettings};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
 use danlu_loader::{BaseFiles, LoadedBase, Loader, ModelTokens};
+use danlu_model::Tokenizer;
 use danlu_serve::{AdapterSource, ServeOptions, ServedAdapter, Server};
 use serde_json::Value;
 
@@ -33,7 +34,16 @@ pub fn options() -> ServeOptions {
 
 /// Starts a server on the embedded base.
 pub fn start(options: ServeOptions) -> TestServer {
+    start_on(options, LOADED.files().tokenizer(None).unwrap())
+}
+
+/// Starts a server on the embedded base with another chat template.
+pub fn start_with_template(options: ServeOptions, template: &str) -> TestServer {
     let tokenizer = LOADED.files().tokenizer(None).unwrap();
+    start_on(options, tokenizer.with_template(Path::new("template.jinja"), template).unwrap())
+}
+
+fn start_on(options: ServeOptions, tokenizer: Tokenizer) -> TestServer {
     tokenizer.limit_ids(LOADED.decoder().config());
     let server = Server::start(Arc::clone(&LOADED), ModelTokens { tokenizer, default_system: None }, options);
     let server = server.unwrap_or_else(|error| panic!("{error}"));
