@@ -15,6 +15,8 @@ mod config_file;
 mod diagnostic;
 #[path = "../../crates/cli/src/lang.rs"]
 mod lang;
+#[path = "../../crates/cli/src/lesson.rs"]
+mod lesson;
 #[path = "../../crates/cli/src/message_zh/mod.rs"]
 mod message_zh;
 #[path = "../../crates/cli/src/peer_config.rs"]
