@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -235,4 +236,32 @@ fn a_new_checkpoint_of_a_watched_run_is_served() {
     fs::write(broken.join("danlu_state.json"), "{}").unwrap();
     thread::sleep(Duration::from_millis(1500));
     assert_eq!(server.chat("mine", QUESTION, json!({})).json()["adapter_generation"], second);
+}
+
+#[test]
+fn adapters_in_use_delay_a_load_and_do_not_forbid_it() {
+    let top = tempfile::tempdir().unwrap();
+    write_adapter(&top.path().join("monk"), 4, 4);
+    // Each adapter has 0.9 MB, so only one fits.
+    let server = start(ServeOptions {
+        adapters: vec![served(top.path(), "poet", 3)],
+        adapter_root: Some(top.path().to_owned()),
+        allows_updates: true,
+        max_adapter_bytes: 1_300_000,
+        ..options()
+    });
+    let body = json!({
+        "model": "poet", "messages": [{"role": "user", "content": "讲个故事。"}], "stream": true, "ignore_eos": true,
+    });
+    let mut stream = server.send("POST", "/v1/chat/completions", &[], &body.to_string());
+    assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+    let load = || server.post("/v1/load_lora_adapter", &json!({"lora_name": "monk", "lora_path": "monk"}));
+    let busy = load();
+    assert_eq!((busy.status, busy.header("retry-after")), (429, Some("1")), "{}", busy.body);
+    drop(stream);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while load().status != 200 {
+        assert!(Instant::now() < deadline, "the adapter does not load after the reply of the other one");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -105,9 +105,20 @@ pub(crate) struct LoadRequest {
 pub(crate) enum SetError {
     IsLoaded,
     IsBusy,
-    Mismatch { found: Option<GenerationId> },
+    Mismatch {
+        found: Option<GenerationId>,
+    },
     Unknown,
-    TooLarge { bytes: u64, max: u64 },
+    /// The adapter exceeds the limit by itself.
+    TooLarge {
+        bytes: u64,
+        max: u64,
+    },
+    /// Adapters that requests use leave no room at the moment.
+    NoRoom {
+        bytes: u64,
+        max: u64,
+    },
     Load(Box<LoadError>),
     LoaderEnded,
 }
@@ -421,15 +432,21 @@ fn loader_ended() -> ApiError {
 /// Returns the error for a request whose adapter does not fit in memory.
 fn set_error(name: &str, error: SetError) -> ApiError {
     match error {
-        SetError::TooLarge { bytes, max } => ApiError::too_many(
-            "lora_load_busy",
-            format!(
-                "cannot load `{name}`: it needs {bytes} bytes, and adapters in use leave no room within {max}"
-            ),
-            1,
-        ),
+        SetError::NoRoom { bytes, max } => no_room(name, bytes, max),
+        SetError::TooLarge { bytes, max } => ApiError::invalid(format!(
+            "cannot load `{name}`: it needs {bytes} bytes, and adapters may have {max}"
+        ))
+        .with_code("lora_byte_limit_exceeded"),
         _ => loader_ended(),
     }
+}
+
+/// Returns the error for an adapter that fits as soon as running requests end.
+pub(crate) fn no_room(name: &str, bytes: u64, max: u64) -> ApiError {
+    let message = format!(
+        "cannot load `{name}`: it needs {bytes} bytes, and adapters in use leave no room within {max}"
+    );
+    ApiError::too_many("lora_load_busy", message, 1)
 }
 
 /// Removes an entry from `loading` when dropped, even after a panic.

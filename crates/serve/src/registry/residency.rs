@@ -100,7 +100,11 @@ impl Residency {
             evicted.push(id);
         }
         if total > max {
-            return Err(SetError::TooLarge { bytes, max });
+            return Err(if bytes > max {
+                SetError::TooLarge { bytes, max }
+            } else {
+                SetError::NoRoom { bytes, max }
+            });
         }
         for id in evicted {
             self.resident.remove(&id);

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use danlu_generate::GenerationId;
@@ -15,7 +16,7 @@ use crate::api_error::ApiError;
 use crate::app::App;
 use crate::generation_hex::parse_generation;
 use crate::json_fields::Fields;
-use crate::registry::{AdapterSource, LoadRequest, SetError, check_alias, resolve_path};
+use crate::registry::{AdapterSource, LoadRequest, SetError, check_alias, no_room, resolve_path};
 use crate::security::Access;
 
 /// Values of `type` in vLLM's errors.
@@ -24,7 +25,7 @@ const BAD_REQUEST: &str = "Bad Request";
 const NOT_FOUND: &str = "NotFoundError";
 
 /// An error with vLLM's `type`.
-struct VllmError(ApiError, &'static str);
+pub(crate) struct VllmError(ApiError, &'static str);
 
 impl From<ApiError> for VllmError {
     fn from(error: ApiError) -> Self {
@@ -50,51 +51,25 @@ fn user_input(message: impl Into<String>) -> VllmError {
     VllmError(ApiError::invalid(message), USER_INPUT)
 }
 
+/// A client that may load and unload adapters.
+pub(crate) struct Admin;
+
+impl FromRequestParts<Arc<App>> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let access = parts.extensions.get().copied().unwrap_or(Access::Open);
+        app.security.check_admin(access).map(|()| Self)
+    }
+}
+
 pub(crate) async fn load(
     State(app): State<Arc<App>>,
-    Extension(access): Extension<Access>,
+    _: Admin,
     headers: HeaderMap,
     body: RequestBody,
-) -> Result<Response, ApiOrVllm> {
-    app.security.check_admin(access).map_err(ApiOrVllm::Api)?;
-    Ok(try_load(&app, &headers, body).await?)
-}
-
-pub(crate) async fn unload(
-    State(app): State<Arc<App>>,
-    Extension(access): Extension<Access>,
-    headers: HeaderMap,
-    body: RequestBody,
-) -> Result<Response, ApiOrVllm> {
-    app.security.check_admin(access).map_err(ApiOrVllm::Api)?;
-    Ok(try_unload(&app, &headers, body)?)
-}
-
-/// An error of the routes for adapters.
-pub(crate) enum ApiOrVllm {
-    /// An error in OpenAI's format, for cases that vLLM does not have.
-    Api(ApiError),
-    /// A response in vLLM's error format.
-    Vllm(Response),
-}
-
-impl From<VllmError> for ApiOrVllm {
-    fn from(error: VllmError) -> Self {
-        Self::Vllm(error.into_response())
-    }
-}
-
-impl IntoResponse for ApiOrVllm {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Api(error) => error.into_response(),
-            Self::Vllm(response) => response,
-        }
-    }
-}
-
-async fn try_load(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Response, VllmError> {
-    let map = json_body(app, headers, body)?;
+) -> Result<Response, VllmError> {
+    let map = json_body(&app, &headers, body)?;
     let (name, path) = (required(&map, "lora_name")?, required(&map, "lora_path")?);
     if name.is_empty() || path.is_empty() {
         return Err(user_input("Both 'lora_name' and 'lora_path' must be provided."));
@@ -110,7 +85,7 @@ async fn try_load(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<R
     }
     let request = LoadRequest {
         name: name.to_owned(),
-        source: source(app, path, fields.text("revision")?)?,
+        source: source(&app, path, fields.text("revision")?)?,
         replaces: fields.flag("load_inplace")? || fields.get("expected_generation").is_some(),
         expected: expected_generation(&fields)?,
         pinned: fields.flag("pinned")?,
@@ -121,8 +96,13 @@ async fn try_load(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<R
     }
 }
 
-fn try_unload(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Response, VllmError> {
-    let map = json_body(app, headers, body)?;
+pub(crate) async fn unload(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    headers: HeaderMap,
+    body: RequestBody,
+) -> Result<Response, VllmError> {
+    let map = json_body(&app, &headers, body)?;
     let name = required(&map, "lora_name")?;
     if name.is_empty() {
         return Err(user_input("'lora_name' needs to be provided to unload a LoRA adapter."));
@@ -205,6 +185,7 @@ fn load_error(name: &str, path: &str, error: SetError) -> VllmError {
             let message = format!("cannot change '{name}': its generation is {found}, not the expected one");
             ApiError::conflict("lora_generation_mismatch", message).into()
         }
+        SetError::NoRoom { bytes, max } => no_room(name, bytes, max).into(),
         SetError::TooLarge { bytes, max } => user_input(format!(
             "cannot load '{name}': it needs {bytes} bytes, and the limit leaves room for {max} \
              (lora_byte_limit_exceeded)"
