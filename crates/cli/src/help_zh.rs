@@ -76,6 +76,10 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Maximum number of replies at the same time", "同时生成的回复数上限"),
     (
+        "Measure the server with its own clients and adapters, such as 8x8, and end",
+        "用自带的客户端与适配器测量服务器（如 8x8），然后结束",
+    ),
+    (
         "Maximum number of waiting requests; further requests get status 429 [default: 8 times --max-num-seqs]",
         "排队请求数上限；超出的得到状态 429 [默认：--max-num-seqs 的 8 倍]",
     ),

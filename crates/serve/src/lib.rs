@@ -19,6 +19,7 @@ mod error;
 mod generation_hex;
 mod grammar;
 mod json_fields;
+mod load_test;
 mod logits_rules;
 mod metrics;
 mod model_profile;
@@ -37,6 +38,7 @@ mod tools;
 mod wire;
 
 pub use error::ServeError;
+pub use load_test::{LoadRound, LoadTest};
 pub use options::{ServeOptions, ServedAdapter};
 pub use registry::AdapterSource;
 pub use server::Server;

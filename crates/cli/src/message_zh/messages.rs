@@ -571,6 +571,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法在 `{}` 上提供服务：其他机器可以访问该地址，而没有设置密钥",
     ),
     ("cannot bind `{}`: {}", "无法监听 `{}`：{}"),
+    ("cannot measure the server: {}", "无法测量服务器：{}"),
     (
         "cannot serve `{}`: it needs {} bytes, and adapters may have {}",
         "无法提供 `{}`：需要 {} 字节，适配器至多 {}",

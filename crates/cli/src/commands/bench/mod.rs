@@ -122,7 +122,7 @@ pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
 }
 
 /// Returns the error for Ctrl-C before the first result.
-fn stopped() -> Diagnostic {
+pub fn stopped() -> Diagnostic {
     Diagnostic::input("stopped before anything was measured")
 }
 
@@ -141,7 +141,7 @@ pub fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
 }
 
 /// Returns the median. For an even number of values, the median is the mean of the two middle values.
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let (n, half) = (values.len(), values.len() / 2);

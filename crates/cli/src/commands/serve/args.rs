@@ -9,6 +9,7 @@ use danlu_hub::RepoName;
 use danlu_loader::ModelRef;
 use danlu_serve::{AdapterSource, ServedAdapter};
 
+use super::load_test::LoadSize;
 use crate::args::compute::{ComputeArgs, DTypeChoice};
 use crate::args::{QuantArgs, Secret};
 use crate::clap_error::at_least_one;
@@ -81,6 +82,9 @@ pub struct ServeArgs {
     /// Process each prompt from its start, even if an earlier prompt has the same beginning
     #[arg(long, help_heading = "Load")]
     pub no_enable_prefix_caching: bool,
+    /// Measure the server with its own clients and adapters, such as 8x8, and end
+    #[arg(long, value_name = "CLIENTSxADAPTERS", value_parser = LoadSize::from_str, help_heading = "Load")]
+    pub bench: Option<LoadSize>,
     /// Continue even if the base's chat template differs from the one in training
     #[arg(long)]
     pub allow_template_mismatch: bool,

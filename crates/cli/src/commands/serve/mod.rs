@@ -1,6 +1,7 @@
 //! `danlu serve`: serves a base and its adapters over HTTP.
 
 mod args;
+mod load_test;
 mod memory;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ Examples:
   danlu serve out/palace
   danlu serve danlu-demo/base-8m --adapter palace=out/palace
   danlu serve danlu-demo/base-8m --watch palace=out/palace --port 8001
+  danlu serve danlu-demo/base-8m --bench 8x8
   DANLU_API_KEY=... danlu serve org/base --host 0.0.0.0 --allow-hub 'you/*'
 
 Clients of OpenAI, vLLM and Ollama work with it: their `model` is the name of the base or of an adapter. \
@@ -47,9 +49,15 @@ pub fn run(args: &ServeArgs, printer: &Printer) -> Result<()> {
     let loader = ModelLoader::new(printer);
     let files = loader.open(&args.path, args.base.as_deref())?;
     let limits = ServeLimits::choose(args, files.base().config(), free_memory(&*backend))?;
-    let options = serve_options(args, &files, &limits);
+    let mut options = serve_options(args, &files, &limits);
     let (base, tokens) = load(args, &loader, &files, backend, printer)?;
     forecast(&limits, &base, printer);
+    if let Some(size) = args.bench {
+        let _folder = load_test::add_adapters(&mut options, size, &base)?;
+        let server = Server::start(base, tokens, options.clone())?;
+        let _graceful = interrupt::graceful_stop(None)?;
+        return load_test::measure(&server, &options, size, printer);
+    }
     let server = Server::start(base, tokens, options.clone())?;
     announce(&server, &options, printer);
     let _graceful = interrupt::graceful_stop(Some(printer.pick(
