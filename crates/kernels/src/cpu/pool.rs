@@ -4,7 +4,7 @@
 //! microseconds before it sleeps.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -93,19 +93,101 @@ struct Job {
 // not return earlier.
 unsafe impl Send for Job {}
 
+/// A value that shares its cache lines with no other value. Threads that write one value then do not slow
+/// down threads that read another. Processors fetch lines in pairs.
+#[repr(align(128))]
+struct Padded<T>(T);
+
+/// The state of a region. A region starts and ends without a lock, unless a thread sleeps:
+///
+/// - The caller writes `job` while no worker runs, and then increments `epoch`.
+/// - A thread increments `sleepers` before it checks `epoch` or `working` for the last time. The other side
+///   changes `epoch` or `working` before it reads `sleepers`. These four accesses have one total order, so
+///   either the change is seen, or the sleeper is seen and woken.
 struct Shared {
     /// Number that each new region increments. A sleeping worker continues when this number changes.
-    epoch: AtomicU32,
-    job: Mutex<Option<Job>>,
-    next: AtomicUsize,
+    epoch: Padded<AtomicU32>,
+    job: UnsafeCell<Option<Job>>,
+    next: Padded<AtomicUsize>,
     /// Number of workers that have not finished the current region.
-    working: AtomicUsize,
+    working: Padded<AtomicUsize>,
+    /// Number of workers that sleep, or are about to.
+    sleepers: AtomicUsize,
+    caller_sleeps: AtomicBool,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Mutex of both condition variables: workers sleep on `wake`, and the caller sleeps on `done`.
     sleep: Mutex<()>,
     wake: Condvar,
     done: Condvar,
+}
+
+// SAFETY: only the caller of a region writes `job`, and no worker reads `job` at that time. The increment of
+// `epoch` publishes the write, and the decrement of `working` ends the reads.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            epoch: Padded(AtomicU32::new(0)),
+            job: UnsafeCell::new(None),
+            next: Padded(AtomicUsize::new(0)),
+            working: Padded(AtomicUsize::new(0)),
+            sleepers: AtomicUsize::new(0),
+            caller_sleeps: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+        }
+    }
+
+    /// Starts a new epoch, and wakes the workers that sleep.
+    fn start_epoch(&self) {
+        self.epoch.0.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            let _sleep = lock(&self.sleep);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Returns when the epoch is no longer `seen`.
+    fn wait_for_epoch(&self, seen: u32) {
+        let changed = || self.epoch.0.load(Ordering::SeqCst) != seen;
+        if spin_until(changed) {
+            return;
+        }
+        let mut sleep = lock(&self.sleep);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !changed() {
+            sleep = self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Records that a worker has finished the region. The last worker wakes the caller if the caller sleeps.
+    fn finish(&self) {
+        let is_last = self.working.0.fetch_sub(1, Ordering::SeqCst) == 1;
+        if is_last && self.caller_sleeps.load(Ordering::SeqCst) {
+            let _sleep = lock(&self.sleep);
+            self.done.notify_one();
+        }
+    }
+
+    /// Returns when every worker has finished the region.
+    fn wait_for_workers(&self) {
+        let finished = || self.working.0.load(Ordering::SeqCst) == 0;
+        if spin_until(finished) {
+            return;
+        }
+        let mut sleep = lock(&self.sleep);
+        self.caller_sleeps.store(true, Ordering::SeqCst);
+        while !finished() {
+            sleep = self.done.wait(sleep).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.caller_sleeps.store(false, Ordering::SeqCst);
+    }
 }
 
 /// A fixed set of threads that share the tasks of a region. Only one region runs at a time. The calling
@@ -123,17 +205,7 @@ thread_local! {
 impl Pool {
     /// Starts a pool of `threads` threads, including the calling thread.
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared {
-            epoch: AtomicU32::new(0),
-            job: Mutex::new(None),
-            next: AtomicUsize::new(0),
-            working: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            panic: Mutex::new(None),
-            sleep: Mutex::new(()),
-            wake: Condvar::new(),
-            done: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new());
         let workers = (1..threads.max(1))
             .map_while(|worker| {
                 let shared = Arc::clone(&shared);
@@ -171,22 +243,14 @@ impl Pool {
         // uses the closure after that.
         let task: Task = unsafe { std::mem::transmute(task) };
         let job = Job { task, tasks };
-        *lock(&shared.job) = Some(job);
-        shared.next.store(0, Ordering::Relaxed);
-        shared.working.store(self.workers.len(), Ordering::Relaxed);
-        {
-            let _sleep = lock(&shared.sleep);
-            shared.epoch.fetch_add(1, Ordering::Release);
-            shared.wake.notify_all();
-        }
+        // SAFETY: every worker has finished the previous region, and no worker reads `job` before the next
+        // epoch.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.next.0.store(0, Ordering::Relaxed);
+        shared.working.0.store(self.workers.len(), Ordering::Relaxed);
+        shared.start_epoch();
         share(shared, job, 0);
-        let finished = || shared.working.load(Ordering::Acquire) == 0;
-        if !spin_until(finished) {
-            let mut sleep = lock(&shared.sleep);
-            while !finished() {
-                sleep = shared.done.wait(sleep).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
+        shared.wait_for_workers();
         if let Some(panic) = lock(&shared.panic).take() {
             resume_unwind(panic);
         }
@@ -195,12 +259,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        {
-            let _sleep = lock(&self.shared.sleep);
-            self.shared.stop.store(true, Ordering::Relaxed);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
-            self.shared.wake.notify_all();
-        }
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.start_epoch();
         for worker in self.workers.drain(..) {
             // There is no panic to report here, because a worker catches the panics of its tasks and passes
             // them to the caller.
@@ -230,26 +290,18 @@ fn work(shared: &Shared, worker: usize) {
     INSIDE.set(true);
     let mut seen = 0;
     loop {
-        let changed = || shared.epoch.load(Ordering::Acquire) != seen;
-        if !spin_until(changed) {
-            let mut sleep = lock(&shared.sleep);
-            while !changed() {
-                sleep = shared.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
+        shared.wait_for_epoch(seen);
         // The next region starts only after every worker has finished, so no epoch is missed.
         seen = seen.wrapping_add(1);
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        let job = *lock(&shared.job);
-        if let Some(job) = job {
+        // SAFETY: the caller wrote `job` before this epoch, and writes `job` again only after this worker has
+        // finished.
+        if let Some(job) = unsafe { *shared.job.get() } {
             share(shared, job, worker);
         }
-        if shared.working.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _sleep = lock(&shared.sleep);
-            shared.done.notify_one();
-        }
+        shared.finish();
     }
 }
 
@@ -257,7 +309,7 @@ fn work(shared: &Shared, worker: usize) {
 fn share(shared: &Shared, job: Job, worker: usize) {
     let result = catch_unwind(AssertUnwindSafe(|| {
         loop {
-            let index = shared.next.fetch_add(1, Ordering::Relaxed);
+            let index = shared.next.0.fetch_add(1, Ordering::Relaxed);
             if index >= job.tasks {
                 return;
             }
@@ -266,7 +318,7 @@ fn share(shared: &Shared, job: Job, worker: usize) {
         }
     }));
     if let Err(panic) = result {
-        shared.next.store(job.tasks, Ordering::Relaxed);
+        shared.next.0.store(job.tasks, Ordering::Relaxed);
         lock(&shared.panic).get_or_insert(panic);
     }
 }
@@ -311,6 +363,26 @@ mod tests {
             });
         }
         assert_eq!(sum.load(Ordering::Relaxed), 4 * 2000 * 1999 / 2);
+    }
+
+    #[test]
+    fn threads_that_sleep_are_woken() {
+        let pool = Pool::new(4);
+        // The pauses are longer than a thread spins, between regions and within them.
+        let pause = std::time::Duration::from_millis(2);
+        let count = AtomicUsize::new(0);
+        for round in 0..60 {
+            pool.run(4, |index, _| {
+                if index == round % 4 {
+                    std::thread::sleep(pause);
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            if round % 2 == 0 {
+                std::thread::sleep(pause);
+            }
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 240);
     }
 
     #[test]
