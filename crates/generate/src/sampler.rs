@@ -56,6 +56,9 @@ impl Sampler {
     /// minus infinity.
     pub fn next(&mut self, logits: &[f32], context: &[u32]) -> Option<u32> {
         let &SamplingOptions { temperature, top_p, min_p, repetition_penalty, .. } = &self.sampling;
+        if temperature == 0.0 && repetition_penalty == 1.0 {
+            return largest(logits).map(|best| best.id);
+        }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         if repetition_penalty != 1.0 {
@@ -190,7 +193,9 @@ fn largest(logits: &[f32]) -> Option<Candidate> {
     }
     let positive_zero = || logits.iter().position(|logit| logit.to_bits() == 0);
     let id = if most == 0.0 { positive_zero() } else { None };
-    let id = id.or_else(|| logits.iter().position(|&logit| logit == most))?;
+    let has_most = |block: &[f32]| block.iter().fold(false, |found, &logit| found | (logit == most));
+    let first = || logits.chunks(LANES).position(has_most).map_or(0, |block| block * LANES);
+    let id = id.or_else(|| (first()..logits.len()).find(|&id| logits[id] == most))?;
     Some(Candidate { id: id as u32, logit: logits[id] })
 }
 
