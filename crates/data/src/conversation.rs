@@ -60,7 +60,7 @@ pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
 
 /// Validates a conversation. The order of turns is not checked here, because the allowed order depends on the
 /// chat template, and the template checks the order.
-pub(crate) fn validate(chat: Conversation) -> Result<RecordContent, Mismatch> {
+pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch> {
     if chat.messages.len() > MAX_MESSAGES {
         let found = format!("a conversation of {} messages", chat.messages.len());
         return Err(Mismatch::new(RecordFault::Unsupported, found, format!("at most {MAX_MESSAGES}")));

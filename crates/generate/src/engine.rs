@@ -245,6 +245,7 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
                 outputs.push(StepOutput { slot: *id, step });
             }
         }
+        self.work.recycle_logits(logits);
         Ok(())
     }
 

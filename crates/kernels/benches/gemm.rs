@@ -143,14 +143,21 @@ fn decode(threads: usize, isa: Isa, dtype: DType) {
     // before the first weight is read again.
     let (d_out, d_in) = (32 << 10, 2048);
     let w = weight(&mut stream, d_out, d_in);
-    let bandwidth = peak::read_bandwidth(threads) / 1e9;
+    let (bandwidth, peak) = (peak::read_bandwidth(threads) / 1e9, gflops(isa, dtype, threads));
     println!("{}, decoding from bf16 weights: reading peaks at {bandwidth:.1} GB/s", cpu.name());
-    for n in [1, 2, 4, 8, 12] {
+    for n in [1, 2, 4, 8, 16, 32, 64] {
         let inp = Buffer::from_vec(random(&mut stream, n * d_in));
         let mut out = Buffer::host(n * d_out);
-        let seconds = best(|| cpu.linear_forward(&mut out, &inp, &w, n));
-        let rate = 2e-9 * (d_out * d_in) as f64 / seconds;
-        println!("  {n:2} rows {:9.1} us {rate:6.1} GB/s {:5.1}%", seconds * 1e6, 100.0 * rate / bandwidth);
+        for name in ["linear_decode", "linear_forward"] {
+            let seconds = best(|| match name {
+                "linear_decode" => cpu.linear_decode(&mut out, &inp, &w, n),
+                _ => cpu.linear_forward(&mut out, &inp, &w, n),
+            });
+            let elements = (d_out * d_in) as f64;
+            let rate = 2e-9 * elements / seconds;
+            let read = format!("{rate:6.1} GB/s {:5.1}%", 100.0 * rate / bandwidth);
+            report(&format!("{name:<14} {n:2} rows  {read}"), seconds, 2.0 * n as f64 * elements, peak);
+        }
     }
 }
 

@@ -81,6 +81,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// rounding.
     fn row_invariant_from(&self) -> usize;
 
+    /// Returns the largest number of generated tokens in a pass of [`linear_decode`](Backend::linear_decode).
+    fn max_generated_rows(&self) -> usize {
+        generated_rows_below(self.row_invariant_from())
+    }
+
     /// Returns whether the loss must be scaled. Without scaling, small gradients would become zero in the
     /// activation type.
     fn needs_loss_scale(&self) -> bool {
@@ -263,6 +268,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Computes `out = inp Wᵀ`. Shapes: `out (N, OUT)`, `inp (N, IN)`, `w (OUT, IN)`.
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize);
 
+    /// Computes [`linear_forward`](Backend::linear_forward) for generated tokens, at most
+    /// [`max_generated_rows`](Backend::max_generated_rows). Sums have the order for few rows, so a row has the
+    /// same bits for any number of rows.
+    fn linear_decode(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
+        self.linear_forward(out, inp, w, n);
+    }
+
     /// Backward of [`linear_forward`](Backend::linear_forward) for a frozen `w`: computes `dinp = dout W` or
     /// `dinp += dout W`.
     fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize);
@@ -405,6 +417,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
 }
 
+/// Returns the largest number of rows whose sums have the order for few rows, if matrix multiplications are
+/// row-invariant from `row_invariant_from` rows on.
+pub(crate) fn generated_rows_below(row_invariant_from: usize) -> usize {
+    match row_invariant_from {
+        0 | 1 => usize::MAX,
+        from => from - 1,
+    }
+}
+
 /// Computes [`Backend::project`] with separate operations.
 pub(crate) fn project_singly<B: Backend + ?Sized>(
     backend: &B,
@@ -417,7 +438,10 @@ pub(crate) fn project_singly<B: Backend + ?Sized>(
 ) {
     assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
     for (i, (out, w)) in out.iter_mut().zip(group.weights).enumerate() {
-        backend.linear_forward(out, inp, w, n);
+        match group.is_generated {
+            true => backend.linear_decode(out, inp, w, n),
+            false => backend.linear_forward(out, inp, w, n),
+        }
         for segment in group.lora {
             if let Some(pair) = segment.pairs[i] {
                 backend.lora_forward(out, mid[i], inp, pair, segment.rows.clone());

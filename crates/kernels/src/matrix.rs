@@ -79,6 +79,16 @@ pub(crate) enum HostMatrix<'a> {
     FourBit(&'a FourBit),
 }
 
+impl HostMatrix<'_> {
+    /// Returns the number of bytes of all elements.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Dense(_, bytes) => bytes.len(),
+            Self::FourBit(weight) => weight.bytes(),
+        }
+    }
+}
+
 impl Matrix {
     /// Creates a dense matrix over `data`.
     ///

@@ -235,6 +235,8 @@ pub struct ProjectGroup<'a> {
     pub weights: &'a [&'a Matrix],
     /// One entry per adapter. Empty if only the base is used.
     pub lora: &'a [LoraSegment<'a>],
+    /// Whether sums have the order for few rows. See [`Backend::linear_decode`](crate::Backend::linear_decode).
+    pub is_generated: bool,
 }
 
 /// Values from a projection's forward that its backward reads.

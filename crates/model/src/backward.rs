@@ -315,7 +315,7 @@ impl Decoder {
         let weights = group.map(|projection| self.layers[layer].projection(projection));
         let mid = group.map(|projection| mid[projection.index()].get());
         let factors = factor_segments(layer, group, rows);
-        let operands = ProjectGroup { weights: &weights, lora: &lora };
+        let operands = ProjectGroup { weights: &weights, lora: &lora, is_generated: false };
         let mut dout = dout.map(GrowBuffer::get);
         if !factors.is_empty() {
             self.factors_backward(scratch, dparams, (dout, inp), operands, &factors, rows);

@@ -11,7 +11,7 @@
 //! | generated tokens ([`Decoder::decode`]) | the order for few rows, with [`Backend::attention_decode`] |
 //! | rows whose logits are returned, after the last attention | the order for few rows |
 //!
-//! If many sequences generate tokens, they run in several passes of few rows.
+//! If many sequences generate tokens, they run in passes of at most [`Backend::max_generated_rows`] rows.
 //!
 //! Therefore a reply has the same bits if it is generated alone, in a batch, or after any interruption. On
 //! CUDA, [`Backend::row_invariant_from`] is approximate, so replies may differ by rounding.
@@ -124,7 +124,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Appends checked inputs in passes of at most [`Self::max_slots`] slots. Returns the requested logits.
+    /// Appends checked inputs in passes of at most [`Backend::max_generated_rows`] slots. Returns the requested
+    /// logits.
     fn append_in_passes(
         &self,
         work: &mut Workspace,
@@ -132,20 +133,18 @@ impl Decoder {
         inputs: &[SlotInput<'_>],
         kind: RowKind,
     ) -> Result<Vec<f32>, ModelError> {
-        let mut logits = Vec::new();
-        for inputs in inputs.chunks(self.max_slots()) {
-            self.append(work, cache, inputs, kind, &mut logits)?;
+        let vocab_size = self.config.vocab_size;
+        let wanted = |inputs: &[SlotInput<'_>]| inputs.iter().filter(|input| input.wants_logits).count();
+        // Logits of a recycled length are overwritten, so nothing is allocated or zeroed for them.
+        let mut logits = mem::take(&mut work.spare_logits);
+        logits.resize(wanted(inputs) * vocab_size, 0.0);
+        let mut rest = &mut logits[..];
+        for inputs in inputs.chunks(self.backend.max_generated_rows()) {
+            let (part, after) = rest.split_at_mut(wanted(inputs) * vocab_size);
+            self.append(work, cache, inputs, kind, part)?;
+            rest = after;
         }
         Ok(logits)
-    }
-
-    /// Returns the largest number of rows for which a matrix multiplication still sums in the order for few
-    /// rows.
-    fn max_slots(&self) -> usize {
-        match self.backend.row_invariant_from() {
-            0 | 1 => usize::MAX,
-            from => from - 1,
-        }
     }
 
     fn check_inputs(&self, cache: &KvCache, inputs: &[SlotInput<'_>]) -> Result<(), ModelError> {
@@ -161,14 +160,14 @@ impl Decoder {
         Ok(())
     }
 
-    /// Runs one pass over at most [`Decoder::max_slots`] slots.
+    /// Runs one pass over at most [`Backend::max_generated_rows`] slots.
     fn append(
         &self,
         work: &mut Workspace,
         cache: &mut KvCache,
         inputs: &[SlotInput<'_>],
         kind: RowKind,
-        logits: &mut Vec<f32>,
+        logits: &mut [f32],
     ) -> Result<(), ModelError> {
         let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
         let mut last = Vec::new();
@@ -187,7 +186,7 @@ impl Decoder {
             RowKind::Prompt => pass.with_min_rows(self.backend.row_invariant_from()),
             RowKind::Generated => pass.of_generated_tokens(),
         };
-        let mut pass = pass.with_head(&last);
+        let mut pass = pass.with_generated_head(&last);
         if self.config.rope.depends_on_length() {
             pass.rope_lengths = Some(inputs.iter().map(|input| cache.rope_length(input.slot)).collect());
         }
@@ -199,7 +198,7 @@ impl Decoder {
         let mut run = || {
             self.blocks(work, &pass, false, Some(cache));
             if !last.is_empty() {
-                self.head_product(work, last.len());
+                self.head_product(work, last.len(), true);
             }
         };
         match kind {
@@ -211,7 +210,7 @@ impl Decoder {
             cache.advance(input.slot, input.ids);
         }
         if !last.is_empty() {
-            self.read_logits(logits, work, last.len())?;
+            self.read_logits(logits, work)?;
         }
         Ok(())
     }

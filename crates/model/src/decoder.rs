@@ -398,9 +398,9 @@ impl Decoder {
         let (n, c) = (rows.len(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, 0, 1, n);
         self.backend.copy_rows(work.head_inp.get_mut(), 0, states, rows.start, n, c);
-        let mut logits = Vec::new();
-        self.head_product(work, n);
-        self.read_logits(&mut logits, work, n)?;
+        let mut logits = vec![0.0; n * self.config.vocab_size];
+        self.head_product(work, n, false);
+        self.read_logits(&mut logits, work)?;
         Ok(logits)
     }
 
@@ -708,7 +708,7 @@ impl Decoder {
             mid.reserve(be, rows.n, ranks.max().unwrap_or(0), Element::Activation);
         }
         let weights = group.map(|projection| self.layers[layer].projection(projection));
-        let operands = ProjectGroup { weights: &weights, lora: &lora };
+        let operands = ProjectGroup { weights: &weights, lora: &lora, is_generated: rows.is_generated };
         let residual = residual.map(GrowBuffer::get);
         let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
         let factors = factor_segments(layer, group, rows);
@@ -736,26 +736,23 @@ impl Decoder {
     }
 
     /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp` into `work.logits`. They are not
-    /// capped.
-    pub(crate) fn head_product(&self, work: &mut Workspace, n: usize) {
+    /// capped. With `is_generated`, the sums have the order for generated tokens.
+    pub(crate) fn head_product(&self, work: &mut Workspace, n: usize, is_generated: bool) {
         self.head_norm(work, n);
         let be = &*self.backend;
         work.logits.reserve(be, n, self.config.vocab_size, Element::Exact);
-        be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, n);
+        let (out, inp) = (work.logits.get_mut(), work.head_norm.get());
+        match is_generated {
+            true => be.linear_decode(out, inp, &self.lm_head, n),
+            false => be.linear_forward(out, inp, &self.lm_head, n),
+        }
     }
 
-    /// Reads `n` rows of `work.logits`, caps them, and appends them to `logits`.
-    pub(crate) fn read_logits(
-        &self,
-        logits: &mut Vec<f32>,
-        work: &Workspace,
-        n: usize,
-    ) -> Result<(), ModelError> {
-        let start = logits.len();
-        logits.resize(start + n * self.config.vocab_size, 0.0);
-        self.backend.read(&mut logits[start..], work.logits.get(), 0)?;
+    /// Reads the first rows of `work.logits`, and caps them. `logits` has the length of these rows.
+    pub(crate) fn read_logits(&self, logits: &mut [f32], work: &Workspace) -> Result<(), ModelError> {
+        self.backend.read(logits, work.logits.get(), 0)?;
         if let Some(cap) = self.config.architecture.logits_softcap {
-            logits[start..].iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+            logits.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
         }
         Ok(())
     }

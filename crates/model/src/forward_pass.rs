@@ -113,6 +113,8 @@ pub(crate) struct PassRows<'a> {
     /// Number of rows that a matrix multiplication computes. The rows from `n` on are padding.
     pub computed: usize,
     pub lora: Vec<LoraRows<'a>>,
+    /// Whether the sums have the order for generated tokens. See [`Backend::linear_decode`].
+    pub is_generated: bool,
 }
 
 /// The rows that reach the head.
@@ -128,7 +130,7 @@ impl<'a> ForwardPass<'a> {
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
         Self {
-            rows: PassRows { n, computed: n, lora },
+            rows: PassRows { n, computed: n, lora, is_generated: false },
             positions,
             segments,
             keys: None,
@@ -166,8 +168,19 @@ impl<'a> ForwardPass<'a> {
     }
 
     /// Declares the rows as generated tokens. Each segment must have one row.
-    pub fn of_generated_tokens(self) -> Self {
-        Self { is_generated: true, ..self }
+    pub fn of_generated_tokens(mut self) -> Self {
+        self.is_generated = true;
+        self.rows.is_generated = true;
+        self
+    }
+
+    /// Selects the rows that reach the head, whose sums have the order for generated tokens.
+    pub fn with_generated_head(self, index: &'a [u32]) -> Self {
+        let mut pass = self.with_head(index);
+        if let Some(head) = &mut pass.head {
+            head.rows.is_generated = true;
+        }
+        pass
     }
 
     /// Uploads the indices of the pass, the `ids` and the `targets`. Reuses the memory of `indices`.
@@ -225,7 +238,7 @@ impl<'a> PassRows<'a> {
             (!rows.is_empty()).then(|| LoraRows { rows, ..lora.clone() })
         };
         let lora = self.lora.iter().filter_map(gathered).collect();
-        Self { n: index.len(), computed: index.len(), lora }
+        Self { n: index.len(), computed: index.len(), lora, is_generated: self.is_generated }
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Workspace {
     pub(crate) head_rstd: GrowBuffer,
     /// Logits `(M, V)`. Used only if the caller requests logits.
     pub(crate) logits: GrowBuffer,
+    /// Logits in host memory that a caller no longer needs.
+    pub(crate) spare_logits: Vec<f32>,
     /// Loss of each row that reaches the head, `(M)`.
     pub(crate) losses: GrowBuffer,
     /// Gradient of the objective with respect to each of these losses, `(M)`.
@@ -146,6 +148,12 @@ impl Workspace {
     /// Frees every buffer. The policies do not change.
     pub fn clear(&mut self) {
         *self = Self::with_policies(mem::take(&mut self.policies));
+    }
+
+    /// Takes logits that are no longer needed. The next call of [`Decoder::prefill`](crate::Decoder::prefill)
+    /// or [`Decoder::decode`](crate::Decoder::decode) reuses their memory.
+    pub fn recycle_logits(&mut self, logits: Vec<f32>) {
+        self.spare_logits = logits;
     }
 
     /// Returns the policy of a layer.

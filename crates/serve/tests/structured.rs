@@ -29,8 +29,11 @@ fn schema_format(schema: &Value) -> Value {
         "max_tokens": 200, "temperature": 1, "seed": 5})
 }
 
+/// A schema, and the test that a reply must pass.
+type SchemaCase = (Value, fn(&Value) -> bool);
+
 /// Schemas with checks of a reply. Each check restates the schema in Rust.
-fn schema_suite() -> Vec<(Value, fn(&Value) -> bool)> {
+fn schema_suite() -> Vec<SchemaCase> {
     vec![
         (
             json!({"type": "object", "properties": {"name": {"type": "string", "maxLength": 6}, "age": {

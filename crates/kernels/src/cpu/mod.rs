@@ -164,6 +164,10 @@ impl Backend for Cpu {
         SkinnyGemm::MAX_ROWS + 1
     }
 
+    fn max_generated_rows(&self) -> usize {
+        SkinnyGemm::MAX_GENERATED_ROWS
+    }
+
     fn supports(&self, _operation: FamilyOperation) -> bool {
         true
     }
@@ -177,7 +181,10 @@ impl Backend for Cpu {
     }
 
     fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError> {
-        dst.copy_from_slice(&src.host_slice()[offset..][..dst.len()]);
+        let src = &src.host_slice()[offset..][..dst.len()];
+        let (len, dst) = (dst.len(), DisjointSlice::new(dst));
+        // SAFETY: the ranges of the tasks are disjoint.
+        self.pool.over_rows(len, 1, |range| unsafe { dst.range(range.clone()) }.copy_from_slice(&src[range]));
         Ok(())
     }
 
@@ -331,7 +338,7 @@ impl Backend for Cpu {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         let (out, inp) = (out.host_slice_mut(), inp.host_slice());
         if n <= SkinnyGemm::MAX_ROWS {
-            return self.skinny_gemm.forward(&self.pool, out, inp, (w, n), |_, _| {});
+            return self.skinny_gemm.forward(&self.pool, &mut [out], inp, (&[w], n), |_, _, _| {});
         }
         let (d_out, d_in) = (w.rows(), w.cols());
         let product = Product {
@@ -346,6 +353,11 @@ impl Backend for Cpu {
             accumulate: false,
         };
         self.gemm.product(&self.pool, product);
+    }
+
+    fn linear_decode(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
+        let (out, inp) = (out.host_slice_mut(), inp.host_slice());
+        self.skinny_gemm.forward(&self.pool, &mut [out], inp, (&[w], n), |_, _, _| {});
     }
 
     fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize) {
@@ -400,27 +412,27 @@ impl Backend for Cpu {
         residual: Option<&Buffer>,
         n: usize,
     ) {
-        if !is_packed(group.lora, n) {
+        let is_few = n <= SkinnyGemm::MAX_ROWS || group.is_generated;
+        if !is_few || !is_packed(group.lora) {
             return project_singly(self, out, mid, inp, group, residual, n);
         }
         assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
         let (inp, residual) = (inp.host_slice(), residual.map(Buffer::host_slice));
         let pairs = decode_pairs(mid, inp, &group, n);
         self.low_rank.shrink(&self.pool, inp, &pairs);
-        for (i, (out, &w)) in out.iter_mut().zip(group.weights).enumerate() {
-            let d_out = w.rows();
-            let residual = residual.map(|residual| &residual[..n * d_out]);
-            self.skinny_gemm.forward(&self.pool, out.host_slice_mut(), inp, (w, n), |out, cols| {
+        let mut out: Vec<&mut [f32]> = out.iter_mut().map(|out| out.host_slice_mut()).collect();
+        self.skinny_gemm.forward(&self.pool, &mut out, inp, (group.weights, n), |i, out, cols| {
+            let d_out = group.weights[i].rows();
+            // SAFETY: `out` has `n` rows, and only this task accesses these columns.
+            unsafe { self.low_rank.expand(out, &pairs, i, cols.clone()) };
+            let Some(residual) = residual else { return };
+            for row in 0..n {
+                let cells = row * d_out + cols.start..row * d_out + cols.end;
                 // SAFETY: `out` has `n` rows, and only this task accesses these columns.
-                unsafe { self.low_rank.expand(out, &pairs, i, cols.clone()) };
-                for row in (0..n).filter(|_| residual.is_some()) {
-                    let cells = row * d_out + cols.start..row * d_out + cols.end;
-                    // SAFETY: `out` has `n` rows, and only this task accesses these columns.
-                    let out = unsafe { std::slice::from_raw_parts_mut(out.at(cells.start), cells.len()) };
-                    residual.into_iter().for_each(|residual| row_ops::add(out, &residual[cells.clone()]));
-                }
-            });
-        }
+                let out = unsafe { std::slice::from_raw_parts_mut(out.at(cells.start), cells.len()) };
+                row_ops::add(out, &residual[cells]);
+            }
+        });
     }
 
     fn rope_forward(&self, q: &mut Buffer, k: &mut Buffer, operands: RopeOperands<'_>) {

@@ -82,6 +82,7 @@ fn linear_matches_reference() {
         (3, 33, 70),
         (5, 33, 70),
         (8, 64, 64),
+        (9, 33, 70),
         (9, 31, 65),
         (70, 96, 130),
     ] {
@@ -97,6 +98,33 @@ fn linear_matches_reference() {
                     b.linear_backward(&mut sum, Store::Accumulate, &dout, &w, n);
                     vec![vec(out), vec(dinp), vec(sum)]
                 });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_generated_row_has_the_same_bits_among_any_number_of_rows() {
+    let mut stream = Stream::new(41);
+    // The widths cover tails, more than one block of words, and rows of `W` that four does not divide.
+    for (d_in, d_out) in [(33, 7), (70, 13), (768, 9), (2100, 6)] {
+        let n = 70;
+        let inp = random(&mut stream, n * d_in);
+        let weights = [DType::F32, DType::Bf16, DType::F16].map(|t| weight(&mut stream, t, d_out, d_in));
+        for (w, dtype) in weights.iter().flat_map(|w| [(w, DType::F32), (w, DType::Bf16)]) {
+            for isa in Isa::supported() {
+                let run = |threads, rows: Range<usize>| {
+                    let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
+                    let inp = Buffer::from_vec(inp[flat(&rows, d_in)].to_vec());
+                    let mut out = zeros(&cpu, rows.len() * d_out);
+                    cpu.linear_decode(&mut out, &inp, w, rows.len());
+                    vec(out)
+                };
+                let together = run(3, 0..n);
+                for rows in [0..1, 3..5, 1..4, 10..18, 5..14, 0..23, 6..n] {
+                    let expected = &together[flat(&rows, d_out)];
+                    assert_eq!(run(1, rows.clone()), expected, "{isa} {dtype:?} {w:?} {d_in}, rows {rows:?}");
+                }
             }
         }
     }
@@ -189,7 +217,8 @@ fn project(
     let residual = (count == 1).then(|| buffer(&mut stream, n * d_out[0]));
     let mut out: Vec<Buffer> = (0..count).map(|i| zeros(backend, n * d_out[i])).collect();
     let mut mid: Vec<Buffer> = (0..count).map(|_| zeros(backend, n * 64)).collect();
-    let group = ProjectGroup { weights: &weights.iter().collect::<Vec<_>>(), lora: &lora };
+    let group =
+        ProjectGroup { weights: &weights.iter().collect::<Vec<_>>(), lora: &lora, is_generated: n > 12 };
     let (mut outs, mut mids): (Vec<_>, Vec<_>) = (out.iter_mut().collect(), mid.iter_mut().collect());
     backend.project(&mut outs, &mut mids, &inp, group, residual.as_ref(), n);
     out.into_iter().map(vec).collect()
@@ -199,7 +228,7 @@ fn project(
 fn packed_pairs_of_many_adapters_have_the_bits_of_single_operations() {
     let all = [Some(8), Some(3), Some(64)];
     let (some, none) = ([None, Some(17), None], [None; 3]);
-    let cases: [(usize, &[TestAdapter<'_>]); 7] = [
+    let cases: [(usize, &[TestAdapter<'_>]); 8] = [
         (1, &[(0..1, &all)]),
         (
             8,
@@ -216,6 +245,8 @@ fn packed_pairs_of_many_adapters_have_the_bits_of_single_operations() {
         (8, &[(0..4, &[Some(64)]), (4..8, &[Some(5)])]),
         (3, &[]),
         (12, &[(0..6, &all), (6..12, &some)]),
+        // More than 12 rows are generated tokens.
+        (37, &[(0..20, &all), (20..37, &some)]),
     ];
     for (n, adapters) in cases {
         for exact in [true, false] {

@@ -74,7 +74,7 @@ impl TraceTarget for CudaTarget {
             TracedOp::Rope { n, half, .. } => {
                 grow(ScratchPool::Rope, allocated_bytes(8 * (n * half) as u64));
             }
-            TracedOp::Linear { n, d_out, d_in, backward, dtype } if dtype != self.dtype => {
+            TracedOp::Linear { n, d_out, d_in, backward, dtype, .. } if dtype != self.dtype => {
                 let rounded = n * if backward { d_out } else { d_in } * size;
                 grow(ScratchPool::Products(3), allocated_bytes(rounded as u64));
             }

@@ -1,6 +1,7 @@
 //! Compares codes and values with bitsandbytes, and compares the results of every instruction set with the
 //! plain decoder.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use safetensors::{Dtype, SafeTensors};
@@ -264,6 +265,30 @@ fn products_match_the_reference_on_any_number_of_threads() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_generated_row_has_the_same_bits_among_any_number_of_rows() {
+    let mut stream = Stream::new(24);
+    for (rows, cols, block_size) in SHAPES {
+        let weight = Arc::new(weight(&mut stream, DType::Bf16, rows * cols, block_size, true));
+        let (w, n) = (Matrix::four_bit(weight, rows, cols), 67);
+        let inp = random(&mut stream, n * cols);
+        for (isa, dtype) in Isa::supported().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
+            let run = |threads, range: Range<usize>| {
+                let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
+                let inp = Buffer::from_vec(inp[range.start * cols..range.end * cols].to_vec());
+                let mut out = Buffer::host(range.len() * rows);
+                cpu.linear_decode(&mut out, &inp, &w, range.len());
+                out.host_slice().to_vec()
+            };
+            let together = run(3, 0..n);
+            for range in [0..1, 3..5, 1..4, 10..18, 5..14, 44..n] {
+                let expected = &together[range.start * rows..range.end * rows];
+                assert_eq!(run(1, range.clone()), expected, "{isa} {dtype:?} {rows} x {cols}, {range:?}");
             }
         }
     }

@@ -28,7 +28,7 @@ fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
     tasks
 }
 
-/// The multiplication `out = inp Wᵀ` for at most [`SkinnyGemm::MAX_ROWS`] rows of `inp`.
+/// The multiplication `out = inp Wᵀ` for a few rows of `inp`. A row has the same bits for any number of rows.
 pub(crate) struct SkinnyGemm {
     kernels: &'static Kernels,
     round: bool,
@@ -38,6 +38,9 @@ pub(crate) struct SkinnyGemm {
 impl SkinnyGemm {
     /// Maximum number of rows for which reading weights in place is faster than packing the weights.
     pub const MAX_ROWS: usize = 8;
+    /// Maximum number of generated tokens in a pass. Their sums have the order of this multiplication, so that
+    /// a reply does not depend on its neighbours. With more rows, packing the weights would be faster.
+    pub const MAX_GENERATED_ROWS: usize = 64;
 
     /// Creates a multiplication on `isa`. If `bf16` is set, both operands are rounded to bf16, and sums are
     /// f32.
@@ -60,74 +63,132 @@ impl SkinnyGemm {
         d_in.div_ceil(self.kernels.pair).next_multiple_of(self.kernels.lanes)
     }
 
-    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ`. After a task has computed a range of columns, the task calls
-    /// `then` with the first element of `out` and with the range. No other task accesses these columns.
+    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ` for each weight of a group. After a task has computed a range of
+    /// columns, the task calls `then` with the index of the weight, the first element of `out` and the range.
+    /// No other task accesses these columns.
     ///
     /// # Panics
     /// If a slice is shorter than its shape.
     pub fn forward(
         &self,
         pool: &Pool,
-        out: &mut [f32],
+        out: &mut [&mut [f32]],
         inp: &[f32],
-        (w, n): (&Matrix, usize),
-        then: impl Fn(SendPtr, Range<usize>) + Sync,
+        (weights, n): (&[&Matrix], usize),
+        then: impl Fn(usize, SendPtr, Range<usize>) + Sync,
     ) {
-        let (d_out, d_in) = (w.rows(), w.cols());
-        assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
-        let Kernels { pack_row, interleave, dots, chunk, .. } = *self.kernels;
-        let weight = w.host();
-        let (pack, bytes) = match weight {
-            HostMatrix::Dense(_, bytes) => (pack_row, bytes.len()),
-            HostMatrix::FourBit(weight) => {
-                let pack = if four_bit::is_aligned(weight, d_in, chunk) { interleave } else { pack_row };
-                (pack, weight.bytes())
-            }
-        };
-
-        // `inp` is converted to words once for all rows of `W`.
-        let inp_stride = self.stride(d_in);
-        let mut packed = lock(&self.packed);
-        let packed = packed.at_least(self.scratch(n, d_in));
-        for i in 0..n {
-            let dst = &mut packed[i * inp_stride..][..inp_stride];
-            let row = &inp[i * d_in..][..d_in];
-            // SAFETY: `select` checked the instruction set, and `dst` has room for all words of the row.
-            unsafe { pack(dst.as_mut_ptr(), row, self.round) };
+        let mut factors = Vec::with_capacity(weights.len());
+        for (index, (out, w)) in out.iter_mut().zip(weights).enumerate() {
+            assert!(out.len() >= n * w.rows() && inp.len() >= n * w.cols());
+            assert_eq!(w.cols(), weights[0].cols(), "weights of one group have one input");
+            let (out, shape) = (SendPtr(out.as_mut_ptr()), (w.rows(), w.cols()));
+            factors.push(SkinnyFactor { index, out, weight: w.host(), shape });
         }
+        // Weights that read `inp` in the same order share one packed input and one parallel region.
+        let of_order = |factor: &SkinnyFactor<'_>| self.is_interleaved(factor);
+        for factors in factors.chunk_by(|a, b| of_order(a) == of_order(b)) {
+            self.region(pool, factors, inp, n, &then);
+        }
+    }
 
-        let w_stride = bytes / d_out.max(1);
-        let tasks = tasks(d_out, TASK_BYTES.div_ceil(w_stride.max(1)), pool.threads());
-        let inp = SendPtr(packed.as_mut_ptr());
-        let out = SendPtr(out.as_mut_ptr());
+    /// Returns whether the elements of `inp` are interleaved in the order of a 4-bit weight.
+    fn is_interleaved(&self, factor: &SkinnyFactor<'_>) -> bool {
+        match factor.weight {
+            HostMatrix::Dense(..) => false,
+            HostMatrix::FourBit(weight) => four_bit::is_aligned(weight, factor.shape.1, self.kernels.chunk),
+        }
+    }
+
+    /// Multiplies `inp` by some weights, in one parallel region.
+    fn region(
+        &self,
+        pool: &Pool,
+        factors: &[SkinnyFactor<'_>],
+        inp: &[f32],
+        n: usize,
+        then: &(impl Fn(usize, SendPtr, Range<usize>) + Sync),
+    ) {
+        let d_in = factors[0].shape.1;
+        let pack =
+            if self.is_interleaved(&factors[0]) { self.kernels.interleave } else { self.kernels.pack_row };
+        // `inp` is converted to words once for all rows of all weights.
+        let stride = self.stride(d_in);
+        let mut packed = lock(&self.packed);
+        let packed = SendPtr(packed.at_least(self.scratch(n, d_in)).as_mut_ptr());
+        let pack_one = |i: usize| {
+            let row = &inp[i * d_in..][..d_in];
+            // SAFETY: `select` checked the instruction set, and each row has its own `stride` words.
+            unsafe { pack(packed.at(i * stride), row, self.round) };
+        };
+        // A few rows are packed in less time than a parallel region takes.
+        match n > Self::MAX_ROWS {
+            true => pool.run(n, |i, _| pack_one(i)),
+            false => (0..n).for_each(pack_one),
+        }
+        let tasks_of = |factor: &SkinnyFactor<'_>| {
+            let (d_out, bytes) = (factor.shape.0, factor.weight.bytes());
+            let least = TASK_BYTES.div_ceil((bytes / d_out.max(1)).max(1));
+            tasks(d_out, least, pool.threads())
+        };
+        let tasks: Vec<(&SkinnyFactor<'_>, Range<usize>)> = factors
+            .iter()
+            .flat_map(|factor| tasks_of(factor).into_iter().map(move |rows| (factor, rows)))
+            .collect();
         pool.run(tasks.len(), |task, _| {
-            let Range { start: row, end } = tasks[task];
-            let job = DotJob {
-                out: out.at(row),
-                out_stride: d_out,
-                n,
-                inp: inp.at(0),
-                inp_stride,
-                mask: None,
-                w_rows: end - row,
-                w: match weight {
-                    HostMatrix::Dense(dtype, bytes) => {
-                        let stride = d_in * dtype.size();
-                        DotRows::Dense { dtype, first: bytes[row * stride..].as_ptr(), stride }
-                    }
-                    HostMatrix::FourBit(weight) => DotRows::FourBit(weight, row),
-                },
-                k: d_in,
-                alpha: 1.0,
-                accumulate: false,
-                round: self.round,
-            };
-            // SAFETY: the shapes were checked above, and a `Matrix` contains all its rows. Tasks write
-            // disjoint columns of `out`.
-            unsafe { dots(&job) };
-            then(out, row..end);
+            let (factor, rows) = &tasks[task];
+            // SAFETY: `forward` checked the shapes, and `packed` contains `n` rows. Tasks write disjoint columns
+            // of `out`.
+            unsafe { self.multiply(factor, rows.clone(), (packed, stride), n) };
+            then(factor.index, factor.out, rows.clone());
         });
     }
+
+    /// Multiplies the packed rows of `inp` by the rows `rows` of a weight.
+    ///
+    /// # Safety
+    /// `inp` must be valid for `n` rows, which are `stride` words apart. `out` must be valid for `n` rows, and no
+    /// other task may access these columns.
+    unsafe fn multiply(
+        &self,
+        factor: &SkinnyFactor<'_>,
+        rows: Range<usize>,
+        (inp, stride): (SendPtr, usize),
+        n: usize,
+    ) {
+        let SkinnyFactor { out, weight, shape: (d_out, d_in), .. } = *factor;
+        let job = DotJob {
+            out: out.at(rows.start),
+            out_stride: d_out,
+            n,
+            inp: inp.at(0),
+            inp_stride: stride,
+            mask: None,
+            w_rows: rows.len(),
+            w: match weight {
+                HostMatrix::Dense(dtype, bytes) => {
+                    let stride = d_in * dtype.size();
+                    DotRows::Dense { dtype, first: bytes[rows.start * stride..].as_ptr(), stride }
+                }
+                HostMatrix::FourBit(weight) => DotRows::FourBit(weight, rows.start),
+            },
+            k: d_in,
+            alpha: 1.0,
+            accumulate: false,
+            round: self.round,
+        };
+        // SAFETY: the caller guarantees the pointers, and a `Matrix` contains all its rows.
+        unsafe { (self.kernels.dots)(&job) };
+    }
+}
+
+/// One weight of a group, and its output.
+#[derive(Clone, Copy)]
+struct SkinnyFactor<'a> {
+    index: usize,
+    out: SendPtr,
+    weight: HostMatrix<'a>,
+    /// `(OUT, IN)`.
+    shape: (usize, usize),
 }
 
 #[cfg(test)]

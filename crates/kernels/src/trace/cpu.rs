@@ -55,6 +55,10 @@ impl TraceTarget for CpuTarget {
         SkinnyGemm::MAX_ROWS + 1
     }
 
+    fn max_generated_rows(&self) -> usize {
+        SkinnyGemm::MAX_GENERATED_ROWS
+    }
+
     fn supports(&self, _operation: FamilyOperation) -> bool {
         true
     }
@@ -65,7 +69,9 @@ impl TraceTarget for CpuTarget {
 
     fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64)) {
         match op {
-            TracedOp::Linear { n, d_in, backward: false, .. } if n <= SkinnyGemm::MAX_ROWS => {
+            TracedOp::Linear { n, d_in, is_generated, backward: false, .. }
+                if is_generated || n <= SkinnyGemm::MAX_ROWS =>
+            {
                 let words = SkinnyGemm::new(self.isa, self.bf16).scratch(n, d_in);
                 grow(ScratchPool::Products(2), Scratch::bytes(words));
             }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use self::ledger::Ledger;
 pub use self::ledger::{Footprint, ScratchBytes, ScratchPool};
+use crate::backend::generated_rows_below;
 use crate::lora::LoraDims;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
@@ -26,6 +27,11 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
 
     /// Returns the result of [`Backend::row_invariant_from`] on this back end.
     fn row_invariant_from(&self) -> usize;
+
+    /// Returns the result of [`Backend::max_generated_rows`] on this back end.
+    fn max_generated_rows(&self) -> usize {
+        generated_rows_below(self.row_invariant_from())
+    }
 
     /// Returns the result of [`Backend::supports`] on this back end.
     fn supports(&self, operation: FamilyOperation) -> bool;
@@ -58,6 +64,8 @@ pub enum TracedOp<'a> {
         d_out: usize,
         /// Input width of the weight, `IN`.
         d_in: usize,
+        /// Whether the operation is [`Backend::linear_decode`].
+        is_generated: bool,
         /// Whether the operation computes the gradient of the input.
         backward: bool,
         /// Type of the rows.
@@ -161,8 +169,9 @@ impl Trace {
     }
 
     /// Records the working memory and the FLOP of a multiplication by a frozen weight.
-    fn product(&self, n: usize, w: &Matrix, backward: bool, dtype: DType) {
-        self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward, dtype });
+    fn product(&self, n: usize, w: &Matrix, (is_generated, backward): (bool, bool), dtype: DType) {
+        let (d_out, d_in) = (w.rows(), w.cols());
+        self.scratch(TracedOp::Linear { n, d_out, d_in, is_generated, backward, dtype });
         self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
@@ -211,6 +220,10 @@ impl Backend for Trace {
 
     fn row_invariant_from(&self) -> usize {
         self.target.row_invariant_from()
+    }
+
+    fn max_generated_rows(&self) -> usize {
+        self.target.max_generated_rows()
     }
 
     fn computes(&self) -> bool {
@@ -360,13 +373,19 @@ impl Backend for Trace {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         check(out, n * w.rows());
         check(inp, n * w.cols());
-        self.product(n, w, false, inp.dtype());
+        self.product(n, w, (false, false), inp.dtype());
+    }
+
+    fn linear_decode(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
+        check(out, n * w.rows());
+        check(inp, n * w.cols());
+        self.product(n, w, (true, false), inp.dtype());
     }
 
     fn linear_backward(&self, dinp: &mut Buffer, _store: Store, dout: &Buffer, w: &Matrix, n: usize) {
         check(dinp, n * w.cols());
         check(dout, n * w.rows());
-        self.product(n, w, true, dout.dtype());
+        self.product(n, w, (false, true), dout.dtype());
     }
 
     fn lora_forward(

@@ -37,6 +37,7 @@ fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
         let (inp, mut out, mut dinp) = (alloc(n * d_in), alloc(n * d_out), alloc(n * d_in));
         let w = matrix(d_out, d_in);
         backend.linear_forward(&mut out, &inp, &w, n);
+        backend.linear_decode(&mut out, &inp, &w, n.min(64));
         backend.linear_backward(&mut dinp, Store::Accumulate, &out, &w, n);
         let params = alloc(rank * (d_in + d_out));
         let mut dparams = alloc(rank * (d_in + d_out));

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::LowRank;
 use crate::cpu::pool::{Pool, SendPtr};
-use crate::gemm::{DotJob, DotRows, ExpandJob, Kernels, SkinnyGemm};
+use crate::gemm::{DotJob, DotRows, ExpandJob, Kernels};
 use crate::lora::LoraDims;
 use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
 
@@ -35,12 +35,12 @@ pub(crate) struct DecodePair<'a> {
 unsafe impl Sync for DecodePair<'_> {}
 
 /// Returns whether [`decode_pairs`] accepts every pair of a group for `n` rows.
-pub(crate) fn is_packed(lora: &[LoraSegment<'_>], n: usize) -> bool {
+pub(crate) fn is_packed(lora: &[LoraSegment<'_>]) -> bool {
     let is_packed = |segment: &LoraSegment<'_>| {
         let mut pairs = segment.pairs.iter().zip(&segment.packed);
         pairs.all(|(pair, packed)| pair.is_none_or(|pair| pair.dropout.is_none() && packed.is_some()))
     };
-    n <= SkinnyGemm::MAX_ROWS && lora.iter().all(is_packed)
+    lora.iter().all(is_packed)
 }
 
 /// Returns the pairs of a group. Each pair has its own range of `mid`.

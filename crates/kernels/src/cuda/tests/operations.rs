@@ -353,8 +353,8 @@ fn projections_equal_the_reference() {
         let (on_device, on_host): (Vec<&Matrix>, Vec<&Matrix>) =
             (placed.iter().collect(), weights.iter().collect());
         let (device_lora, host_lora) = (group.segments(&params.device), group.segments(&params.host));
-        let device = ProjectGroup { weights: &on_device, lora: &device_lora };
-        let host = ProjectGroup { weights: &on_host, lora: &host_lora };
+        let device = ProjectGroup { weights: &on_device, lora: &device_lora, is_generated: false };
+        let host = ProjectGroup { weights: &on_host, lora: &host_lora, is_generated: false };
         let mut out: Vec<&mut Buffer> = outs.iter_mut().map(|twin| &mut twin.device).collect();
         let mut mid: Vec<&mut Buffer> = mids.iter_mut().map(|twin| &mut twin.device).collect();
         both.cuda.project(&mut out, &mut mid, &inp.device, device, residual.as_ref().map(|r| &r.device), n);

@@ -1,11 +1,16 @@
 //! Dot products with a 4-bit weight, for decoding. Codes are looked up in registers.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use super::expand;
+use super::wide_dots::{BLOCK, MAX_ROWS, STRIDE, Words, rows_of_tile, with_rows};
 use crate::FourBit;
 use crate::four_bit::{GROUP, ScaleView};
 use crate::gemm::dots::{DotJob, store_dots, tallest};
 use crate::gemm::micro_kernel::{MicroKernel, PIECE};
 use crate::gemm::pack::pack_row;
+use crate::gemm::partition::part;
 
 /// Returns the number of elements in a chunk of a dot product. A chunk is [`MicroKernel::PIECES`] pieces.
 #[inline(always)]
@@ -81,6 +86,10 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
 /// The requirements of [`dots`] apply, and `w` must be aligned. With `SHORT`, each block must be one piece.
 #[inline(always)]
 unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+    if job.n > tallest::<T>() {
+        // SAFETY: the caller meets the safety requirements.
+        return unsafe { wide_dots::<T, SHORT>(job, w, row) };
+    }
     let per_row = job.k / PIECE;
     let apart = job.w_rows.div_ceil(2);
     let mut walks = [Walk::new(w), Walk::new(w)];
@@ -227,8 +236,24 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
                 piece += T::PIECES;
             }
         }
-        for r in 0..N {
-            let [[a, b], [c, d]] = acc[r];
+        store_pairs::<T, N>(job, &acc, (i, j), (cols, apart));
+    }
+}
+
+/// Adds the accumulators of even and odd vectors, and stores the results of a tile.
+///
+/// # Safety
+/// The processor must support the instruction set of `T`, and the rows and columns of `out` must exist.
+#[inline(always)]
+unsafe fn store_pairs<T: MicroKernel, const N: usize>(
+    job: &DotJob<'_>,
+    acc: &[[[T::V; 2]; 2]; N],
+    (i, j): (usize, usize),
+    (cols, apart): (usize, usize),
+) {
+    for (r, &[[a, b], [c, d]]) in acc.iter().enumerate() {
+        // SAFETY: the caller meets the safety requirements.
+        unsafe {
             let [a, b, c, d] = T::sums([a, b, c, d]);
             let out = job.out.add((i + r) * job.out_stride + j);
             for (c, sum) in [a + b, c + d].into_iter().enumerate().take(cols) {
@@ -237,6 +262,156 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
                 *out = old + job.alpha * sum;
             }
         }
+    }
+}
+
+/// Runs [`aligned_dots`] for more rows of `inp` than one tile has. Each code is looked up once for all rows of
+/// `inp`. The results have the same bits as those of [`dot_tile`].
+///
+/// # Safety
+/// The requirements of [`aligned_dots`] apply.
+#[inline(always)]
+unsafe fn wide_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+    let per_row = job.k / PIECE;
+    let apart = job.w_rows.div_ceil(2);
+    let (mut walks, mut words) = ([Walk::new(w), Walk::new(w)], Words::new());
+    for first in (0..job.n).step_by(MAX_ROWS) {
+        let rows = (job.n - first).min(MAX_ROWS);
+        for j in 0..apart {
+            let cols = if j + apart < job.w_rows { 2 } else { 1 };
+            for (c, walk) in walks.iter_mut().enumerate() {
+                // If only one row remains, both walks read this row.
+                walk.to((row + j + c.min(cols - 1) * apart) * per_row);
+            }
+            let place = (first, rows, j);
+            // SAFETY: the rows of `inp` and of both walks exist, and `words` has room for two rows.
+            unsafe {
+                two_rows::<T, SHORT>(job, &mut walks, words.start(), place, (cols, apart), w.table());
+            }
+        }
+    }
+}
+
+/// Multiplies rows of `inp` by the rows of both walks. `place` contains the first row of `inp`, the number of
+/// rows, and the first column of `out`.
+///
+/// # Safety
+/// The requirements of [`wide_dots`] apply. The rows must exist, and there are at most [`MAX_ROWS`].
+#[inline(always)]
+unsafe fn two_rows<T: MicroKernel, const SHORT: bool>(
+    job: &DotJob<'_>,
+    walks: &mut [Walk<'_>; 2],
+    words: *mut f32,
+    (first, rows, j): (usize, usize, usize),
+    (cols, apart): (usize, usize),
+    code: &[f32; 16],
+) {
+    let (per_row, per_block, piece_words) = (job.k / PIECE, BLOCK * T::PAIR / PIECE, PIECE / T::PAIR);
+    let tiles = rows.div_ceil(rows_of_tile::<T>());
+    let mut sums = [const { MaybeUninit::<[[T::V; 2]; 2]>::uninit() }; MAX_ROWS];
+    // SAFETY: a block has at most `BLOCK` words per row. The first block initialises the sums of every tile,
+    // and a row has at least one chunk.
+    unsafe {
+        for start in (0..per_row).step_by(per_block) {
+            let end = per_row.min(start + per_block);
+            look_up::<T, SHORT>(walks, words, start..end, code, job.round);
+            let vectors = (end - start) * piece_words / T::LANES;
+            for tile in 0..tiles {
+                let (row, count) = part(rows, tiles, tile);
+                let sums = sums.as_mut_ptr().add(row).cast();
+                let inp = job.inp.add((first + row) * job.inp_stride + start * piece_words);
+                let inp = (inp, job.inp_stride);
+                with_rows!(count, T, |N| add_tile::<T, N>(sums, inp, words, vectors, start == 0));
+            }
+        }
+        for tile in 0..tiles {
+            let (row, count) = part(rows, tiles, tile);
+            let sums: *const [[T::V; 2]; 2] = sums.as_ptr().add(row).cast();
+            let i = first + row;
+            with_rows!(count, T, |N| {
+                store_pairs::<T, N>(job, &sums.cast::<[_; N]>().read(), (i, j), (cols, apart));
+            });
+        }
+    }
+}
+
+/// Looks up the pieces `pieces` of the rows of both walks, and writes the words to `words`. The rows are
+/// [`STRIDE`] words apart.
+///
+/// # Safety
+/// The requirements of [`wide_dots`] apply, and the pieces must exist.
+#[inline(always)]
+unsafe fn look_up<T: MicroKernel, const SHORT: bool>(
+    walks: &mut [Walk<'_>; 2],
+    words: *mut f32,
+    pieces: Range<usize>,
+    code: &[f32; 16],
+    round: bool,
+) {
+    let vectors = chunk::<T>() / (T::LANES * T::PAIR);
+    // SAFETY: the rows exist and consist of whole chunks. `until` is the end of the nearer group, so both
+    // pieces of a chunk are in the current group. A prefetch needs no valid address.
+    unsafe {
+        let codes = [0, 1].map(|c| walks[c].codes.add(walks[c].first * (PIECE / 2)));
+        let mut piece = pieces.start;
+        while piece < pieces.end {
+            let until = walks.iter_mut().fold(pieces.end, |until, walk| until.min(walk.enter(piece)));
+            while piece < until {
+                let to = words.add((piece - pieces.start) * (PIECE / T::PAIR));
+                for c in 0..2 {
+                    let codes = codes[c].add(piece * (PIECE / 2));
+                    if T::PIECES == 2 || piece.is_multiple_of(2) {
+                        T::prefetch_far(codes.wrapping_add(PREFETCH_BYTES));
+                    }
+                    let scales =
+                        [walks[c].scale::<SHORT>(piece), walks[c].scale::<SHORT>(piece + T::PIECES - 1)];
+                    let table = T::table(code, scales, round);
+                    for v in 0..vectors {
+                        let word = T::lookup_interleaved(table, codes, v);
+                        T::store(to.add(c * STRIDE + v * T::LANES), word);
+                    }
+                }
+                piece += T::PIECES;
+            }
+        }
+    }
+}
+
+/// Adds the products of one block to the sums of a tile. With `is_first`, the sums start at zero. Even and odd
+/// vectors have separate sums.
+///
+/// # Safety
+/// The processor must support the instruction set of `T`. `N` sums and `N` rows of `inp`, and an even number
+/// of `vectors` in each row, must exist. The rows of `inp` are given with their distance.
+#[inline(always)]
+unsafe fn add_tile<T: MicroKernel, const N: usize>(
+    sums: *mut [[T::V; 2]; 2],
+    (inp, stride): (*const f32, usize),
+    words: *const f32,
+    vectors: usize,
+    is_first: bool,
+) {
+    // SAFETY: the caller meets the safety requirements.
+    unsafe {
+        let inp: [*const f32; N] = std::array::from_fn(|r| inp.add(r * stride));
+        let sums = sums.cast::<[[[T::V; 2]; 2]; N]>();
+        let mut acc = if is_first { [[[T::zero(); 2]; 2]; N] } else { sums.read() };
+        for pair in 0..vectors / 2 {
+            for half in 0..2 {
+                let at = (2 * pair + half) * T::LANES;
+                let mut x = [T::zero(); N];
+                for r in 0..N {
+                    x[r] = T::load(inp[r].add(at));
+                }
+                for c in 0..2 {
+                    let w = T::load(words.add(c * STRIDE + at));
+                    for r in 0..N {
+                        acc[r][c][half] = T::step(acc[r][c][half], x[r], w);
+                    }
+                }
+            }
+        }
+        sums.write(acc);
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod dots;
 mod pack_aligned;
+mod wide_dots;
 
 use std::mem::MaybeUninit;
 

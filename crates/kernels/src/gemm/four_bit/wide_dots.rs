@@ -1,0 +1,55 @@
+//! Working memory and tile sizes for dot products of more rows than one tile has. Each row of a 4-bit weight is
+//! looked up once for all rows of `inp`.
+
+use std::mem::MaybeUninit;
+
+use crate::gemm::micro_kernel::MicroKernel;
+
+/// Number of words in a block of a row.
+pub(super) const BLOCK: usize = 1024;
+/// Distance from one row of words to the next, in words. Rows a power of two apart would compete for the
+/// same lines of L1.
+pub(super) const STRIDE: usize = BLOCK + 16;
+/// Maximum number of rows of `inp` for which a code is looked up once.
+pub(super) const MAX_ROWS: usize = 64;
+
+/// Words of two rows of a weight, aligned for whole vectors.
+#[repr(align(64))]
+pub(super) struct Words(MaybeUninit<[f32; 2 * STRIDE]>);
+
+impl Words {
+    pub fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    pub fn start(&mut self) -> *mut f32 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// Returns the maximum number of rows in a tile. Four accumulators per row, the vectors of `inp` and one
+/// vector of `W` fill the registers: 6 x 4 of 32, or 3 x 4 of 16.
+#[inline(always)]
+pub(super) const fn rows_of_tile<T: MicroKernel>() -> usize {
+    if T::MR >= 8 { 6 } else { 3 }
+}
+
+/// Runs `tile` with the number of rows as a const generic parameter.
+macro_rules! with_rows {
+    ($rows:expr, $t:ty, $($tile:tt)*) => {
+        match $rows {
+            1 => with_rows!(@ 1, $($tile)*),
+            2 => with_rows!(@ 2, $($tile)*),
+            3 => with_rows!(@ 3, $($tile)*),
+            4 if rows_of_tile::<$t>() > 3 => with_rows!(@ 4, $($tile)*),
+            5 if rows_of_tile::<$t>() > 3 => with_rows!(@ 5, $($tile)*),
+            6 if rows_of_tile::<$t>() > 3 => with_rows!(@ 6, $($tile)*),
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+    (@ $n:literal, |$rows:ident| $call:expr) => {{
+        const $rows: usize = $n;
+        $call
+    }};
+}
+pub(super) use with_rows;
