@@ -73,6 +73,7 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     __shared__ float score[HEADS][SPLIT];
     __shared__ __align__(16) float sums[KEYS][HEADS][WIDTH];
     __shared__ float2 totals[HEADS];
+    overlap_kernels();
     int group = d.heads / d.kv_heads, parts = ceil_div(group, HEADS), kv_head = blockIdx.x / parts, hs = d.hs;
     int first_head = kv_head * group + blockIdx.x % parts * HEADS;
     int count = min(HEADS, (kv_head + 1) * group - first_head);
@@ -180,7 +181,7 @@ FOR_TYPES(DECODE_KERNEL)
 
 // Merges the splits of one head of one segment, 128 at a time. Grid: heads x segments; block 128.
 template <typename T>
-__device__ __forceinline__ void join_body(T* __restrict__ out, float* __restrict__ lse, const float* __restrict__ partial,
+__device__ __forceinline__ void join_body(T* out, float* lse, const float* partial,
     const Segment& segment, int hs, i64 ld_out, int splits, const Blocks& blocks) {
     __shared__ float factors[BLOCK], shared[32];
     int heads = gridDim.x, stride = hs + 2;
@@ -219,6 +220,7 @@ __device__ __forceinline__ void join_body(T* __restrict__ out, float* __restrict
 #define JOIN_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(BLOCK) attention_decode_join_##T(T* out, float* lse,          \
         const float* partial, const Segment* segments, int hs, i64 ld_out, int splits, int window) {           \
+        overlap_kernels();                                                                                     \
         Segment segment = segments[blockIdx.y];                                                                \
         Blocks blocks(segment, window);                                                                        \
         if (blocks.end - blocks.first > 1) join_body(out, lse, partial, segment, hs, ld_out, splits, blocks);  \

@@ -181,7 +181,7 @@ __device__ __forceinline__ void add_blocks(float (&total)[4], const u8* pairs, c
 
 template <typename T, typename O>
 __device__ __forceinline__ void four_bit_rows_body(
-    const Weights& group, const T* __restrict__ inp, int n, int cols, i64 ld_inp) {
+    const Weights& group, const T* inp, int n, int cols, i64 ld_inp) {
     extern __shared__ __align__(128) u8 memory[];
     __shared__ WarpSums sums;
     __shared__ float scale_table[256];
@@ -209,6 +209,8 @@ __device__ __forceinline__ void four_bit_rows_body(
             __syncthreads();
             p = part_index;
         }
+        // The codes, scales and tables are no results of earlier kernels.
+        if (tile == blockIdx.x) overlap_kernels();
         float total[4] = {0, 0, 0, 0};
         for (int i = 0; i < steps; ++i, stage ^= 1) {
             float scale[SCALES][2];

@@ -48,9 +48,9 @@ struct Gelu {
 
 // out = activation(gate) * up over rows of `cols`. Grid: n x ceil(cols / (256 * LEN)).
 template <typename A, typename T>
-__device__ __forceinline__ void forward_body(
-    T* __restrict__ out, const T* __restrict__ gate, const T* __restrict__ up, int cols, i64 ld_out, i64 ld_inp) {
+__device__ __forceinline__ void forward_body(T* out, const T* gate, const T* up, int cols, i64 ld_out, i64 ld_inp) {
     constexpr int LEN = Vec<T>::LEN;
+    overlap_kernels();
     T* y = out + blockIdx.x * ld_out;
     const T* g = gate + blockIdx.x * ld_inp;
     const T* u = up + blockIdx.x * ld_inp;

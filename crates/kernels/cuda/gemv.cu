@@ -12,7 +12,7 @@ typedef Group<const void*> Weights;
 // added in order. Weights are the left operand. Both operands are loaded as vectors along the columns, so
 // both have the same permutation of columns.
 template <typename T, typename O>
-__device__ __forceinline__ void gemv_body(const Weights& group, const T* __restrict__ inp, int n, int cols, i64 ld_inp) {
+__device__ __forceinline__ void gemv_body(const Weights& group, const T* inp, int n, int cols, i64 ld_inp) {
     __shared__ WarpSums sums;
     const auto& part = group.part[group.part_of(blockIdx.x)];
     const T* weight = (const T*)part.w;
@@ -25,6 +25,7 @@ __device__ __forceinline__ void gemv_body(const Weights& group, const T* __restr
     const T* low = weight + (i64)min(first_output + g, outputs - 1) * cols;
     const T* high = weight + (i64)min(first_output + g + 8, outputs - 1) * cols;
     float acc[4] = {0, 0, 0, 0};
+    overlap_kernels();
     for (int k = warp * share + 8 * t; k - 8 * t < last; k += 32 * AHEAD) {
         uint4 a[AHEAD][2], b[AHEAD];
 #pragma unroll
@@ -63,7 +64,8 @@ FOR_HALF_TYPES(GEMV_KERNEL)
 
 // f32: a warp computes one output, for every width. Grid: tiles of 8 outputs of each weight.
 extern "C" __global__ void __launch_bounds__(256)
-    gemv_f32(const __grid_constant__ Weights group, const float* __restrict__ inp, int n, int cols, i64 ld_inp) {
+    gemv_f32(const __grid_constant__ Weights group, const float* inp, int n, int cols, i64 ld_inp) {
+    overlap_kernels();
     const auto& part = group.part[group.part_of(blockIdx.x)];
     int output = (blockIdx.x - part.first_tile) * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (output >= part.outputs) return;

@@ -288,6 +288,18 @@ __device__ __forceinline__ void mma16816<bf16>(float (&c)[4], const u32 (&a)[4],
 #endif
 }
 
+// ---- Overlap with the kernels before and after.
+
+// Lets the next kernel of the stream start, if its launch allows this, and waits until all results of the kernels
+// before are visible. A kernel whose launch allows overlap calls it before it reads those results, and before it
+// writes. The compiler may load `const __restrict__` data before the wait, so those results have no `__restrict__`.
+__device__ __forceinline__ void overlap_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- Counter-based random numbers, equal to the host's `rng::keep`.
 
 __device__ __forceinline__ bool keep(u64 key, u64 counter, float probability) {

@@ -53,9 +53,10 @@ __device__ __forceinline__ void for_parts(int parts, F f) {
 }
 
 template <typename T, typename S>
-__device__ __forceinline__ void rmsnorm_forward_body(T* __restrict__ out, float* __restrict__ rstd,
-    const S* __restrict__ inp, const float* __restrict__ weight, int c, i64 ld_out, i64 ld_inp, float eps) {
+__device__ __forceinline__ void rmsnorm_forward_body(
+    T* out, float* rstd, const S* inp, const float* __restrict__ weight, int c, i64 ld_out, i64 ld_inp, float eps) {
     __shared__ float shared[32];
+    overlap_kernels();
     const S* x = inp + blockIdx.x * ld_inp;
     T* y = out + blockIdx.x * ld_out;
     int parts = aligned16(x) && aligned16(y) && aligned16(weight) ? c / PART : 0;

@@ -1,54 +1,77 @@
-// Rotary position embedding, in Llama's layout.
+// Rotary position embedding of all or of the first elements of each head.
 #include "prelude.cuh"
 
-// Cosine and sine of every rotation of a pass, (n, half) each. The angle is rounded to f32, as on the host.
-// Grid: ceil(n * half / 256).
-extern "C" __global__ void __launch_bounds__(256)
-    rope_table(float* cosines, float* sines, const float* inv_freq, const u32* positions, int n, int half) {
+// Cosine and sine of every rotation of a pass, (n, half) each, times `scale`. The angle is rounded to f32, as on the
+// host. `tables`, if given, selects a row of `inv_freq` for each row. Grid: ceil(n * half / 256).
+extern "C" __global__ void __launch_bounds__(256) rope_table(float* cosines, float* sines, const float* inv_freq,
+    const u32* positions, const u32* tables, int n, int half, float scale) {
     i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (at >= (i64)n * half) return;
+    int row = at / half, pair = at % half;
     double sine, cosine;
-    sincos((double)__fmul_rn((float)positions[at / half], inv_freq[at % half]), &sine, &cosine);
-    cosines[at] = (float)cosine;
-    sines[at] = (float)sine;
+    float frequency = inv_freq[(tables ? tables[row] : 0) * half + pair];
+    sincos((double)__fmul_rn((float)positions[row], frequency), &sine, &cosine);
+    cosines[at] = (float)cosine * scale;
+    sines[at] = (float)sine * scale;
 }
 
-// Rotates the pairs (i, i + half) of each head of `x` in place. `sign` -1 inverts the rotation, for gradients.
+// The rotated elements of the heads: `half` pairs from the start of each head of `hs` elements. A pair is (i, i + half),
+// or (2i, 2i + 1) if `neighbours`.
+struct Heads {
+    int count, hs, half;
+    bool neighbours;
+};
+
+// Rotates LEN pairs in two vectors.
+template <bool NEIGHBOURS, typename T>
+__device__ __forceinline__ void rotate(Vec<T>& a, Vec<T>& b, const float* c, const float* s, float sign) {
+    constexpr int LEN = Vec<T>::LEN;
+#pragma unroll
+    for (int i = 0; i < LEN; ++i) {
+        T& low = !NEIGHBOURS ? a.v[i] : i < LEN / 2 ? a.v[2 * i % LEN] : b.v[2 * i % LEN];
+        T& high = !NEIGHBOURS ? b.v[i] : i < LEN / 2 ? a.v[(2 * i + 1) % LEN] : b.v[(2 * i + 1) % LEN];
+        float p = to_float(low), q = to_float(high), sine = sign * s[i];
+        low = from_float<T>(p * c[i] - q * sine);
+        high = from_float<T>(q * c[i] + p * sine);
+    }
+}
+
+// Rotates the pairs of each head of `x` in place. `sign` -1 inverts the rotation, for gradients.
 template <typename T>
 __device__ __forceinline__ void rope_body(
-    T* x, const float* __restrict__ cosines, const float* __restrict__ sines, int heads, int half, i64 ld, float sign) {
+    T* x, const float* cosines, const float* sines, const Heads& heads, i64 ld, float sign) {
     constexpr int LEN = Vec<T>::LEN;
-    int parts = ceil_div(half, LEN), part = blockIdx.y * 256 + threadIdx.x;
-    if (part >= heads * parts) return;
-    int first = part % parts * LEN;
-    T* low = x + blockIdx.x * ld + part / parts * 2 * half + first;
-    T* high = low + half;
+    int half = heads.half, parts = ceil_div(half, LEN), part = blockIdx.y * 256 + threadIdx.x;
+    if (part >= heads.count * parts) return;
+    int first = part % parts * LEN, step = heads.neighbours ? 2 : 1;
+    T* low = x + blockIdx.x * ld + part / parts * heads.hs + first * step;
+    T* high = low + (heads.neighbours ? LEN : half);
     const float* c = cosines + (i64)blockIdx.x * half + first;
     const float* s = sines + (i64)blockIdx.x * half + first;
     if (first + LEN <= half && aligned16(low) && aligned16(high)) {
         Vec<T> a = load16(low), b = load16(high);
-#pragma unroll
-        for (int i = 0; i < LEN; ++i) {
-            float p = to_float(a.v[i]), q = to_float(b.v[i]), sine = sign * s[i];
-            a.v[i] = from_float<T>(p * c[i] - q * sine);
-            b.v[i] = from_float<T>(q * c[i] + p * sine);
-        }
+        if (heads.neighbours) rotate<true>(a, b, c, s, sign);
+        else rotate<false>(a, b, c, s, sign);
         store16(low, a);
         store16(high, b);
         return;
     }
+    high = low + (heads.neighbours ? 1 : half);
     for (int i = 0; i < LEN && first + i < half; ++i) {
-        float p = to_float(low[i]), q = to_float(high[i]), sine = sign * s[i];
-        low[i] = from_float<T>(p * c[i] - q * sine);
-        high[i] = from_float<T>(q * c[i] + p * sine);
+        float p = to_float(low[i * step]), q = to_float(high[i * step]), sine = sign * s[i];
+        low[i * step] = from_float<T>(p * c[i] - q * sine);
+        high[i * step] = from_float<T>(q * c[i] + p * sine);
     }
 }
 
 // Queries and keys in one launch. Grid: n x ceil(most heads * ceil(half / LEN) / 256) x 2.
 #define ROPE_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) rope_##T(T* q, T* k, const float* cosines,               \
-        const float* sines, int heads, int kv_heads, int half, i64 ld_q, i64 ld_k, float sign) {               \
+        const float* sines, int heads, int kv_heads, int hs, int half, int neighbours, i64 ld_q, i64 ld_k,     \
+        float sign) {                                                                                          \
+        overlap_kernels();                                                                                     \
         bool is_key = blockIdx.z == 1;                                                                         \
-        rope_body(is_key ? k : q, cosines, sines, is_key ? kv_heads : heads, half, is_key ? ld_k : ld_q, sign);\
+        Heads rotated = {is_key ? kv_heads : heads, hs, half, neighbours != 0};                                \
+        rope_body(is_key ? k : q, cosines, sines, rotated, is_key ? ld_k : ld_q, sign);                        \
     }
 FOR_TYPES(ROPE_KERNEL)

@@ -49,7 +49,7 @@ FOR_TYPES(SCALE_COLUMNS_KERNEL)
 
 // One block copies one row.
 template <typename T>
-__device__ __forceinline__ void copy_row(T* __restrict__ to, const T* __restrict__ from, int cols) {
+__device__ __forceinline__ void copy_row(T* to, const T* from, int cols) {
     constexpr int LEN = Vec<T>::LEN;
     int done = 0;
     if (aligned16(to) && aligned16(from)) {
@@ -72,6 +72,7 @@ FOR_TYPES(GATHER_KERNEL)
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         scatter_rows_##T(T* k, T* v, const T* k_inp, const T* v_inp, const u32* rows, int cols, i64 ld_out,    \
         i64 ld_inp) {                                                                                          \
+        overlap_kernels();                                                                                     \
         bool is_value = blockIdx.y == 1;                                                                       \
         T* out = is_value ? v : k;                                                                             \
         copy_row(out + rows[blockIdx.x] * ld_out, (is_value ? v_inp : k_inp) + blockIdx.x * ld_inp, cols);     \

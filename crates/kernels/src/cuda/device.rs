@@ -214,12 +214,11 @@ impl Device {
     /// Runs `operations` as one sequence. If the same sequence is often repeated, it becomes a graph.
     pub fn run_sequence(&self, operations: &mut dyn FnMut()) {
         lock(&self.recorder).begin();
+        let _clear = ClearRecorder(self);
         operations();
-        let mut recorder = lock(&self.recorder);
-        let result =
-            if self.has_failed() { Ok(()) } else { self.activate().and_then(|()| recorder.end(self)) };
-        recorder.clear();
-        self.record(result);
+        if !self.has_failed() {
+            self.record(self.activate().and_then(|()| lock(&self.recorder).end(self)));
+        }
     }
 
     /// Launches recorded work. Call this before a call that must come after this work.
@@ -322,6 +321,15 @@ impl Device {
         if self.activate().is_ok() {
             lock(&self.arena).free(&self.driver, address.0);
         }
+    }
+}
+
+/// Ends a sequence on drop, also if an operation panics.
+struct ClearRecorder<'a>(&'a Device);
+
+impl Drop for ClearRecorder<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.recorder).clear();
     }
 }
 

@@ -23,6 +23,8 @@ const MAX_DYNAMIC_SHARED: c_int = 8;
 const SUCCESS: c_int = 0;
 const OUT_OF_MEMORY: c_int = 2;
 const STREAM_NON_BLOCKING: c_uint = 1;
+/// Value of `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+const OVERLAP_ATTRIBUTE: c_int = 6;
 /// Value of `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
 const CAPTURE_THREAD: c_int = 1;
 
@@ -81,16 +83,40 @@ functions! {
     graph_executable_destroy = "cuGraphExecDestroy": fn(Handle);
     launch = "cuLaunchKernel":
         fn(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
+    launch_with = "cuLaunchKernelEx": fn(*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void);
     error_name = "cuGetErrorName": fn(c_int, *mut *const c_char);
     error_string = "cuGetErrorString": fn(c_int, *mut *const c_char);
 }
 
-/// Shape of a launch: its grid, threads per block, and bytes of dynamic shared memory.
+/// Shape of a launch: its grid, threads per block, bytes of dynamic shared memory, and order in the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Shape {
     pub grid: [u32; 3],
     pub block: u32,
     pub shared: u32,
+    /// Whether the kernel may start before the previous kernel of the stream has ended. The kernel must call
+    /// `overlap_kernels` of `prelude.cuh`.
+    pub overlaps: bool,
+}
+
+/// Layout of `CUlaunchAttribute`, for an attribute whose value is an int.
+#[repr(C)]
+struct LaunchAttribute {
+    id: c_int,
+    padding: c_int,
+    value: c_int,
+    rest: [c_int; 15],
+}
+
+/// Layout of `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: Handle,
+    attributes: *const LaunchAttribute,
+    attribute_count: c_uint,
 }
 
 /// Functions that call the driver and check the result. A device pointer is a plain address.
@@ -402,6 +428,19 @@ impl Driver {
         arguments: &mut [*mut c_void],
     ) -> c_int {
         let ([x, y, z], none) = (shape.grid, ptr::null_mut());
+        if shape.overlaps {
+            let attribute = LaunchAttribute { id: OVERLAP_ATTRIBUTE, padding: 0, value: 1, rest: [0; 15] };
+            let config = LaunchConfig {
+                grid: shape.grid,
+                block: [shape.block, 1, 1],
+                shared: shape.shared,
+                stream,
+                attributes: &attribute,
+                attribute_count: 1,
+            };
+            // SAFETY: the caller fulfils this function's safety contract.
+            return unsafe { (self.launch_with)(&config, function, arguments.as_mut_ptr(), none) };
+        }
         // SAFETY: the caller fulfils this function's safety contract.
         unsafe {
             (self.launch)(

@@ -31,7 +31,7 @@ pub(super) struct KernelLaunch<'a> {
 
 impl<'a> KernelLaunch<'a> {
     pub fn new(device: &'a Device, name: &'static str, dtype: Option<DType>) -> Self {
-        let shape = Shape { grid: [1; 3], block: 1, shared: 0 };
+        let shape = Shape { grid: [1; 3], block: 1, shared: 0, overlaps: false };
         Self {
             device,
             name,
@@ -61,6 +61,14 @@ impl<'a> KernelLaunch<'a> {
     /// Sets the bytes of dynamic shared memory.
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shape.shared = bytes as u32;
+        self
+    }
+
+    /// Lets the kernel start before the previous kernel of the stream has ended, on devices that support this.
+    /// The kernel must call `overlap_kernels` of `prelude.cuh`.
+    pub fn overlapping(mut self) -> Self {
+        // Only cubins for these devices contain the wait. Later devices compile PTX without it.
+        self.shape.overlaps = matches!(self.device.info.capability.0, 9 | 10 | 12);
         self
     }
 

@@ -283,14 +283,16 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     }
     let partial = device.workspace(bytes);
     let parts = kv_heads * (heads / kv_heads).div_ceil(DECODE_HEADS);
-    let launch = device.kernel("attention_decode", dtype).grid(parts, splits, count).block(BLOCK);
+    let launch =
+        device.kernel("attention_decode", dtype).grid(parts, splits, count).block(BLOCK).overlapping();
     let launch = launch.ptr(out.at).ptr(lse).ptr(partial).ptr(q.at).ptr(k.at).ptr(v.at);
     let launch = launch.ptr(segments.segments).int(heads).int(kv_heads).int(head_dim);
     let launch = launch.long(out.stride).long(q.stride).long(k.stride).int(splits);
     score_parameters(launch, scores).run();
     // If one block processes all keys of a segment, the first kernel writes the final result of this segment.
     if splits > 1 {
-        let join = device.kernel("attention_decode_join", dtype).grid(heads, count, 1).block(BLOCK);
+        let join =
+            device.kernel("attention_decode_join", dtype).grid(heads, count, 1).block(BLOCK).overlapping();
         let join = join.ptr(out.at).ptr(lse).ptr(partial).ptr(segments.segments).int(head_dim);
         join.long(out.stride).int(splits).int(window(scores)).run();
     }

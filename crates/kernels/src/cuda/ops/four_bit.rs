@@ -144,7 +144,7 @@ pub fn rows(
     let group = Group::new(outs, weights.iter().map(|&&weight| weight), ROWS_OUTPUTS);
     let blocks = group.tiles().min(ROWS_BLOCKS * device.info.multiprocessors as usize);
     let shared = rows_shared_bytes(device.info.capability);
-    let launch = device.kernel(name, dtype).grid(blocks, 1, 1).block(THREADS).shared(shared);
+    let launch = device.kernel(name, dtype).grid(blocks, 1, 1).block(THREADS).shared(shared).overlapping();
     launch.structure(&group).ptr(inp.at).int(n).int(cols).long(inp.stride).run();
     true
 }

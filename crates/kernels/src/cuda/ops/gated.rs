@@ -42,7 +42,8 @@ pub fn forward(
     (n, cols): (usize, usize),
 ) {
     let name = name(activation, ["swiglu_forward", "geglu_forward"]);
-    let launch = launch(device, name, dtype, n, cols).ptr(out.at).ptr(inp.gate).ptr(inp.up);
+    let launch = launch(device, name, dtype, n, cols).overlapping();
+    let launch = launch.ptr(out.at).ptr(inp.gate).ptr(inp.up);
     launch.int(cols).long(out.stride).long(inp.stride).run();
 }
 

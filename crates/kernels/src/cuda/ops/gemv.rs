@@ -32,7 +32,7 @@ pub fn forward(
     }
     let tile = if is_exact { EXACT_OUTPUTS } else { OUTPUTS };
     let group = Group::new(outs, weights.iter().copied(), tile);
-    let launch = device.kernel(name, dtype).grid(group.tiles(), 1, 1).block(THREADS);
+    let launch = device.kernel(name, dtype).grid(group.tiles(), 1, 1).block(THREADS).overlapping();
     launch.structure(&group).ptr(inp.at).int(n).int(cols).long(inp.stride).run();
     true
 }

@@ -48,7 +48,7 @@ pub fn forward(
     shape: NormShape,
 ) {
     let launch = types.launch(device, ["rmsnorm_forward", "rmsnorm_forward_f16_over_f32"], shape);
-    let launch = launch.ptr(out.at).ptr(rstd).ptr(inp.at).ptr(weight);
+    let launch = launch.overlapping().ptr(out.at).ptr(rstd).ptr(inp.at).ptr(weight);
     launch.int(shape.c).long(out.stride).long(inp.stride).float(eps).run();
 }
 

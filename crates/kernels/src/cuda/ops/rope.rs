@@ -25,7 +25,8 @@ pub enum Turn {
 pub fn fill_table(device: &Device, table: Table, inv_freq: DevicePtr, positions: DevicePtr) {
     let Table { cosines, sines, n, half } = table;
     let launch = device.exact("rope_table").grid((n * half).div_ceil(THREADS as usize), 1, 1).block(THREADS);
-    launch.ptr(cosines).ptr(sines).ptr(inv_freq).ptr(positions).int(n).int(half).run();
+    let launch = launch.ptr(cosines).ptr(sines).ptr(inv_freq).ptr(positions).ptr(DevicePtr::NULL);
+    launch.int(n).int(half).float(1.0).run();
 }
 
 /// Rotates the heads of each row of `q` and `k` in place. `heads` contains the number of heads of `q` and of
@@ -34,7 +35,12 @@ pub fn rope(device: &Device, dtype: DType, [q, k]: [Rows; 2], table: Table, head
     let Table { cosines, sines, n, half } = table;
     let parts = heads[0].max(heads[1]) * half.div_ceil(vector_len(dtype));
     let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    let launch = device.kernel("rope", dtype).grid(n, parts.div_ceil(THREADS as usize), 2).block(THREADS);
-    let launch = launch.ptr(q.at).ptr(k.at).ptr(cosines).ptr(sines).int(heads[0]).int(heads[1]).int(half);
-    launch.long(q.stride).long(k.stride).float(sign).run();
+    let launch = device
+        .kernel("rope", dtype)
+        .grid(n, parts.div_ceil(THREADS as usize), 2)
+        .block(THREADS)
+        .overlapping();
+    let launch = launch.ptr(q.at).ptr(k.at).ptr(cosines).ptr(sines).int(heads[0]).int(heads[1]);
+    // All elements of a head are rotated, and a pair is one element of each half.
+    launch.int(2 * half).int(half).int(0).long(q.stride).long(k.stride).float(sign).run();
 }

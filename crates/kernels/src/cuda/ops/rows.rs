@@ -66,7 +66,7 @@ pub fn scatter_rows(
     rows: DevicePtr,
     (n, cols): (usize, usize),
 ) {
-    let launch = device.kernel("scatter_rows", dtype).grid(n, 2, 1).block(THREADS);
+    let launch = device.kernel("scatter_rows", dtype).grid(n, 2, 1).block(THREADS).overlapping();
     let launch = launch.ptr(out[0].at).ptr(out[1].at).ptr(inp[0].at).ptr(inp[1].at).ptr(rows);
     launch.int(cols).long(out[0].stride).long(inp[0].stride).run();
 }
