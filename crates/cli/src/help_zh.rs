@@ -389,8 +389,8 @@ const TEXTS: &[(&str, &str)] = &[
         "基座模型：demo、文件夹或 Hub 上的名字 [默认：询问]",
     ),
     (
-        "Training data: a file, or a data set of `danlu data get` [default: asked]",
-        "训练数据：文件，或 `danlu data get` 的数据集 [默认：询问]",
+        "Training data: a file, hf:org/name, or a data set of `danlu data get` [default: asked]",
+        "训练数据：文件、hf:org/name，或 `danlu data get` 的数据集 [默认：询问]",
     ),
     (
         "One sentence about who the model is; this sentence becomes the system message [default: asked]",
@@ -420,8 +420,14 @@ const TEXTS: &[(&str, &str)] = &[
         "Answer each line of a file in a conversation of its own, and exit",
         "逐行回答文件里的问题，每行一次新的对话，然后退出",
     ),
-    ("Data files", "数据文件"),
-    ("Data file", "数据文件"),
+    (
+        "Data files, or data sets on the Hub such as hf:org/name:train",
+        "数据文件，或 Hub 上的数据集，如 hf:org/name:train",
+    ),
+    (
+        "Data file, or a data set on the Hub such as hf:org/name:train",
+        "数据文件，或 Hub 上的一个数据集，如 hf:org/name:train",
+    ),
     (
         "List every faulty record, not only the first ten of each kind",
         "列出每一条有问题的记录，而不只是每类前十条",
@@ -526,8 +532,8 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Base model: a folder or a Hub name", "基座模型：文件夹或 Hub 上的名字"),
     (
-        "Training data: JSON, JSON lines, CSV, TSV or Parquet",
-        "训练数据：JSON、JSON Lines、CSV、TSV 或 Parquet",
+        "Training data: JSON, JSON lines, CSV, TSV, Parquet, or hf:org/name:split for a data set on the Hub",
+        "训练数据：JSON、JSON Lines、CSV、TSV、Parquet，或 Hub 上的数据集 hf:org/name:split",
     ),
     (
         "Output folder: new, empty, or with --resume the run to resume",

@@ -3,12 +3,12 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use danlu_hub::{FetchScope, Hub, HubError, HubSettings, RepoName};
 use danlu_loader::{
-    CheckDepth, HubSource, LoadError, Loader, ModelDirs, ModelFiles, ModelRef, Notice, Progress, TokenCheck,
-    check_base, explicit_name,
+    CheckDepth, DataRef, HubSource, LoadError, Loader, ModelDirs, ModelFiles, ModelRef, Notice, Progress,
+    TokenCheck, check_base, check_explicit, explicit_name,
 };
 
 use crate::commands::hub::{pauses, pull};
@@ -138,6 +138,28 @@ impl<'a> ModelLoader<'a> {
         })
     }
 
+    /// Resolves the name of a data set to `hf:org/name@commit:part`, which [`read`] reads from the cache.
+    /// Downloads the data set if the cache lacks it. Returns any other path as it is.
+    ///
+    /// # Errors
+    /// If the data set does not exist, has no such part, or cannot be downloaded.
+    ///
+    /// [`read`]: crate::evaluation::held_out::read
+    pub fn data_path(&self, path: &Path) -> Result<PathBuf> {
+        check_explicit(path)?;
+        let data = DataRef::parse(path);
+        let Some(dataset) = data.dataset(&self.hub) else { return Ok(path.to_owned()) };
+        let is_explicit = matches!(data, DataRef::Hub { is_explicit: true, .. });
+        self.is_explicit.set(is_explicit);
+        let found =
+            self.run(|loader, _| loader.dataset(dataset)).map_err(|diagnostic| match is_explicit {
+                true => diagnostic,
+                false => diagnostic.and_hint(format!("there is no file `{}` here", path.display())),
+            })?;
+        let pinned = dataset.pinned(&found.pulled.commit, &found.part)?;
+        Ok(PathBuf::from(format!("hf:{pinned}")))
+    }
+
     /// Asks the user at a terminal before a download, because `name` may be a mistyped folder name.
     fn confirm(&self, name: &RepoName) -> Result<()> {
         let printer = self.printer;
@@ -146,16 +168,25 @@ impl<'a> ModelLoader<'a> {
             return Ok(());
         }
         printer.clear_live();
-        let question = printer.pick(
-            format!("本机没有文件夹 `{name}`。从 Hugging Face Hub 下载吗？[y/N] "),
-            format!("there is no folder `{name}`. Download it from the Hugging Face Hub? [y/N] "),
-        );
+        let question = match name.is_dataset() {
+            true => printer.pick(
+                format!("本机没有文件 `{name}`。从 Hugging Face Hub 下载这个数据集吗？[y/N] "),
+                format!(
+                    "there is no file `{name}`. Download this data set from the Hugging Face Hub? [y/N] "
+                ),
+            ),
+            false => printer.pick(
+                format!("本机没有文件夹 `{name}`。从 Hugging Face Hub 下载吗？[y/N] "),
+                format!("there is no folder `{name}`. Download it from the Hugging Face Hub? [y/N] "),
+            ),
+        };
         let mut answer = String::new();
         let asked = write!(io::stderr(), "{question}").and_then(|()| io::stdin().read_line(&mut answer));
         if asked.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes" | "是") {
             return Ok(());
         }
-        let diagnostic = Diagnostic::input(format!("`{name}` is not a local folder, and is not downloaded"));
+        let kind = if name.is_dataset() { "file" } else { "folder" };
+        let diagnostic = Diagnostic::input(format!("`{name}` is not a local {kind}, and is not downloaded"));
         Err(diagnostic.with_hint(format!("check the path; `hf:{name}` and `--yes` download without asking")))
     }
 

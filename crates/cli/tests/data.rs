@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::{Scene, record};
 
 fn scene() -> Scene {
@@ -230,9 +232,11 @@ fn output_that_cannot_be_written_is_said_and_a_closed_pipe_is_not() {
 }
 
 #[test]
-fn a_name_of_the_hub_is_told_that_data_is_read_from_files() {
+fn a_missing_file_in_an_existing_folder_is_no_download() {
     let scene = Scene::new();
-    let hint = "hint: check the path for a typing mistake; download data sets of the Hub first: `hf download me/palace --repo-type dataset --local-dir DIR`\n";
+    fs::create_dir(scene.path("me")).unwrap();
+    let hint =
+        "hint: check the path for a typing mistake; if it is a data set on the Hub, write `hf:me/palace`\n";
     for line in [
         "data check me/palace --base base",
         "data preview me/palace --base base",

@@ -655,3 +655,47 @@ fn a_base_that_only_this_machine_has_is_told_and_named() {
     }
     hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
 }
+
+#[test]
+fn data_sets_are_read_by_name_in_every_command() {
+    let hub = Hub::new();
+    let lines = |words: &[&str]| -> String {
+        words.iter().map(|word| format!("{}\n", common::record(word, &format!("{word}。")))).collect()
+    };
+    hub.server
+        .model("datasets/lab/talk")
+        .file("data/train-00000-of-00002.jsonl", lines(&["一", "二"]).as_bytes())
+        .file("data/train-00001-of-00002.jsonl", lines(&["三"]).as_bytes())
+        .file("data/test-00000-of-00001.jsonl", lines(&["四"]).as_bytes())
+        .add();
+    let commit = hub.server.revisions("datasets/lab/talk").into_values().next().unwrap();
+    let checked = hub.scene.ok("data check lab/talk");
+    assert!(checked.err.contains("fetched lab/talk ("), "{}", checked.err);
+    assert!(checked.out.contains(&format!("lab/talk@{}:train", &commit[..8])), "{}", checked.out);
+    let preview = hub.ok_offline("data preview hf:lab/talk");
+    assert!(preview.out.contains("三"), "{}", preview.out);
+    hub.scene.ok("data convert hf:lab/talk:test --output test.csv --to alpaca");
+    assert!(String::from_utf8(hub.scene.read("test.csv")).unwrap().contains('四'));
+    hub.scene.ok("train --base lab/base --data lab/talk --output out --max-steps 1 --lora-r 2");
+    // The run names the commit, so that a later version of the data set does not change the run.
+    let pinned = format!("hf:lab/talk@{commit}:train");
+    assert!(String::from_utf8(hub.scene.read("out/run.toml")).unwrap().contains(&pinned));
+    let card = String::from_utf8(hub.scene.read("out/README.md")).unwrap();
+    assert!(card.contains("datasets:\n  - \"lab/talk\"") || card.contains("lab/talk"), "{card}");
+    hub.server.commit("datasets/lab/talk", &[("data/train-00000-of-00002.jsonl", b"{}")]);
+    hub.ok_offline("train --output out --resume");
+    hub.ok_offline("plan --base lab/base --data hf:lab/talk");
+    hub.scene.ok("compare out --data hf:lab/talk:test --max-length 64");
+    for (line, part) in [
+        (
+            "data check hf:lab/talk:dev",
+            "`lab/talk` has no part `dev`\n  hint: choose one: `lab/talk:test`, `lab/talk:train`",
+        ),
+        ("data check hf:lab/none", "cannot find the data set `lab/none`"),
+        ("data check hf:talk", "cannot parse `talk` as a data set"),
+        ("data check lab/none", "hint: there is no file `lab/none` here"),
+    ] {
+        let ran = hub.scene.run(line);
+        assert!(ran.code == 1 && ran.err.contains(part), "danlu {line}\n{}", ran.err);
+    }
+}

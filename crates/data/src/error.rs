@@ -125,6 +125,18 @@ pub enum DataError {
         /// The matching formats.
         candidates: Vec<Format>,
     },
+    /// The files of one data set have different formats.
+    #[error("cannot read `{}`: its format is {format}, and `{}` has {expected}", file.display(), first.display())]
+    MixedFormats {
+        /// The file.
+        file: PathBuf,
+        /// Its format.
+        format: Format,
+        /// The first file of the data set.
+        first: PathBuf,
+        /// The format of the first file.
+        expected: Format,
+    },
     /// A format name that does not exist.
     #[error("cannot use the data format `{name}`: it is unknown")]
     UnknownFormatName {
@@ -148,8 +160,15 @@ impl DataError {
                 Some(format!("convert the file with {}", encoding.conversion(file)))
             }
             Self::NoReadableRecord { file, encoding: Some(encoding), .. } => Some(encoding.hint(file)),
+            Self::NoReadableRecord { first, .. } if first.fault == RecordFault::Json => {
+                Some(json_hint(first))
+            }
+            Self::NoReadableRecord { first, .. } if first.found.starts_with(LIST_FOUND) => {
+                Some(PANDAS.into())
+            }
             Self::NoReadableRecord { first, .. } if first.fault != RecordFault::Shape => Some(LAYOUTS.into()),
-            Self::Empty { .. } | Self::ObjectOverLines { .. } => Some(LAYOUTS.into()),
+            Self::ObjectOverLines { .. } => Some(format!("{LAYOUTS}; {PANDAS}")),
+            Self::Empty { .. } => Some(LAYOUTS.into()),
             Self::UnknownFormat { meant: Some(meant), .. } => Some(meant.clone()),
             Self::NoReadableRecord { .. } | Self::UnknownFormat { .. } => {
                 Some(format!("use the keys of a known format:\n{}", Format::table()))
@@ -159,6 +178,7 @@ impl DataError {
             Self::AmbiguousFormat { candidates, .. } => candidates
                 .first()
                 .map(|format| format!("choose one with `--format`, such as `--format {format}`")),
+            Self::MixedFormats { .. } => Some("pass the files one by one".into()),
             Self::UnknownFormatName { .. } => {
                 let known: Vec<String> = Format::ALL.iter().map(|format| format!("`{format}`")).collect();
                 Some(format!("use one of {}", known.join(", ")))
@@ -169,6 +189,30 @@ impl DataError {
 
 const LAYOUTS: &str =
     "write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV";
+
+/// Start of the text for a list in place of a record.
+const LIST_FOUND: &str = "a list of";
+
+/// Text that describes the expected key of an object.
+const KEY_EXPECTED: &str = "a key in double quotes";
+
+/// Hint for the layouts of pandas that are not read.
+const PANDAS: &str = "with pandas, write `df.to_json(FILE, orient=\"records\")`";
+
+/// Returns the hint for a first record that is not JSON but another notation.
+fn json_hint(first: &BadRecord) -> String {
+    match first.found.as_str() {
+        "`/`" | "`#`" => "remove the comments, which JSON does not have; `npx json5 FILE` converts JSON5 to JSON",
+        "`\'`" | "`'`" => {
+            "write it with `json.dumps`: it looks like Python's text of a dictionary, and JSON has double quotes only"
+        }
+        _ if first.expected.contains(KEY_EXPECTED) => {
+            "put the keys in double quotes; `npx json5 FILE` converts JSON5 to JSON"
+        }
+        _ => LAYOUTS,
+    }
+    .to_owned()
+}
 
 /// Returns the hint for a folder: the data files in it, with training files first.
 fn folder_hint(folder: &Path, files: &[String]) -> String {

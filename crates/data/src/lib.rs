@@ -32,6 +32,7 @@
 
 mod charset;
 mod check;
+mod column_object;
 mod columns;
 mod conversation;
 mod dataset_info;
@@ -54,6 +55,7 @@ mod record_memory;
 mod record_splitter;
 mod roles;
 mod scanner;
+mod shards;
 mod spelling;
 mod stream;
 mod table;
@@ -79,6 +81,7 @@ pub use preview::{PreviewToken, preview, replace_controls};
 pub use read::{DataFileFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource, TurnLoss};
 pub use roles::Roles;
+pub use shards::read_shards;
 pub use spelling::{closest_word, edit_distance};
 pub use template_audit::{TemplateAudit, TemplateEffect, TemplateFinding};
 pub use unknown_keys::UnknownKey;

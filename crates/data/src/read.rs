@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Columns, DataError, Format, ReadOptions,
     charset::{Charset, CharsetEvidence},
-    dataset_info,
+    column_object, dataset_info,
     fields::{self, Object},
     formats::{self, turns::TurnReader},
     json_record, parquet_file,
@@ -231,6 +231,7 @@ impl<'a> Reading<'a> {
                 self.add_evidence(&piece.bytes);
                 let source = self.source(piece.at.line);
                 match json_record::object(&piece, source.clone()) {
+                    Ok(object) if self.index == 0 => self.take_first(object, &source)?,
                     Ok(object) => self.take_object(object, source)?,
                     Err(_) if layout == Layout::Lines && self.index == 0 && piece.bytes == b"{" => {
                         let (file, line) = (self.file.to_path_buf(), piece.at.line);
@@ -242,6 +243,22 @@ impl<'a> Reading<'a> {
             }
         }
         self.check_bad_count()
+    }
+
+    /// Adds the first object of a file. It is a record, or a table as pandas writes it.
+    fn take_first(&mut self, object: Object, source: &RecordSource) -> Result<(), DataError> {
+        let Some(rows) = column_object::rows(&object) else {
+            return self.take_object(object, source.clone());
+        };
+        let count = rows.len();
+        for (i, row) in rows.into_iter().enumerate() {
+            self.index = i;
+            let source = RecordSource { index: i, ..source.clone() };
+            self.take_object(row, source)?;
+            self.check_bad_count()?;
+        }
+        self.index = count.saturating_sub(1);
+        Ok(())
     }
 
     /// Adds a record to the good or the bad records.

@@ -61,7 +61,10 @@ pub enum Gate {
     Manual,
 }
 
-/// A model repository.
+/// Prefix of the id of a data set.
+pub(crate) const DATASETS: &str = "datasets/";
+
+/// A repository of a model or a data set.
 pub(crate) struct Repository {
     pub id: String,
     pub private: bool,
@@ -99,7 +102,12 @@ impl Repository {
 
     /// Returns the owner, which is a user or an organisation. Returns an empty string if there is no owner.
     pub fn namespace(&self) -> &str {
-        git::split(&self.id).0
+        git::split(self.public_id()).0
+    }
+
+    /// Returns the id in answers, which does not contain the prefix of a data set.
+    pub fn public_id(&self) -> &str {
+        self.id.strip_prefix(DATASETS).unwrap_or(&self.id)
     }
 
     /// Resolves a branch, a tag, a full ref such as `refs/pr/1`, or a full commit id. As on the Hub, an

@@ -19,6 +19,7 @@ use crate::api_error::ApiError;
 use crate::http::{Body, Head, Response};
 use crate::hub::Hub;
 use crate::recorded_request::Host;
+use crate::repository::DATASETS;
 
 /// Maximum size in bytes of a body that is read into memory.
 const MAX_BODY_BYTES: u64 = 256 << 20;
@@ -97,8 +98,9 @@ fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
         ("POST", ["api", "repos", "create"]) => account::create(context),
         ("POST", ["api", "validate-yaml"]) => account::validate_yaml(context),
         ("POST", ["api", "complete_multipart"]) => large::complete(context),
-        ("GET" | "HEAD", ["api", "resolve-cache", "models", rest @ ..]) => {
+        ("GET" | "HEAD", ["api", "resolve-cache", kind @ ("models" | "datasets"), rest @ ..]) => {
             let (id, rest) = split_id(rest, &[]);
+            let id = if *kind == "datasets" { dataset_id(&id) } else { id };
             match rest {
                 [revision, path @ ..] => download::cached(context, &id, revision, &path.join("/")),
                 [] => Err(nothing()),
@@ -108,6 +110,16 @@ fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
             let (id, rest) = split_id(rest, &VERBS);
             model(context, method, &id, rest)
         }
+        (_, ["api", "datasets", rest @ ..]) => {
+            let (id, rest) = split_id(rest, &VERBS);
+            model(context, method, &dataset_id(&id), rest)
+        }
+        ("GET" | "HEAD", ["datasets", rest @ ..]) => match split_id(rest, &VERBS) {
+            (id, ["resolve", revision, path @ ..]) => {
+                download::resolve(context, &dataset_id(&id), revision, &path.join("/"))
+            }
+            _ => Err(nothing()),
+        },
         ("POST", [.., "info", "lfs", "objects", verb]) => {
             let name = &segments[..segments.len() - 4];
             let Some(id) = name.join("/").strip_suffix(".git").map(str::to_owned) else {
@@ -150,6 +162,11 @@ fn model(context: &mut RequestContext<'_, '_>, method: &str, id: &str, rest: &[&
         ("GET", ["discussions", number]) => discussion::details(context, id, number),
         _ => Err(nothing()),
     }
+}
+
+/// Returns the id of a data set in the state of the server.
+fn dataset_id(id: &str) -> String {
+    format!("{DATASETS}{id}")
 }
 
 fn nothing() -> ApiError {

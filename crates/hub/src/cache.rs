@@ -21,6 +21,12 @@ use crate::{HubError, RepoName};
 /// Maximum size of a ref file in bytes.
 const MAX_REF_BYTES: u64 = 256;
 
+/// Maximum size in bytes of a stored list of files.
+const MAX_FILE_LIST_BYTES: u64 = 64 << 20;
+
+/// The folder of stored lists of files. Python ignores this folder.
+const FILE_LISTS: &str = ".danlu_files";
+
 /// The cache of one repository.
 #[derive(Clone, Debug)]
 pub(crate) struct Cache {
@@ -140,6 +146,25 @@ impl Cache {
         let path = self.folder.join("refs").join(revision);
         create_folder(path.parent().expect("a revision's file has its folder"))?;
         Ok(write_atomic(&path, commit.as_bytes())?)
+    }
+
+    /// Stores the list of all files of a commit, so that the files of a split can be chosen without a
+    /// request.
+    pub fn write_file_list(&self, commit: &str, paths: &[String]) -> Result<(), HubError> {
+        let path = self.file_list_path(commit);
+        create_folder(path.parent().expect("a list is in its folder"))?;
+        let text = serde_json::to_vec(paths).expect("a list of texts is JSON");
+        Ok(write_atomic(&path, &text)?)
+    }
+
+    /// Reads the list of all files of a commit, if it is stored.
+    pub fn read_file_list(&self, commit: &str) -> Option<Vec<String>> {
+        let bytes = read_bounded(&self.file_list_path(commit), MAX_FILE_LIST_BYTES).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    fn file_list_path(&self, commit: &str) -> PathBuf {
+        self.folder.join(FILE_LISTS).join(format!("{commit}.json"))
     }
 
     /// Records files that do not exist in a commit, so that later lookups do not request them.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use danlu_model::FileError;
 
-use crate::{RepoName, TokenFault};
+use crate::{DatasetRef, RepoName, TokenFault};
 
 /// An error of a request, a transfer or the cache.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,11 @@ pub enum HubError {
     /// The text is not a model name.
     #[error("cannot parse `{text}` as a model name, expected `org/name` or `org/name@revision`")]
     Name { text: String },
+    /// The text is not the name of a data set.
+    #[error(
+        "cannot parse `{text}` as a data set, expected `org/name`, `org/name@revision` or `org/name:split`"
+    )]
+    DatasetName { text: String },
     /// `HF_ENDPOINT` is not the URL of a Hub.
     #[error(
         "`HF_ENDPOINT` is `{text}`, expected an address such as `https://huggingface.co`, without a password"
@@ -59,16 +64,16 @@ pub enum HubError {
     /// The download was interrupted on every attempt.
     #[error("cannot download `{file}`: {reason} after {done} of {size} bytes")]
     Cut { file: String, done: u64, size: u64, reason: String },
-    /// The model does not exist, or the account cannot see it.
-    #[error("cannot find the model `{}` at {host}{}", repo.id(), if *with_token { " with this account" } else { "" })]
+    /// The repository does not exist, or the account cannot see it.
+    #[error("cannot find the {} `{}` at {host}{}", if repo.is_dataset() { "data set" } else { "model" }, repo.id(), if *with_token { " with this account" } else { "" })]
     NoModel { repo: RepoName, host: String, with_token: bool },
-    /// The model has no branch, tag or commit with this name.
+    /// The repository has no branch, tag or commit with this name.
     #[error("`{}` has no revision `{}`", repo.id(), repo.revision())]
     NoRevision { repo: RepoName },
     /// The repository lists a file that does not exist.
     #[error("`{repo}` has no file `{file}`")]
     NoFile { repo: RepoName, file: String },
-    /// The model's owner must grant access first.
+    /// The owner must grant access first.
     #[error("`{}` is gated: {}", repo.id(), if *with_token { "this account has no access yet" } else { "it requires an account" })]
     Gated { repo: RepoName, page: String, with_token: bool },
     /// The token is expired, revoked or mistyped.
@@ -104,6 +109,18 @@ pub enum HubError {
     /// The repository has no safetensors weights.
     #[error("`{repo}` has no safetensors weights{}", found.as_ref().map(|file| format!(", only `{file}`")).unwrap_or_default())]
     NoWeights { repo: RepoName, found: Option<String> },
+    /// The data set has no such split, subset or file.
+    #[error("`{}` has no part `{}`", dataset.repo(), dataset.part().unwrap_or("train"))]
+    NoPart { dataset: DatasetRef, parts: Vec<String> },
+    /// The data set has several subsets, and the user named none.
+    #[error("`{}` has several subsets, and none is the default", dataset.repo())]
+    SeveralSubsets { dataset: DatasetRef, names: Vec<String> },
+    /// The data set is a Python program.
+    #[error("cannot read `{repo}`: it is the loading script `{script}`, and danlu runs no code")]
+    LoadingScript { repo: RepoName, script: String },
+    /// No file of the data set contains records.
+    #[error("`{repo}` has no file with records{}", found.as_ref().map(|file| format!(", only `{file}`")).unwrap_or_default())]
+    NoRecords { repo: RepoName, found: Option<String> },
     /// The folder is neither an adapter nor a model.
     #[error("`{}` is neither an adapter nor a model: it has no `adapter_config.json` and no `config.json`", folder.display())]
     NotAModel { folder: PathBuf },

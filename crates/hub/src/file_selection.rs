@@ -24,7 +24,7 @@ const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 const ATTRIBUTES: &str = ".gitattributes";
 
 /// The model card. It may contain the licence of a base, or notes of the author.
-const CARD: &str = "README.md";
+pub(crate) const CARD: &str = "README.md";
 
 /// The file with the chat template of older models.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -45,7 +45,7 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Maximum size in bytes of a small file that is neither a vocabulary nor a shard index.
-const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
 /// Maximum size of a shard index in bytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;

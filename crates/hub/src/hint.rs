@@ -1,13 +1,17 @@
 //! Hints: the next step for the user after an error.
 
-use crate::HubError;
 use crate::cache::is_abbreviation;
+use crate::dataset::PARQUET_BRANCH;
 use crate::settings::DEFAULT_ENDPOINT;
+use crate::{DatasetRef, HubError};
 
 impl HubError {
     /// Returns the next step for the user, if one is known.
     pub fn hint(&self) -> Option<String> {
-        self.connection_hint().or_else(|| self.download_hint()).or_else(|| self.push_hint())
+        self.connection_hint()
+            .or_else(|| self.download_hint())
+            .or_else(|| self.dataset_hint())
+            .or_else(|| self.push_hint())
     }
 
     /// Returns hints about the network, the token and the settings.
@@ -52,10 +56,13 @@ impl HubError {
         Some(hint.to_owned())
     }
 
-    /// Returns hints about models and their files.
+    /// Returns hints about repositories and their files.
     fn download_hint(&self) -> Option<String> {
         let hint = match self {
             Self::Cut { .. } | Self::Busy { .. } => "run the same command again; it resumes the transfer",
+            Self::NoModel { repo, with_token: false, .. } if repo.is_dataset() => {
+                "check the spelling; a private data set needs `danlu login`"
+            }
             Self::NoModel { with_token: false, .. } => {
                 "check the spelling; a private model needs `danlu login`"
             }
@@ -88,6 +95,27 @@ impl HubError {
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+
+    /// Returns hints about data sets.
+    fn dataset_hint(&self) -> Option<String> {
+        const MAX_SHOWN: usize = 20;
+        let one_of = |dataset: &DatasetRef, parts: &[String]| {
+            let shown = parts.iter().take(MAX_SHOWN).map(|part| format!("`{}:{part}`", dataset.repo()));
+            format!("choose one: {}", shown.collect::<Vec<_>>().join(", "))
+        };
+        Some(match self {
+            Self::NoPart { dataset, parts } => one_of(dataset, parts),
+            Self::SeveralSubsets { dataset, names } => one_of(dataset, names),
+            Self::LoadingScript { repo, .. } => format!(
+                "use the Parquet files that the Hub made of it: `hf:{}@{PARQUET_BRANCH}`; or write its records as JSON lines with Python's datasets",
+                repo.id()
+            ),
+            Self::NoRecords { .. } => {
+                "danlu reads JSON, JSON lines, CSV, TSV and Parquet, also with .gz or .zst".to_owned()
+            }
+            _ => return None,
+        })
     }
 
     /// Returns hints about pushes.

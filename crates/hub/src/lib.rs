@@ -1,8 +1,9 @@
 //! Client of the Hugging Face Hub.
 //!
-//! - [`RepoName`] is a model's name, such as `org/name@revision`.
+//! - [`RepoName`] is the name of a repository, such as `org/name@revision`.
 //! - [`Hub::cached_folder`] returns the folder of a cached model, without any network traffic.
 //! - [`Hub::pull`] downloads the files that danlu reads, several at a time, and verifies each one.
+//! - [`DatasetRef`] names a data set and a split. [`Hub::pull_dataset`] downloads the files of the split.
 //! - [`UploadSet`] lists the files of a folder to upload and to skip.
 //! - [`Hub::diff`] compares an upload set with a repository, and [`Hub::push`] uploads it in one commit.
 //!
@@ -21,6 +22,7 @@ mod account;
 mod cache;
 mod checksum;
 mod client;
+mod dataset;
 mod download;
 mod error;
 mod file_selection;
@@ -38,6 +40,7 @@ mod transfer;
 
 pub use account::Account;
 pub use client::Hub;
+pub use dataset::{DatasetFiles, DatasetRef};
 pub use error::HubError;
 pub use http::RetryPolicy;
 pub use name::RepoName;

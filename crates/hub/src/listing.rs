@@ -75,11 +75,11 @@ impl Hub {
     /// Requests the commit of a revision and the list of its files.
     ///
     /// # Errors
-    /// If the model or the revision does not exist, or the response is not a listing.
+    /// If the repository or the revision does not exist, or the response is not a listing.
     pub(crate) fn list(&self, repo: &RepoName) -> Result<Listing, HubError> {
         let http = self.online(|| format!("`{repo}`"))?;
         let (endpoint, revision) = (http.endpoint(), escaped(repo.revision()));
-        let request = Request::get(format!("{endpoint}/api/models/{}/revision/{revision}", repo.id()));
+        let request = Request::get(format!("{endpoint}/api/{}/revision/{revision}", repo.api_path()));
         let Revision { sha: commit, private } = self.json(&request, Resource::Repo(repo))?;
         if !is_hex(&commit, 40) {
             return Err(request.fault("the commit is not 40 hexadecimal digits"));
@@ -100,7 +100,7 @@ impl Hub {
         let http = self.online(|| format!("`{repo}`"))?;
         let mut files = BTreeMap::new();
         let mut next =
-            Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
+            Some(format!("{}/api/{}/tree/{commit}?recursive=true", http.endpoint(), repo.api_path()));
         // Size and time are limited for all pages together, not for each page.
         let (mut left, time) = (MAX_RESPONSE_BYTES, 2 * http.time());
         let end = Instant::now() + time;
@@ -203,7 +203,7 @@ impl Hub {
 /// Returns the URL of a file's content.
 pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
     let path: Vec<String> = path.split('/').map(escaped).collect();
-    format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))
+    format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.page_path(), path.join("/"))
 }
 
 /// Returns the `next` URL of a `Link` header.

@@ -1,4 +1,4 @@
-//! Names of models: `org/name@revision`.
+//! Names of repositories: `org/name@revision`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,9 +15,18 @@ const HOSTS: [&str; 4] = ["huggingface.co", "www.huggingface.co", "hf.co", "hf-m
 const NO_OWNERS: [&str; 8] =
     ["datasets", "spaces", "docs", "collections", "papers", "blog", "api", "settings"];
 
-/// The name of a model on the Hub, with a revision.
+/// The content of a repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum RepoKind {
+    #[default]
+    Model,
+    Dataset,
+}
+
+/// The name of a model or a data set on the Hub, with a revision. A parsed name is that of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepoName {
+    kind: RepoKind,
     id: String,
     revision: Option<String>,
 }
@@ -43,24 +52,44 @@ impl RepoName {
         self.revision.as_deref()
     }
 
+    /// Returns the name of the data set with this id.
+    #[must_use]
+    pub fn into_dataset(self) -> Self {
+        Self { kind: RepoKind::Dataset, ..self }
+    }
+
+    /// Returns whether the repository is a data set.
+    pub fn is_dataset(&self) -> bool {
+        self.kind == RepoKind::Dataset
+    }
+
+    /// Returns the path of the repository in the API: `models/org/name` or `datasets/org/name`.
+    pub(crate) fn api_path(&self) -> String {
+        match self.kind {
+            RepoKind::Model => format!("models/{}", self.id),
+            RepoKind::Dataset => format!("datasets/{}", self.id),
+        }
+    }
+
+    /// Returns the path of the repository's page: `org/name` or `datasets/org/name`.
+    pub(crate) fn page_path(&self) -> String {
+        match self.kind {
+            RepoKind::Model => self.id.clone(),
+            RepoKind::Dataset => format!("datasets/{}", self.id),
+        }
+    }
+
     /// Parses the URL of a model page at `endpoint` or at the Hub: `https://huggingface.co/org/name` or
     /// `.../tree/revision`.
     ///
     /// For the Hub, `https://` may be omitted. Python's format `hf://org/name@revision` is accepted too.
     pub fn from_page_url(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
-        let bare = |text: &str| text.split_once("://").map(|(_, bare)| bare.to_owned());
         let address = address.trim().split(['?', '#']).next()?;
         if let Some(name) = address.strip_prefix("hf://") {
             let name: Self = name.trim_end_matches('/').parse().ok()?;
             return (!NO_OWNERS.contains(&name.id.split('/').next()?)).then_some(name);
         }
-        let address = bare(address).unwrap_or_else(|| address.to_owned());
-        let own = endpoint.and_then(|endpoint| bare(endpoint.as_str()));
-        let path = HOSTS
-            .iter()
-            .copied()
-            .chain(own.as_deref())
-            .find_map(|host| address.strip_prefix(host)?.strip_prefix('/'))?;
+        let path = hub_path(address, endpoint)?;
         let parts: Vec<&str> = path.trim_end_matches('/').split('/').collect();
         let [owner, model, rest @ ..] = &parts[..] else { return None };
         if NO_OWNERS.contains(owner) {
@@ -93,7 +122,7 @@ impl RepoName {
 
     /// Returns the name of the model's folder in the cache.
     pub(crate) fn folder(&self) -> String {
-        format!("models--{}", self.id.replace('/', "--"))
+        self.api_path().replace('/', "--")
     }
 }
 
@@ -118,8 +147,17 @@ impl FromStr for RepoName {
         if !is_repo_id(id) || !revision.is_none_or(is_revision) {
             return Err(HubError::Name { text: text.to_owned() });
         }
-        Ok(Self { id: id.to_owned(), revision: revision.map(str::to_owned) })
+        let kind = RepoKind::Model;
+        Ok(Self { kind, id: id.to_owned(), revision: revision.map(str::to_owned) })
     }
+}
+
+/// Returns the path of a URL at `endpoint` or at the Hub. The scheme may be omitted.
+pub(crate) fn hub_path<'a>(address: &'a str, endpoint: Option<&Endpoint>) -> Option<&'a str> {
+    let bare = |text: &'a str| text.split_once("://").map_or(text, |(_, bare)| bare);
+    let own = endpoint.map(|endpoint| endpoint.as_str().split_once("://").map_or("", |(_, bare)| bare));
+    let address = bare(address);
+    HOSTS.into_iter().chain(own).find_map(|host| address.strip_prefix(host)?.strip_prefix('/'))
 }
 
 /// Returns whether `revision` is valid. A revision becomes a path in the cache, so it must not lead out of

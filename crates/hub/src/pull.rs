@@ -32,7 +32,7 @@ pub enum FetchScope {
     ConfigOnly,
 }
 
-/// A downloaded model.
+/// A downloaded model or data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
     /// The snapshot folder, which contains links into the cache.
@@ -111,12 +111,7 @@ impl Hub {
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<Pulled, HubError> {
         let cache = Cache::of(&self.settings.cache, repo);
-        let commit = cache.read_ref(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
-        let repo = &match commit.filter(|_| is_abbreviation(repo.revision())) {
-            // The Hub does not accept abbreviated commits.
-            Some(commit) => repo.at(&commit)?,
-            None => repo.clone(),
-        };
+        let repo = &self.with_cached_commit(&cache, repo)?;
         let listing = self.list(repo)?;
         let folder = cache.snapshot_path(&listing.commit);
         let (settings, absent) = file_selection::settings(&listing, repo)?;
@@ -135,9 +130,19 @@ impl Hub {
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
 
+    /// Replaces an abbreviated commit by the full commit that the cache contains, because the Hub does not
+    /// accept abbreviated commits.
+    pub(crate) fn with_cached_commit(&self, cache: &Cache, repo: &RepoName) -> Result<RepoName, HubError> {
+        let commit = cache.read_ref(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
+        match commit.filter(|_| is_abbreviation(repo.revision())) {
+            Some(commit) => repo.at(&commit),
+            None => Ok(repo.clone()),
+        }
+    }
+
     /// Downloads files in parallel. The first error cancels the other downloads. Bytes already downloaded are
     /// not deleted.
-    fn fetch_all(
+    pub(crate) fn fetch_all(
         &self,
         cache: &Cache,
         repo: &RepoName,

@@ -233,7 +233,48 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
         FolderKind::File if path.extension().is_some_and(|ending| ending == "gguf") => GGUF.to_owned(),
         FolderKind::File => "name the folder that holds `config.json`".to_owned(),
         FolderKind::Other => other_hint(path),
-        _ => "name the folder of an adapter, a merged model or a base".to_owned(),
+        FolderKind::Missing => match similar_folder(path) {
+            Some(similar) => format!("did you mean `{}`?", similar.display()),
+            None => NAME_FOLDER.to_owned(),
+        },
+        _ => NAME_FOLDER.to_owned(),
+    }
+}
+
+const NAME_FOLDER: &str = "name the folder of an adapter, a merged model or a base";
+
+/// Maximum number of folders that are compared with a missing folder.
+const MAX_COMPARED: usize = 1000;
+
+/// Returns a folder with a model whose name is similar to the missing `path`: the same name one folder below,
+/// or a name that differs in one character.
+fn similar_folder(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folders = |parent: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten().take(MAX_COMPARED);
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    };
+    let is_model = |path: &PathBuf| matches!(FolderKind::of(path), FolderKind::Adapter | FolderKind::Model);
+    let beside = folders(parent);
+    let is_similar = |path: &&PathBuf| {
+        path.file_name().and_then(|other| other.to_str()).is_some_and(|other| differs_in_one(name, other))
+    };
+    let below = || beside.iter().map(|folder| folder.join(name)).find(is_model);
+    let found = beside.iter().filter(is_similar).find(|path| is_model(path)).cloned().or_else(below)?;
+    Some(found.strip_prefix("./").map_or(found.clone(), Path::to_owned))
+}
+
+/// Returns whether two names differ in one character, or in two neighbouring characters that are swapped.
+fn differs_in_one(a: &str, b: &str) -> bool {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let start = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[start..], &b[start..]);
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+    match (&a[..a.len() - end], &b[..b.len() - end]) {
+        ([], [_]) | ([_], []) | ([_], [_]) => true,
+        ([a, b], [c, d]) => a == d && b == c,
+        _ => false,
     }
 }
 

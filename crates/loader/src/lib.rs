@@ -5,6 +5,7 @@
 //! ```
 //!
 //! - [`ModelRef`] is a local folder or a repository on the Hub.
+//! - [`DataRef`] is a local data file or a data set on the Hub.
 //! - [`ModelDirs`] contains the folder of a base and, for an adapter, the folder of the adapter.
 //!   [`FolderKind`] distinguishes adapters, models and stopped runs.
 //! - [`ModelFiles`] contains `config.json`, `adapter_config.json`, `danlu.json` and the mapped weights. Each
@@ -17,6 +18,7 @@
 //! as [`LoadError`] with a hint. Long operations are reported as [`Progress`].
 
 mod check_base;
+mod data_ref;
 mod error;
 mod folder_kind;
 mod generation_config;
@@ -34,6 +36,7 @@ mod resolve_base;
 pub use check_base::{
     CheckDepth, check_base, identify_base, trained_on_unquantized_base, training_quantization,
 };
+pub use data_ref::{DataRef, check_explicit, explicit_dataset};
 pub use error::LoadError;
 pub use folder_kind::FolderKind;
 pub use generation_config::GenerationConfig;
@@ -46,4 +49,4 @@ pub use model_ref::{ModelRef, explicit_name, is_known_name, parse_name, with_ful
 pub use model_tokens::{ModelTokens, TokenCheck};
 pub use notice::Notice;
 pub use progress::{Observer, Progress};
-pub use resolve::{HubSource, Loader, fetch_optional_files};
+pub use resolve::{HubSource, Loader, adapters_below, fetch_optional_files};

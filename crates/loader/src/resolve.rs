@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use danlu_adapter::{CONFIG_FILE, LoraConfig, RUN_FILE};
-use danlu_hub::{FetchScope, Hub, HubError, Pulled, RepoName};
+use danlu_hub::{DatasetFiles, DatasetRef, FetchScope, Hub, HubError, Pulled, RepoName, Transfer};
 
 use danlu_model::shell_word;
 
@@ -167,6 +167,28 @@ impl<'a> Loader<'a> {
     /// If the Hub cannot be reached or rejects the request, if the disk is full, or if the observer rejects
     /// the download.
     pub fn fetch(&self, name: &RepoName, scope: FetchScope) -> Result<Pulled, LoadError> {
+        self.fetch_with(name, Pulled::clone, |hub, progress| hub.pull(name, scope, progress))
+    }
+
+    /// Returns the files of a data set. A data set that is not in the cache is downloaded.
+    ///
+    /// # Errors
+    /// If the data set has no such part or no records, or if it cannot be downloaded.
+    pub fn dataset(&self, dataset: &DatasetRef) -> Result<DatasetFiles, LoadError> {
+        if let Some(found) = self.hub.hub()?.cached_dataset(dataset)? {
+            return Ok(found);
+        }
+        let pulled = |found: &DatasetFiles| found.pulled.clone();
+        self.fetch_with(dataset.repo(), pulled, |hub, progress| hub.pull_dataset(dataset, progress))
+    }
+
+    /// Runs a download, and reports its start, its progress and its end.
+    fn fetch_with<T>(
+        &self,
+        name: &RepoName,
+        pulled_of: impl Fn(&T) -> Pulled,
+        pull: impl FnOnce(&Hub, &mut dyn FnMut(Transfer)) -> Result<T, HubError>,
+    ) -> Result<T, LoadError> {
         let hub = self.hub.hub()?;
         let start = Instant::now();
         let seconds = || start.elapsed().as_secs_f64();
@@ -179,11 +201,12 @@ impl<'a> Loader<'a> {
         if (self.observer)(Progress::FetchStarted { name }).is_break() {
             return Err(LoadError::Stopped);
         }
-        let pulled = hub.pull(name, scope, &mut |transfer| {
+        let fetched = pull(hub, &mut |transfer| {
             report(Progress::Fetching { name, transfer, seconds: seconds() });
         });
-        report(Progress::FetchEnded { name, pulled: pulled.as_ref().ok(), seconds: seconds() });
-        Ok(pulled?)
+        let pulled = fetched.as_ref().ok().map(pulled_of);
+        report(Progress::FetchEnded { name, pulled: pulled.as_ref(), seconds: seconds() });
+        Ok(fetched?)
     }
 }
 
@@ -192,7 +215,7 @@ const MAX_SUBFOLDERS: usize = 1000;
 
 /// Returns the subfolders of `folder` that contain an adapter, sorted by name. PEFT saves an adapter in a
 /// subfolder if the adapter's name is not `default`.
-fn adapters_below(folder: &Path) -> Vec<PathBuf> {
+pub fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_SUBFOLDERS);
     let mut found: Vec<PathBuf> =
         entries.map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file()).collect();

@@ -99,7 +99,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         loader.check_base(model)?;
     }
     let data = match &args.data {
-        Some(data) => data.clone(),
+        Some(data) => loader.data_path(data)?,
         None => {
             let data = common_held_out(&files, &args.a)?;
             let shown = data.display();

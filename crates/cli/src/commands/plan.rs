@@ -89,7 +89,8 @@ pub fn run(args: &PlanArgs, matches: &ArgMatches, printer: &Printer) -> Result<(
 /// If an input is invalid, or the run does not fit.
 pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -> Result<Prediction> {
     run.files.print_translation(printer);
-    let files = &run.files.resolve_base(FetchScope::ConfigOnly, &ModelLoader::new(printer))?;
+    let loader = ModelLoader::new(printer);
+    let files = &run.files.resolve_data(&loader)?.resolve_base(FetchScope::ConfigOnly, &loader)?;
     let config = ModelConfig::read(&files.base)?;
     let weights = open_weights(&files.base)?;
     let stored = match &weights {

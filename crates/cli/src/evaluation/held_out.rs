@@ -3,42 +3,63 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use danlu_data::{Dataset, EncodeOptions, ReadOptions, Record, encode};
+use danlu_data::{Dataset, EncodeOptions, ReadOptions, Record, encode, read_shards};
+use danlu_hub::DatasetRef;
+use danlu_loader::{DataRef, HubSource as _, explicit_dataset};
 use danlu_model::{LabeledSequence, Tokenizer};
 
 use crate::diagnostic::{Diagnostic, Result};
-use crate::model_loader::hub_name;
+use crate::model_loader::LazyHub;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Reads a data file.
+/// Reads a data file, or a data set that [`ModelLoader::data_path`] downloaded.
 ///
 /// # Errors
 /// Returns the errors of [`danlu_data::read`]. A hint is added if the path looks like a data set on the Hub.
+///
+/// [`ModelLoader::data_path`]: crate::model_loader::ModelLoader::data_path
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
+    if let Some(dataset) = explicit_dataset(file) {
+        return read_cached(&dataset, options);
+    }
+    if let Some(address) =
+        file.to_str().filter(|text| text.starts_with("http://") || text.starts_with("https://"))
+    {
+        return Err(Diagnostic::input(format!("cannot read `{address}`: it is an address, expected a file"))
+            .with_hint("download it first, for example with `curl -LO URL`, and name the file"));
+    }
     danlu_data::read(file, options).map_err(|error| {
         let diagnostic = Diagnostic::from(error);
         if let Some(hint) = path_hint(file) {
             return diagnostic.with_hint(hint);
         }
-        match file.extension().is_none() && hub_name(file).is_some() {
-            true => diagnostic.and_hint(format!(
-                "download data sets of the Hub first: \
-                 `hf download {} --repo-type dataset --local-dir DIR`",
-                file.display()
-            )),
-            false => diagnostic,
+        match DataRef::parse(file).hub_hint() {
+            Some(hint) => diagnostic.and_hint(hint),
+            None => diagnostic,
         }
     })
 }
+
+/// Reads the files of a data set from the cache.
+fn read_cached(dataset: &DatasetRef, options: &ReadOptions) -> Result<Dataset> {
+    let hub = LazyHub::of_cache();
+    let Some(found) = hub.hub()?.cached_dataset(dataset)? else {
+        return Err(Diagnostic::input(format!("`{dataset}` is no longer in the cache"))
+            .with_hint("run the command again; it downloads the data set"));
+    };
+    let commit = found.pulled.commit.get(..SHOWN_COMMIT).unwrap_or(&found.pulled.commit);
+    let name = format!("{}@{commit}:{}", dataset.repo().id(), found.part);
+    Ok(read_shards(&found.files, &name, options)?)
+}
+
+/// Number of digits of a commit in the name of a data set.
+const SHOWN_COMMIT: usize = 8;
 
 /// Returns a hint for a path that the shell did not expand, or that only another tool would accept.
 fn path_hint(file: &Path) -> Option<String> {
     let text = file.to_str().filter(|_| !file.exists())?;
     match text {
-        _ if text.starts_with("http:/") || text.starts_with("https:/") => {
-            Some("download it first, for example with `curl -LO URL`, and name the file".to_owned())
-        }
         _ if text.starts_with("~/") => Some(format!("write the folder in full: `$HOME{}`", &text[1..])),
         _ if text.contains(['*', '?', '[']) => {
             Some("let the shell list the files: remove the quotes".to_owned())
@@ -75,11 +96,11 @@ impl HeldOut {
 
     /// Keeps only the records that `other` also contains.
     pub fn keep_common(&mut self, other: &Self) {
-        let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
+        let place = |record: &Record| (record.source.file.clone(), record.source.index);
+        let theirs: HashSet<_> = other.records.iter().map(place).collect();
         let records = std::mem::take(&mut self.records).into_iter();
         let pairs = records.zip(std::mem::take(&mut self.sequences));
-        (self.records, self.sequences) =
-            pairs.filter(|(record, _)| theirs.contains(&record.source.index)).unzip();
+        (self.records, self.sequences) = pairs.filter(|(record, _)| theirs.contains(&place(record))).unzip();
     }
 }
 

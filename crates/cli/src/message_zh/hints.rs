@@ -36,6 +36,37 @@ pub const HINTS: &[(&str, &str)] = &[
     ("name the folder of an adapter, a merged model or a base", "请给出适配器、合并后的模型或基座的文件夹"),
     ("if it is on the Hub, write `{}`, or run `{}` first", "如果在 Hub 上，请写 `{}`，或先运行 `{}`"),
     ("there is no folder `{}` here", "本机没有文件夹 `{}`"),
+    ("there is no file `{}` here", "本机没有文件 `{}`"),
+    ("remove the comments, which JSON does not have", "去掉注释：JSON 没有注释"),
+    ("`npx json5 FILE` converts JSON5 to JSON", "`npx json5 FILE` 可把 JSON5 转成 JSON"),
+    (
+        "write it with `json.dumps`: it looks like Python's text of a dictionary, and JSON has double quotes only",
+        "请用 `json.dumps` 写出：它像 Python 打印的字典，而 JSON 只用双引号",
+    ),
+    ("put the keys in double quotes", "键要放在双引号里"),
+    (
+        "write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV",
+        "把记录写成 JSON 数组、JSON Lines（每行一条）、CSV 或 TSV",
+    ),
+    (
+        "with pandas, write `df.to_json(FILE, orient=\"records\")`",
+        "若用 pandas，请写 `df.to_json(FILE, orient=\"records\")`",
+    ),
+    ("a private data set needs `danlu login`", "私有数据集需要 `danlu login`"),
+    ("choose one: {}", "请选一个：{}"),
+    ("use the Parquet files that the Hub made of it: {}", "使用 Hub 由它生成的 Parquet 文件：{}"),
+    (
+        "or write its records as JSON lines with Python's datasets",
+        "或用 Python 的 datasets 把记录写成 JSON Lines",
+    ),
+    (
+        "danlu reads JSON, JSON lines, CSV, TSV and Parquet, also with .gz or .zst",
+        "danlu 读取 JSON、JSON Lines、CSV、TSV 和 Parquet，也可带 .gz 或 .zst",
+    ),
+    ("pass the files one by one", "请逐个给出文件"),
+    ("if it is a data set on the Hub, write `hf:{}`", "若是 Hub 上的数据集，请写 `hf:{}`"),
+    ("run the command again", "再运行一次命令"),
+    ("it downloads the data set", "命令会下载这个数据集"),
     ("`{}` and `--yes` download without asking", "`{}` 与 `--yes` 不询问直接下载"),
     (
         "continue it with `--resume`, or start a new run in a new folder",
@@ -424,7 +455,6 @@ pub const HINTS: &[(&str, &str)] = &[
     ("correct the JSON, or pass the settings as flags", "改正 JSON，或用参数写设置"),
     ("correct the YAML, or pass the settings as flags", "改正 YAML，或用参数写设置"),
     ("danlu plan --base DIR [--data FILE]", "danlu plan --base DIR [--data FILE]"),
-    ("download data sets of the Hub first: {}", "请先下载 Hub 上的数据集：{}"),
     ("free some space, or measure a smaller shape", "清理磁盘，或测量更小的形状"),
     ("leave one of them out", "去掉其中一个"),
     (

@@ -4,7 +4,7 @@ use super::{Answer, RequestContext, internal};
 use crate::api_error::ApiError;
 use crate::http::{Content, Range, Response, encode, parse_range};
 use crate::hub::Hub;
-use crate::repository::Entry;
+use crate::repository::{DATASETS, Entry};
 
 /// Serves `/resolve/`. The response is the content of a small file, or a redirect to the storage for a large
 /// file.
@@ -16,8 +16,9 @@ pub(super) fn resolve(context: &mut RequestContext<'_, '_>, id: &str, name: &str
     }
     if context.hub.settings.resolve_cache {
         let parts: Vec<String> = path.split('/').map(encode).collect();
+        let kind = if id.starts_with(DATASETS) { "" } else { "models/" };
         let to =
-            format!("/api/resolve-cache/models/{id}/{commit}/{}?etag=%22{}%22", parts.join("/"), entry.oid);
+            format!("/api/resolve-cache/{kind}{id}/{commit}/{}?etag=%22{}%22", parts.join("/"), entry.oid);
         return Ok(described(Response::empty(307), context.hub, &commit, &entry).with("Location", to));
     }
     small(context, &commit, &entry)

@@ -18,8 +18,8 @@ pub(super) fn model(context: &mut RequestContext<'_, '_>, id: &str, name: &str) 
         200,
         &json!({
             "_id": format!("{:024x}", repository.created),
-            "id": id,
-            "modelId": id,
+            "id": repository.public_id(),
+            "modelId": repository.public_id(),
             "author": repository.namespace(),
             "sha": commit.id,
             "lastModified": clock::date(commit.seconds),

@@ -11,9 +11,9 @@ const MAX_MESSAGE_CHARS: usize = 300;
 pub(crate) enum Resource<'a> {
     /// The account of the token.
     Account,
-    /// A model.
+    /// A model or a data set.
     Repo(&'a RepoName),
-    /// A file of a model.
+    /// A file of a model or a data set.
     File(&'a RepoName, &'a str),
 }
 
@@ -63,7 +63,7 @@ impl Http {
                 HubError::NoFile { repo, file }
             }
             (Some("GatedRepo"), Some(repo), _) => {
-                let page = format!("{}/{}", self.endpoint(), repo.id());
+                let page = format!("{}/{}", self.endpoint(), repo.page_path());
                 HubError::Gated { repo, page, with_token }
             }
             (code, repo, 401) if is_asked => match repo {

@@ -2,6 +2,7 @@
 
 use danlu_model::Quantization;
 use danlu_model::shell_word;
+use danlu_train::Precision;
 
 use super::markdown::{fenced, line, literal, plain};
 use super::{Card, Page};
@@ -134,13 +135,26 @@ fn danlu(page: &Page<'_>, values: &SnippetValues) -> String {
     fenced(&format!("danlu chat {}{base}", shell_word(&model)), "sh")
 }
 
+/// Returns the `dtype` argument of `from_pretrained`. The replies of the card were computed in this type, and
+/// transformers would load the type of the files instead. A quantized base has its own argument.
+fn dtype_argument(card: &Card, quantized: &str) -> String {
+    let Some(run) = card.training.as_ref().filter(|_| quantized.is_empty()) else { return String::new() };
+    let name = match run.settings.dtype {
+        Precision::F32 => "float32",
+        Precision::Bf16 => "bfloat16",
+        Precision::F16 => "float16",
+    };
+    format!(", dtype=\"{name}\"")
+}
+
 fn transformers(card: &Card, values: &SnippetValues) -> String {
     let repository = values.in_python();
     let (imports, quantized) = loading(card);
+    let dtype = dtype_argument(card, &quantized);
     let load = match &card.merge {
-        Some(_) => format!("model = AutoModelForCausalLM.from_pretrained({repository})\n"),
+        Some(_) => format!("model = AutoModelForCausalLM.from_pretrained({repository}{dtype})\n"),
         None => format!(
-            "model = AutoModelForCausalLM.from_pretrained({}{quantized})\nmodel.load_adapter({}{})\nmodel.eval()\n",
+            "model = AutoModelForCausalLM.from_pretrained({}{dtype}{quantized})\nmodel.load_adapter({}{})\nmodel.eval()\n",
             values.base_in_python(),
             literal(&values.repository),
             values.revision.as_ref().map_or_else(String::new, |revision| format!(
@@ -159,10 +173,11 @@ fn transformers(card: &Card, values: &SnippetValues) -> String {
 fn peft(card: &Card, values: &SnippetValues) -> String {
     let (repository, base) = (values.in_python(), values.base_in_python());
     let (imports, quantized) = loading(card);
+    let dtype = dtype_argument(card, &quantized);
     let needs = packages(card);
     let head = format!(
         "{needs}from peft import PeftModel\n{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n\
-         base = AutoModelForCausalLM.from_pretrained({base}{quantized})\n\
+         base = AutoModelForCausalLM.from_pretrained({base}{dtype}{quantized})\n\
          model = PeftModel.from_pretrained(base, {repository})\n"
     );
     python(&head, values)

@@ -143,7 +143,7 @@ fn snippets_name_the_model_and_ask_as_the_run_did() {
     for line in [
         "danlu chat me/huan\n",
         "# pip install torch transformers peft\nfrom peft import PeftModel\n",
-        "base = AutoModelForCausalLM.from_pretrained(\"meta-llama/Llama-3.2-1B\")\n",
+        "base = AutoModelForCausalLM.from_pretrained(\"meta-llama/Llama-3.2-1B\", dtype=\"float32\")\n",
         "model = PeftModel.from_pretrained(base, \"me/huan\")\n",
         "model.load_adapter(\"me/huan\")\n",
         "max_new_tokens=64, do_sample=False",
@@ -177,7 +177,10 @@ fn snippets_name_the_branch_where_it_is_not_the_main_one() {
         assert!(adapter.contains(snippet), "{snippet}\n{adapter}");
     }
     let merged = Card { merge: Some(merge()), ..card }.render("");
-    for snippet in ["from_pretrained(\"me/huan\", revision=\"v2\")", "vllm serve me/huan --revision v2\n"] {
+    for snippet in [
+        "from_pretrained(\"me/huan\", revision=\"v2\", dtype=\"float32\")",
+        "vllm serve me/huan --revision v2\n",
+    ] {
         assert!(merged.contains(snippet), "{snippet}\n{merged}");
     }
 }

@@ -26,6 +26,7 @@ use crate::commands::train::forecast::{self, Forecast};
 use crate::commands::train::prepare::prepare;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::memory::{self, MemoryWatch};
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -253,8 +254,10 @@ fn data_job(
         args.per_device_train_batch_size.unwrap_or(settings.per_device_train_batch_size);
     check_context(settings.max_length, config.max_position_embeddings, "`--max-length`")?;
     settings.validate()?;
+    let loader = ModelLoader::new(printer);
+    let files = args.data.iter().map(|path| loader.data_path(path)).collect::<Result<Vec<_>>>()?;
     let data = prepare(
-        &args.data,
+        &files,
         &danlu_data::ReadOptions::default(),
         args.skip_bad,
         &tokenizer,

@@ -7,7 +7,7 @@ use danlu_data::{BadRecord, Check, Dataset, Format, RecordSource, UnknownKey, ch
 use danlu_model::Tokenizer;
 use serde_json::json;
 
-use super::{DEFAULT_MAX_LENGTH, DataArgs, place, warnings};
+use super::{DEFAULT_MAX_LENGTH, DataArgs, data_paths, place, warnings};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::lesson;
@@ -23,7 +23,7 @@ const MAX_LISTED: usize = 10;
 
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
-    /// Data files
+    /// Data files, or data sets on the Hub such as hf:org/name:train
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
     /// List every faulty record, not only the first ten of each kind
@@ -41,6 +41,7 @@ pub struct CheckArgs {
 /// # Errors
 /// If a file cannot be read, a record is bad, or no record remains. `train` would reject a bad record.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
+    let args = &CheckArgs { files: data_paths(&args.files, printer)?, ..args.clone() };
     let datasets = args
         .files
         .iter()

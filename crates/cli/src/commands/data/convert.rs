@@ -6,7 +6,7 @@ use clap::Args;
 use danlu_data::{BadRecord, Format, OutputKind, Record, common_format, to_json};
 use danlu_model::{FileError, files};
 
-use super::warnings;
+use super::{data_paths, warnings};
 use crate::args::data::{ReadArgs, format};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
@@ -19,7 +19,7 @@ const MAX_LISTED: usize = 10;
 /// The flags of `danlu data convert`.
 #[derive(Args, Clone, Debug)]
 pub struct ConvertArgs {
-    /// Data files
+    /// Data files, or data sets on the Hub such as hf:org/name:train
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
     /// Output file: .json, .jsonl, .csv, .tsv or .parquet, also with .gz or .zst
@@ -50,7 +50,7 @@ pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
             .with_hint("remove it, or name another file"));
     }
     let (mut records, mut bad): (Vec<Record>, Vec<BadRecord>) = (Vec::new(), Vec::new());
-    for file in &args.files {
+    for file in &data_paths(&args.files, printer)? {
         let dataset = read(file, &args.reading.options())?;
         warnings::of_file(&dataset, printer).iter().for_each(|note| printer.warn(note));
         records.extend(dataset.records);

@@ -28,6 +28,7 @@ Examples:
   danlu data preview danlu-demo/palace.json --base danlu-demo/base-8m
   danlu data check danlu-demo/palace.json --base danlu-demo/base-8m
   danlu data check chat.json --format sharegpt
+  danlu data check hf:openai/gsm8k:main/test --columns instruction=question,output=answer
   danlu data convert table.csv --columns instruction=q,output=a --output o.jsonl";
 
 /// The default of `--max-length`, as in `danlu train`.
@@ -106,6 +107,12 @@ impl DataArgs {
             add_eos_token: self.add_eos_token.unwrap_or(true),
         }
     }
+}
+
+/// Downloads the data sets among the files, if the cache lacks them. Returns the paths to read.
+fn data_paths<'a>(files: impl IntoIterator<Item = &'a PathBuf>, printer: &Printer) -> Result<Vec<PathBuf>> {
+    let loader = ModelLoader::new(printer);
+    files.into_iter().map(|file| loader.data_path(file)).collect()
 }
 
 /// Formats the position of a record.

@@ -10,6 +10,7 @@ use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::lesson;
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -17,7 +18,7 @@ use crate::terminal_text;
 /// The flags of `danlu data preview`.
 #[derive(Args, Clone, Debug)]
 pub struct PreviewArgs {
-    /// Data file
+    /// Data file, or a data set on the Hub such as hf:org/name:train
     pub file: PathBuf,
     /// Records to show
     #[arg(short = 'n', long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
@@ -31,6 +32,7 @@ pub struct PreviewArgs {
 /// # Errors
 /// If the file or the tokenizer is invalid.
 pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
+    let args = &PreviewArgs { file: ModelLoader::new(printer).data_path(&args.file)?, ..args.clone() };
     let dataset = read(&args.file, &args.data.reading.options())?;
     let tokenizer = args.data.tokenizer(printer)?;
     let (total, format) = (dataset.records.len(), dataset.format.name());

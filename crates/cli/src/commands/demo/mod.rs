@@ -17,6 +17,7 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
 use crate::embedded_data::{COOK, EmbeddedData, PALACE};
 use crate::evaluation::replies::Question;
+use crate::interrupt;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -114,7 +115,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
 
     step(printer, Step::Train);
     let RunOutcome::Finished(summary) = train::execute(&run, printer)? else {
-        return Ok(());
+        interrupt::exit_interrupted();
     };
     train::draw_loss(printer, &summary.steps, &summary.evaluations);
 

@@ -57,6 +57,12 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
 
 /// Returns the message that is printed if a signal ends the process during a transfer.
 pub fn stopped(name: &RepoName, printer: &Printer) -> String {
+    if name.is_dataset() {
+        return printer.pick(
+            format!("已停止：{name} 已下载的部分保留着，再运行同一命令即可接着下载"),
+            format!("stopped: the same command resumes from the downloaded part of {name}"),
+        );
+    }
     printer.pick(
         format!("已停止：{name} 已下载的部分保留着，用 `danlu pull {name}` 接着下载"),
         format!("stopped: `danlu pull {name}` resumes from the downloaded part of {name}"),

@@ -154,7 +154,8 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     })?;
     // The card and the text are read first, so that an error in them appears before the merge.
     let mut card = MergedCard::of(&model, &args.notes, printer.lang)?;
-    let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
+    let data = args.data.as_deref().map(|data| loader.data_path(data)).transpose()?;
+    let file = data.or_else(|| held_out_file::beside(&args.adapter));
     let sequences = held_out_sequences(args, file.as_deref(), tokens, printer)?;
     let original = args.original.as_deref();
     let original = original.map(|folder| loader.base_folder(folder, FetchScope::Full)).transpose()?;

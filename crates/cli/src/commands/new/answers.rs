@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::NewArgs;
 use super::interview::Interview;
+use danlu_loader::DataRef;
+
 use crate::args::adapter::memory_limit;
 use crate::commands::data::get::NamedData;
 use crate::diagnostic::{Diagnostic, Result};
@@ -134,7 +136,7 @@ fn parse_base(text: &str, choices: &[&str]) -> Result<PathBuf> {
 
 fn parse_data(text: &str) -> Result<DataAnswer> {
     let path = Path::new(text);
-    if path.is_file() {
+    if path.is_file() || matches!(DataRef::parse(path), DataRef::Hub { .. }) {
         return Ok(DataAnswer::File(path.to_owned()));
     }
     text.parse().map(DataAnswer::Named).map_err(|names: String| {

@@ -40,7 +40,7 @@ pub struct NewArgs {
     /// Base model: demo, a folder or a Hub name [default: asked]
     #[arg(long, value_name = "DIR", help_heading = "Answers")]
     pub base: Option<String>,
-    /// Training data: a file, or a data set of `danlu data get` [default: asked]
+    /// Training data: a file, hf:org/name, or a data set of `danlu data get` [default: asked]
     #[arg(long, value_name = "FILE", help_heading = "Answers")]
     pub data: Option<String>,
     /// One sentence about who the model is; this sentence becomes the system message [default: asked]

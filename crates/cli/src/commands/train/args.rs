@@ -42,7 +42,7 @@ pub struct TrainArgs {
     /// Base model: a folder or a Hub name
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub base: Option<PathBuf>,
-    /// Training data: JSON, JSON lines, CSV, TSV or Parquet
+    /// Training data: JSON, JSON lines, CSV, TSV, Parquet, or hf:org/name:split for a data set on the Hub
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Files")]
     pub data: Vec<PathBuf>,
     /// Output folder: new, empty, or with --resume the run to resume

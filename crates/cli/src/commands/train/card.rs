@@ -60,6 +60,12 @@ pub fn write_for_run(
             run.card.given.apply(&mut card, lang);
         }
     }
+    for dataset in run.files.datasets() {
+        let id = dataset.repo().id().to_owned();
+        if !card.datasets.contains(&id) {
+            card.datasets.push(id);
+        }
+    }
     let first = card.language.order().first().copied().unwrap_or_default();
     let picture = page::picture(summary, first);
     card.has_picture = !picture.is_empty();

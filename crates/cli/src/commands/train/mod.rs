@@ -130,7 +130,7 @@ struct Inputs {
 /// Resolves the base and opens its files.
 fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Result<Inputs> {
     let loader = ModelLoader::new(printer);
-    let files = files.resolve_base(FetchScope::Full, &loader)?;
+    let files = files.resolve_data(&loader)?.resolve_base(FetchScope::Full, &loader)?;
     let base = Arc::new(loader.run(|_, _| BaseFiles::open(&files.base))?);
     // The quantization of a stored 4-bit base is recorded, so that the same 4 bits can be recreated from the
     // original.

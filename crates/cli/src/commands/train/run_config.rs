@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use danlu_adapter::{LoraConfig, RUN_FILE};
 use danlu_data::{Columns, ReadOptions, Roles};
-use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
-use danlu_loader::{relative_path, with_full_commit};
+use danlu_hub::{DatasetRef, FetchScope, RepoName, parse_snapshot_path};
+use danlu_loader::{DataRef, explicit_dataset, relative_path, with_full_commit};
 use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::TrainSettings;
 
@@ -44,6 +44,7 @@ pub struct RunFiles {
     pub base: PathBuf,
     /// The Hub name, if the base has one.
     pub on_hub: Option<RepoName>,
+    /// Data files, and data sets of the Hub as `hf:org/name`.
     pub data: Vec<PathBuf>,
     pub reading: ReadOptions,
     /// Chat template that replaces the base's template: a known name or a file.
@@ -221,12 +222,7 @@ impl RunConfig {
         let mut table = toml::Table::new();
         let files = &self.files;
         table.insert("base".into(), files.base_as_named().into());
-        let named = files.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
-        let data = match named.is_empty() {
-            true => files.data.iter().map(|path| path.display().to_string()).collect(),
-            false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
-        };
-        table.insert("data".into(), data.into());
+        table.insert("data".into(), files.data_as_named().into());
         let ReadOptions { format, columns, roles, dataset, .. } = &files.reading;
         if let Some(format) = format {
             table.insert("format".into(), format.name().into());
@@ -288,6 +284,32 @@ impl RunFiles {
         Ok(Self { base, on_hub, ..self.clone() })
     }
 
+    /// Resolves the data sets of the Hub among the data, each with its commit. Downloads those that the cache
+    /// lacks.
+    ///
+    /// # Errors
+    /// Returns the errors of [`ModelLoader::data_path`].
+    pub fn resolve_data(&self, loader: &ModelLoader<'_>) -> Result<Self> {
+        let data = self.data.iter().map(|path| loader.data_path(path)).collect::<Result<_>>()?;
+        Ok(Self { data, ..self.clone() })
+    }
+
+    /// Returns the data sets of the Hub among the data.
+    pub fn datasets(&self) -> Vec<DatasetRef> {
+        self.data.iter().filter_map(|path| explicit_dataset(path)).collect()
+    }
+
+    /// Returns the data under the names that the user gave when the run started. Data sets of the Hub have
+    /// their commit.
+    fn data_as_named(&self) -> Vec<String> {
+        let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
+        let name = |(i, path): (usize, &PathBuf)| match named.get(i) {
+            Some(named) if explicit_dataset(path).is_none() => (*named).to_owned(),
+            _ => path.display().to_string(),
+        };
+        self.data.iter().enumerate().map(name).collect()
+    }
+
     /// Prints the translation of another tool's configuration file.
     pub fn print_translation(&self, printer: &Printer) {
         if let Some(translation) = self.config.as_ref().and_then(ConfigFile::translation) {
@@ -305,7 +327,10 @@ impl RunFiles {
     pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
         let data = self.data.iter().map(PathBuf::as_path);
-        data.filter(move |path| !named.is_empty() && !named.iter().any(|named| Path::new(named) == *path))
+        data.filter(move |path| {
+            let is_named = named.is_empty() || named.iter().any(|named| Path::new(named) == *path);
+            !is_named && explicit_dataset(path).is_none()
+        })
     }
 
     /// Returns the base under the name that the user gave when the run started.
@@ -358,6 +383,9 @@ fn found(
     is_it: impl Fn(&Path) -> bool,
 ) -> Result<PathBuf> {
     let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
+    if flag == "data" && matches!(DataRef::parse(&path), DataRef::Hub { .. }) {
+        return Ok(path);
+    }
     if flag == "base" && (hub_name(&path).is_some() || embedded_base::is_demo(&path)) {
         return Ok(path);
     }

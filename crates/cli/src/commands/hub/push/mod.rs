@@ -19,13 +19,14 @@ use danlu_hub::{
 };
 use danlu_report::card;
 
-use danlu_loader::{FolderKind, LoadError, parse_name};
+use danlu_loader::{FolderKind, LoadError, Notice, adapters_below, parse_name};
 
 use crate::args::card::hub_id;
 use crate::commands::hub::{open, pull};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::model_loader::hub_name;
+use crate::notices;
 use crate::printer::Printer;
 use crate::temp_dirs::TrackedTempDir;
 use crate::terminal_text;
@@ -84,6 +85,7 @@ pub struct PushArgs {
 /// If the folder contains no model that can be loaded, no token has write access, or the Hub cannot be
 /// reached. In these cases nothing is published.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
+    let args = &PushArgs { folder: adapter_folder(&args.folder, printer)?, ..args.clone() };
     memory::forecast(&args.folder).check("push", &args.folder, printer)?;
     let converted = as_peft(&args.folder, printer)?;
     if let Some(converted) = &converted {
@@ -91,6 +93,25 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         return push_folder(&args, printer);
     }
     push_folder(args, printer)
+}
+
+/// Returns the folder to upload. If `folder` only contains the subfolder of one adapter, that is the folder.
+fn adapter_folder(folder: &Path, printer: &Printer) -> Result<PathBuf> {
+    if !folder.is_dir() || !matches!(FolderKind::of(folder), FolderKind::Other) {
+        return Ok(folder.to_owned());
+    }
+    match &adapters_below(folder)[..] {
+        [] => Ok(folder.to_owned()),
+        [only] => {
+            notices::print(&Notice::AdapterInSubfolder { folder: only.clone() }, printer);
+            Ok(only.clone())
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(|path| terminal_text::shell_path(path)).collect();
+            let hint = format!("name one of its adapters: {}", names.join(", "));
+            Err(Diagnostic::from(LoadError::no_model(folder)).with_hint(hint))
+        }
+    }
 }
 
 /// Converts an adapter that is not in PEFT's format. The converted adapter is written to a temporary folder,
@@ -143,7 +164,16 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
         description: None,
     };
     options.check_message(token.as_ref())?;
-    let upload_set = upload_set(args, token, &hub, &name, printer)?;
+    let page = match RemoteCard::read(&hub, &name) {
+        Err(error) if args.dry_run && is_unreachable(&error) => {
+            let page = RemoteCard::unread(&hub, &name);
+            let upload_set = upload_set(args, token, &page, &name, printer)?;
+            preview_offline(args, &upload_set, &name, &error, printer);
+            return Ok(());
+        }
+        page => page?,
+    };
+    let upload_set = upload_set(args, token, &page, &name, printer)?;
     let differences = hub.diff(&upload_set, &name, &mut |transfer| {
         let (done, total) = (terminal_text::bytes(transfer.done), terminal_text::bytes(transfer.total));
         printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
@@ -151,7 +181,8 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     printer.clear_live();
     let differences = differences?;
     refuse(&differences, args, &hub, &name, has_token)?;
-    preview::show(&upload_set, &differences, &name, args, printer);
+    let place = preview::describe_target(&differences, &name, args, printer);
+    preview::show(&upload_set, &differences, &name, &place, printer);
     if args.dry_run {
         preview::warn_of_no_card(&upload_set, &differences, printer);
         printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was uploaded (--dry-run)");
@@ -175,11 +206,53 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
+/// Returns whether the error only says that the Hub cannot be asked.
+fn is_unreachable(error: &HubError) -> bool {
+    matches!(
+        error,
+        HubError::Offline { .. }
+            | HubError::OfflineRepo { .. }
+            | HubError::Connect { .. }
+            | HubError::Certificate { .. }
+            | HubError::Proxy { .. }
+    )
+}
+
+/// Prints the files that a push would upload to an empty repository, because the Hub cannot be reached.
+fn preview_offline(
+    args: &PushArgs,
+    upload_set: &UploadSet,
+    name: &RepoName,
+    error: &HubError,
+    printer: &Printer,
+) {
+    let files = upload_set.files().iter().map(|file| (file.path().to_owned(), file.size()));
+    let differences = RepoDiff {
+        exists: false,
+        has_revision: false,
+        private: args.private.then_some(true),
+        commit: None,
+        new: files.collect(),
+        changed: Vec::new(),
+        unchanged: Vec::new(),
+        removed: Vec::new(),
+        others: Vec::new(),
+        is_empty: true,
+    };
+    let place = printer.pick("没有与仓库比较", "not compared with the repository");
+    preview::show(upload_set, &differences, name, place, printer);
+    printer.warn(&printer.pick(
+        format!("连不上 Hub，列出的是全部文件：{error}"),
+        format!("the Hub cannot be reached, so all files are listed: {error}"),
+    ));
+    printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was uploaded (--dry-run)");
+}
+
 /// Selects the files to upload, and rewrites the files that must differ on the Hub.
 fn upload_set(
     args: &PushArgs,
     token: Option<danlu_hub::Token>,
-    hub: &Hub,
+    page: &RemoteCard<'_>,
     name: &RepoName,
     printer: &Printer,
 ) -> Result<UploadSet> {
@@ -198,8 +271,7 @@ fn upload_set(
     let mut upload_set = UploadSet::from_folder(folder, &options)?;
     let needed = load_check::needed(folder)?;
     load_check::refuse_without(&upload_set, &needed)?;
-    let page = RemoteCard::read(hub, name)?;
-    let RewrittenFiles { files, readme } = rewritten_files::files(args, hub, &page, name, printer)?;
+    let RewrittenFiles { files, readme } = rewritten_files::files(args, page.hub(), page, name, printer)?;
     for (path, bytes) in files {
         upload_set.replace(path, bytes);
     }

@@ -8,16 +8,9 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Prints the files that are uploaded, unchanged, removed and skipped.
-pub fn show(
-    upload_set: &UploadSet,
-    differences: &RepoDiff,
-    name: &RepoName,
-    args: &PushArgs,
-    printer: &Printer,
-) {
+/// Prints the files that are uploaded, unchanged, removed and skipped. `place` describes the repository.
+pub fn show(upload_set: &UploadSet, differences: &RepoDiff, name: &RepoName, place: &str, printer: &Printer) {
     let RepoDiff { new, changed, unchanged, removed, .. } = differences;
-    let place = describe_target(differences, name, args, printer);
     printer.data(
         &printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", upload_set.folder().display())),
     );
@@ -60,7 +53,12 @@ pub fn show(
 }
 
 /// Describes the repository and the branch, and whether they will be created.
-fn describe_target(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
+pub fn describe_target(
+    differences: &RepoDiff,
+    name: &RepoName,
+    args: &PushArgs,
+    printer: &Printer,
+) -> String {
     let branch = name.revision();
     if !differences.exists {
         let made = match args.private {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::str::Utf8Error;
 
 use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE};
-use danlu_hub::{Hub, RepoName};
+use danlu_hub::{Hub, HubError, RepoName};
 use danlu_loader::is_known_name;
 use danlu_report::card;
 use serde_json::Value;
@@ -20,6 +20,8 @@ pub struct RemoteCard<'a> {
     name: &'a RepoName,
     identity: Option<Vec<u8>>,
     readme: Option<Vec<u8>>,
+    /// Whether the Hub answered.
+    was_read: bool,
 }
 
 /// The base that a repository names.
@@ -36,10 +38,20 @@ impl<'a> RemoteCard<'a> {
     ///
     /// # Errors
     /// If the Hub cannot be reached.
-    pub fn read(hub: &'a Hub, name: &'a RepoName) -> Diagnosed<Self> {
+    pub fn read(hub: &'a Hub, name: &'a RepoName) -> Result<Self, HubError> {
         let identity = hub.read_small_file(name, IDENTITY_FILE, MAX_FILE_BYTES)?;
         let readme = hub.read_small_file(name, card::README_FILE, MAX_FILE_BYTES)?;
-        Ok(Self { hub, name, identity, readme })
+        Ok(Self { hub, name, identity, readme, was_read: true })
+    }
+
+    /// Returns the card of a repository that cannot be reached.
+    pub fn unread(hub: &'a Hub, name: &'a RepoName) -> Self {
+        Self { hub, name, identity: None, readme: None, was_read: false }
+    }
+
+    /// Returns the Hub of the repository.
+    pub fn hub(&self) -> &'a Hub {
+        self.hub
     }
 
     /// Returns the Hub name of the base that the repository names. Returns `None` if there is no such name,
@@ -48,6 +60,9 @@ impl<'a> RemoteCard<'a> {
     /// # Errors
     /// If the Hub cannot be reached.
     pub fn base_id(&self, ours: Option<&BaseIdentity>, named: &str) -> Diagnosed<Option<RemoteBase>> {
+        if !self.was_read {
+            return Ok(None);
+        }
         let identity: Value =
             self.identity.as_deref().and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default();
         let there = &identity["base"];

@@ -1,0 +1,81 @@
+//! Reads several files of one data set.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use crate::{DataError, Dataset, ReadOptions, read};
+
+/// Reads the files of one data set, in the given order. The fingerprint has the name `name`. If there are
+/// several files, its checksum is the SHA-256 of their checksums.
+///
+/// # Errors
+/// As for [`read`]. Also if the files have different formats, or `files` is empty.
+pub fn read_shards(files: &[PathBuf], name: &str, options: &ReadOptions) -> Result<Dataset, DataError> {
+    let [first, rest @ ..] = files else {
+        return Err(DataError::Empty { file: name.into() });
+    };
+    let mut all = read(first, options)?;
+    let mut sums = Sha256::new();
+    sums.update(&all.fingerprint.sha256);
+    for file in rest {
+        let next = read(file, options)?;
+        if next.format != all.format {
+            let (file, first) = (file.clone(), first.clone());
+            return Err(DataError::MixedFormats { file, format: next.format, first, expected: all.format });
+        }
+        sums.update(&next.fingerprint.sha256);
+        all.fingerprint.bytes += next.fingerprint.bytes;
+        all.fingerprint.records += next.fingerprint.records;
+        all.fingerprint.bad_records += next.fingerprint.bad_records;
+        all.records.extend(next.records);
+        all.bad.extend(next.bad);
+        let is_known = |key: &String| all.unread_lists.contains(key);
+        let unread: Vec<String> = next.unread_lists.into_iter().filter(|key| !is_known(key)).collect();
+        all.unread_lists.extend(unread);
+        for unknown in next.unknown_keys {
+            match all.unknown_keys.iter_mut().find(|known| known.key == unknown.key) {
+                Some(known) => known.count += unknown.count,
+                None => all.unknown_keys.push(unknown),
+            }
+        }
+        all.encoding = all.encoding.or(next.encoding);
+    }
+    if !rest.is_empty() {
+        all.fingerprint.sha256 = hex::encode(sums.finalize());
+    }
+    all.fingerprint.name = name.to_owned();
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn shards_are_read_as_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let a = write("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\", \"x\": 1}\n");
+        let b = write("b.jsonl", "{\"prompt\": \"c\", \"completion\": \"d\", \"x\": 2}\n{\n");
+        let options = ReadOptions::default();
+        let both = read_shards(&[a.clone(), b.clone()], "me/data:train", &options).unwrap();
+        assert_eq!((both.records.len(), both.bad.len(), both.unknown_keys.len()), (2, 1, 1));
+        assert_eq!(both.unknown_keys[0].count, 2);
+        assert_eq!((both.fingerprint.name.as_str(), both.fingerprint.records), ("me/data:train", 2));
+        assert_eq!(both.records[1].source.file.as_ref(), b.as_path());
+        // A single file keeps its checksum.
+        let one = read_shards(&[a.clone()], "x", &options).unwrap();
+        assert_eq!(one.fingerprint.sha256, read(&a, &options).unwrap().fingerprint.sha256);
+        let c = write("c.jsonl", "{\"text\": \"e\"}\n");
+        let error = read_shards(&[a, c], "x", &options).unwrap_err().to_string();
+        assert!(error.contains("text") && error.contains("prompt-completion"), "{error}");
+        assert!(read_shards(&[], "x", &options).is_err());
+    }
+}
