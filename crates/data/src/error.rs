@@ -203,7 +203,7 @@ const PANDAS: &str = "with pandas, write `df.to_json(FILE, orient=\"records\")`"
 fn json_hint(first: &BadRecord) -> String {
     match first.found.as_str() {
         "`/`" | "`#`" => "remove the comments, which JSON does not have; `npx json5 FILE` converts JSON5 to JSON",
-        "`\'`" | "`'`" => {
+        "`'`" => {
             "write it with `json.dumps`: it looks like Python's text of a dictionary, and JSON has double quotes only"
         }
         _ if first.expected.contains(KEY_EXPECTED) => {

@@ -71,7 +71,7 @@ mod tests {
         assert_eq!((both.fingerprint.name.as_str(), both.fingerprint.records), ("me/data:train", 2));
         assert_eq!(both.records[1].source.file.as_ref(), b.as_path());
         // A single file keeps its checksum.
-        let one = read_shards(&[a.clone()], "x", &options).unwrap();
+        let one = read_shards(std::slice::from_ref(&a), "x", &options).unwrap();
         assert_eq!(one.fingerprint.sha256, read(&a, &options).unwrap().fingerprint.sha256);
         let c = write("c.jsonl", "{\"text\": \"e\"}\n");
         let error = read_shards(&[a, c], "x", &options).unwrap_err().to_string();

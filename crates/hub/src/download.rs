@@ -106,7 +106,7 @@ impl Hub {
             let _ = advanced(-signed(done));
         }
         let expected = file.hash.digits().to_owned();
-        Err(HubError::Checksum { repo: repo.clone(), file: path.to_owned(), found, expected })
+        Err(HubError::Checksum { repo: Box::new(repo.clone()), file: path.to_owned(), found, expected })
     }
 
     /// Computes the checksum of the partial file, then downloads the remaining bytes.

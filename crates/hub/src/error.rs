@@ -99,7 +99,7 @@ pub enum HubError {
     Repo { repo: RepoName, fault: String },
     /// The checksum of the file was wrong in two downloads.
     #[error("`{file}` of `{repo}` has the checksum {found}, expected {expected}")]
-    Checksum { repo: RepoName, file: String, found: String, expected: String },
+    Checksum { repo: Box<RepoName>, file: String, found: String, expected: String },
     /// The file exceeds its maximum size.
     #[error("`{file}` of `{repo}` has {size} bytes, expected at most {most} for such a file")]
     TooLarge { repo: RepoName, file: String, size: u64, most: u64 },
