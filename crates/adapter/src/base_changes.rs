@@ -1,8 +1,9 @@
-//! Tensors of the base that an adapter replaces. These are tables of a larger vocabulary, rows of new tokens,
-//! low-rank updates of the tables, and whole modules such as norms.
+//! Tensors of an adapter that change the base outside its projections: embedding and output tables for a
+//! larger vocabulary, rows of these tables for new tokens, low-rank updates of these tables, and whole modules
+//! such as norms.
 //!
 //! PEFT writes these tensors into the adapter file for `modules_to_save`, for `trainable_token_indices`, and
-//! for tables in `target_modules`. If the vocabulary was resized, PEFT always writes both tables.
+//! for tables in `target_modules`. If the vocabulary was resized, PEFT always writes the embedding table and the output head.
 
 use std::collections::BTreeMap;
 

@@ -318,7 +318,7 @@ pub enum ModelError {
         vocab_size: usize,
     },
 
-    /// No tokens were added, or more tokens than the slot has room for.
+    /// The caller passed no tokens, or more tokens than the slot has room for.
     #[error("cannot append {added} tokens: the slot holds {held} of {capacity}")]
     CacheFull {
         /// Tokens in the slot.

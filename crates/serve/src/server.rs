@@ -32,7 +32,7 @@ const BLOCKING_THREADS: usize = 4;
 /// Maximum time for open connections to close after the server was told to stop.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
-/// Interval at which a server that shuts down checks for running requests.
+/// During shutdown, the server checks at this interval whether requests are still running.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A running server. When it is dropped, it rejects new requests and closes the connections within about two

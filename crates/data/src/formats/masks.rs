@@ -132,7 +132,7 @@ pub(super) fn apply_lists(
             match (flag(value, key)?, is_answer) {
                 (false, _) => loss[at] = TurnLoss::Masked,
                 (true, true) if loss[at] == TurnLoss::Context => loss[at] = TurnLoss::Whole,
-                // A value of 1 adds no loss to a question, because a list of ones is the default.
+                // A 1 for a question is ignored, because many files have a 1 for every message.
                 (true, _) => {}
             }
         }

@@ -149,8 +149,8 @@ pub(crate) struct Comparison<'a> {
     pub outdated: Vec<(String, u64)>,
 }
 
-/// Compares an upload set with a listing. Reads a file only if its size in the listing is equal, and only
-/// once.
+/// Compares an upload set with a listing. Reads a local file only if the listing has a file of the same path
+/// and size, and reads it at most once.
 pub(crate) fn compare_files<'a>(
     upload_set: &'a UploadSet,
     listing: Option<&Listing>,

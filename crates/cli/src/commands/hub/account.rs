@@ -197,8 +197,8 @@ fn restore_at_end(before: Termios) -> io::Result<()> {
     thread::Builder::new().name("terminal".to_owned()).spawn(watch).map(drop)
 }
 
-/// Reads a line from the terminal without echo. Returns `None` after Ctrl-C or Ctrl-D, because the terminal
-/// passes these keys as bytes.
+/// Reads a line from the terminal without echo. The terminal sends no signal for Ctrl-C in this mode: both
+/// Ctrl-C and Ctrl-D arrive as bytes, and this function returns `None` for them.
 fn hidden_line() -> Result<Option<String>> {
     const INTERRUPT: u8 = 3;
     const END: u8 = 4;

@@ -28,13 +28,13 @@ pub(super) struct Partition {
     pub groups: usize,
     /// Maximum number of rows in a panel.
     pub panel_rows: usize,
-    /// Number of blocks of `c`.
+    /// Number of blocks into which the `c` elements of a row are divided.
     pub k_blocks: usize,
-    /// Number of words in a block of `c`.
+    /// Number of words in one such block of a row.
     pub steps: usize,
     /// Number of elements in a word.
     pub pair: usize,
-    /// Number of words in a panel of packed rows within one block of `c`.
+    /// Number of words of one such block in a panel of packed rows.
     pub panel: usize,
     /// Number of words along a block of the vocabulary.
     pub exp_steps: usize,
