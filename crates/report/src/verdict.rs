@@ -22,6 +22,9 @@ const SPIKE_FACTOR: f64 = 2.0;
 /// Minimum difference in nats between the loss of a spike and the median.
 const SPIKE_NATS: f64 = 1.0;
 
+/// The training loss rose if its median over some steps exceeds its start times this factor.
+const RISE_FACTOR: f64 = 1.15;
+
 /// The findings from the losses of a run. The first finding is the main result. A run without steps has no
 /// findings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +58,15 @@ pub enum Finding {
         first: f64,
         /// Held-out loss of the base with the adapter.
         last: f64,
+    },
+    /// The training loss rose far above its start and fell back, without a gain.
+    RoseAndFell {
+        /// Held-out loss of the base without the adapter, or the training loss of the first step.
+        first: f64,
+        /// The step around which the loss was highest.
+        step: u64,
+        /// Median training loss of the steps around `step`.
+        peak: f64,
     },
     /// The held-out loss fell.
     Learned {
@@ -109,6 +121,11 @@ impl Verdict {
         // `NoGain` suggests a higher learning rate, which is wrong advice for an unstable run.
         let is_unstable = spikes.is_some() || matches!(training, Some(Finding::TrainLossRose { .. }));
         let held_out = held_out.filter(|found| !(is_unstable && matches!(found, Finding::NoGain { .. })));
+        let start = run.held_out().map(|(first, _)| first).or(run.steps.first().map(|step| step.loss));
+        let rise = start.and_then(|start| find_rise(&run.steps, start));
+        let held_out = held_out.map(|found| replace_no_gain(found, rise.as_ref()));
+        let training = training.map(|found| replace_no_gain(found, rise.as_ref()));
+        let training = training.filter(|found| held_out.as_ref() != Some(found));
         Self([held_out, training, spikes].into_iter().flatten().collect())
     }
 
@@ -138,6 +155,7 @@ impl Finding {
             Self::HeldOutRose { .. } => "held_out_rose",
             Self::Overfitted { .. } => "overfitted",
             Self::NoGain { .. } => "no_gain",
+            Self::RoseAndFell { .. } => "rose_and_fell",
             Self::Learned { .. } => "learned",
             Self::TrainLossRose { .. } => "train_loss_rose",
             Self::TrainLossFlat { .. } => "train_loss_flat",
@@ -167,11 +185,16 @@ impl Finding {
             Self::NoGain { first, last } => format!(
                 "几乎没有变化：留出集损失 {first:.4} → {last:.4}。可提高 --learning-rate 或 --num-train-epochs。"
             ),
+            Self::RoseAndFell { first, step, peak } => format!(
+                "等于白练：训练损失从起点 {first:.4} 升到第 {step} 步前后的 {peak:.4}，又落回原处。请降低 --learning-rate 重新训练。"
+            ),
             Self::Learned { gain } => {
                 format!("有效：留出集损失下降了 {:.0}%，没有过拟合的迹象。", 100.0 * gain)
             }
             Self::TrainLossRose { first, last } => {
-                format!("训练发散：训练损失从 {first:.4} 升到 {last:.4}。请降低 --learning-rate 重新训练。")
+                format!(
+                    "训练发散：训练损失从 {first:.4} 升到 {last:.4}。请降低 --learning-rate 重新训练。"
+                )
             }
             Self::TrainLossFlat { first, last } => format!(
                 "训练损失没有下降（{first:.4} → {last:.4}）。请检查数据，或改用别的 --learning-rate。"
@@ -196,6 +219,9 @@ impl Finding {
             ),
             Self::NoGain { first, last } => format!(
                 "the model hardly changed: the held-out loss went from {first:.4} to {last:.4}. Raise --learning-rate or --num-train-epochs."
+            ),
+            Self::RoseAndFell { first, step, peak } => format!(
+                "the run gained nothing: the training loss rose from its start, {first:.4}, to {peak:.4} around step {step} and fell back. Train again with a lower --learning-rate."
             ),
             Self::Learned { gain } => format!(
                 "the model learned: the held-out loss fell by {:.0}%, with no sign of overfitting.",
@@ -248,6 +274,29 @@ fn is_higher(first: f64, last: f64) -> bool {
 }
 
 /// Returns the steps whose loss is much higher than the median of the steps before.
+/// Finds the highest median of the training loss over a window, if the median is far above `first`, the loss
+/// of the base.
+fn find_rise(steps: &[StepMetrics], first: f64) -> Option<Finding> {
+    let size = SPIKE_WINDOW / 2;
+    let (step, peak) = steps
+        .windows(size)
+        .map(|window| {
+            let mut losses: Vec<f64> = window.iter().map(|step| step.loss).collect();
+            losses.sort_by(f64::total_cmp);
+            (window[size / 2].step, losses[size / 2])
+        })
+        .max_by(|a, b| a.1.total_cmp(&b.1))?;
+    (peak > first * RISE_FACTOR).then_some(Finding::RoseAndFell { first, step, peak })
+}
+
+/// Replaces a finding that suggests a higher learning rate, which is wrong advice after a rise of the loss.
+fn replace_no_gain(found: Finding, rise: Option<&Finding>) -> Finding {
+    match (&found, rise) {
+        (Finding::NoGain { .. } | Finding::TrainLossFlat { .. }, Some(rise)) => rise.clone(),
+        _ => found,
+    }
+}
+
 fn find_spikes(steps: &[StepMetrics]) -> Option<Finding> {
     let (mut count, mut worst) = (0, None);
     for (i, step) in steps.iter().enumerate().skip(SPIKE_WINDOW) {
@@ -296,6 +345,11 @@ mod tests {
         // A rise below one percent is noise.
         assert!(matches!(of(&[(0, 4.0), (10, 3.0), (20, 3.01)])[..], [Finding::Learned { .. }]));
         assert_eq!(of(&[(0, 4.0), (10, 3.99)]), [Finding::NoGain { first: 4.0, last: 3.99 }]);
+        // A loss that rises slowly to 8 and falls back to 4 had a learning rate that was too high, not too low.
+        let hill: Vec<f64> = (0..60).map(|i| 8.0 - 4.0 * (f64::from(i) / 29.5 - 1.0).abs()).collect();
+        let hot = judge(&hill, &[(0, 4.0), (60, 3.99)]);
+        assert!(matches!(hot.findings(), [Finding::RoseAndFell { .. }]), "{hot:?}");
+        assert!(hot.findings()[0].text(Language::En).contains("lower --learning-rate"));
         let worse = judge(&[3.0, 1.0], &[(0, 6.6), (3, 9.0)]);
         assert_eq!(worse.findings(), [Finding::HeldOutRose { first: 6.6, last: 9.0 }]);
         assert!(!worse.is_usable());

@@ -410,5 +410,5 @@ fn a_card_is_written_again_from_its_record_with_its_notes() {
         error.to_string().contains("card.json: line 1: found `1`, expected a text in double quotes"),
         "{error}"
     );
-    assert!(error.hint().unwrap().contains("move it away"));
+    assert!(error.hint().unwrap().contains("move the file away"));
 }
