@@ -271,6 +271,10 @@ fn differs_in_one(a: &str, b: &str) -> bool {
     let start = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
     let (a, b) = (&a[start..], &b[start..]);
     let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+    // Any two short names would be similar.
+    if start + end < 2 {
+        return false;
+    }
     match (&a[..a.len() - end], &b[..b.len() - end]) {
         ([], [_]) | ([_], []) | ([_], [_]) => true,
         ([a, b], [c, d]) => a == d && b == c,

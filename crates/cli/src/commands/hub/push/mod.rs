@@ -164,16 +164,18 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
         description: None,
     };
     options.check_message(token.as_ref())?;
+    // The folder is checked before the first request.
+    let (mut upload_set, needed) = upload_set(args, token)?;
     let page = match RemoteCard::read(&hub, &name) {
         Err(error) if args.dry_run && is_unreachable(&error) => {
-            let page = RemoteCard::unread(&hub, &name);
-            let upload_set = upload_set(args, token, &page, &name, printer)?;
+            rewrite(&mut upload_set, args, &RemoteCard::unread(&hub, &name), &name, printer)?;
             preview_offline(args, &upload_set, &name, &error, printer);
             return Ok(());
         }
         page => page?,
     };
-    let upload_set = upload_set(args, token, &page, &name, printer)?;
+    rewrite(&mut upload_set, args, &page, &name, printer)?;
+    load_check::refuse_without(&upload_set, &needed)?;
     let differences = hub.diff(&upload_set, &name, &mut |transfer| {
         let (done, total) = (terminal_text::bytes(transfer.done), terminal_text::bytes(transfer.total));
         printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
@@ -248,14 +250,8 @@ fn preview_offline(
     printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was uploaded (--dry-run)");
 }
 
-/// Selects the files to upload, and rewrites the files that must differ on the Hub.
-fn upload_set(
-    args: &PushArgs,
-    token: Option<danlu_hub::Token>,
-    page: &RemoteCard<'_>,
-    name: &RepoName,
-    printer: &Printer,
-) -> Result<UploadSet> {
+/// Selects the files to upload. Also returns the names of the files without which danlu cannot load them.
+fn upload_set(args: &PushArgs, token: Option<danlu_hub::Token>) -> Result<(UploadSet, Vec<String>)> {
     let folder = &args.folder;
     if let Some(named) = hub_name(folder) {
         let text = format!("`{named}` is not a local folder, and a push uploads a folder");
@@ -268,9 +264,20 @@ fn upload_set(
     if folder.is_dir() && matches!(FolderKind::of(folder), FolderKind::StoppedRun { .. }) {
         return Err(LoadError::no_model(folder).into());
     }
-    let mut upload_set = UploadSet::from_folder(folder, &options)?;
+    let upload_set = UploadSet::from_folder(folder, &options)?;
     let needed = load_check::needed(folder)?;
     load_check::refuse_without(&upload_set, &needed)?;
+    Ok((upload_set, needed))
+}
+
+/// Rewrites the files that must differ on the Hub.
+fn rewrite(
+    upload_set: &mut UploadSet,
+    args: &PushArgs,
+    page: &RemoteCard<'_>,
+    name: &RepoName,
+    printer: &Printer,
+) -> Result<()> {
     let RewrittenFiles { files, readme } = rewritten_files::files(args, page.hub(), page, name, printer)?;
     for (path, bytes) in files {
         upload_set.replace(path, bytes);
@@ -289,12 +296,11 @@ fn upload_set(
     let is_record =
         |left: &&SkippedFile| left.path == card::CARD_FILE && matches!(left.reason, SkipReason::Token { .. });
     if let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_record) {
-        let text = format!("`{}`: {reason}, and README.md shows it too", folder.join(path).display());
+        let text = format!("`{}`: {reason}, and README.md shows it too", args.folder.join(path).display());
         let hint = "remove the token from the data or the notes and run `danlu card`; or upload it as it is with `--with-tokens`";
         return Err(Diagnostic::input(text).with_hint(hint));
     }
-    load_check::refuse_without(&upload_set, &needed)?;
-    Ok(upload_set)
+    Ok(())
 }
 
 /// Rejects a push that would fail, before anything is printed.
