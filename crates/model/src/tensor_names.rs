@@ -36,7 +36,11 @@ impl TextPrefix {
         let Some((prefix, to)) = self.0 else { return name.to_owned() };
         match (name.strip_prefix(to), name.strip_prefix("lm_head.")) {
             (Some(rest), _) if !is_vision(name) => format!("{prefix}{rest}"),
-            (_, Some(rest)) => format!("{}lm_head.{rest}", prefix.trim_end_matches("model.")),
+            // With the prefix `model.language_model.`, the head has no prefix.
+            (_, Some(rest)) => format!(
+                "{}lm_head.{rest}",
+                prefix.strip_suffix(".model.").map_or(String::new(), |outer| format!("{outer}."))
+            ),
             _ => name.to_owned(),
         }
     }
@@ -95,6 +99,9 @@ mod tests {
             let prefix = TextPrefix::find(["language_model.model.layers.0.mlp.up_proj.weight"].into_iter());
             assert_eq!(prefix.file_name(name), file);
         }
+        let inner = TextPrefix::find(["model.language_model.layers.0.mlp.up_proj.weight"].into_iter());
+        assert_eq!(inner.file_name("lm_head.weight"), "lm_head.weight");
+        assert_eq!(inner.file_name("model.norm.weight"), "model.language_model.norm.weight");
         let plain = TextPrefix::find(["model.layers.0.mlp.up_proj.weight"].into_iter());
         assert_eq!(plain.file_name("model.norm.weight"), "model.norm.weight");
     }

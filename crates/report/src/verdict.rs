@@ -192,9 +192,7 @@ impl Finding {
                 format!("有效：留出集损失下降了 {:.0}%，没有过拟合的迹象。", 100.0 * gain)
             }
             Self::TrainLossRose { first, last } => {
-                format!(
-                    "训练发散：训练损失从 {first:.4} 升到 {last:.4}。请降低 --learning-rate 重新训练。"
-                )
+                format!("训练发散：训练损失从 {first:.4} 升到 {last:.4}。请降低 --learning-rate 重新训练。")
             }
             Self::TrainLossFlat { first, last } => format!(
                 "训练损失没有下降（{first:.4} → {last:.4}）。请检查数据，或改用别的 --learning-rate。"

@@ -308,8 +308,7 @@ mod tests {
         Ok((part.to_owned(), files.iter().map(|&file| file.to_owned()).collect()))
     }
 
-    // The expected files are those of `get_data_patterns` of Python's datasets 5.2.0, for folders with these
-    // files; `reference/dataset_files.py` compares both for random names.
+    // The rules are those of `get_data_patterns` in Python's datasets 5.2.0.
     #[test]
     fn names_of_files_and_folders_decide_the_split() {
         let numbered = [
