@@ -28,7 +28,7 @@ Examples:
   danlu data preview danlu-demo/palace.json --base danlu-demo/base-8m
   danlu data check danlu-demo/palace.json --base danlu-demo/base-8m
   danlu data check chat.json --format sharegpt
-  danlu data check hf:openai/gsm8k:main/test --columns instruction=question,output=answer
+  danlu data check hf:openai/gsm8k:main/test
   danlu data convert table.csv --columns instruction=q,output=a --output o.jsonl";
 
 /// The default of `--max-length`, as in `danlu train`.
