@@ -10,7 +10,7 @@ use crate::{DataError, Dataset, ReadOptions, read};
 /// several files, its checksum is the SHA-256 of their checksums.
 ///
 /// # Errors
-/// As for [`read`]. Also if the files have different formats, or `files` is empty.
+/// The same as for [`read()`](crate::read()). Also if the files have different formats, or if `files` is empty.
 pub fn read_shards(files: &[PathBuf], name: &str, options: &ReadOptions) -> Result<Dataset, DataError> {
     let [first, rest @ ..] = files else {
         return Err(DataError::Empty { file: name.into() });
