@@ -28,6 +28,7 @@ fn trained() -> Scene {
 #[test]
 fn forecasts_are_the_peaks_of_the_real_processes() {
     let (mut scene, server) = (trained(), HubServer::start());
+    scene.copy_base();
     scene.endpoint = server.endpoint();
     server.add_user("me", "hf_mine");
     std::fs::create_dir(scene.path("hf")).unwrap();

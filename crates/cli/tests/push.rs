@@ -118,6 +118,7 @@ fn a_model_that_nobody_can_load_is_not_sent() {
     replace("base/config.json", b"{\"model_type\": \"mamba\"}");
     refused("mamba");
     replace("base/config.json", &config);
+    scene.copy_base();
     scene.ok("push base me/base --dry-run");
     assert_eq!(desk.server.is_private("me/base"), None);
 }

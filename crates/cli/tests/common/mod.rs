@@ -56,6 +56,17 @@ impl Scene {
         scene
     }
 
+    /// Replaces the hard links in `base/` by copies. A push rejects files that change, and each new link to a
+    /// file changes its time of change.
+    pub fn copy_base(&self) {
+        for entry in fs::read_dir(self.path("base")).unwrap() {
+            let linked = entry.unwrap().path();
+            let copy = self.path("copy");
+            fs::copy(&linked, &copy).unwrap();
+            fs::rename(&copy, &linked).unwrap();
+        }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
