@@ -174,8 +174,8 @@ impl Adapter {
         }
     }
 
-    /// Returns PEFT's name for a tensor of this adapter. It differs from [`Tensor::name`] if the text model is
-    /// beside a vision tower.
+    /// Returns PEFT's name for a tensor of this adapter. PEFT's name differs from [`Tensor::name`] if the
+    /// base also has a vision tower.
     pub fn file_name(&self, tensor: &Tensor) -> String {
         match (self.is_nested, tensor.name.strip_prefix("base_model.model.model.")) {
             (true, Some(rest)) => format!("base_model.model.model.language_model.{rest}"),

@@ -10,7 +10,7 @@ use crate::{DataError, Dataset, ReadOptions, read};
 /// several files, its checksum is the SHA-256 of their checksums.
 ///
 /// # Errors
-/// The same as for [`read()`](crate::read()). Also if the files have different formats, or if `files` is empty.
+/// If `files` is empty, if [`read()`](crate::read()) rejects a file, or if the files have different formats.
 pub fn read_shards(files: &[PathBuf], name: &str, options: &ReadOptions) -> Result<Dataset, DataError> {
     let [first, rest @ ..] = files else {
         return Err(DataError::Empty { file: name.into() });

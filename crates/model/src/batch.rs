@@ -91,8 +91,8 @@ impl Batch {
         batch
     }
 
-    /// Packs `sequences` in order, for the model of `config`. If the rotary frequencies of the model depend on
-    /// the length of a sequence, sequences share no rows.
+    /// Packs `sequences` in order for a model with the configuration `config`. If the model's rotary
+    /// frequencies depend on the length of a sequence, the sequences share no prefix.
     ///
     /// # Panics
     /// The panics of [`Batch::new`].

@@ -64,7 +64,8 @@ impl<'a> KernelLaunch<'a> {
         self
     }
 
-    /// Lets the kernel start before the previous kernel of the stream has ended, on devices that support this.
+    /// On devices of compute capability 9, 10 and 12, lets the kernel start before the previous kernel of the
+    /// stream has ended.
     /// The kernel must call `overlap_kernels` of `prelude.cuh`.
     pub fn overlapping(mut self) -> Self {
         // Only cubins for these devices contain the wait. Later devices compile PTX without it.

@@ -1,7 +1,8 @@
 //! The text form of tool calls.
 //!
-//! Each model family writes calls in its own form. A chat template contains this form, because it renders
-//! the calls of earlier turns. The form is found by rendering a conversation with known calls:
+//! Each model family writes calls in its own form. The chat template contains this form, because the template
+//! renders the calls of earlier turns. danlu renders a conversation with two known calls, and reads the form
+//! from the text around their names and arguments:
 //!
 //! ```text
 //! <tool_call>⏎{"name": "  NAME  ", "arguments": {…}  }⏎</tool_call>⏎<tool_call>⏎{"name": "  NAME  …  }⏎</tool_call>
@@ -11,9 +12,11 @@
 use danlu_model::{ChatTemplate, Message, ModelError, Tokenizer};
 use serde_json::{Value, json};
 
-/// Names, ids and arguments of the known calls. Mistral's templates accept only ids of nine characters.
+/// Names of the two known calls.
 const NAMES: [&str; 2] = ["danlu_probe_a", "danlu_probe_b"];
+/// Ids of the two known calls. Mistral's templates accept only ids of nine characters.
 const IDS: [&str; 2] = ["danluidaa", "danluidbb"];
+/// The key in the arguments of a known call.
 const KEY: &str = "danlu_probe_key";
 
 /// A part of the text of one call.

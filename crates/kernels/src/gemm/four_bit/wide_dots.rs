@@ -1,5 +1,5 @@
-//! Working memory and tile sizes for dot products of more rows than one tile has. Each row of a 4-bit weight is
-//! looked up once for all rows of `inp`.
+//! Working memory and tile sizes for dot products of more rows than one tile has. Each row of a 4-bit weight
+//! is decoded once for all rows of `inp`.
 
 use std::mem::MaybeUninit;
 
@@ -10,7 +10,7 @@ pub(super) const BLOCK: usize = 1024;
 /// Distance from one row of words to the next, in words. Rows a power of two apart would compete for the
 /// same lines of L1.
 pub(super) const STRIDE: usize = BLOCK + 16;
-/// Maximum number of rows of `inp` for which a code is looked up once.
+/// Maximum number of rows of `inp` for which a row of the weight is decoded once.
 pub(super) const MAX_ROWS: usize = 64;
 
 /// Words of two rows of a weight, aligned for whole vectors.
