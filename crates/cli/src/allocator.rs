@@ -1,7 +1,7 @@
 //! Configures the allocator, and reports a failed allocation.
 //!
-//! Freed memory must be returned to the system. If it stayed in the process, a run would exceed its memory
-//! plan.
+//! Freed memory must be returned to the system. Memory that stayed in the process would add to the predicted
+//! peak of a run.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -59,7 +59,7 @@ fn exit_out_of_memory(size: usize) -> ! {
     signal_hook::low_level::exit(1)
 }
 
-/// Writes a number into `digits` and returns the written part.
+/// Formats a number without allocating. The result is the used end of `digits`.
 fn decimal(mut number: usize, digits: &mut [u8; 20]) -> &[u8] {
     let mut at = digits.len();
     loop {
@@ -72,16 +72,18 @@ fn decimal(mut number: usize, digits: &mut [u8; 20]) -> &[u8] {
     }
 }
 
-/// Smallest block that glibc maps separately from the heap. Such a block is unmapped when it is freed.
+/// Size in bytes from which glibc maps a block separately from the heap. Such a block is unmapped when it is
+/// freed.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const LARGE: i32 = 1 << 20;
 
 /// Fixes the size from which glibc maps a block separately from the heap, and limits glibc to one arena.
 ///
-/// By default glibc raises this size to the largest block freed so far, up to 32 MiB. After the 17 MB text of
-/// a tokenizer is freed, glibc would allocate every smaller work buffer in the heap, where freed buffers
-/// leave unused memory. glibc also reserves 64 MiB of address space for every thread, and `prlimit --as`
-/// counts this space. The threads that run kernels allocate almost nothing, so one arena is enough.
+/// By default glibc raises this size to the largest block freed so far, up to 32 MiB. After a 17 MB tokenizer
+/// file is freed, every smaller work buffer would come from the heap, which does not return freed buffers to
+/// the system. By default glibc also reserves an arena of 64 MiB of address space for each thread, and
+/// `prlimit --as` counts this space. The threads that run kernels allocate almost nothing, so one arena is
+/// enough.
 pub fn configure() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

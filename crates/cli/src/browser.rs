@@ -5,7 +5,6 @@ use std::process::{Command, Stdio};
 
 use crate::printer::Printer;
 
-/// The program that opens a page.
 const OPENER: &str = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
 
 /// Opens a URL or a file. If no program can open it, only a warning is printed, because the user can open the

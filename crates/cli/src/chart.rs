@@ -4,7 +4,7 @@
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// Maximum number of points that are drawn as `●`. More of these signs would hide the curve.
+/// Largest number of points for which a series is drawn with `●`. More of these signs would hide the curve.
 const MAX_MARKS: usize = 12;
 
 pub struct Series<'a> {
@@ -131,7 +131,8 @@ impl Canvas {
         Self { columns, cells: vec![Cell::default(); columns * height] }
     }
 
-    /// Returns the cell that contains a dot, and the dot's column and row inside this cell.
+    /// Returns the cell that contains a dot, and the dot's column and row inside this cell. Returns `None`
+    /// for a dot outside the grid.
     fn cell(&mut self, (across, down): (i64, i64)) -> Option<(&mut Cell, usize, usize)> {
         let (across, down) = (usize::try_from(across).ok()?, usize::try_from(down).ok()?);
         let inside = across / 2 < self.columns;

@@ -83,7 +83,8 @@ pub fn usage(error: &Error) -> Diagnostic {
     }
 }
 
-/// Converts an error to a diagnostic. Adds a hint if a switch is followed by a separate value.
+/// Converts an error to a diagnostic. If a separate word follows a flag, as in `--use-dora false`, a hint
+/// shows the form `--use-dora=false`.
 pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     let diagnostic = usage(error);
     let Some(stray) = text(error, ContextKind::InvalidArg).filter(|arg| !arg.starts_with('-')) else {
@@ -96,8 +97,8 @@ pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     }
 }
 
-/// Returns one context value of clap's error. The items of a list are joined by a comma between backticks, so
-/// that the caller only adds the first and the last backtick.
+/// Returns one context value of clap's error. Only the inner backticks of a list are added here: the list
+/// `[a, b]` becomes ``a`, `b``.
 fn text(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
@@ -134,7 +135,6 @@ fn plain(reason: &str) -> String {
     said.to_owned()
 }
 
-/// Parses a whole number of at least 1.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     let number: Option<usize> = text.parse().ok();
     number.filter(|number| *number > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())

@@ -56,7 +56,7 @@ impl ConfigFile {
         };
         let mut source = String::new();
         let size = file.metadata().map_err(cannot_read)?.len();
-        // A device may have no end.
+        // A device such as `/dev/zero` has no end, so the read stops after the limit.
         let read = file.take(MAX_BYTES + 1).read_to_string(&mut source);
         let size = size.max(read.as_ref().map_or(0, |bytes| *bytes as u64));
         if size > MAX_BYTES || source.len() as u64 > MAX_BYTES {
@@ -162,24 +162,21 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), source, entries, translation: None })
     }
 
-    /// Removes the keys for which `given` is true.
     pub fn without(mut self, given: impl Fn(&str) -> bool) -> Self {
         self.entries.retain(|flag, _| !given(flag));
         self
     }
 
-    /// Returns the arguments of all keys.
     pub fn args(&self) -> Vec<String> {
         self.entries.values().flat_map(|entry| entry.args.iter().cloned()).collect()
     }
 
-    /// Returns the values of `flag`. The result is empty if the key is missing. A list has several values.
+    /// Returns the values of `flag`: several for a list, and none if the file lacks the flag.
     pub fn values(&self, flag: &str) -> Vec<&str> {
         let args = self.entries.get(flag).map_or(&[][..], |entry| &entry.args);
         args.iter().filter_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('=')).collect()
     }
 
-    /// Returns the folder of the file.
     pub fn folder(&self) -> &Path {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
@@ -195,7 +192,8 @@ impl ConfigFile {
     }
 }
 
-/// Returns the flag that a key sets. The key is the flag's own name, or a known name with the same meaning.
+/// Returns the flag that a key sets. The key is the flag's own name, or another tool's name for the flag,
+/// such as `lr` for `learning-rate`.
 fn known_flag(key: &str, command: &Command) -> Result<String> {
     let name = key.replace('_', "-");
     let known = || flags(command);
@@ -311,11 +309,11 @@ fn flags(command: &Command) -> impl Iterator<Item = &str> {
     own.filter(|flag| !["config", "help", "json", "open", "resume-or-start", "version"].contains(flag))
 }
 
-/// Converts a value to arguments. `Err` names the kind of a value that no flag accepts.
+/// Converts a value to arguments. For a value that no flag accepts, `Err` is its kind, such as `a date`.
 fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     Ok(match value {
-        // `resume = true` becomes `--resume` and `resume = false` becomes nothing, because the value of this
-        // flag is a checkpoint.
+        // `--resume` takes a checkpoint and no boolean. `resume = true` therefore becomes a bare `--resume`,
+        // and `resume = false` becomes nothing.
         DeValue::Boolean(false) if flag == "resume" => vec![],
         DeValue::Boolean(true) if flag == "resume" => vec!["--resume".to_owned()],
         DeValue::Array(items) if flag == "target-modules" => {

@@ -38,7 +38,7 @@ pub struct Snippet {
 }
 
 impl Snippet {
-    /// Creates a snippet for the bytes `span` of `source`, which is the content of the file called `name`.
+    /// Creates a snippet for the bytes `span` of the text `source`, which was read from the file `name`.
     pub fn new(name: impl Into<String>, source: impl Into<String>, span: Range<usize>) -> Self {
         Self { name: name.into(), source: source.into(), span }
     }
@@ -128,13 +128,12 @@ impl Diagnostic {
         FileError::new(action, path, error).into()
     }
 
-    /// Sets the hint.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Appends a hint.
+    /// Appends a hint to an existing one, after `; `.
     pub fn and_hint(mut self, hint: impl Into<String>) -> Self {
         let more = hint.into();
         self.hint = Some(match self.hint {
@@ -144,19 +143,16 @@ impl Diagnostic {
         self
     }
 
-    /// Sets the hint if there is none.
     pub fn or_hint(mut self, hint: &str) -> Self {
         self.hint.get_or_insert_with(|| hint.to_owned());
         self
     }
 
-    /// Adds a position in a file.
     pub fn with_snippet(mut self, snippet: Option<Snippet>) -> Self {
         self.snippet = snippet.map(Box::new);
         self
     }
 
-    /// Adds lines below the message.
     pub fn with_details(mut self, details: Vec<String>) -> Self {
         self.details = details;
         self

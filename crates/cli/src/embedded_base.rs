@@ -1,5 +1,5 @@
-//! The small base model inside the binary. `demo` trains it, `data` uses its tokenizer, and `--base demo`
-//! selects it.
+//! The small base model inside the binary. `danlu demo` trains this model, `danlu data` uses its tokenizer,
+//! and `--base demo` selects it.
 
 use std::borrow::Cow;
 use std::fs;
@@ -9,13 +9,11 @@ use danlu_model::Tokenizer;
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// Name of the embedded base.
 pub const BASE_NAME: &str = "base-8m";
 
-/// The name that selects the embedded base in every command with a base.
+/// The value of `--base` that selects the embedded base.
 pub const DEMO_NAME: &str = "demo";
 
-/// The files of the embedded base, by name.
 const FILES: [(&str, &[u8]); 5] = [
     ("config.json", include_bytes!("../assets/base-8m/config.json")),
     ("generation_config.json", include_bytes!("../assets/base-8m/generation_config.json")),

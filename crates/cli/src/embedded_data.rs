@@ -3,7 +3,7 @@
 /// A data set that danlu's authors wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbeddedData {
-    /// The name in `data get`.
+    /// The name that `danlu data get` accepts.
     pub name: &'static str,
     /// Name of the file that the demo writes.
     pub file: &'static str,

@@ -1,4 +1,4 @@
-//! The greeting for `danlu` without a command. The greeting shows three commands to type.
+//! The greeting that `danlu` without a command prints.
 
 use crate::lang::Lang;
 use crate::printer::Printer;
@@ -16,7 +16,6 @@ const COMMANDS: [(&str, &str, &str); 3] = [
     ("danlu explain", "微调术语，每个一屏讲清楚", "learn the terms of fine-tuning, one screen each"),
 ];
 
-/// Prints the greeting.
 pub fn print(printer: &Printer) {
     let version = env!("CARGO_PKG_VERSION");
     let title = printer.pick(

@@ -623,7 +623,6 @@ const TEXTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The layout of a help page.
 const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";
 
 /// Translates headings, commands and flags of `command` and its subcommands.

@@ -15,7 +15,7 @@ use crate::temp_dirs;
 /// The text to print if a signal ends the process.
 static EXIT_MESSAGE: Mutex<Option<String>> = Mutex::new(None);
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
-/// Whether a signal requested that the running command stops.
+/// Whether a signal requested a clean stop of the running command.
 static STOPPED: AtomicBool = AtomicBool::new(false);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
@@ -120,7 +120,6 @@ pub fn exit_interrupted() -> ! {
     std::process::exit(ABORTED.into());
 }
 
-/// Returns whether a stop was requested.
 pub fn requested() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0
 }
@@ -130,8 +129,8 @@ pub fn check() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Returns whether a signal stopped the command. The result is still valid after the [`GracefulStop`] is
-/// dropped.
+/// Returns whether a signal stopped the command. Unlike [`requested`], the result stays true after the
+/// [`GracefulStop`] is dropped.
 pub fn stopped() -> bool {
     STOPPED.load(Ordering::SeqCst)
 }

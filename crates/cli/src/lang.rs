@@ -41,12 +41,10 @@ impl Lang {
         if language.eq_ignore_ascii_case("zh") { Self::Zh } else { Self::En }
     }
 
-    /// Returns the language for report pages.
     pub fn of_page(self) -> danlu_report::Language {
         self.pick(danlu_report::Language::Zh, danlu_report::Language::En)
     }
 
-    /// Returns the text in the chosen language.
     pub fn pick<T>(self, zh: T, en: T) -> T {
         match self {
             Self::Zh => zh,

@@ -7,7 +7,6 @@ use crate::lang::Lang;
 pub struct Lesson(&'static str, &'static str);
 
 impl Lesson {
-    /// Returns the sentence in one language.
     pub fn text(self, lang: Lang) -> &'static str {
         lang.pick(self.0, self.1)
     }

@@ -16,7 +16,6 @@ struct Stderr {
     color: bool,
 }
 
-/// Installs the subscriber.
 pub fn install(printer: &Printer) {
     let level = if printer.verbose { Level::DEBUG } else { Level::WARN };
     // Setting the subscriber a second time fails. This happens only in tests.

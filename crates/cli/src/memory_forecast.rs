@@ -1,4 +1,4 @@
-//! Predicted memory of commands that run or convert a model without training it.
+//! Predicts the memory of commands that run or convert a model without training it.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ pub struct MemoryForecast {
     resident: u64,
     /// Temporary memory of the quantization.
     loading: u64,
-    /// Smallest and usual working memory.
+    /// Working memory for the shortest and for a typical input, such as a prompt of 1 and of 64 tokens.
     working: [u64; 2],
     /// Keys and values of a full conversation. Most conversations use only a part of them.
     cache: u64,
@@ -97,13 +97,13 @@ impl MemoryForecast {
         self.mapped += bytes;
     }
 
-    /// Adds working memory. Only the largest of these amounts counts, because they are never in use at the
-    /// same time.
+    /// Adds working memory. If several amounts are added, only the largest counts, because they are not in
+    /// use at the same time.
     pub fn add_working(&mut self, bytes: u64) {
         self.working = self.working.map(|before| before.max(bytes));
     }
 
-    /// Adds the working memory of the smallest and of the usual pass.
+    /// Adds the working memory of a forward pass over the shortest and over a typical input.
     ///
     /// # Errors
     /// If the back end lacks an operation of the model.
@@ -121,7 +121,8 @@ impl MemoryForecast {
         Ok(())
     }
 
-    /// Adds the comparison of a merge: sequences of up to `tokens` tokens.
+    /// Adds the passes in which `merge` compares the merged model with base and adapter. Their sequences have
+    /// up to `tokens` tokens.
     ///
     /// # Errors
     /// The errors of [`MemoryForecast::add_pass`].
@@ -141,13 +142,14 @@ impl MemoryForecast {
         self.present + self.mapped + self.resident + self.tokenizers + working
     }
 
-    /// Returns the smallest amount of memory that the command needs and the system cannot evict.
+    /// Returns the memory that the command needs for the shortest input, without pages that the system can
+    /// evict.
     fn least(&self) -> u64 {
         self.resident + self.loading.max(self.working[0] + self.cache)
     }
 
-    /// Rejects a command that needs more memory or addresses than are free. `verb` and `path` describe the
-    /// command in the error.
+    /// Rejects a command that needs more memory or address space than is free. The error contains `verb` and
+    /// `path`.
     ///
     /// # Errors
     /// If the command needs more than is free.

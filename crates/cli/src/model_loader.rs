@@ -25,7 +25,7 @@ pub struct LazyHub<'a> {
 }
 
 impl<'a> LazyHub<'a> {
-    /// Creates a client that shows the remaining time of a pause between requests.
+    /// Creates a client that shows the remaining time while it pauses before a retry.
     pub fn new(printer: &'a Printer) -> Self {
         Self { printer: Some(printer), hub: OnceCell::new() }
     }
@@ -56,7 +56,7 @@ pub struct ModelLoader<'a> {
     hub: LazyHub<'a>,
     /// The text to print if a signal ends the process during a transfer.
     exit_message: RefCell<Option<ExitMessage>>,
-    /// Whether the user wrote `hf:`. If so, a download needs no confirmation.
+    /// Whether the user wrote `hf:` before the name. Such a download needs no confirmation.
     is_explicit: Cell<bool>,
     /// An error of the progress callback, which the loader itself cannot return.
     failure: RefCell<Option<Diagnostic>>,
@@ -221,8 +221,8 @@ impl<'a> ModelLoader<'a> {
     }
 }
 
-/// Parses `path` as a Hub name, unless a local folder of that name exists. If only a folder with the name of
-/// the owner exists, the repository must be in the cache.
+/// Parses `path` as a Hub name, unless a local folder of that name exists. If a local folder `org` exists,
+/// `org/name` is a Hub name only if the cache contains this repository.
 pub fn hub_name(path: &Path) -> Option<RepoName> {
     ModelRef::parse(path).hub_name(&LazyHub::of_cache()).cloned()
 }

@@ -30,7 +30,6 @@ pub fn print(notice: &Notice, printer: &Printer) {
     }
 }
 
-/// Returns a notice in Chinese and in English.
 fn words(notice: &Notice) -> (String, String) {
     match notice {
         Notice::IncompleteCache { name, files, reason } => {

@@ -1,7 +1,7 @@
 //! Translates configuration files of axolotl, LLaMA-Factory, TRL and mlx-lm to danlu's flags.
 //!
-//! Each key becomes a flag, becomes a flag whose effect differs, or is ignored for a reason. A file for a
-//! different kind of training is rejected.
+//! A key becomes a flag, becomes a flag whose effect differs, or is ignored for a stated reason. A file for a
+//! different kind of training, such as DPO, is rejected.
 
 use std::fmt;
 
@@ -306,7 +306,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Rejects a file for a different kind of training.
+    /// Rejects a file for a kind of training other than supervised fine-tuning with LoRA.
     fn refuse(&self, key: &str, value: &Value) -> Result<()> {
         let text = scalar(value).unwrap_or_default().to_lowercase();
         let allowed: &[&str] = match key {

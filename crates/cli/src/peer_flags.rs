@@ -12,7 +12,8 @@ use crate::diagnostic::{Diagnostic, Result};
 /// The meaning of another tool's flag in danlu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerFlag {
-    /// danlu flags with the same meaning. The first flag that the command has is used.
+    /// danlu flags with the same meaning. The name is translated to the first of these flags that the command
+    /// has.
     Same(&'static [&'static str]),
     /// A switch that becomes these arguments.
     Switch(&'static str),
@@ -22,7 +23,7 @@ pub enum PeerFlag {
 
 use PeerFlag::{Advice, Same, Switch};
 
-/// Maximum number of letters that a suggestion may change.
+/// Largest number of letters in which a suggestion may differ from the typed word.
 const MAX_EDITS: usize = 2;
 
 const TABLE: &[(&[&str], PeerFlag)] = &[
@@ -377,7 +378,6 @@ fn translated(root: &Command, command: &Command, name: &str) -> Translation {
     }
 }
 
-/// Returns the flag `name` of the command, or the global flag of this name.
 fn flag_of<'a>(root: &'a Command, command: &'a Command, name: &str) -> Option<&'a str> {
     if ["help", "version"].contains(&name) {
         return Some("");

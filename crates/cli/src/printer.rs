@@ -94,28 +94,23 @@ impl Printer {
         }
     }
 
-    /// Returns the text in the chosen language.
     pub fn pick<T>(&self, zh: T, en: T) -> T {
         self.lang.pick(zh, en)
     }
 
-    /// Returns the name of a back end in the current language.
     pub fn backend(&self, name: &str) -> String {
         let zh = name.replace(" threads,", " 线程,").replace(" thread,", " 线程,");
         self.pick(zh, name.to_owned())
     }
 
-    /// Returns the number of columns of the terminal.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Returns whether stdout is coloured.
     pub fn data_color(&self) -> bool {
         self.data_color
     }
 
-    /// Returns whether stderr is coloured.
     pub fn status_color(&self) -> bool {
         self.status_color
     }
@@ -149,7 +144,7 @@ impl Printer {
         }
     }
 
-    /// Exits after a write to stdout failed.
+    /// Exits after a failed write to stdout, with code 0 if the reader closed the pipe.
     pub fn give_up_stdout(&self, error: io::Error) -> ! {
         temp_dirs::remove_all();
         // A closed pipe, as in `danlu ... | head`, is not an error.
@@ -181,7 +176,6 @@ impl Printer {
         let _ = writeln!(io::stderr(), "{line}");
     }
 
-    /// Prints a status line in one of two languages.
     pub fn status_bilingual(&self, zh: &str, en: &str) {
         self.status(self.pick(zh, en));
     }
@@ -201,7 +195,6 @@ impl Printer {
         self.status(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
     }
 
-    /// Prints a warning.
     pub fn warn(&self, line: &str) {
         let label = self.paint_status(Style::Yellow, self.pick("注意：", "warning: "));
         self.error(&format!("{label}{}", hung(self.err_wraps, &label, line, self.width)));
@@ -224,12 +217,10 @@ impl Printer {
         }
     }
 
-    /// Styles `text` for stdout.
     pub fn paint_data(&self, style: Style, text: &str) -> String {
         paint(self.data_color, style, text)
     }
 
-    /// Styles `text` for stderr.
     pub fn paint_status(&self, style: Style, text: &str) -> String {
         paint(self.status_color, style, text)
     }

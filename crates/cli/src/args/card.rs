@@ -80,7 +80,6 @@ pub fn hub_id(id: &str) -> Result<String, String> {
 }
 
 impl CardArgs {
-    /// Returns the requested language, or the language of the terminal.
     pub fn language(&self, lang: Lang) -> CardLanguage {
         self.card_lang.map_or(lang.pick(CardLanguage::Zh, CardLanguage::En), |asked| asked.in_lang(lang))
     }

@@ -106,15 +106,14 @@ pub struct ResolvedDType {
     pub reason: DTypeReason,
 }
 
-/// The reason for the choice of a type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DTypeReason {
-    /// The user named the type, or the run started with it.
+    /// The user named the type, or the resumed run started with it.
     #[default]
     Asked,
     /// The type is the default of the GPU.
     Gpu,
-    /// The type has the higher measured peak on this processor.
+    /// Of bf16 and f32, the type that was measured to be faster on this processor.
     Measured,
 }
 
@@ -191,7 +190,7 @@ impl ComputeArgs {
     }
 
     /// Resolves `--dtype`, whose default is `auto`. On a GPU, `auto` is bf16, or f16 if the GPU lacks bf16.
-    /// On a CPU, `auto` is the type with the higher measured peak.
+    /// On a CPU, `auto` is the faster of bf16 and f32, by a short measurement.
     ///
     /// # Errors
     /// Returns the errors of [`ComputeArgs::backend`].
@@ -216,8 +215,8 @@ impl ComputeArgs {
         self.threads.map_or(available_cores(), |threads| available_cores().min(threads.into()))
     }
 
-    /// Returns the options of the back end that a memory plan assumes. This machine may lack the GPU that
-    /// `--device` names.
+    /// Returns the options of the back end for a memory forecast, which needs no GPU. `--device cuda:N` is
+    /// accepted even if this machine has no such GPU.
     ///
     /// # Errors
     /// Returns the errors of [`ComputeArgs::backend`].
@@ -228,8 +227,7 @@ impl ComputeArgs {
         }
     }
 
-    /// Returns the index of the GPU that computes, or `None` for the CPU. This machine may lack the GPU that
-    /// `--device` names.
+    /// Like [`ComputeArgs::gpu`], but accepts `--device cuda:N` even if this machine has no such GPU.
     ///
     /// # Errors
     /// If the driver fails.
@@ -240,8 +238,6 @@ impl ComputeArgs {
         }
     }
 
-    /// Returns the options of the CPU back end.
-    ///
     /// # Errors
     /// Returns the errors of [`ComputeArgs::backend`].
     pub fn options(&self, dtype: DType) -> Result<CpuOptions> {

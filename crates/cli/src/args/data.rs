@@ -28,7 +28,8 @@ impl ReadArgs {
     pub fn options(&self) -> ReadOptions {
         let Self { format, columns, roles, dataset } = self.clone();
         let (columns, roles) = (columns.unwrap_or_default(), roles.unwrap_or_default());
-        // The encoded records need about as much memory as the records.
+        // Only half of the free memory is used, because the tokens of the records need about as much memory
+        // as the records.
         let max_memory = memory::available().map(|bytes| bytes / 2);
         ReadOptions { format, columns, roles, dataset, max_memory }
     }

@@ -43,7 +43,8 @@ impl QuantArgs {
         Ok(self.quant.map(|_| settings.quantization()))
     }
 
-    /// Returns how a model's base is quantized: as the flags select, or as in the training of the adapter.
+    /// Returns how a model's base is quantized: as `--quant` selects, or without this flag as in the
+    /// adapter's training.
     ///
     /// # Errors
     /// Returns the errors of [`QuantArgs::quantization`].

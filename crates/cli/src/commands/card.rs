@@ -66,7 +66,7 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     let is_added = card::is_authors_alone(&readme).unwrap_or(false);
     args.card.apply(&mut card, printer.lang);
     card.name = folder_name(folder);
-    // The branch belongs to the old repository, so a new name removes it.
+    // The revision is a branch of the old repository, so a new repository name removes it.
     if args.name.is_some() && args.name != card.repository {
         card.repository.clone_from(&args.name);
         card.revision = None;
@@ -94,8 +94,9 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Returns the `danlu.json` of the folder with the base's Hub name from the card. `push` and later runs read
-/// the name there. Returns `None` if the folder has no `danlu.json`, or the card has no Hub name of the base.
+/// Returns the folder's `danlu.json` with the base's Hub name from the card, because `push` and later runs
+/// read the name in this file. Returns `None` if the folder has no `danlu.json`, or the card has no Hub name
+/// of the base.
 fn identity_with_base(folder: &Path, card: &Card) -> Result<Option<Vec<u8>>> {
     let Some(identity) = TrainingIdentity::read(folder)? else { return Ok(None) };
     let Some(id) = &card.base.hub_id else { return Ok(None) };

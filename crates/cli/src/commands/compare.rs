@@ -184,7 +184,7 @@ fn load_both(
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));
     let mut quantizations = [choose(&left)?, choose(&right)?];
     let is_shared = Arc::ptr_eq(left.base(), right.base());
-    // A base that is compared with its adapter gets the same quantization as the base of the adapter.
+    // If a base is compared with an adapter on it, the base is quantized as the adapter's base is.
     if is_shared {
         match (left.adapter(), right.adapter()) {
             (None, Some(_)) => quantizations[0] = quantizations[1],
@@ -194,8 +194,8 @@ fn load_both(
     }
     if args.compute.gpu()?.is_none() {
         let cpu = args.compute.options(dtype.dtype())?;
-        // The file size gives an upper estimate of the tokens, because a token takes about three bytes of the
-        // file.
+        // The file size gives an upper estimate of the tokens, because a token usually takes more than three
+        // bytes of the file.
         let tokens = data.metadata().map_or(0, |file| file.len() as usize / 3).min(losses::BATCH_TOKENS);
         check_memory(args, [&left, &right], (quantizations, cpu), tokens, printer)?;
     }
@@ -253,7 +253,7 @@ fn read_common(
         held_out::read_held_out(data, &args.reading.options(), model.tokenizer(), &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
-    // Both models skip nearly the same records, so only the longer list is reported.
+    // Both models skip nearly the same records, so only the larger number is reported.
     if left.left_out > right.left_out { &left } else { &right }.warn(data, printer);
     left.keep_common(&right);
     right.keep_common(&left);

@@ -108,8 +108,8 @@ pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -
             Some(with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?)
         }
     };
-    // The token identity is built before the baseline is measured, because `danlu train` also has a token
-    // identity in memory.
+    // `TrainingIdentity` is built before the memory in use is measured, because `danlu train` has one in
+    // memory too.
     let settings = match &tokenizer {
         Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
         None => run.settings.clone(),

@@ -149,8 +149,8 @@ fn check_memory(
     let config = ModelConfig::read(base)?;
     let threads = args.compute.threads();
     let largest = projections(&config).map(|(_, rows, cols)| rows * cols).max().unwrap_or(0);
-    // The values of every tensor are checked, including the embedding table, and one tensor is read at a
-    // time.
+    // Every tensor is read and checked, including the embedding table. One tensor is in memory at a time, so
+    // the largest one counts.
     let tensor = config.tensors().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0);
     let mut forecast = MemoryForecast::new();
     forecast.add_file(wide);

@@ -12,8 +12,8 @@ use crate::printer::Printer;
 /// Name of the file in the output folder.
 pub const HELD_OUT_FILE: &str = "held_out.json";
 
-/// Returns `held_out.json` in the adapter's folder. For a checkpoint, the file may also be in the folder of
-/// the run.
+/// Returns the path of `held_out.json` in the adapter's folder, if it exists. For a checkpoint, the file may
+/// also be in the folder of the run.
 pub fn beside(adapter: &Path) -> Option<PathBuf> {
     let is_checkpoint =
         adapter.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));

@@ -5,7 +5,7 @@ use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, Workspace};
 use crate::diagnostic::Result;
 use crate::printer::Printer;
 
-/// Tokens per micro-batch: enough rows for efficient matrix multiplications.
+/// Tokens per micro-batch, enough for efficient matrix multiplications.
 pub const BATCH_TOKENS: usize = 1024;
 
 /// Loss of a record: the sum over its trained tokens, and the number of these tokens.

@@ -1,7 +1,7 @@
 //! Patterns of messages.
 
 /// English patterns, each with its Chinese text. If several patterns match a text, the pattern with the most
-/// letters is used.
+/// letters outside `{}` is used.
 pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot read `{}`: it does not exist", "无法读取 `{}`：文件不存在"),
     ("cannot read `{}`: permission denied", "无法读取 `{}`：没有权限"),

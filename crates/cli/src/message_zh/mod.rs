@@ -60,8 +60,8 @@ fn fill(chinese: &str, values: &[String]) -> String {
     out + rest
 }
 
-/// Returns the parts of `text` in the places where `pattern` has `{}`. Returns `None` if `text` does not
-/// match.
+/// Returns the values in `text`. For the pattern ``cannot read `{}`: {}``, the text ``cannot read `a`: no``
+/// has the values `a` and `no`. Returns `None` if `text` does not match.
 fn values<'a>(pattern: &str, text: &'a str) -> Option<Vec<&'a str>> {
     let mut pieces = pattern.split("{}");
     let mut rest = text.strip_prefix(pieces.next()?)?;

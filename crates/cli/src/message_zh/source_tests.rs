@@ -59,7 +59,8 @@ fn literal(code: &str) -> Option<(String, &str)> {
     None
 }
 
-/// Returns `pattern` with a sample in place of each value. Returns `None` for a pattern without words.
+/// Returns `pattern` with a sample in place of each value. Returns `None` for a pattern of fewer than two
+/// words, and for one of [`SKIPPED`].
 fn filled(pattern: &str) -> Option<String> {
     let (mut text, mut own, mut rest) = (String::new(), String::new(), pattern);
     while let Some(at) = rest.find(['{', '}']) {

@@ -86,7 +86,8 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.set("prompt_tokens", prompt);
     figures.set("new_tokens", new);
 
-    // If the embedding table is not also the head, decoding reads only one of its rows per token.
+    // Without tied embeddings, decoding reads only one row of the embedding table per token, so the rest of
+    // the table does not count as read.
     let table = if config.tie_word_embeddings { 0 } else { table_bytes(&weights) };
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
@@ -129,8 +130,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
 }
 
 /// Decodes alternately with the base alone and with adapters. Returns the seconds of each token with the base
-/// alone. Also returns the rate with adapters divided by the rate of the base alone, as the median over the
-/// runs.
+/// alone, and the ratio of the two rates (adapters / base, as the median over the runs).
 fn measure(
     decoder: &Decoder,
     work: &mut Workspace,

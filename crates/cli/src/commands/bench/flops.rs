@@ -10,7 +10,7 @@ use danlu_model::{LoraSource, ModelConfig, Projection};
 pub struct Span {
     /// Number of new tokens, which the pass computes.
     pub new: usize,
-    /// Number of tokens that the last new token attends to. The new tokens are included.
+    /// Number of tokens that the last new token attends to: the earlier tokens, and all new tokens.
     pub all: usize,
 }
 
@@ -20,7 +20,7 @@ impl Span {
         Self { new: tokens, all: tokens }
     }
 
-    /// Returns the number of query-key pairs.
+    /// Returns the number of query-key pairs of causal attention.
     fn pairs(self) -> f64 {
         let (new, all) = (self.new as f64, self.all as f64);
         new * (all - new) + new * (new + 1.0) / 2.0
@@ -46,10 +46,10 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
 /// Returns the FLOP of a forward and backward pass over sequences with `labels` trained tokens. A shared
 /// prefix counts once.
 ///
-/// The backward pass of a frozen weight is one more matrix multiplication, which computes `dinp`. Layers
-/// below the lowest adapter have no backward pass. The backward pass of attention costs twice its forward
-/// pass, and so does the backward pass of a low-rank pair. If every projection has an adapter, both passes
-/// together take about `4 P` per token.
+/// The backward pass of a frozen weight is one more matrix multiplication, which computes `dinp`, the
+/// gradient of its input. Layers below the lowest adapter have no backward pass. For attention and for the
+/// pair `A`, `B` of an adapter, the backward pass costs twice the forward pass. If every projection has an
+/// adapter, both passes together take about `4 P` per token for `P` weights.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| config.projections().any(|p| lora.pair(layer, p).is_some());
@@ -61,29 +61,31 @@ pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], lab
         for p in config.projections() {
             let rows = rows(config, layer, p, tokens, labels);
             // The input of the lowest layer with an adapter needs no gradient, so q, k and v of this layer
-            // compute no `dinp`.
+            // compute no `dinp`, the gradient of their input.
             let wanted = Some(layer) != lowest || !reads_the_input(p);
             flops += if wanted { 2.0 * rows * weight(config, p) } else { 0.0 };
             let Some(LoraRef { rank, d_in, d_out, .. }) = lora.pair(layer, p) else { continue };
             let side = |d: usize| 2.0 * rows * (rank * d) as f64;
             let (mid, out) = (side(d_in), side(d_out));
             let dinp = if wanted { side(d_in) } else { 0.0 };
-            // In this order: the forward pass, `dmid` and `dB` over OUT, `dA` over IN, and `dinp` over IN.
+            // The forward pass costs `mid + out`. In the backward pass, `dmid` and `dB` cost `out` each, and
+            // `dA` costs `mid`.
             flops += mid + out + 2.0 * out + mid + dinp;
         }
     }
     flops
 }
 
-/// Returns the bytes that are read to decode one token per span. These bytes are the `weights`, and the f32
-/// keys and values of all spans.
+/// Returns the bytes that are read to decode one token per span: the bytes of the `weights`, and the f32 keys
+/// and values of all spans.
 pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
     let width = config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let rows: usize = spans.iter().map(|span| span.all).sum();
     weights as f64 + (2 * config.num_hidden_layers * rows * width) as f64
 }
 
-/// Returns the number of rows for which a projection is computed.
+/// Returns the number of rows for which a projection is computed. In the last layer, the projections after
+/// the attention are computed only for the rows of the head.
 fn rows(config: &ModelConfig, layer: usize, p: Projection, tokens: usize, head_rows: usize) -> f64 {
     let all = layer + 1 < config.num_hidden_layers || reads_the_input(p);
     (if all { tokens } else { head_rows }) as f64
@@ -93,14 +95,13 @@ fn reads_the_input(p: Projection) -> bool {
     p.is_before_attention()
 }
 
-/// Returns the number of elements of a projection's weight.
 fn weight(config: &ModelConfig, p: Projection) -> f64 {
     let (d_out, d_in) = config.projection_shape(p);
     d_out as f64 * d_in as f64
 }
 
-/// Returns the FLOP of one layer's attention in a forward pass: the scores, and the weighted sum of the
-/// values.
+/// Returns the FLOP of one layer's attention in a forward pass, for the scores and for the weighted sum of
+/// the values.
 fn attention(config: &ModelConfig, spans: &[Span]) -> f64 {
     let pairs: f64 = spans.iter().map(|span| span.pairs()).sum();
     4.0 * (config.num_attention_heads * config.head_dim) as f64 * pairs
@@ -161,7 +162,7 @@ mod tests {
         let prompt = [Span::whole(100)];
         assert_eq!(spared(forward(&config, &prompt, 100), forward(&config, &prompt, 1)), 2.0);
         // A training step costs 4 FLOP per element of a weight, and 6 FLOP per element of `A` and `B`. The
-        // head counts twice, so it is subtracted once more.
+        // head has a forward and a backward pass, and `spared` subtracts only one of them.
         let pairs: usize =
             config.projections().filter(|&p| !reads_the_input(p)).map(|p| pair_size(&adapter, p)).sum();
         let (all, one) = (training(&config, &adapter, &prompt, 100), training(&config, &adapter, &prompt, 1));

@@ -77,7 +77,7 @@ impl Machine {
     /// # Errors
     /// If a file is invalid, there is too little memory, or the weights are already in 4 bits.
     pub fn weights(&self, model: &BenchModel, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
-        // A GPU quantizes the weights of files later, while the decoder is built.
+        // On a GPU, weights from files are quantized later, while the decoder is built.
         let quantization = self.quantization.filter(|_| self.cuda.is_none() || model.is_in_memory());
         model.weights(config, quantization, self.threads, printer)
     }

@@ -204,8 +204,8 @@ fn round(
     Ok(Round { merge: Timed { bytes: report.bytes, seconds: report.seconds }, copy, anonymous })
 }
 
-/// Copies files into a new folder, syncs them, and returns the number of bytes. The system's copy calls are
-/// not used, because some file systems copy no data for them.
+/// Copies files into a new folder, syncs them, and returns the number of bytes. The copy does not use
+/// `fs::copy`, because some file systems then share the blocks instead of copying data.
 fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
     let needed = paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum();
     let available = files::free_space(folder)?;

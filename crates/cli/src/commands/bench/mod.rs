@@ -126,7 +126,6 @@ pub fn stopped() -> Diagnostic {
     Diagnostic::input("stopped before anything was measured")
 }
 
-/// Parses a number of tokens.
 fn tokens(text: &str) -> Result<usize, String> {
     const MAX_TOKENS: usize = 1 << 24;
     let number = text.parse().ok().filter(|n| (1..=MAX_TOKENS).contains(n));

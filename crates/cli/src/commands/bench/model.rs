@@ -24,7 +24,7 @@ use crate::{interrupt, memory, terminal_text};
 /// Seed of the random weights.
 const SEED: u64 = 1;
 
-/// Largest weight file, in bytes. transformers has the same limit.
+/// Largest weight file, in bytes: the default of transformers 4.
 const SHARD: u64 = 5_000_000_000;
 
 /// The flags that choose a model.
@@ -75,7 +75,6 @@ impl ModelArgs {
 }
 
 impl BenchModel {
-    /// Returns whether the weights are generated in memory.
     pub fn is_in_memory(&self) -> bool {
         matches!(self, Self::Shape(_, None))
     }
@@ -91,7 +90,6 @@ impl BenchModel {
         }
     }
 
-    /// Returns the name to print.
     pub fn name(&self) -> String {
         match self {
             Self::Folder(folder) => folder_name(folder),

@@ -34,7 +34,8 @@ impl<'a> BenchOutput<'a> {
         self.values.insert(key.to_owned(), value.into());
     }
 
-    /// Sets a measured value of the JSON object, rounded to six digits. A missing value becomes null.
+    /// Sets a measured value of the JSON object, rounded to six significant digits. A missing value becomes
+    /// null.
     pub fn measured(&mut self, key: &str, value: impl Into<Option<f64>>) {
         let value = value.into().and_then(|v| format!("{v:.5e}").parse().ok().and_then(Number::from_f64));
         self.set(key, value.map_or(Value::Null, Value::Number));

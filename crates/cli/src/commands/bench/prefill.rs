@@ -1,4 +1,4 @@
-//! `danlu bench prefill`: measures how fast a prompt is processed, in the same way as in `danlu chat`.
+//! `danlu bench prefill`: measures how fast the code of `danlu chat` processes a prompt.
 
 use std::time::Instant;
 
@@ -70,8 +70,8 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let per_second = (times.len() * prompt) as f64 / time;
     figures.result(("词元/秒", "tokens/s"), &rate(per_second));
     figures.measured("tokens_per_second", per_second);
-    // Only the last row has logits. A long prompt is processed in several passes, which compute a few more
-    // rows. These rows are less than a thousandth of the work.
+    // The count assumes one pass, which computes logits only for the last token. A long prompt takes several
+    // passes and computes a few more rows, which are less than a thousandth of the work.
     let flops = flops::forward(&config, &[flops::Span::whole(prompt)], 1);
     machine.compare_flops(flops * times.len() as f64 / time, &mut figures, printer);
     let (n, w) = (times.len(), runs.warm_up);

@@ -135,7 +135,8 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
         let flops = flops::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
-    // The memory is read before the machine's peak is measured, because measuring the peak uses memory.
+    // The memory is read before the machine's peak speed is measured, because that measurement uses memory
+    // too.
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
     describe_steps(&steps, runs.warm_up, &machine, &mut figures, printer);

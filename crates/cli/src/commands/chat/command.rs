@@ -53,8 +53,8 @@ pub enum ChatInput<'a> {
     Unknown(&'a str),
 }
 
-/// Parses a line. A command is a slash followed by a word of letters. For example, `/` and `1/2` are
-/// messages.
+/// Parses a line. A command is `exit`, `quit`, or a slash followed by a word of letters. For example, `/` and
+/// `1/2` are messages.
 pub fn parse(input: &str) -> ChatInput<'_> {
     let input = input.trim();
     let (name, rest) = input.split_once(char::is_whitespace).unwrap_or((input, ""));

@@ -24,7 +24,8 @@ impl ChatHistory {
         Self { path: state.map(|state| state.join("danlu/chat_history")) }
     }
 
-    /// Returns the newest lines, oldest first. If the file has many more lines, removes the older ones.
+    /// Returns the newest lines, oldest first. If the file has more than `2 * MAX_LINES` lines, removes the
+    /// older ones from the file.
     pub fn read(&self) -> Vec<String> {
         let Some(path) = &self.path else { return Vec::new() };
         let Ok(bytes) = danlu_model::files::read_bounded(path, MAX_BYTES) else { return Vec::new() };

@@ -46,7 +46,7 @@ Commands in a chat: /retry answers again, /undo removes the last turn, /compare 
 sampling, /reset clears the conversation, /system TEXT sets the system prompt, /save FILE saves the conversation \
 as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.";
 
-/// Default for the maximum number of conversation tokens in memory. `--context` overrides the default.
+/// Default of `--context`, in tokens.
 const DEFAULT_CONTEXT: usize = 8192;
 
 /// Number of prompt tokens that the memory forecast assumes.
@@ -55,7 +55,7 @@ const USUAL_PROMPT: usize = 64;
 /// Largest file of prompts that is read, in bytes.
 const MAX_PROMPT_FILE_BYTES: u64 = 16 << 20;
 
-/// Difference between the seeds of two answers to one question.
+/// Difference between the seeds of a reply and of its `/retry`.
 const RETRY_STRIDE: u64 = 1_000_003;
 
 /// The flags of `danlu chat`.
@@ -239,7 +239,6 @@ impl Talk<'_> {
         Ok(())
     }
 
-    /// Chats at the terminal.
     fn at_terminal(&mut self) -> Result<()> {
         let printer = self.printer;
         let history = ChatHistory::of_user();
@@ -368,7 +367,6 @@ impl Talk<'_> {
         self.say(&question)
     }
 
-    /// Removes the last question and its reply.
     fn undo(&mut self) -> Result<()> {
         let question = terminal_text::one_line(&self.session.undo().ok_or_else(no_question)?);
         self.printer.status_bilingual(&format!("已撤回：{question}"), &format!("removed: {question}"));
@@ -394,7 +392,6 @@ impl Talk<'_> {
         say(&mut base, &question, self.printer)
     }
 
-    /// Streams one reply to stdout.
     fn say(&mut self, message: &str) -> Result<()> {
         say(&mut self.session, message, self.printer)
     }

@@ -152,7 +152,7 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     row(printer, "坏记录", "bad", format!("{}{empty}", n(found.bad.len())));
 }
 
-/// Returns the number of good and bad records in the files.
+/// Returns the number of records in the files, good and bad.
 fn all_records(found: &Check) -> usize {
     // `found.records` includes the records that the template rejects, so these are not added again.
     found.records + found.files.iter().map(|file| file.bad_records).sum::<usize>()

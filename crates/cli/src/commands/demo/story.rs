@@ -25,7 +25,6 @@ pub enum Step {
 }
 
 impl Step {
-    /// Number of steps.
     pub const COUNT: usize = 6;
 
     pub fn number(self) -> usize {
@@ -97,7 +96,6 @@ impl Step {
     }
 }
 
-/// Returns the introduction.
 pub fn opening(lang: Lang, root: &Path, data: EmbeddedData) -> String {
     let root = root.display();
     let opening = lang.pick(
@@ -134,7 +132,6 @@ pub fn held_out(lang: Lang, records: u64, before: f64, after: f64) -> String {
     )
 }
 
-/// Returns the titles of the two columns.
 pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
     lang.pick(("训练前（基座）", "训练后（基座+适配器）"), ("before (base)", "after (base + adapter)"))
 }

@@ -1,5 +1,5 @@
-//! `danlu login`, `whoami` and `logout`: manage the token of the Hub. The token is stored where Python's
-//! tools store it.
+//! `danlu login`, `whoami` and `logout`: manage the Hub's access token. The token is stored in the file of
+//! Python's huggingface_hub.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
@@ -20,7 +20,7 @@ use crate::terminal_text;
 /// The page on which users create tokens.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
 
-/// The file in which Python's tools store further tokens.
+/// The file in which Python's huggingface_hub stores several tokens by name.
 const STORED_TOKENS: &str = "stored_tokens";
 
 /// Longest line that is read as a token, in bytes.

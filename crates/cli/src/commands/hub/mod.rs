@@ -13,7 +13,8 @@ use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::style::Color;
 
-/// Opens the Hub that the environment configures. Pauses between requests are shown.
+/// Opens a client of the Hub with the settings of the environment. The client shows its pauses before
+/// retries.
 ///
 /// # Errors
 /// If an environment variable is invalid.
@@ -21,10 +22,10 @@ pub fn open(printer: &Printer) -> Result<Hub> {
     Ok(Hub::new(HubSettings::from_env()?).on_wait(pauses(printer)))
 }
 
-/// Returns a callback that shows the remaining time of a pause between requests. On a live line, the time is
+/// Returns a callback that shows the remaining time of a pause before a retry. On a live line, the time is
 /// updated. Without a live line, the time is printed once.
 pub fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync + 'static {
-    // Several threads may wait at once, and each of them may print.
+    // Several threads may pause at once, and each of them may print.
     let printer = Mutex::new(Printer::new(printer.lang, Color::Auto, false));
     move |host, left, of| {
         let printer = printer.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! Finds the base to merge into. The adapter is merged into the original base or, if the training used 4
-//! bits, into the original or the dequantized base.
+//! Finds the base to merge into. After training on 4 bits, this is either the original base or the
+//! dequantized base.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -15,9 +15,9 @@ use crate::terminal_text;
 /// The value of `--merge-base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeBaseArg {
-    /// The form whose merge is closest to the trained model.
+    /// The original or the dequantized base, whichever gives the merged model closest to base plus adapter.
     Auto,
-    /// The named form.
+    /// The named one of the two.
     Form(MergeBase),
 }
 
@@ -39,8 +39,8 @@ impl FromStr for MergeBaseArg {
 pub struct BaseForm {
     /// The folder of this form.
     pub folder: PathBuf,
-    /// The quantization that turns the folder's 16-bit weights into this form. `None` if the folder already
-    /// contains this form.
+    /// The 4-bit quantization to apply to the folder's weights, which are then dequantized. `None` if the
+    /// folder already contains this form.
     pub requantize_as: Option<Quantization>,
 }
 
@@ -123,8 +123,7 @@ fn is_four_bit(base: &BaseFiles) -> bool {
     base.weights().first_four_bit().is_some()
 }
 
-/// Returns `folder` if it contains the model of `stored` in 16 bits or more. If it does not, returns an
-/// error.
+/// Returns `folder`, or an error unless it contains the unquantized model with the tensors of `stored`.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
     let original = BaseFiles::open(folder)?;
     if is_four_bit(&original) {

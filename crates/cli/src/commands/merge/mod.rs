@@ -436,7 +436,8 @@ impl Job<'_> {
             max_shard_size: args.max_shard_size,
             threads: Some(args.compute.threads()),
             requantize_as: form.requantize_as,
-            // The merged model has the tokens of the adapter, so the token identity is copied too.
+            // `danlu.json` records the adapter's tokens. The merged model has the same tokens, so this file
+            // is copied too.
             also_copy: vec![IDENTITY_FILE.to_owned()],
         };
         let mut progress = |p: merge::MergeProgress<'_>| {
@@ -504,7 +505,7 @@ impl Job<'_> {
         Ok((staged.report.clone(), cost))
     }
 
-    /// Loads the adapter again, because its factors depend on the form of the base.
+    /// Loads the adapter again for each base, because a DoRA adapter has scales that depend on the base.
     fn load_adapter(&self) -> Result<Adapter> {
         let (base, backend) = (self.model.base(), &*self.backend);
         self.loader.run(|_, _| self.model.require_adapter()?.load(base.config(), base.folder(), backend))
@@ -529,7 +530,8 @@ impl Job<'_> {
         self.loader.run(|loader, _| loader.load_decoder(files, quantization, threads, backend))
     }
 
-    /// Compares `merged` with the adapter on `base`. If `merged_lora` is given, it is applied to `merged`.
+    /// Compares `merged` with the adapter on `base`. If `merged_lora` is given, `merged` computes with this
+    /// adapter.
     fn measure(
         &self,
         base: &MergedBase,

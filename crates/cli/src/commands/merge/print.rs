@@ -10,7 +10,6 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Prints the results of a merge.
 pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &Path, printer: &Printer) {
     let (size, tensors) = (terminal_text::bytes(report.bytes), report.merged_tensors);
     let dtype =
@@ -123,7 +122,6 @@ fn print_forms(report: &MergeReport, printer: &Printer) {
     }
 }
 
-/// Prints whether the merge passed.
 fn print_verdict(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Printer) {
     let verdict = match f.passed {
         true => printer.paint_data(Style::Green, printer.pick("通过", "passed")),

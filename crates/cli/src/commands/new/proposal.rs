@@ -37,8 +37,8 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// Proposes a run for the answers. If the run does not fit, the base is quantized. If the time is short,
-    /// the run gets fewer steps.
+    /// Proposes a run for the answers. If the run does not fit into the memory, the base is quantized. If the
+    /// run exceeds the time limit, it gets fewer steps.
     ///
     /// # Errors
     /// If the run does not fit even in 4 bits, or an input is invalid.
@@ -130,7 +130,8 @@ impl Proposal {
     }
 }
 
-/// Returns the settings for a small base. A larger base later gets a lower learning rate and more epochs.
+/// Returns the settings for a small base. For a base above [`MAX_SMALL_PARAMETERS`], the caller sets a lower
+/// learning rate and more epochs.
 fn settings(answers: &Answers, compute: &ComputeArgs) -> Result<TrainSettings> {
     let dtype = compute.dtype(None)?.precision;
     Ok(TrainSettings {

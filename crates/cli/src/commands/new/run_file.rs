@@ -23,7 +23,7 @@ impl CommentedKeys {
     }
 }
 
-/// Renders the file. The first comment of the file contains `path`.
+/// Renders the file. Its first comment is the command that starts the run, with `path`.
 pub fn render(proposal: &Proposal, path: &Path, lang: Lang) -> String {
     let word = terminal_text::shell_path(path);
     let text = lang.pick(
@@ -112,7 +112,7 @@ fn add_learning(keys: &mut CommentedKeys, settings: &TrainSettings) {
     }
 }
 
-/// Adds the settings of a pass, and the limit on its memory.
+/// Adds the settings on which the memory of a step depends, and the memory limit.
 fn add_passes(keys: &mut CommentedKeys, proposal: &Proposal) {
     let settings = &proposal.run.settings;
     keys.add(

@@ -135,7 +135,7 @@ fn named_adapter(text: &str) -> Result<ServedAdapter, String> {
         ModelRef::Folder(folder) => AdapterSource::Folder(folder),
         reference => match hub_name(path.as_ref()) {
             Some(name) => AdapterSource::Hub(name),
-            // The loader reports a mistyped folder.
+            // A mistyped folder becomes `AdapterSource::Folder`, and the loader reports it.
             None => match reference {
                 ModelRef::Ambiguous { path, .. } | ModelRef::Folder(path) => AdapterSource::Folder(path),
                 ModelRef::Hub(name) => AdapterSource::Hub(name),

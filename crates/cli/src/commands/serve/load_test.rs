@@ -15,13 +15,13 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::temp_dirs::TrackedTempDir;
 
-/// Number of rounds with the base, and of rounds with adapters.
+/// Number of measured rounds with the base. As many are measured with adapters.
 const ROUNDS: usize = 9;
 
 /// Number of new tokens of each reply.
 const TOKENS: usize = 64;
 
-/// Rank of the adapters that the flags do not name.
+/// Rank of the random adapters.
 const RANK: u32 = 8;
 
 /// Maximum number of clients or adapters.
@@ -74,7 +74,7 @@ fn write_adapter(folder: &Path, base: &LoadedBase, seed: u64) -> Result<()> {
     Ok(adapter.save(folder, backend)?)
 }
 
-/// Runs rounds with the base and with the adapters in turns, and prints both rates.
+/// Runs rounds alternately with the base and with the adapters, and prints both rates.
 ///
 /// # Errors
 /// If a request fails.

@@ -57,8 +57,8 @@ impl BaseWatch {
                 now.0
             ),
             (None, first) => {
-                // If a modification time changed, a new file may have replaced the open file. In this case,
-                // the sample is read from the folder and not from the open file.
+                // If a modification time changed, a new file may have replaced the open file. The sample is
+                // then read from the folder, because the open file still has the old content.
                 let now = match first {
                     Some(_) => base_sample(self.base.folder())?,
                     None => self.base.sample()?,

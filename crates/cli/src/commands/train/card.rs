@@ -33,8 +33,8 @@ pub fn write_for_run(
     let template = tokens.fingerprint().template_sha256.clone();
     let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
     let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
-    // A resumed run measures only the part after the resume, in which there may be no step left. The larger
-    // value is therefore used.
+    // A resumed run measures the memory only after the resume, and may have no step left. The larger of both
+    // peaks is therefore recorded.
     if recorded > training.memory {
         training.memory = recorded;
     }
@@ -52,7 +52,7 @@ pub fn write_for_run(
             card.repository.clone_from(&earlier.repository);
             card.language = earlier.language;
             card.license = earlier.license.clone().or(card.license);
-            // Earlier versions wrote a Hub name that was given after the training only to the card.
+            // In earlier versions, `danlu card --base-id` wrote the Hub name only to the card.
             if let (None, Some(id)) = (&card.base.hub_id, &earlier.base.hub_id) {
                 card.base = card.base.with_hub_id(id);
             }

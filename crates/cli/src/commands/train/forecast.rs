@@ -39,18 +39,15 @@ pub struct MemoryBaseline {
 }
 
 impl MemoryBaseline {
-    /// Measures the memory before anything is loaded.
     pub fn new() -> Self {
         Self { start: in_use(), tokenizer: None, data: None, copied: 0 }
     }
 
-    /// Measures the memory after the tokenizer is loaded.
     pub fn tokenizer(&mut self, tokens: &TrainingIdentity) {
         self.tokenizer = in_use();
         self.copied = tokens.largest_file();
     }
 
-    /// Measures the memory after the data is encoded.
     pub fn data(&mut self) {
         self.data = in_use();
     }
@@ -67,7 +64,7 @@ impl MemoryBaseline {
     }
 }
 
-/// Returns the baseline of a process without data, which consists of the program and the peak.
+/// Returns the baseline of a process that has loaded neither a tokenizer nor data.
 pub fn present() -> BaselineMemory {
     let (program, peak) = (in_use().unwrap_or(PROGRAM) + GROWTH, memory::peak().unwrap_or(0));
     BaselineMemory { program, peak, ..BaselineMemory::default() }
@@ -79,7 +76,6 @@ fn in_use() -> Option<u64> {
     memory::resident()
 }
 
-/// A plan with its limits.
 pub struct Forecast {
     pub plan: MemoryPlan,
     /// The limit that the user set.
@@ -102,8 +98,7 @@ pub struct Subject<'a> {
 }
 
 impl Forecast {
-    /// Plans a run as [`Forecast::with_input`] does. Without data, every record is assumed to have the
-    /// longest allowed length.
+    /// Plans a run. Without data, every record is assumed to have the longest allowed length.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are invalid.
@@ -133,8 +128,8 @@ impl Forecast {
             return Self::on_gpu(input, limit, usable_memory(device, gpu_memory)?, flags);
         }
         let here = memory::resident().unwrap_or(0);
-        // The address space of the process limits the run even if the user's limit is larger. Weights that
-        // are already mapped are a part of the plan, so their space counts as free.
+        // The address space of the process limits the run even if the user's limit is larger. The plan
+        // includes weights that are already mapped, so their space counts as free.
         let space = memory::address_space().map(|free| free + here + input.weights.open);
         let available = memory::free().map(|free| free + here).into_iter().chain(space).min();
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
@@ -195,7 +190,6 @@ impl Forecast {
         self.warn(printer);
     }
 
-    /// Warns if the system may evict pages of the weights.
     pub fn warn(&self, printer: &Printer) {
         if self.weights_evictable {
             printer.warn(printer.pick(

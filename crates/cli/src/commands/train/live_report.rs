@@ -14,8 +14,8 @@ use super::summary::{RunFacts, summarize};
 use crate::browser;
 use crate::printer::Printer;
 
-/// Minimum time between two writes. Each write waits until the data is on the disk, so frequent writes would
-/// slow the training down.
+/// Minimum time between two writes. Each write syncs the file to the disk, so frequent writes would slow the
+/// training down.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Writes the report of a running training.

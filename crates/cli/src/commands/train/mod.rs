@@ -116,7 +116,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<RunOutcome> {
 /// The opened inputs of a run.
 struct Inputs {
     files: RunFiles,
-    /// The settings, with the date of the template.
+    /// The settings. If the chat template contains the date, they include the date.
     settings: TrainSettings,
     base: Arc<BaseFiles>,
     tokenizer: Tokenizer,
@@ -132,11 +132,12 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let loader = ModelLoader::new(printer);
     let files = files.resolve_data(&loader)?.resolve_base(FetchScope::Full, &loader)?;
     let base = Arc::new(loader.run(|_, _| BaseFiles::open(&files.base))?);
-    // The quantization of a stored 4-bit base is recorded, so that the same 4 bits can be recreated from the
-    // original.
+    // The quantization of a stored 4-bit base is recorded with the adapter, so that the original can later be
+    // quantized to the same values.
     let stored = loader.run(|_, _| base.stored_quantization())?;
     let unquantized = base.weights().unquantized_modules(base.config());
-    // The plan counts these pages as weights, so they are released before the measurement.
+    // Mapped pages of the weights are released before the memory in use is measured, because the plan counts
+    // them as weights.
     base.weights().release_all();
     let mut baseline = MemoryBaseline::new();
     let tokenizer = loader.run(|_, notices| {
@@ -169,7 +170,7 @@ struct Planned {
     forecast: Forecast,
 }
 
-/// Reads the data, and plans the memory of the steps that need the most memory.
+/// Reads the data, and plans the memory of the run.
 fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Planned> {
     let Inputs { files, settings, tokenizer, .. } = &*inputs;
     let (reading, val_size) = (&files.reading, files.val_size(settings));
@@ -186,7 +187,6 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
     Ok(Planned { data, questions, forecast })
 }
 
-/// The output folder of a run, with its lock.
 struct OutputFolder {
     checkpoint: Option<PathBuf>,
     notes: Option<String>,

@@ -18,9 +18,9 @@ use crate::terminal_text;
 /// Name of the report in the output folder.
 pub const REPORT_FILE: &str = "report.html";
 
-/// Prepares the output folder of a run. Returns the checkpoint to resume from and a lock. The checkpoint is
-/// `None` for a run that starts from the beginning. While the lock exists, no second run can open the folder.
-/// The lock is `None` if the file system does not support locks.
+/// Prepares the output folder of a run. Returns the checkpoint to resume from, if the run resumes, and a
+/// lock. While the lock exists, no second run can open the folder. The lock is `None` if the file system does
+/// not support locks.
 ///
 /// # Errors
 /// If the folder is locked by another run, contains other files, or cannot be written. With `--resume`, also
@@ -72,7 +72,8 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
 }
 
 /// Checks that the disk has room for one checkpoint and the adapter. Warns if the disk lacks room for all
-/// checkpoints. `copied` is the size of the largest file that is saved with the weights.
+/// checkpoints. `copied` is the size in bytes of the largest file that is saved with the weights, such as
+/// `tokenizer.json`.
 ///
 /// # Errors
 /// If the first save would fill the disk.

@@ -160,7 +160,6 @@ fn hold_out(items: Items, summary: &DataSummary, val_size: f64, seed: u64) -> Re
     Ok((train, held_out))
 }
 
-/// Counts the records of the training part and of the held-out part.
 fn prepared(train: Items, held_out: Items, mut summary: DataSummary, bad: Vec<BadRecord>) -> Prepared {
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
     let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();

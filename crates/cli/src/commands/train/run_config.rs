@@ -27,7 +27,6 @@ use crate::terminal_text;
 /// The settings of a run. Flags override the configuration file, and the file overrides the defaults.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
-    /// Files that the run reads and writes.
     pub files: RunFiles,
     /// Settings that affect the result.
     pub settings: TrainSettings,
@@ -58,7 +57,8 @@ pub struct RunFiles {
     pub report_to: ReportTo,
     /// Whether to open the report in a browser during the run.
     pub opens_report: bool,
-    /// `Some` if the run resumes. The inner value is the checkpoint, if the user named one.
+    /// `Some` if the run resumes. The inner value is the checkpoint that the user named, or `None` for the
+    /// newest.
     pub resume: Option<Option<PathBuf>>,
     /// The configuration file. Diagnostics quote it.
     pub config: Option<ConfigFile>,
@@ -92,9 +92,10 @@ pub enum GpuMemory {
 #[derive(Clone, Debug, Default)]
 pub struct CardOptions {
     pub args: CardArgs,
-    /// The flags of this command line only. These flags replace the values of an earlier card.
+    /// The flags of this command line only, without those of the configuration file. They replace the values
+    /// of an earlier card.
     pub given: CardArgs,
-    /// The file of notes. The card stores the text of the notes, so `run.toml` omits this flag.
+    /// The file of notes. `run.toml` omits this flag, because the card in the output folder stores the text.
     pub notes: NotesArgs,
 }
 
@@ -128,7 +129,7 @@ impl RunConfig {
     }
 
     /// Resolves a command line as [`RunConfig::resolve`] does, for `danlu plan`. The data and the output may
-    /// be missing. `base` replaces the flag.
+    /// be missing. `base` replaces `--base`.
     ///
     /// # Errors
     /// Returns the errors of [`RunConfig::resolve`].
@@ -167,7 +168,8 @@ impl RunConfig {
             None => None,
             Some(path) => {
                 let command = TrainArgs::augment_args(Command::new("train"));
-                // A resumed run must have the type that it started with.
+                // A resumed run must have the type that it started with, so `--dtype auto` does not override
+                // the file.
                 let keeps_dtype = resume.is_some() && args.settings.dtype == Some(DTypeChoice::Auto);
                 let is_replaced =
                     |flag: &str| was_on_command_line(matches, flag) && !(keeps_dtype && flag == "dtype");
@@ -299,8 +301,8 @@ impl RunFiles {
         self.data.iter().filter_map(|path| explicit_dataset(path)).collect()
     }
 
-    /// Returns the data under the names that the user gave when the run started. Data sets of the Hub have
-    /// their commit.
+    /// Returns the data under the names that the user gave when the run started. The name of a data set of
+    /// the Hub includes its commit.
     fn data_as_named(&self) -> Vec<String> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
         let name = |(i, path): (usize, &PathBuf)| match named.get(i) {
@@ -310,7 +312,6 @@ impl RunFiles {
         self.data.iter().enumerate().map(name).collect()
     }
 
-    /// Prints the translation of another tool's configuration file.
     pub fn print_translation(&self, printer: &Printer) {
         if let Some(translation) = self.config.as_ref().and_then(ConfigFile::translation) {
             translation.print(printer);
@@ -369,8 +370,8 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
     })
 }
 
-/// Resolves a path. A path in a configuration file is relative to the working directory or to the folder of
-/// the file.
+/// Resolves a path. A path from a configuration file is searched in the working directory and in the folder
+/// of the file.
 ///
 /// If the file is the `run.toml` of a resumed run (`is_own`), the parent folders are searched too. If this
 /// search finds a wrong file, the run is rejected later, because a resume compares the contents with the
@@ -411,7 +412,6 @@ fn found(
     })
 }
 
-/// Rejects a file with both `max_steps` and `num_train_epochs`.
 fn check_one_length(config: &ConfigFile) -> Result<()> {
     if ["max-steps", "num-train-epochs"].iter().any(|flag| config.values(flag).is_empty()) {
         return Ok(());

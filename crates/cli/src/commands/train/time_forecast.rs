@@ -21,21 +21,21 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Vocabulary size of the measured layer. The head is counted in FLOP, so its size may differ from the
-/// base's.
+/// Vocabulary size of the measured model. It may differ from the base's, because only the FLOP per second is
+/// used.
 const SAMPLE_VOCAB: usize = 4096;
 
 /// Maximum number of tokens in a measured step.
 const MAX_SAMPLE_TOKENS: usize = 1024;
 
-/// Number of seconds after which the measurement ends.
+/// Time after which the measurement ends, in seconds.
 const SAMPLE_SECONDS: f64 = 0.4;
 
 /// Number of steps after which the measurement ends if [`SAMPLE_SECONDS`] are not over.
 const MAX_SAMPLE_STEPS: u64 = 20;
 
-/// Share of a layer's FLOP that recomputing its activations adds. The layer repeats the forward pass, which
-/// takes `2 P` of the `4 P` FLOP per token for `P` weights.
+/// Share that recomputing its activations adds to the FLOP of a layer. The layer repeats the forward pass,
+/// which takes `2 P` of the `4 P` FLOP per token for `P` weights.
 const RECOMPUTED_SHARE: f64 = 0.5;
 
 /// Seed of the random weights and tokens.
@@ -87,8 +87,8 @@ impl Epoch {
         (spans, self.records.iter().map(|record| record.1).sum())
     }
 
-    /// Returns the examples of a measured step: as many as in a step of the run, each with the mean length.
-    /// Together they have at most [`MAX_SAMPLE_TOKENS`] tokens.
+    /// Returns the examples of a measured step: as many as in a step of the run, each with the mean length,
+    /// but together at most [`MAX_SAMPLE_TOKENS`] tokens.
     fn sample(&self, settings: &TrainSettings) -> Vec<Example> {
         let (count, tokens) = (self.records.len().max(1), self.records.iter().map(|it| it.0).sum::<usize>());
         let mean = if settings.packing { settings.max_length } else { tokens.div_ceil(count) };
@@ -121,7 +121,8 @@ impl TimeForecast {
         let Subject { config, settings, limits, .. } = *subject;
         let backend_options = limits.compute.backend_options(settings.dtype.into())?;
         let sample = sample_config(config);
-        // The layer needs memory for its bf16 weights, and for the tiles into which they are packed.
+        // The layer needs memory for its bf16 weights, and for copies of them in the order of the matrix
+        // multiplication.
         let needed = 3 * 2 * sample.num_parameters();
         let free = memory::available().into_iter().chain(memory::address_space()).min();
         if matches!(backend_options, BackendOptions::Cuda(_)) || free.is_some_and(|free| free < needed) {

@@ -1,4 +1,4 @@
-//! Finds and replaces the base in the front matter of a `README.md` that has no card.
+//! Finds and replaces the base's name in the front matter of a `README.md` that danlu did not write.
 
 /// Returns the lines of the front matter that name a base, with their numbers. The first line has the number
 /// 1.

@@ -12,12 +12,12 @@ use crate::memory_forecast::MemoryForecast;
 pub fn forecast(folder: &Path) -> MemoryForecast {
     let mut forecast = MemoryForecast::new();
     let mut small = 0;
-    // Later steps report a folder that cannot be read.
+    // If the folder cannot be read, a later step reports the error.
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, bytes) = (entry.file_name(), fs::metadata(entry.path()).map_or(0, |file| file.len()));
         match name.to_string_lossy() {
             name if name == "tokenizer.json" => forecast.add_tokenizer_file(bytes),
-            // Such an adapter is read whole, and written in PEFT's format.
+            // An adapter in pickle or MLX format is read whole, and written in PEFT's format.
             name if name == PICKLE_FILE || name == MLX_WEIGHTS_FILE => forecast.add_working(2 * bytes),
             name if name.ends_with(".safetensors") => forecast.add_file(bytes),
             _ => small += bytes,

@@ -95,7 +95,8 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     push_folder(args, printer)
 }
 
-/// Returns the folder to upload. If `folder` only contains the subfolder of one adapter, that is the folder.
+/// Returns the folder to upload. If `folder` contains no model, but one subfolder with an adapter, this is
+/// the subfolder.
 fn adapter_folder(folder: &Path, printer: &Printer) -> Result<PathBuf> {
     if !folder.is_dir() || !matches!(FolderKind::of(folder), FolderKind::Other) {
         return Ok(folder.to_owned());
@@ -208,7 +209,7 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether the error only says that the Hub cannot be asked.
+/// Returns whether the error means that the Hub cannot be reached.
 fn is_unreachable(error: &HubError) -> bool {
     matches!(
         error,
@@ -250,7 +251,7 @@ fn preview_offline(
     printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was uploaded (--dry-run)");
 }
 
-/// Selects the files to upload. Also returns the names of the files without which danlu cannot load them.
+/// Selects the files to upload. Also returns the names of the files that danlu needs to load the model.
 fn upload_set(args: &PushArgs, token: Option<danlu_hub::Token>) -> Result<(UploadSet, Vec<String>)> {
     let folder = &args.folder;
     if let Some(named) = hub_name(folder) {
@@ -270,7 +271,7 @@ fn upload_set(args: &PushArgs, token: Option<danlu_hub::Token>) -> Result<(Uploa
     Ok((upload_set, needed))
 }
 
-/// Rewrites the files that must differ on the Hub.
+/// Rewrites the files whose content on the Hub must differ from the local content.
 fn rewrite(
     upload_set: &mut UploadSet,
     args: &PushArgs,
@@ -292,7 +293,7 @@ fn rewrite(
             "README.md on the Hub has text that the local file lacks: only danlu's part is updated there; `--include README.md` uploads the local file instead",
         ));
     }
-    // `README.md` shows the content of `card.json`, so a token in `card.json` is also in `README.md`.
+    // `README.md` shows the content of `card.json`, so an access token in `card.json` is also in `README.md`.
     let is_record =
         |left: &&SkippedFile| left.path == card::CARD_FILE && matches!(left.reason, SkipReason::Token { .. });
     if let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_record) {

@@ -20,7 +20,7 @@ pub struct RemoteCard<'a> {
     name: &'a RepoName,
     identity: Option<Vec<u8>>,
     readme: Option<Vec<u8>>,
-    /// Whether the Hub answered.
+    /// Whether the Hub was reached.
     was_read: bool,
 }
 
@@ -28,7 +28,7 @@ pub struct RemoteCard<'a> {
 pub struct RemoteBase {
     /// The base's name on the Hub.
     pub id: String,
-    /// Whether this base is taken to be the local base. This holds if the fingerprints are equal, or if
+    /// Whether this base counts as the base of the local files. It does if the fingerprints are equal, or if
     /// neither `danlu.json` records a base.
     pub is_ours: bool,
 }
@@ -44,18 +44,17 @@ impl<'a> RemoteCard<'a> {
         Ok(Self { hub, name, identity, readme, was_read: true })
     }
 
-    /// Returns the card of a repository that cannot be reached.
     pub fn unread(hub: &'a Hub, name: &'a RepoName) -> Self {
         Self { hub, name, identity: None, readme: None, was_read: false }
     }
 
-    /// Returns the Hub of the repository.
     pub fn hub(&self) -> &'a Hub {
         self.hub
     }
 
-    /// Returns the Hub name of the base that the repository names. Returns `None` if there is no such name,
-    /// if this base differs from `ours`, or if the name is `named`.
+    /// Returns the Hub name of the base that the repository names. Returns `None` if the repository was not
+    /// read, names no base on the Hub, or names a base whose fingerprint differs from that of `ours`. In
+    /// `adapter_config.json`, the name `named` does not count.
     ///
     /// # Errors
     /// If the Hub cannot be reached.
@@ -80,7 +79,7 @@ impl<'a> RemoteCard<'a> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_known_name(self.hub, Path::new(id)));
-        // The repository has no fingerprint of its base, so only the name from the last push is known.
+        // The repository has no fingerprint of its base, so the bases cannot be compared.
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 

@@ -40,7 +40,7 @@ pub struct RewrittenFiles {
 pub enum ReadmeSource {
     /// The file of the local folder.
     Folder,
-    /// The file on the Hub. Only danlu's part of it is updated.
+    /// The file on the Hub, in which only danlu's part is updated.
     Both,
     /// The file on the Hub, unchanged.
     Hub,
@@ -89,7 +89,8 @@ pub fn files(
         None => authors_readme(here, there, named.as_deref().zip(base_id.as_deref())),
     };
     let (readme, text) = match readme {
-        // The file on the Hub is not text. The author may have written this file, so it is not replaced.
+        // The `README.md` on the Hub is not UTF-8. The author may have written this file, so it is not
+        // replaced.
         _ if !is_text => (ReadmeSource::Hub, None),
         ToPublish::Ours(text) => (ReadmeSource::Folder, Some(text)),
         ToPublish::Theirs(text) => (ReadmeSource::Both, Some(text)),
@@ -136,8 +137,8 @@ struct Bases<'a> {
 /// Returns the Hub name of the base, if the files need this name.
 ///
 /// The name comes from `--base-id`, else from `danlu.json`, else from the repository if its base is the same.
-/// The card is never read for this name. Earlier versions recorded no base in `danlu.json`, so the name for
-/// their adapters comes from the repository. Warns if the base cannot be found from another computer.
+/// The repository is needed for adapters of earlier versions, which recorded no base in `danlu.json`. Warns
+/// if the base cannot be found from another computer.
 fn base_id(
     args: &PushArgs,
     hub: &Hub,
@@ -228,7 +229,7 @@ fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
-    // An existing commit belongs to the old repository, so it is replaced.
+    // The old `revision` is a commit of the base that was named before, so it is replaced.
     if commit.is_some() || before.is_none_or(|before| before != id) {
         config.insert("revision".to_owned(), commit.into());
     }
