@@ -179,8 +179,7 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
     }
     assert!(!card.contains("The model was not trained"), "{card}");
 
-    // Even if the `card.json` of the base is invalid, the quantized base gets a card. Flags set the names in
-    // this card.
+    // Even if the `card.json` of the base is invalid, the quantized base gets a card.
     scene.write("base/card.json", "{\"by\": \"another program\"}");
     let ran = scene.ok("quantize base --output base-nf4");
     assert!(
@@ -296,7 +295,7 @@ fn licence_and_languages_are_those_of_base_and_data() {
         ),
         "{front}"
     );
-    // The name of a folder is not a Hub name.
+    // The base is a local folder, so the front matter names no base.
     assert!(!front.contains("base_model"), "{front}");
     let svg = text(&scene, "out/loss.svg");
     assert!(

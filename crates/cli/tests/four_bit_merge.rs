@@ -1,5 +1,5 @@
-//! Tests the merge of adapters that were trained on 4 bits. The results are merges into the closest form of
-//! the base, 4-bit models, interrupted merges and rejected merges.
+//! Tests the merge of adapters that were trained on 4 bits: the choice of the base, 4-bit results,
+//! interrupted merges and rejected merges.
 
 mod common;
 
@@ -20,8 +20,8 @@ fn report(scene: &Scene, folder: &str) -> Value {
     serde_json::from_slice(&scene.read(&format!("{folder}/merge_report.json"))).unwrap()
 }
 
-/// Returns the KL divergence that the report contains for a form. `merged` selects the value after the merge
-/// or before the merge.
+/// Returns the KL divergence in the report for the base `form`: `original` or `dequantized`. `merged` selects
+/// the value after or before the merge.
 fn kl(report: &Value, form: &str, merged: bool) -> f64 {
     let forms = report["merge"]["forms"].as_array().unwrap();
     let found = forms.iter().find(|f| f["form"] == form && f["merged"] == merged);
@@ -57,7 +57,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     assert!(ran.out.contains(words), "{}", ran.out);
     let written = report(&scene, "original");
     assert_eq!(written["merge"]["merge_base"], "original");
-    // Rounding changes the KL divergence far less than a merge into the other form would.
+    // Rounding changes the KL divergence far less than a merge into the other base would.
     assert!((kl(&written, "original", true) / original - 1.0).abs() < 0.1, "{written} {original}");
     assert!(scene.read("auto/model.safetensors") != scene.read("original/model.safetensors"));
 
@@ -173,8 +173,8 @@ fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     assert_eq!(names(&scene.path("deep/four")), ["merge_report.json"]);
     assert_eq!(report(&scene, "deep/four")["fidelity"]["passed"], false);
 
-    // The next attempt replaces that folder. The new report describes the 4-bit model, and the cost of 4
-    // bits.
+    // The next merge replaces the report of the failed merge. The new report describes the 4-bit model, and
+    // how much 4 bits change it.
     let ran = scene.ok("merge out --output deep/four --to nf4");
     assert!(ran.out.contains("before nf4: KL, perplexity"), "{}", ran.out);
     let folder = scene.path("deep/four");

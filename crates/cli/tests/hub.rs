@@ -166,7 +166,8 @@ fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
     let repository = hub.scene.path("hf/hub/models--me--adapter");
     let commit = names(&repository.join("snapshots")).remove(0);
     let snapshot = repository.join("snapshots").join(&commit);
-    // PEFT's `from_pretrained` downloads two files, and does not record missing files.
+    // Leaves the cache as PEFT's `from_pretrained` would: with two files, and without a record of missing
+    // files.
     let as_python = || {
         let others = names(&snapshot)
             .into_iter()
@@ -562,7 +563,7 @@ fn a_login_that_is_ended_leaves_the_terminal_as_it_was() {
             None => terminal.env_remove(name),
         };
     }
-    // If its input were closed, the login would end, so the test keeps the input open.
+    // A closed standard input would end the login, so the test keeps the input open.
     let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let typed = child.stdin.take();
     let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();

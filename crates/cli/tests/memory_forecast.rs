@@ -80,7 +80,7 @@ fn a_small_address_space_is_refused_before_the_work_begins() {
     let scene = trained();
     assert!(refusals(&scene, "chat out --prompt hi --max-new-tokens 2 --device cpu") > 0);
     assert!(refusals(&scene, "merge out --output merged --device cpu") > 0);
-    // Between two limits, the memory is enough for the command but not for the stacks of its threads.
+    // Under some of the limits, the memory is enough for the command but not for the stacks of its threads.
     refusals(&scene, "quantize base --output base-nf4 --threads 2");
 }
 

@@ -155,8 +155,8 @@ fn killed_in_the_middle_of_a_save_every_checkpoint_is_whole_and_the_run_ends_as_
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let wait = Duration::from_micros((random >> 33) % 4_000);
         let deadline = Instant::now() + Duration::from_secs(60);
-        // The next start removes the files of the killed save. The test first waits until these files are
-        // removed, and then for the next save.
+        // The new run first removes the files of the killed save. The loop therefore runs until these files
+        // are gone, and then until the next save starts.
         for saving in [false, true] {
             while is_saving(&output) != saving && child.try_wait().unwrap().is_none() {
                 assert!(Instant::now() < deadline, "no save within a minute");

@@ -420,7 +420,8 @@ fn a_base_that_was_said_once_is_said_again() {
     assert!(card.contains("base_model: \"lab/base\""), "{card}");
     desk.scene.ok("push out me/huan --base-id lab/other");
     assert_eq!(base_of(&desk, "me/huan"), "lab/other");
-    // In this case, the repository names a base that differs from the local adapter's base.
+    // The local adapter now records a different fingerprint of its base, so the name in the repository does
+    // not apply.
     let identity = String::from_utf8(desk.scene.read("out/danlu.json")).unwrap();
     let identity: serde_json::Value = serde_json::from_str(&identity).unwrap();
     let mut other = identity.clone();

@@ -62,7 +62,7 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
         "train --base base --data data.json --output out",
         "error: `out` holds a run already\n\nhint: continue it with `--resume`, or start a new run in a new folder\n",
     );
-    // This folder looks like that of a run that failed in its first step.
+    // The folder `half` is that of a run that failed in its first step.
     std::fs::create_dir(scene.path("half")).unwrap();
     scene.write("half/run.toml", &String::from_utf8(scene.read("out/run.toml")).unwrap());
     let half = scene.run("train --base base --data data.json --output half");

@@ -217,7 +217,7 @@ fn a_read_only_folder_is_said_to_be_one() {
     );
 }
 
-/// This test also works as root, who may write to read-only folders.
+/// The test uses a folder below `/sys`, where even root cannot create files.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_folder_that_no_one_can_write_to_is_said_to_be_one() {
@@ -257,7 +257,8 @@ fn an_adapter_whose_base_is_elsewhere_asks_for_it() {
     );
     scene.ok("chat out --base moved --prompt hi --max-new-tokens 2");
 
-    // If tensors do not fit, the cause is a different base or an edited configuration.
+    // If tensors do not fit, the hint names both possible causes: a different base, and an edited
+    // configuration.
     let config = String::from_utf8(scene.read("out/adapter_config.json")).unwrap();
     for (from, to) in [("\"r\": 8", "\"r\": 4"), ("\"q_proj\"", "\"x_proj\"")] {
         assert!(config.contains(from), "{config}");

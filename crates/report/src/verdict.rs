@@ -15,14 +15,15 @@ const MIN_STEPS: usize = 20;
 /// median.
 const SPIKE_WINDOW: usize = 20;
 
-/// A step is a spike if its loss exceeds the median times this factor, and also the median plus
+/// A step is a spike if its loss exceeds both the median times this factor and the median plus
 /// [`SPIKE_NATS`].
 const SPIKE_FACTOR: f64 = 2.0;
 
 /// Minimum difference in nats between the loss of a spike and the median.
 const SPIKE_NATS: f64 = 1.0;
 
-/// The training loss rose if its median over some steps exceeds its start times this factor.
+/// The training loss rose if its median over `SPIKE_WINDOW / 2` consecutive steps exceeds the loss of the
+/// base times this factor.
 const RISE_FACTOR: f64 = 1.15;
 
 /// The findings from the losses of a run. The first finding is the main result. A run without steps has no
@@ -271,9 +272,8 @@ fn is_higher(first: f64, last: f64) -> bool {
     !last.is_finite() || last > first * (1.0 + MIN_CHANGE)
 }
 
-/// Returns the steps whose loss is much higher than the median of the steps before.
-/// Finds the highest median of the training loss over a window, if the median is far above `first`, the loss
-/// of the base.
+/// Finds the highest median of the training loss over `SPIKE_WINDOW / 2` consecutive steps. Returns `None`
+/// unless this median is far above `first`, the loss of the base.
 fn find_rise(steps: &[StepMetrics], first: f64) -> Option<Finding> {
     let size = SPIKE_WINDOW / 2;
     let (step, peak) = steps

@@ -103,8 +103,8 @@ fn after(source: &str, start: &str) -> Vec<String> {
 fn in_hint_functions(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     for code in source.split("fn ").skip(1).filter(|code| code.split('(').next().unwrap().contains("hint")) {
-        // A function at the top level or in an `impl` ends at the first closing brace with the same
-        // indentation.
+        // A function at the top level or in an `impl` ends at the first closing brace with the indentation of
+        // `fn`.
         let end = ["\n    }\n", "\n}\n"].into_iter().filter_map(|end| code.find(end)).min();
         let mut rest = &code[..end.unwrap_or(code.len())];
         while let Some(at) = rest.find('"') {

@@ -56,8 +56,8 @@ impl Scene {
         scene
     }
 
-    /// Replaces the hard links in `base/` by copies. A push rejects files that change, and each new link to a
-    /// file changes its time of change.
+    /// Replaces the hard links in `base/` by copies. A push rejects a file whose change time (ctime) changes,
+    /// and a new hard link in another test changes this time.
     pub fn copy_base(&self) {
         for entry in fs::read_dir(self.path("base")).unwrap() {
             let linked = entry.unwrap().path();

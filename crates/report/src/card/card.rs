@@ -21,7 +21,7 @@ pub const CARD_FILE: &str = "card.json";
 /// Maximum size of a `card.json`.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// The languages of a card, in the order of its halves.
+/// The languages of a card, in the order of their parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CardLanguage {
     /// Simplified Chinese.
@@ -305,7 +305,7 @@ impl Card {
         Self { name, in_four_bits: Some(in_four_bits), repository: None, revision: None, version, ..self }
     }
 
-    /// Creates the card of a model in the folder `name`. Only the base and the licence are known.
+    /// Creates a card for the folder `name` with its base and licence. All other values are empty.
     pub fn new(name: String, language: CardLanguage, base: BaseIdentity, license: Option<String>) -> Self {
         Self {
             name,
@@ -325,8 +325,7 @@ impl Card {
         }
     }
 
-    /// Creates the card of a model in the folder `name` for which only the base is known. The base is in
-    /// `folder`, and the licence is copied from the card of the base.
+    /// Creates a card as [`Card::new`] does, with the licence from the card of the base in `folder`.
     pub fn of_base(name: String, language: CardLanguage, base: BaseIdentity, folder: &Path) -> Self {
         Self::new(name, language, base, license_of(folder))
     }

@@ -1,7 +1,7 @@
 //! The front matter of a card, which is YAML for the Hub and its tools.
 //!
-//! The front matter is edited as lines of text instead of being parsed and printed. The order of keys,
-//! comments, and the author's keys are therefore preserved.
+//! The front matter is edited as lines of text instead of being parsed and printed. This preserves the order
+//! of the keys, the comments, and the author's keys.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -87,7 +87,6 @@ fn tags(card: &Card, relation: &str) -> Vec<String> {
     tags.into_iter().map(str::to_owned).chain(base).collect()
 }
 
-/// Returns a new front matter that contains only the entries `own`.
 pub(super) fn render(own: &[Entry]) -> String {
     format!("---\n{}---\n", own.iter().map(|entry| entry.value.lines(entry.key)).collect::<String>())
 }
@@ -223,7 +222,6 @@ fn read_value(lines: &[&str]) -> (Vec<String>, Vec<String>) {
     (items, comments)
 }
 
-/// Splits a line into a value and the comment that follows the value.
 fn split_comment(text: &str) -> (&str, Option<&str>) {
     if text.starts_with('#') {
         return ("", Some(text));

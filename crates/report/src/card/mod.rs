@@ -2,8 +2,8 @@
 //! page.
 //!
 //! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys in the front
-//! matter. All other text belongs to the author. danlu changes only the notes in this text, and only if
-//! `--notes` is given.
+//! matter. All other text belongs to the author. In the author's text, danlu changes only the notes, and only
+//! if `--notes` is given.
 //!
 //! `card.json` ([`Card`]) contains every value of danlu's part, so that danlu can write this part again. A
 //! card contains no paths. Bases, data and folders are identified by their names.
@@ -242,12 +242,10 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// Returns `zh` for Chinese and `en` for English.
     fn pick<T>(&self, zh: T, en: T) -> T {
         self.language.pick(zh, en)
     }
 
-    /// Returns the heading of a section.
     fn section(&self, zh: &str, en: &str) -> String {
         format!("{} {}\n\n", self.heading, self.pick(zh, en))
     }

@@ -19,7 +19,6 @@ pub struct InFourBits {
     pub sizes: (String, String),
 }
 
-/// Returns a description of the model, and instructions for loading it.
 pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
     let base = introduction::base(page);
     let Quantization { quant_type, block_size, double_quant } = four.quantization;

@@ -15,7 +15,7 @@ pub const BEGIN: &str = "<!-- danlu:begin -->";
 /// The line below danlu's part.
 pub const END: &str = "<!-- danlu:end -->";
 
-/// The reason why a `README.md` cannot be updated.
+/// The reason that a `README.md` cannot be updated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadmeFault {
     /// One of danlu's two markers is missing or appears more than once, or the end marker is above the begin
@@ -84,7 +84,7 @@ impl<'a> Readme<'a> {
         self.block.is_some()
     }
 
-    /// Returns whether the body is empty.
+    /// Returns whether there is no text below the front matter.
     pub fn is_blank(&self) -> bool {
         self.text[self.body..].trim().is_empty()
     }

@@ -57,8 +57,8 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     out
 }
 
-/// For a 4-bit model, returns the note that the values above were measured with the adapter on its base. For
-/// other models, returns an empty text.
+/// Returns a note for the card of a 4-bit model: the results above it were measured with the adapter on its
+/// base. For other models, the note is empty.
 fn in_four_bits(page: &Page<'_>) -> String {
     let Some(Quantization { quant_type: code, .. }) = page.card.four_bit() else { return String::new() };
     let merge = page.card.merge.as_ref().filter(|merge| merge.quantized.is_some());

@@ -92,7 +92,6 @@ impl SnippetValues {
     }
 }
 
-/// Formats a repository and a branch as one argument of danlu.
 pub(super) fn at_branch(repository: &str, revision: Option<&String>) -> String {
     revision.map_or_else(|| repository.to_owned(), |revision| format!("{repository}@{revision}"))
 }

@@ -5,8 +5,8 @@ const ENGLISH: [&str; 16] = [
     "the", "of", "and", "to", "is", "in", "it", "you", "that", "for", "are", "was", "with", "my", "i", "what",
 ];
 
-/// Minimum share of Han characters, or of words in other scripts, among all characters and words that are
-/// counted.
+/// Minimum share of a script in a text. A Han character, a kana, and a word in another script each count as
+/// one.
 const SHARE: f64 = 0.1;
 
 /// Counts of characters and words. The languages are determined from these counts.
@@ -49,8 +49,8 @@ impl TextLanguage {
         let all = (self.han + self.kana + self.words) as f64;
         let is_part = |count: u64| count > 0 && count as f64 >= SHARE * all;
         let zh = is_part(self.han) && self.kana * 20 < self.han;
-        // In an English text, about a third of the words are in `ENGLISH`. The limit is lower, so that mixed
-        // texts count.
+        // In an English text, about a third of the words are in `ENGLISH`. A tenth is enough, so that mixed
+        // texts count as English too.
         let en = is_part(self.words) && self.english as f64 >= 0.1 * self.words as f64;
         let mut codes: Vec<&str> =
             [(zh, "zh"), (en, "en")].into_iter().filter_map(|(is, code)| is.then_some(code)).collect();

@@ -12,7 +12,7 @@ const MARGIN_RIGHT: f64 = 18.0;
 const MARGIN_TOP: f64 = 12.0;
 const MARGIN_BOTTOM: f64 = 34.0;
 
-/// Height of the legend in a chart file.
+/// Height of the legend in a chart file, in pixels.
 const KEY: f64 = 30.0;
 
 /// Maximum number of points in a series. This limit is about two points per pixel, and bounds the file size
@@ -45,7 +45,7 @@ impl Style {
 pub(crate) struct Series {
     pub name: Cow<'static, str>,
     pub style: Style,
-    /// Colour class of the page, `a` to `f`.
+    /// CSS class of the colour, `a` to `f`.
     pub colour: char,
     pub points: Vec<(f64, f64)>,
 }

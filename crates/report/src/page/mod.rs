@@ -235,7 +235,7 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
 }
 
 /// Returns an exponential moving average over about a fifteenth of the points, and over at most 50 points.
-/// The average is corrected for the missing values before the first point.
+/// The weights are normalized, so that the first values are not pulled towards zero.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(1.0, 50.0);
     let (mut sum, mut weight) = (0.0, 0.0);
