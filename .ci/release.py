@@ -44,14 +44,14 @@ def build_wheel(target, out):
 
 
 def file_of(wheel, end):
-    """Returns the file of the wheel whose name ends in `end`. The archive then holds the same program."""
+    """Returns the file of the wheel whose name ends in `end`. The tar archive thus contains the program of the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(end)]
         return archive.read(name)
 
 
 def commit_time():
-    """Returns the time of the commit: two builds of one commit then give the same archive."""
+    """Returns the time of the commit. Files get this time, so that two builds of one commit give the same archive."""
     command = ["git", "log", "-1", "--format=%ct"]
     return int(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True).stdout)
 

@@ -47,13 +47,13 @@ def allowed():
 
 
 def is_allowed(expression, licences):
-    """Whether a choice of the SPDX expression is allowed. `/` is an old spelling of OR."""
+    """Returns whether `licences` satisfies the SPDX expression. `/` is an old spelling of OR."""
     expression = re.sub(r"\s*/\s*", " OR ", expression)
     tokens = re.findall(r"\(|\)|[^\s()]+", expression)
     words = {"OR": "or", "AND": "and", "(": "(", ")": ")"}
     code, skip = [], False
     for token in tokens:
-        if skip:  # the exception after WITH only adds permissions
+        if skip:  # the word after WITH names an exception, which only adds permissions
             skip = False
         elif token == "WITH":
             skip = True
@@ -63,7 +63,7 @@ def is_allowed(expression, licences):
 
 
 def texts(package):
-    """Returns the licence files of a crate. If MIT is one of the choices and has a file, the others are left out."""
+    """Returns the licence files of a crate. If MIT is one of the choices and has a file, only the MIT text is returned."""
     folder = Path(package["manifest_path"]).parent
     files = sorted(file for file in folder.iterdir() if file.is_file() and NAMES.match(file.name))
     mit = [file for file in files if re.search(r"mit", file.name, re.I)]
@@ -74,7 +74,7 @@ def texts(package):
 
 
 def render(packages):
-    """Returns the whole file. Crates with the same text share it."""
+    """Returns the content of THIRD_PARTY_LICENSES, in which crates with the same text share one copy."""
     out = [
         "danlu links the crates below. `python3 .ci/third_party.py` writes this file from their sources.",
         "Where a crate offers a choice that includes MIT, danlu uses it under MIT.",

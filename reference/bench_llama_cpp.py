@@ -1,11 +1,12 @@
-"""Runs danlu and llama.cpp in turns on one CPU: tokens a second of decoding and of prefill.
+"""Runs danlu and llama.cpp alternately on one CPU, and prints the tokens per second of decoding and of prefill.
 
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python gguf
     python reference/bench_llama_cpp.py --danlu BINARY --base DIR --work DIR
 
 BASE is the folder of a Llama, such as `danlu bench decode --shape llama-3.2-1b --keep BASE` writes.
-The script converts its weights to GGUF files in WORK, unless WORK has them. Only sizes matter: the rows of q and k
-keep their order, and there is no tokenizer. Every round runs in a process of its own.
+The script converts its weights to GGUF files in WORK, unless WORK has them. Only the speed is measured, so the rows
+of q and k keep their order (llama.cpp would expect another), and there is no tokenizer.
+Every round runs in a process of its own.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def peer(arguments):
         start = time.perf_counter()
         if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(ids, len(tokens))) != 0:
             sys.exit("llama_decode failed")
-        # Waits for the logits of the last token.
+        # Returns only after the logits of the last token are computed.
         logits = llama_cpp.llama_get_logits_ith(context, -1)
         return time.perf_counter() - start, max(range(16), key=lambda i: logits[i])
 
@@ -135,7 +136,7 @@ def peer(arguments):
         for _ in range(NEW_TOKENS):
             taken, token = run([token])
             times.append(taken)
-        # The first run warms up.
+        # The first run is a warm-up and does not count.
         if number > 0:
             rates["prefill"].append(PREFILL / seconds)
             rates["decode"].append(NEW_TOKENS / sum(times))

@@ -1,11 +1,11 @@
-"""Runs danlu and PyTorch with PEFT in turns on one CPU. Prints a Markdown table, and the rounds as JSON.
+"""Runs danlu and PyTorch with PEFT alternately on one CPU. Prints a Markdown table, and the rounds as JSON.
 
     python reference/bench_peers.py --danlu BINARY --base DIR --tokenizer DIR --data DATA.json --jobs tutorial packed prefill decode
     python reference/bench_peers.py --gemm BENCH_BINARY --jobs products low-rank
 
-BASE is a folder for both, such as `danlu bench decode --shape llama-125m --keep BASE` writes.
+BASE is a model folder that both programs load, such as `danlu bench decode --shape llama-125m --keep BASE` writes.
 `cargo bench -p danlu-kernels --bench gemm --no-run` prints the path of BENCH_BINARY.
-Every round is a process of its own, so that its peak memory is its own.
+Every round is a process of its own, so that its peak memory can be measured.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# Jobs of the peer, each in a process of its own.
+# The jobs of PyTorch and PEFT. Each job runs in a process of its own.
 
 
 def peer_tutorial(arguments, dtype):
@@ -82,7 +82,7 @@ def peer_prefill(arguments, dtype):
     with torch.no_grad():
         for _ in range(arguments.warm_up + arguments.steps):
             start = time.perf_counter()
-            # As in generation: keys stay in the cache, and only the last row of logits is computed.
+            # As in generation, the keys and values are cached, and only the last row of logits is computed.
             model(input_ids=ids, use_cache=True, logits_to_keep=1)
             seconds.append(time.perf_counter() - start)
     return PREFILL / statistics.median(seconds[arguments.warm_up :]), peak_mib()
@@ -117,7 +117,7 @@ def run_peer(arguments, dtype_name: str):
     print(json.dumps({"tokens_per_second": rate, "peak_mib": peak}))
 
 
-# Rounds of both programs in turns.
+# Alternating rounds of both programs.
 
 
 def last_json(command, environment=None) -> dict:
@@ -262,7 +262,7 @@ def compare_products(arguments):
 
 
 def read_lines(text: str):
-    """Parses the Rust benchmark's lines without dropout: kernel, operation, sizes, rank (0: a plain product) and GFLOP/s."""
+    """Parses the Rust benchmark's lines without dropout: kernel, operation, sizes, rank (0 without an adapter) and GFLOP/s."""
     kernel = ""
     for line in text.splitlines():
         if line.startswith("cpu "):

@@ -1,8 +1,8 @@
-"""Runs the tutorial's job in PyTorch and PEFT on a CPU. Prints useful tokens a second, as JSON.
+"""Runs the tutorial's job in PyTorch and PEFT on a CPU. Prints useful tokens per second, as JSON.
 
     python reference/bench_tutorial.py BASE DATA.json [--steps 40] [--warm-up 5] [--threads 2] [--dtype f32 bf16]
 
-A plain loop without Trainer, logging, evaluation or checkpoints, over encoded data: only the arithmetic is timed.
+The loop runs over encoded data without Trainer, logging, evaluation or checkpoints, so only the arithmetic is timed.
 Useful tokens exclude padding. With bf16 the base is bf16 and the adapter f32, as in PEFT.
 """
 
@@ -58,7 +58,7 @@ def measure(base: Path, examples, pad_id: int, dtype, steps: int, warm_up: int) 
     model = build(base, dtype)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
-    # The same shuffle for every type, so that all types train on the same lengths.
+    # The shuffle is the same for every `--dtype`, so that all types train on the same records.
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(1)).tolist()
 
     per_step = MICRO_BATCH * ACCUMULATION
@@ -92,7 +92,7 @@ def measure(base: Path, examples, pad_id: int, dtype, steps: int, warm_up: int) 
         "useful_tokens": useful,
         "mean_loss": statistics.mean(losses),
         "trainable_parameters": sum(p.numel() for p in parameters),
-        # The peak of the whole process. Among several types, only the value of the first is exact.
+        # The peak of the whole process so far. With several types in `--dtype`, only the peak of the first is its own.
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 

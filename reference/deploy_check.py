@@ -18,7 +18,7 @@ from serve_clients import REPOSITORY, Server
 
 DEPLOY = REPOSITORY / "deploy"
 
-# The schema of this kind is not part of Kubernetes.
+# Kinds of extensions, whose schemas are not part of Kubernetes.
 EXTENSIONS = {"InferencePool"}
 
 METRIC = re.compile(r"\b(?:vllm:|danlu_)[a-z_]+")

@@ -41,7 +41,7 @@ def main():
     batch = collate(records[:4], PAD_ID)
     with torch.no_grad():
         loss_after = (summed_loss(model, batch) / label_tokens(batch)).item()
-    # PEFT saves the magnitudes without the last part of the parameter's name.
+    # PEFT saves a magnitude under the parameter's name without the last part, `.weight`.
     norms = {
         name.removesuffix(".weight") if "magnitude" in name else name: parameter.double().norm().item()
         for name, parameter in parameters.items()

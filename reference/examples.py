@@ -32,7 +32,7 @@ def user_message(record: dict) -> dict:
 def prompt_ids(tokenizer, message: dict) -> list[int]:
     """Returns the ids of one user turn and the header of the reply."""
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    # The template writes the begin-of-text token; the tokenizer would add a second one.
+    # The template already writes the begin-of-text token, and the tokenizer would add a second one.
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -78,7 +78,7 @@ def label_tokens(batch: dict[str, torch.Tensor]) -> int:
 def greedy(model, ids: list[int], count: int, stop_ids: set[int] = frozenset()) -> tuple[list[int], float]:
     """Returns the greedy continuation, and the smallest gap between the two largest logits.
 
-    A small gap may select the other token with another order of summation.
+    If the gap is small, a different order of summation may select the other token.
     """
     new_ids, least_gap, cache = [], float("inf"), None
     step = torch.tensor([ids])

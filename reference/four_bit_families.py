@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python reference/four_bit_families.py ../shared/golden/families qwen3 llama
 
-For each family, the script quantizes the model twice: through transformers, and with the format's definition, in
-which blocks run over the flattened weight. It prints the largest difference of a logit between both, and of each to
-the golden.
+For each family, the script quantizes the model twice: through transformers, and by the definition of the format, in
+which blocks run over the flattened weight. The script prints the largest difference between the logits of both
+models, and between each of them and the golden.
 """
 
 import argparse

@@ -33,7 +33,8 @@ def load_base(folder: Path):
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=quantization, attn_implementation="sdpa"
     )
-    # transformers refuses `model.float()` for a quantized model. The codes are integers and need no conversion.
+    # transformers rejects `model.float()` for a quantized model. PyTorch's own method converts all float tensors; the
+    # 4-bit values are integers and stay as they are.
     torch.nn.Module.float(model)
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -48,7 +49,7 @@ class Example:
 
 
 def run(base: Path, expected: Path, examples: Path, pad_id: int, recipe: dict) -> dict:
-    """Runs ten steps from the initial adapter of the other expected values."""
+    """Runs ten steps from the adapter in `expected/adapter_initial`."""
     training.LEARNING_RATE = recipe["lr"]
     records = [Example(entry) for entry in json.loads(examples.read_text(encoding="utf-8"))]
     first_batch = collate(records[:4], pad_id)

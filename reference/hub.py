@@ -22,7 +22,7 @@ PART = 3 << 20
 
 
 class Server:
-    """The test server: its URLs, and commands as lines of JSON."""
+    """The test server, with its URLs. Commands to the server are lines of JSON."""
 
     def __init__(self, binary, *options):
         command = [str(binary), "--page", "5", "--multipart", f"{2 * PART},{PART}", "--token", "hf_zhen=zhen", *options]
@@ -70,7 +70,7 @@ class Checks:
         """Checks that `call` raises `error`, and returns the exception."""
         try:
             found = call()
-        except Exception as raised:  # any other exception is a finding, not an end
+        except Exception as raised:  # a different exception is a failed check, and the script continues
             self.check(what, type(raised) is error, f"{type(raised).__name__}: {raised}")
             return raised
         self.check(what, False, found)
@@ -100,7 +100,7 @@ def main():
         Path(scratch, "server").mkdir()
         os.environ["TMPDIR"] = f"{scratch}/server"
         server = Server(binary)
-        # The client reads these variables once, at import.
+        # huggingface_hub reads these variables only while it is imported.
         os.environ.update(
             HF_ENDPOINT=server.endpoint, HF_HOME=f"{scratch}/home", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1",
             HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_IMPLICIT_TOKEN="1", HF_HUB_VERBOSITY="error",
@@ -273,7 +273,8 @@ def resuming(server, checks, scratch):
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import http_get
 
-    # The client keeps only complete pieces. The default of 10 MB is larger than these files.
+    # After an interruption, the client resumes from its last complete chunk. A chunk of 10 MB, the default, would be
+    # larger than these files.
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
     for what, path, name in (("large", "/objects/", "model.safetensors"), ("small", "/resolve/", "config.json")):
         whole = (scratch / "folder" / name).read_bytes()
@@ -390,7 +391,7 @@ def races(server, checks, scratch):
     checks.equal("parent_commit: the one before", commits["commits"][-1]["parents"], [before])
     send(after, b"two")()
 
-    # A lost object: the upload succeeds, but the storage host stores nothing.
+    # The upload of this file seems to succeed, but the storage host stores nothing.
     server.ask("fault", method="PUT", path="/uploads/", then={"status": 200})
     server.ask("fault", method="POST", path="/objects/verify", then={"status": 200, "body": "{}"})
     lost = CommitOperationAdd("lost.safetensors", content(500, "lost"))

@@ -49,7 +49,8 @@ class Home:
         """Returns the seconds and the peak memory in MB of a process."""
         start, peak = time.monotonic(), 0
         process = subprocess.Popen(command, env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        # The system's peak of a finished child includes this program's memory at the fork.
+        # The peak that the system reports for a finished child includes this program's memory at the fork. The child's
+        # own peak is therefore read while it runs.
         while process.poll() is None:
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
@@ -189,7 +190,7 @@ def speed(server, home, scratch, base, gigabytes):
     for round in range(3):
         for name in figures:
             here, repository = home(f"up-{name}-{round}"), f"zhen/up-{name.replace('_', '-')}-{round}"
-            # Other content, because the server stores equal content only once.
+            # Each upload gets different content, because the server stores equal content only once.
             with open(folder / "model.gguf", "r+b") as file:
                 file.write(os.urandom(64))
             here.variables["HF_TOKEN"] = TOKEN
@@ -209,7 +210,7 @@ def tell(work, size, figures):
 
 
 def warm_start(server, checks, home, base):
-    """Compares a warm start by name with one by folder."""
+    """Compares the time of `danlu chat` with a cached model by its Hub name and by its folder."""
     here = home("warm")
     here.danlu("pull", "zhen/base")
     words = ["--prompt", "你好", "--max-new-tokens", "1"]

@@ -31,7 +31,7 @@ ASSETS = REPOSITORY / "crates/cli/assets"
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = ["你是谁？", "推荐一家餐馆。", "今天天气怎么样？", "我今天心情不好。", "Who are you?"]
 
-# If the logits of the two best tokens are closer than this, rounding may choose either. Such replies are not compared.
+# If the two largest logits are closer than this, rounding decides which token is chosen. Such replies are not compared.
 LEAST_GAP = 2e-3
 
 SHAPES = {
@@ -145,7 +145,7 @@ class Interop:
                     different.append(f"{text!r}: Python says {want!r}, danlu {got.strip()!r} (least gap {gap:.4f})")
         detail = f"{equal} alike, {close} too close to call"
         if self.danlu:
-            # If every prompt is too close, nothing was compared.
+            # If rounding could change every reply, nothing was compared, and the check fails.
             self.checks.add(claim, not different and equal > 0, "; ".join(different) or detail)
         else:
             print(f"      {claim}: {len(PROMPTS) - close} prompts to compare, {close} too close to call")
@@ -165,11 +165,11 @@ class Interop:
             steps = representable_steps(got[name], rounded)
             elements += steps.numel()
             differing += int((steps > 0).sum())
-            # If base and update cancel, an error of one step in the sum is many steps of the small result.
+            # If base and update nearly cancel, a rounding error of one step in the sum is many steps of the small result.
             distance = (got[name].float() - rounded.float()).abs()
             wrong += int(((steps > 1) & (distance > 1e-6 * want[name].abs().max())).sum())
             moved += int((got[name] != base[name]).sum())
-        # A sum halfway between two bf16 values can round either way.
+        # A sum halfway between two bf16 values can round up or down, so a few elements may differ.
         self.checks.add(
             f"{claim}: {len(targets)} merged tensors are the f32 merge rounded once",
             bool(targets) and differing <= max(1, elements // 2000) and wrong == 0,
@@ -208,7 +208,7 @@ class Interop:
         file = load_file(adapter / "adapter_model.safetensors")
         model = PeftModel.from_pretrained(self.load(), adapter).eval()
         loaded = {n.replace(".default", ""): p for n, p in model.named_parameters() if "lora_" in n}
-        # For an unknown name PEFT only warns, and keeps its random weights.
+        # If the file lacks a name, PEFT only warns and keeps its random weights, so the values are compared.
         unequal = [name for name in loaded if name not in file or not torch.equal(loaded[name], file[name].float())]
         self.checks.add(
             "PEFT loads danlu's adapter, every tensor under its own name",
@@ -224,7 +224,7 @@ class Interop:
         generation = (reloaded.generation_config.eos_token_id, reloaded.generation_config.bos_token_id)
         base = self.load().generation_config
         self.checks.add("the merged folder keeps the base's end token", generation == (base.eos_token_id, base.bos_token_id))
-        # The merged weights are rounded to the file's type; the limit is wide enough for bf16.
+        # The merged weights are rounded to the file's type. A logit difference of 0.5 allows for bf16.
         self.compare_logits("merged folder against adapter on base, both in Python", model, reloaded, 0.5)
         self.compare_replies("danlu chat on danlu's adapter answers as PEFT does", model, adapter, base=True)
         self.compare_replies("danlu chat on danlu's merged folder answers as transformers does", reloaded, merged, base=False)
@@ -319,7 +319,7 @@ class Interop:
                     for a, b in zip(*parsed)
                 )
                 self.checks.add(f"{name}: the states are theirs", close, f"{len(states)} of them")
-                # Scales in 8 bits may be one step away: bitsandbytes does not always take the nearest.
+                # 8-bit scales may differ by one step, because bitsandbytes does not always take the nearest value.
                 coded = [key for key in own if key.endswith(".absmax") and own[key].dtype == torch.uint8]
                 steps = [(own[key].int() - other[key].int()).abs() for key in coded]
                 far = sum(int((s > 1).sum()) for s in steps)
@@ -349,7 +349,7 @@ def representable_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     def ordered(tensor):
         bits = tensor.contiguous().view(integer).long()
-        # Maps sign and magnitude to integers in order, with -0 equal to +0.
+        # Maps the bits of a float to an integer, so that integers have the order of the floats, and -0 equals +0.
         return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
 
     return (ordered(a) - ordered(b)).abs()
@@ -361,8 +361,8 @@ def four_bit_in_f32(folder: Path):
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.compute_dtype = torch.float32
-    # In evaluation bitsandbytes computes NF4 on processors with AVX512-BF16 in bf16, whatever was asked for; without
-    # dropout, training differs in nothing else.
+    # In evaluation mode, bitsandbytes computes NF4 in bf16 on processors with AVX512-BF16, whatever `compute_dtype` is.
+    # There is no dropout, so training mode differs in nothing else.
     return model.train()
 
 

@@ -193,7 +193,7 @@ def check_openai(server):
             for event in helper:
                 text += event.delta if event.type == "content.delta" else ""
         except openai.LengthFinishReasonError:
-            pass  # The helper raises after the last piece of a reply that reached its limit.
+            pass  # `openai`'s helper raises after the last chunk of a reply that reached `max_tokens`.
         assert text == replies["poet"]
     completion = client.completions.create(model="base-8m", prompt="今晚月色真美，", max_tokens=8, logprobs=1, temperature=0,
                                            extra_body={"ignore_eos": True})
@@ -269,7 +269,7 @@ def check_ollama(server, replies):
 
 def check_litellm(server, replies):
     """LiteLLM's proxy library."""
-    # Without this, the library fetches a list of prices.
+    # Without this variable, the library downloads a list of prices.
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import litellm
 

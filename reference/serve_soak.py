@@ -5,7 +5,7 @@
 Starts the server on the embedded base. Each adapter has two versions with known replies. Clients chat, stream and
 disconnect at random, while adapters are loaded, unloaded and replaced, and while the memory for adapters is too small.
 A reply is wrong if it is not the reply of the version that it states, or if that version was not loaded meanwhile.
-Nothing leaves this machine. The exit status is 1 if a reply is wrong, a lease stays, or the memory grows.
+Nothing leaves this machine. The exit status is 1 if a reply is wrong, an adapter stays in use, or the memory grows.
 """
 
 import argparse
@@ -25,7 +25,7 @@ QUESTIONS = ["你是谁？", "今晚月色真美。", "讲个故事。"]
 TOKENS = 6
 ABSENT = "absent"
 
-# Longest time for one request.
+# Longest time for one request, in seconds.
 MAX_SECONDS = 120
 
 # Largest growth of the resident memory after the first tenth of the requests, in MB.
@@ -72,7 +72,7 @@ class Client:
 
 
 class Name:
-    """A name of an adapter: what it can mean at the moment, and the requests in flight."""
+    """The name of an adapter, the versions that may be loaded under it now, and the requests in flight."""
 
     def __init__(self, state):
         self.possible = {state}
@@ -85,7 +85,7 @@ class Name:
         return allowed
 
     def end(self, allowed):
-        # Equal sets are different requests.
+        # Two requests may have equal sets, so the set is removed by identity and not by value.
         self.requests = [other for other in self.requests if other is not allowed]
 
     def may_become(self, state):
@@ -173,7 +173,7 @@ class Soak:
             self.wrong(f"{name}: {reply!r}, expected {self.replies[generation, question]!r}")
 
     async def cancel(self, name):
-        """Leaves during a stream."""
+        """Disconnects during a stream."""
         self.counts["cancels"] += 1
         client = Client(self.port)
         body = {**self.chat(name, "讲个故事。", True), "max_tokens": 200}
@@ -201,7 +201,7 @@ class Soak:
                 status, text = await self.load(client, name, version, True)
                 self.counts["replacements"] += 1
             if status == 429:
-                # Adapters in use leave no room, and the name keeps its meaning.
+                # The memory is full of adapters in use, so the server changed nothing, and the name keeps its adapter.
                 self.counts["no room"] += 1
                 after = before
             elif status != 200:
@@ -216,7 +216,7 @@ class Soak:
             if self.sent % (self.arguments.requests // 20) == 0:
                 self.memory.append(self.resident_mb())
                 print(f"{self.sent} requests, {self.memory[-1]:.0f} MB, {self.counts}", flush=True)
-            # A few adapters get most of the requests, so their prompts share keys and values.
+            # A few adapters get most of the requests, so that the server can reuse the keys and values of earlier prompts.
             index = min(int(self.random.paretovariate(0.4)) - 1, self.arguments.adapters - 1)
             name, draw = f"a{index}", self.random.random()
             action = self.ask(client, name) if draw < 0.9 else self.cancel(name) if draw < 0.95 else self.change(client, name)

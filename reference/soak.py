@@ -25,9 +25,9 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parent.parent / "crates/cli/assets"
 TOKEN = "hf_" + "soak" * 8
 LONGEST = 600
-# Stopped by Ctrl-C, by a signal of the script, or ended with an error that a user can act on.
+# Exit codes of success, of a user error, of Ctrl-C, and of a signal of the script.
 CODES = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
-# Faults of the Hub, for `{"do": "fault"}` of the test server.
+# Faults of the Hub. The command `{"do": "fault"}` makes the test server cause one of them.
 FAULTS = [
     {"then": {"cut_before": True}},
     {"then": {"cut_after": 1000}},
@@ -43,7 +43,7 @@ FAULTS = [
 
 
 class Server:
-    """The test server: its URL, and commands as lines of JSON."""
+    """The test server, with its URL. Commands to the server are lines of JSON."""
 
     def __init__(self, binary):
         command = [binary, "--token", f"{TOKEN}=me", "--large-over", "100000", "--multipart", "200000,50000"]
@@ -156,7 +156,7 @@ class Soak:
             self.remove(path)
         for _ in range(self.random.randint(1, 3)):
             self.disturb(words, uses_hub)
-        # A complete result is not written twice: merge and quantize refuse its folder.
+        # If the disturbed command completed its result, it is not run again, because merge and quantize reject that folder.
         is_there = name in ("merge", "quantize") and (self.folder / name / "config.json").exists()
         if not is_there:
             self.succeed(words)
@@ -192,7 +192,7 @@ class Soak:
     def push(self):
         words = ["push", "adapter", "me/adapter", "--base-id", "lab/base", "--message", f"Round {self.commands}"]
         names = lambda: sorted(self.server.do("commits", id="me/adapter")["commits"][-1]["files"])
-        # Changes a file, so that there is something to commit.
+        # A file changes, so that the push has something to commit.
         (self.folder / "adapter/NOTES.md").write_text(f"{self.commands}\n")
         self.round("push", words, names, uses_hub=True)
 
@@ -214,7 +214,7 @@ def main():
     start, rounds, failure = time.monotonic(), {}, None
     with tempfile.TemporaryDirectory(prefix="danlu-soak-") as folder:
         soak = Soak(args, Path(folder))
-        # The other rounds need the adapter and its repository.
+        # These two rounds come first, because the other rounds need the adapter and its repository.
         todo = [soak.train, soak.push]
         try:
             while time.monotonic() - start < args.seconds:

@@ -28,12 +28,13 @@ ASSETS = REPOSITORY / "crates/cli/assets"
 EXPECTED = REPOSITORY / "crates/train/tests/expected"
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# An adapter of rank 2 has 300 KB. Ten times the tutorial's learning rate makes ten steps visible in the losses.
+# With rank 2, the adapter's file has only 300 KB. With ten times the tutorial's learning rate, ten steps change the
+# losses visibly.
 RANK, ALPHA, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 2, 8, 1e-3, 0.01, 1.0
 STEPS, MICRO_BATCH, ACCUMULATION = 10, 2, 2
 RECORDS = STEPS * MICRO_BATCH * ACCUMULATION
 SEED = 20_240_607
-# Prompts are skipped if the logits of the two best tokens are ever closer than this.
+# A prompt is skipped if the two largest logits of any token are closer than LEAST_GAP.
 PROMPTS, NEW_TOKENS, LEAST_GAP = 2, 24, 5e-3
 
 
@@ -70,7 +71,7 @@ def trainable(model) -> dict[str, torch.nn.Parameter]:
 
 
 def gradients_of_one_batch(model, batch) -> dict:
-    """Fills B with noise first, because a zero B gives A no gradient."""
+    """Returns the gradients of one batch. B is first filled with noise, because a zero B gives A no gradient."""
     generator = torch.Generator().manual_seed(SEED + 1)
     with torch.no_grad():
         for name, parameter in trainable(model).items():
@@ -103,7 +104,7 @@ def ten_steps(model, examples, pad_id: int) -> list[dict]:
             list(range(start, start + MICRO_BATCH)) for start in range(first, first + MICRO_BATCH * ACCUMULATION, MICRO_BATCH)
         ]
         batches = [collate([examples[i] for i in indices], pad_id) for indices in micro_batches]
-        # The mean over all tokens of the step, not the mean of the micro-batches' means.
+        # The loss is the mean over all tokens of the step, not the mean of the micro-batches' means.
         tokens = sum(label_tokens(batch) for batch in batches)
         loss_sum = 0.0
         for batch in batches:
@@ -193,7 +194,7 @@ def main():
         loss_after = (summed_loss(model, first_batch) / label_tokens(first_batch)).item()
 
     model.eval()
-    # merge_and_unload works in place, and the unmerged adapter is still needed.
+    # The merge uses a copy, because merge_and_unload works in place and the unmerged adapter is still needed.
     merged = copy.deepcopy(model).merge_and_unload()
     prompts, logits = replies(load_base(torch.float32), model, merged, tokenizer, records[RECORDS:])
     save_file(logits, EXPECTED / "logits.safetensors", metadata={"format": "pt"})
