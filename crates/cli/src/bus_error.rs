@@ -20,7 +20,7 @@ pub fn install() {
     // SAFETY: the handler only reads atomics, writes to a file descriptor and exits. A signal handler may do
     // all of these.
     let installed = unsafe { register_sigaction(SIGBUS, |info| report(fault_address(info))) };
-    // If the handler is not installed, the process ends in the same way, but without the message.
+    // If the handler is not installed, a SIGBUS ends the process without the message.
     let _ = installed;
 }
 

@@ -108,7 +108,7 @@ impl Diagnostic {
         Self { origin: Origin::Bug, ..Self::input(message) }
     }
 
-    /// Converts an error of a library. The message includes the errors that caused it.
+    /// Converts an error of a library. The message includes the error's causes.
     pub fn from_error(error: &dyn Error, hint: Option<String>) -> Self {
         let mut message = error.to_string();
         let mut source = error.source();

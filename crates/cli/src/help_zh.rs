@@ -198,7 +198,7 @@ const TEXTS: &[(&str, &str)] = &[
         "Rank of the adapter: more rank, more capacity and more memory [default: 8]",
         "适配器的秩：越大容量越大，占用内存也越多 [默认：8]",
     ),
-    ("The adapter is scaled by alpha / rank [default: 32]", "适配器按 alpha / 秩 缩放 [默认：32]"),
+    ("Alpha: the adapter is scaled by alpha / rank [default: 32]", "适配器按 alpha / 秩 缩放 [默认：32]"),
     ("Dropout probability of the adapter [default: 0.1]", "适配器的 dropout 概率 [默认：0.1]"),
     (
         "Projections with an adapter: all-linear, names separated by commas, or a regular expression [default: all-linear]",
@@ -208,7 +208,7 @@ const TEXTS: &[(&str, &str)] = &[
         "Train a magnitude for each output as well (DoRA); the dropout is then 0",
         "同时训练每个输出的幅度（DoRA）；此时 dropout 为 0",
     ),
-    ("Scale by alpha / sqrt(rank) instead (rsLoRA)", "改按 alpha / sqrt(秩) 缩放（rsLoRA）"),
+    ("Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)", "改按 alpha / sqrt(秩) 缩放（rsLoRA）"),
     (
         "Languages of the model card (README.md): zh, en or both [default: the language of the terminal]",
         "模型卡片（README.md）的语言：zh、en 或 both [默认：终端的语言]",
@@ -223,8 +223,8 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Names of the data sets on the Hub, separated by commas", "数据集在 Hub 上的名字，用逗号分隔"),
     (
-        "Markdown file for the card's section on limits; replaces the text between its notes marks",
-        "卡片“局限”一节的 Markdown 文件，替换标记之间的文字",
+        "Markdown file with your notes on the model's limits; replaces the notes in the card",
+        "写明模型局限的 Markdown 文件，替换卡片里的说明",
     ),
     (
         "Number of CPU threads; results do not depend on it [default: one per core]",
@@ -574,8 +574,8 @@ const TEXTS: &[(&str, &str)] = &[
     ),
     ("Train on questions too, not only on answers", "问题也参与训练，而不只是回答"),
     (
-        "End answers with the EOS token where the template has no end token, and documents too; =false adds none [default: true]",
-        "模板没有结束词元时，在回答后加 EOS 词元，文档之后也加；=false 不加 [默认：true]",
+        "Add the EOS token to documents, and to answers if the template has no end token; =false adds none [default: true]",
+        "在文档之后加 EOS 词元；模板没有结束词元时，回答之后也加；=false 不加 [默认：true]",
     ),
     (
         "Whether answers without an end token get the EOS token, as `danlu train --add-eos-token`",
@@ -616,7 +616,10 @@ const TEXTS: &[(&str, &str)] = &[
         "Steps between two checkpoints; 0 saves only at the end [default: 100]",
         "每隔多少步存一个检查点；0 表示只在最后保存 [默认：100]",
     ),
-    ("Number of checkpoints to keep, newest first [default: all]", "保留最新的几个检查点 [默认：全部]"),
+    (
+        "Number of checkpoints to keep: only the newest stay [default: all]",
+        "保留最新的几个检查点 [默认：全部]",
+    ),
     (
         "Steps between two evaluations on held-out records [default: only before and after training]",
         "每隔多少步在留出记录上测量 [默认：只在训练前后]",

@@ -110,7 +110,7 @@ fn start() -> Result<()> {
 
 /// Makes a write beyond `ulimit -f` return an error. By default such a write ends the process.
 pub fn survive_file_limits() {
-    // If the handler is not installed, the process ends without a message.
+    // If the handler is not installed, a write beyond the limit ends the process without a message.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 

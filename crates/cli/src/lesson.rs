@@ -1,8 +1,9 @@
-//! The sentences that `--teach` prints under stages and figures. `danlu explain` describes each term at length.
+//! The sentences that `--teach` prints below the stages and the numbers of the output. `danlu explain`
+//! describes each term at length.
 
 use crate::lang::Lang;
 
-/// A sentence about a stage or a figure of the output, in Chinese and English.
+/// A sentence about a stage or a number of the output, in Chinese and English.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lesson(&'static str, &'static str);
 

@@ -311,7 +311,7 @@ fn without_tokens(shown: &str, line: &[String]) -> String {
 mod tests {
     use super::*;
 
-    /// Collects the texts that follow the flags of a command and of its subcommands.
+    /// Collects the `after_help` texts of a command and of its subcommands.
     fn closing_parts(command: &clap::Command, out: &mut Vec<(String, String)>) {
         out.extend(command.get_after_help().map(|text| (command.get_name().to_owned(), text.to_string())));
         command.get_subcommands().for_each(|command| closing_parts(command, out));

@@ -401,7 +401,7 @@ impl Context<'_> {
         }
     }
 
-    /// Translates a key that is the name of a danlu flag, or a known name with the same meaning.
+    /// Translates a key that is the name of a danlu flag, or another tool's name for the flag.
     fn by_name(&self, key: &str, value: &Value) -> Outcome {
         let name = key.replace('_', "-");
         let text = scalar(value).unwrap_or_default();
@@ -499,8 +499,8 @@ fn axolotl_data(items: &[Value]) -> Outcome {
     Outcome::Taken(vec![data, ("format".to_owned(), vec![format.to_owned()])])
 }
 
-/// Translates mlx-lm's LoRA settings. mlx-lm multiplies by `scale`, while PEFT and danlu multiply by alpha
-/// divided by the rank.
+/// Translates mlx-lm's LoRA settings. mlx-lm multiplies the adapter by `scale`, and danlu by alpha / rank, so
+/// alpha is `scale` times the rank.
 fn mlx_lora(fields: &Map<String, Value>) -> Outcome {
     let value = |name: &str| fields.get(name).and_then(number);
     let mut flags: Vec<Flag> = Vec::new();

@@ -8,8 +8,8 @@ use crate::diagnostic::{Diagnostic, Result};
 /// Flags of `chat` for free text. This text never leaves the machine, so it is not checked.
 const PROMPTS: [&str; 3] = ["-p", "--prompt", "--system"];
 
-/// Checks the arguments after the program's name. `danlu login` accepts no arguments, so it rejects the token
-/// itself.
+/// Checks the arguments after the program's name. The arguments of `danlu login` are not checked here,
+/// because this command rejects every argument.
 ///
 /// # Errors
 /// If an argument contains a token or a private key. The error does not repeat the secret.

@@ -12,7 +12,7 @@ pub struct AdapterArgs {
     /// Rank of the adapter: more rank, more capacity and more memory [default: 8]
     #[arg(long, value_name = "R", help_heading = "Adapter")]
     pub lora_r: Option<u32>,
-    /// The adapter is scaled by alpha / rank [default: 32]
+    /// Alpha: the adapter is scaled by alpha / rank [default: 32]
     #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
     pub lora_alpha: Option<f64>,
     /// Dropout probability of the adapter [default: 0.1]
@@ -22,7 +22,7 @@ pub struct AdapterArgs {
     /// all-linear]
     #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
     pub target_modules: Option<TargetModules>,
-    /// Scale by alpha / sqrt(rank) instead (rsLoRA)
+    /// Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
     pub use_rslora: Option<bool>,
     /// Train a magnitude for each output as well (DoRA); the dropout is then 0
@@ -52,7 +52,7 @@ pub fn set<T: Clone>(field: &mut T, given: &Option<T>) {
     }
 }
 
-/// Parses a size in bytes.
+/// Parses a size with a unit, such as `8GiB`.
 pub fn memory_limit(text: &str) -> Result<u64, String> {
     let number = text.trim();
     if number.parse::<f64>().is_err() {

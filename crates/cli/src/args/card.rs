@@ -59,7 +59,7 @@ pub struct CardArgs {
 /// The file with the author's notes.
 #[derive(Args, Clone, Debug, Default)]
 pub struct NotesArgs {
-    /// Markdown file for the card's section on limits; replaces the text between its notes marks
+    /// Markdown file with your notes on the model's limits; replaces the notes in the card
     #[arg(long, value_name = "FILE", help_heading = "Model card")]
     pub notes: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! `--chat-template`: sets a template for a base that has none.
+//! `--chat-template`: replaces the base's template, or sets one for a base that has none.
 
 use std::path::Path;
 

@@ -113,7 +113,7 @@ pub enum DTypeReason {
     Asked,
     /// The type is the default of the GPU.
     Gpu,
-    /// Of bf16 and f32, the type that was measured to be faster on this processor.
+    /// The type was measured to be the faster of bf16 and f32 on this processor.
     Measured,
 }
 

@@ -41,7 +41,7 @@ Examples:
 The first compares base and adapter on out/palace/held_out.json. The others compare two adapters, and an \
 adapter with its merge.";
 
-/// Largest difference between two losses per token that counts as a tie.
+/// Largest difference between the losses per token of two models that counts as a tie.
 const TIE: f64 = 1e-3;
 
 /// The flags of `danlu compare`.

@@ -37,7 +37,7 @@ Examples:
 The folder has the format of bitsandbytes, and transformers loads it. `--quant nf4` does the same \
 at load time, and writes nothing.";
 
-/// Largest file that is copied in addition to weights and tokenizer, in bytes.
+/// Largest further file that is copied, such as `danlu.json`, in bytes.
 const MAX_CARRIED_BYTES: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.

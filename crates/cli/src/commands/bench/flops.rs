@@ -141,8 +141,8 @@ mod tests {
         let layers = elements(&config, |_| true) * config.num_hidden_layers as f64;
         let (spans, labels) = ([Span::whole(512); 2], 1024);
         let total = training(&config, &adapter, &spans, labels);
-        // All projections have adapters of rank 8. An adapter costs three times its forward pass, which is 6
-        // R (IN + OUT) per token.
+        // All projections have adapters of rank 8. The forward and the backward pass of an adapter together
+        // cost `6 R (IN + OUT)` per token.
         let expected = 4.0 * layers * 1024.0
             + 3.0 * attention(&config, &spans) * config.num_hidden_layers as f64
             + 2.0 * head(&config, labels)

@@ -183,7 +183,7 @@ fn describe_steps(
     figures.measured("mean_loss", total(|s| s.report.loss) / steps.len() as f64);
 }
 
-/// Returns the examples that the flags select, and settings that visit all of them.
+/// Returns the examples that the flags select, and settings whose steps use all of these examples.
 fn job(
     args: &TrainBenchArgs,
     model: &BenchModel,

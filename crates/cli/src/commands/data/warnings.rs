@@ -1,5 +1,5 @@
-//! Warnings of `data check` and `train` about ignored keys and lists, and about the effects of the chat
-//! template.
+//! Warnings of `data check` and `train` about renamed columns, about lists in a JSON file that are not read,
+//! and about the effects of the chat template.
 
 use danlu_data::{
     Columns, Dataset, Record, RecordContent, RecordSource, TemplateEffect, TemplateFinding, is_rendered,

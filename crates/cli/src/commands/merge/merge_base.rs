@@ -1,5 +1,5 @@
-//! Finds the base to merge into. After training on 4 bits, this is either the original base or the
-//! dequantized base.
+//! Finds the base to merge into. After training on 4 bits, the merge can use the original or the dequantized
+//! base.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -17,7 +17,7 @@ use crate::terminal_text;
 pub enum MergeBaseArg {
     /// The original or the dequantized base, whichever gives the merged model closest to base plus adapter.
     Auto,
-    /// The named one of the two.
+    /// The base that the user named.
     Form(MergeBase),
 }
 

@@ -276,7 +276,7 @@ struct Job<'a> {
     printer: &'a Printer,
 }
 
-/// A merge that is staged and measured, but not published.
+/// A merged model that is written to a temporary folder and measured, but not yet moved to the output folder.
 struct Merged {
     staged: StagedMerge,
     fidelity: Fidelity,
@@ -348,11 +348,11 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Unless `--allow-worse` is given, rejects an adapter that predicts the text worse than its base does.
-    /// In this case, the training has usually diverged.
+    /// Rejects an adapter that predicts the text worse than its base does, because its training has usually
+    /// diverged. `--allow-worse` skips this check.
     ///
-    /// danlu's own text differs from the training data. With this text, only a model that guesses is
-    /// rejected.
+    /// Without a `file`, the text is danlu's own and differs from the training data. Only a model that
+    /// guesses (see [`GUESSING`]) is then rejected.
     fn check_adapter(&self, fidelity: &Fidelity, file: Option<&Path>, vocab_size: usize) -> Result<()> {
         let (base, adapter) = (fidelity.perplexity_base, fidelity.perplexity_adapter);
         let guessing = GUESSING * vocab_size as f64;
@@ -374,8 +374,8 @@ impl Job<'_> {
         Err(Diagnostic::input(error).with_hint(hint))
     }
 
-    /// Merges into the form of `--merge-base`, and measures the result, which is not published yet. `auto`
-    /// selects the form whose merged model is closest to base plus adapter.
+    /// Merges into the base of `--merge-base`, and measures the result, which is not published yet. `auto`
+    /// selects the base whose merged model is closest to base plus adapter.
     fn merge(&self, output: &Path) -> Result<Merged> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
@@ -388,7 +388,7 @@ impl Job<'_> {
             };
         };
         // If the training used the original base, a merge into this base is exact up to rounding, so the
-        // forms are not compared.
+        // dequantized base is not tried.
         if self.forms.trained == MergeBase::Original {
             return match wanted {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Original, output),
@@ -463,7 +463,7 @@ impl Job<'_> {
     }
 
     /// Quantizes a merged model into `model`, the folder of the output. Returns the report, which includes
-    /// the cost of 4 bits, and the measured result.
+    /// how much 4 bits change the model, and the measured result.
     fn quantize(
         &self,
         merged: Merged,
@@ -475,7 +475,7 @@ impl Job<'_> {
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let merged = self.load(&BaseFiles::open(staged.folder())?, Some(quantization))?;
-        // The user requested 4 bits, so the loss of fidelity is only reported. No 4-bit model is rejected.
+        // The user requested 4 bits, so the difference is only reported, and no 4-bit model is rejected.
         let limits = FidelityLimits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;

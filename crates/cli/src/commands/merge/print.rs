@@ -137,7 +137,7 @@ fn print_verdict(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Pr
     }
 }
 
-/// Describes the loss of fidelity by quantization to 4 bits.
+/// Describes how much quantization to 4 bits changed the merged model.
 fn cost(figures: &QuantizedFidelity, printer: &Printer) -> String {
     let (code, after) = (figures.quantization.quant_type, figures.perplexity);
     let (left_zh, left) = match figures.adapter_kept {

@@ -159,7 +159,7 @@ fn add_checkpoints(keys: &mut CommentedKeys, proposal: &Proposal) {
             "save_total_limit",
             (kept as i64).into(),
             "保留最新的几个检查点。中断后用 --resume 继续。",
-            "Checkpoints to keep, newest first. --resume continues from one.",
+            "Number of checkpoints to keep: only the newest stay. --resume continues from one.",
         );
     }
     if let Some(language) = proposal.run.card.args.card_lang {

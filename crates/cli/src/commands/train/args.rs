@@ -108,7 +108,7 @@ pub struct SettingsArgs {
     /// Train on questions too, not only on answers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub train_on_prompt: Option<bool>,
-    /// End answers with the EOS token where the template has no end token, and documents too; =false adds none
+    /// Add the EOS token to documents, and to answers if the template has no end token; =false adds none
     /// [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub add_eos_token: Option<bool>,
@@ -175,7 +175,7 @@ pub struct SettingsArgs {
     /// Steps between two checkpoints; 0 saves only at the end [default: 100]
     #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
     pub save_steps: Option<u64>,
-    /// Number of checkpoints to keep, newest first [default: all]
+    /// Number of checkpoints to keep: only the newest stay [default: all]
     #[arg(long, value_name = "N", help_heading = "Log and checkpoints")]
     pub save_total_limit: Option<usize>,
     /// Steps between two evaluations on held-out records [default: only before and after training]

@@ -18,7 +18,7 @@ type FileState = (u64, Option<SystemTime>);
 pub struct BaseWatch {
     base: Arc<BaseFiles>,
     files: Vec<(PathBuf, FileState)>,
-    /// Sampled hash of the files.
+    /// Hash over samples of the files' content.
     sample: String,
 }
 
@@ -39,8 +39,8 @@ impl BaseWatch {
         Ok(Self { base, files, sample })
     }
 
-    /// Compares the files with their state before the first step. Sizes, times and a sampled hash are
-    /// compared.
+    /// Compares sizes, modification times and sampled content of the files with their state before the first
+    /// step.
     ///
     /// # Errors
     /// If the content of a file changed, or a file cannot be read. The hint names the command that resumes

@@ -286,8 +286,7 @@ impl RunFiles {
         Ok(Self { base, on_hub, ..self.clone() })
     }
 
-    /// Resolves the data sets of the Hub among the data, each with its commit. Downloads those that the cache
-    /// lacks.
+    /// Resolves each data set of the Hub in `data` to a commit. Downloads the data sets that the cache lacks.
     ///
     /// # Errors
     /// Returns the errors of [`ModelLoader::data_path`].
@@ -296,7 +295,7 @@ impl RunFiles {
         Ok(Self { data, ..self.clone() })
     }
 
-    /// Returns the data sets of the Hub among the data.
+    /// Returns the data sets of the Hub in `data`.
     pub fn datasets(&self) -> Vec<DatasetRef> {
         self.data.iter().filter_map(|path| explicit_dataset(path)).collect()
     }
@@ -318,7 +317,7 @@ impl RunFiles {
         }
     }
 
-    /// Returns the requested number of held-out records, or `None` if it depends on the number of records.
+    /// Returns the value of `--val-size`, or `None` if the default depends on the number of records.
     pub fn val_size(&self, settings: &TrainSettings) -> Option<f64> {
         (!self.splits_by_default).then_some(settings.val_size)
     }

@@ -1,8 +1,7 @@
 //! Predicts the time of a run from a short measurement on this machine.
 //!
 //! The measurement trains one layer, which has the sizes of the base and random weights. The time is the FLOP
-//! of the run, divided by the measured FLOP per second. The measurement needs neither the weights of the base
-//! nor the records.
+//! of the run, divided by the measured FLOP per second.
 
 use std::sync::Arc;
 

@@ -134,7 +134,7 @@ struct Bases<'a> {
     named: Option<&'a str>,
 }
 
-/// Returns the Hub name of the base, if the files need this name.
+/// Returns the Hub name of the base, if a file must name the base.
 ///
 /// The name comes from `--base-id`, else from `danlu.json`, else from the repository if its base is the same.
 /// The repository is needed for adapters of earlier versions, which recorded no base in `danlu.json`. Warns
