@@ -8,7 +8,7 @@
 | `neftune` | NEFTune with alpha 5, one record per micro-batch; the noise comes from danlu's random numbers |
 | `patterns` | ranks, alphas, layers and exclusions of single modules |
 | `olora` | OLoRA, and the adapter that PEFT saves after its conversion to LoRA |
-| `init_adapter` | ten steps that go on from `adapter_after_10_steps` |
+| `init_adapter` | ten steps that continue from `adapter_after_10_steps` |
 
 The matrices A start with the values in `adapter_initial`, unless the method sets them.
 """
@@ -166,7 +166,8 @@ def olora() -> dict:
     with tempfile.TemporaryDirectory() as scratch:
         start, end = Path(scratch) / "start", Path(scratch) / "end"
         model = get_peft_model(base(), config(init_lora_weights="olora"))
-        # PEFT subtracts this start. Its configuration must say that the start is loaded, not computed again.
+        # PEFT's conversion subtracts this initial adapter. The saved configuration must be that of a plain adapter, so that
+        # PEFT loads the file instead of computing OLoRA again.
         model.peft_config["default"].init_lora_weights = True
         model.save_pretrained(start)
         model.peft_config["default"].init_lora_weights = "olora"

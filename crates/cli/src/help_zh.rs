@@ -50,11 +50,11 @@ const TEXTS: &[(&str, &str)] = &[
         "客户端看到的模型名 [默认：文件夹名或 Hub 名称]",
     ),
     (
-        "Adapter under the name that clients send as `model`; may be repeated",
+        "Adapter to serve, and the name that clients send as `model`; may be repeated",
         "适配器，名字即客户端的 `model`；可重复",
     ),
     (
-        "Output folder of a running training; its newest checkpoint is served under the name",
+        "Output folder of a running training; its newest checkpoint is served as NAME",
         "正在训练的输出文件夹；以此名字提供其最新检查点",
     ),
     (
@@ -493,10 +493,10 @@ const TEXTS: &[(&str, &str)] = &[
     ("Adapter: a folder or a Hub name", "适配器：文件夹或 Hub 上的名字"),
     ("Output folder: new or empty", "输出文件夹：新建的或空的"),
     (
-        "Form of the base if the adapter was trained on 4 bits: original, dequantized, or auto for the closer one",
+        "Base to merge into after training on 4 bits: original, dequantized, or auto for the closer result",
         "适配器在 4 位基座上训练时，合并进哪种基座：original、dequantized，或 auto 取更接近的",
     ),
-    ("Folder of the original of a 4-bit base", "4 位基座的原始模型所在文件夹"),
+    ("Folder of the model from which the 4-bit base was quantized", "4 位基座的原始模型所在文件夹"),
     (
         "Quantize the merged model to 4 bits, nf4 or fp4; all results then describe the quantized model",
         "合并后再量化为 4 位（nf4 或 fp4）；之后的结果都是量化后的模型的",

@@ -62,7 +62,7 @@ pub struct DataSummary {
     pub shortened: u64,
     /// Number of records that were dropped because truncation would have removed all trained tokens.
     pub dropped: u64,
-    /// Number of unreadable records.
+    /// Number of bad records, which were skipped.
     pub skipped: u64,
     /// Languages of the trained text in the Hub's spelling. Uncertain languages are omitted.
     pub languages: Vec<String>,

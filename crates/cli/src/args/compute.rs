@@ -238,6 +238,8 @@ impl ComputeArgs {
         }
     }
 
+    /// Returns the options of the CPU back end.
+    ///
     /// # Errors
     /// Returns the errors of [`ComputeArgs::backend`].
     pub fn options(&self, dtype: DType) -> Result<CpuOptions> {

@@ -12,7 +12,7 @@ use super::{document, escape, figure, smoothed};
 use crate::Language;
 use crate::number_format::{duration, thousands};
 
-/// Colours of the runs, in order. If there are more runs, the colours are repeated.
+/// CSS classes of the runs' colours, in order. If there are more runs, the colours are repeated.
 const COLOURS: [char; 6] = ['a', 'b', 'c', 'd', 'e', 'f'];
 
 /// A run in a comparison. The run may be unfinished.

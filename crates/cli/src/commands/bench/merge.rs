@@ -245,7 +245,7 @@ fn remove(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).map_err(|error| Diagnostic::io("remove", folder, error))
 }
 
-/// Warns if the folder is on a file system in memory.
+/// Warns if the folder is in memory (tmpfs), where files are not written to a disk.
 fn warn_of_memory_disks(folder: &Path, printer: &Printer) {
     #[cfg(target_os = "linux")]
     {

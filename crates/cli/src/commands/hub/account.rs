@@ -1,5 +1,5 @@
-//! `danlu login`, `whoami` and `logout`: manage the Hub's access token. The token is stored in the file of
-//! Python's huggingface_hub.
+//! `danlu login`, `whoami` and `logout`: manage the Hub's access token. The token is stored in the file that
+//! Python's huggingface_hub uses.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};

@@ -75,11 +75,10 @@ pub struct MergeArgs {
     /// Base of the adapter, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Form of the base if the adapter was trained on 4 bits: original, dequantized, or auto for the closer
-    /// one
+    /// Base to merge into after training on 4 bits: original, dequantized, or auto for the closer result
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = MergeBaseArg::from_str)]
     pub merge_base: MergeBaseArg,
-    /// Folder of the original of a 4-bit base
+    /// Folder of the model from which the 4-bit base was quantized
     #[arg(long, value_name = "DIR")]
     pub original: Option<PathBuf>,
     /// Quantize the merged model to 4 bits, nf4 or fp4; all results then describe the quantized model

@@ -44,10 +44,10 @@ pub struct ServeArgs {
     /// Name of the model for clients [default: its folder or Hub name]
     #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Adapters")]
     pub served_model_name: Vec<String>,
-    /// Adapter under the name that clients send as `model`; may be repeated
+    /// Adapter to serve, and the name that clients send as `model`; may be repeated
     #[arg(long, value_name = "NAME=PATH", alias = "lora-modules", num_args = 1.., value_parser = named_adapter, help_heading = "Adapters")]
     pub adapter: Vec<ServedAdapter>,
-    /// Output folder of a running training; its newest checkpoint is served under the name
+    /// Output folder of a running training; its newest checkpoint is served as NAME
     #[arg(long, value_name = "NAME=DIR", value_parser = named_folder, help_heading = "Adapters")]
     pub watch: Vec<(String, PathBuf)>,
     /// Adapters on the Hub that a request may load by their name, such as 'you/*'

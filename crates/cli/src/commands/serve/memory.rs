@@ -6,10 +6,10 @@ use danlu_train::memory::display;
 use super::args::ServeArgs;
 use crate::diagnostic::{Diagnostic, Result};
 
-/// Default limit of a conversation, in tokens.
+/// Default of `--max-model-len`, in tokens.
 const DEFAULT_CONTEXT: usize = 8192;
 
-/// Smallest default for the memory of adapters, in bytes.
+/// Smallest default of `--adapter-memory`, in bytes.
 const MIN_ADAPTER_BYTES: u64 = 64 << 20;
 
 /// Limits of a server that follow from its memory.

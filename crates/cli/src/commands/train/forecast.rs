@@ -113,7 +113,8 @@ impl Forecast {
         })
     }
 
-    /// Plans `input`. `flags` formats the flags of a smaller run for the hint of the error.
+    /// Plans `input`. If the run does not fit, the hint of the error suggests a smaller run with the flags
+    /// that `flags` formats.
     ///
     /// If the user sets no limit, the available memory is the limit.
     ///

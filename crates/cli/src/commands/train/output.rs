@@ -104,7 +104,7 @@ pub fn check_space(output: &Path, trainer: &Trainer, copied: u64, printer: &Prin
     Ok(())
 }
 
-/// Resumes from the checkpoint, if there is one, and writes the settings.
+/// Resumes from the checkpoint, if there is one, and writes `run.toml`.
 ///
 /// # Errors
 /// If the folder cannot be written, or the checkpoint is damaged or belongs to a different run.

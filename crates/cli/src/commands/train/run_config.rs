@@ -92,8 +92,8 @@ pub enum GpuMemory {
 #[derive(Clone, Debug, Default)]
 pub struct CardOptions {
     pub args: CardArgs,
-    /// The flags of this command line only, without those of the configuration file. They replace the values
-    /// of an earlier card.
+    /// The flags on this command line, which replace the values of an earlier card. Flags of the
+    /// configuration file do not count.
     pub given: CardArgs,
     /// The file of notes. `run.toml` omits this flag, because the card in the output folder stores the text.
     pub notes: NotesArgs,
