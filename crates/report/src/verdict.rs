@@ -343,7 +343,8 @@ mod tests {
         // A rise below one percent is noise.
         assert!(matches!(of(&[(0, 4.0), (10, 3.0), (20, 3.01)])[..], [Finding::Learned { .. }]));
         assert_eq!(of(&[(0, 4.0), (10, 3.99)]), [Finding::NoGain { first: 4.0, last: 3.99 }]);
-        // A loss that rises slowly to 8 and falls back to 4 had a learning rate that was too high, not too low.
+        // The loss rises slowly to 8 and falls back to 4. The learning rate was too high, so the advice must not be
+        // to raise it.
         let hill: Vec<f64> = (0..60).map(|i| 8.0 - 4.0 * (f64::from(i) / 29.5 - 1.0).abs()).collect();
         let hot = judge(&hill, &[(0, 4.0), (60, 3.99)]);
         assert!(matches!(hot.findings(), [Finding::RoseAndFell { .. }]), "{hot:?}");

@@ -35,7 +35,8 @@ Examples:
 Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json. \
 The time is measured with one layer of random weights, on the processor.";
 
-/// The flags of `danlu plan`: those of `danlu train`, with --output optional. `--json` prints the plan in bytes.
+/// The flags of `danlu plan`: those of `danlu train`, with --output optional. `--json` prints the plan in
+/// bytes.
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
     #[command(flatten)]

@@ -54,7 +54,8 @@ pub struct TrainArgs {
     /// Resume from the newest checkpoint of the output folder, or from the given one
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, help_heading = "Files")]
     pub resume: Option<Option<PathBuf>>,
-    /// Resume the run in the output folder, or start one if there is none; for a script that repeats a command
+    /// Resume the run in the output folder, or start one if there is none; for a script that repeats a
+    /// command
     #[arg(long, conflicts_with = "resume", help_heading = "Files")]
     pub resume_or_start: bool,
 
