@@ -27,7 +27,7 @@ kernels *args:
 # Runs the tests that need an NVIDIA GPU, and fails without one.
 test-gpu *args:
     DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda {{args}} -- --test-threads=1
-    DANLU_REQUIRE_GPU=1 cargo test -p danlu-train --test gpu --test golden --test families --test embedded {{args}} -- --test-threads=1
+    DANLU_REQUIRE_GPU=1 cargo test -p danlu-train --test gpu --test golden --test families --test embedded --test dora {{args}} -- --test-threads=1
 
 # Runs the kernels of compute capability 7.5 on a newer GPU, which compiles their PTX.
 test-gpu-75:

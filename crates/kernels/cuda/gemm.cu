@@ -15,7 +15,8 @@
 // Rows of shared tiles are padded by 16 bytes, so that `ldmatrix` has no bank conflicts. Up to GROUP_M tiles of
 // rows run next to each other, so that they read a tile of the weight from L2.
 //
-// K is never split: a row of `out` does not depend on the number of rows.
+// If `out` has too few tiles to occupy the device, K is split: each block adds up a part of K in f32, and a second
+// kernel adds the parts in their order. A row of `out` then depends on the number of rows, up to rounding.
 #include "prelude.cuh"
 
 namespace {
@@ -80,7 +81,9 @@ struct Origin {
 // Adds `beta * add` to a pair of neighbours and writes it.
 template <typename T, typename O, bool WIDE>
 __device__ __forceinline__ void write_pair(O* out, const O* add, float low, float high, float beta, int valid) {
-    if constexpr (WIDE) {
+    if constexpr (WIDE && sizeof(O) == 4) {
+        *reinterpret_cast<float2*>(out) = make_float2(low, high);
+    } else if constexpr (WIDE) {
         if (beta != 0) {
             u32 added = *reinterpret_cast<const u32*>(add);
             low += beta * to_float(T{(u16)added});
@@ -94,7 +97,8 @@ __device__ __forceinline__ void write_pair(O* out, const O* add, float low, floa
     }
 }
 
-// `O` is the type of the result: T, or f32 for logits.
+// `O` is the type of the result: T, or f32 for logits and for parts of K. `WIDE` kernels of f32 results add up the
+// steps of one part of K.
 template <typename T, typename O, int TILE_N, bool NT, bool WIDE>
 __device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w,
     const O* add, int m, int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {
@@ -104,13 +108,19 @@ __device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restri
     T* xs = reinterpret_cast<T*>(shared);
     T* ws = xs + STAGES * X::SIZE;
     Origin origin(m, n, TILE_N);
-    X x_copy(x, ld_x, origin.row, 0, m, k);
-    W w_copy = NT ? W(w, ld_w, origin.col, 0, n, k) : W(w, ld_w, 0, origin.col, k, n);
+    int steps = ceil_div(k, TILE_K), first = 0;
+    if constexpr (WIDE && sizeof(O) == 4) {
+        int part = ceil_div(steps, (int)gridDim.y);
+        first = min(blockIdx.y * part, steps);
+        steps = min(part, steps - first);
+        out += (i64)blockIdx.y * m * ld_out;
+    }
+    X x_copy(x, ld_x, origin.row, first * TILE_K, m, k);
+    W w_copy = NT ? W(w, ld_w, origin.col, first * TILE_K, n, k) : W(w, ld_w, first * TILE_K, origin.col, k, n);
     // Groups of 16 columns per warp.
     constexpr int PAIRS = TILE_N / 4 / 16, PARTS = TILE_K / 16;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int warp_m = warp % 2 * 64, warp_n = warp / 2 * (TILE_N / 4);
-    int steps = ceil_div(k, TILE_K);
     auto load = [&](int step, int stage) {
         if (step < steps) {
             x_copy.copy(xs + stage * X::SIZE);
@@ -178,6 +188,27 @@ __device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restri
             }
 }
 
+// out = the sum of `count` parts, in their order, + beta * add. `len` is a multiple of 4.
+template <typename T>
+__device__ __forceinline__ void sum_parts(
+    T* out, const float* parts, const T* add, int count, i64 len, float beta) {
+    i64 at = ((i64)blockIdx.x * THREADS + threadIdx.x) * 4;
+    if (at >= len) return;
+    float4 sum = *reinterpret_cast<const float4*>(parts + at);
+    for (int i = 1; i < count; ++i) {
+        float4 part = *reinterpret_cast<const float4*>(parts + i * len + at);
+        sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+    }
+    if (beta != 0) {
+        uint2 added = *reinterpret_cast<const uint2*>(add + at);
+        sum.x += beta * to_float(T{(u16)added.x});
+        sum.y += beta * to_float(T{(u16)(added.x >> 16)});
+        sum.z += beta * to_float(T{(u16)added.y});
+        sum.w += beta * to_float(T{(u16)(added.y >> 16)});
+    }
+    *reinterpret_cast<uint2*>(out + at) = make_uint2(pack2<T>(sum.x, sum.y), pack2<T>(sum.z, sum.w));
+}
+
 // f32: a block of 256 threads computes 64 x 64 of `out`, a thread 4 x 4, in steps of 16 along K.
 template <bool NT>
 __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x, const float* __restrict__ w,
@@ -233,12 +264,18 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 // Grid: all tiles of `out`. Shared bytes: STAGES padded tiles of both operands.
 //
 // `_any` accepts every width and alignment; the others need rows of whole 16-byte vectors. `_large` has tiles
-// of 256 columns. `_exact` writes f32.
+// of 256 columns. `_exact` writes f32. `_split` writes a part of K for each y of the grid, (parts, m, n) in f32, and
+// `gemm_sum` adds the parts.
 #define GEMM(T)                                                                                      \
     KERNEL gemm_nt_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, true, true>(ARGUMENTS); }            \
     KERNEL gemm_nn_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, false, true>(ARGUMENTS); }           \
     KERNEL gemm_nt_large_##T(PARAMETERS(T, T)) { gemm_half<T, T, 256, true, true>(ARGUMENTS); }      \
     KERNEL gemm_nn_large_##T(PARAMETERS(T, T)) { gemm_half<T, T, 256, false, true>(ARGUMENTS); }     \
+    KERNEL gemm_nt_split_##T(PARAMETERS(T, float)) { gemm_half<T, float, 128, true, true>(ARGUMENTS); }   \
+    KERNEL gemm_nn_split_##T(PARAMETERS(T, float)) { gemm_half<T, float, 128, false, true>(ARGUMENTS); } \
+    KERNEL gemm_sum_##T(T* out, const float* parts, const T* add, int count, i64 len, float beta) {  \
+        sum_parts(out, parts, add, count, len, beta);                                                \
+    }                                                                                                \
     KERNEL gemm_nt_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, true, false>(ARGUMENTS); }       \
     KERNEL gemm_nn_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, false, false>(ARGUMENTS); }      \
     KERNEL gemm_nt_exact_##T(PARAMETERS(T, float)) { gemm_half<T, float, 128, true, false>(ARGUMENTS); }

@@ -47,35 +47,46 @@ FOR_TYPES(ADD_BIAS_KERNEL)
     }
 FOR_TYPES(SCALE_COLUMNS_KERNEL)
 
-// One block copies one row.
-template <typename T>
-__device__ __forceinline__ void copy_row(T* to, const T* from, int cols) {
-    constexpr int LEN = Vec<T>::LEN;
-    int done = 0;
-    if (aligned16(to) && aligned16(from)) {
-        done = cols / LEN * LEN;
-        for (int at = threadIdx.x * LEN; at < done; at += blockDim.x * LEN) store16(to + at, load16(from + at));
-    }
-    for (int at = done + threadIdx.x; at < cols; at += blockDim.x) to[at] = from[at];
-}
+// Moves rows of `cols` elements. `lanes` threads copy one row, so a block copies 256 / `lanes` rows.
+struct RowMove {
+    int n, cols, lanes;
+    i64 ld_out, ld_inp;
 
-// out[i] = inp[rows[i]]. Grid: n.
+    __device__ __forceinline__ int row() const { return blockIdx.x * (256 / lanes) + threadIdx.x / lanes; }
+
+    template <typename T>
+    __device__ __forceinline__ void copy(T* to, const T* from) const {
+        constexpr int LEN = Vec<T>::LEN;
+        int lane = threadIdx.x % lanes, done = 0;
+        if (aligned16(to) && aligned16(from)) {
+            done = cols / LEN * LEN;
+            for (int at = lane * LEN; at < done; at += lanes * LEN) store16(to + at, load16(from + at));
+        }
+        for (int at = done + lane; at < cols; at += lanes) to[at] = from[at];
+    }
+};
+
+// out[i] = inp[rows[i]]. Grid: ceil(n / (256 / lanes)).
 #define GATHER_KERNEL(T)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256)                                                          \
-        gather_rows_##T(T* out, const T* inp, const u32* rows, int cols, i64 ld_out, i64 ld_inp) {             \
-        copy_row(out + blockIdx.x * ld_out, inp + rows[blockIdx.x] * ld_inp, cols);                            \
+    extern "C" __global__ void __launch_bounds__(256) gather_rows_##T(                                         \
+        T* out, const T* inp, const u32* rows, int n, int cols, int lanes, i64 ld_out, i64 ld_inp) {           \
+        RowMove move = {n, cols, lanes, ld_out, ld_inp};                                                       \
+        int row = move.row();                                                                                  \
+        if (row < n) move.copy(out + row * ld_out, inp + rows[row] * ld_inp);                                  \
     }
 FOR_TYPES(GATHER_KERNEL)
 
-// out[rows[i]] = inp[i] of keys and values; `rows` are distinct. Grid: n x 2.
+// out[rows[i]] = inp[i]; `rows` are distinct. The second of two matrices, such as values beside keys, is copied by
+// blocks with y = 1. Grid: ceil(n / (256 / lanes)) x matrices.
 #define SCATTER_KERNEL(T)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256)                                                          \
-        scatter_rows_##T(T* k, T* v, const T* k_inp, const T* v_inp, const u32* rows, int cols, i64 ld_out,    \
-        i64 ld_inp) {                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) scatter_rows_##T(T* k, T* v, const T* k_inp,             \
+        const T* v_inp, const u32* rows, int n, int cols, int lanes, i64 ld_out, i64 ld_inp) {                 \
         overlap_kernels();                                                                                     \
+        RowMove move = {n, cols, lanes, ld_out, ld_inp};                                                       \
         bool is_value = blockIdx.y == 1;                                                                       \
-        T* out = is_value ? v : k;                                                                             \
-        copy_row(out + rows[blockIdx.x] * ld_out, (is_value ? v_inp : k_inp) + blockIdx.x * ld_inp, cols);     \
+        int row = move.row();                                                                                  \
+        if (row >= n) return;                                                                                  \
+        move.copy((is_value ? v : k) + rows[row] * ld_out, (is_value ? v_inp : k_inp) + row * ld_inp);         \
     }
 FOR_TYPES(SCATTER_KERNEL)
 

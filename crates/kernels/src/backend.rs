@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::{
     AdamW, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer, ColumnProducts,
     DeviceMemory, Element, FourBitFormat, GatedGrads, GatedOperands, HeadGrads, HeadOperands, Indices,
-    LoraGrads, LoraPair, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved,
+    LoraGrads, LoraPair, LoraRef, Matrix, PassSize, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved,
     RopeOperands, Scalars, Segment, Segments, Store,
 };
 
@@ -241,6 +241,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
         operands: ColumnProducts<'_>,
         rows: Range<usize>,
     );
+
+    /// Computes the norms of the rows of `W + scaling · B A`: `norms[at + o] = |W[o] + scaling · B[o] A|`. DoRA
+    /// divides its magnitudes by them.
+    ///
+    /// Returns false, and computes nothing, if the weight is in host memory. The caller then reads its rows.
+    fn row_norms(&self, _norms: &mut Buffer, _at: usize, _w: &Matrix, _lora: LoraRef<'_>) -> bool {
+        false
+    }
 
     /// Computes `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for the
     /// backward pass. Shapes: `out` and `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich,

@@ -12,7 +12,7 @@ use super::memory::{self, indices_ptr, ptr, ptr_of, scalars_ptr};
 use super::ops::few_rows::{self, FewRowsOut};
 use super::ops::gated::GateUp;
 use super::ops::rmsnorm::{NormShape, NormTypes};
-use super::ops::rope::Turn;
+use super::ops::rope::{Angles, Heads, Turn};
 use super::ops::{self, Rows};
 use super::product::Products;
 use super::weight::{self, Weight};
@@ -308,25 +308,26 @@ impl Cuda {
     /// changed.
     fn rope(&self, q: &Buffer, k: &Buffer, operands: RopeOperands<'_>, turn: Turn) {
         let RopeOperands { inv_freq, positions, tables, dims, rotation } = operands;
-        // `supports` rejects a model with another rotation before it runs.
-        assert!(tables.is_none() && rotation.is_whole(dims.head_dim), "{rotation:?}");
-        let (n, half) = (positions.len(), dims.head_dim / 2);
+        let (n, half) = (positions.len(), rotation.dim / 2);
+        assert!(rotation.dim <= dims.head_dim, "{rotation:?} of {dims:?}");
         let mut table = lock(&self.rope);
-        let key = RopeKey {
+        let angles = Angles {
             inv_freq: ptr(inv_freq),
             positions: indices_ptr(positions),
-            uploads: self.device.uploads(),
-            n,
+            tables: tables.map_or(DevicePtr::NULL, indices_ptr),
+            scale: rotation.scale,
         };
+        let key = RopeKey { angles, uploads: self.device.uploads(), n, half };
         let base = self.reserve_rope(&mut table, n, half);
-        let angles = ops::rope::Table { cosines: base, sines: base.plus(4 * n * half), n, half };
+        let filled = ops::rope::Table { cosines: base, sines: base.plus(4 * n * half), n, half };
         if table.key != Some(key) {
-            ops::rope::fill_table(&self.device, angles, key.inv_freq, key.positions);
+            ops::rope::fill_table(&self.device, filled, angles);
             table.key = Some(key);
         }
-        let heads = [dims.heads, dims.kv_heads];
-        let rows = [rows_of(q, n, heads[0] * dims.head_dim), rows_of(k, n, heads[1] * dims.head_dim)];
-        ops::rope::rope(&self.device, self.dtype, rows, angles, heads, turn);
+        let AttentionDims { heads, kv_heads, head_dim } = dims;
+        let rows = [rows_of(q, n, heads * head_dim), rows_of(k, n, kv_heads * head_dim)];
+        let heads = Heads { counts: [heads, kv_heads], head_dim, pairs: rotation.pairs };
+        ops::rope::rope(&self.device, self.dtype, rows, filled, heads, turn);
     }
 
     /// Computes the losses of at most [`HEAD_ROWS`] rows, and optionally the gradients.
@@ -392,12 +393,12 @@ struct RopeTable {
 
 /// Addresses of the inputs, and the number of uploads. The number is needed because a later upload can write
 /// different positions to the same address.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq)]
 struct RopeKey {
-    inv_freq: DevicePtr,
-    positions: DevicePtr,
+    angles: Angles,
     uploads: u64,
     n: usize,
+    half: usize,
 }
 
 /// The operand that is added to a matrix product.
@@ -502,9 +503,8 @@ impl Backend for Cuda {
         self.dtype == DType::F16
     }
 
-    fn supports(&self, operation: FamilyOperation) -> bool {
-        use FamilyOperation::{FusedProjection, PartialRope, RopeTables};
-        !matches!(operation, FusedProjection | PartialRope | RopeTables)
+    fn supports(&self, _operation: FamilyOperation) -> bool {
+        true
     }
 
     fn row_invariant_from(&self) -> usize {
@@ -638,10 +638,15 @@ impl Backend for Cuda {
         n: usize,
         cols: usize,
     ) {
-        let size = dst.dtype().size();
-        let to = ptr_of(dst, (dst_row + n) * cols).plus(dst_row * cols * size);
-        let from = ptr_of(src, (src_row + n) * cols).plus(src_row * cols * size);
-        self.device.copy(to, from, n * cols * size);
+        let (to, from) = (
+            row_range(dst, &(dst_row..dst_row + n), cols).at,
+            row_range(src, &(src_row..src_row + n), cols).at,
+        );
+        match dst.dtype() == src.dtype() {
+            true => self.device.copy(to, from, n * cols * dst.dtype().size()),
+            // A gradient of the f32 residual stream becomes the gradient of an f16 activation.
+            false => ops::rows::round(&self.device, to, from, n * cols),
+        }
     }
 
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
@@ -664,10 +669,9 @@ impl Backend for Cuda {
     }
 
     fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
-        // Both halves of the launch write the same values.
         let (dtype, shape) = (out.dtype(), (rows.len(), cols));
         let (out, inp) = (Rows::dense(ptr(out), cols), rows_of(inp, rows.len(), cols));
-        ops::rows::scatter_rows(&self.device, dtype, [out; 2], [inp; 2], indices_ptr(rows), shape);
+        ops::rows::scatter_rows(&self.device, dtype, [out], [inp], indices_ptr(rows), shape);
     }
 
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
@@ -692,12 +696,31 @@ impl Backend for Cuda {
 
     fn column_products(
         &self,
-        _dparams: &mut Buffer,
-        _at: usize,
-        _operands: ColumnProducts<'_>,
-        _rows: Range<usize>,
+        dparams: &mut Buffer,
+        at: usize,
+        ColumnProducts { dout, out, scale, offset, cols }: ColumnProducts<'_>,
+        rows: Range<usize>,
     ) {
-        unreachable!("an adapter with magnitudes is not prepared on a device, so it is not trained there");
+        assert_eq!(dout.dtype(), out.dtype(), "the output before scaling, and its gradient");
+        let dmagnitudes = ptr_of(dparams, at + cols).plus(4 * at);
+        let scale = ptr_of(scale, offset + cols).plus(4 * offset);
+        let (dtype, shape) = (out.dtype(), (rows.len(), cols));
+        let products = [dout, out].map(|buffer| row_range(buffer, &rows, cols));
+        ops::dora::column_products(&self.device, dtype, dmagnitudes, products, scale, shape);
+    }
+
+    fn row_norms(&self, norms: &mut Buffer, at: usize, w: &Matrix, lora: LoraRef<'_>) -> bool {
+        let shape = (w.rows(), w.cols());
+        let LoraRef { params, a, b, rank, scaling, .. } = lora;
+        let update = ops::dora::Update {
+            a: ptr_of(params, a + rank * w.cols()).plus(4 * a),
+            b: ptr_of(params, b + w.rows() * rank).plus(4 * b),
+            rank,
+            scaling,
+        };
+        let to = ptr_of(norms, at + w.rows()).plus(4 * at);
+        ops::dora::row_norms(&self.device, self.dtype, to, self.dense_weight(w), update, shape);
+        true
     }
 
     fn rmsnorm_forward(

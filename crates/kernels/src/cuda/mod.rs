@@ -30,4 +30,4 @@ pub use error::CudaError;
 pub use library::PATH_VARIABLE;
 pub use survey::{LibraryFile, Survey, capability, device_count, free_memory, survey};
 pub(crate) use target::CudaTarget;
-pub use target::{placed_bytes, usable_bytes, usable_bytes_of};
+pub use target::{HOST_BYTES, HOST_GRAPH_BYTES, placed_bytes, usable_bytes, usable_bytes_of};

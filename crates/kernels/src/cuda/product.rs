@@ -14,6 +14,10 @@ const TILE: usize = 128;
 /// Number of columns that a block of `gemm_*_large` computes.
 const LARGE_TILE: usize = 256;
 const LARGE_FROM: usize = 512;
+/// Minimum length of a part of K, if K is split.
+const MIN_PART_DEPTH: usize = 512;
+/// Number of elements that a thread of `gemm_sum` adds up.
+const SUM_LEN: usize = 4;
 const EXACT_TILE: usize = 64;
 const STAGES: usize = 3;
 /// Number of padding elements after each row of a shared-memory tile.
@@ -70,18 +74,27 @@ fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) 
     let (width, depth) = shape.width_and_depth();
     let kernel = OwnKernel::of(&device.info, &shape, [from, weight]);
     let (columns, tiles) = (width.div_ceil(kernel.columns), rows.div_ceil(kernel.rows));
-    let (x, y) = if dtype == DType::F32 { (columns, tiles) } else { (columns * tiles, 1) };
+    let (x, y) = if dtype == DType::F32 { (columns, tiles) } else { (columns * tiles, kernel.parts) };
+    let (len, beta) = (rows * width, if adds { 1.0 } else { 0.0 });
+    let out = if kernel.parts > 1 { device.workspace(4 * kernel.parts * len) } else { to };
     let launch = device.kernel(kernel.name, dtype).grid(x, y, 1).block(256).shared(kernel.shared);
-    let launch = launch.ptr(to).ptr(from).ptr(weight).ptr(add).int(rows).int(width).int(depth);
-    launch.int(width).int(depth).int(inputs).int(width).float(if adds { 1.0 } else { 0.0 }).run();
+    let launch = launch.ptr(out).ptr(from).ptr(weight).ptr(add).int(rows).int(width).int(depth);
+    launch.int(width).int(depth).int(inputs).int(width).float(beta).run();
+    if kernel.parts > 1 {
+        let blocks = len.div_ceil(SUM_LEN * 256);
+        let launch = device.kernel("gemm_sum", dtype).grid(blocks, 1, 1).block(256);
+        launch.ptr(to).ptr(out).ptr(add).int(kernel.parts).long(len).float(beta).run();
+    }
 }
 
-/// A kernel of `gemm.cu`, the size of its blocks, and its bytes of dynamic shared memory.
+/// A kernel of `gemm.cu`, the size of its blocks, and its bytes of dynamic shared memory. `parts` is the number of
+/// parts into which K is split.
 struct OwnKernel {
     name: &'static str,
     rows: usize,
     columns: usize,
     shared: usize,
+    parts: usize,
 }
 
 impl OwnKernel {
@@ -91,25 +104,34 @@ impl OwnKernel {
         let pick = |nt, nn| if forward { nt } else { nn };
         if dtype == DType::F32 {
             let name = pick("gemm_nt", "gemm_nn");
-            return Self { name, rows: EXACT_TILE, columns: EXACT_TILE, shared: 0 };
+            return Self { name, rows: EXACT_TILE, columns: EXACT_TILE, shared: 0, parts: 1 };
         }
         // The vector kernels require rows that consist of whole 16-byte vectors.
         let is_wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
         let is_aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
         let shared = |columns| shared_bytes(direction, tile_depth(info.capability), columns);
-        // Small results have too few large tiles to occupy the device.
-        let large_tiles = rows.div_ceil(TILE) * shape.width_and_depth().0.div_ceil(LARGE_TILE);
-        let fills = 2 * large_tiles > info.multiprocessors as usize;
+        // Small results have too few tiles to occupy the device.
+        let (width, depth) = shape.width_and_depth();
+        let tiles = |columns| rows.div_ceil(TILE) * width.div_ceil(columns);
+        let multiprocessors = info.multiprocessors as usize;
+        let most_parts = (multiprocessors / tiles(TILE)).min(depth / MIN_PART_DEPTH);
+        let mut parts = 1;
         let (name, columns) = if exact {
             ("gemm_nt_exact", TILE)
         } else if !is_wide || !is_aligned {
             (pick("gemm_nt_any", "gemm_nn_any"), TILE)
-        } else if rows >= LARGE_FROM && fills && shared(LARGE_TILE) <= info.shared as usize {
+        } else if rows >= LARGE_FROM
+            && 2 * tiles(LARGE_TILE) > multiprocessors
+            && shared(LARGE_TILE) <= info.shared as usize
+        {
             (pick("gemm_nt_large", "gemm_nn_large"), LARGE_TILE)
+        } else if most_parts > 1 {
+            parts = most_parts;
+            (pick("gemm_nt_split", "gemm_nn_split"), TILE)
         } else {
             (pick("gemm_nt", "gemm_nn"), TILE)
         };
-        Self { name, rows: TILE, columns, shared: shared(columns) }
+        Self { name, rows: TILE, columns, shared: shared(columns), parts }
     }
 }
 

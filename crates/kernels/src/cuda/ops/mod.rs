@@ -4,6 +4,7 @@
 
 pub(super) mod adamw;
 pub(super) mod attention;
+pub(super) mod dora;
 pub(super) mod few_rows;
 pub(super) mod four_bit;
 pub(super) mod four_bit_fused;

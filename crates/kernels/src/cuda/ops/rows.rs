@@ -43,6 +43,11 @@ pub fn add_bias(device: &Device, dtype: DType, out: Rows, bias: DevicePtr, (n, c
     launch.ptr(out.at).ptr(bias).int(cols).long(out.stride).run();
 }
 
+/// Returns the number of threads that copy a row of `cols` elements.
+fn lanes(dtype: DType, cols: usize) -> usize {
+    cols.div_ceil(vector_len(dtype)).next_power_of_two().min(THREADS as usize)
+}
+
 /// Computes `out[i] = inp[rows[i]]` for `n` rows of `cols` columns.
 pub fn gather_rows(
     device: &Device,
@@ -52,23 +57,28 @@ pub fn gather_rows(
     rows: DevicePtr,
     (n, cols): (usize, usize),
 ) {
-    let launch = device.kernel("gather_rows", dtype).grid(n, 1, 1).block(THREADS);
-    launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
+    let lanes = lanes(dtype, cols);
+    let blocks = n.div_ceil(THREADS as usize / lanes);
+    let launch = device.kernel("gather_rows", dtype).grid(blocks, 1, 1).block(THREADS);
+    let launch = launch.ptr(out.at).ptr(inp.at).ptr(rows).int(n).int(cols).int(lanes);
+    launch.long(out.stride).long(inp.stride).run();
 }
 
-/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns of two matrices with the same strides. `rows` has
-/// no duplicates.
-pub fn scatter_rows(
+/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns of one or two matrices with the same strides.
+/// `rows` has no duplicates.
+pub fn scatter_rows<const N: usize>(
     device: &Device,
     dtype: DType,
-    out: [Rows; 2],
-    inp: [Rows; 2],
+    out: [Rows; N],
+    inp: [Rows; N],
     rows: DevicePtr,
     (n, cols): (usize, usize),
 ) {
-    let launch = device.kernel("scatter_rows", dtype).grid(n, 2, 1).block(THREADS).overlapping();
-    let launch = launch.ptr(out[0].at).ptr(out[1].at).ptr(inp[0].at).ptr(inp[1].at).ptr(rows);
-    launch.int(cols).long(out[0].stride).long(inp[0].stride).run();
+    let lanes = lanes(dtype, cols);
+    let blocks = n.div_ceil(THREADS as usize / lanes);
+    let launch = device.kernel("scatter_rows", dtype).grid(blocks, N, 1).block(THREADS).overlapping();
+    let launch = launch.ptr(out[0].at).ptr(out[N - 1].at).ptr(inp[0].at).ptr(inp[N - 1].at).ptr(rows);
+    launch.int(n).int(cols).int(lanes).long(out[0].stride).long(inp[0].stride).run();
 }
 
 /// Shape of the operands of [`gather_rows_backward`].

@@ -3,7 +3,7 @@ use crate::cuda::ops::gated::{self as device_gated, GateUp};
 use crate::cuda::ops::rmsnorm::{self as device_norm, NormShape, NormTypes, Saved};
 use crate::cuda::ops::rope::{self as device_rope, Turn};
 use crate::rope::{self, RopeAngles, RopeHeads};
-use crate::{GateActivation, RopeRotation, geglu, rmsnorm, swiglu};
+use crate::{GateActivation, RopePairs, RopeRotation, geglu, rmsnorm, swiglu};
 
 #[test]
 fn rmsnorm_matches_the_reference() {
@@ -87,37 +87,62 @@ fn a_gated_f16_product_stays_finite() {
     assert_eq!(y.read(), [65_504.0, 0.0]);
 }
 
+/// Returns all elements of a head in halves, and a part of it in halves and in neighbours.
+fn rotations(head_dim: usize) -> [RopeRotation; 3] {
+    let dim = head_dim / 4 * 2;
+    [
+        RopeRotation::whole(head_dim),
+        RopeRotation { dim, pairs: RopePairs::Halves, scale: 1.25 },
+        RopeRotation { dim, pairs: RopePairs::Neighbours, scale: 1.0 },
+    ]
+}
+
 #[test]
 fn rope_turns_and_turns_back() {
     let Some(device) = device() else { return };
-    let mut stream = Stream::new(55);
     for (dtype, head) in dtypes(&device).flat_map(|dtype| [6, 32, 96, 128].map(|head| (dtype, head))) {
-        let (n, heads, half) = (5, 3, head / 2);
-        let x = rounded(&mut stream, dtype, n * heads * head);
-        let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
-        let positions = [0, 1, 7, 4000, 31_999];
-        let mut expected = x.clone();
-        let angles = RopeAngles { inv_freq: &inv_freq, positions: &positions, tables: &[] };
-        let heads_of_row = RopeHeads { heads, head_dim: head };
-        rope::forward(&mut expected, angles, heads_of_row, RopeRotation::whole(head));
-        let frequencies = Values::new(&device, DType::F32, &inv_freq);
-        let [cosines, sines] = [0; 2].map(|_| Values::poisoned(&device, DType::F32, n * half));
-        let table = device_rope::Table { cosines: cosines.ptr(), sines: sines.ptr(), n, half };
-        device_rope::fill_table(&device, table, frequencies.ptr(), words(&device, &positions).address());
-        let found = Values::new(&device, dtype, &x);
-        let rows = Rows::dense(found.ptr(), heads * head);
-        // The keys are a copy of the same rows, of which only the first two heads are rotated.
-        let keys = Values::new(&device, dtype, &x);
-        let both = [rows, Rows::dense(keys.ptr(), heads * head)];
-        device_rope::rope(&device, dtype, both, table, [heads, 2], Turn::Forward);
-        assert_near(&found.read(), &expected, dtype, "rope");
-        for ((found, turned), start) in
-            keys.read().chunks(heads * head).zip(expected.chunks(heads * head)).zip(x.chunks(heads * head))
-        {
-            assert_near(&found[..2 * head], &turned[..2 * head], dtype, "rope of keys");
-            assert_eq!(found[2 * head..], start[2 * head..]);
+        for rotation in rotations(head) {
+            check_rope(&device, dtype, head, rotation);
         }
-        device_rope::rope(&device, dtype, both, table, [heads, 2], Turn::Backward);
-        assert_near(&found.read(), &x, dtype, "rope back");
     }
+}
+
+fn check_rope(device: &Arc<Device>, dtype: DType, head: usize, rotation: RopeRotation) {
+    let (mut stream, RopeRotation { dim, pairs, scale }) = (Stream::new(55), rotation);
+    let (n, heads, half) = (5, 3, dim / 2);
+    let x = rounded(&mut stream, dtype, n * heads * head);
+    // The second table has other frequencies.
+    let frequency = |i: usize| 10_000f32.powf(-(i as f32) / half as f32);
+    let inv_freq: Vec<f32> = (0..2 * half).map(|i| frequency(i % half) / (1 + i / half) as f32).collect();
+    let (positions, tables) = ([0, 1, 7, 4000, 31_999], [0, 1, 0, 0, 1]);
+    let mut expected = x.clone();
+    let angles = RopeAngles { inv_freq: &inv_freq, positions: &positions, tables: &tables };
+    rope::forward(&mut expected, angles, RopeHeads { heads, head_dim: head }, rotation);
+    let frequencies = Values::new(device, DType::F32, &inv_freq);
+    let [cosines, sines] = [0; 2].map(|_| Values::poisoned(device, DType::F32, n * half));
+    let table = device_rope::Table { cosines: cosines.ptr(), sines: sines.ptr(), n, half };
+    let (positions, tables) = (words(device, &positions), words(device, &tables));
+    let (positions, tables) = (positions.address(), tables.address());
+    let angles = device_rope::Angles { inv_freq: frequencies.ptr(), positions, tables, scale };
+    device_rope::fill_table(device, table, angles);
+    let found = Values::new(device, dtype, &x);
+    let rows = Rows::dense(found.ptr(), heads * head);
+    // The keys are a copy of the same rows, of which only the first two heads are rotated.
+    let keys = Values::new(device, dtype, &x);
+    let (both, counts) = ([rows, Rows::dense(keys.ptr(), heads * head)], [heads, 2]);
+    let shape = device_rope::Heads { counts, head_dim: head, pairs };
+    device_rope::rope(device, dtype, both, table, shape, Turn::Forward);
+    assert_near(&found.read(), &expected, dtype, &format!("{rotation:?}"));
+    for ((found, turned), start) in
+        keys.read().chunks(heads * head).zip(expected.chunks(heads * head)).zip(x.chunks(heads * head))
+    {
+        assert_near(&found[..2 * head], &turned[..2 * head], dtype, "rope of keys");
+        assert_eq!(found[2 * head..], start[2 * head..]);
+    }
+    device_rope::rope(device, dtype, both, table, shape, Turn::Backward);
+    let (squared, mut start) = (scale * scale, x);
+    for head in start.chunks_exact_mut(head) {
+        head[..dim].iter_mut().for_each(|value| *value *= squared);
+    }
+    assert_near(&found.read(), &start, dtype, "rope back");
 }

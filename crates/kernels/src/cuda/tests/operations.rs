@@ -8,10 +8,10 @@ use crate::cuda::weight::{self, Weight};
 use crate::cuda::{Cuda, ops};
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Backend,
-    Buffer, Bytes, Dropout, Element, FourBit, GateActivation, GatedGrads, GatedOperands, HeadGrads,
-    HeadOperands, Indices, LoraPair, LoraRef, LoraSegment, Matrix, NESTED_BLOCK, NF4, ProjectGrads,
-    ProjectGroup, ProjectSaved, Reference, RmsnormSaved, RopeOperands, RopeRotation, Scales, Segment,
-    Segments, Store, dynamic_u8,
+    Buffer, Bytes, ColumnProducts, Dropout, Element, FourBit, GateActivation, GatedGrads, GatedOperands,
+    HeadGrads, HeadOperands, Indices, LoraPair, LoraRef, LoraSegment, Matrix, NESTED_BLOCK, NF4,
+    ProjectGrads, ProjectGroup, ProjectSaved, Reference, RmsnormSaved, RopeOperands, RopePairs, RopeRotation,
+    Scales, Segment, Segments, Store, dynamic_u8,
 };
 
 /// The device back end and the reference, with equal inputs.
@@ -215,19 +215,90 @@ fn gated_activations_and_rope_equal_the_reference() {
         let (mut q, mut k) =
             (both.values(n * 6 * head_dim, ACTIVATION), both.values(n * 2 * head_dim, ACTIVATION));
         let inv_freq: Vec<f32> =
-            (0..head_dim / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+            (0..head_dim).map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let inv_freq = both.twin(&inv_freq, EXACT);
-        let positions: Vec<u32> = (0..n).map(|_| both.below(4000) as u32).collect();
-        let [on_device, on_host] = both.indices(&positions);
-        let rotation = RopeRotation::whole(head_dim);
-        let rope = |inv_freq, positions| RopeOperands { inv_freq, positions, tables: None, dims, rotation };
-        both.cuda.rope_forward(&mut q.device, &mut k.device, rope(&inv_freq.device, &on_device));
-        both.reference.rope_forward(&mut q.host, &mut k.host, rope(&inv_freq.host, &on_host));
-        both.check(&q, n * 6 * head_dim, "rope_forward q");
-        both.check(&k, n * 2 * head_dim, "rope_forward k");
-        both.cuda.rope_backward(&mut q.device, &mut k.device, rope(&inv_freq.device, &on_device));
-        both.reference.rope_backward(&mut q.host, &mut k.host, rope(&inv_freq.host, &on_host));
-        both.check(&q, n * 6 * head_dim, "rope_backward q");
+        let lists = [4000, 2].map(|bound| (0..n).map(|_| both.below(bound) as u32).collect::<Vec<u32>>());
+        let [positions, tables] = lists.map(|list| both.indices(&list));
+        let part = RopeRotation { dim: head_dim / 2, pairs: RopePairs::Halves, scale: 1.25 };
+        let rotations = [
+            (RopeRotation::whole(head_dim), false),
+            (part, true),
+            (RopeRotation { pairs: RopePairs::Neighbours, scale: 1.0, ..part }, false),
+        ];
+        for (rotation, uses_tables) in rotations {
+            let rope = |inv_freq, positions, tables| {
+                let tables = if uses_tables { Some(tables) } else { None };
+                RopeOperands { inv_freq, positions, tables, dims, rotation }
+            };
+            let device = rope(&inv_freq.device, &positions[0], &tables[0]);
+            let host = rope(&inv_freq.host, &positions[1], &tables[1]);
+            both.cuda.rope_forward(&mut q.device, &mut k.device, device);
+            both.reference.rope_forward(&mut q.host, &mut k.host, host);
+            both.check(&q, n * 6 * head_dim, &format!("rope_forward q, {rotation:?}"));
+            both.check(&k, n * 2 * head_dim, &format!("rope_forward k, {rotation:?}"));
+            both.cuda.rope_backward(&mut q.device, &mut k.device, device);
+            both.reference.rope_backward(&mut q.host, &mut k.host, host);
+            both.check(&q, n * 6 * head_dim, &format!("rope_backward q, {rotation:?}"));
+        }
+    });
+}
+
+#[test]
+fn fused_outputs_are_divided_and_joined_as_in_the_reference() {
+    each(39, |both| {
+        let (n, width, pieces) = (1 + both.below(60), 8 * (1 + both.below(40)), 2 + both.below(5));
+        let fused = both.values(n * pieces * width, ACTIVATION);
+        // The second piece of each row.
+        let places: Vec<u32> = (0..n).map(|row| (row * pieces + 1) as u32).collect();
+        let [on_device, on_host] = both.indices(&places);
+        let mut piece = both.poisoned(n * width, ACTIVATION);
+        both.cuda.gather_rows(&mut piece.device, &fused.device, &on_device, width);
+        both.reference.gather_rows(&mut piece.host, &fused.host, &on_host, width);
+        both.check(&piece, n * width, "gather_rows of a piece");
+        let (mut joined, part) = (fused, both.values(n * width, ACTIVATION));
+        both.cuda.join_rows(&mut joined.device, &part.device, &on_device, width);
+        both.reference.join_rows(&mut joined.host, &part.host, &on_host, width);
+        both.check(&joined, n * pieces * width, "join_rows");
+    });
+}
+
+#[test]
+fn operations_of_dora_equal_the_reference() {
+    each(38, |both| {
+        let (n, d_out, d_in, rank) =
+            (2 + both.below(200), 1 + both.below(90), 64 * (1 + both.below(9)), 1 + both.below(300));
+        let params = both.values(rank * (d_in + d_out), EXACT);
+        let lora = |params| LoraRef { params, a: 0, b: rank * d_in, rank, d_in, d_out, scaling: 0.1 };
+        let (dense, nests) = (rounded(&mut both.stream, both.dtype, d_out * d_in), both.below(2) == 0);
+        let four_bit = four_bit(&mut both.stream, (d_out, d_in), nests);
+        for weight in [Matrix::from_f32(&dense, d_out, d_in), four_bit] {
+            let placed = both.cuda.place(std::slice::from_ref(&weight)).unwrap();
+            let mut norms = both.poisoned(d_out + 3, EXACT);
+            assert!(both.cuda.row_norms(&mut norms.device, 3, &placed[0], lora(&params.device)));
+            let found = &both.read(&norms.device, d_out + 3)[3..];
+            let (params, weight) = (params.host.host_slice(), weight.to_vec());
+            let (a, b) = params.split_at(rank * d_in);
+            let element = |o: usize, i: usize| {
+                let update = |r: usize| f64::from(b[o * rank + r]) * f64::from(a[r * d_in + i]);
+                f64::from(weight[o * d_in + i]) + 0.1 * (0..rank).map(update).sum::<f64>()
+            };
+            let norm = |o| (0..d_in).map(|i| element(o, i).powi(2)).sum::<f64>().sqrt() as f32;
+            let expected: Vec<f32> = (0..d_out).map(norm).collect();
+            assert_near(found, &expected, both.dtype, "row_norms");
+        }
+        let (out, dout) = (both.values(n * d_out, ACTIVATION), both.values(n * d_out, Element::Residual));
+        // The gradient of the residual stream becomes that of an activation.
+        let mut copy = both.poisoned(n * d_out, ACTIVATION);
+        both.cuda.copy_rows(&mut copy.device, 0, &dout.device, 0, n, d_out);
+        both.reference.copy_rows(&mut copy.host, 0, &dout.host, 0, n, d_out);
+        both.check(&copy, n * d_out, "copy_rows of the residual stream");
+        let (scale, mut sums) = (both.values(d_out + 5, EXACT), both.values(d_out + 2, EXACT));
+        let products = |dout, out, scale| ColumnProducts { dout, out, scale, offset: 5, cols: d_out };
+        let device = products(&copy.device, &out.device, &scale.device);
+        both.cuda.column_products(&mut sums.device, 2, device, 1..n);
+        let host = products(&copy.host, &out.host, &scale.host);
+        both.reference.column_products(&mut sums.host, 2, host, 1..n);
+        both.check(&sums, d_out + 2, "column_products");
     });
 }
 

@@ -74,6 +74,22 @@ fn own_products_with_many_tiles_equal_the_reference() {
 }
 
 #[test]
+fn own_products_with_a_split_inner_dimension_equal_the_reference() {
+    let Some(device) = device() else { return };
+    let mut stream = Stream::new(34);
+    for dtype in dtypes(&device).filter(|&dtype| dtype != DType::F32) {
+        for (direction, outputs, inputs) in
+            [(Direction::Forward, 264, 1608), (Direction::Backward, 1608, 264)]
+        {
+            for (rows, adds) in [(9, false), (200, true)] {
+                let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds, exact: false };
+                check(&device, &Products::default(), shape, &mut stream);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_librarys_products_equal_the_reference() {
     let Some(device) = device() else { return };
     let products = Products::open(&device).unwrap();
