@@ -145,6 +145,17 @@ impl Adapter {
         Ok(adapter)
     }
 
+    /// Takes the parameters of an adapter with the same modules.
+    ///
+    /// # Panics
+    /// If the modules differ.
+    pub fn replace_params(&mut self, trained: Self) {
+        assert!(trained.modules == self.modules, "the modules of both adapters are equal");
+        self.params = trained.params;
+        // These parameters include DoRA's magnitudes.
+        self.needs_magnitudes = false;
+    }
+
     pub(crate) fn zeroed(
         config: LoraConfig,
         modules: Vec<Module>,
@@ -268,6 +279,10 @@ impl LoraSource for Adapter {
         let factors = self.factors.as_ref().expect("an adapter is prepared for its base before it runs");
         let DoraFactors { values, inverse_norms, offsets } = factors;
         Some(OutputFactors { values, inverse_norms, offset: offsets[index], magnitude })
+    }
+
+    fn scales_outputs(&self) -> bool {
+        self.config.use_dora
     }
 }
 

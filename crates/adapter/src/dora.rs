@@ -10,8 +10,8 @@
 
 use std::thread;
 
-use danlu_kernels::{Buffer, Element, FamilyOperation, Matrix, MatrixStorage};
-use danlu_model::{Decoder, ModelError};
+use danlu_kernels::{Buffer, Element, FamilyOperation, Matrix};
+use danlu_model::{Decoder, LoraSource as _, ModelError};
 
 use crate::merge_rows::{Delta, add_delta};
 use crate::{Adapter, AdapterError, Module};
@@ -51,13 +51,7 @@ impl Adapter {
             return Ok(());
         }
         let backend = &**decoder.backend();
-        let is_on_device = backend.computes()
-            && self.modules().first().is_some_and(|module| {
-                let weight = decoder.projection(module.layer, module.projection);
-                matches!(weight.storage(), MatrixStorage::Opaque(_))
-            });
-        // The norms are computed from weights in host memory, so weights on a device are not supported.
-        if is_on_device || !backend.supports(FamilyOperation::ColumnScale) {
+        if !backend.supports(FamilyOperation::ColumnScale) {
             let (family, backend) = ("dora".to_owned(), backend.name());
             let operation = FamilyOperation::ColumnScale;
             return Err(ModelError::MissingOperation { family, backend, operation }.into());
@@ -89,7 +83,10 @@ impl Adapter {
     ) -> Result<(), AdapterError> {
         let backend = &**decoder.backend();
         let mut params = self.to_vec(backend)?;
-        let norms = norms(self.modules(), &params, decoder, threads);
+        let norms = match self.norms_on_device(decoder, values)? {
+            Some(norms) => norms,
+            None => norms(self.modules(), &params, decoder, threads),
+        };
         if self.needs_magnitudes {
             for (module, norms) in self.modules().iter().zip(&norms) {
                 let at = module.magnitude.expect("every module of a DoRA adapter has magnitudes");
@@ -114,9 +111,36 @@ impl Adapter {
         backend.write(inverse_norms, 0, &inverse);
         Ok(())
     }
+
+    /// Computes the norms of all modules on the back end, in the memory of `scratch`. Returns `None` if the
+    /// weights are in host memory.
+    fn norms_on_device(
+        &self,
+        decoder: &Decoder,
+        scratch: &mut Buffer,
+    ) -> Result<Option<Vec<Vec<f32>>>, AdapterError> {
+        let (backend, mut at) = (&**decoder.backend(), 0);
+        for module in self.modules() {
+            let &Module { layer, projection, .. } = module;
+            let lora = self.pair(layer, projection).expect("a module has a pair of matrices");
+            if !backend.row_norms(scratch, at, decoder.projection(layer, projection), lora) {
+                return Ok(None);
+            }
+            at += module.d_out;
+        }
+        let mut all = vec![0.0; at];
+        backend.read(&mut all, scratch, 0)?;
+        let mut rest = &all[..];
+        let of_module = |module: &Module| {
+            let (norms, after) = rest.split_at(module.d_out);
+            rest = after;
+            norms.to_vec()
+        };
+        Ok(Some(self.modules().iter().map(of_module).collect()))
+    }
 }
 
-/// Returns the norms of the rows of `W + scaling · B A` of each module.
+/// Returns the norms of the rows of `W + scaling · B A` of each module, for weights in host memory.
 fn norms(modules: &[Module], params: &[f32], decoder: &Decoder, threads: usize) -> Vec<Vec<f32>> {
     let threads = threads.clamp(1, modules.len().max(1));
     let of = |module: &Module| of_module(module, params, decoder.projection(module.layer, module.projection));

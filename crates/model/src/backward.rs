@@ -353,7 +353,9 @@ impl Decoder {
         for (i, rows, factors) in factors {
             let &OutputFactors { values, inverse_norms, offset, magnitude } = factors;
             let (out, cols) = (scratch.out[*i].get(), operands.weights[*i].rows());
-            let products = ColumnProducts { dout: dout[*i], out, scale: inverse_norms, offset, cols };
+            // The copy of the gradient has the type of `out`, and its rows are not scaled yet.
+            let dout = scratch.dout[*i].get();
+            let products = ColumnProducts { dout, out, scale: inverse_norms, offset, cols };
             be.column_products(dparams, magnitude, products, rows.clone());
             be.scale_columns(scratch.dout[*i].get_mut(), values, offset, rows.clone(), cols);
         }

@@ -80,6 +80,20 @@ fn release_placed(weights: &Weights, backend: &dyn Backend, names: &[TensorName]
     }
 }
 
+/// Places the weight of the loss head, and releases the mapped memory of `name` as [`release_placed`] does.
+fn place_head(
+    weights: Option<&Weights>,
+    backend: &dyn Backend,
+    name: TensorName,
+    head: &Matrix,
+) -> Result<Matrix, ModelError> {
+    let mut placed = backend.place(slice::from_ref(head))?;
+    if let Some(weights) = weights {
+        release_placed(weights, backend, &[name]);
+    }
+    Ok(placed.pop().expect("one matrix for one"))
+}
+
 /// Inputs of the second half of a block.
 struct BranchInput<'a> {
     attn: &'a GrowBuffer,
@@ -164,7 +178,8 @@ impl Decoder {
             release_placed(weights, &*place, names);
             Ok(placed)
         };
-        Self::build(config, backend, matrix, group, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
+        let vector = |name: &str, len| Ok(Some(weights.vector_f32(name, len)?));
+        Self::build(config, backend, Some(weights), matrix, group, vector)
     }
 
     /// Builds a decoder as [`Decoder::new`] does. Every projection of a layer is quantized to 4 bits while it
@@ -209,7 +224,8 @@ impl Decoder {
                 ControlFlow::Break(()) => Err(ModelError::Stopped),
             }
         };
-        Self::build(config, backend, matrix, group, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
+        let vector = |name: &str, len| Ok(Some(weights.vector_f32(name, len)?));
+        Self::build(config, backend, Some(weights), matrix, group, vector)
     }
 
     /// Builds a decoder of this shape on a back end that computes nothing. No file is opened.
@@ -218,15 +234,18 @@ impl Decoder {
         let group = |names: &[TensorName]| {
             Ok(names.iter().map(|&(_, rows, cols)| Trace::matrix(rows, cols)).collect())
         };
-        Self::build(config, trace, matrix, group, |_, _| Ok(None)).expect("shapes alone cannot be wrong")
+        Self::build(config, trace, None, matrix, group, |_, _| Ok(None))
+            .expect("shapes alone cannot be wrong")
     }
 
     /// Builds a decoder from functions that return tensors by name and shape. A vector may have no values.
     ///
-    /// `placed` returns the projections of a group in the memory of the back end.
+    /// `placed` returns the projections of a group in the memory of the back end. `weights` contains the
+    /// tensors, if there are files.
     fn build(
         config: ModelConfig,
         backend: Arc<dyn Backend>,
+        weights: Option<&Weights>,
         matrix: impl Fn(&str, usize, usize) -> Result<Matrix, ModelError>,
         mut placed: impl FnMut(&[TensorName]) -> Result<Vec<Matrix>, ModelError>,
         values: impl Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>,
@@ -245,13 +264,13 @@ impl Decoder {
             }
             Ok(buffer)
         };
-        let embed_tokens = matrix("model.embed_tokens.weight", v, c)?;
-        let head = match config.tie_word_embeddings {
-            true => embed_tokens.clone(),
-            false => matrix("lm_head.weight", v, c)?,
+        let embedding = "model.embed_tokens.weight";
+        let embed_tokens = matrix(embedding, v, c)?;
+        let (name, head) = match config.tie_word_embeddings {
+            true => (embedding, embed_tokens.clone()),
+            false => ("lm_head.weight", matrix("lm_head.weight", v, c)?),
         };
-        let mut lm_head = backend.place(slice::from_ref(&head))?;
-        let lm_head = lm_head.pop().expect("one matrix for one");
+        let lm_head = place_head(weights, &*backend, (name.to_owned(), v, c), &head)?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut projections = Vec::with_capacity(Projection::ALL.len());
@@ -307,6 +326,9 @@ impl Decoder {
         let [rows, labels] = self.computed_rows([rows, labels]);
         let rank = |layer, projection| lora.pair(layer, projection).map_or(0, |pair| pair.rank);
         work.reserve_mids(&*self.backend, (rows, labels), &rank);
+        if lora.scales_outputs() {
+            work.reserve_factors(&self.config, &*self.backend, rows, &rank);
+        }
         let ModelConfig { hidden_size, head_dim, vocab_size, .. } = self.config;
         self.backend.reserve(PassSize { rows, labels, hidden_size, head_dim, vocab_size });
     }

@@ -32,6 +32,11 @@ pub trait LoraSource: Send + Sync {
         None
     }
 
+    /// Returns whether [`LoraSource::output_factors`] returns factors for some projections.
+    fn scales_outputs(&self) -> bool {
+        false
+    }
+
     /// Returns the matrices of [`LoraSource::pair`] packed for decoding, if the source has packed them. See
     /// [`PackedAdapter`](crate::PackedAdapter).
     fn packed(&self, _layer: usize, _projection: Projection) -> Option<&PackedLora> {
@@ -46,6 +51,10 @@ impl<T: LoraSource + ?Sized> LoraSource for &T {
 
     fn output_factors(&self, layer: usize, projection: Projection) -> Option<OutputFactors<'_>> {
         (**self).output_factors(layer, projection)
+    }
+
+    fn scales_outputs(&self) -> bool {
+        (**self).scales_outputs()
     }
 
     fn packed(&self, layer: usize, projection: Projection) -> Option<&PackedLora> {

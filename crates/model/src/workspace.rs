@@ -241,6 +241,30 @@ impl Workspace {
         self.shared_holds = None;
     }
 
+    /// Reserves the buffers of DoRA's backward pass for `n` rows. `rank` is that of [`Workspace::reserve_mids`].
+    pub(crate) fn reserve_factors(
+        &mut self,
+        config: &ModelConfig,
+        backend: &dyn Backend,
+        n: usize,
+        rank: &dyn Fn(usize, Projection) -> usize,
+    ) {
+        let FactorScratch { out, mid, dout } = &mut self.grads.factors;
+        let layers = 0..self.layers.len();
+        let groups = layers.flat_map(|layer| config.projection_groups().map(|group| (layer, group)));
+        for (layer, group) in groups {
+            if group.iter().all(|&projection| rank(layer, projection) == 0) {
+                continue;
+            }
+            for (i, &projection) in group.iter().enumerate() {
+                let (width, rank) = (config.projection_shape(projection).0, rank(layer, projection));
+                out[i].reserve(backend, n, width, Element::Activation);
+                mid[i].reserve(backend, n, rank, Element::Activation);
+                dout[i].reserve(backend, n, width, Element::Activation);
+            }
+        }
+    }
+
     /// Reserves buffers for `keys` copied keys and for their gradients. If `keys` is 0, nothing is reserved.
     pub(crate) fn reserve_prefix_kv(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
         if keys == 0 {
