@@ -73,8 +73,9 @@ struct RunState {
 pub struct Resumed {
     /// Number of steps completed at the checkpoint.
     pub step: u64,
-    /// The back end of the checkpoint and the current back end, if the two round differently. The resumed run
-    /// then differs from an uninterrupted run.
+    /// The back end of the checkpoint and the current back end, if the two round differently, or if a step is
+    /// divided into other passes that round differently. The resumed run then differs from an uninterrupted
+    /// run.
     pub backend_changed: Option<(String, String)>,
 }
 
@@ -139,7 +140,7 @@ impl Trainer {
         }
         // Only the parameters are replaced. The current configuration is more exact than PEFT's file, which
         // does not preserve notations such as `all-linear`.
-        self.adapter.params = adapter.params;
+        self.adapter.replace_params(adapter);
         let TrainerState { logging_steps, save_steps, eval_steps, .. } = self.state;
         self.state = TrainerState { logging_steps, save_steps, eval_steps, ..state };
         self.history = history;
@@ -147,7 +148,7 @@ impl Trainer {
             *scale = saved;
         }
 
-        let now = backend.name();
+        let now = self.arithmetic();
         let changed = without_threads(&saved.backend) != without_threads(&now);
         Ok(Resumed { step: saved.global_step, backend_changed: changed.then_some((saved.backend, now)) })
     }
@@ -165,7 +166,7 @@ impl Trainer {
             settings: self.settings.clone(),
             data: self.data.clone(),
             base_sha256: self.base.clone(),
-            backend: self.decoder.backend().name(),
+            backend: self.arithmetic(),
             loss_scale: self.loss_scale,
         }
     }

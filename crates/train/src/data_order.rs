@@ -49,6 +49,11 @@ impl DataOrder {
         Self { units, batch_size, accumulation, seed, shuffle, ordered: None }
     }
 
+    /// Returns the records of each unit. A micro-batch consists of `per_device_train_batch_size` units.
+    pub fn units(&self) -> &[Vec<usize>] {
+        &self.units
+    }
+
     /// Returns the number of micro-batches per epoch.
     pub fn micro_batches(&self) -> usize {
         self.units.len().div_ceil(self.batch_size)

@@ -323,17 +323,31 @@ impl Trainer {
         self.losses = Some(self.decoder.backend().alloc(self.most_trained_tokens(), Element::Exact));
     }
 
-    /// Returns the largest possible number of trained tokens in a step without packing. With packing, a step
-    /// may have more, and [`Self::gradients`] then allocates a larger buffer.
+    /// Returns the largest possible number of trained tokens in a step.
     fn most_trained_tokens(&self) -> usize {
-        let mut tokens: Vec<usize> =
-            self.examples.iter().map(|example| example.sequence.trained_tokens()).collect();
+        let of = |unit: &Vec<usize>| {
+            unit.iter().map(|&record| self.examples[record].sequence.trained_tokens()).sum()
+        };
+        let mut tokens: Vec<usize> = self.order.units().iter().map(of).collect();
         tokens.sort_unstable_by_key(|&tokens| std::cmp::Reverse(tokens));
-        let records = self
+        let units = self
             .settings
             .per_device_train_batch_size
             .saturating_mul(self.settings.gradient_accumulation_steps);
-        tokens.iter().take(records).sum()
+        tokens.iter().take(units).sum()
+    }
+
+    /// Returns the back end, and the division of a step into passes if it changes the bits of results.
+    pub(crate) fn arithmetic(&self) -> String {
+        let (backend, PassGrouping { fuse, max_rows }) = (self.decoder.backend(), self.grouping);
+        let name = backend.name();
+        // A device selects algorithms by the number of rows, so a fused pass rounds differently.
+        let is_device = backend.device_memory().is_some();
+        match max_rows {
+            Some(rows) => format!("{name}, passes of {rows} tokens"),
+            None if is_device && !fuse => format!("{name}, one micro-batch at a time"),
+            None => name,
+        }
     }
 
     /// Frees the buffers that steps use. The next step allocates these buffers again.

@@ -8,8 +8,10 @@ use std::path::Path;
 
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
 use danlu_adapter::{TrainingIdentity, checkpoints, latest_checkpoint};
-use danlu_model::{LabeledSequence, Tokenizer};
-use danlu_train::{StepMetrics, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers};
+use danlu_model::{ActivationPolicy, LabeledSequence, Tokenizer};
+use danlu_train::{
+    PassGrouping, StepMetrics, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers,
+};
 use sha2::{Digest, Sha256};
 
 /// Returns the metrics without durations, because the duration of a step may differ between runs.
@@ -19,8 +21,10 @@ fn timeless(history: &[StepMetrics]) -> Vec<StepMetrics> {
 
 #[test]
 fn resumed_run_equals_straight_run() {
-    for packing in [false, true] {
-        let settings = TrainSettings { num_train_epochs: 2.0, packing, ..settings() };
+    for (packing, use_dora) in [(false, false), (true, false), (false, true)] {
+        // danlu trains DoRA without dropout.
+        let lora_dropout = if use_dora { 0.0 } else { settings().lora_dropout };
+        let settings = TrainSettings { num_train_epochs: 2.0, packing, use_dora, lora_dropout, ..settings() };
         let mut straight = trainer(&settings, examples(9), 2);
         finish(&mut straight);
 
@@ -49,6 +53,19 @@ fn resumed_run_equals_straight_run() {
         log.retain(|entry| !matches!(entry, danlu_train::LogEntry::Eval { .. }));
         assert_eq!(log, straight.state().log_history);
     }
+}
+
+#[test]
+fn resume_reports_that_a_step_is_divided_into_other_passes() {
+    let mut first = trainer(&settings(), examples(6), 2);
+    first.step().unwrap();
+    let output = tempfile::tempdir().unwrap();
+    let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
+    let mut second = trainer(&settings(), examples(6), 2);
+    let policies = vec![ActivationPolicy::default(); 8];
+    second.reserve(policies, PassGrouping { fuse: false, max_rows: Some(48) }, (384, 384, 384));
+    let (before, now) = second.resume(&folder).unwrap().backend_changed.unwrap();
+    assert_eq!(now, format!("{before}, passes of 48 tokens"));
 }
 
 #[test]
