@@ -219,6 +219,14 @@ fn print_table(planned: &Prediction, printer: &Printer) {
         }
         (None, None) => String::new(),
     };
+    if on_device {
+        bytes(
+            ("内存", "host memory"),
+            plan.host,
+            "分词器、数据、驱动程序，以及正在读取的权重",
+            "tokenizer, data, driver, and the weights that are being read",
+        );
+    }
     row(("峰值", "peak"), printer.paint_data(Style::Bold, &format!("{:>10}", display(plan.total))), of);
     let gigaflops = plan.step_flops as f64 / 1e9;
     let work = printer

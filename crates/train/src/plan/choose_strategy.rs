@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use danlu_kernels::BackendOptions;
+use danlu_kernels::{BackendOptions, cuda};
 use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +91,10 @@ pub struct MemoryPlan {
     /// Whether the plan is for the memory of a device. The context of the device's driver is not included.
     #[serde(default)]
     pub on_device: bool,
+    /// The predicted peak of host memory if the plan is for the memory of a device, otherwise 0. `total` does
+    /// not include it.
+    #[serde(default)]
+    pub host: u64,
     /// The number of layers with each activation policy.
     pub layers: LayerPolicies,
     /// Whether small micro-batches are fused, which is faster and has bit-identical results.
@@ -260,6 +264,11 @@ impl<'a> Planner<'a> {
         let activations = trained_peak - scratch.total() - state;
         // The plan of a device does not include host memory. Checkpoints are written from host memory.
         let on_device = self.input.is_on_device();
+        let transient = [
+            if checkpoints { saving.max(baseline.copied) } else { 0 },
+            if replies > 0 { cuda::HOST_GRAPH_BYTES } else { 0 },
+        ];
+        let host = if on_device { host_peak(&weights, &baseline, transient) } else { 0 };
         let BaselineMemory { program, tokenizer, data, peak, copied } =
             if on_device { BaselineMemory::default() } else { baseline };
         let transient = replies.max(if checkpoints && !on_device { saving.max(copied) } else { 0 });
@@ -283,6 +292,7 @@ impl<'a> Planner<'a> {
             program: program + if on_device { 0 } else { norms },
             total: sum.max(peak),
             on_device,
+            host,
             layers,
             fuse_micro_batches: grouping.fuse,
             max_pass_rows: grouping.max_rows,
@@ -292,6 +302,14 @@ impl<'a> Planner<'a> {
             step_flops: step_flops.saturating_mul(self.batches * self.steps),
         })
     }
+}
+
+/// Returns the predicted peak of host memory of a run on a device. `transient` is the temporary memory for writing a
+/// checkpoint, and that for the replies.
+fn host_peak(weights: &WeightBytes, baseline: &BaselineMemory, transient: [u64; 2]) -> u64 {
+    let &BaselineMemory { program, tokenizer, data, peak, .. } = baseline;
+    let trained = weights.host_table + transient.into_iter().fold(0, u64::max);
+    peak.max(program + tokenizer + data + cuda::HOST_BYTES + weights.host_loading.max(trained))
 }
 
 /// Returns the settings of the dry run and two factors. The first factor is the batch size of the run divided

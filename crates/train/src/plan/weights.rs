@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use danlu_kernels::{DType, cuda};
-use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
+use danlu_model::{ModelConfig, ModelError, Projection, Quantization, Weights, projections};
 
 use crate::TrainError;
 
@@ -12,6 +12,7 @@ use crate::TrainError;
 const FAULT_AROUND: usize = 64 << 10;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Memory use of a base's weights, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct WeightBytes {
     pub loading: u64,
     /// Address space of weight files that are already mapped.
     pub open: u64,
+    /// Pages of the embedding table that a run on a device reads from its file. `mapped` does not include them.
+    pub host_table: u64,
+    /// The largest tensor or group of tensors whose pages are in host memory while it is copied to a device.
+    pub host_loading: u64,
 }
 
 impl WeightBytes {
@@ -86,12 +91,12 @@ pub fn weight_bytes_of(
         _ => 0,
     };
     let open = weights.map_or(0, Weights::mapped_bytes);
-    WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest, open }
+    let mapped = (all - untouched) as u64;
+    WeightBytes { mapped, resident, loading: largest, open, ..WeightBytes::default() }
 }
 
-/// Returns the device memory of the weights in `folder`, for a run that computes in `dtype`.
-///
-/// Neither the embedding table, which is in host memory, nor the norms are included.
+/// Returns the device memory of the weights in `folder`, for a run that computes in `dtype`, and the host memory
+/// of the embedding table. The norms are not included.
 ///
 /// # Errors
 /// The same errors as [`weight_bytes`].
@@ -103,16 +108,17 @@ pub fn device_weight_bytes(
 ) -> Result<WeightBytes, TrainError> {
     let weights = open_weights(folder)?;
     check_weights(weights.as_ref(), config, quantization.is_some())?;
-    Ok(device_weight_bytes_of(weights.as_ref(), config, quantization, dtype))
+    Ok(device_weight_bytes_of(weights.as_ref(), config, quantization, dtype, None))
 }
 
 /// Same as [`device_weight_bytes`], for weights that are already open, or for a configuration without
-/// weights.
+/// weights. If `ids` is given, the run reads only the rows of `ids` from the embedding table.
 pub fn device_weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,
     quantization: Option<Quantization>,
     dtype: DType,
+    ids: Option<&mut dyn Iterator<Item = u32>>,
 ) -> WeightBytes {
     let wide = weights.map(|weights| weights.unquantized_modules(config)).unwrap_or_default();
     let quantization = quantization.or(config.quantization);
@@ -122,7 +128,35 @@ pub fn device_weight_bytes_of(
         cuda::placed_bytes(rows * cols, format, dtype)
     };
     let head = cuda::placed_bytes(config.vocab_size * config.hidden_size, None, dtype);
-    WeightBytes { resident: head + projections(config).map(of).sum::<u64>(), ..WeightBytes::default() }
+    let resident = head + projections(config).map(of).sum::<u64>();
+    let (host_table, host_loading) = host_bytes_of(weights, config, ids);
+    WeightBytes { resident, host_table, host_loading, ..WeightBytes::default() }
+}
+
+/// Returns [`WeightBytes::host_table`] and [`WeightBytes::host_loading`].
+fn host_bytes_of(
+    weights: Option<&Weights>,
+    config: &ModelConfig,
+    ids: Option<&mut dyn Iterator<Item = u32>>,
+) -> (u64, u64) {
+    let stored = config.dtype.unwrap_or(DType::Bf16);
+    let bytes_of = |name: &str, elements: usize| match (weights, config.quantization) {
+        (Some(weights), _) => weights.stored_bytes(name),
+        (None, Some(quantization)) if name != EMBEDDING && name != HEAD => quantization.bytes(elements),
+        (None, _) => (elements * stored.size()) as u64,
+    };
+    let (rows, elements) = (config.vocab_size, config.vocab_size * config.hidden_size);
+    let table = bytes_of(EMBEDDING, elements);
+    let read = ids.map_or(table, |ids| touched(table as usize, rows, ids) as u64);
+    let head = if config.tie_word_embeddings { table } else { bytes_of(HEAD, elements) };
+    let of_group = |group: &&[Projection]| {
+        let of = |&projection: &Projection| {
+            let (rows, cols) = config.projection_shape(projection);
+            bytes_of(&projection.weight_name(0), rows * cols)
+        };
+        group.iter().map(of).sum::<u64>()
+    };
+    (read, config.projection_groups().iter().map(of_group).max().unwrap_or(0).max(head))
 }
 
 /// Opens the weights in `folder`. Returns `None` if the folder contains no weights.

@@ -189,7 +189,7 @@ impl BenchModel {
     ) -> Result<WeightBytes> {
         match self {
             Self::Folder(folder) => Ok(device_weight_bytes(folder, config, quantization, dtype)?),
-            Self::Shape(..) => Ok(device_weight_bytes_of(None, config, quantization, dtype)),
+            Self::Shape(..) => Ok(device_weight_bytes_of(None, config, quantization, dtype, None)),
         }
     }
 

@@ -182,7 +182,15 @@ impl Forecast {
             printer.status_labeled(&format!("{label} "), &value);
         };
         match self.plan.on_device {
-            true => row("显存", "GPU memory", self.peak(printer)),
+            true => {
+                let host = display(self.plan.host);
+                row("显存", "GPU memory", self.peak(printer));
+                row(
+                    "内存",
+                    "memory",
+                    printer.pick(format!("预计峰值 {host}"), format!("predicted peak {host}")),
+                );
+            }
             false => row("内存", "memory", self.peak(printer)),
         }
         printer.teach(lesson::PEAK_MEMORY);
@@ -361,7 +369,7 @@ fn input<'a>(
     };
     check_weights(weights, config, quantization.is_some())?;
     let weight_bytes = |ids: Option<&mut dyn Iterator<Item = u32>>| match on_gpu {
-        Some(dtype) => device_weight_bytes_of(weights, config, quantization.map(|(q, _)| q), dtype),
+        Some(dtype) => device_weight_bytes_of(weights, config, quantization.map(|(q, _)| q), dtype, ids),
         None => weight_bytes_of(weights, config, quantization, ids),
     };
     let Some((data, tokenizer, questions)) = data else {

@@ -121,7 +121,7 @@ fn a_devices_plan_leaves_the_host_out_and_splits_large_micro_batches() {
     let mut input = input(8);
     input.backend = BackendOptions::Cuda(CudaOptions { device: 0, dtype: DType::Bf16 });
     let config = &input.config;
-    input.weights = device_weight_bytes_of(None, config, None, DType::Bf16);
+    input.weights = device_weight_bytes_of(None, config, None, DType::Bf16, None);
     let everything = MemoryPlan::new(&input, None).unwrap();
     assert_eq!((everything.tokenizer, everything.data, everything.max_pass_rows), (0, 0, None));
     assert_eq!(sum(&everything), everything.total);
