@@ -1,5 +1,7 @@
 //! Errors of the API, in the formats of OpenAI, vLLM and Ollama.
 
+use std::time::Duration;
+
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use danlu_generate::GenerateError;
@@ -64,6 +66,13 @@ impl ApiError {
     pub fn too_large(limit: usize) -> Self {
         let message = format!("cannot read the body: it is longer than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    /// Returns the error for a body that did not arrive in time.
+    pub fn too_slow(limit: Duration) -> Self {
+        let seconds = limit.as_secs_f64();
+        let message = format!("cannot read the body: it did not arrive within {seconds} seconds");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message).with_code("request_timeout")
     }
 
     /// Returns the error for a missing or wrong key.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use danlu_generate::{LogitsProcessor, ReplyRequest, StopRules};
 use danlu_model::Message;
@@ -41,6 +42,8 @@ pub(crate) struct App {
     pub vocab_size: usize,
     /// Maximum size of a request body in bytes.
     pub max_body_bytes: usize,
+    /// Maximum time for a request body.
+    pub body_time: Duration,
     /// Maximum number of requests that are handled at the same time.
     pub max_requests: usize,
     pub requests: AtomicUsize,

@@ -13,6 +13,7 @@
 
 mod api_error;
 mod app;
+mod connections;
 mod constraint;
 mod engine_thread;
 mod error;
@@ -37,6 +38,7 @@ mod token_bytes;
 mod tools;
 mod wire;
 
+pub use connections::ConnectionLimits;
 pub use error::ServeError;
 pub use load_test::{LoadRound, LoadTest};
 pub use options::{ServeOptions, ServedAdapter};

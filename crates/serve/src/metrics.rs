@@ -68,6 +68,15 @@ pub(crate) enum EndReason {
     Error,
 }
 
+/// The part of an exchange for which a client took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlowPart {
+    /// The headers of the next request. Idle connections end for this reason.
+    Headers,
+    Body,
+    Response,
+}
+
 /// All counters of the server.
 #[derive(Default)]
 pub(crate) struct Metrics {
@@ -75,6 +84,8 @@ pub(crate) struct Metrics {
     prompt_tokens: AtomicU64,
     generated_tokens: AtomicU64,
     rejected: AtomicU64,
+    connections: AtomicU64,
+    timeouts: [AtomicU64; 3],
     loads_from_disk: AtomicU64,
     loads_from_hub: AtomicU64,
     pub load_time: Histogram,
@@ -125,6 +136,18 @@ impl Metrics {
         self.rejected.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub fn connection_opened(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn connection_closed(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn client_timed_out(&self, part: SlowPart) {
+        self.timeouts[part as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     pub fn adapter_loaded(&self, from: &str, duration: Duration) {
         let counter = if from == "hub" { &self.loads_from_hub } else { &self.loads_from_disk };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -146,7 +169,18 @@ impl Metrics {
             histogram.write(&mut out, name, &labels);
         }
         self.write_adapters(&mut out, gauges);
+        self.write_connections(&mut out);
         out
+    }
+
+    fn write_connections(&self, out: &mut String) {
+        let open = self.connections.load(Ordering::Relaxed);
+        let _ = writeln!(out, "# TYPE danlu_connections gauge\ndanlu_connections {open}");
+        let _ = writeln!(out, "# TYPE danlu_client_timeouts_total counter");
+        for (part, counter) in ["headers", "body", "response"].iter().zip(&self.timeouts) {
+            let count = counter.load(Ordering::Relaxed);
+            let _ = writeln!(out, "danlu_client_timeouts_total{{part=\"{part}\"}} {count}");
+        }
     }
 
     fn write_engine(&self, out: &mut String, gauges: &Gauges, labels: &str) {

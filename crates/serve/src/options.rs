@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::AdapterSource;
+use crate::{AdapterSource, ConnectionLimits};
 
 /// An adapter that is loaded before the server accepts requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct ServeOptions {
     pub prefix_cache: bool,
     /// Maximum size of a request body in bytes.
     pub max_body_bytes: usize,
+    /// Limits on connections and slow clients.
+    pub connections: ConnectionLimits,
 }
 
 impl Default for ServeOptions {
@@ -80,6 +82,7 @@ impl Default for ServeOptions {
             prefill_tokens: 512,
             prefix_cache: true,
             max_body_bytes: 8 << 20,
+            connections: ConnectionLimits::default(),
         }
     }
 }

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use axum::serve::ListenerExt as _;
 use danlu_generate::{Scheduler, SchedulerOptions};
 use danlu_loader::{LoadedBase, ModelTokens};
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use crate::app::App;
+use crate::connections::serve_connections;
 use crate::engine_thread::EngineHandle;
 use crate::grammar::MaskWorker;
 use crate::metrics::Metrics;
@@ -40,7 +40,8 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 pub struct Server {
     address: SocketAddr,
     app: Arc<App>,
-    stop: Option<oneshot::Sender<()>>,
+    /// The server stops when this sender is dropped.
+    stop: Option<watch::Sender<()>>,
     http: Option<JoinHandle<()>>,
     _watcher: Watcher,
 }
@@ -68,10 +69,15 @@ impl Server {
         let watcher = Watcher::start(Arc::clone(&app.registry), options.watches.clone());
         let watcher = watcher.map_err(ServeError::Thread)?;
         listener.set_nonblocking(true).map_err(io)?;
-        let (stop, stopped) = oneshot::channel();
-        let router = routes::router(&app);
+        let (stop, stopped) = watch::channel(());
+        let (router, metrics) = (routes::router(&app), Arc::clone(&app.metrics));
         let (runtime, listener) = http_runtime(listener).map_err(ServeError::Runtime)?;
-        let run = move || serve(runtime, listener, router, stopped);
+        let run = move || {
+            let limits = options.connections;
+            let serving = serve_connections(listener, router, limits, metrics, stopped, CLOSE_TIME);
+            runtime.block_on(serving);
+            runtime.shutdown_timeout(CLOSE_TIME);
+        };
         let http = thread::Builder::new().name("http".to_owned()).spawn(run).map_err(ServeError::Thread)?;
         Ok(Self { address, app, stop: Some(stop), http: Some(http), _watcher: watcher })
     }
@@ -187,6 +193,7 @@ fn make_app(
         context,
         vocab_size: config.vocab_size,
         max_body_bytes: options.max_body_bytes,
+        body_time: options.connections.body_time,
         max_requests: max_in_flight.saturating_mul(2).saturating_add(MIN_REQUESTS),
         requests: Default::default(),
         started: now(),
@@ -229,33 +236,4 @@ fn http_runtime(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpLi
         tokio::net::TcpListener::from_std(listener)?
     };
     Ok((runtime, listener))
-}
-
-/// Handles connections until `stopped` resolves.
-fn serve(
-    runtime: Runtime,
-    listener: tokio::net::TcpListener,
-    router: axum::Router,
-    stopped: oneshot::Receiver<()>,
-) {
-    let served = runtime.block_on(async {
-        let listener = listener.tap_io(|stream| {
-            // Without this option, the system delays small packets, and tokens arrive late.
-            let _ = stream.set_nodelay(true);
-        });
-        let (closing, closed) = oneshot::channel::<()>();
-        let serving = axum::serve(listener, router).with_graceful_shutdown(async {
-            // The server stops when the sender is dropped, so the result is always an error.
-            let _ = stopped.await;
-            drop(closing);
-        });
-        tokio::select! {
-            served = async { serving.await } => served,
-            () = async { let _ = closed.await; tokio::time::sleep(CLOSE_TIME).await } => Ok(()),
-        }
-    });
-    if let Err(error) = served {
-        tracing::error!(%error, "cannot go on serving");
-    }
-    runtime.shutdown_timeout(CLOSE_TIME);
 }

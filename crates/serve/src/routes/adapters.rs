@@ -69,7 +69,7 @@ pub(crate) async fn load(
     headers: HeaderMap,
     body: RequestBody,
 ) -> Result<Response, VllmError> {
-    let map = json_body(&app, &headers, body)?;
+    let map = json_body(&headers, body)?;
     let (name, path) = (required(&map, "lora_name")?, required(&map, "lora_path")?);
     if name.is_empty() || path.is_empty() {
         return Err(user_input("Both 'lora_name' and 'lora_path' must be provided."));
@@ -102,7 +102,7 @@ pub(crate) async fn unload(
     headers: HeaderMap,
     body: RequestBody,
 ) -> Result<Response, VllmError> {
-    let map = json_body(&app, &headers, body)?;
+    let map = json_body(&headers, body)?;
     let name = required(&map, "lora_name")?;
     if name.is_empty() {
         return Err(user_input("'lora_name' needs to be provided to unload a LoRA adapter."));
@@ -119,14 +119,14 @@ fn plain(text: String) -> Response {
     Response::new(axum::body::Body::from(text))
 }
 
-fn json_body(app: &App, headers: &HeaderMap, body: RequestBody) -> Result<Map<String, Value>, VllmError> {
+fn json_body(headers: &HeaderMap, body: RequestBody) -> Result<Map<String, Value>, VllmError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_json = content_type.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/json"));
     if !is_json {
         let message = "cannot read the body: its content type is not `application/json`";
         return Err(VllmError(ApiError::invalid(message).with_param("body"), BAD_REQUEST));
     }
-    Ok(object(app, body)?)
+    Ok(object(body)?)
 }
 
 /// Returns a required field. The value may be empty.

@@ -14,7 +14,7 @@ use crate::wire::chat::{ChatAnswer, ChatRequest};
 
 pub(crate) async fn create(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
     app.check_ready()?;
-    let map = object(&app, body)?;
+    let map = object(body)?;
     let request = ChatRequest::read(&map, app.vocab_size)?;
     let (model, lease) = app.lease(&map).await?;
     let answer = ChatAnswer::new(&model, lease.clone(), &request);

@@ -14,7 +14,7 @@ use crate::wire::completion::{CompletionAnswer, CompletionRequest, Prompt};
 
 pub(crate) async fn create(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
     app.check_ready()?;
-    let map = object(&app, body)?;
+    let map = object(body)?;
     let request = CompletionRequest::read(&map, app.vocab_size)?;
     let (model, lease) = app.lease(&map).await?;
     let (mut prompts, mut texts) = (Vec::new(), Vec::new());

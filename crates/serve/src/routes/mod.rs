@@ -8,14 +8,14 @@ mod ollama;
 mod operation;
 mod tokens;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use crate::api_error::ApiError;
 use crate::app::{App, no_route};
 use crate::json_fields::parse_object;
+use crate::metrics::SlowPart;
 use crate::random_id::random_id;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -136,16 +137,31 @@ fn request_id(request: &Request) -> String {
     given.filter(is_plain).map_or_else(|| random_id("req-"), str::to_owned)
 }
 
-/// Body of a request.
-type RequestBody = Result<Bytes, BytesRejection>;
+/// Body of a request. An error is a value here, because each API has its own format for errors.
+struct RequestBody(Result<Bytes, ApiError>);
+
+impl FromRequest<Arc<App>> for RequestBody {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Infallible> {
+        let read = tokio::time::timeout(app.body_time, Bytes::from_request(request, app)).await;
+        Ok(Self(match read {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                Err(ApiError::too_large(app.max_body_bytes))
+            }
+            Ok(Err(_)) => Err(ApiError::invalid("cannot read the body: the connection broke")),
+            Err(_) => {
+                app.metrics.client_timed_out(SlowPart::Body);
+                Err(ApiError::too_slow(app.body_time))
+            }
+        }))
+    }
+}
 
 /// Parses the body as a JSON object.
-fn object(app: &App, body: RequestBody) -> Result<Map<String, Value>, ApiError> {
-    let body = body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(app.max_body_bytes),
-        _ => ApiError::invalid("cannot read the body: the connection broke"),
-    })?;
-    parse_object(&body)
+fn object(body: RequestBody) -> Result<Map<String, Value>, ApiError> {
+    parse_object(&body.0?)
 }
 
 /// Returns a JSON response.

@@ -36,7 +36,7 @@ fn model_name(map: &Map<String, Value>) -> Result<&str, ApiError> {
 
 pub(crate) async fn chat(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, OllamaError> {
     app.check_ready()?;
-    let map = object(&app, body)?;
+    let map = object(body)?;
     let request = OllamaChat::read(&map)?;
     let model = model_name(&map)?;
     let lease = app.registry.lease(without_tag(model)).await?;
@@ -73,7 +73,7 @@ pub(crate) async fn tags(State(app): State<Arc<App>>) -> Response {
 }
 
 pub(crate) async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, OllamaError> {
-    let map = object(&app, body)?;
+    let map = object(body)?;
     let name = without_tag(model_name(&map)?);
     let lease = app.registry.lease(name).await?;
     let tokens = Arc::clone(&lease.profile.tokens);

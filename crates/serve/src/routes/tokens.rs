@@ -23,7 +23,7 @@ async fn lease(app: &App, map: &Map<String, Value>) -> Result<Lease, ApiError> {
 
 /// Returns the tokens of `prompt` (vLLM), `content` (llama.cpp) or `messages`.
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
-    let map = object(&app, body)?;
+    let map = object(body)?;
     let fields = Fields::new(&map);
     fields.check_names(&[&[
         "add_special_tokens",
@@ -57,7 +57,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> 
 }
 
 pub(crate) async fn detokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
-    let map = object(&app, body)?;
+    let map = object(body)?;
     let fields = Fields::new(&map);
     fields.check_names(&[&["model", "tokens"]])?;
     let lease = lease(&app, &map).await?;
@@ -73,7 +73,7 @@ pub(crate) async fn apply_template(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
-    let map = object(&app, body)?;
+    let map = object(body)?;
     Fields::new(&map).check_names(&[&["messages", "model"]])?;
     let lease = lease(&app, &map).await?;
     let (prompt, _) = app.render(&lease, messages::read(&map)?, Vec::new()).await?;
