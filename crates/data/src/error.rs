@@ -101,6 +101,21 @@ pub enum DataError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The records need far more memory than their file has bytes.
+    #[error(
+        "cannot read {}: the records up to it need {} MiB of memory, over {} times the {bytes} bytes of the file so far",
+        quoted(place),
+        needed.div_ceil(1 << 20),
+        crate::read::MAX_GROWTH
+    )]
+    RecordGrowth {
+        /// Position of the record that exceeds the limit.
+        place: RecordSource,
+        /// Memory of the records up to this position, in bytes.
+        needed: u64,
+        /// Number of bytes of the file up to this position.
+        bytes: u64,
+    },
     /// The first record matches no format.
     #[error("cannot read {}: a record with {keys} matches no known format", quoted(place))]
     UnknownFormat {
@@ -174,6 +189,9 @@ impl DataError {
                 Some(format!("use the keys of a known format:\n{}", Format::table()))
             }
             Self::Memory { .. } => Some("split the file, or use a machine with more memory".into()),
+            Self::RecordGrowth { .. } => {
+                Some("decompress the file first; join very short records into longer ones".into())
+            }
             Self::TooManyBad { .. } => Some("check that `--format` names the format of the file".into()),
             Self::AmbiguousFormat { candidates, .. } => candidates
                 .first()

@@ -1,6 +1,6 @@
 //! Options of [`read`](crate::read()).
 
-use crate::{Columns, Format, Roles};
+use crate::{Columns, Dataset, Format, Roles};
 
 /// Options of [`read`](crate::read()). By default, all properties are detected from the file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +15,14 @@ pub struct ReadOptions {
     pub dataset: Option<String>,
     /// Maximum memory of the records in bytes, roughly. With `None`, there is no limit.
     pub max_memory: Option<u64>,
+}
+
+impl ReadOptions {
+    /// Lowers the maximum memory by that of the records in `dataset`. Files that are read one after the other
+    /// thus share one maximum.
+    pub fn reserve(&mut self, dataset: &Dataset) {
+        self.max_memory = self.max_memory.map(|left| left.saturating_sub(dataset.memory));
+    }
 }
 
 impl From<Option<Format>> for ReadOptions {

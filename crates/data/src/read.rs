@@ -1,9 +1,11 @@
 //! Reads a file into records. Each fault has a line number.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, BufReader, Read},
     path::Path,
+    rc::Rc,
     sync::Arc,
 };
 
@@ -29,6 +31,13 @@ use crate::{
 /// Maximum number of bad records. Reading stops after this number.
 const MAX_BAD: usize = 100_000;
 
+/// Maximum memory of records per byte of their file, beyond [`FREE_GROWTH`]. A record in memory is larger than
+/// in the file, and compression adds to that. The ratio is about 10 for compressed conversations.
+pub(crate) const MAX_GROWTH: u64 = 64;
+
+/// Memory of records that needs no file of a matching size.
+const FREE_GROWTH: u64 = 128 << 20;
+
 /// The records of a data file.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -36,6 +45,8 @@ pub struct Dataset {
     pub format: Format,
     /// Records to train on, in file order.
     pub records: Vec<Record>,
+    /// Memory of the records in bytes, roughly.
+    pub memory: u64,
     /// Bad records, in file order.
     pub bad: Vec<BadRecord>,
     /// Keys of good records that danlu does not read, in file order.
@@ -98,18 +109,19 @@ fn open(file: &Path) -> Result<File, FileError> {
 pub fn read_from(input: impl Read, name: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let failed = |source| DataError::from(FileError::new("read", name, source));
     let mut raw = Hashing::new(input);
-    let mut reading = Reading::new(name, options);
+    let mut reading = Reading::new(name, options, raw.byte_count());
     reading.read_stream(&mut raw)?;
     // The checksum includes the bytes after the last record.
     io::copy(&mut raw, &mut io::sink()).map_err(failed)?;
-    let bytes = raw.bytes;
-    reading.finish(raw.sha256(), bytes)
+    reading.finish(raw.sha256())
 }
 
 /// State of [`read_from`].
 struct Reading<'a> {
     file: Arc<Path>,
     options: &'a ReadOptions,
+    /// Number of bytes of the file that were read, before decompression.
+    bytes: Rc<Cell<u64>>,
     format: Option<Format>,
     /// The keys of the user and of the alias set that matches the first record.
     columns: Columns,
@@ -125,10 +137,11 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(file: &Path, options: &'a ReadOptions) -> Self {
+    fn new(file: &Path, options: &'a ReadOptions, bytes: Rc<Cell<u64>>) -> Self {
         Self {
             file: file.into(),
             options,
+            bytes,
             format: options.format,
             columns: options.columns.clone(),
             aliases: Columns::default(),
@@ -285,6 +298,10 @@ impl<'a> Reading<'a> {
         if let Some(limit) = self.options.max_memory.filter(|limit| self.memory > *limit) {
             return Err(DataError::Memory { place: record.source, needed: self.memory, limit });
         }
+        let (needed, bytes) = (self.memory, self.bytes.get());
+        if needed.saturating_sub(FREE_GROWTH) / MAX_GROWTH > bytes {
+            return Err(DataError::RecordGrowth { place: record.source, needed, bytes });
+        }
         self.records.push(record);
         Ok(())
     }
@@ -315,7 +332,8 @@ impl<'a> Reading<'a> {
         Err(DataError::TooManyBad { file: self.file.to_path_buf(), count: self.bad.len(), first })
     }
 
-    fn finish(self, sha256: String, bytes: u64) -> Result<Dataset, DataError> {
+    fn finish(self, sha256: String) -> Result<Dataset, DataError> {
+        let bytes = self.bytes.get();
         let file = self.file.to_path_buf();
         let format = match (self.format, self.bad.first()) {
             (_, None) if self.records.is_empty() => return Err(DataError::Empty { file }),
@@ -338,6 +356,7 @@ impl<'a> Reading<'a> {
         Ok(Dataset {
             format,
             records: self.records,
+            memory: self.memory,
             bad: self.bad,
             unknown_keys: self.unknown_keys,
             aliases: self.aliases,

@@ -88,6 +88,20 @@ mod tests {
     }
 
     #[test]
+    fn compressed_records_may_not_outgrow_their_file() {
+        let text = "{\"text\":\"a\"}\n".repeat(2_000_000);
+        let packed = zstd::encode_all(text.as_bytes(), 1).unwrap();
+        let read = |bytes: &[u8]| read_from(bytes, Path::new("tiny.jsonl"), &ReadOptions::default());
+        let error = read(&packed).unwrap_err();
+        let DataError::RecordGrowth { place, needed, bytes } = &error else { panic!("{error}") };
+        // 128 MiB, and 64 times the compressed file. A record needs 121 bytes.
+        let limit = (128 << 20) + 64 * bytes;
+        assert!(*bytes <= packed.len() as u64 && (limit..limit + 200).contains(needed), "{needed}");
+        assert_eq!(place.line, needed.div_ceil(121));
+        assert_eq!(read(text.as_bytes()).unwrap().records.len(), 2_000_000);
+    }
+
+    #[test]
     fn every_part_of_a_conversation_counts() {
         let chat = |turn: &str| {
             format!(

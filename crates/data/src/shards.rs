@@ -11,15 +11,19 @@ use crate::{DataError, Dataset, ReadOptions, read};
 ///
 /// # Errors
 /// If `files` is empty, if [`read()`](crate::read()) rejects a file, or if the files have different formats.
+/// Also if the records of all files together need more than the maximum memory.
 pub fn read_shards(files: &[PathBuf], name: &str, options: &ReadOptions) -> Result<Dataset, DataError> {
     let [first, rest @ ..] = files else {
         return Err(DataError::Empty { file: name.into() });
     };
-    let mut all = read(first, options)?;
+    let mut options = options.clone();
+    let mut all = read(first, &options)?;
+    options.reserve(&all);
     let mut sums = Sha256::new();
     sums.update(&all.fingerprint.sha256);
     for file in rest {
-        let next = read(file, options)?;
+        let next = read(file, &options)?;
+        options.reserve(&next);
         if next.format != all.format {
             let (file, first) = (file.clone(), first.clone());
             return Err(DataError::MixedFormats { file, format: next.format, first, expected: all.format });
@@ -29,6 +33,7 @@ pub fn read_shards(files: &[PathBuf], name: &str, options: &ReadOptions) -> Resu
         all.fingerprint.records += next.fingerprint.records;
         all.fingerprint.bad_records += next.fingerprint.bad_records;
         all.records.extend(next.records);
+        all.memory += next.memory;
         all.bad.extend(next.bad);
         let is_known = |key: &String| all.unread_lists.contains(key);
         let unread: Vec<String> = next.unread_lists.into_iter().filter(|key| !is_known(key)).collect();
@@ -77,5 +82,27 @@ mod tests {
         let error = read_shards(&[a, c], "x", &options).unwrap_err().to_string();
         assert!(error.contains("text") && error.contains("prompt-completion"), "{error}");
         assert!(read_shards(&[], "x", &options).is_err());
+    }
+
+    #[test]
+    fn shards_share_the_maximum_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let files: Vec<PathBuf> = (0..3)
+            .map(|i| {
+                let path = folder.path().join(format!("{i}.jsonl"));
+                fs::write(&path, "{\"text\": \"a\"}\n".repeat(1000)).unwrap();
+                path
+            })
+            .collect();
+        let read_within = |files: &[PathBuf], max_memory| {
+            read_shards(files, "x", &ReadOptions { max_memory, ..ReadOptions::default() })
+        };
+        let one = read_within(&files[..1], None).unwrap().memory;
+        let all = read_within(&files, Some(3 * one)).unwrap();
+        assert_eq!((all.records.len(), all.memory), (3000, 3 * one));
+        let error = read_within(&files, Some(3 * one - 1)).unwrap_err();
+        // The last record of the last file is the first one without room.
+        let DataError::Memory { place, .. } = &error else { panic!("{error}") };
+        assert_eq!((place.file.as_ref(), place.line), (files[2].as_path(), 1000));
     }
 }

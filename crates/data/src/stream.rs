@@ -1,6 +1,8 @@
 //! Opens a data file, decompresses the data, and returns the first bytes.
 
+use std::cell::Cell;
 use std::io::{self, BufReader, Read};
+use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
@@ -87,12 +89,18 @@ impl<R: Read, F: Fn(&R) -> u64> Read for Limited<R, F> {
 pub(crate) struct Hashing<R> {
     inner: R,
     sha256: Sha256,
-    pub bytes: u64,
+    /// The count, which the owner can also read while the reader is borrowed.
+    bytes: Rc<Cell<u64>>,
 }
 
 impl<R: Read> Hashing<R> {
     pub fn new(inner: R) -> Self {
-        Self { inner, sha256: Sha256::new(), bytes: 0 }
+        Self { inner, sha256: Sha256::new(), bytes: Rc::default() }
+    }
+
+    /// Returns the count of the bytes read. It changes with every read.
+    pub fn byte_count(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.bytes)
     }
 
     /// Returns the SHA-256 of the bytes read, in hexadecimal.
@@ -105,7 +113,7 @@ impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.sha256.update(&buffer[..count]);
-        self.bytes += count as u64;
+        self.bytes.set(self.bytes.get() + count as u64);
         Ok(count)
     }
 }

@@ -154,6 +154,10 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法读取 {}：到这一条为止的记录需要 {} MiB 内存，可供记录使用的内存至多 {} MiB",
     ),
     (
+        "cannot read {}: the records up to it need {} MiB of memory, over {} times the {} bytes of the file so far",
+        "无法读取 {}：到这一条为止的记录需要 {} MiB 内存，超过文件到此处字节数的 {} 倍（{} 字节）",
+    ),
+    (
         "cannot read {}: a record with {} matches no known format",
         "无法读取 {}：含有 {} 的记录不符合任何已知格式",
     ),

@@ -42,11 +42,9 @@ pub struct CheckArgs {
 /// If a file cannot be read, a record is bad, or no record remains. `train` would reject a bad record.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let args = &CheckArgs { files: data_paths(&args.files, printer)?, ..args.clone() };
-    let datasets = args
-        .files
-        .iter()
-        .map(|file| read(file, &args.data.reading.options()))
-        .collect::<Result<Vec<Dataset>>>()?;
+    let mut reading = args.data.reading.options();
+    let read_next = |file: &PathBuf| read(file, &reading).inspect(|dataset| reading.reserve(dataset));
+    let datasets = args.files.iter().map(read_next).collect::<Result<Vec<Dataset>>>()?;
     let tokenizer = args.data.tokenizer(printer)?;
     if datasets.iter().any(|dataset| dataset.format != Format::Text) {
         // A missing template is a fault of the base, so it is reported once and not for each record.

@@ -50,8 +50,10 @@ pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
             .with_hint("remove it, or name another file"));
     }
     let (mut records, mut bad): (Vec<Record>, Vec<BadRecord>) = (Vec::new(), Vec::new());
+    let mut reading = args.reading.options();
     for file in &data_paths(&args.files, printer)? {
-        let dataset = read(file, &args.reading.options())?;
+        let dataset = read(file, &reading)?;
+        reading.reserve(&dataset);
         warnings::of_file(&dataset, printer).iter().for_each(|note| printer.warn(note));
         records.extend(dataset.records);
         bad.extend(dataset.bad);

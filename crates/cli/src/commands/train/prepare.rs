@@ -84,8 +84,10 @@ pub fn prepare(
     let mut audit = TemplateAudit::new(tokenizer);
     let mut texts = warnings::TextWarnings::default();
     let mut found = Vec::new();
+    let mut reading = reading.clone();
     for file in data {
-        let dataset = read(file, reading)?;
+        let dataset = read(file, &reading)?;
+        reading.reserve(&dataset);
         found.extend(warnings_about(&dataset, printer));
         summary.files.push(DataFile {
             name: dataset.fingerprint.name,
