@@ -22,6 +22,7 @@ mod lang;
 mod lesson;
 mod library_errors;
 mod log;
+mod main_stack;
 mod memory;
 mod memory_forecast;
 mod message_zh;
@@ -182,6 +183,18 @@ fn main() -> ExitCode {
     allocator::configure();
     interrupt::survive_file_limits();
     bus_error::install();
+    main_stack::run(run_line).unwrap_or_else(|error| {
+        let lang = Lang::detect(&std::env::args_os().collect::<Vec<_>>());
+        let diagnostic = diagnostic::Diagnostic::input(format!("cannot start a thread: {error}"))
+            .with_hint("raise the limit on threads, such as `ulimit -u`");
+        report(&diagnostic, &Printer::new(lang, Color::Auto, false))
+    })
+}
+
+/// Runs the command line of this process. Its variables would not fit a small stack, so they stay out of the
+/// frame of `main`.
+#[inline(never)]
+fn run_line() -> ExitCode {
     let line: Vec<_> = std::env::args_os().collect();
     let lang = Lang::detect(&line);
     let args: Vec<String> = line.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();

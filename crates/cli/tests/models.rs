@@ -164,6 +164,26 @@ fn more_threads_than_cores_are_not_started() {
     assert!(ran.out.contains(&format!("{cores} of {cores} cores")), "{}", ran.out);
 }
 
+/// `ulimit -s` limits the stack of the main thread.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_small_stack_is_enough_for_every_kind_of_command() {
+    let scene = Scene::new();
+    for line in [
+        &["--help"][..],
+        &["chat", "base", "--prompt", "hi", "--max-new-tokens", "2", "--device", "cpu"],
+        &["plan", "--base", "base", "--data", "data.json"],
+        &["doctor"],
+    ] {
+        for kib in [64, 1024] {
+            let mut command = std::process::Command::new("prlimit");
+            command.arg(format!("--stack={}", kib << 10)).arg(env!("CARGO_BIN_EXE_danlu")).args(line);
+            let ran = Ran::of(command.current_dir(scene.path("")).env("LANG", "C").output().unwrap());
+            assert_eq!(ran.code, 0, "{kib} KiB: {line:?}: {}", ran.err);
+        }
+    }
+}
+
 /// At some of these limits, the base, the cache or the work buffers do not fit. Each failure must be
 /// reported, and no process may abort.
 #[cfg(target_os = "linux")]

@@ -112,12 +112,22 @@ struct Model {
     max_input_chars_per_word: Option<u64>,
 }
 
-/// Number of tokens, length of the longest token and largest id of a vocabulary.
+/// Counts and extremes of a vocabulary.
 #[derive(Default)]
 struct Vocabulary {
     tokens: usize,
+    /// Length of all tokens together in bytes.
+    bytes: usize,
     longest_token: usize,
     largest_id: u64,
+}
+
+impl Vocabulary {
+    fn add(&mut self, token: &Token) {
+        self.tokens += 1;
+        self.bytes += token.0;
+        self.longest_token = self.longest_token.max(token.0);
+    }
 }
 
 impl TokenizerFile {
@@ -192,9 +202,12 @@ impl TokenizerFile {
     }
 
     fn check_counts(&self) -> Result<(), String> {
+        // A merge joins two parts of a token, and a token has fewer such pairs than bytes. More merges can only
+        // be repetitions.
+        let max_merges = MAX_MERGES.min(self.model.vocab.bytes);
         for (name, count, most) in [
             ("model.vocab", self.model.vocab.tokens, MAX_TOKENS),
-            ("model.merges", self.model.merges.as_ref().map_or(0, |list| list.0), MAX_MERGES),
+            ("model.merges", self.model.merges.as_ref().map_or(0, |list| list.0), max_merges),
             ("added_tokens", self.added_tokens.len(), MAX_ADDED_TOKENS),
         ] {
             if count > most {
@@ -386,8 +399,7 @@ fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
             let mut found = Vocabulary::default();
             while let Some((token, id)) = map.next_entry::<Token, u64>()? {
-                found.tokens += 1;
-                found.longest_token = found.longest_token.max(token.0);
+                found.add(&token);
                 found.largest_id = found.largest_id.max(id);
             }
             Ok(found)
@@ -396,8 +408,7 @@ fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocabulary, A::Error> {
             let mut found = Vocabulary::default();
             while let Some((token, _)) = list.next_element::<(Token, IgnoredAny)>()? {
-                found.tokens += 1;
-                found.longest_token = found.longest_token.max(token.0);
+                found.add(&token);
             }
             Ok(found)
         }
@@ -562,7 +573,7 @@ mod tests {
     #[test]
     fn counts_are_limited() {
         let file = |vocab: usize, merges: usize| {
-            let vocab = Vocabulary { tokens: vocab, ..Vocabulary::default() };
+            let vocab = Vocabulary { tokens: vocab, bytes: 2 * vocab, ..Vocabulary::default() };
             let mut file = TokenizerFile::parse(br#"{"model": {"merges": ["a b", ["a", "b"]]}}"#).unwrap();
             assert_eq!(file.model.merges.as_ref().unwrap().0, 2);
             (file.model.vocab, file.model.merges) = (vocab, Some(List(merges)));
@@ -570,8 +581,10 @@ mod tests {
         };
         assert_eq!(file(1 << 20, 1 << 20), Ok(()));
         assert!(file(3 << 20, 0).unwrap_err().starts_with("`model.vocab` has 3145728 entries"));
-        let fault = file(0, 2 << 20).unwrap_err();
+        let fault = file(1 << 20, 2 << 20).unwrap_err();
         assert_eq!(fault, "`model.merges` has 2097152 entries, expected at most 1048576");
+        let fault = file(264, 1 << 20).unwrap_err();
+        assert_eq!(fault, "`model.merges` has 1048576 entries, expected at most 528");
     }
 
     #[test]
