@@ -304,8 +304,8 @@ const TEXTS: &[(&str, &str)] = &[
     ("Print JSON to stdout: one line per event of a run", "向标准输出写 JSON：训练的每个事件一行"),
     ("Model: a folder or a Hub name", "模型：文件夹或 Hub 上的名字"),
     (
-        "Random weights in a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b",
-        "改用已知形状的随机权重：base-8m、base-28m、llama-125m、llama-3.2-1b 或 llama-3-8b",
+        "Random weights in a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b, qwen3-0.6b, gemma-3-1b or phi-4-mini",
+        "改用已知形状的随机权重：base-8m、base-28m、llama-125m、llama-3.2-1b、llama-3-8b、qwen3-0.6b、gemma-3-1b 或 phi-4-mini",
     ),
     (
         "Folder for the random weights; existing ones are used again [default: in memory]",
@@ -375,8 +375,8 @@ const TEXTS: &[(&str, &str)] = &[
         "输出文件 [默认：当前文件夹里，与数据集同名]",
     ),
     (
-        "Plan for a known shape instead of a base: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b",
-        "按已知的形状预测，不需要基座：base-8m、base-28m、llama-125m、llama-3.2-1b 或 llama-3-8b",
+        "Plan for a known shape instead of a base: base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b, qwen3-0.6b, gemma-3-1b or phi-4-mini",
+        "按已知的形状预测，不需要基座：base-8m、base-28m、llama-125m、llama-3.2-1b、llama-3-8b、qwen3-0.6b、gemma-3-1b 或 phi-4-mini",
     ),
     (
         "Answer five questions, get a run with its forecast, and start it",

@@ -201,12 +201,13 @@ fn mistakes_are_refused_before_anything_is_made() {
     scene.refuses(
         "bench train",
         "error: `--base` or `--shape` is missing: the model to measure\n\n\
-         hint: the shapes are base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b\n",
+         hint: the shapes are base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b, qwen3-0.6b, \
+         gemma-3-1b, phi-4-mini\n",
     );
     scene.refuses(
         "bench decode --shape llama-9b",
         "error: invalid value `llama-9b` for `--shape <NAME>`: `llama-9b` is no shape; there are base-8m, \
-         base-28m, llama-125m, llama-3.2-1b, llama-3-8b\n",
+         base-28m, llama-125m, llama-3.2-1b, llama-3-8b, qwen3-0.6b, gemma-3-1b, phi-4-mini\n",
     );
     scene.refuses(
         "bench train --shape base-8m --batch 2x",

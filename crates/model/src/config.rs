@@ -14,7 +14,7 @@ use self::family::Sizes;
 pub use self::rope::{Rope, RopeScaling};
 use crate::json::{self, Fields};
 use crate::sidecar_files::torch_name;
-use crate::{ModelError, Projection, Quantization, files};
+use crate::{ModelError, Preset, Projection, Quantization, files};
 
 /// Upper limits of sizes. No real model reaches these limits. Below them, the product of two sizes cannot
 /// overflow.
@@ -180,6 +180,9 @@ impl ModelConfig {
 
     /// Returns the text of a `config.json` that both transformers 4 and 5 can read.
     pub fn to_json(&self) -> Vec<u8> {
+        if let Some(text) = Preset::text_of(self) {
+            return text.as_bytes().to_vec();
+        }
         // transformers writes a single id as a number, not as a list.
         let eos = match self.eos_token_id[..] {
             [] => Value::Null,

@@ -1,6 +1,7 @@
 //! Well-known model shapes with a name. They are used to measure speed and memory without a download.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use danlu_kernels::DType;
@@ -21,12 +22,26 @@ pub enum Preset {
     Llama3_2_1b,
     /// Llama-3-8B.
     Llama3_8b,
+    /// Qwen3-0.6B.
+    Qwen3_0_6b,
+    /// The text model Gemma 3 1B.
+    Gemma3_1b,
+    /// Phi-4-mini, with 3.8 billion parameters. All factors of its rotary embedding are 1.
+    Phi4Mini,
 }
 
 impl Preset {
-    /// All presets. The smallest is the first.
-    pub const ALL: [Self; 5] =
-        [Self::Base8m, Self::Base28m, Self::Llama125m, Self::Llama3_2_1b, Self::Llama3_8b];
+    /// All presets. The smallest of each family is the first.
+    pub const ALL: [Self; 8] = [
+        Self::Base8m,
+        Self::Base28m,
+        Self::Llama125m,
+        Self::Llama3_2_1b,
+        Self::Llama3_8b,
+        Self::Qwen3_0_6b,
+        Self::Gemma3_1b,
+        Self::Phi4Mini,
+    ];
 
     /// Returns the name that [`FromStr`] accepts.
     pub fn name(self) -> &'static str {
@@ -36,12 +51,34 @@ impl Preset {
             Self::Llama125m => "llama-125m",
             Self::Llama3_2_1b => "llama-3.2-1b",
             Self::Llama3_8b => "llama-3-8b",
+            Self::Qwen3_0_6b => "qwen3-0.6b",
+            Self::Gemma3_1b => "gemma-3-1b",
+            Self::Phi4Mini => "phi-4-mini",
         }
+    }
+
+    /// Returns the `config.json` of a shape outside the Llama family.
+    fn text(self) -> Option<&'static str> {
+        match self {
+            Self::Qwen3_0_6b => Some(include_str!("presets/qwen3-0.6b.json")),
+            Self::Gemma3_1b => Some(include_str!("presets/gemma-3-1b.json")),
+            Self::Phi4Mini => Some(include_str!("presets/phi-4-mini.json")),
+            _ => None,
+        }
+    }
+
+    /// Returns the `config.json` of the shape with this configuration, if the shape has its own text.
+    pub(crate) fn text_of(config: &ModelConfig) -> Option<&'static str> {
+        Self::ALL.into_iter().find(|shape| shape.text().is_some() && shape.config() == *config)?.text()
     }
 
     /// Returns the configuration. The Llama shapes are from Grattafiori et al., 2024, table 3, and from the
     /// `config.json` of these models.
     pub fn config(self) -> ModelConfig {
+        if let Some(text) = self.text() {
+            let path = Path::new("config.json");
+            return ModelConfig::parse(path, text.as_bytes()).expect("a test parses each text");
+        }
         match self {
             Self::Base8m => small(256, 704, 4, 2),
             Self::Base28m => small(512, 1408, 8, 4),
@@ -62,6 +99,7 @@ impl Preset {
                 }
             }
             Self::Llama3_8b => llama3(4096, 14_336, 32, 32, 8),
+            Self::Qwen3_0_6b | Self::Gemma3_1b | Self::Phi4Mini => unreachable!("the shape has a text"),
         }
     }
 }
@@ -135,8 +173,6 @@ impl FromStr for Preset {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -147,6 +183,10 @@ mod tests {
         assert_eq!(parameters(Preset::Llama3_2_1b), 1_235_814_400);
         assert_eq!(parameters(Preset::Llama3_8b), 8_030_261_248);
         assert_eq!(parameters(Preset::Base8m), 7_999_744);
+        // The published numbers of the models on the Hub.
+        assert_eq!(parameters(Preset::Qwen3_0_6b), 596_049_920);
+        assert_eq!(parameters(Preset::Gemma3_1b), 999_885_952);
+        assert_eq!(parameters(Preset::Phi4Mini), 3_836_021_760);
         for shape in Preset::ALL {
             let counted: usize = shape.config().tensors().map(|(_, s)| s.iter().product::<usize>()).sum();
             assert_eq!(counted as u64, parameters(shape), "{shape}");

@@ -41,7 +41,8 @@ The time is measured with one layer of random weights, on the processor.";
 pub struct PlanArgs {
     #[command(flatten)]
     pub train: TrainArgs,
-    /// Plan for a known shape instead of a base: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
+    /// Plan for a known shape instead of a base: base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b,
+    /// qwen3-0.6b, gemma-3-1b or phi-4-mini
     #[arg(long, value_name = "NAME", value_parser = Preset::from_str, conflicts_with_all = ["base", "data"], help_heading = "Files")]
     pub shape: Option<Preset>,
     /// Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist

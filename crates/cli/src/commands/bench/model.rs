@@ -33,7 +33,8 @@ pub struct ModelArgs {
     /// Model: a folder or a Hub name
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub base: Option<PathBuf>,
-    /// Random weights in a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
+    /// Random weights in a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b,
+    /// qwen3-0.6b, gemma-3-1b or phi-4-mini
     #[arg(long, value_name = "NAME", value_parser = Preset::from_str, help_heading = "Model")]
     pub shape: Option<Preset>,
     /// Folder for the random weights; existing ones are used again [default: in memory]
