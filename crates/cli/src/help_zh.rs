@@ -13,6 +13,10 @@ const TEXTS: &[(&str, &str)] = &[
         "对话模板里 `enable_thinking` 的值，例如 Qwen3 [默认：由模板决定]",
     ),
     (
+        "Further values of the chat template, as a JSON object such as {\"enable_thinking\": false}",
+        "对话模板的其他变量，写成 JSON 对象，如 {\"enable_thinking\": false}",
+    ),
+    (
         "Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr",
         "代替模型的对话模板：文件，或 chatml、llama3、alpaca、vicuna、zephyr",
     ),

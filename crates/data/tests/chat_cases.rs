@@ -115,3 +115,51 @@ fn every_conversation_equals_transformers_with_every_template() {
     assert!(faults.is_empty(), "{} of {compared} differ:\n{}", faults.len(), faults.join("\n"));
     assert!(compared >= 234, "{compared}");
 }
+
+/// A reply continues the prompt, so a record of training must continue the same prompt.
+#[test]
+fn thoughts_are_the_same_in_training_and_in_chat() {
+    let Some(shared) = shared() else { return };
+    let tokenizer = Tokenizer::read(&shared.join("qwen3")).unwrap();
+    let template = tokenizer.template().unwrap();
+    let encoded = |messages: &Value| {
+        let file = json!({ "messages": messages }).to_string();
+        let dataset = read_from(file.as_bytes(), Path::new("a.jsonl"), &ReadOptions::default()).unwrap();
+        encode(&dataset.records[0], &tokenizer, &EncodeOptions::default()).unwrap()
+    };
+    let trained = |messages: &Value| {
+        let encoded = encoded(messages);
+        let first = encoded.sequence.trained.iter().position(|&trained| trained).unwrap();
+        encoded.text[encoded.offsets[first].start..].to_owned()
+    };
+    let question = Message::new("user", "Hello?");
+    let prompt = template.render(std::slice::from_ref(&question), true).unwrap();
+    let closed = template.with_value("enable_thinking", false.into());
+    let closed = closed.render(std::slice::from_ref(&question), true).unwrap();
+    assert_eq!(closed, format!("{prompt}<think>\n\n</think>\n\n"));
+
+    let plain = json!([{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]);
+    let thoughtful = json!([
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "content": "Hi.", "reasoning_content": "A greeting."},
+    ]);
+    for (messages, answer) in [
+        (plain, "<think>\n\n</think>\n\nHi.<|im_end|>"),
+        (thoughtful, "<think>\nA greeting.\n</think>\n\nHi.<|im_end|>"),
+    ] {
+        // The thoughts are trained. A chat that leaves the thoughts open lets the model write the same text.
+        assert!(trained(&messages).starts_with(answer), "{}", trained(&messages));
+        assert_eq!(encoded(&messages).text.trim_end(), format!("{prompt}{answer}"));
+
+        // The second prompt of the chat drops the thoughts of the first reply, and so does the record.
+        let reply = answer.trim_end_matches("<|im_end|>");
+        let second = Message::new("user", "And now?");
+        let chat = [question.clone(), Message::new("assistant", reply), second];
+        let mut record = messages.as_array().unwrap().clone();
+        record.push(json!({"role": "user", "content": "And now?"}));
+        record.push(json!({"role": "assistant", "content": "Bye."}));
+        let prompt = template.render(&chat, true).unwrap();
+        let text = encoded(&Value::from(record)).text;
+        assert_eq!(text.trim_end(), format!("{prompt}<think>\n\n</think>\n\nBye.<|im_end|>"));
+    }
+}

@@ -1,5 +1,6 @@
 //! State that all routes share, and the functions that pass requests to the engine.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,6 +29,15 @@ pub(crate) struct ReplySettings<'a> {
     /// Number of alternatives per token, if the client requested probabilities.
     pub top_logprobs: Option<usize>,
     pub constraint: &'a Constraint,
+}
+
+/// The values that the chat template renders.
+#[derive(Default)]
+pub(crate) struct Conversation {
+    pub messages: Vec<Message>,
+    pub tools: Vec<Value>,
+    /// Further values of the template, such as `enable_thinking`.
+    pub values: Map<String, Value>,
 }
 
 /// State of the server.
@@ -179,25 +189,28 @@ impl App {
         })
     }
 
-    /// Renders messages and tools with the chat template of the model, and adds the model's default system
-    /// message if the first message is no system message. Returns the text and its tokens.
+    /// Renders a conversation with the chat template of the model, and adds the model's default system message
+    /// if the first message is no system message. Returns the text and its tokens.
     pub async fn render(
         &self,
         lease: &Lease,
-        messages: Vec<Message>,
-        tools: Vec<Value>,
+        conversation: Conversation,
     ) -> Result<(String, Vec<u32>), ApiError> {
         let profile = Arc::clone(&lease.profile);
         blocking(move || {
-            let mut messages = messages;
+            let Conversation { mut messages, tools, values } = conversation;
             if let Some(system) = profile.default_system.as_ref().filter(|_| messages[0].role != "system") {
                 messages.insert(0, Message::new("system", system));
             }
             let template = profile.tokenizer().template()?;
-            let text = match tools.is_empty() {
-                true => template.render(&messages, true)?,
-                false => template.with_tools(&tools).render(&messages, true)?,
-            };
+            let mut template = Cow::Borrowed(template);
+            if !tools.is_empty() {
+                template = Cow::Owned(template.with_tools(&tools));
+            }
+            for (name, value) in values {
+                template = Cow::Owned(template.with_value(&name, value));
+            }
+            let text = template.render(&messages, true)?;
             let ids = profile.tokenizer().encode(&text)?;
             Ok((text, ids))
         })

@@ -10,7 +10,7 @@ use crate::api_error::{ApiError, shortened};
 
 /// Fields that other servers support and that would change the reply. This server rejects them unless their
 /// value is null, false or empty.
-const REFUSED: [&str; 41] = [
+const REFUSED: [&str; 40] = [
     "add_generation_prompt",
     "add_special_tokens",
     "allowed_token_ids",
@@ -18,7 +18,6 @@ const REFUSED: [&str; 41] = [
     "bad_words",
     "beam_width",
     "chat_template",
-    "chat_template_kwargs",
     "continue_final_message",
     "documents",
     "dry_multiplier",

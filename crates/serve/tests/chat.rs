@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use danlu_serve::ServeOptions;
 use serde_json::{Value, json};
-use support::{options, served, start};
+use support::{options, served, start, start_with_template};
 
 #[test]
 fn a_chat_has_the_fields_of_openai() {
@@ -153,6 +153,36 @@ fn tokens_and_templates_are_shown() {
     assert_eq!(prompt, text);
 }
 
+/// A template that closes the thoughts in the prompt if `enable_thinking` is false, as that of Qwen3.
+const THINKING_TEMPLATE: &str = "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n\
+    {{ m.content }}<|eot_id|>{% endfor %}\
+    {% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n\
+    {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}";
+
+#[test]
+fn values_of_a_request_reach_the_template() {
+    let server = start_with_template(options(), THINKING_TEMPLATE);
+    let messages = json!([{"role": "user", "content": "你好"}]);
+    let prompt = |values: Value| {
+        let body = json!({"messages": messages, "chat_template_kwargs": values});
+        server.post("/apply-template", &body).json()["prompt"].as_str().unwrap().to_owned()
+    };
+    let plain = prompt(json!({}));
+    assert_eq!(prompt(json!({"enable_thinking": true, "unread": 1})), plain);
+    assert_eq!(prompt(json!({"enable_thinking": false})), format!("{plain}<think>\n\n</think>\n\n"));
+
+    let prompt_tokens =
+        |more: Value| server.chat("base", "你好", more).json()["usage"]["prompt_tokens"].as_u64().unwrap();
+    let closed = prompt_tokens(json!({"chat_template_kwargs": {"enable_thinking": false}}));
+    assert!(closed > prompt_tokens(json!({})));
+    let of_ollama = |think: Value| {
+        let body = json!({"model": "base", "messages": messages, "think": think, "stream": false});
+        server.post("/api/chat", &body).json()["prompt_eval_count"].as_u64().unwrap()
+    };
+    assert_eq!(of_ollama(json!(false)), closed);
+    assert_eq!(of_ollama(json!("high")), prompt_tokens(json!({})));
+}
+
 #[test]
 fn wrong_requests_name_the_field() {
     let server = start(ServeOptions { max_body_bytes: 10_000, ..options() });
@@ -162,6 +192,12 @@ fn wrong_requests_name_the_field() {
         (json!({"temperature": 3}), "temperature", "it is 3, expected a number between 0 and 2"),
         (json!({"temprature": 1}), "temprature", "did you mean `temperature`?"),
         (json!({"guided_json": {"type": "object"}}), "guided_json", "does not support"),
+        (json!({"chat_template_kwargs": [1]}), "chat_template_kwargs", "it is a list, expected an object"),
+        (
+            json!({"chat_template_kwargs": {"messages": []}}),
+            "chat_template_kwargs.messages",
+            "the server sets this value",
+        ),
         (json!({"n": 0}), "n", "it is 0"),
         (json!({"max_completion_tokens": 3}), "max_completion_tokens", "it is 3, and `max_tokens` is 12"),
         (json!({"top_logprobs": 3}), "top_logprobs", "needs `logprobs`"),

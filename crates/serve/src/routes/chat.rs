@@ -7,7 +7,7 @@ use axum::response::Response;
 
 use super::{RequestBody, json, object};
 use crate::api_error::ApiError;
-use crate::app::{App, ReplySettings};
+use crate::app::{App, Conversation, ReplySettings};
 use crate::constraint::Constraint;
 use crate::stream;
 use crate::wire::chat::{ChatAnswer, ChatRequest};
@@ -18,9 +18,10 @@ pub(crate) async fn create(State(app): State<Arc<App>>, body: RequestBody) -> Re
     let request = ChatRequest::read(&map, app.vocab_size)?;
     let (model, lease) = app.lease(&map).await?;
     let answer = ChatAnswer::new(&model, lease.clone(), &request);
-    let ChatRequest { messages, sampling, output, top_logprobs, .. } = request;
+    let ChatRequest { messages, template_values: values, sampling, output, top_logprobs, .. } = request;
     let constraint = Constraint::compile(&app, &lease, &output, &sampling).await?;
-    let (_, ids) = app.render(&lease, messages, output.tools.shown()).await?;
+    let conversation = Conversation { messages, tools: output.tools.shown(), values };
+    let (_, ids) = app.render(&lease, conversation).await?;
     let settings = ReplySettings { sampling: &sampling, top_logprobs, constraint: &constraint };
     let reply = app.submit(vec![ids], settings, lease).await?;
     match request.streams {

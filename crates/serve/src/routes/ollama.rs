@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{RequestBody, json as respond, object};
 use crate::api_error::ApiError;
-use crate::app::{App, ReplySettings, blocking};
+use crate::app::{App, Conversation, ReplySettings, blocking};
 use crate::constraint::Constraint;
 use crate::json_fields::Fields;
 use crate::stream;
@@ -42,7 +42,8 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, body: RequestBody) -> Resu
     let lease = app.registry.lease(without_tag(model)).await?;
     let sampling = &request.sampling;
     let constraint = Constraint::compile(&app, &lease, &request.output, sampling).await?;
-    let (_, ids) = app.render(&lease, request.messages, request.output.tools.shown()).await?;
+    let (messages, tools, values) = (request.messages, request.output.tools.shown(), request.template_values);
+    let (_, ids) = app.render(&lease, Conversation { messages, tools, values }).await?;
     let settings = ReplySettings { sampling, top_logprobs: None, constraint: &constraint };
     let reply = app.submit(vec![ids], settings, lease).await?;
     let answer = OllamaAnswer::new(model);

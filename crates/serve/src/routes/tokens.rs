@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::{RequestBody, json as respond, object};
 use crate::api_error::ApiError;
-use crate::app::App;
+use crate::app::{App, Conversation};
 use crate::json_fields::Fields;
 use crate::registry::Lease;
-use crate::wire::messages;
+use crate::wire::{messages, template_values};
 
 /// Returns a lease on the model of a request, or on the base if the request names no model.
 async fn lease(app: &App, map: &Map<String, Value>) -> Result<Lease, ApiError> {
@@ -27,6 +27,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> 
     let fields = Fields::new(&map);
     fields.check_names(&[&[
         "add_special_tokens",
+        "chat_template_kwargs",
         "content",
         "messages",
         "model",
@@ -35,7 +36,7 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> 
     ]])?;
     let lease = lease(&app, &map).await?;
     let ids = if fields.get("messages").is_some() {
-        app.render(&lease, messages::read(&map)?, Vec::new()).await?.1
+        app.render(&lease, conversation(&map)?).await?.1
     } else {
         let text = match fields.text("prompt")? {
             Some(text) => Some(text),
@@ -74,10 +75,16 @@ pub(crate) async fn apply_template(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let map = object(body)?;
-    Fields::new(&map).check_names(&[&["messages", "model"]])?;
+    Fields::new(&map).check_names(&[&["chat_template_kwargs", "messages", "model"]])?;
     let lease = lease(&app, &map).await?;
-    let (prompt, _) = app.render(&lease, messages::read(&map)?, Vec::new()).await?;
+    let (prompt, _) = app.render(&lease, conversation(&map)?).await?;
     respond_ok(&json!({ "prompt": prompt }))
+}
+
+/// Reads the messages and the values of the template.
+fn conversation(map: &Map<String, Value>) -> Result<Conversation, ApiError> {
+    let values = template_values::read(&Fields::new(map))?;
+    Ok(Conversation { messages: messages::read(map)?, tools: Vec::new(), values })
 }
 
 fn respond_ok(value: &Value) -> Result<Response, ApiError> {

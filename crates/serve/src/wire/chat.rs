@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::envelope::{Envelope, stop_reason};
 use super::output::OutputFields;
-use super::{StreamOptions, logprobs, messages};
+use super::{StreamOptions, logprobs, messages, template_values};
 use crate::api_error::ApiError;
 use crate::json_fields::Fields;
 use crate::registry::Lease;
@@ -19,6 +19,7 @@ const MAX_TOP_LOGPROBS: i64 = 20;
 
 const FIELDS: &[&str] = &[
     "adapter",
+    "chat_template_kwargs",
     "logprobs",
     "max_completion_tokens",
     "messages",
@@ -35,6 +36,7 @@ const FIELDS: &[&str] = &[
 /// A parsed chat request.
 pub(crate) struct ChatRequest {
     pub messages: Vec<Message>,
+    pub template_values: Map<String, Value>,
     pub sampling: SamplingFields,
     pub output: OutputFields,
     pub top_logprobs: Option<usize>,
@@ -58,6 +60,7 @@ impl ChatRequest {
         }
         Ok(Self {
             messages,
+            template_values: template_values::read(&fields)?,
             sampling,
             output: OutputFields::read(&fields)?,
             top_logprobs: top_logprobs(&fields)?,

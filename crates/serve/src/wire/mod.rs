@@ -7,6 +7,7 @@ pub(crate) mod logprobs;
 pub(crate) mod messages;
 pub(crate) mod ollama;
 pub(crate) mod output;
+pub(crate) mod template_values;
 
 use std::time::SystemTime;
 

@@ -4,8 +4,8 @@ use chrono::{SecondsFormat, Utc};
 use danlu_model::Message;
 use serde_json::{Map, Value, json};
 
-use super::messages;
 use super::output::OutputFields;
+use super::{messages, template_values};
 use crate::api_error::ApiError;
 use crate::json_fields::Fields;
 use crate::reply::{Piece, Reply};
@@ -50,6 +50,7 @@ const OPTIONS: &[&str] = &[
 /// A parsed chat request.
 pub(crate) struct OllamaChat {
     pub messages: Vec<Message>,
+    pub template_values: Map<String, Value>,
     pub sampling: SamplingFields,
     pub output: OutputFields,
     pub streams: bool,
@@ -63,6 +64,7 @@ impl OllamaChat {
         Fields::nested(&options, "options.").check_names(&[OPTIONS])?;
         Ok(Self {
             messages: messages::read(map)?,
+            template_values: template_values::read_think(&fields)?,
             sampling: SamplingFields::read_ollama(&options)?,
             output: OutputFields::read_ollama(&fields)?,
             // Ollama streams by default.

@@ -14,12 +14,13 @@ use clap::Args;
 use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
 use danlu_kernels::CpuOptions;
 use danlu_loader::{LoadOptions, LoadedModel, ModelFiles, QuantChoice, choose_quantization};
-use danlu_model::{ModelConfig, Quantization, files};
+use danlu_model::{ModelConfig, Quantization, Tokenizer, files};
 use danlu_train::{InferencePass, memory};
 use rustyline::error::ReadlineError;
+use serde_json::{Map, Value};
 
 use crate::args::QuantArgs;
-use crate::args::chat_template::with_chat_template;
+use crate::args::chat_template::{TemplateValues, with_chat_template};
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, DTypeChoice};
 use crate::args::sampling::SamplingArgs;
@@ -84,6 +85,9 @@ pub struct ChatArgs {
     /// Value of `enable_thinking` in the chat template, as of Qwen3 [default: the template's]
     #[arg(long, value_name = "true|false")]
     pub enable_thinking: Option<bool>,
+    /// Further values of the chat template, as a JSON object such as {"enable_thinking": false}
+    #[arg(long, value_name = "JSON", value_parser = TemplateValues::from_str)]
+    pub chat_template_kwargs: Option<TemplateValues>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Longest reply, in tokens
@@ -142,10 +146,12 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let template = args.chat_template.as_deref();
     let loaded = loaded.map_tokenizer(|tokenizer| {
         let tokenizer = with_chat_template(tokenizer, template, printer)?;
-        Ok::<_, Diagnostic>(match args.enable_thinking {
-            Some(thinks) => tokenizer.with_template_value("enable_thinking", thinks.into()),
-            None => tokenizer,
-        })
+        let thinks = args.enable_thinking.map(|thinks| ("enable_thinking".to_owned(), thinks.into()));
+        let values = args.chat_template_kwargs.clone().map_or_else(Map::new, |TemplateValues(values)| values);
+        let pass = |tokenizer: Tokenizer, (name, value): (String, Value)| {
+            tokenizer.with_template_value(&name, value)
+        };
+        Ok::<_, Diagnostic>(values.into_iter().chain(thinks).fold(tokenizer, pass))
     })?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,

@@ -271,6 +271,7 @@ fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
         allow_template_mismatch: false,
         chat_template: None,
         enable_thinking: None,
+        chat_template_kwargs: None,
         sampling: SamplingArgs { temperature: Some(0.0), ..SamplingArgs::default() },
         max_new_tokens: REPLY_TOKENS,
         context: None,
