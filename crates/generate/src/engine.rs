@@ -9,8 +9,9 @@
 //! prompt has been read. For the other sequences, the step reads the next tokens of their prompts.
 
 use std::borrow::Borrow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use danlu_kernels::Backend;
 use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 
 use crate::{GenerateError, Sequence, TokenStep};
@@ -18,6 +19,10 @@ use crate::{GenerateError, Sequence, TokenStep};
 /// Maximum number of prompt tokens per step, in all slots together. The limit keeps the activations small
 /// enough for the processor's cache, and bounds the delay of the sequences that decode.
 const MAX_PREFILL_TOKENS: usize = 512;
+
+/// Smallest number of logits for which another thread chooses a token. To start a thread takes about as long
+/// as the search in this many logits.
+const MIN_TASK_LOGITS: usize = 1 << 15;
 
 /// Runs sequences on one decoder. The type `D` borrows or shares the decoder.
 pub struct Engine<'a, D: Borrow<Decoder> = &'a Decoder> {
@@ -237,13 +242,19 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
             false => decoder.decode(work, cache, &inputs)?,
         };
         let mut rows = logits.chunks_mut(decoder.config().vocab_size);
+        let mut choices = Vec::new();
         for (i, tokens) in pieces {
             if self.slots[i].advance(tokens) {
                 let row = rows.next().expect("a row of logits for every input that wants them");
-                let Slot { id, sequence, .. } = &mut self.slots[i];
-                let step = sequence.as_mut().expect("a slot that was read has a sequence").push(row);
-                outputs.push(StepOutput { slot: *id, step });
+                let sequence = self.slots[i].sequence.take().expect("a slot that was read has a sequence");
+                choices.push(TokenChoice { index: i, sequence, row, step: None });
             }
+        }
+        choose_tokens(&mut choices, &**self.decoder.borrow().backend());
+        for TokenChoice { index, sequence, step, .. } in choices {
+            let slot = &mut self.slots[index];
+            slot.sequence = Some(sequence);
+            outputs.push(StepOutput { slot: slot.id, step: step.expect("each choice was made") });
         }
         self.work.recycle_logits(logits);
         Ok(())
@@ -252,6 +263,29 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
     fn index(&self, slot: SlotId) -> usize {
         self.slots.iter().position(|open| open.id == slot).expect("an open slot")
     }
+}
+
+/// A sequence whose next token is chosen from `row`, a row of logits.
+struct TokenChoice<'r> {
+    /// Index of the sequence's slot.
+    index: usize,
+    sequence: Sequence,
+    row: &'r mut [f32],
+    step: Option<Result<TokenStep, GenerateError>>,
+}
+
+/// Chooses the next token of every sequence. If the rows are long, the back end's threads share them, because
+/// a token of a large vocabulary takes a considerable part of a step.
+fn choose_tokens(choices: &mut [TokenChoice<'_>], backend: &dyn Backend) {
+    let Some(first) = choices.first() else { return };
+    let per_task = MIN_TASK_LOGITS.div_ceil(first.row.len().max(1));
+    let tasks: Vec<Mutex<&mut [TokenChoice<'_>]>> = choices.chunks_mut(per_task).map(Mutex::new).collect();
+    backend.run_host_tasks(tasks.len(), &|task| {
+        // Only one thread runs a task, so no lock is taken twice.
+        for choice in tasks[task].lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            choice.step = Some(choice.sequence.push(choice.row));
+        }
+    });
 }
 
 impl Slot<'_> {

@@ -101,6 +101,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// an operation that the model needs.
     fn supports(&self, operation: FamilyOperation) -> bool;
 
+    /// Calls `task(index)` for every index below `tasks`, in any order. The back end's own threads on the host
+    /// share the calls, if it has such threads. Returns when all calls have ended.
+    ///
+    /// # Panics
+    /// If a task panics, or uses the back end.
+    fn run_host_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
+
     /// Allocates a zeroed buffer of `len` elements.
     fn alloc(&self, len: usize, element: Element) -> Buffer;
 

@@ -1,9 +1,9 @@
 //! Fair scheduling. There is one queue ("flow") for each adapter, and one for the base.
 //!
 //! Each flow counts the token rows that were computed for its requests. The flow with the lowest count is
-//! served first. Requests of the same flow are served in order. If a flow becomes active and its count is
-//! below the counts of all active flows, its count is raised to the lowest of these. A flow therefore gets no
-//! extra rows for its idle time.
+//! served first. Among equal counts, a flow without running requests is first. Requests of the same flow are
+//! served in order. If a flow becomes active and its count is below the counts of all active flows, its count
+//! is raised to the lowest of these. A flow therefore gets no extra rows for its idle time.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -81,7 +81,7 @@ impl Flows {
     pub fn next(&self) -> Option<FlowKey> {
         let waiting = self.flows.iter().filter_map(|(&key, flow)| {
             let first = flow.waiting.front()?;
-            Some(((flow.served, first.request, first.choice), key))
+            Some(((flow.served, flow.running > 0, first.request, first.choice), key))
         });
         waiting.min_by_key(|&(order, _)| order).map(|(_, key)| key)
     }

@@ -172,6 +172,10 @@ impl Backend for Cpu {
         true
     }
 
+    fn run_host_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, |index, _| task(index));
+    }
+
     fn alloc(&self, len: usize, _element: Element) -> Buffer {
         Buffer::host(len)
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::blas::{Direction, ProductOperands, ProductShape};
 use super::device::{Allocation, Device, DeviceInfo, DevicePtr};
@@ -16,7 +16,7 @@ use super::ops::rope::{Angles, Heads, Turn};
 use super::ops::{self, Rows};
 use super::product::Products;
 use super::weight::{self, Weight};
-use crate::cpu::pool::lock;
+use crate::cpu::pool::{Pool, lock};
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
@@ -59,6 +59,8 @@ pub struct Cuda {
     /// Buffer for rows of the residual stream, rounded to f16.
     rounded: Mutex<Option<Allocation>>,
     rope: Mutex<RopeTable>,
+    /// Threads of the host. They start with the first task for them.
+    host_pool: OnceLock<Pool>,
 }
 
 impl Cuda {
@@ -86,6 +88,7 @@ impl Cuda {
             logits: Mutex::default(),
             rounded: Mutex::default(),
             rope: Mutex::default(),
+            host_pool: OnceLock::new(),
         })
     }
 
@@ -497,6 +500,14 @@ impl fmt::Debug for Cuda {
 impl Backend for Cuda {
     fn name(&self) -> String {
         self.versions()
+    }
+
+    fn run_host_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.host_pool.get_or_init(|| Pool::new(cores())).run(tasks, |index, _| task(index));
     }
 
     fn needs_loss_scale(&self) -> bool {

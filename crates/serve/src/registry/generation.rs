@@ -7,11 +7,14 @@ use std::sync::Arc;
 use danlu_adapter::Adapter;
 use danlu_generate::{GenerationId, RequestAdapter};
 use danlu_hub::RepoName;
-use danlu_kernels::{Backend, BackendError};
+use danlu_kernels::{Backend, BackendError, DType, from_f32};
 use danlu_model::{Decoder, ModelError, PackedAdapter};
 use sha2::{Digest, Sha256};
 
 use crate::model_profile::ModelProfile;
+
+/// Number of parameters that are converted before the digest reads them.
+const BLOCK_PARAMETERS: usize = 1 << 14;
 
 /// Source of an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,13 +96,58 @@ fn content_id(
         add(&module.scaling.to_le_bytes());
         for tensor in module.tensors() {
             add(format!("{:?}", tensor.shape).as_bytes());
-            let mut values = vec![0.0; tensor.len()];
-            backend.read(&mut values, &adapter.params, tensor.offset)?;
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            add(&bytes);
         }
     }
     add(format!("{:?}", profile.tokens.fingerprint).as_bytes());
     add(format!("{:?} {:?}", profile.default_system, profile.sampling).as_bytes());
+    match backend.device_memory() {
+        // Parameters in host memory are read in place, because a copy takes longer than the digest.
+        None => add_parameters(&mut hasher, &adapter.params.host_slice()[..adapter.num_parameters()]),
+        Some(_) => add_parameters(&mut hasher, &adapter.to_vec(backend)?),
+    }
     Ok(GenerationId(hasher.finalize().into()))
+}
+
+/// Adds parameters to a digest, in blocks. A block is added in bf16 if bf16 stores all its values exactly, as
+/// for an adapter saved in bf16. The digest then reads half as many bytes.
+fn add_parameters(hasher: &mut Sha256, parameters: &[f32]) {
+    let mut bytes = vec![0; BLOCK_PARAMETERS * size_of::<f32>()];
+    for block in parameters.chunks(BLOCK_PARAMETERS) {
+        // A bf16 value is the upper half of an f32.
+        let lower_bits = block.iter().fold(0, |bits, value| bits | value.to_bits() & 0xffff);
+        let dtype = if lower_bits == 0 { DType::Bf16 } else { DType::F32 };
+        let bytes = &mut bytes[..block.len() * dtype.size()];
+        from_f32(dtype, block, bytes);
+        hasher.update([dtype.size() as u8]);
+        hasher.update(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(parameters: &[f32]) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        add_parameters(&mut hasher, parameters);
+        hasher.finalize().into()
+    }
+
+    #[test]
+    fn a_change_of_any_bit_of_a_parameter_changes_the_digest() {
+        // The last block is short. All values fit bf16.
+        let parameters: Vec<f32> = (0..BLOCK_PARAMETERS + 3).map(|i| (i % 100) as f32).collect();
+        let mut digests = vec![digest(&parameters)];
+        for index in [0, BLOCK_PARAMETERS - 1, BLOCK_PARAMETERS, BLOCK_PARAMETERS + 2] {
+            for bit in [0, 15, 16, 22, 31] {
+                let mut changed = parameters.clone();
+                changed[index] = f32::from_bits(changed[index].to_bits() ^ 1 << bit);
+                digests.push(digest(&changed));
+            }
+        }
+        let count = digests.len();
+        digests.sort_unstable();
+        digests.dedup();
+        assert_eq!(digests.len(), count);
+    }
 }
