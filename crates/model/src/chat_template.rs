@@ -89,6 +89,8 @@ pub struct ChatTemplate {
     values: BTreeMap<String, serde_json::Value>,
     tools: Value,
     tools_bytes: usize,
+    /// The template for conversations with tools, if the model has a separate one.
+    tool_use: Option<Arc<ChatTemplate>>,
 }
 
 /// Fuel that the renderings of a template have used. All copies of the template share this counter.
@@ -138,7 +140,9 @@ impl ChatTemplate {
             let message = format!("it is {} bytes long, at most {MAX_TEMPLATE_BYTES} are read", source.len());
             return Err(ModelError::Template { path: path.to_owned(), line: None, message });
         }
-        let (rewritten, marks_generation) = jinja::rewrite_generation(source);
+        // Jinja converts the line breaks of a template, so a template of Windows renders the same text.
+        let unix = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (rewritten, marks_generation) = jinja::rewrite_generation(&unix);
         let rewritten = template_rewrite::bound_values(&rewritten, &jinja::syntax()).map_err(|e| {
             ModelError::Template { path: path.to_owned(), line: Some(e.line), message: e.message }
         })?;
@@ -159,8 +163,9 @@ impl ChatTemplate {
             values: BTreeMap::new(),
             tools: Value::from(()),
             tools_bytes: 0,
+            tool_use: None,
         };
-        template.check_named_tokens(undeclared)?;
+        template.check_names(undeclared)?;
         template.end_of_turn = template.find_end_of_turn(special_tokens);
         if template.end_of_turn.is_none() {
             template.turn_starts = template.find_turn_starts(special_tokens);
@@ -177,18 +182,26 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// Sets the template for conversations with tools.
+    pub fn with_tool_use(self, tool_use: Self) -> Self {
+        Self { tool_use: Some(Arc::new(tool_use)), ..self }
+    }
+
     /// Rejects a template that writes an undefined name such as `user_token`, because the name would render
     /// as empty text. The seven standard names may be undefined, because transformers renders them as empty
     /// text too.
-    fn check_named_tokens(&self, undeclared: HashSet<String>) -> Result<(), ModelError> {
+    fn check_names(&self, undeclared: HashSet<String>) -> Result<(), ModelError> {
         const STANDARD: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+        const GIVEN: [&str; 5] =
+            ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"];
         let is_missing = |name: &String| {
-            let is_tested = self.source.contains(&format!("{name} is "));
-            name.ends_with("_token")
-                && !STANDARD.contains(&name.as_str())
-                && !self.variables.contains_key(name)
-                && !is_tested
+            let is_known = STANDARD.contains(&name.as_str())
+                || GIVEN.contains(&name.as_str())
+                || self.variables.contains_key(name);
+            let uses = name_uses(&self.source, name);
+            let is_token = name.ends_with("_token");
+            !is_known && !uses.is_tested && (is_token || uses.is_written)
         };
         match undeclared.into_iter().filter(is_missing).min() {
             None => Ok(()),
@@ -202,7 +215,8 @@ impl ChatTemplate {
     /// Returns a copy that passes these tools to the template.
     pub fn with_tools(&self, tools: &[serde_json::Value]) -> Self {
         let tools_bytes = tools.iter().map(text_bytes).sum();
-        Self { tools: Value::from(Serde(tools)), tools_bytes, ..self.clone() }
+        let template = self.tool_use.as_deref().unwrap_or(self).clone();
+        Self { tools: Value::from(Serde(tools)), tools_bytes, values: self.values.clone(), ..template }
     }
 
     /// Returns a copy that passes `value` to the template under `name`, such as `enable_thinking`.
@@ -221,6 +235,7 @@ impl ChatTemplate {
     /// Returns whether the template uses the current date.
     pub fn asks_for_date(&self) -> bool {
         self.source.contains("strftime_now")
+            || self.tool_use.as_ref().is_some_and(|other| other.asks_for_date())
     }
 
     /// Returns the date that the template would get now, in the form `YYYY-MM-DD`.
@@ -231,6 +246,9 @@ impl ChatTemplate {
     /// Fixes the template's time to `seconds` since 1970. The time of all clones is fixed too.
     pub fn stop_clock(&self, seconds: u64) {
         self.clock.set(Some(seconds));
+        if let Some(tool_use) = &self.tool_use {
+            tool_use.stop_clock(seconds);
+        }
     }
 
     /// Returns the Jinja text, unchanged.
@@ -678,6 +696,37 @@ impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ChatTemplate({} bytes, end of turn {:?})", self.source.len(), self.end_of_turn)
     }
+}
+
+/// How a template uses a name.
+struct NameUses {
+    /// Whether a condition or a default covers the case that the name is undefined.
+    is_tested: bool,
+    /// Whether the value of the name is written.
+    is_written: bool,
+}
+
+/// Returns how a template uses a name, judged by the words and signs around it.
+fn name_uses(source: &str, name: &str) -> NameUses {
+    let is_word = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.');
+    let mut uses = NameUses { is_tested: false, is_written: false };
+    for (at, _) in source.match_indices(name) {
+        let (before, after) = (&source[..at], &source[at + name.len()..]);
+        if before.ends_with(is_word) || after.starts_with(is_word) {
+            continue;
+        }
+        let (before, after) = (before.trim_end(), after.trim_start());
+        let follows = |word: &str| before.strip_suffix(word).is_some_and(|rest| !rest.ends_with(is_word));
+        let precedes = |word: &str| after.strip_prefix(word).is_some_and(|rest| !rest.starts_with(is_word));
+        let filter = after.strip_prefix('|').map(str::trim_start).unwrap_or_default();
+        uses.is_tested |= ["if", "elif", "not", "and", "or", "in", "set"].into_iter().any(follows)
+            || ["is", "or", "and", "if", "in", "="].into_iter().any(precedes)
+            || filter.starts_with("default");
+        let opens = ["{{", "{{-", "{{+", "+", "~"].iter().any(|sign| before.ends_with(sign));
+        let ends = ["}}", "-}}", "+", "~", "|"].iter().any(|sign| after.starts_with(sign));
+        uses.is_written |= opens && ends;
+    }
+    uses
 }
 
 /// Returns two private-use characters that occur neither in the messages nor in the template.

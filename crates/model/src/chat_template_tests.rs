@@ -374,3 +374,36 @@ fn a_namespace_keeps_lists_over_the_turns_of_a_loop() {
     let turns = [Message::new("user", "a"), Message::new("assistant", "b")];
     assert_eq!(template(source).render(&turns, false).unwrap(), "user,assistant user 2 zz![1, 2][1, 2]");
 }
+
+#[test]
+fn line_breaks_of_windows_render_as_in_jinja() {
+    // Jinja2 converts all line breaks of a template to \n before it compiles the template.
+    let template = template("{% for message in messages %}\r\n{{ message.content }}</s>\r\n{% endfor %}");
+    assert_eq!(template.render(&dialogue(&["a", "b"]), false).unwrap(), "a</s>\nb</s>\n");
+}
+
+#[test]
+fn a_written_name_that_nothing_defines_is_an_error() {
+    let compile = |source: &str| {
+        ChatTemplate::new(Path::new("t.jinja"), source, Default::default(), &[])
+            .map(drop)
+            .map_err(|e| e.to_string())
+    };
+    for source in
+        ["{{ assistant_name }}x", "{{- 'a' + persona -}}", "{{ sys_text | trim }}", "{{ user_token }}"]
+    {
+        let error = compile(source).unwrap_err();
+        assert!(error.contains(", which no file of the tokenizer defines"), "{error}");
+    }
+    for source in [
+        "{% if persona %}{{ persona }}{% endif %}",
+        "{{ persona if persona is defined else 'a' }}",
+        "{{ date_string | default('today') }}",
+        "{% set x = y or 'z' %}{{ x }}",
+        "{{ tools | tojson }}{{ bos_token }}{{ messages[0].persona }}",
+        "{% set ns = namespace(a='') %}{{ ns.a }}",
+        "{% macro m(q) %}{{ q }}{% endmacro %}{{ m(1) }}",
+    ] {
+        assert_eq!(compile(source), Ok(()), "{source}");
+    }
+}

@@ -330,6 +330,9 @@ pub enum ModelError {
     },
 }
 
+/// Part of the problem of an empty tensor.
+const EMPTY: &str = "` is empty";
+
 /// Lists the first problems. The others are only counted.
 fn listing(problems: &[String]) -> String {
     const MAX_SHOWN: usize = 8;
@@ -357,6 +360,18 @@ impl ModelError {
             Self::NoWeights { other: Some(other), .. } if other.ends_with(".gguf") => {
                 "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF"
             }
+            Self::NoWeights { other: Some(other), .. } if other == "consolidated.safetensors" => {
+                "download the model's other files too, or convert Mistral's file once with transformers' \
+                 `convert_mistral_weights_to_hf.py`"
+            }
+            Self::NoWeights { other: Some(other), .. } if other.starts_with("global_step") => {
+                "run DeepSpeed's `zero_to_fp32.py` in the folder, which writes the whole weights"
+            }
+            Self::NoWeights { other: Some(other), .. }
+                if other.ends_with(".distcp") || other.starts_with("pytorch_model_fsdp") =>
+            {
+                "join the shards of FSDP first, with `accelerate merge-weights FOLDER OUTPUT`"
+            }
             Self::NoWeights { other: Some(other), .. } if other.starts_with("consolidated.") => {
                 "convert Meta's files once with transformers' `convert_llama_weights_to_hf.py`, or download the model \
                  in transformers' form"
@@ -377,6 +392,23 @@ impl ModelError {
             Self::Json { .. } => "correct the file, or fetch it again",
             Self::FileSize { .. } | Self::Header { .. } => "fetch the file again: it is damaged",
             Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
+            Self::Incomplete { problems, .. } if problems.iter().any(|problem| problem.contains(EMPTY)) => {
+                "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the \
+                 checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise"
+            }
+            Self::Incomplete { problems, .. }
+                if problems.iter().any(|problem| problem.contains(".lora_")) =>
+            {
+                "merge the adapter first, with the program that saved it: the weights hold its matrices beside the base"
+            }
+            Self::Incomplete { problems, .. }
+                if problems
+                    .iter()
+                    .any(|problem| problem.starts_with("`score.") || problem.starts_with("`classifier.")) =>
+            {
+                "use a language model: this one is a classifier or a reward model"
+            }
+            Self::NoShard { .. } => "fetch the missing file, or the whole model again",
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
                 "fetch config.json and the weights again, from one model"
             }

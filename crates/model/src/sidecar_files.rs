@@ -22,7 +22,9 @@ const TOKENIZER: &[&str] = &[
     "merges.txt",
     "tokenizer.model",
 ];
-const TEMPLATE: &str = "chat_template.jinja";
+pub(crate) const TEMPLATE: &str = "chat_template.jinja";
+/// The template for conversations with tools. transformers writes it beside [`TEMPLATE`].
+pub(crate) const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 const GENERATION: &str = "generation_config.json";
 /// Settings of a vision tower. They are copied from the base.
 const VISION: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
@@ -48,6 +50,9 @@ impl SidecarFile {
     pub fn copy(&self, to: &Path) -> Result<(), FileError> {
         let source = &self.source;
         let mut input = files::open_regular(source)?;
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
+        }
         let mut output = AtomicFile::create(to)?;
         io::copy(&mut input, &mut output).map_err(|e| FileError::new("copy", source, e))?;
         output.commit()
@@ -67,7 +72,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Vec<SidecarFile>, FileError> {
     let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
-    chosen.push((template, TEMPLATE));
+    chosen.extend([TEMPLATE, TOOL_TEMPLATE].map(|name| (template, name)));
     chosen.push((generation_folder(base, adapter), GENERATION));
     chosen.extend(VISION.map(|name| (base, name)));
     for name in also {
@@ -77,7 +82,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     for (folder, name) in chosen {
         let source = folder.join(name);
         // If a name contained a folder, the file could be written outside the output folder.
-        let plain = Path::new(name).file_name().is_some_and(|n| n == name);
+        let plain = name == TOOL_TEMPLATE || Path::new(name).file_name().is_some_and(|n| n == name);
         if !plain || !source.is_file() || files.iter().any(|f| f.name == name) {
             continue;
         }

@@ -1,9 +1,17 @@
 //! Restores the original names of tensors that wrappers have renamed.
 
 /// Components that wrappers add to a module's path. The wrappers are torch.compile, data parallelism, FSDP,
-/// checkpointing and PEFT.
-const WRAPPERS: [&str; 5] =
-    ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"];
+/// checkpointing, PEFT and TRL.
+const WRAPPERS: [&str; 8] = [
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "base_layer",
+    "original_module",
+    "default",
+    "pretrained_model",
+];
 
 /// The possible first components of tensor names in a file that contains only the decoder.
 const DECODER: [&str; 3] = ["layers", "embed_tokens", "norm"];
@@ -58,13 +66,17 @@ pub(crate) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String>
     let bare = |name: &str| {
         let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
         let name = segments.join(".");
-        let name = name.strip_prefix("base_model.model.").unwrap_or(&name);
+        let mut name = name.as_str();
+        while let Some(inner) = name.strip_prefix("base_model.model.") {
+            name = inner;
+        }
         let text = TEXT_PREFIXES
             .into_iter()
             .find_map(|(prefix, to)| name.strip_prefix(prefix).map(|rest| format!("{to}{rest}")));
         text.unwrap_or_else(|| name.to_owned())
     };
     let mut names: Vec<String> = names.map(bare).collect();
+    strip_outer(&mut names);
     if names.iter().any(|name| name.starts_with("model.")) {
         return names;
     }
@@ -76,6 +88,21 @@ pub(crate) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String>
     names
 }
 
+/// Removes a prefix such as `transformer.` or `llm.` before `model.layers`, if all layers of the file have it. A
+/// class around the model adds such a prefix.
+fn strip_outer(names: &mut [String]) {
+    const LAYERS: &str = "model.layers.";
+    let outer = |name: &String| Some(name[..name.find(LAYERS)?].to_owned());
+    let mut found: Vec<String> = names.iter().filter_map(outer).collect();
+    found.dedup();
+    let ([prefix], true) = (&found[..], names.iter().all(|name| !name.starts_with(LAYERS))) else { return };
+    for name in names {
+        if let Some(inner) = name.strip_prefix(prefix.as_str()) {
+            *name = inner.to_owned();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,8 +111,21 @@ mod tests {
     fn wrappers_are_taken_out() {
         let names = ["_orig_mod.model.layers.0.mlp.up_proj.weight", "module.lm_head.weight"];
         assert_eq!(canonical(names.into_iter()), ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]);
-        let peft = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight";
-        assert_eq!(canonical([peft].into_iter()), ["model.layers.0.self_attn.q_proj.weight"]);
+        for peft in [
+            "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
+            "base_model.model.base_model.model.model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.q_proj.default.weight",
+            "pretrained_model.model.layers.0.self_attn.q_proj.weight",
+            "llm.model.layers.0.self_attn.q_proj.weight",
+            "model.model.layers.0.self_attn.q_proj.weight",
+        ] {
+            assert_eq!(canonical([peft].into_iter()), ["model.layers.0.self_attn.q_proj.weight"], "{peft}");
+        }
+        let saved = ["base_model.model.model.embed_tokens.original_module.weight", "llm.lm_head.weight"];
+        assert_eq!(canonical(saved.into_iter())[0], "model.embed_tokens.weight");
+        let outer = ["llm.model.layers.0.mlp.up_proj.weight", "llm.lm_head.weight", "v_head.summary.weight"];
+        let inner = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight", "v_head.summary.weight"];
+        assert_eq!(canonical(outer.into_iter()), inner);
     }
 
     #[test]

@@ -137,11 +137,13 @@ impl Tokenizer {
             .filter(|token| token.special)
             .map(|token| token.content)
             .collect();
-        let template = match template_source(template, &config_path, files.config.as_ref())? {
-            Some((path, source)) => {
-                Some(ChatTemplate::new(&path, &source, named.clone(), &turn_ends(&inner))?)
-            }
-            None => None,
+        let compile = |(path, source): (PathBuf, String)| {
+            ChatTemplate::new(&path, &source, named.clone(), &turn_ends(&inner))
+        };
+        let sources = template_sources(template, &config_path, files.config.as_ref())?;
+        let template = match (sources.default.map(compile), sources.tool_use.map(compile)) {
+            (Some(default), Some(tool_use)) => Some(default?.with_tool_use(tool_use?)),
+            (default, _) => default.transpose()?,
         };
 
         let mut stop_ids = BTreeSet::new();
@@ -596,39 +598,56 @@ fn read_bytes(
     }
 }
 
-/// Returns the chat template and the path of its file. As in transformers, `chat_template.jinja` takes
-/// precedence.
-fn template_source(
+/// The sources of a model's chat templates, each with the path of its file.
+#[derive(Default)]
+struct TemplateSources {
+    default: Option<(PathBuf, String)>,
+    /// The template for conversations with tools, if there is a separate one.
+    tool_use: Option<(PathBuf, String)>,
+}
+
+/// Reads the chat templates of a model. As in transformers, the files take precedence over
+/// `tokenizer_config.json`.
+fn template_sources(
     folder: &Path,
     config_path: &Path,
     config: Option<&Value>,
-) -> Result<Option<(PathBuf, String)>, ModelError> {
-    let path = folder.join("chat_template.jinja");
-    if path.exists() {
-        let bytes = files::read_bounded(&path, json::MAX_CONFIG_BYTES)?;
-        let source = String::from_utf8(bytes).map_err(|e| {
-            let message = format!("it is not UTF-8: {e}");
-            ModelError::Template { path: path.clone(), line: None, message }
-        })?;
-        return Ok(Some((path, source)));
+) -> Result<TemplateSources, ModelError> {
+    if let Some(default) = template_file(&folder.join(sidecar_files::TEMPLATE))? {
+        let tool_use = template_file(&folder.join(sidecar_files::TOOL_TEMPLATE))?;
+        return Ok(TemplateSources { default: Some(default), tool_use });
     }
-    let Some(config) = config else { return Ok(None) };
+    let Some(config) = config else { return Ok(TemplateSources::default()) };
     let fields = Fields::new(config_path, config)?;
-    let source = match fields.get("chat_template") {
-        None => None,
-        Some(Value::String(source)) => Some(source.as_str()),
+    let (default, tool_use) = match fields.get("chat_template") {
+        None => (None, None),
+        Some(Value::String(source)) => (Some(source.as_str()), None),
         Some(Value::Array(list)) => {
-            let named =
-                |name: &str| list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(name));
-            let source = named("default").and_then(|t| t.get("template")).and_then(Value::as_str);
-            Some(
-                source
-                    .ok_or_else(|| fields.wrong("chat_template", "a template named `default` in the list"))?,
-            )
+            let named = |name: &str| {
+                let template = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(name));
+                template.and_then(|t| t.get("template")).and_then(Value::as_str)
+            };
+            if named("default").is_none() {
+                return Err(fields.wrong("chat_template", "a template named `default` in the list"));
+            }
+            (named("default"), named("tool_use"))
         }
         Some(_) => return Err(fields.wrong("chat_template", "a string, or a list of named templates")),
     };
-    Ok(source.map(|source| (config_path.to_owned(), source.to_owned())))
+    let source = |source: &str| (config_path.to_owned(), source.to_owned());
+    Ok(TemplateSources { default: default.map(source), tool_use: tool_use.map(source) })
+}
+
+/// Reads the file of a template, if it exists.
+fn template_file(path: &Path) -> Result<Option<(PathBuf, String)>, ModelError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let source = String::from_utf8(files::read_bounded(path, json::MAX_CONFIG_BYTES)?).map_err(|e| {
+        let message = format!("it is not UTF-8: {e}");
+        ModelError::Template { path: path.to_owned(), line: None, message }
+    })?;
+    Ok(Some((path.to_owned(), source)))
 }
 
 #[cfg(test)]

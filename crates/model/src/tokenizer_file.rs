@@ -293,6 +293,8 @@ fn check_step(step: &Value) -> Result<usize, String> {
             match step.pointer("/pattern/String").and_then(Value::as_str) {
                 Some("") => Err("`pattern` is empty, which matches between all characters".to_owned()),
                 Some(pattern) => Ok(bytes.div_ceil(pattern.len()).max(1)),
+                // Such a pattern matches at most once, at the start of the text.
+                None if is_anchored(step) => Ok(1),
                 // Such a pattern can match the empty text before each character.
                 None if matches_nothing(step) => Ok(1 + bytes),
                 None => Ok(bytes.max(1)),
@@ -306,6 +308,12 @@ fn check_step(step: &Value) -> Result<usize, String> {
         "Metaspace" => Ok(4),
         _ => Ok(1),
     }
+}
+
+/// Returns whether a step's pattern matches only at the start of a text.
+fn is_anchored(step: &Value) -> bool {
+    let pattern = step.pointer("/pattern/Regex").and_then(Value::as_str).unwrap_or_default();
+    pattern.starts_with("\\A") && !pattern.contains('|')
 }
 
 /// Returns whether a step's pattern may match the empty text. The answer is only an estimate from the
@@ -526,6 +534,8 @@ mod tests {
         let newline = replace(json!({ "String": "\n" }), "<|newline|>");
         let sound = sequence(vec![json!({ "type": "Prepend", "prepend": "▁" }), space, newline]);
         assert_eq!(check("normalizer", sound), Ok(()));
+        let once = replace(json!({ "Regex": r"\A▁" }), "▁▁");
+        assert_eq!(check("normalizer", sequence(vec![once; 8])), Ok(()));
         let grow = replace(json!({ "Regex": "." }), "aaaaaaaaaa");
         for (step, expected) in [
             (sequence(vec![grow.clone(), grow]), "makes 100 bytes of one"),

@@ -128,9 +128,16 @@ fn the_template_file_goes_before_the_configuration() {
     let named =
         r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
     let folder = folder_with(&[("tokenizer_config.json", named)]);
-    assert_eq!(Tokenizer::read(folder.path()).unwrap().template().unwrap().source(), "D");
+    let template = Tokenizer::read(folder.path()).unwrap().template().unwrap().clone();
+    assert_eq!(template.source(), "D");
+    assert_eq!(template.with_tools(&[serde_json::json!({})]).source(), "T");
     fs::write(folder.path().join("chat_template.jinja"), "J").unwrap();
-    assert_eq!(Tokenizer::read(folder.path()).unwrap().template().unwrap().source(), "J");
+    let template = Tokenizer::read(folder.path()).unwrap().template().unwrap().clone();
+    assert_eq!(template.with_tools(&[serde_json::json!({})]).source(), "J");
+    fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    fs::write(folder.path().join("additional_chat_templates/tool_use.jinja"), "U").unwrap();
+    let template = Tokenizer::read(folder.path()).unwrap().template().unwrap().clone();
+    assert_eq!((template.source(), template.with_tools(&[serde_json::json!({})]).source()), ("J", "U"));
 }
 
 #[test]

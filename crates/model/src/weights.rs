@@ -25,6 +25,10 @@ pub(crate) const TORCH_FILE: &str = "pytorch_model.bin";
 /// The index of several torch files.
 const TORCH_INDEX: &str = "pytorch_model.bin.index.json";
 
+/// The embedding table and the output head.
+const TABLE: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
 /// Number of bytes of a tensor that are copied at a time.
 const COPY_BYTES: usize = 8 << 20;
 /// Maximum number of tensors in a file. Models with 384 experts have 140,000 tensors in all their files
@@ -76,6 +80,8 @@ pub struct Weights {
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
     text_prefix: TextPrefix,
+    /// Whether the files contain an output head and no embedding table, so that the head is the table.
+    head_is_table: bool,
     /// Weights that were quantized in memory. They replace the weights of the files.
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
@@ -198,6 +204,13 @@ impl Weights {
             (self.by_name, self.text_prefix) = (by_name, text_prefix);
             self.tensors.iter_mut().zip(names).for_each(|(tensor, name)| tensor.name = name);
         }
+        // As in transformers, the head of a tied model is also its embedding table.
+        if let (Some(&at), None) = (self.by_name.get(HEAD), self.by_name.get(TABLE)) {
+            self.tensors[at].name = TABLE.to_owned();
+            self.by_name.remove(HEAD);
+            self.by_name.insert(TABLE.to_owned(), at);
+            self.head_is_table = true;
+        }
     }
 
     /// Maps a single safetensors file, such as an adapter's, and reads its header.
@@ -279,8 +292,8 @@ impl Weights {
     pub(crate) fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
         let (by_name, quantized) = (HashMap::new(), HashMap::new());
-        let text_prefix = TextPrefix::default();
-        Self { folder: folder.to_owned(), files, owners, tensors, by_name, text_prefix, quantized }
+        let (text_prefix, folder, head_is_table) = (TextPrefix::default(), folder.to_owned(), false);
+        Self { folder, files, owners, tensors, by_name, text_prefix, head_is_table, quantized }
     }
 
     /// Adds the tensors of one file in the order of their bytes. If there is an index, adds only the tensors
@@ -539,6 +552,9 @@ impl Weights {
         let mut expected = HashMap::new();
         for (name, shape) in config.tensors() {
             match (self.info(&name), four_bit.get(name.as_str()), &shape[..]) {
+                (None, ..) if name == HEAD && self.head_is_table => {
+                    problems.push(format!("`{TABLE}` {shape:?} is missing"));
+                }
                 (None, ..) => problems.push(format!("`{name}` {shape:?} is missing")),
                 (Some(_), Some(stored), &[rows, cols]) => {
                     stored.check(rows, cols)?;
@@ -557,7 +573,7 @@ impl Weights {
         let table = [config.vocab_size, config.hidden_size];
         for tensor in &self.tensors {
             let name = four_bit::weight_of_part(&tensor.name).unwrap_or(&tensor.name);
-            let is_tied_head = tensor.name == "lm_head.weight" && tensor.shape == table;
+            let is_tied_head = tensor.name == HEAD && tensor.shape == table;
             let is_vision = config.is_nested && tensor_names::is_vision(name);
             if !expected.contains_key(name) && !is_tied_head && !is_vision && !is_harmless(&tensor.name) {
                 problems.push(format!("`{}` {:?} is unknown", tensor.name, tensor.shape));
@@ -572,7 +588,7 @@ impl Weights {
     /// Rejects an output head that differs from the embedding table, if the configuration ties the two. The
     /// model would ignore such a head.
     fn check_tied_head(&self, config: &ModelConfig) -> Result<(), ModelError> {
-        let (head, table) = (self.info("lm_head.weight"), self.info("model.embed_tokens.weight"));
+        let (head, table) = (self.info(HEAD), self.info(TABLE));
         let (true, Some(head), Some(table)) = (config.tie_word_embeddings, head, table) else {
             return Ok(());
         };
@@ -730,9 +746,10 @@ fn parse_index(
 fn other_weights(folder: &Path) -> Option<String> {
     let entries = std::fs::read_dir(folder).ok()?;
     let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
-    let foreign = [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"];
+    let foreign = [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".distcp"];
     let is_other = |name: &String| {
         foreign.iter().any(|ending| name.ends_with(ending))
+            || ["global_step", "pytorch_model_fsdp"].iter().any(|start| name.starts_with(start))
             || (name.ends_with(".safetensors") && !name.starts_with("adapter_"))
     };
     names.filter(is_other).min()

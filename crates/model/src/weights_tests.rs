@@ -265,3 +265,43 @@ fn a_sharded_model_is_complete() {
     assert_eq!(weights.files().len(), 4);
     assert_eq!(config.num_parameters(), 27_795_968);
 }
+
+#[test]
+fn a_head_alone_is_the_table_of_a_tied_model() {
+    let (folder, tied) = (tempfile::tempdir().unwrap(), config(true));
+    let mut tensors = tensors_of(&tied);
+    for (name, _) in &mut tensors {
+        *name = name.replace("model.embed_tokens", "lm_head");
+    }
+    let tensors: Vec<_> = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    fs::write(folder.path().join("model.safetensors"), file_of(&tensors)).unwrap();
+    let weights = Weights::open(folder.path()).unwrap();
+    weights.check_complete(&tied).unwrap();
+    assert!(weights.info("model.embed_tokens.weight").is_some());
+    let error = weights.check_complete(&config(false)).unwrap_err().to_string();
+    assert!(error.ends_with("\n  `model.embed_tokens.weight` [5, 4] is missing"), "{error}");
+}
+
+#[test]
+fn hints_name_the_cause_of_unexpected_tensors() {
+    let tied = config(true);
+    for (name, shape, hint) in [
+        ("model.layers.0.mlp.up_proj.lora_A.weight", vec![2, 4], "merge the adapter first"),
+        ("score.weight", vec![1, 4], "classifier or a reward model"),
+    ] {
+        let mut tensors = tensors_of(&tied);
+        tensors.push((name.to_owned(), shape));
+        let error = built(&tensors).check_complete(&tied).unwrap_err();
+        assert!(error.hint().unwrap().contains(hint), "{error}");
+    }
+    for (file, hint) in [
+        ("consolidated.safetensors", "convert_mistral_weights_to_hf.py"),
+        ("__0_0.distcp", "accelerate merge-weights"),
+        ("global_step10", "zero_to_fp32.py"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(file), "x").unwrap();
+        let error = Weights::open(folder.path()).err().unwrap();
+        assert!(error.hint().unwrap().contains(hint), "{error}");
+    }
+}
