@@ -13,6 +13,7 @@ use danlu_model::{ModelConfig, TensorInfo, Weights};
 use crate::adapter::PREFIX;
 use crate::base_tensor_name::{BaseTensorName, Part};
 use crate::merge_rows::{Delta, add_delta};
+use crate::targets::is_in_base;
 use crate::{AdapterError, LoraConfig};
 
 /// Name of the embedding table in a checkpoint.
@@ -118,7 +119,8 @@ impl BaseChanges {
                 unbound.push(info.name.clone());
             }
         }
-        let missing = missing_modules(config, names.keys().map(String::as_str));
+        let is_in_base = |module: &str| is_in_base(module, model);
+        let missing = missing_modules(config, names.keys().map(String::as_str), &is_in_base);
         if !unbound.is_empty() || !missing.is_empty() {
             return Err(AdapterError::Binding { unbound, missing });
         }
@@ -276,10 +278,12 @@ fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
     (0..values.len()).map(|at| values[at % rows * cols + at / rows]).collect()
 }
 
-/// Returns the names in `modules_to_save` for which the file has no tensor.
+/// Returns the names in `modules_to_save` for which the file has no tensor. As in PEFT, a name of no module of the
+/// base is ignored.
 pub(crate) fn missing_modules<'a>(
     config: &LoraConfig,
     tensors: impl Iterator<Item = &'a str> + Clone,
+    is_in_base: &dyn Fn(&str) -> bool,
 ) -> Vec<String> {
     let is_of = |tensor: &str, module: &str| {
         let path = tensor.rsplit_once('.').map_or(tensor, |(path, _)| path);
@@ -287,7 +291,8 @@ pub(crate) fn missing_modules<'a>(
             || path == module
             || path.ends_with(&format!(".{module}"))
     };
-    let is_missing = |module: &&String| !tensors.clone().any(|tensor| is_of(tensor, module));
+    let is_missing =
+        |module: &&String| is_in_base(module) && !tensors.clone().any(|tensor| is_of(tensor, module));
     let missing = config.modules_to_save.iter().filter(is_missing);
     missing.map(|module| format!("{PREFIX}*{module}.weight")).collect()
 }

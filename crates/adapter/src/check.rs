@@ -38,6 +38,9 @@ impl Adapter {
 }
 
 fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterError> {
+    if found.tensors().is_empty() {
+        return Err(AdapterError::NoTensors);
+    }
     let (mut pairs, mut unbound) = (BTreeMap::<&str, Pair<'_>>::new(), Vec::new());
     let mut changed = Vec::new();
     for info in found.tensors() {
@@ -78,7 +81,12 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
             }
         }
     }
-    missing.extend(missing_modules(config, changed.iter().map(String::as_str)));
+    // The base is unknown here, so any other name is assumed to be no module of the base.
+    let is_usual = |module: &str| {
+        let last = module.rsplit('.').next().unwrap_or(module);
+        matches!(last, "embed_tokens" | "lm_head" | "norm") || Projection::from_name(last).is_some()
+    };
+    missing.extend(missing_modules(config, changed.iter().map(String::as_str), &is_usual));
     if pairs.is_empty() && missing.is_empty() && changed.is_empty() {
         missing.push(format!("{PREFIX}*.lora_A.weight"));
     }

@@ -174,6 +174,10 @@ pub enum AdapterError {
         found: Vec<usize>,
     },
 
+    /// The file contains no tensors.
+    #[error("it contains no tensors")]
+    NoTensors,
+
     /// A tensor without elements.
     #[error("tensor `{name}` is empty: its shape is {shape:?}")]
     EmptyTensor {
@@ -349,6 +353,10 @@ impl AdapterError {
             Self::EmptyTensor { .. } => {
                 "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the \
                  checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise"
+            }
+            Self::NoTensors => {
+                "save the adapter again with `save_pretrained`, or use an earlier checkpoint: the program that wrote the \
+                 file saved no weights"
             }
             Self::Pickle { .. } => {
                 "danlu reads tensors from a pickle and runs nothing: fetch the file again, or ask its author for \

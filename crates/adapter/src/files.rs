@@ -46,6 +46,9 @@ impl Adapter {
             targets::resolve_finished(&config, model).map_err(|e| e.in_file(&folder.join(CONFIG_FILE)))?;
         let AdapterTensors { path, weights: found, mut notes } = AdapterTensors::read(folder)?;
         let read = || {
+            if found.tensors().is_empty() {
+                return Err(AdapterError::NoTensors);
+            }
             // Shapes are checked before any allocation, so no allocation is larger than the file.
             let Matched { bound, missing, rest } = match_pairs(&resolved.modules, &found);
             let changes = BaseChanges::bind(&rest, &found, &config, model, &resolved.tables);
@@ -190,12 +193,15 @@ fn check_pairs<'a>(
     bound.into_iter().map(check).collect()
 }
 
+/// Ends of the names of weight files.
+const WEIGHT_ENDINGS: [&str; 5] = [".safetensors", ".bin", ".pt", ".pth", ".ckpt"];
+
 /// Returns the error for a folder that contains no adapter file that danlu can read. The error names the
 /// weight file in another format, if there is one.
 pub(crate) fn no_weights(folder: &Path) -> AdapterError {
     let names = files::names_in(folder).unwrap_or_default();
     let find = |is_it: &dyn Fn(&str) -> bool| names.iter().find(|name| is_it(name)).cloned();
     let other = find(&|name| OtherAdapterFile::of(name).is_some())
-        .or_else(|| find(&|name| matches!(name, "model.safetensors" | "pytorch_model.bin")));
+        .or_else(|| find(&|name| WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))));
     AdapterError::NoWeights { folder: folder.to_owned(), other }
 }

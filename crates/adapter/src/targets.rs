@@ -57,11 +57,14 @@ pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Resu
     let ranks = Patterns::new("rank_pattern", &config.rank_pattern)?;
     let alphas = Patterns::new("alpha_pattern", &config.alpha_pattern)?;
     let layers = filter.layers.missing(model);
+    let saved = config.modules_to_save.iter().filter(|name| !is_in_base(name, model));
     let unused = [
         ("target_modules", targets),
         ("layers_to_transform", layers.map(|layer| layer.to_string()).collect()),
         ("rank_pattern", ranks.unused(&chosen)?),
         ("alpha_pattern", alphas.unused(&chosen)?),
+        ("exclude_modules", filter.unused_exclusions(model)?),
+        ("modules_to_save", saved.cloned().collect()),
     ];
     let unused = unused.into_iter().filter(|(_, names)| !names.is_empty());
     let notes = unused.map(|(key, names)| AdapterNote::UnusedNames { key, names }).collect();
@@ -92,6 +95,17 @@ pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Resu
     };
     let tables = tables.into_iter().map(table).collect::<Result<_, AdapterError>>()?;
     Ok(Resolved { modules, tables, notes })
+}
+
+/// Returns whether the base has a module of this name.
+pub(crate) fn is_in_base(module: &str, model: &ModelConfig) -> bool {
+    let is_of = |tensor: String| {
+        let path = tensor.rsplit_once('.').map_or(tensor.as_str(), |(path, _)| path);
+        path == module
+            || path.ends_with(&format!(".{module}"))
+            || path.split('.').any(|segment| segment == module)
+    };
+    module == "lm_head" || model.tensors().any(|(tensor, _)| is_of(tensor))
 }
 
 /// Returns the error for a name in the setting `key` that matches no module.
@@ -149,6 +163,19 @@ impl<'a> TargetFilter<'a> {
         self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.matches(path).map(|m| m.is_some()))
     }
 
+    /// Returns the names in `exclude_modules` that match no module.
+    fn unused_exclusions(&self, model: &ModelConfig) -> Result<Vec<String>, AdapterError> {
+        let Some(excluded) = &self.excluded else { return Ok(Vec::new()) };
+        let mut matched = HashSet::new();
+        let paths = projections(model).into_iter().map(|(path, ..)| path);
+        let paths = paths.chain(others(model).into_iter().map(|(path, _)| path));
+        for path in paths.chain(TABLES.map(str::to_owned)) {
+            matched.extend(excluded.all_matches(&path)?);
+        }
+        let unused = excluded.names().into_iter().filter(|name| !matched.contains(name));
+        Ok(unused.map(str::to_owned).collect())
+    }
+
     /// Rejects targets that match a module without LoRA support.
     fn check_others(&self, model: &ModelConfig) -> Result<(), AdapterError> {
         for (path, reason) in others(model) {
@@ -195,8 +222,8 @@ impl<'a> TargetFilter<'a> {
         let unused: Vec<String> = names.map(str::to_owned).collect();
         match (chosen.is_empty() && tables.is_empty(), unused.first()) {
             (false, _) => Ok(Chosen { projections: chosen, tables, unused }),
-            (true, Some(target)) => Err(no_such_target(target, model)),
-            (true, None) => Err(AdapterError::NothingTargeted { removed }),
+            (true, Some(target)) if removed == 0 => Err(no_such_target(target, model)),
+            (true, _) => Err(AdapterError::NothingTargeted { removed }),
         }
     }
 }

@@ -6,9 +6,10 @@ use crate::adapter::{MAGNITUDE, PREFIX};
 /// and activation checkpointing.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// Segments that may precede the layers. PEFT, the model's own classes, and models of text and images insert
-/// these segments.
-const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_model"];
+/// Segments that may precede the layers. PEFT, the model's own classes, models of text and images, and classes
+/// around a model insert these segments.
+const PREFIXES: [&str; 7] =
+    ["base_model", "model", "language_model", "text_model", "transformer", "llm", "pretrained_model"];
 
 /// Returns PEFT's name for the tensor `name`. This name contains no wrappers and no adapter name, and has
 /// PEFT's prefix exactly once. A name that belongs to no matrix of LoRA and no magnitude of DoRA is returned
@@ -69,6 +70,8 @@ mod tests {
             "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
             "model.layers.0.self_attn.q_proj.lora_A.weight",
             "layers.0.self_attn.q_proj.lora_A",
+            "transformer.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "pretrained_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
         ] {
             assert_eq!(canonical(name), peft, "{name}");
         }

@@ -373,6 +373,17 @@ fn empty_tensors_are_named_for_what_they_are() {
 }
 
 #[test]
+fn a_file_without_tensors_is_named_for_what_it_is() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    edit(out.path(), |_, _, _| Vec::new());
+    for error in [load(out.path()).unwrap_err(), Adapter::check(out.path()).unwrap_err()] {
+        assert!(error.to_string().ends_with("it contains no tensors"), "{error}");
+        assert!(error.hint().unwrap().contains("`save_pretrained`"));
+    }
+}
+
+#[test]
 fn a_name_that_matches_nothing_is_a_note_in_a_finished_adapter() {
     let out = tempfile::tempdir().unwrap();
     let saved = saved(out.path());
@@ -380,14 +391,35 @@ fn a_name_that_matches_nothing_is_a_note_in_a_finished_adapter() {
     let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["target_modules"].as_array_mut().unwrap().push("W_pack".into());
     config["rank_pattern"] = serde_json::json!({ "query_key_value": 2 });
+    config["exclude_modules"] = serde_json::json!(["lm_head", "vision_tower"]);
+    config["modules_to_save"] = serde_json::json!(["classifier"]);
     fs::write(&path, config.to_string()).unwrap();
     let read = load(out.path()).unwrap();
     assert_eq!(values(&read), values(&saved));
     let unused = |key, name: &str| AdapterNote::UnusedNames { key, names: vec![name.to_owned()] };
-    assert_eq!(read.notes(), [unused("target_modules", "W_pack"), unused("rank_pattern", "query_key_value")]);
+    let expected = [
+        unused("target_modules", "W_pack"),
+        unused("rank_pattern", "query_key_value"),
+        unused("exclude_modules", "vision_tower"),
+        unused("modules_to_save", "classifier"),
+    ];
+    assert_eq!(read.notes(), expected);
     assert!(Adapter::check(out.path()).is_ok());
     let error = Adapter::init(read.config.clone(), &common::config(), 1, &backend()).unwrap_err();
     assert!(matches!(error, AdapterError::NoSuchTarget { .. }));
+}
+
+#[test]
+fn layers_that_do_not_exist_are_the_cause_and_not_the_targets() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    let path = out.path().join("adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["target_modules"].as_array_mut().unwrap().push("W_pack".into());
+    config["layers_to_transform"] = serde_json::json!([99]);
+    fs::write(&path, config.to_string()).unwrap();
+    let error = load(out.path()).unwrap_err();
+    assert!(error.hint().unwrap().contains("`layers_to_transform`"), "{error}");
 }
 
 #[test]
