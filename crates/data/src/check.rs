@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     DataFileFingerprint, Dataset, EncodeOptions, EncodedRecord, TemplateAudit, TemplateFinding, Truncation,
-    UnknownKey, encode, is_rendered,
+    UnknownKey, encode, foreign_mark, is_rendered,
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
 
@@ -40,6 +40,8 @@ pub struct Check {
     /// Documents that contain an end-of-turn token before the end. Such a document is a conversation that
     /// another program rendered. All tokens of the document are trained, including the questions.
     pub rendered: Vec<RecordSource>,
+    /// Records with a mark of a chat template that the tokenizer encodes as ordinary text, together with the mark.
+    pub foreign: Vec<(RecordSource, &'static str)>,
     /// Effects of the chat template on messages.
     pub template: Vec<TemplateFinding>,
     /// Keys that danlu does not read.
@@ -103,8 +105,11 @@ pub fn check(
 }
 
 impl Check {
-    /// Records conversations that contain special tokens, and documents that contain an end-of-turn token.
+    /// Records conversations that contain special tokens, documents that contain an end-of-turn token, and texts
+    /// that were rendered for another model.
     fn record_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
+        let mark = record.content.texts().find_map(|text| foreign_mark(text, tokenizer));
+        self.foreign.extend(mark.map(|mark| (record.source.clone(), mark)));
         let chat = match &record.content {
             RecordContent::Chat(chat) => chat,
             RecordContent::Text(text) => {
@@ -151,19 +156,7 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn take(&mut self, record: &'a Record, found: &mut Check) {
-        let (whole, question) = match &record.content {
-            RecordContent::Text(text) => (hash([text.as_str()]), None),
-            RecordContent::Chat(chat) => {
-                let last = chat.messages.iter().rposition(|message| message.role == "assistant");
-                let extra: Vec<String> =
-                    chat.messages.iter().map(|turn| Value::Object(turn.extra.clone()).to_string()).collect();
-                let parts = |to: usize| {
-                    let turns = chat.messages[..to].iter().zip(&extra);
-                    hash(turns.flat_map(|(turn, extra)| [turn.role.as_str(), &turn.content, extra]))
-                };
-                (parts(chat.messages.len()), last.map(parts))
-            }
-        };
+        let (whole, question) = record_hashes(&record.content);
         if let Some(first) = self.records.get(&whole) {
             found.duplicates.push((record.source.clone(), (*first).clone()));
             return;
@@ -175,6 +168,23 @@ impl<'a> Seen<'a> {
             }
             Some(Entry::Vacant(free)) => drop(free.insert(&record.source)),
             None => {}
+        }
+    }
+}
+
+/// Returns a hash of the whole record, and a hash of everything before the last answer of a conversation.
+pub fn record_hashes(content: &RecordContent) -> (u128, Option<u128>) {
+    match content {
+        RecordContent::Text(text) => (hash([text.as_str()]), None),
+        RecordContent::Chat(chat) => {
+            let last = chat.messages.iter().rposition(|message| message.role == "assistant");
+            let extra: Vec<String> =
+                chat.messages.iter().map(|turn| Value::Object(turn.extra.clone()).to_string()).collect();
+            let parts = |to: usize| {
+                let turns = chat.messages[..to].iter().zip(&extra);
+                hash(turns.flat_map(|(turn, extra)| [turn.role.as_str(), &turn.content, extra]))
+            };
+            (parts(chat.messages.len()), last.map(parts))
         }
     }
 }

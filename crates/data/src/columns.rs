@@ -3,14 +3,22 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Format, fields::Object, spelling::closest_word};
+use serde_json::Value;
+
+use crate::{Format, fields::Object, formats::turns::exchange_keys, spelling::closest_word};
 
 /// Message keys that `--columns` may rename. `--columns` may also rename the record keys of all formats.
 pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
 
 /// Alias sets, as `(file's key, format's key, is required)`. A set applies to a record that contains all
 /// required keys of the set. Optional keys are renamed if present.
-const ALIASES: [&[(&str, &str, bool)]; 16] = [
+/// ASCII case is ignored.
+const ALIASES: [&[(&str, &str, bool)]; 30] = [
+    &[("instruction", "instruction", true), ("output", "output", true), ("input", "input", false)],
+    &[("prompt", "prompt", true), ("completion", "completion", true)],
+    &[("messages", "messages", true)],
+    &[("conversations", "conversations", true)],
+    &[("text", "text", true)],
     &[("question", "instruction", true), ("answer", "output", true)],
     &[("query", "instruction", true), ("response", "output", true)],
     &[("instruction", "instruction", true), ("response", "output", true), ("context", "input", false)],
@@ -24,6 +32,15 @@ const ALIASES: [&[(&str, &str, bool)]; 16] = [
     &[("input", "instruction", true), ("target", "output", true)],
     &[("问题", "instruction", true), ("答案", "output", true)],
     &[("问题", "instruction", true), ("回答", "output", true)],
+    &[("question", "instruction", true), ("response", "output", true)],
+    &[("query", "instruction", true), ("answer", "output", true)],
+    &[("user", "instruction", true), ("assistant", "output", true)],
+    &[("human", "instruction", true), ("assistant", "output", true)],
+    &[("content", "instruction", true), ("summary", "output", true)],
+    &[("source", "instruction", true), ("target", "output", true)],
+    &[("q", "instruction", true), ("a", "output", true)],
+    &[("指令", "instruction", true), ("输出", "output", true), ("输入", "input", false)],
+    &[("问", "instruction", true), ("答", "output", true)],
     &[("conversation", "conversations", true)],
     &[("dialogue", "conversations", true)],
     &[("dialog", "conversations", true)],
@@ -144,14 +161,20 @@ impl Columns {
         *record = renamed.collect();
     }
 
-    /// Returns the first alias set whose required keys are all in the record.
+    /// Returns the first alias set whose required keys are all in the record. If no set matches, returns the
+    /// only key whose value is a list of turns.
     pub(crate) fn alias(record: &Object) -> Option<Self> {
+        let key_of = |theirs: &str| record.keys().find(|key| key.eq_ignore_ascii_case(theirs));
         let has = |set: &&&[(&str, &str, bool)]| {
-            set.iter().all(|(theirs, _, required)| !required || record.contains_key(*theirs))
+            set.iter().all(|(theirs, _, required)| !required || key_of(theirs).is_some())
         };
-        let set = ALIASES.iter().find(has)?;
-        let renamed = set.iter().filter(|(theirs, ours, _)| theirs != ours);
-        Some(Self { pairs: renamed.map(|(theirs, ours, _)| (*ours, (*theirs).to_owned())).collect() })
+        let Some(set) = ALIASES.iter().find(has) else {
+            let mut lists = record.iter().filter(|(_, value)| is_conversation(value));
+            let (only, None) = (lists.next()?, lists.next()) else { return None };
+            return Some(Self { pairs: vec![("messages", only.0.clone())] });
+        };
+        let renamed = set.iter().filter_map(|(theirs, ours, _)| Some((*ours, key_of(theirs)?.clone())));
+        Some(Self { pairs: renamed.filter(|(ours, theirs)| ours != theirs).collect() })
     }
 
     /// Adds the entries of `more` whose format's keys are not mapped yet.
@@ -162,6 +185,15 @@ impl Columns {
             }
         }
     }
+}
+
+/// Returns whether the value is a list of turns.
+fn is_conversation(value: &Value) -> bool {
+    let has = |turn: &Value, keys: [&str; 2]| keys.iter().any(|key| turn.get(key).is_some());
+    let is_turn = |turn: &Value| {
+        has(turn, ["role", "from"]) && has(turn, ["content", "value"]) || exchange_keys(turn).is_some()
+    };
+    value.as_array().is_some_and(|turns| !turns.is_empty() && turns.iter().all(is_turn))
 }
 
 impl FromStr for Columns {
@@ -212,6 +244,20 @@ mod tests {
             columns.rename(&mut record);
             assert_eq!(Format::candidates(&record).len(), 1, "{set:?}");
         }
+    }
+
+    #[test]
+    fn any_key_may_hold_the_only_list_of_turns() {
+        let alias = |json: &str| Columns::alias(&object(json)).map(|columns| columns.to_string());
+        let turns = r#"[{"role": "user", "content": "a"}]"#;
+        assert_eq!(alias(&format!(r#"{{"id": 1, "chat_log": {turns}}}"#)).unwrap(), "messages=chat_log");
+        assert_eq!(alias(&format!(r#"{{"a": {turns}, "b": {turns}}}"#)), None);
+        assert_eq!(alias(r#"{"turns": [{"human": "a", "assistant": "b"}]}"#).unwrap(), "messages=turns");
+        assert_eq!(
+            alias(r#"{"Question": "a", "ANSWER": "b"}"#).unwrap(),
+            "instruction=Question,output=ANSWER"
+        );
+        assert_eq!(alias(r#"{"Instruction": "a", "output": "b"}"#).unwrap(), "instruction=Instruction");
     }
 
     #[test]

@@ -28,13 +28,18 @@ const ALPACA: [(&str, &str); 5] = [
     ("history", "history"),
 ];
 
+/// Returns whether the name of the file is that of LLaMA-Factory's list of data sets.
+pub(crate) fn is_info(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name == FILE_NAME)
+}
+
 /// Returns the data file that a `dataset_info.json` names, and the options for that file. Returns `None` for
 /// any other file.
 pub(crate) fn resolve(
     file: &Path,
     options: &ReadOptions,
 ) -> Result<Option<(PathBuf, ReadOptions)>, DataError> {
-    if file.file_name().is_none_or(|name| name != FILE_NAME) {
+    if !is_info(file) {
         return Ok(None);
     }
     let bytes = danlu_model::files::read_bounded(file, MAX_INFO_BYTES)?;
@@ -61,7 +66,16 @@ pub(crate) fn resolve(
     };
     let resolved = entry_options(entry, options).map_err(|reason| error(Some(name), reason))?;
     let Some(data) = entry.get("file_name").and_then(Value::as_str) else {
-        return Err(error(Some(name), "its data is not in a file; download the file first".into()));
+        let hub = entry.get("hf_hub_url").and_then(Value::as_str);
+        return Err(error(
+            Some(name),
+            match hub {
+                Some(hub) => {
+                    format!("its data is not in a file but on the Hub: read it with `--data hf:{hub}`")
+                }
+                None => "its data is not in a file; download the file first".into(),
+            },
+        ));
     };
     Ok(Some((file.parent().unwrap_or(Path::new("")).join(data), resolved)))
 }
@@ -145,6 +159,12 @@ mod tests {
         let error = read(&file, &ReadOptions::default()).unwrap_err();
         assert!(error.to_string().ends_with("it names 3 data sets"), "{error}");
         assert_eq!(error.hint().unwrap(), "choose an entry with `--dataset NAME`: `a`, `b`, `c`");
-        assert!(read(&file, &named("c")).unwrap_err().to_string().contains("not in a file"));
+        assert!(read(&file, &named("c")).unwrap_err().to_string().contains("`--data hf:x/y`"));
+        let both = named("a, b").for_each_entry(&file);
+        assert_eq!(
+            both.iter().map(|options| options.dataset.as_deref().unwrap()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!(named("a,b").for_each_entry(&folder.path().join("d.json")).len(), 1);
     }
 }

@@ -259,6 +259,32 @@ pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
     end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))
 }
 
+/// Marks of common chat templates.
+const TEMPLATE_MARKS: [&str; 14] = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<|begin_of_text|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "[INST]",
+    "[/INST]",
+    "### Instruction:",
+    "### Response:",
+    "### Human:",
+];
+
+/// Returns a mark of a chat template that the tokenizer encodes as ordinary text. Most texts with such a mark were
+/// rendered for another model.
+pub fn foreign_mark(text: &str, tokenizer: &Tokenizer) -> Option<&'static str> {
+    let is_foreign =
+        |mark: &&str| text.contains(mark) && !tokenizer.specials().iter().any(|token| token == mark);
+    TEMPLATE_MARKS.into_iter().find(is_foreign)
+}
+
 fn dropped(text: String, tokens: usize) -> EncodedRecord {
     let truncation = Truncation::Dropped { tokens };
     EncodedRecord { sequence: LabeledSequence::default(), text, offsets: Vec::new(), truncation }

@@ -220,9 +220,15 @@ const PANDAS: &str = "with pandas, write `df.to_json(FILE, orient=\"records\")`"
 /// Returns the hint for a first record that is not JSON but another notation.
 fn json_hint(first: &BadRecord) -> String {
     match first.found.as_str() {
-        "`/`" | "`#`" => "remove the comments, which JSON does not have; `npx json5 FILE` converts JSON5 to JSON",
+        "`/`" | "`#`" if !has_extension(first, &["md", "txt", "yaml", "yml"]) => "remove the comments, which JSON does not have; `npx json5 FILE` converts JSON5 to JSON",
         "`'`" => {
             "write it with `json.dumps`: it looks like Python's text of a dictionary, and JSON has double quotes only"
+        }
+        _ if has_extension(first, &["yaml", "yml"]) => {
+            "write the records as JSON: `yq -o=json . FILE` converts YAML"
+        }
+        _ if has_extension(first, &["txt", "md"]) => {
+            "write each document as one line of JSON, such as `{\"text\": \"…\"}`, or conversations in another format"
         }
         _ if first.expected.contains(KEY_EXPECTED) => {
             "put the keys in double quotes; `npx json5 FILE` converts JSON5 to JSON"
@@ -230,6 +236,14 @@ fn json_hint(first: &BadRecord) -> String {
         _ => LAYOUTS,
     }
     .to_owned()
+}
+
+fn has_extension(first: &BadRecord, extensions: &[&str]) -> bool {
+    first
+        .source
+        .file
+        .extension()
+        .is_some_and(|found| extensions.iter().any(|one| found.eq_ignore_ascii_case(one)))
 }
 
 /// Returns the hint for a folder: the data files in it, with training files first.

@@ -68,10 +68,10 @@ mod write;
 mod write_file;
 
 pub use charset::Charset;
-pub use check::{Bucket, Check, Lengths, check};
+pub use check::{Bucket, Check, Lengths, check, record_hashes};
 pub use columns::{Columns, NameMapError};
 pub use danlu_model::JsonFault;
-pub use encode::{EncodeOptions, EncodedRecord, Truncation, encode, is_rendered};
+pub use encode::{EncodeOptions, EncodedRecord, Truncation, encode, foreign_mark, is_rendered};
 pub use error::DataError;
 pub use format::Format;
 pub use hold_out::{ValSize, ValSizeError, split};

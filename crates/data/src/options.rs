@@ -1,6 +1,8 @@
 //! Options of [`read`](crate::read()).
 
-use crate::{Columns, Dataset, Format, Roles};
+use std::path::Path;
+
+use crate::{Columns, Dataset, Format, Roles, dataset_info};
 
 /// Options of [`read`](crate::read()). By default, all properties are detected from the file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +24,18 @@ impl ReadOptions {
     /// thus share one maximum.
     pub fn reserve(&mut self, dataset: &Dataset) {
         self.max_memory = self.max_memory.map(|left| left.saturating_sub(dataset.memory));
+    }
+
+    /// Returns the options for each entry of `file`. Only a `dataset_info.json` of LLaMA-Factory may have several
+    /// entries, whose names are separated by commas.
+    pub fn for_each_entry(&self, file: &Path) -> Vec<Self> {
+        match &self.dataset {
+            Some(names) if names.contains(',') && dataset_info::is_info(file) => {
+                let name = |name: &str| Self { dataset: Some(name.trim().to_owned()), ..self.clone() };
+                names.split(',').map(name).collect()
+            }
+            _ => vec![self.clone()],
+        }
     }
 }
 

@@ -134,6 +134,7 @@ struct Reading<'a> {
     unread_lists: Vec<String>,
     evidence: CharsetEvidence,
     index: usize,
+    is_table: bool,
 }
 
 impl<'a> Reading<'a> {
@@ -152,6 +153,7 @@ impl<'a> Reading<'a> {
             unread_lists: Vec::new(),
             evidence: CharsetEvidence::default(),
             index: 0,
+            is_table: false,
         }
     }
 
@@ -192,6 +194,7 @@ impl<'a> Reading<'a> {
 
     fn read_table(&mut self, stream: impl Read, delimiter: u8) -> Result<(), DataError> {
         let mut table = Table::new(stream, delimiter).map_err(|source| self.failed(source))?;
+        self.is_table = true;
         while let Some(row) = table.next_row().map_err(|source| self.failed(source))? {
             self.add_evidence(&row.bytes);
             let source = self.source(row.line);
@@ -315,7 +318,12 @@ impl<'a> Reading<'a> {
             self.aliases = aliases;
             self.columns.rename(object);
         }
-        let format = recognise(object, source)?;
+        let format = recognise(object, source).map_err(|error| match error {
+            DataError::UnknownFormat { place, keys, meant: None } if self.is_table => {
+                DataError::UnknownFormat { place, keys, meant: Some(HEADER.to_owned()) }
+            }
+            error => error,
+        })?;
         self.format = Some(format);
         Ok(format)
     }
@@ -385,6 +393,9 @@ fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError
         _ => Err(DataError::AmbiguousFormat { place, keys, candidates }),
     }
 }
+
+const HEADER: &str = "write the names of the columns into the first line, such as `instruction,output`, or name them \
+    with `--columns instruction=NAME,output=NAME`";
 
 const PREFERENCE: &str = "this is preference data (DPO), which danlu does not train on; to train on the chosen answers \
     alone, keep only `prompt` and `chosen` and pass `--columns completion=chosen`";

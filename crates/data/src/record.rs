@@ -23,6 +23,17 @@ pub enum RecordContent {
     Text(String),
 }
 
+impl RecordContent {
+    /// Returns the text of each message, or the document.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let (messages, document) = match self {
+            Self::Chat(chat) => (chat.messages.as_slice(), None),
+            Self::Text(text) => (&[][..], Some(text.as_str())),
+        };
+        messages.iter().map(|message| message.content.as_str()).chain(document)
+    }
+}
+
 /// Messages in order, and the parts of the messages that have a loss.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {

@@ -9,13 +9,38 @@ pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// Known names of each role, in lower case. The first name is the standard role.
 const KNOWN: [(&str, &[&str]); 3] = [
-    ("system", &["system", "developer"]),
-    ("user", &["user", "human", "person", "customer", "usr"]),
+    ("system", &["system", "developer", "system_prompt", "系统", "系统提示", "系统提示词"]),
+    (
+        "user",
+        &["user", "human", "person", "customer", "usr", "prompter", "用户", "人类", "客户", "提问者", "问"],
+    ),
     (
         "assistant",
-        &["assistant", "gpt", "model", "bot", "ai", "chatgpt", "chatbot", "bing", "bard", "claude", "llm"],
+        &[
+            "assistant",
+            "gpt",
+            "model",
+            "bot",
+            "ai",
+            "chatgpt",
+            "chatbot",
+            "bing",
+            "bard",
+            "claude",
+            "llm",
+            "助手",
+            "助理",
+            "智能助手",
+            "机器人",
+            "客服",
+            "模型",
+            "答",
+        ],
     ),
 ];
+
+/// Starts of names of models, such as `gpt-4` and `claude-3`, in lower case.
+const MODEL_NAMES: [&str; 5] = ["gpt-", "chatgpt-", "claude-", "gemini-", "qwen"];
 
 /// The user's role names, as pairs `(name, standard role)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +63,9 @@ impl Roles {
         let own = self.pairs.iter().find(|(own, _)| own == name).map(|(_, role)| *role);
         own.or_else(|| {
             let name = name.trim().to_lowercase();
-            KNOWN.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(role, _)| *role)
+            let known = KNOWN.iter().find(|(_, names)| names.contains(&name.as_str()));
+            let is_model = MODEL_NAMES.iter().any(|start| name.starts_with(start));
+            known.map(|(role, _)| *role).or(is_model.then_some("assistant"))
         })
     }
 }
@@ -84,9 +111,13 @@ mod tests {
     #[test]
     fn known_names_ignore_case_and_own_names_come_first() {
         let roles = Roles::default();
-        for (name, role) in
-            [("USER", "user"), ("Human", "user"), ("model", "assistant"), ("bing", "assistant")]
-        {
+        for (name, role) in [
+            ("USER", "user"),
+            ("Human", "user"),
+            ("model", "assistant"),
+            ("用户", "user"),
+            ("GPT-4o", "assistant"),
+        ] {
             assert_eq!(roles.role(name), Some(role));
         }
         assert_eq!((roles.role("developer"), roles.role("narrator")), (Some("system"), None));

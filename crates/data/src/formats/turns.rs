@@ -25,6 +25,18 @@ const UNSUPPORTED: [&str; 4] = ["function_call", "images", "audio", "refusal"];
 const PASSED: [&str; 6] =
     ["tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"];
 
+/// Keys of a turn that holds a question and its answer, as MOSS, Firefly and XTuner write turns.
+const EXCHANGE_KEYS: [(&str, &str); 8] = [
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("human", "gpt"),
+    ("user", "bot"),
+    ("input", "output"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("prompt", "response"),
+];
+
 /// ShareGPT role that LLaMA-Factory uses for a turn whose text is a tool call.
 const CALL_ROLE: &str = "function_call";
 
@@ -55,7 +67,12 @@ impl<'a> TurnReader<'a> {
         let list = list_of(record, key)?;
         let first = chat.messages.len();
         for (index, value) in list.iter().enumerate() {
-            let (message, mask) = self.turn(value).map_err(|fault| within(fault, index))?;
+            if let Some(keys) = exchange_keys(value) {
+                self.add_exchange(chat, value, keys, context).map_err(|fault| within(fault, index))?;
+                continue;
+            }
+            let after_user = chat.messages.last().is_some_and(|last| last.role == "user");
+            let (message, mask) = self.turn(value, after_user).map_err(|fault| within(fault, index))?;
             let default =
                 if context || message.role != "assistant" { TurnLoss::Context } else { TurnLoss::Whole };
             chat.messages.push(message);
@@ -64,15 +81,45 @@ impl<'a> TurnReader<'a> {
         masks::apply_lists(record, &chat.messages[first..], &mut chat.loss[first..])
     }
 
-    /// Reads one turn, and the loss that the turn's mask keys request.
-    fn turn(&mut self, value: &Value) -> Result<(Message, Option<TurnLoss>), Mismatch> {
+    /// Adds the question and the answer of one turn, after the turn's system message.
+    fn add_exchange(
+        &mut self,
+        chat: &mut Conversation,
+        value: &Value,
+        (question, answer): (&'static str, &'static str),
+        context: bool,
+    ) -> Result<(), Mismatch> {
+        let Value::Object(object) = value else { return Ok(()) };
+        chat.push_system(fields::optional_text(object, "system")?);
+        let reply = text(object, answer)?;
+        let mask = masks::of_turn(object, reply)?;
+        chat.push(message("user", text(object, question)?), TurnLoss::Context);
+        let default = if context { TurnLoss::Context } else { TurnLoss::Whole };
+        chat.push(message("assistant", reply), mask.unwrap_or(default));
+        self.note_unknown(object, &[question, answer, "system"]);
+        Ok(())
+    }
+
+    /// Notes the keys of a message that danlu does not read.
+    fn note_unknown(&mut self, object: &Object, read: &[&str]) {
+        for key in object.keys() {
+            let is_read = read.contains(&key.as_str()) || masks::TURN_KEYS.contains(&key.as_str());
+            if !is_read && !self.unknown_keys.contains(key) {
+                self.unknown_keys.push(key.clone());
+            }
+        }
+    }
+
+    /// Reads one turn, and the loss that the turn's mask keys request. `after_user` is true if the previous turn
+    /// is the user's.
+    fn turn(&mut self, value: &Value, after_user: bool) -> Result<(Message, Option<TurnLoss>), Mismatch> {
         let Value::Object(object) = value else {
             let found = fields::describe(value);
             return Err(Mismatch::new(RecordFault::Shape, found, "an object with `role` and `content`"));
         };
         let (role_key, content_key) =
             (self.key(object, "role", &ROLE_KEYS), self.key(object, "content", &CONTENT_KEYS));
-        let role = self.role(text(object, role_key)?)?;
+        let role = self.role(text(object, role_key)?, after_user)?;
         refuse(object, &UNSUPPORTED)?;
         if role == CALL_ROLE {
             let (call, mask) = (tool_call(object, content_key)?, masks::of_turn(object, "")?);
@@ -80,13 +127,7 @@ impl<'a> TurnReader<'a> {
         }
         let (content, extra) = parts(object, content_key)?;
         let mask = masks::of_turn(object, &content)?;
-        for key in object.keys() {
-            let is_read = key == role_key || key == content_key || masks::TURN_KEYS.contains(&key.as_str());
-            let is_passed = UNSUPPORTED.contains(&key.as_str()) || PASSED.contains(&key.as_str());
-            if !is_read && !is_passed && !self.unknown_keys.contains(key) {
-                self.unknown_keys.push(key.clone());
-            }
-        }
+        self.note_unknown(object, &[&[role_key, content_key], &UNSUPPORTED[..], &PASSED].concat());
         Ok((Message { extra, ..message(role, content) }, mask))
     }
 
@@ -102,7 +143,7 @@ impl<'a> TurnReader<'a> {
         })
     }
 
-    fn role(&self, name: &str) -> Result<&'static str, Mismatch> {
+    fn role(&self, name: &str, after_user: bool) -> Result<&'static str, Mismatch> {
         if let Some(role) = self.options.roles.role(name) {
             return Ok(role);
         }
@@ -114,8 +155,9 @@ impl<'a> TurnReader<'a> {
         }
         let shown = fields::clipped(name, 40);
         let expected = format!(
-            "`system`, `user` or `assistant`, or a mapped name such as `--roles {}=user`",
-            if shown.contains([' ', '"', '\'']) { format!("'{shown}'") } else { shown.clone() }
+            "`system`, `user` or `assistant`, or a mapped name such as `--roles {}={}`",
+            if shown.contains([' ', '"', '\'']) { format!("'{shown}'") } else { shown.clone() },
+            if after_user { "assistant" } else { "user" }
         );
         Err(Mismatch::new(RecordFault::Conversation, format!("the role `{shown}`"), expected))
     }
@@ -148,18 +190,32 @@ fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatc
     Ok((content(object, content_key)?, extra))
 }
 
-/// Reads a turn whose text is a tool call in JSON, with `name` and `arguments`.
+/// Returns the keys of a turn that holds a question and its answer.
+pub(crate) fn exchange_keys(value: &Value) -> Option<(&'static str, &'static str)> {
+    let has = |key: &str| value.get(key).is_some();
+    if has("role") || has("from") {
+        return None;
+    }
+    EXCHANGE_KEYS.into_iter().find(|(question, answer)| has(question) && has(answer))
+}
+
+/// Reads a turn whose text is a tool call in JSON, or a list of calls, each with `name` and `arguments`.
 fn tool_call(object: &Object, content_key: &str) -> Result<Message, Mismatch> {
     let text = text(object, content_key)?;
-    let call: Value = serde_json::from_str(text).unwrap_or_default();
-    if call.get("name").and_then(Value::as_str).is_none() {
+    let calls = match serde_json::from_str(text).unwrap_or_default() {
+        Value::Array(calls) => calls,
+        call => vec![call],
+    };
+    let is_call = |call: &Value| call.get("name").is_some_and(Value::is_string);
+    if calls.is_empty() || !calls.iter().all(is_call) {
         return Err(type_mismatch(
             &Value::from(text),
             content_key,
             "the JSON of a call with `name` and `arguments`",
         ));
     }
-    let calls = serde_json::json!([{ "type": "function", "function": call }]);
+    let calls: Value =
+        calls.into_iter().map(|call| serde_json::json!({ "type": "function", "function": call })).collect();
     let mut message = message("assistant", "");
     message.extra.insert("tool_calls".to_owned(), calls);
     message.extra.insert("content".to_owned(), Value::Null);
@@ -223,7 +279,7 @@ mod tests {
         assert_eq!(
             second(r#"{"role": "narrator", "content": "b"}"#),
             "Conversation! found the role `narrator` (message 2), \
-             expected `system`, `user` or `assistant`, or a mapped name such as `--roles narrator=user`"
+             expected `system`, `user` or `assistant`, or a mapped name such as `--roles narrator=assistant`"
         );
         assert_eq!(
             second(r#"{"role": "assistant", "content": null}"#),
@@ -248,10 +304,26 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_may_hold_a_question_and_its_answer() {
+        assert_eq!(
+            chat(r#"[{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}]"#),
+            "user: a | assistant: b | user: c | assistant: d"
+        );
+        assert_eq!(
+            chat(r#"[{"system": "s", "input": "a", "output": "b", "need_eos_token": true}]"#),
+            "system: s | user: a | assistant: b"
+        );
+        assert_eq!(
+            chat(r#"[{"input": "a", "output": 3}]"#),
+            "Shape! found the number 3 in `output` (message 1), expected a text"
+        );
+    }
+
+    #[test]
     fn tool_calls_reach_the_template_as_they_are() {
         let options = crate::ReadOptions::default();
         let record = r#"{"tools": "[{\"name\": \"f\"}]", "conversations": [{"from": "human", "value": "q"},
-            {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {}}"},
+            {"from": "function_call", "value": "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": {}}]"},
             {"from": "observation", "value": "42"}, {"role": "assistant", "content": "b", "reasoning_content": "r"}]}"#;
         let record = serde_json::from_str(record).unwrap();
         let mut turns = super::TurnReader::new(&options);
@@ -260,7 +332,7 @@ mod tests {
         let roles: Vec<_> = chat.messages.iter().map(|message| message.role.as_str()).collect();
         assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
         assert_eq!(chat.tools, [serde_json::json!({"name": "f"})]);
-        assert_eq!(chat.messages[1].extra["tool_calls"][0]["function"]["name"], "f");
+        assert_eq!(chat.messages[1].extra["tool_calls"][1]["function"]["name"], "g");
         assert_eq!(chat.messages[3].extra["reasoning_content"], "r");
         assert!(turns.unknown_keys.is_empty());
     }
