@@ -332,6 +332,28 @@ mod tests {
         assert_eq!(chosen("a/b", &["test.csv"], ""), part("test", &["test.csv"]));
     }
 
+    // The splits are those of datasets 5.2.0, written by `reference/dataset_splits.py`.
+    #[test]
+    fn fifty_layouts_have_the_splits_of_datasets() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            paths: Vec<String>,
+            splits: BTreeMap<String, Vec<String>>,
+        }
+        let cases: Vec<Case> = serde_json::from_str(include_str!("splits_by_name.json")).unwrap();
+        assert_eq!(cases.len(), 50);
+        for Case { paths, splits } in cases {
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            let candidates: Vec<&str> = paths.iter().copied().filter(|path| is_candidate(path)).collect();
+            let sorted = |(split, mut files): (String, Vec<String>)| {
+                files.sort();
+                (split, files)
+            };
+            let found: BTreeMap<_, _> = splits_by_name(&candidates).into_iter().map(sorted).collect();
+            assert_eq!(found, splits, "{paths:?}");
+        }
+    }
+
     #[test]
     fn the_card_declares_subsets_and_splits() {
         let card = "---
