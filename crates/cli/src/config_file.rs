@@ -211,7 +211,7 @@ fn known_flag(key: &str, command: &Command) -> Result<String> {
             let (flag, value) = args.trim_start_matches("--").split_once('=').unwrap_or((args, "true"));
             return Err(unknown.with_hint(format!("write `{} = \"{value}\"`", flag.replace('-', "_"))));
         }
-        Some(PeerFlag::Advice(hint)) => return Err(unknown.with_hint(hint)),
+        Some(PeerFlag::Advice(hint, _)) => return Err(unknown.with_hint(hint)),
         None => {}
     }
     Err(unknown.with_hint(match peer_flags::close(&name, known()) {
@@ -286,7 +286,10 @@ fn json_arguments(flag: &str, value: &Value) -> Option<Vec<String>> {
             let names = items.iter().map(scalar).collect::<Option<Vec<_>>>()?;
             Some(vec![format!("--{flag}={}", names.join(","))])
         }
-        other => Some(vec![format!("--{flag}={}", scalar(other)?)]),
+        other => {
+            let value = scalar(other)?;
+            Some(vec![format!("--{flag}={}", peer_flags::own_value(flag, &value).unwrap_or(&value))])
+        }
     }
 }
 
@@ -325,7 +328,10 @@ fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static st
                 items.iter().map(|item| Ok::<_, &str>(format!("--{flag}={}", scalar(item.get_ref())?)));
             files.collect::<Result<_, &str>>()?
         }
-        other => vec![format!("--{flag}={}", scalar(other)?)],
+        other => {
+            let value = scalar(other)?;
+            vec![format!("--{flag}={}", peer_flags::own_value(flag, &value).unwrap_or(&value))]
+        }
     })
 }
 

@@ -251,8 +251,8 @@ const TEXTS: &[(&str, &str)] = &[
         "文件中的角色名，如 Alice=user,Bob=assistant",
     ),
     (
-        "Entry of LLaMA-Factory's dataset_info.json to read",
-        "读取 LLaMA-Factory 的 dataset_info.json 中的哪一项",
+        "Entries of LLaMA-Factory's dataset_info.json to read, separated by commas",
+        "读取 LLaMA-Factory 的 dataset_info.json 中的哪几项，用逗号分隔",
     ),
     (
         "Quantize the base's projections to 4 bits at load time: nf4, fp4 or none [default: none]",

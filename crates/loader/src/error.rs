@@ -231,7 +231,12 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
             }
         }
         FolderKind::File if path.extension().is_some_and(|ending| ending == "gguf") => GGUF.to_owned(),
-        FolderKind::File => "name the folder that holds `config.json`".to_owned(),
+        FolderKind::File => match path.parent().map(|parent| (parent, FolderKind::of(parent))) {
+            Some((parent, FolderKind::Adapter | FolderKind::Model)) if !parent.as_os_str().is_empty() => {
+                format!("name the folder of this file: `{}`", parent.display())
+            }
+            _ => "name the folder that holds `config.json`".to_owned(),
+        },
         FolderKind::Other => other_hint(path),
         FolderKind::Missing => match similar_folder(path) {
             Some(similar) => format!("did you mean `{}`?", similar.display()),

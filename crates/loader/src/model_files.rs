@@ -161,7 +161,10 @@ impl AdapterFiles {
     ) -> Result<Adapter, LoadError> {
         let loaded = Adapter::load_with(self.config.clone(), &self.folder, model, backend);
         loaded.map_err(|error| match &self.config.base_model_name_or_path {
-            Some(named) if error.is_of_another_base() && Path::new(named).file_name() != base.file_name() => {
+            Some(named) if error.is_of_another_base() && is_named(base, named) => {
+                LoadError::from(error).with_hint(FILES_OF_ONE_SAVE)
+            }
+            Some(named) if error.is_of_another_base() => {
                 let hint = format!(
                     "the adapter was trained on `{named}` (`base_model_name_or_path`), and the base here is `{}`: \
                      give the one it was trained on with `--base DIR`, or put `adapter_config.json` back if it was edited",
@@ -172,6 +175,16 @@ impl AdapterFiles {
             _ => error.into(),
         })
     }
+}
+
+const FILES_OF_ONE_SAVE: &str = "put back the `adapter_config.json` and the weights that were saved together: the base \
+    is the one that the adapter names";
+
+/// Returns whether `base` is the folder, or a download of the repository, that the adapter names.
+fn is_named(base: &Path, named: &str) -> bool {
+    let repository = format!("models--{}", named.replace('/', "--"));
+    let is_download = base.iter().any(|part| part.to_str() == Some(&repository));
+    is_download || Path::new(named).file_name() == base.file_name()
 }
 
 /// The files of a model: a base, and an adapter if there is one.

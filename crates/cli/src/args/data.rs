@@ -18,7 +18,7 @@ pub struct ReadArgs {
     /// Role names of the file, such as Alice=user,Bob=assistant
     #[arg(long, value_name = "NAME=ROLE,…", value_parser = roles, help_heading = "Data")]
     pub roles: Option<Roles>,
-    /// Entry of LLaMA-Factory's dataset_info.json to read
+    /// Entries of LLaMA-Factory's dataset_info.json to read, separated by commas
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub dataset: Option<String>,
 }

@@ -41,6 +41,21 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     })
 }
 
+/// Reads a data file as [`read`] does. A `dataset_info.json` may name several data sets. Lowers the maximum
+/// memory of `options` by that of the records.
+///
+/// # Errors
+/// Returns the errors of [`read`].
+pub fn read_entries(file: &Path, options: &mut ReadOptions) -> Result<Vec<Dataset>> {
+    let mut datasets = Vec::new();
+    for entry in options.for_each_entry(file) {
+        let dataset = read(file, &ReadOptions { max_memory: options.max_memory, ..entry })?;
+        options.reserve(&dataset);
+        datasets.push(dataset);
+    }
+    Ok(datasets)
+}
+
 /// Reads the files of a data set from the cache.
 fn read_cached(dataset: &DatasetRef, options: &ReadOptions) -> Result<Dataset> {
     let hub = LazyHub::of_cache();

@@ -11,6 +11,7 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot read `{}`: every record is invalid; the first: {}", "无法读取 `{}`：所有记录都有错；第一处：{}"),
     ("cannot read `{}`: {}", "无法读取 `{}`：{}"),
     ("cannot load `{}`: it does not exist", "无法加载 `{}`：不存在"),
+    ("it contains no tensors", "里面没有张量"),
     ("cannot load `{}`: {}", "无法加载 `{}`：{}"),
     ("cannot write to `{}`: {}", "无法写入 `{}`：{}"),
     ("cannot write `{}`: it exists already", "无法写入 `{}`：文件已存在"),

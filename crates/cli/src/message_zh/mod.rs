@@ -14,6 +14,8 @@ mod source_tests;
 use hints::HINTS;
 use messages::MESSAGES;
 
+use crate::peer_flags;
+
 /// Returns a message in Chinese, or `None` if no pattern matches.
 pub fn message(text: &str) -> Option<String> {
     translate(MESSAGES, text)
@@ -21,6 +23,9 @@ pub fn message(text: &str) -> Option<String> {
 
 /// Returns a hint in Chinese, or `None` if a part of it has no pattern.
 pub fn hint(text: &str) -> Option<String> {
+    if let Some(chinese) = peer_flags::chinese_hint(text) {
+        return Some(chinese.to_owned());
+    }
     let parts: Option<Vec<String>> = text.split("; ").map(|part| translate(HINTS, part)).collect();
     parts.map(|parts| parts.join("；"))
 }

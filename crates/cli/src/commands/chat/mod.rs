@@ -83,7 +83,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
     /// Value of `enable_thinking` in the chat template, as of Qwen3 [default: the template's]
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub enable_thinking: Option<bool>,
     /// Further values of the chat template, as a JSON object such as {"enable_thinking": false}
     #[arg(long, value_name = "JSON", value_parser = TemplateValues::from_str)]

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{DEFAULT_MAX_LENGTH, DataArgs, data_paths, place, warnings};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::evaluation::held_out::read;
+use crate::evaluation::held_out::read_entries;
 use crate::lesson;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -43,8 +43,8 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let args = &CheckArgs { files: data_paths(&args.files, printer)?, ..args.clone() };
     let mut reading = args.data.reading.options();
-    let read_next = |file: &PathBuf| read(file, &reading).inspect(|dataset| reading.reserve(dataset));
-    let datasets = args.files.iter().map(read_next).collect::<Result<Vec<Dataset>>>()?;
+    let read_next = |file: &PathBuf| read_entries(file, &mut reading);
+    let datasets = args.files.iter().map(read_next).collect::<Result<Vec<Vec<Dataset>>>>()?.concat();
     let tokenizer = args.data.tokenizer(printer)?;
     if datasets.iter().any(|dataset| dataset.format != Format::Text) {
         // A missing template is a fault of the base, so it is reported once and not for each record.
@@ -85,7 +85,7 @@ fn summary(found: &Check) -> serde_json::Value {
         "trained_tokens": found.trained_tokens, "longest": found.lengths.max(),
         "shortened": found.shortened.len(), "dropped": found.dropped.len(),
         "duplicates": found.duplicates.len(), "same_question": found.same_question.len(),
-        "unknown_keys": found.unknown_keys.len(), "special_tokens": found.specials.len(),
+        "unknown_keys": found.unknown_keys.len(), "special_tokens": found.specials.len(), "foreign_marks": found.foreign.len(),
         "bad": bad.collect::<Vec<_>>(),
     })
 }
@@ -209,7 +209,15 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
     let unknown = found.unknown_keys.iter().map(|unknown| describe_key(unknown, printer));
     let special = found.specials.iter().map(|(source, token)| format!("{} `{token}`", at(source)));
     let rendered = found.rendered.iter().map(at).collect::<Vec<_>>();
+    let foreign = found.foreign.iter().map(|(source, mark)| format!("{} `{mark}`", at(source)));
     let kinds = [
+        (
+            printer.pick(
+                "文字里写着对话模板的标记，这个分词器当作普通文字",
+                "texts with marks of a chat template, which this tokenizer encodes as ordinary text",
+            ),
+            foreign.collect::<Vec<_>>(),
+        ),
         (
             printer.pick(
                 "文本是已经渲染好的对话：全部词元都参与训练，问题也在内",

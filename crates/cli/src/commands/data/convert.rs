@@ -9,7 +9,7 @@ use danlu_model::{FileError, files};
 use super::{data_paths, warnings};
 use crate::args::data::{ReadArgs, format};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::evaluation::held_out::read;
+use crate::evaluation::held_out::read_entries;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -52,11 +52,11 @@ pub fn run(args: &ConvertArgs, printer: &Printer) -> Result<()> {
     let (mut records, mut bad): (Vec<Record>, Vec<BadRecord>) = (Vec::new(), Vec::new());
     let mut reading = args.reading.options();
     for file in &data_paths(&args.files, printer)? {
-        let dataset = read(file, &reading)?;
-        reading.reserve(&dataset);
-        warnings::of_file(&dataset, printer).iter().for_each(|note| printer.warn(note));
-        records.extend(dataset.records);
-        bad.extend(dataset.bad);
+        for dataset in read_entries(file, &mut reading)? {
+            warnings::of_file(&dataset, printer).iter().for_each(|note| printer.warn(note));
+            records.extend(dataset.records);
+            bad.extend(dataset.bad);
+        }
     }
     if !bad.is_empty() && !args.skip_bad {
         let details = bad.iter().take(MAX_LISTED).map(ToString::to_string).collect();

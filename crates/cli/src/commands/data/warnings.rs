@@ -1,8 +1,11 @@
 //! Warnings of `data check` and `train` about renamed columns, about lists in a JSON file that are not read,
 //! and about the effects of the chat template.
 
+use std::collections::HashSet;
+
 use danlu_data::{
-    Columns, Dataset, Record, RecordContent, RecordSource, TemplateEffect, TemplateFinding, is_rendered,
+    Columns, Dataset, Record, RecordContent, RecordSource, TemplateEffect, TemplateFinding, foreign_mark,
+    is_rendered, record_hashes,
 };
 use danlu_model::Tokenizer;
 
@@ -71,16 +74,27 @@ fn describe(finding: &TemplateFinding, records: usize, printer: &Printer) -> Str
     )
 }
 
-/// Counts records whose texts contain special tokens, and documents that look like rendered conversations.
+/// Counts records whose texts contain special tokens or marks of another template, documents that look like
+/// rendered conversations, and records that are equal to an earlier one.
 #[derive(Debug, Default)]
 pub struct TextWarnings {
     specials: Option<(usize, RecordSource, String)>,
     rendered: Option<(usize, RecordSource)>,
+    foreign: Option<(usize, RecordSource, &'static str)>,
+    /// Hashes of all records so far.
+    seen: HashSet<u128>,
+    repeated: Option<(usize, RecordSource)>,
 }
 
 impl TextWarnings {
     /// Adds a record.
     pub fn add(&mut self, record: &Record, tokenizer: &Tokenizer) {
+        if !self.seen.insert(record_hashes(&record.content).0) {
+            self.repeated.get_or_insert_with(|| (0, record.source.clone())).0 += 1;
+        }
+        if let Some(mark) = record.content.texts().find_map(|text| foreign_mark(text, tokenizer)) {
+            self.foreign.get_or_insert_with(|| (0, record.source.clone(), mark)).0 += 1;
+        }
         match &record.content {
             RecordContent::Text(text) if is_rendered(text, tokenizer) => {
                 self.rendered.get_or_insert_with(|| (0, record.source.clone())).0 += 1;
@@ -114,7 +128,21 @@ impl TextWarnings {
                 ),
             )
         });
-        specials.into_iter().chain(rendered).collect()
+        let foreign = self.foreign.as_ref().map(|(count, first, mark)| {
+            let (records, first) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
+            printer.pick(
+                format!("{count} 条记录的文字里写着对话模板的标记，这个分词器当作普通文字，最早是 {first}的 `{mark}`"),
+                format!("{records} with marks of a chat template, which this tokenizer encodes as ordinary text: first `{mark}`, {first}"),
+            )
+        });
+        let repeated = self.repeated.as_ref().map(|(count, first)| {
+            let (records, first) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
+            printer.pick(
+                format!("{count} 条记录与前面的记录完全相同，最早是 {first}"),
+                format!("{records} equal to an earlier one, first {first}"),
+            )
+        });
+        specials.into_iter().chain(rendered).chain(foreign).chain(repeated).collect()
     }
 }
 

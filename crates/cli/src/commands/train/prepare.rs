@@ -13,7 +13,7 @@ use danlu_train::{Example, TrainSettings};
 
 use crate::commands::data::{check, warnings};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::evaluation::held_out::read;
+use crate::evaluation::held_out::read_entries;
 use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -85,9 +85,12 @@ pub fn prepare(
     let mut texts = warnings::TextWarnings::default();
     let mut found = Vec::new();
     let mut reading = reading.clone();
-    for file in data {
-        let dataset = read(file, &reading)?;
-        reading.reserve(&dataset);
+    let entries = data.iter().flat_map(|file| match read_entries(file, &mut reading) {
+        Ok(datasets) => datasets.into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error)],
+    });
+    for dataset in entries {
+        let dataset = dataset?;
         found.extend(warnings_about(&dataset, printer));
         summary.files.push(DataFile {
             name: dataset.fingerprint.name,

@@ -3,12 +3,16 @@
 //! A key becomes a flag, becomes a flag whose effect differs, or is ignored for a stated reason. A file for a
 //! different kind of training, such as DPO, is rejected.
 
+mod axolotl;
+
 use std::fmt;
+use std::path::Path;
 
 use clap::Command;
 use serde_json::{Map, Value};
 
 use crate::diagnostic::{Diagnostic, Result};
+use crate::message_zh;
 use crate::peer_flags::{self, PeerFlag};
 use crate::printer::Printer;
 use crate::style::Style;
@@ -51,6 +55,28 @@ impl Tool {
         (any(&["model"]) && is_mlx).then_some(Self::MlxLm)
     }
 
+    /// Returns the keys without which, or with `false` for which, the tool trains more or less than danlu.
+    fn all_by_default(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Axolotl => {
+                &[("adapter", "axolotl trains all weights without this key, danlu trains a LoRA adapter")]
+            }
+            Self::Trl => &[
+                ("use_peft", "TRL trains all weights without this key, danlu trains a LoRA adapter"),
+                (
+                    "assistant_only_loss",
+                    "TRL trains every token of `messages` without this key, danlu trains the answers, or with \
+                     --train-on-prompt all tokens",
+                ),
+            ],
+            Self::MlxLm => &[(
+                "num_layers",
+                "mlx-lm adapts the last 16 layers without this key, danlu adapts all layers",
+            )],
+            Self::LlamaFactory => &[],
+        }
+    }
+
     /// Returns the tool's defaults that differ from danlu's defaults, by danlu's flags.
     fn defaults(self) -> &'static [(&'static str, &'static str)] {
         match self {
@@ -61,6 +87,7 @@ impl Tool {
                 ("per-device-train-batch-size", "1"),
                 ("gradient-accumulation-steps", "1"),
                 ("val-size", "0"),
+                ("warmup-ratio", "0.03"),
             ],
             Self::LlamaFactory => &[
                 ("learning-rate", "5e-5"),
@@ -78,6 +105,7 @@ impl Tool {
                 ("gradient-accumulation-steps", "1"),
                 ("lora-r", "16"),
                 ("lora-dropout", "0.05"),
+                ("target-modules", "q_proj,v_proj"),
                 ("max-length", "1024"),
                 ("val-size", "0"),
             ],
@@ -141,9 +169,10 @@ impl Translation {
             let outcome = context.outcome(key, value);
             rows.push(Row { key: key.clone(), value: shown(value), outcome });
         }
+        rows.extend(context.missing_keys());
         let mut translation = Self { tool, rows };
         translation.settle_length();
-        translation.add_defaults();
+        translation.add_defaults(file);
         Ok(translation)
     }
 
@@ -176,13 +205,14 @@ impl Translation {
     }
 
     /// Adds the tool's defaults, so that danlu runs the file with the same settings.
-    fn add_defaults(&mut self) {
+    fn add_defaults(&mut self, file: &Map<String, Value>) {
         let mut missing = Vec::new();
         let defaults = self.tool.defaults().iter().filter(|(flag, _)| !self.has(flag));
         for &(flag, value) in defaults {
             let is_other_length = flag == "num-train-epochs" && self.has("max-steps")
                 || flag == "max-steps" && self.has("num-train-epochs");
-            if !is_other_length {
+            let is_other_warmup = flag == "warmup-ratio" && file.contains_key("warmup_steps");
+            if !is_other_length && !is_other_warmup {
                 missing.push(default_row(flag, value));
             }
         }
@@ -210,7 +240,8 @@ impl Translation {
             for row in rows {
                 let label =
                     format!("  {}  ", terminal_text::pad(&terminal_text::clip(&row.left(), 44), cells));
-                printer.status_labeled(&label, &row.right());
+                let right = printer.pick(row.right_in(&chinese_reason), row.right());
+                printer.status_labeled(&label, &right);
             }
         }
     }
@@ -232,17 +263,26 @@ impl Row {
 
     /// Returns the flags that the key sets, or the reason why it sets none.
     pub fn right(&self) -> String {
+        self.right_in(&|reason: &str| reason.to_owned())
+    }
+
+    /// Returns [`Row::right`] with a translated reason.
+    fn right_in(&self, translate: &dyn Fn(&str) -> String) -> String {
         let flags = |flags: &[Flag]| {
             let shown = flags.iter().map(|(flag, values)| format!("--{flag} {}", values.join(" ")));
             shown.collect::<Vec<_>>().join(" ")
         };
         match &self.outcome {
             Outcome::Taken(taken) => flags(taken),
-            Outcome::Ignored(why) => why.clone(),
-            Outcome::Differs(taken, how) if taken.is_empty() => how.clone(),
-            Outcome::Differs(taken, how) => format!("{} ({how})", flags(taken)),
+            Outcome::Ignored(why) => translate(why),
+            Outcome::Differs(taken, how) if taken.is_empty() => translate(how),
+            Outcome::Differs(taken, how) => format!("{} ({})", flags(taken), translate(how)),
         }
     }
+}
+
+fn chinese_reason(reason: &str) -> String {
+    message_zh::hint(reason).unwrap_or_else(|| reason.to_owned())
 }
 
 fn default_row(flag: &str, value: &str) -> Row {
@@ -311,7 +351,8 @@ impl Context<'_> {
         let text = scalar(value).unwrap_or_default().to_lowercase();
         let allowed: &[&str] = match key {
             "stage" => &["sft"],
-            "finetuning_type" | "fine_tune_type" => &["lora"],
+            "finetuning_type" => &["lora"],
+            "fine_tune_type" => &["lora", "dora"],
             "adapter" => &["lora", "qlora"],
             "rl" => &[],
             "pissa_init" if text == "true" => &[],
@@ -336,18 +377,23 @@ impl Context<'_> {
     fn special(&self, key: &str, value: &Value) -> Option<Outcome> {
         let text = scalar(value);
         let on = text.as_deref().and_then(peer_flags::switch).unwrap_or(true);
+        let by_default = self.tool.all_by_default().iter().find(|(name, _)| *name == key && !on);
+        if let Some((_, how)) = by_default {
+            return Some(differs(*how));
+        }
         Some(match (key, text.as_deref()) {
+            ("fine_tune_type", Some("dora")) => taken("use-dora", "true"),
             ("stage" | "finetuning_type" | "fine_tune_type" | "do_train" | "train" | "use_peft", _) => {
                 ignored("danlu train is supervised fine-tuning with LoRA")
             }
             ("adapter", Some("qlora")) => taken("quant", "nf4"),
             ("adapter", _) => ignored("danlu always trains LoRA"),
             ("lora_target_linear", _) if on => taken("target-modules", "all-linear"),
-            ("lora_target", Some("all")) => taken("target-modules", "all-linear"),
             ("quantization_bit", Some("4")) => taken("quant", "nf4"),
             ("quantization_bit" | "load_in_8bit", _) if on => {
                 differs("danlu has 4 bits (--quant nf4) or 16 bits: 16 bits are used")
             }
+            ("bf16", Some("auto")) => taken("dtype", "auto"),
             ("fp16", _) if on => differs("fp16 is for GPUs without bf16, where it is the default of --dtype"),
             ("optimizer" | "optim", Some(name)) if name.starts_with("adam") || name.contains("_adamw") => {
                 ignored("danlu uses AdamW in f32")
@@ -355,6 +401,9 @@ impl Context<'_> {
             ("optimizer" | "optim", Some(name)) => differs(format!("danlu has no {name}: AdamW is used")),
             ("lr_scheduler" | "lr_scheduler_type", Some(name)) => scheduler(name),
             ("max_steps", _) if number(value)? <= 0.0 => ignored("no limit on steps"),
+            ("warmup_steps", Some(share)) if (1e-9..1.0).contains(&number(value)?) => {
+                taken("warmup-ratio", share)
+            }
             ("warmup_steps", _) if number(value)? > 0.0 => self.warmup(number(value)?),
             ("warmup_steps", _) => ignored("no warmup, as by default"),
             ("eval_steps" | "save_steps" | "logging_steps", _) if number(value)?.fract() != 0.0 => {
@@ -367,10 +416,18 @@ impl Context<'_> {
             ("chat_template" | "template", Some(name)) => template(name),
             ("dataset", Some(names)) if self.tool == Tool::LlamaFactory => self.factory_data(names),
             ("dataset_dir", _) if self.tool == Tool::LlamaFactory => ignored("part of the path of the data"),
-            ("data", Some(folder)) if self.tool == Tool::MlxLm => Outcome::Differs(
-                vec![("data".to_owned(), vec![format!("{folder}/train.jsonl")])],
-                "valid.jsonl and test.jsonl are not read; --val-size holds out records".to_owned(),
-            ),
+            ("data", Some(folder)) if self.tool == Tool::MlxLm => mlx_data(folder),
+            ("dataset_name", Some(name)) if self.tool == Tool::Trl => self.trl_data(name),
+            ("dataset_config" | "dataset_train_split", _) if self.tool == Tool::Trl => {
+                ignored("part of the name of the data")
+            }
+            ("eval_strategy" | "evaluation_strategy", _) if self.file.contains_key("eval_steps") => {
+                ignored("--eval-steps sets it")
+            }
+            ("adapter_name_or_path" | "resume_adapter_file" | "lora_model_dir", _) => {
+                differs("danlu starts a new adapter: merge the old one first, and train on the merged model")
+            }
+            ("neat_packing", _) => ignored("records of a row never attend to each other"),
             ("adapter_path", Some(folder)) if self.tool == Tool::MlxLm => taken("output", folder),
             ("mask_prompt", _) => taken("train-on-prompt", (!on).to_string()),
             ("use_dora" | "peft_use_dora", _) => taken("use-dora", on.to_string()),
@@ -390,13 +447,16 @@ impl Context<'_> {
                 let names: Vec<String> = names.iter().filter_map(scalar).collect();
                 Some(taken("target-modules", names.join(",")))
             }
-            ("datasets", Value::Array(items)) => Some(axolotl_data(items)),
+            ("datasets", Value::Array(items)) => Some(axolotl::data(items, self.file)),
             ("lora_parameters", Value::Object(fields)) => Some(mlx_lora(fields)),
-            ("lr_schedule", Value::Object(fields)) => Some(scheduler(&scalar(fields.get("name")?)?)),
+            ("lr_schedule", Value::Object(fields)) => self.mlx_schedule(fields),
             (_, Value::Array(items)) if key == "data" || key == "dataset_name" => {
                 Some(Outcome::Taken(vec![("data".to_owned(), items.iter().filter_map(scalar).collect())]))
             }
-            (_, Value::Array(_) | Value::Object(_)) => Some(ignored("danlu has no such setting")),
+            (_, Value::Array(_) | Value::Object(_)) => {
+                let known = peer_flags::meaning(&key.replace('_', "-")).is_some();
+                (!known).then(|| ignored("danlu has no such setting"))
+            }
             _ => None,
         }
     }
@@ -407,22 +467,57 @@ impl Context<'_> {
         let text = scalar(value).unwrap_or_default();
         let has = |flag: &str| self.command.get_arguments().any(|arg| arg.get_long() == Some(flag));
         if has(&name) && !["config", "resume"].contains(&name.as_str()) {
-            return taken(&name, text);
+            return own(&name, text);
+        }
+        if peer_flags::is_without_effect(&name, &text) {
+            return ignored("off, as by default");
         }
         match peer_flags::meaning(&name) {
             Some(PeerFlag::Same(flags)) => match flags.iter().find(|flag| has(flag) && **flag != "resume") {
-                Some(flag) => taken(flag, text),
+                Some(flag) => own(flag, text),
                 None => ignored("danlu has no such setting in a file"),
             },
-            Some(PeerFlag::Switch(args)) if !is_off(value) => {
-                let (flag, set) = args.trim_start_matches("--").split_once('=').unwrap_or((args, "true"));
-                taken(flag, set)
-            }
-            Some(PeerFlag::Switch(_)) => ignored("off, as by default"),
-            Some(PeerFlag::Advice(_)) if is_off(value) => ignored("off, as by default"),
-            Some(PeerFlag::Advice(hint)) => ignored(hint),
+            Some(PeerFlag::Switch(_)) if is_off(value) => ignored("off, as by default"),
+            Some(PeerFlag::Switch(args)) => match args.trim_start_matches("--").split_once('=') {
+                Some((flag, set)) => taken(flag, set),
+                None => ignored("danlu has no such setting in a file"),
+            },
+            Some(PeerFlag::Advice(..)) if is_off(value) => ignored("off, as by default"),
+            Some(PeerFlag::Advice(hint, _)) if changes_result(&name) => differs(hint),
+            Some(PeerFlag::Advice(hint, _)) => ignored(hint),
             None => ignored("danlu has no such setting"),
         }
+    }
+
+    /// Returns rows for missing keys whose default in the tool is not danlu's behaviour.
+    fn missing_keys(&self) -> Vec<Row> {
+        let is_missing = |key: &str| self.file.get(key).is_none_or(is_unset);
+        let missing = self.tool.all_by_default().iter().filter(|(key, _)| is_missing(key));
+        let row = |(key, how): &(&str, &str)| Row {
+            key: (*key).to_owned(),
+            value: "missing".to_owned(),
+            outcome: differs(*how),
+        };
+        missing.map(row).collect()
+    }
+
+    fn trl_data(&self, name: &str) -> Outcome {
+        let field = |key: &str| self.file.get(key).and_then(scalar);
+        let data =
+            dataset_name(name, field("dataset_config").as_deref(), field("dataset_train_split").as_deref());
+        taken("data", data)
+    }
+
+    fn mlx_schedule(&self, fields: &Map<String, Value>) -> Option<Outcome> {
+        let schedule = scheduler(&scalar(fields.get("name")?)?);
+        let Some(steps) = fields.get("warmup").and_then(number).filter(|steps| *steps > 0.0) else {
+            return Some(schedule);
+        };
+        Some(match (schedule, self.warmup(steps)) {
+            (Outcome::Taken(flags), Outcome::Taken(warmup)) => Outcome::Taken([flags, warmup].concat()),
+            (Outcome::Taken(flags), Outcome::Differs(_, how)) => Outcome::Differs(flags, how),
+            (schedule, _) => schedule,
+        })
     }
 
     fn warmup(&self, steps: f64) -> Outcome {
@@ -438,17 +533,76 @@ impl Context<'_> {
     fn factory_data(&self, names: &str) -> Outcome {
         let folder = self.file.get("dataset_dir").and_then(scalar).unwrap_or_else(|| "data".to_owned());
         let file = ("data".to_owned(), vec![format!("{folder}/dataset_info.json")]);
-        let mut names = names.split(',').map(str::trim);
-        let first = names.next().unwrap_or_default();
-        let flags = vec![file, ("dataset".to_owned(), vec![first.to_owned()])];
-        match names.collect::<Vec<_>>().join(", ") {
-            rest if rest.is_empty() => Outcome::Taken(flags),
-            rest => Outcome::Differs(
-                flags,
-                format!("danlu reads one entry: {rest} is left out; pass files to --data instead"),
-            ),
-        }
+        Outcome::Taken(vec![file, ("dataset".to_owned(), vec![names.to_owned()])])
     }
+}
+
+/// Keys of settings that change the trained adapter, so that a file without them trains differently.
+const CHANGE_RESULT: [&str; 24] = [
+    "additional-target",
+    "bias",
+    "dataset-train-split",
+    "early-stopping-patience",
+    "init-lora-weights",
+    "label-smoothing-factor",
+    "load-best-model-at-end",
+    "lora-bias",
+    "lora-modules-to-save",
+    "loraplus-lr-embedding",
+    "loraplus-lr-ratio",
+    "loss-scale",
+    "lr-scheduler-kwargs",
+    "mask-history",
+    "max-samples",
+    "min-lr",
+    "mix-strategy",
+    "modules-to-save",
+    "neftune-noise-alpha",
+    "roles-to-train",
+    "rope-scaling",
+    "shift-attn",
+    "test-datasets",
+    "train-on-eos",
+];
+
+fn changes_result(name: &str) -> bool {
+    let starts = ["cosine-", "freeze-", "galore-", "badam-", "apollo-", "use-galore", "eos-", "new-special-"];
+    CHANGE_RESULT.contains(&name) || starts.iter().any(|start| name.starts_with(start))
+}
+
+/// Returns the flag with danlu's spelling of the value.
+fn own(flag: &str, value: String) -> Outcome {
+    taken(flag, peer_flags::own_value(flag, &value).map_or(value, str::to_owned))
+}
+
+/// Returns the name of the data for `--data`. A name of two parts that is no local path is a data set on the
+/// Hub.
+fn dataset_name(name: &str, subset: Option<&str>, split: Option<&str>) -> String {
+    let is_hub = !name.starts_with(['.', '/', '~'])
+        && name.split('/').count() == 2
+        && !name.contains('.')
+        && !Path::new(name).exists();
+    if !is_hub {
+        return name.to_owned();
+    }
+    let subset = subset.filter(|subset| *subset != "default");
+    match (subset, split) {
+        (None, None) => format!("hf:{name}"),
+        (None, Some(split)) => format!("hf:{name}:{split}"),
+        (Some(subset), split) => format!("hf:{name}:{subset}/{}", split.unwrap_or("train")),
+    }
+}
+
+fn mlx_data(folder: &str) -> Outcome {
+    let name = dataset_name(folder, None, Some("train"));
+    if name.starts_with("hf:") {
+        return taken("data", name);
+    }
+    let file = format!("{}/train.jsonl", folder.trim_end_matches('/'));
+    Outcome::Differs(
+        vec![("data".to_owned(), vec![file])],
+        "valid.jsonl and test.jsonl are not read; --val-size holds out records".to_owned(),
+    )
 }
 
 fn scheduler(name: &str) -> Outcome {
@@ -456,6 +610,10 @@ fn scheduler(name: &str) -> Outcome {
         "linear" | "cosine" | "constant" | "constant_with_warmup" => taken("lr-scheduler-type", name),
         "cosine_decay" => taken("lr-scheduler-type", "cosine"),
         "linear_schedule" => taken("lr-scheduler-type", "linear"),
+        _ if name.starts_with("cosine") => Outcome::Differs(
+            vec![("lr-scheduler-type".to_owned(), vec!["cosine".to_owned()])],
+            format!("danlu has no {name}: cosine falls to 0 once"),
+        ),
         _ => differs(format!("danlu has no {name}: linear is used")),
     }
 }
@@ -470,33 +628,6 @@ fn template(name: &str) -> Outcome {
             "danlu has no template `{name}`: the base's own is used; --chat-template takes a file"
         )),
     }
-}
-
-fn axolotl_data(items: &[Value]) -> Outcome {
-    let field = |item: &Value, name: &str| item.get(name).and_then(scalar);
-    let mut paths = Vec::new();
-    let mut kinds: Vec<String> = items.iter().filter_map(|item| field(item, "type")).collect();
-    for item in items {
-        match item.get("data_files") {
-            Some(Value::Array(files)) => paths.extend(files.iter().filter_map(scalar)),
-            Some(file) => paths.extend(scalar(file)),
-            None => paths.extend(field(item, "path")),
-        }
-    }
-    kinds.dedup();
-    let data = ("data".to_owned(), paths);
-    let format = match kinds.as_slice() {
-        [] => return Outcome::Taken(vec![data]),
-        [kind] if kind == "alpaca" => "alpaca",
-        [kind] if kind.starts_with("sharegpt") => "sharegpt",
-        [kind] if kind == "completion" => "text",
-        [kind] if kind == "chat_template" => return Outcome::Taken(vec![data]),
-        _ => {
-            let how = format!("the format is detected, not {}; set --format", kinds.join(" and "));
-            return Outcome::Differs(vec![data], how);
-        }
-    };
-    Outcome::Taken(vec![data, ("format".to_owned(), vec![format.to_owned()])])
 }
 
 /// Translates mlx-lm's LoRA settings. mlx-lm multiplies the adapter by `scale`, and danlu by alpha / rank, so
@@ -568,7 +699,7 @@ mod tests {
             ("gradient-accumulation-steps", "1"),
             ("num-train-epochs", "1"),
             ("learning-rate", "0.0002"),
-            ("dtype", "bf16"),
+            ("dtype", "auto"),
             ("lora-dropout", "0"),
         ] {
             assert_eq!(flag(&found, name).as_deref(), Some(value), "{name}");
@@ -595,7 +726,7 @@ mod tests {
         for (name, value) in [
             ("base", "m"),
             ("data", "d/dataset_info.json"),
-            ("dataset", "identity"),
+            ("dataset", "identity,alpaca"),
             ("lora-alpha", "16"),
             ("max-steps", "20"),
             ("warmup-ratio", "0.25"),
@@ -606,7 +737,6 @@ mod tests {
             assert_eq!(flag(&found, name).as_deref(), Some(value), "{name}");
         }
         assert_eq!(flag(&found, "num-train-epochs"), None);
-        assert!(why(&found, "dataset").contains("alpaca is left out"));
     }
 
     #[test]
@@ -647,12 +777,74 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_has_chinese() {
+        let files = [
+            json!({
+                "base_model": "m", "load_in_8bit": true, "fp16": true, "optimizer": "lion", "max_steps": -1, "x": [1],
+                "saves_per_epoch": 1, "eval_steps": 0.1, "lr_scheduler": "polynomial", "special_tokens": {"a": "b"},
+                "chat_template": "gemma", "strict": false, "warmup_steps": 10, "adapter": "",
+                "datasets": [{"path": "a", "type": "x", "field_messages": "b"}, {"path": "c", "type": {"format": "d"}}],
+            }),
+            json!({
+                "model_name_or_path": "m", "stage": "sft", "dataset_dir": "d", "template": "default", "max_steps": 5,
+                "num_train_epochs": 3, "adapter_name_or_path": "a", "neat_packing": true, "mask_history": true,
+                "warmup_steps": 0, "eval_strategy": "steps", "eval_steps": 5, "num_layers": -1,
+            }),
+            json!({
+                "model_name_or_path": "m", "dataset_name": "a/b", "dataset_config": "c", "use_peft": false,
+                "lr_scheduler_type": "cosine_with_min_lr", "optim": "adamw_torch", "report_to": "none",
+            }),
+            json!({"model": "m", "data": "d", "iters": 5, "fine_tune_type": "lora", "resume_adapter_file": "x"}),
+        ];
+        for file in files {
+            for row in translated(file).unwrap().rows {
+                let reason = match row.outcome {
+                    Outcome::Taken(_) => continue,
+                    Outcome::Ignored(reason) | Outcome::Differs(_, reason) => reason,
+                };
+                assert!(message_zh::hint(&reason).is_some(), "{}: {reason}", row.key);
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_settings_that_change_the_result_are_told() {
+        let found = translated(json!({
+            "model_name_or_path": "m", "dataset_name": "org/name", "dataset_config": "zh", "dataset_train_split": "test",
+            "dtype": "bfloat16", "warmup_steps": 0.03, "neftune_noise_alpha": 5, "use_peft": true,
+        }))
+        .unwrap();
+        for (name, value) in [
+            ("data", "hf:org/name:zh/test"),
+            ("dtype", "bf16"),
+            ("warmup-ratio", "0.03"),
+            ("target-modules", "q_proj,v_proj"),
+        ] {
+            assert_eq!(flag(&found, name).as_deref(), Some(value), "{name}");
+        }
+        let differs = |key: &str| {
+            let row = found.rows.iter().find(|row| row.key == key).unwrap();
+            matches!(row.outcome, Outcome::Differs(..))
+        };
+        assert!(differs("neftune_noise_alpha") && differs("assistant_only_loss"));
+        let found = translated(json!({
+            "model": "m", "iters": 100, "fine_tune_type": "dora", "lr_schedule": {"name": "cosine_decay", "warmup": 10},
+        }))
+        .unwrap();
+        assert_eq!(flag(&found, "use-dora").as_deref(), Some("true"));
+        assert_eq!(flag(&found, "warmup-ratio").as_deref(), Some("0.1"));
+        let found = translated(json!({"base_model": "m", "learning_rate": 1e-4})).unwrap();
+        assert!(why(&found, "adapter").contains("trains all weights"));
+        assert_eq!(flag(&found, "warmup-ratio").as_deref(), Some("0.03"));
+    }
+
+    #[test]
     fn other_kinds_of_training_are_refused() {
         for file in [
             json!({"base_model": "m", "rl": "dpo"}),
             json!({"model_name_or_path": "m", "stage": "dpo", "template": "x"}),
             json!({"model_name_or_path": "m", "finetuning_type": "full"}),
-            json!({"model": "m", "fine_tune_type": "dora"}),
+            json!({"model": "m", "fine_tune_type": "full"}),
         ] {
             let error = translated(file).unwrap_err().render(false);
             assert!(error.starts_with("error: cannot translate this "), "{error}");
