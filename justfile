@@ -34,6 +34,13 @@ test-gpu-75:
     python3 crates/kernels/cuda/build.py --ptx target/cuda/ptx75
     DANLU_TEST_PTX=$PWD/target/cuda/ptx75 DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda::tests -- --test-threads=1
 
+# Cross-compiles the kernels for 64-bit ARM, and runs their tests under QEMU. Needs Debian's `gcc-aarch64-linux-gnu` and
+# `qemu-user-static`, and `rustup target add aarch64-unknown-linux-gnu`. Takes about ten minutes on two cores.
+test-aarch64 *args:
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -cpu max -L /usr/aarch64-linux-gnu" \
+        cargo test -p danlu-kernels --lib --target aarch64-unknown-linux-gnu {{args}} -- --skip peak::tests
+
 fmt:
     cargo fmt --all
 

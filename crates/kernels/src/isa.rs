@@ -15,13 +15,18 @@ pub enum Isa {
     Avx512,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// NEON of 64-bit ARM processors, with the bf16 dot product.
+    NeonBf16,
+    /// NEON of 64-bit ARM processors.
+    Neon,
     /// Rust without intrinsics, for any machine.
     Scalar,
 }
 
 impl Isa {
     /// Every instruction set, the widest first.
-    pub const ALL: [Self; 5] = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Scalar];
+    pub const ALL: [Self; 7] =
+        [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::NeonBf16, Self::Neon, Self::Scalar];
 
     /// Returns the widest instruction set that this machine supports.
     pub fn detect() -> Self {
@@ -52,10 +57,22 @@ impl Isa {
                 Self::Avx512Bf16 => avx512bf16,
                 Self::Avx512 => avx512,
                 Self::Avx2 => avx2,
+                Self::NeonBf16 | Self::Neon => false,
                 Self::Scalar => true,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            let neon = is_aarch64_feature_detected!("neon");
+            match self {
+                Self::Amx | Self::Avx512Bf16 | Self::Avx512 | Self::Avx2 => false,
+                Self::NeonBf16 => neon && is_aarch64_feature_detected!("bf16"),
+                Self::Neon => neon,
+                Self::Scalar => true,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Scalar
         }
@@ -64,7 +81,7 @@ impl Isa {
     /// Returns whether the instruction set multiplies bf16 directly, which is faster than converting to f32
     /// first.
     pub fn multiplies_bf16(self) -> bool {
-        matches!(self, Self::Amx | Self::Avx512Bf16)
+        matches!(self, Self::Amx | Self::Avx512Bf16 | Self::NeonBf16)
     }
 
     /// Returns the name of the instruction set, which [`FromStr`] accepts.
@@ -74,6 +91,8 @@ impl Isa {
             Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
+            Self::NeonBf16 => "neonbf16",
+            Self::Neon => "neon",
             Self::Scalar => "scalar",
         }
     }

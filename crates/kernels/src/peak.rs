@@ -155,10 +155,18 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
             Isa::Avx512Bf16 if bf16 => Some((x86::avx512bf16, x86::AVX512BF16)),
             Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => Some((x86::avx512, x86::AVX512)),
             Isa::Avx2 => Some((x86::avx2, x86::AVX2)),
-            Isa::Scalar => None,
+            Isa::NeonBf16 | Isa::Neon | Isa::Scalar => None,
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    {
+        match isa {
+            Isa::NeonBf16 if dtype == DType::Bf16 => Some((arm::neon_bf16, arm::NEON_BF16)),
+            Isa::NeonBf16 | Isa::Neon => Some((arm::neon, arm::NEON)),
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 | Isa::Scalar => None,
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         let _ = dtype;
         None
@@ -177,11 +185,63 @@ fn read(isa: Isa, streams: usize, words: &[u64]) {
             (Isa::Avx2, 1) => return x86::read_avx2::<1>(words),
             (Isa::Avx2, 4) => return x86::read_avx2::<4>(words),
             (Isa::Avx2, _) => return x86::read_avx2::<8>(words),
-            (Isa::Scalar, _) => {}
+            (Isa::NeonBf16 | Isa::Neon | Isa::Scalar, _) => {}
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: this machine supports `isa`, because `isa` was detected.
+    unsafe {
+        match (isa, streams) {
+            (Isa::NeonBf16 | Isa::Neon, 1) => return arm::read_neon::<1>(words),
+            (Isa::NeonBf16 | Isa::Neon, 4) => return arm::read_neon::<4>(words),
+            (Isa::NeonBf16 | Isa::Neon, _) => return arm::read_neon::<8>(words),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 | Isa::Scalar, _) => {}
         }
     }
     let _ = (isa, streams);
     black_box(words.iter().fold(0, |all, word| all | word));
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! multiply_add {
+    ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
+        /// FLOP of one round of the function below.
+        pub const $count: f64 = ($sums * $flops) as f64;
+
+        /// Runs independent multiply-adds in registers, and nothing else.
+        #[target_feature(enable = $features)]
+        pub fn $name(rounds: usize) {
+            let (mut sums, one) = ([$zero; $sums], black_box($one));
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = $step(*sum, one);
+                }
+            }
+            black_box(sums);
+        }
+    };
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! read {
+    ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
+        /// Reads one vector from each of `STREAMS` memory streams, and repeats this until the end of the
+        /// streams.
+        #[target_feature(enable = $features)]
+        pub fn $name<const STREAMS: usize>(words: &[u64]) {
+            const STEP: usize = size_of::<$vector>() / size_of::<u64>();
+            let stream = words.len() / STREAMS / BLOCK * BLOCK;
+            let mut all = [$zero; STREAMS];
+            for at in (0..stream).step_by(STEP) {
+                for (s, all) in all.iter_mut().enumerate() {
+                    // SAFETY: `at + STEP` is at most `stream`, because `stream` is a multiple of `STEP`.
+                    let vector = unsafe { $load(words.as_ptr().add(s * stream + at).cast()) };
+                    *all = $or(*all, vector);
+                }
+            }
+            black_box(all);
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -190,25 +250,6 @@ mod x86 {
     use std::hint::black_box;
 
     use super::BLOCK;
-
-    macro_rules! multiply_add {
-        ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
-            /// FLOP of one round of the function below.
-            pub const $count: f64 = ($sums * $flops) as f64;
-
-            /// Runs independent multiply-adds in registers, and nothing else.
-            #[target_feature(enable = $features)]
-            pub fn $name(rounds: usize) {
-                let (mut sums, one) = ([$zero; $sums], black_box($one));
-                for _ in 0..rounds {
-                    for sum in &mut sums {
-                        *sum = $step(*sum, one);
-                    }
-                }
-                black_box(sums);
-            }
-        };
-    }
 
     // There are enough independent sums to hide the latency of one sum, and few enough to fit in the
     // registers.
@@ -267,32 +308,49 @@ mod x86 {
         }
     }
 
-    macro_rules! read {
-        ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
-            /// Reads one vector from each of `STREAMS` memory streams, and repeats this until the end of the
-            /// streams.
-            #[target_feature(enable = $features)]
-            pub fn $name<const STREAMS: usize>(words: &[u64]) {
-                const STEP: usize = size_of::<$vector>() / size_of::<u64>();
-                let stream = words.len() / STREAMS / BLOCK * BLOCK;
-                let mut all = [$zero; STREAMS];
-                for at in (0..stream).step_by(STEP) {
-                    for (s, all) in all.iter_mut().enumerate() {
-                        // SAFETY: `at + STEP` is at most `stream`, because `stream` is a multiple of `STEP`.
-                        let vector = unsafe { $load(words.as_ptr().add(s * stream + at).cast()) };
-                        *all = $or(*all, vector);
-                    }
-                }
-                black_box(all);
-            }
-        };
-    }
     read!(read_avx2, "avx2", __m256i, _mm256_setzero_si256(), |p| _mm256_loadu_si256(p), |a, b| {
         _mm256_or_si256(a, b)
     });
     read!(read_avx512, "avx512f", __m512i, _mm512_setzero_si512(), |p| _mm512_loadu_si512(p), |a, b| {
         _mm512_or_si512(a, b)
     });
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::{aarch64::*, asm};
+    use std::hint::black_box;
+
+    use super::BLOCK;
+
+    multiply_add!(neon, NEON, "neon", 16 x 8, vdupq_n_f32(0.0), vdupq_n_f32(0.5), |s, o| vfmaq_f32(s, o, o));
+    multiply_add!(
+        neon_bf16,
+        NEON_BF16,
+        "neon,bf16",
+        16 x 16,
+        vdupq_n_f32(0.0),
+        vreinterpretq_f32_u32(vdupq_n_u32(0x3f00_3f00)),
+        |s, o| dot(s, o)
+    );
+
+    /// Adds the products of pairs of bf16 to each sum.
+    #[target_feature(enable = "neon,bf16")]
+    fn dot(mut sum: float32x4_t, one: float32x4_t) -> float32x4_t {
+        // SAFETY: the instruction is enabled here, and accesses no memory.
+        unsafe {
+            asm!(
+                ".arch_extension bf16",
+                "bfdot {sum:v}.4s, {one:v}.8h, {one:v}.8h",
+                sum = inout(vreg) sum,
+                one = in(vreg) one,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        sum
+    }
+
+    read!(read_neon, "neon", uint64x2_t, vdupq_n_u64(0), |p| vld1q_u64(p), |a, b| vorrq_u64(a, b));
 }
 
 #[cfg(test)]

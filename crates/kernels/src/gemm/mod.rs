@@ -36,6 +36,10 @@ mod dots;
 mod expand;
 mod four_bit;
 mod micro_kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_bf16;
 mod pack;
 mod partition;
 mod prefetch;
@@ -189,7 +193,13 @@ impl Kernels {
             Isa::Avx512Bf16 if pairs => return &avx512bf16::KERNELS,
             Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => return &avx512::KERNELS,
             Isa::Avx2 => return &avx2::KERNELS,
-            Isa::Scalar => {}
+            Isa::NeonBf16 | Isa::Neon | Isa::Scalar => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        match isa {
+            Isa::NeonBf16 if pairs => return &neon_bf16::KERNELS,
+            Isa::NeonBf16 | Isa::Neon => return &neon::KERNELS,
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 | Isa::Scalar => {}
         }
         let _ = pairs;
         &scalar::KERNELS

@@ -11,12 +11,16 @@ mod array;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use array::Array8;
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 
 /// Number of lanes in the widest vector. Rows padded to a multiple of this number have no tail on any
 /// [`Isa`](crate::Isa).
@@ -116,6 +120,17 @@ macro_rules! simd_fn {
                         return unsafe { avx2($($arg),*) };
                     }
                     _ => {}
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            {
+                #[target_feature(enable = "neon")]
+                fn neon($($arg: $ty),*) $(-> $ret)? {
+                    $body::<crate::simd::Neon>($($arg),*)
+                }
+                if matches!(isa, crate::Isa::NeonBf16 | crate::Isa::Neon) && isa.is_supported() {
+                    // SAFETY: `is_supported` checked that the machine has this feature.
+                    return unsafe { neon($($arg),*) };
                 }
             }
             let _ = isa;
