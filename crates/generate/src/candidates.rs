@@ -1,8 +1,9 @@
-//! Candidates for the next token. They are partitioned, not sorted.
+//! Finds tokens by their logits without sorting the whole vocabulary.
 
 use std::cmp::Ordering;
 
-/// Number of candidates that are sorted. More candidates are partitioned first.
+/// Maximum number of candidates that are sorted. Longer lists are first divided into larger and smaller
+/// logits.
 const MAX_SORTED: usize = 32;
 
 /// A candidate token and its logit.
@@ -13,7 +14,8 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// Returns the unnormalised probability. It cannot overflow, because a logit is at most 0.
+    /// Returns the unnormalised probability. The sampler subtracts the largest logit first, so the weight is
+    /// at most 1.
     pub fn weight(&self) -> f64 {
         (self.logit as f64).exp()
     }
@@ -25,15 +27,15 @@ pub(crate) fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
-/// Adds the weights of the candidates to `above`, in the order of [`by_logit`]. Returns the first candidate
-/// at which `is_reached` accepts the sum, and this sum. If rounding leaves every sum too small, returns the
-/// last candidate. Reorders the candidates.
+/// Adds weights to `above` in the order of [`by_logit`], until `is_reached` accepts the sum. Returns the last
+/// added candidate and the sum. If rounding leaves the sum too small, the last candidate of all is returned.
+/// Reorders `candidates`.
 pub(crate) fn find_candidate(
     mut candidates: &mut [Candidate],
     mut above: f64,
     is_reached: impl Fn(f64) -> bool,
 ) -> Option<(Candidate, f64)> {
-    // Equal logits are gathered in order, and there may be as many of them as tokens.
+    // Equal logits are already in order, so even a whole vocabulary of equal logits needs no sorting.
     let is_sorted = candidates.is_sorted_by(|a, b| by_logit(a, b).is_le());
     while !is_sorted && candidates.len() > MAX_SORTED {
         let half = candidates.len() / 2;
@@ -65,8 +67,8 @@ pub(crate) fn largest_logits(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
     candidates.into_iter().map(|c| (c.id, c.logit)).collect()
 }
 
-/// Fills `candidates` with the `k` largest logits, in any order, and with all others that equal the smallest
-/// of these. NaN and minus infinity are left out.
+/// Fills `candidates` with the `k` largest logits, in any order, and with all logits that equal the `k`-th
+/// largest. NaN and minus infinity are left out.
 pub(crate) fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     /// Number of logits in a block. A block is skipped if even its largest logit is too small.
     const BLOCK: usize = 32;
@@ -89,8 +91,8 @@ pub(crate) fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k:
     keep_top_k(candidates, k);
 }
 
-/// Reduces the candidates to the `k` largest and all others that equal the smallest of these. Returns this
-/// smallest logit, or `f32::MIN` if there are at most `k` candidates.
+/// Removes candidates below the `k`-th largest logit, and returns this logit. Returns `f32::MIN` if there are
+/// at most `k` candidates.
 fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     if k >= candidates.len() {
         return f32::MIN;

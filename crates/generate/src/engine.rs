@@ -17,7 +17,7 @@ use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 use crate::{GenerateError, Sequence, TokenStep};
 
 /// Maximum number of prompt tokens per step, in all slots together. The limit keeps the activations small
-/// enough for the processor's cache, and bounds the delay of the sequences that decode.
+/// enough for the processor's cache. It also limits how much a long prompt delays other sequences.
 const MAX_PREFILL_TOKENS: usize = 512;
 
 /// Smallest number of logits for which another thread chooses a token. To start a thread takes about as long
@@ -33,7 +33,6 @@ pub struct Engine<'a, D: Borrow<Decoder> = &'a Decoder> {
     slots: Vec<Slot<'a>>,
 }
 
-/// A slot with its sequence, if it has one.
 struct Slot<'a> {
     id: SlotId,
     lora: Option<Arc<dyn LoraSource + 'a>>,
@@ -140,9 +139,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots[index].sequence.take()
     }
 
-    /// Replaces the adapter of a slot, but not the keys and values. They stay valid only if `lora` has the
-    /// same matrices as the previous adapter. For different matrices, the caller must remove the tokens of
-    /// the slot before the slot runs a sequence.
+    /// Replaces the adapter of a slot, but not the keys and values. If `lora` has different matrices than the
+    /// previous adapter, the caller must remove the slot's tokens before the next sequence runs.
     pub(crate) fn set_adapter(&mut self, slot: SlotId, lora: Option<Arc<dyn LoraSource + 'a>>) {
         let index = self.index(slot);
         self.slots[index].lora = lora;
@@ -176,7 +174,6 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots[self.index(slot)].next_ids().map_or(0, <[u32]>::len)
     }
 
-    /// Returns whether the slot has not yet read its whole prompt.
     pub(crate) fn is_in_prompt(&self, slot: SlotId) -> bool {
         self.slots[self.index(slot)].is_in_prompt()
     }
@@ -213,8 +210,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
     /// As for [`Engine::step`].
     pub(crate) fn step_slots(&mut self, work: &[(SlotId, usize)]) -> Result<Vec<StepOutput>, GenerateError> {
         let mut outputs = Vec::new();
-        // Both lists are built before the first run. A prompt that is completed in this step therefore
-        // decodes its next token in the following step.
+        // Both lists are built first. A sequence whose prompt ends in this step therefore decodes only from
+        // the next step on.
         let pieces = work.iter().map(|&(slot, tokens)| (self.index(slot), tokens));
         let (prompts, generated): (Vec<_>, Vec<_>) = pieces.partition(|&(i, _)| self.slots[i].is_in_prompt());
         self.run(generated, &mut outputs)?;
@@ -222,8 +219,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         Ok(outputs)
     }
 
-    /// Reads the next tokens of slots. Each element of `pieces` is the index of a slot and a number of
-    /// tokens. Either all slots still read their prompts, or none does.
+    /// Reads the next tokens of slots. Each element of `pieces` contains the index of a slot and a number of
+    /// tokens. Either all of these slots still read their prompts, or none does.
     fn run(
         &mut self,
         mut pieces: Vec<(usize, usize)>,
@@ -232,7 +229,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         if pieces.is_empty() {
             return Ok(());
         }
-        // Adjacent slots with the same adapter are computed in one matrix multiplication.
+        // Slots are sorted by adapter, because adjacent slots with the same adapter share one matrix
+        // multiplication.
         pieces.sort_by_key(|&(i, _)| self.slots[i].lora.as_ref().map(|lora| Arc::as_ptr(lora).cast::<()>()));
         let inputs: Vec<SlotInput<'_>> =
             pieces.iter().map(|&(i, tokens)| self.slots[i].input(tokens)).collect();
@@ -329,8 +327,8 @@ impl Slot<'_> {
         self.read.len() == ids.len()
     }
 
-    /// Grows the slot for `tokens` more tokens. If possible, its capacity is doubled, so that a long sequence
-    /// is rarely copied.
+    /// Grows the slot for `tokens` more tokens. The capacity doubles, up to the maximum of the sequence, so
+    /// that a long sequence is rarely copied.
     fn make_room(&self, cache: &mut KvCache, tokens: usize) {
         let (needed, capacity) = (self.read.len() + tokens, cache.capacity(self.id));
         if needed > capacity {

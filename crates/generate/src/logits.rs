@@ -4,8 +4,8 @@ use crate::candidates::largest_logits;
 
 /// Changes the logits of one sequence before each token is chosen. Examples are a grammar and a bias.
 ///
-/// The processor is called once for each new token, in order. An interrupted sequence that is read again
-/// causes no second call for the same token.
+/// The processor is called once for each new token, in order. If an interrupted sequence is read again, the
+/// processor is not called again for the same tokens.
 pub trait LogitsProcessor: Send {
     /// Changes the logits of the next token. `new_ids` contains the tokens generated so far. A logit of minus
     /// infinity excludes a token.
@@ -19,7 +19,8 @@ pub trait LogitsProcessor: Send {
     fn advance(&mut self, _id: u32) {}
 }
 
-/// Log probabilities of one token in the model's own distribution, before penalties, temperature and filters.
+/// The log probabilities of the chosen token and of the most likely tokens, before penalties, temperature and
+/// filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// Natural logarithm of the chosen token's probability.
@@ -31,7 +32,7 @@ pub struct TokenLogprobs {
 /// The model's own distribution for the next token, stored until the token is chosen.
 pub(crate) struct ModelDistribution {
     logits: Vec<f32>,
-    /// Logarithm of the denominator of the softmax.
+    /// Logarithm of the softmax's denominator.
     log_sum: f64,
     top: Vec<(u32, f32)>,
 }

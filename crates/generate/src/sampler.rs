@@ -3,10 +3,10 @@
 //! The filters are transformers' logits processors in the same order: repetition penalty, temperature, top-k,
 //! top-p, min-p. Each filter retains at least one token.
 //!
-//! A vocabulary often has more than 100,000 tokens, so it is never sorted. The logits are grouped by size
-//! ([`WeightHistogram`]), and the sums of the groups lead to the group of the wanted token. Only this group is
-//! partitioned. The result is the token that sorting would give. After the first token, the sampler allocates
-//! no memory.
+//! Sorting a vocabulary of more than 100,000 tokens for each new token would be slow. A [`WeightHistogram`]
+//! therefore adds up the weights of tokens with similar logits. Its sums determine the group that contains
+//! the chosen token, and only this group is searched. The result is the token that sorting would give. After
+//! the first token, the sampler allocates no memory.
 
 use danlu_kernels::rng::{self, Stream};
 
@@ -20,7 +20,8 @@ pub struct Sampler {
     sampling: SamplingOptions,
     stream: Stream,
     penalty: Penalty,
-    /// First the logits. Later, their differences from the largest logit, divided by the temperature.
+    /// The logits of the current token, scaled in place: differences from the largest logit, divided by the
+    /// temperature.
     logits: Vec<f32>,
     histogram: WeightHistogram,
     /// The candidates that top-k retains, or the candidates of one group of the histogram.
@@ -70,13 +71,12 @@ impl Sampler {
             return Some(best.id);
         }
         for logit in &mut self.logits {
-            // The largest logit becomes 0. With a tiny temperature, the other weights then underflow to 0,
-            // and no weight overflows.
+            // The largest logit becomes 0, so no weight overflows even at a tiny temperature.
             let scaled = (*logit - best.logit) / temperature;
             *logit = if scaled.is_nan() { f32::NEG_INFINITY } else { scaled };
         }
-        // Every list of candidates fits, so later tokens need no larger allocation. The system provides memory
-        // only for the elements that are written.
+        // The capacity is enough for every list of candidates, so later tokens allocate nothing. The
+        // operating system provides memory only for elements that are written.
         self.candidates.clear();
         self.candidates.reserve_exact(self.logits.len());
         if self.keeps_all() {
@@ -98,7 +98,6 @@ impl Sampler {
         Some(self.find(|sum| sum > target).map_or(best.id, |(id, _)| id))
     }
 
-    /// Returns whether top-k removes no token.
     fn keeps_all(&self) -> bool {
         !(1..self.logits.len()).contains(&self.sampling.top_k)
     }
@@ -136,10 +135,11 @@ impl Sampler {
     }
 }
 
-/// Returns the smallest logit whose weight is at least `weight`, which is at most 1.
+/// Returns the smallest logit `x` with `e^x >= weight`. `weight` is at most 1.
 fn smallest_logit(weight: f32) -> f32 {
     let is_enough = |bits: u32| (-f32::from_bits(bits) as f64).exp() >= weight as f64;
-    // The bits of positive numbers have the order of the numbers.
+    // The bits of non-negative floats have the same order as the floats, so a binary search over the bits
+    // finds `x`.
     let (mut enough, mut too_many) = (0, f32::INFINITY.to_bits());
     while too_many - enough > 1 {
         let middle = enough.midpoint(too_many);
@@ -151,7 +151,8 @@ fn smallest_logit(weight: f32) -> f32 {
 /// Lowers the logits of tokens that already occurred.
 #[derive(Clone, Debug, Default)]
 struct Penalty {
-    /// For each token, the number of the last call that lowered its logit.
+    /// For each token, the last call of [`Penalty::apply`] that changed its logit. A token that occurs twice
+    /// in the context is thus penalised once.
     lowered_in: Vec<u32>,
     call: u32,
 }
@@ -177,7 +178,7 @@ impl Penalty {
 /// Returns the largest logit and its token, or `None` if every logit is minus infinity. Among equal logits,
 /// the first is returned. Positive zero is larger than negative zero.
 fn largest(logits: &[f32]) -> Option<Candidate> {
-    /// Number of maxima that are computed side by side, so that the compiler vectorises the loop.
+    /// Number of maxima in the loop below. They are independent, so the compiler vectorises the loop.
     const LANES: usize = 16;
     let larger = |most: f32, logit: f32| if logit > most { logit } else { most };
     let mut most = [f32::NEG_INFINITY; LANES];

@@ -13,8 +13,8 @@ pub struct SamplingOptions {
     pub top_p: f32,
     /// Retains tokens whose probability is at least `min_p` times the largest probability. 0 retains all.
     pub min_p: f32,
-    /// Lowers the logits of tokens in the context: positive logits are divided by this value, and negative
-    /// logits are multiplied by it. 1 has no effect. Source: Keskar et al., 2019, section 4.1.
+    /// Lowers the logits of tokens in the context. Positive logits are divided by this value, and negative
+    /// logits are multiplied by this value. 1 has no effect. Source: Keskar et al., 2019, section 4.1.
     pub repetition_penalty: f32,
     /// Seed of the random stream.
     pub seed: u64,

@@ -40,7 +40,7 @@ pub struct TokenStep {
     pub stop: Option<StopReason>,
 }
 
-/// A prompt and its continuation, which grows by one token per row of logits.
+/// A prompt and its continuation. Each [`Sequence::push`] chooses one more token.
 ///
 /// A sequence does not run the model: [`Engine`](crate::Engine) does. A scheduler may move a sequence from
 /// one slot to another.

@@ -33,8 +33,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// Returns a chat with a context of at most `context_tokens` tokens, and at most the model's maximum.
-    /// Adds the tokenizer's end tokens to `options.stop_ids`.
+    /// Returns a chat. Its context has `context_tokens` tokens, or the model's maximum if that is lower. Adds
+    /// the tokenizer's end tokens to `options.stop_ids`.
     ///
     /// # Errors
     /// If a sampling setting is out of range.
@@ -110,8 +110,9 @@ impl<'a> ChatSession<'a> {
         self.with_system(&self.history)
     }
 
-    /// Generates the reply to the message `user`. `on_text` receives each new piece of text in complete
-    /// characters, and can stop the reply. After a stop, the history contains the text up to that point.
+    /// Generates the reply to the message `user`. `on_text` receives the text while it is generated, always
+    /// in complete characters, and can stop the reply. After a stop, the history contains the text up to that
+    /// point.
     ///
     /// # Errors
     /// If the prompt exceeds the context even without old messages, the template rejects the conversation, or

@@ -1,4 +1,5 @@
-//! Sums of weights, grouped by the size of the logit. The sampler needs no sorted vocabulary then.
+//! Sums of token weights, grouped by logit. With these sums, the sampler finds a token without sorting the
+//! vocabulary.
 //!
 //! Logits are at most 0, and a logit `x` has the weight `e^x`. Group `g` contains the logits that are nearest
 //! to `-g / 64`:
@@ -8,17 +9,17 @@
 //! sum of a group = e^(-g / 64) · Σ e^r
 //! ```
 //!
-//! The polynomial for `e^r` has a relative error of 3e-16. A pass over the logits therefore needs no
-//! exponential function, and the compiler vectorises it.
+//! A polynomial computes `e^r` with a relative error of 3e-16, so the compiler vectorises the loop over the
+//! logits.
 
 use crate::candidates::Candidate;
 
 /// Number of groups per unit of logits.
 const GROUPS_PER_UNIT: f32 = 64.0;
-/// Number of groups. Logits below -64 have no group. Their weights are below 2e-28. Even the sum of a million
-/// such weights changes no bit of a sum that contains the largest weight, which is 1.
+/// Number of groups. Logits below -64 have no group, because each of their weights is below 2e-28. Even a
+/// million such weights change no bit of a sum that is at least 1.
 const GROUPS: usize = 4096;
-/// Index of the logits that have no group.
+/// Group index of logits that are too small for a group.
 const NO_GROUP: u32 = GROUPS as u32;
 /// Number of logits that are grouped in one step.
 const BLOCK: usize = 16;
@@ -43,7 +44,7 @@ fn group(logit: f32) -> u32 {
 
 const TWO_TO_23: f32 = 8_388_608.0;
 
-/// Returns the weight of the largest logit in a group.
+/// Returns `e^(-g / 64)` for group `g`.
 fn scale(group: usize) -> f64 {
     (-(group as f64) / GROUPS_PER_UNIT as f64).exp()
 }
@@ -61,13 +62,12 @@ impl WeightHistogram {
         self.total = self.groups().map(|(_, sum)| sum).sum();
     }
 
-    /// Returns the sum of all weights.
     pub fn total(&self) -> f64 {
         self.total
     }
 
-    /// Adds the sums of the groups in order. Returns the first group at which `is_reached` accepts the sum,
-    /// and the sum of the groups before it.
+    /// Adds the sums of the groups, beginning with the largest logits, until `is_reached` accepts the sum.
+    /// Returns the last added group, and the sum of the groups before it.
     pub fn find(&self, is_reached: impl Fn(f64) -> bool) -> Option<(u32, f64)> {
         let mut above = 0.0;
         for (group, sum) in self.groups() {
@@ -79,28 +79,28 @@ impl WeightHistogram {
         None
     }
 
-    /// Returns the group of `logit`, and the sum of the groups before it. Returns `None` if `logit` has no
-    /// group.
+    /// Returns the group of `logit`, and the sum of the groups with larger logits. Returns `None` if `logit`
+    /// is too small for a group.
     pub fn above(&self, logit: f32) -> Option<(u32, f64)> {
         let group = group(logit);
         let above = self.groups().take_while(|&(g, _)| (g as u32) < group).map(|(_, sum)| sum).sum();
         (group < NO_GROUP).then_some((group, above))
     }
 
-    /// Returns the groups that contain a logit, with their sums.
+    /// Returns the sum of each group that is not empty.
     fn groups(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
         let sums = self.sums.iter().take(GROUPS).enumerate();
         sums.filter(|&(_, &sum)| sum > 0.0).map(|(group, &sum)| (group, scale(group) * sum))
     }
 }
 
-/// Adds the weights of a block of logits to `sums`.
 #[inline(always)]
 fn add(sums: &mut [f64], logits: &[f32; BLOCK]) {
     let groups = logits.map(group);
     let mut weights = [0.0; BLOCK];
     for ((weight, &logit), group) in weights.iter_mut().zip(logits).zip(groups) {
-        // A logit without a group gives a meaningless weight, which no sum contains.
+        // For a logit without a group, the weight is meaningless. It is added to the last element of `sums`,
+        // which is never read.
         let r = logit as f64 + group as i32 as f64 * (1.0 / GROUPS_PER_UNIT as f64);
         *weight = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0)))));
     }
@@ -109,7 +109,7 @@ fn add(sums: &mut [f64], logits: &[f32; BLOCK]) {
     }
 }
 
-/// Replaces `candidates` by the logits of a group.
+/// Replaces `candidates` by the tokens of the group `wanted`.
 pub(crate) fn gather_group(candidates: &mut Vec<Candidate>, logits: &[f32], wanted: u32) {
     candidates.clear();
     for (block, start) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {

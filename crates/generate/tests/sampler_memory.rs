@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
 fn only_the_first_token_allocates() {
     const VOCABULARY: usize = 20_000;
     let mut stream = Stream::new(4);
-    // The later logits are flatter, so their groups contain more tokens than the first ones.
+    // Later lists are flatter, so each group contains more tokens.
     let tokens: Vec<Vec<f32>> = [30.0, 8.0, 1.0, 0.01, 0.0]
         .iter()
         .map(|span| (0..VOCABULARY).map(|_| span * stream.next_uniform()).collect())

@@ -145,8 +145,8 @@ fn requests_that_begin_alike_read_the_beginning_once() {
     let replies = finish(&mut scheduler);
     assert!(replies.iter().all(|(_, reply)| reply.ids == replies[0].1.ids));
     let stats = scheduler.stats();
-    // If the first prompt does not use up the limit of a step, the second prompt reads tokens too. The first
-    // prompt has not read these tokens yet, so they cannot be shared.
+    // In the step that ends the first prompt, the second prompt may use the rest of the limit. Prompts can
+    // share only tokens that an earlier step read, so up to 16 tokens are read twice.
     assert!((stats.prompt_tokens as usize) < prompt(0).len() + 2 * 16, "{stats:?}");
 }
 
@@ -252,7 +252,8 @@ fn one_client_beside_many_of_another_adapter_is_not_delayed() {
         event.request == first && matches!(event.kind, EventKind::Token { .. })
     };
     let steps = (1..).find(|_| scheduler.step().unwrap().iter().any(is_first)).unwrap();
-    // In the first step, a prompt of the busy adapter may use a part of the limit.
+    // The new prompt takes at most twice as many steps as alone, plus one step that a prompt of the busy
+    // adapter may share.
     assert!(steps <= 2 * alone + 1, "{steps} steps, {alone} alone");
     assert_eq!(finish(&mut scheduler).len(), 51);
 }

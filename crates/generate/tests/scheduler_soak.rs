@@ -14,7 +14,7 @@ use danlu_kernels::rng::Stream;
 use danlu_model::PackedAdapter;
 use support::{BASE, adapter, alone, request};
 
-/// The current adapter of an alias, and the seed of the adapter's values.
+/// A name under which an adapter is served. The adapter can be replaced by another one.
 struct Alias {
     contents: u64,
     adapter: RequestAdapter,
@@ -34,7 +34,8 @@ struct Soak {
     aliases: Vec<Alias>,
     prompts: Vec<Vec<u32>>,
     open: BTreeMap<RequestId, Open>,
-    /// Expected replies by seed and prompt, each computed without other requests.
+    /// Expected replies, by the adapter's seed and the prompt's number. Each was computed without other
+    /// requests.
     known: BTreeMap<(Option<u64>, usize), Vec<u32>>,
     next_contents: u64,
     counts: Counts,

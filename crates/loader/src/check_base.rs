@@ -19,23 +19,23 @@ pub(crate) const FOUR_BIT_SUFFIX: &str = "-bnb-4bit";
 /// How much of a base's data is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckDepth {
-    /// Compares a few pages of each file, which takes no noticeable time. If these pages differ, the
-    /// comparison continues as with `Full`.
+    /// Compares a few pages of each file, which takes no noticeable time. If a page differs, the base is also
+    /// compared as with [`Self::Full`].
     Sample,
-    /// Compares the fingerprint that [`danlu_model::base_fingerprint`] computes, as a resumed run does.
+    /// Compares [`danlu_model::base_fingerprint`], which a resumed run compares too.
     Full,
 }
 
-/// Returns the quantization that the base had in the adapter's training. The quantization is read from
-/// `danlu.json`. If this file does not contain it and the adapter names a 4-bit repository, the default of
-/// bitsandbytes is returned.
+/// Returns the quantization that makes the given base equal to the base of the adapter's training. Adds a
+/// notice if the two quantizations differ.
 ///
-/// Returns `None` if there is no adapter, if neither source names a quantization, or if the base is stored in
-/// 4 bits.
+/// The quantization is read from `danlu.json`. If `danlu.json` contains none, an adapter whose base is named
+/// `…-bnb-4bit` gets the default of bitsandbytes. All other adapters get `None`, and so does a base that is
+/// already stored in 4 bits.
 ///
 /// # Errors
-/// If the base of the training had some modules in 16 bits, but the given base is not stored in 4 bits. Also
-/// if the quantization state of a weight is invalid.
+/// [`LoadError::SkippedModules`] if the training left some modules in 16 bits, but the given base is not
+/// stored in 4 bits. Also returns an error if the quantization state of a weight is invalid.
 pub fn training_quantization(
     files: &ModelFiles,
     notices: &mut Vec<Notice>,
@@ -69,13 +69,12 @@ pub fn training_quantization(
     Ok(trained)
 }
 
-/// Returns the name of the adapter's base if the name ends like that of a 4-bit repository.
 fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
     adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
 }
 
-/// Identifies the base in `folder`. `named` is the base's name as the command or the adapter contains it. For
-/// a snapshot in the Hub's cache, the repository and the commit are read from the path.
+/// Identifies the base in `folder`. For a snapshot in the Hub's cache, the path gives the repository and the
+/// commit. For any other folder, `named` is the name or path that the command or the adapter contains.
 pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     match parse_snapshot_path(&real) {
@@ -93,8 +92,9 @@ pub fn trained_on_unquantized_base(adapter: &AdapterFiles) -> bool {
 /// Compares `base` with the base of the adapter's training. Adds a notice if the contents differ, or if the
 /// training used an unquantized base and `base` is stored in 4 bits.
 ///
-/// Returns the identity of `base` if its weights or its configuration differ. Nothing is compared if only one
-/// of the two bases is stored in 4 bits, or if `danlu.json` contains no fingerprint.
+/// Returns the identity of `base` if the contents differ. Returns `None` without a comparison in three cases:
+/// only one of the two bases is stored in 4 bits, `danlu.json` contains no fingerprint, or both bases are the
+/// same commit of the same repository.
 ///
 /// # Errors
 /// If a file of `base` cannot be read.
@@ -110,7 +110,7 @@ pub fn check_base(
         let (name, base, code) = (adapter.name(), base.folder().to_owned(), stored.quant_type);
         notices.push(Notice::TrainedUnquantized { name, base, code });
     }
-    // The bytes of 4-bit weights and of their 16-bit originals always differ.
+    // 4-bit weights and their 16-bit originals have different bytes, so a comparison would always fail.
     if identity.stored_quantization().is_some() != stored.is_some() {
         return Ok(None);
     }

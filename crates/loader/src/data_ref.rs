@@ -6,7 +6,7 @@ use danlu_hub::{DatasetRef, HubError};
 
 use crate::HubSource;
 
-/// Extensions of data files. A text with such an extension is a path.
+/// Extensions of data files. For example, `owner/name.jsonl` is a path and not the name of a data set.
 const DATA_EXTENSIONS: [&str; 9] = ["json", "jsonl", "ndjson", "csv", "tsv", "parquet", "gz", "zst", "txt"];
 
 /// A reference to data, as the user typed it.
@@ -18,11 +18,11 @@ pub enum DataRef {
     Hub {
         /// The data set.
         dataset: DatasetRef,
-        /// Whether the text can have no other meaning, such as `hf:org/name`.
+        /// Whether the text can only name a data set, such as `hf:org/name`.
         is_explicit: bool,
     },
-    /// A text `owner/name`, while there is a local folder `owner`. It is a path, unless the cache contains
-    /// this data set.
+    /// The text `owner/name`, if a local folder `owner` exists. The text means the data set if the cache
+    /// contains this data set, and a mistyped path if not.
     Ambiguous {
         /// The text as a path.
         path: PathBuf,
@@ -32,7 +32,8 @@ pub enum DataRef {
 }
 
 impl DataRef {
-    /// Parses `path` as a data set of the Hub unless it is or looks like a local file.
+    /// Returns the data set that `path` names, or a file if `path` exists or looks like the path of a data
+    /// file. A text such as `hf:org/name` always names a data set.
     pub fn parse(path: &Path) -> Self {
         let file = || Self::File(path.to_owned());
         if let Some(dataset) = explicit_dataset(path) {
@@ -65,7 +66,7 @@ impl DataRef {
         }
     }
 
-    /// If the reference was read as a path, returns a hint how to name the data set instead.
+    /// Returns a hint that shows how to write an ambiguous reference as a data set.
     pub fn hub_hint(&self) -> Option<String> {
         let Self::Ambiguous { dataset, .. } = self else { return None };
         Some(format!("if it is a data set on the Hub, write `hf:{dataset}`"))
@@ -76,7 +77,7 @@ impl DataRef {
 /// local file.
 pub fn explicit_dataset(path: &Path) -> Option<DatasetRef> {
     let text = path.to_str()?;
-    // A path drops the second of two slashes.
+    // `path` may contain `hf:/` in place of `hf://`, because path operations merge repeated slashes.
     let text = match text.split_once(":/") {
         Some((scheme @ ("http" | "https" | "hf"), rest)) => {
             format!("{scheme}://{}", rest.trim_start_matches('/'))
@@ -92,10 +93,10 @@ pub fn explicit_dataset(path: &Path) -> Option<DatasetRef> {
     }
 }
 
-/// Parses a text that is certainly a data set, and returns the error if the text is not.
+/// Checks that the name of a data set follows `hf:`. Any text without `hf:` is accepted.
 ///
 /// # Errors
-/// If the text starts with `hf:` and is not the name of a data set.
+/// If the text after `hf:` is not the name of a data set.
 pub fn check_explicit(path: &Path) -> Result<(), HubError> {
     match path.to_str().and_then(|text| text.strip_prefix("hf:")) {
         Some(name) if !name.starts_with('/') => name.parse::<DatasetRef>().map(drop),
@@ -129,7 +130,8 @@ mod tests {
         ] {
             assert_eq!(is_explicit(text), expected, "{text}");
         }
-        // The working directory of a test is the crate's folder, which contains a folder `src`.
+        // The working directory of a test is the crate's folder. It contains a folder `src`, so `src/data`
+        // could be a path.
         assert!(matches!(DataRef::parse(Path::new("src/data")), DataRef::Ambiguous { .. }));
         assert!(check_explicit(Path::new("hf:name")).is_err() && check_explicit(Path::new("name")).is_ok());
     }

@@ -8,7 +8,8 @@ use danlu_model::{FileError, ModelError, files, shell_word};
 
 use crate::FolderKind;
 
-/// Hint for an unreachable Hub. A push does not get this hint, because it would send its token to the mirror.
+/// Hint for an unreachable Hub. A push does not show it, because the push would send the user's access token
+/// to the mirror.
 const MIRROR: &str = "in China, use a mirror: HF_ENDPOINT=https://hf-mirror.com";
 
 /// Hint for an adapter whose base is unknown.
@@ -52,7 +53,7 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
     },
-    /// The base that an adapter names is neither a local folder nor a repository on the Hub.
+    /// The base that an adapter names is neither a local model folder nor a repository on the Hub.
     #[error("cannot find the base of `{}`: its base `{base}` is no model folder here", adapter.display())]
     BaseNotFound {
         /// Folder of the adapter.
@@ -67,9 +68,9 @@ pub enum LoadError {
         adapter: PathBuf,
         /// Name of the base in the adapter.
         base: String,
-        /// Reason.
+        /// The error of the download.
         source: Box<LoadError>,
-        /// Hint that names a different way to load the adapter.
+        /// A second hint, which names a different way to load the adapter.
         alternative: &'static str,
     },
     /// The adapter was trained on a 4-bit base with some modules in 16 bits, and the given base is not stored
@@ -101,7 +102,7 @@ pub enum LoadError {
         /// The next step for the user.
         hint: &'static str,
     },
-    /// The observer stopped the quantization of the base, or rejected a download.
+    /// The quantization of the base or the start of a download was stopped.
     #[error("stopped while weights were quantized to 4 bits")]
     Stopped,
     /// The Hub or its cache failed.
@@ -248,11 +249,11 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
 
 const NAME_FOLDER: &str = "name the folder of an adapter, a merged model or a base";
 
-/// Maximum number of folders that are compared with a missing folder.
+/// Maximum number of folder entries whose names are compared with the name of a missing folder.
 const MAX_COMPARED: usize = 1000;
 
-/// Returns a folder with a model whose name is similar to the missing `path`: the same name one folder below,
-/// or a name that differs in one character.
+/// Returns the model that the user may have meant by the missing `path`. For `out/kiwi`, it is a model such
+/// as `out/kiwo` (one character differs) or `out/run/kiwi` (one folder deeper).
 fn similar_folder(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -276,7 +277,7 @@ fn differs_in_one(a: &str, b: &str) -> bool {
     let start = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
     let (a, b) = (&a[start..], &b[start..]);
     let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
-    // Any two short names would be similar.
+    // Without this rule, any two short names would be similar.
     if start + end < 2 {
         return false;
     }
@@ -289,7 +290,7 @@ fn differs_in_one(a: &str, b: &str) -> bool {
 
 const GGUF: &str = "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF";
 
-/// Returns the hint for a folder that contains neither a model nor an adapter of a kind that danlu reads.
+/// Returns the hint for a folder whose format danlu does not read.
 fn other_hint(path: &Path) -> String {
     let names = files::names_in(path).unwrap_or_default();
     let has = |is_it: &dyn Fn(&str) -> bool| names.iter().any(|name| is_it(name));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
-/// The contents of a model's `generation_config.json`. There are no values if the file does not exist.
+/// The contents of a model's `generation_config.json`. They are empty if the file does not exist.
 #[derive(Clone, Debug)]
 pub struct GenerationConfig {
     path: PathBuf,
@@ -40,10 +40,10 @@ impl GenerationConfig {
         }
     }
 
-    /// Returns a number that `ok` accepts, if the value is set.
+    /// Returns a number, or `None` if the value is unset. `ok` returns whether the number is in range.
     ///
     /// # Errors
-    /// If the value is not a number that `ok` accepts.
+    /// If the value is not a number, or if `ok` returns `false`.
     pub fn number(
         &self,
         name: &str,
@@ -57,7 +57,7 @@ impl GenerationConfig {
         }
     }
 
-    /// Returns a whole number of at least 0, if the value is set.
+    /// Returns a whole number of at least 0, or `None` if the value is unset.
     ///
     /// # Errors
     /// If the value is not a whole number of at least 0.
@@ -69,7 +69,6 @@ impl GenerationConfig {
         }
     }
 
-    /// Returns the error for an invalid value.
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> ModelError {
         ModelError::Field {
             path: self.path.clone(),

@@ -31,7 +31,7 @@ pub struct LoadOptions {
     pub quantization: QuantChoice,
     /// Number of threads for quantization.
     pub threads: usize,
-    /// The action of the loader if the tokens differ from those of the training.
+    /// Whether loading fails if the tokenizer or the chat template differs from that of the training.
     pub tokens: TokenCheck,
 }
 
@@ -63,8 +63,8 @@ impl LoadedBase {
     ///
     /// # Errors
     /// If a file of the adapter is invalid, or if the adapter was made for a base of a different shape. Also
-    /// returns an error if the adapter replaces tensors of the base, because other adapters use the same
-    /// base.
+    /// returns an error if the adapter replaces tensors of the base, because the base may be shared with
+    /// other adapters.
     pub fn load_adapter(&self, files: &AdapterFiles) -> Result<Adapter, LoadError> {
         let decoder = self.decoder();
         let mut adapter = files.load(decoder.config(), self.files().folder(), &**decoder.backend())?;
@@ -80,8 +80,8 @@ impl Loader<'_> {
     /// Loads the decoder of a base. If `quantization` is given, the base is quantized.
     ///
     /// # Errors
-    /// If a tensor is missing or invalid, if a base that is already in 4 bits should be quantized, or if the
-    /// observer stops.
+    /// If a tensor is missing or invalid, or if the observer stops the quantization. Also returns an error if
+    /// `quantization` is given and the base is already stored in 4 bits.
     pub fn load_decoder(
         &self,
         files: &BaseFiles,
@@ -98,8 +98,8 @@ impl Loader<'_> {
         build_decoder(files, (quantization, threads), backend, &mut progress)
     }
 
-    /// Loads a base as [`Loader::load_decoder`] does. The result also contains the files of the base. These
-    /// files are needed to load adapters later.
+    /// Loads a base as [`Loader::load_decoder`] does. The result also contains the files of the base, because
+    /// loading an adapter requires them.
     ///
     /// # Errors
     /// The errors of [`Loader::load_decoder`].
@@ -117,8 +117,9 @@ impl Loader<'_> {
     /// Loads a base, and its adapter if there is one.
     ///
     /// # Errors
-    /// If a file is invalid or the observer stops. Also if the tokens differ from those of the training and
-    /// `options` require a match.
+    /// If a file is invalid, or if the observer stops the quantization. Also returns an error if the
+    /// tokenizer or the template differs from that of the training and `options.tokens` is
+    /// [`TokenCheck::Require`].
     pub fn load(
         &self,
         files: ModelFiles,
@@ -136,7 +137,6 @@ impl Loader<'_> {
     }
 }
 
-/// Builds a decoder. If a quantization is given, the base is quantized with the given number of threads.
 fn build_decoder(
     files: &BaseFiles,
     (quantization, threads): (Option<Quantization>, usize),
@@ -152,8 +152,8 @@ fn build_decoder(
     })
 }
 
-/// Returns the quantization for a model's base. If the quantization follows the adapter's training, a notice
-/// is added.
+/// Returns the quantization for a model's base. Adds a notice if the base is quantized as in the adapter's
+/// training.
 ///
 /// # Errors
 /// The errors of [`training_quantization`].
@@ -186,9 +186,8 @@ impl LoadedAdapter {
     /// Loads an adapter onto `base`. The weights of the base are not read.
     ///
     /// # Errors
-    /// If a file of the adapter is invalid, or if the adapter was made for a base of a different shape. Also
-    /// if the tokens differ and `check` requires a match. Also returns an error if the adapter replaces
-    /// tensors of the base, because other adapters use the same base.
+    /// The errors of [`LoadedBase::load_adapter`]. Also returns an error if the tokenizer or the template
+    /// differs from that of the training and `check` is [`TokenCheck::Require`].
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,
@@ -212,12 +211,13 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Combines a model's adapter with its loaded base. If the adapter replaces tensors of the base, a
-    /// changed copy of the base is built for this model alone.
+    /// Loads the adapter of a model onto `base`. If the adapter replaces tensors of the base, a changed copy
+    /// of the base is built for this model alone.
     ///
     /// # Errors
-    /// If a file is invalid, or if the adapter was made for a base of a different shape. Also if the tokens
-    /// differ and `check` requires a match.
+    /// If a file is invalid, or if the adapter was made for a base of a different shape. Also returns an
+    /// error if the tokenizer or the template differs from that of the training and `check` is
+    /// [`TokenCheck::Require`].
     pub fn on(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -229,7 +229,7 @@ impl LoadedModel {
         let changed = adapter.as_ref().map(|adapter| files.base().changed_by(adapter)).transpose()?.flatten();
         let base = match changed {
             Some(changed) => {
-                // No progress is reported here, because the caller already reported it for the unchanged
+                // The progress is ignored, because the user has already seen the progress of the unchanged
                 // base.
                 let (quantization, threads) = (base.quantization, base.threads);
                 let mut progress = |_| ControlFlow::Continue(());
@@ -242,8 +242,7 @@ impl LoadedModel {
         Self::assemble(files, base, adapter, check, notices)
     }
 
-    /// Combines a model's adapter with its base. `base` already contains the tensors that the adapter
-    /// replaces.
+    /// `base` already contains the tensors that the adapter replaces.
     fn assemble(
         files: ModelFiles,
         base: Arc<LoadedBase>,
@@ -300,7 +299,7 @@ impl LoadedModel {
         self.tokens.default_system.as_deref()
     }
 
-    /// Returns the adapter in the form that the decoder reads.
+    /// Returns the adapter as an input of the decoder.
     pub fn lora(&self) -> Option<&dyn LoraSource> {
         self.adapter.as_ref().map(|adapter| adapter as &dyn LoraSource)
     }

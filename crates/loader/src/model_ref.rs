@@ -13,8 +13,8 @@ pub enum ModelRef {
     Folder(PathBuf),
     /// A repository on the Hub.
     Hub(RepoName),
-    /// A text `owner/model`, while there is a local folder `owner` without a `model`. If the cache contains
-    /// the repository, the text refers to the repository. If not, the text is treated as a mistyped path.
+    /// The text `owner/model`, if a local folder `owner` exists but contains no `model`. The text means the
+    /// repository if the cache contains this repository, and a mistyped path if not.
     Ambiguous {
         /// The text as a path.
         path: PathBuf,
@@ -24,7 +24,8 @@ pub enum ModelRef {
 }
 
 impl ModelRef {
-    /// Parses `path` as a Hub name unless a local file or folder of that name exists.
+    /// Returns the repository that `path` names, or a folder if `path` exists. A text such as `hf:org/name`
+    /// always names a repository.
     pub fn parse(path: &Path) -> Self {
         let folder = || Self::Folder(path.to_owned());
         if let Some(name) = explicit_name(path) {
@@ -33,7 +34,7 @@ impl ModelRef {
         let name = path.to_str().and_then(|text| parse_name(text).ok()).filter(|_| !path.exists());
         let Some(name) = name else { return folder() };
         let Some(owner) = name.id().split('/').next().map(Path::new) else { return folder() };
-        // A pasted URL is never ambiguous, because it does not start with the owner.
+        // A pasted URL is never ambiguous, because a URL does not start with the owner's name.
         let owner_exists = path.starts_with(owner) && owner.exists();
         match name.named_revision().is_none() && owner_exists {
             true => Self::Ambiguous { path: path.to_owned(), name },
@@ -41,7 +42,8 @@ impl ModelRef {
         }
     }
 
-    /// Returns the repository if the reference names one. The cache is read only for an ambiguous reference.
+    /// Returns the repository if the reference names one. An ambiguous reference names one only if the cache
+    /// contains the repository.
     pub fn hub_name(&self, hub: &dyn HubSource) -> Option<&RepoName> {
         match self {
             Self::Folder(_) => None,
@@ -83,16 +85,16 @@ pub fn parse_name(text: &str) -> Result<RepoName, HubError> {
     })
 }
 
-/// Replaces an abbreviated commit in `name` by the full commit. `folder` is the snapshot folder to which
-/// `name` was resolved.
+/// Replaces an abbreviated commit in `name` by the full commit. `folder` is the snapshot folder that was
+/// found for `name`.
 pub fn with_full_commit(name: RepoName, folder: &Path) -> RepoName {
     let commit = folder.file_name().and_then(|commit| commit.to_str()).unwrap_or_default();
     let is_part = name.named_revision().is_some_and(|part| part.len() >= 7 && commit.starts_with(part));
     if is_part { name.at(commit).unwrap_or(name) } else { name }
 }
 
-/// Returns whether the cache or the Hub contains a model named `path`. Local folders are not considered.
-/// Returns `false` if the Hub does not respond.
+/// Returns whether the cache or the Hub contains a model named `path`. Local folders are not considered. If
+/// the Hub does not respond, only the cache is considered.
 pub fn is_known_name(hub: &Hub, path: &Path) -> bool {
     let name = path.to_str().and_then(|text| text.parse().ok());
     name.is_some_and(|name| is_cached(hub, &name) || hub.repo_exists(&name) == Some(true))

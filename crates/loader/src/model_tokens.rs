@@ -6,12 +6,12 @@ use danlu_model::Tokenizer;
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 use danlu_adapter::TrainingIdentity;
 
-/// The action of the loader if the tokenizer or the template differs from that of the training.
+/// Effect of a tokenizer or a template that differs from that of the training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCheck {
-    /// Returns an error.
+    /// Loading returns an error.
     Require,
-    /// Adds a notice and continues.
+    /// Loading adds a notice and continues.
     Warn,
 }
 
@@ -25,11 +25,12 @@ pub struct ModelTokens {
 }
 
 impl ModelTokens {
-    /// Reads the tokenizer and the template of a model. If there is a `danlu.json`, those of the base and of
-    /// the adapter are compared with its fingerprint. `check` defines what happens if they differ.
+    /// Reads the tokenizer and the template of a model. If there is a `danlu.json`, both are compared with
+    /// the fingerprint in this file.
     ///
     /// # Errors
-    /// If a file is invalid, or if the tokens differ and `check` requires a match.
+    /// If a file is invalid. Also returns an error if the tokenizer or the template differs and `check` is
+    /// [`TokenCheck::Require`].
     pub fn read(files: &ModelFiles, check: TokenCheck, notices: &mut Vec<Notice>) -> Result<Self, LoadError> {
         let tokens = match files.adapter() {
             Some(adapter) => Self::of_adapter(adapter, files.base(), check, notices),
@@ -39,7 +40,6 @@ impl ModelTokens {
         Ok(tokens)
     }
 
-    /// Reads the tokenizer and the template of a base or a merged model.
     fn of_model(
         base: &BaseFiles,
         identity: Option<&TrainingIdentity>,
@@ -83,8 +83,8 @@ impl ModelTokens {
         Ok(Self { tokenizer: own.unwrap_or(of_base), default_system })
     }
 
-    /// Chooses the tokenizer for an adapter that danlu did not train. Such an adapter has no fingerprint. If
-    /// there are tokenizer files next to the adapter, danlu assumes that the adapter was trained with them.
+    /// Chooses the tokenizer for an adapter without `danlu.json`. Tokenizer files in the adapter's folder are
+    /// assumed to be those of the training.
     fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
         let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
         let differences =
@@ -104,8 +104,7 @@ struct Mismatch {
 }
 
 impl Mismatch {
-    /// Returns a mismatch if the tokenizer or the template of the base differs from that of the adapter's
-    /// training.
+    /// Returns a mismatch if there are `differences` between the base and the adapter's training.
     fn on_base(adapter: &AdapterFiles, base: &BaseFiles, differences: Vec<String>) -> Option<Self> {
         let (adapter, base) = (adapter.folder().display(), base.folder().display());
         let summary = format!(
@@ -115,7 +114,7 @@ impl Mismatch {
         (!differences.is_empty()).then_some(Self { summary, differences, hint })
     }
 
-    /// Returns a mismatch if files in `folder` were changed after the training.
+    /// Returns a mismatch if there are `differences`: files in `folder` were changed after the training.
     fn changed(folder: &std::path::Path, differences: Vec<String>) -> Option<Self> {
         let summary = format!(
             "the tokenizer or template in `{}` differs from the one used in training",

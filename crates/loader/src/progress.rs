@@ -45,5 +45,5 @@ pub enum Progress<'a> {
 /// A function that receives the [`Progress`] of a [`Loader`](crate::Loader).
 ///
 /// `ControlFlow::Break` stops a quantization. For [`Progress::FetchStarted`], it prevents the download. A
-/// running download is not stopped, because it has no safe point where it could stop.
+/// download that has started cannot be stopped.
 pub type Observer<'a> = dyn Fn(Progress<'_>) -> ControlFlow<()> + 'a;

@@ -15,7 +15,7 @@ pub fn find_beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) ->
 /// first path that `is_it` accepts.
 ///
 /// The path is usually relative to the folder in which the run started, which is often a folder above
-/// `folder`. If that folder is moved as a whole, the path can still be resolved.
+/// `folder`. The path thus stays valid if the whole project is moved.
 pub fn find_above(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let folder = resolved(folder);
     let above = folder.ancestors().map(|folder| folder.join(name));

@@ -13,8 +13,8 @@ use crate::folder_kind::MODEL_CONFIG;
 use crate::model_dirs::AdapterDir;
 use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
 
-/// Creates a [`Hub`] when it is first needed. If the Hub settings are invalid, local folders can thus still
-/// be used.
+/// Creates a [`Hub`] when it is first needed. Local folders therefore work even if the Hub settings are
+/// invalid.
 pub trait HubSource {
     /// Returns the Hub.
     ///
@@ -141,8 +141,6 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves a repository to its folder in the cache. If the cache does not contain the model, the model
-    /// is downloaded.
     pub(crate) fn hub_folder(
         &self,
         name: &RepoName,
@@ -192,8 +190,7 @@ impl<'a> Loader<'a> {
         let hub = self.hub.hub()?;
         let start = Instant::now();
         let seconds = || start.elapsed().as_secs_f64();
-        // The observer's return value is ignored, because a running download cannot be stopped: see
-        // `Observer`.
+        // The observer's return value is ignored, because a download that has started cannot be stopped.
         let report = |progress: Progress<'_>| -> () {
             let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
         };
@@ -210,7 +207,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Maximum number of folder entries in which an adapter is searched.
+/// Maximum number of folder entries that are searched for an adapter.
 const MAX_SUBFOLDERS: usize = 1000;
 
 /// Returns the subfolders of `folder` that contain an adapter, sorted by name. PEFT saves an adapter in a
@@ -223,8 +220,8 @@ pub fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Downloads the optional files that are missing in a cached model. Files can be missing if another program
-/// downloaded the model. Returns a notice if the files cannot be downloaded.
+/// Downloads the optional files of a cached model that the cache lacks. Files can be missing if another
+/// program downloaded the model. Returns a notice if the files cannot be downloaded.
 pub fn fetch_optional_files(hub: &Hub, name: &RepoName, folder: &Path) -> Option<Notice> {
     let files = hub.missing_optional_files(name, folder);
     if files.is_empty() {

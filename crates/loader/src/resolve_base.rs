@@ -12,8 +12,8 @@ use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {
     /// Resolves the base that the adapter in `folder` names. The base may be a local folder or a repository
-    /// on the Hub. A relative path may be relative to the working directory, to the adapter's folder, or to a
-    /// folder above it.
+    /// on the Hub. A relative path may be relative to the working directory, to `folder`, or to a folder
+    /// above `folder`.
     pub(crate) fn adapter_base(
         &self,
         folder: &Path,
@@ -60,8 +60,8 @@ fn local_base(adapter: &Path, name: &Path) -> Option<PathBuf> {
     if !is_snapshot {
         return relative_path::find_above(adapter, name, is_model);
     }
-    // The adapter is a snapshot in the Hub's cache, so it may come from another author. A relative path is
-    // ignored, unless it looks like a name on the Hub and a local folder of this name is a model.
+    // An adapter in the Hub's cache may come from another author, so its relative paths are not searched.
+    // Only a text such as `org/model` may refer to a model folder in the working directory.
     let is_name = name.to_str().is_some_and(|text| text.parse::<RepoName>().is_ok());
     Some(name.to_owned()).filter(|name| (name.is_absolute() || is_name) && is_model(name))
 }

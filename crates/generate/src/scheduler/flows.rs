@@ -19,7 +19,7 @@ pub(super) struct Flow {
     pub waiting: VecDeque<Job>,
     /// Number of running jobs.
     pub running: usize,
-    /// Number of computed rows. Counts of active flows can be compared with each other.
+    /// Number of tokens that the model read for this flow, raised when the flow becomes active.
     pub served: u64,
 }
 
@@ -29,25 +29,23 @@ impl Flow {
     }
 }
 
-/// All flows with waiting or running jobs. An inactive flow stays stored while its count exceeds the lowest
-/// active count.
+/// All active flows. An inactive flow is stored while its count exceeds the lowest active count, because a
+/// new flow would start at that lower count.
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
 }
 
 impl Flows {
-    /// Returns the flows that have waiting or running jobs.
     pub fn active(&self) -> impl Iterator<Item = (FlowKey, &Flow)> {
         self.flows.iter().filter(|(_, flow)| flow.is_active()).map(|(&key, flow)| (key, flow))
     }
 
-    /// Returns the flow of an adapter version.
     pub fn get(&self, key: FlowKey) -> Option<&Flow> {
         self.flows.get(&key)
     }
 
-    /// Returns the number of rows that were computed for a flow.
+    /// Returns the number of tokens that the model read for a flow.
     pub fn served(&self, key: FlowKey) -> u64 {
         self.flows.get(&key).map_or(0, |flow| flow.served)
     }
@@ -57,22 +55,18 @@ impl Flows {
         self.flows.values().map(|flow| flow.waiting.len()).sum()
     }
 
-    /// Returns the waiting jobs of all flows.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.flows.values().flat_map(|flow| flow.waiting.iter())
     }
 
-    /// Returns mutable references to the waiting jobs of all flows.
     pub fn jobs_mut(&mut self) -> impl Iterator<Item = &mut Job> {
         self.flows.values_mut().flat_map(|flow| flow.waiting.iter_mut())
     }
 
-    /// Adds a job at the end of its flow.
     pub fn push_back(&mut self, job: Job) {
         self.activate(job.flow()).waiting.push_back(job);
     }
 
-    /// Adds a job at the front of its flow.
     pub fn push_front(&mut self, job: Job) {
         self.activate(job.flow()).waiting.push_front(job);
     }
@@ -94,7 +88,7 @@ impl Flows {
         Some(job)
     }
 
-    /// Adds a running job at the front of its flow. The job no longer counts as running.
+    /// Moves a running job back to the front of its flow.
     pub fn stop(&mut self, job: Job) {
         let key = job.flow();
         self.push_front(job);
@@ -121,26 +115,25 @@ impl Flows {
         removed
     }
 
-    /// Adds rows to the count of a flow.
     pub fn charge(&mut self, key: FlowKey, rows: usize) {
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.served += rows as u64;
         }
     }
 
-    /// Removes inactive flows whose count is at most the lowest active count, and all flows if none is
-    /// active. [`Self::activate`] would raise their counts anyway.
+    /// Removes inactive flows whose count is at most the lowest active count, because [`Self::activate`]
+    /// would raise it to that count anyway. Removes all flows if none is active.
     pub fn prune(&mut self) {
         let lowest = self.lowest();
         self.flows.retain(|_, flow| flow.is_active() || lowest.is_some_and(|lowest| flow.served > lowest));
     }
 
-    /// Returns the lowest count of the active flows.
     fn lowest(&self) -> Option<u64> {
         self.active().map(|(_, flow)| flow.served).min()
     }
 
-    /// Returns a flow. If the flow is inactive, first raises its count to the lowest active count.
+    /// Returns a flow, and creates it if necessary. If the flow is inactive, its count is first raised to at
+    /// least the lowest active count.
     fn activate(&mut self, key: FlowKey) -> &mut Flow {
         let lowest = self.lowest().unwrap_or(0);
         let flow = self.flows.entry(key).or_default();

@@ -1,4 +1,4 @@
-//! One choice of a request, as the scheduler stores it.
+//! One of the continuations ("choices") that a request asks for, as the scheduler stores it.
 
 use danlu_model::SlotId;
 
@@ -14,13 +14,12 @@ pub(super) struct Job {
     pub place: JobPlace,
     /// Whether the event [`EventKind::Started`] of this job was emitted.
     pub is_started: bool,
-    /// Number of times that the keys and values of the job were dropped before it ended.
+    /// Number of times that the keys and values of the job were dropped before the job ended.
     pub preemptions: u32,
-    /// Other choices of the same request. They start after the prompt has been read.
+    /// The other choices of the request. They start after this job has read the prompt.
     pub siblings: Vec<Job>,
 }
 
-/// Location of the sequence of a job.
 pub(super) enum JobPlace {
     /// The sequence has no keys and values.
     Detached(Box<Sequence>),
@@ -29,7 +28,6 @@ pub(super) enum JobPlace {
 }
 
 impl Job {
-    /// Returns a waiting job.
     pub fn new(
         request: RequestId,
         choice: usize,
@@ -40,13 +38,11 @@ impl Job {
         Self { request, choice, adapter, place, is_started: false, preemptions: 0, siblings: Vec::new() }
     }
 
-    /// Returns the key for fair scheduling. It is the version of the job's adapter, or `None` for a job
-    /// without an adapter.
+    /// Returns the key of the job's flow: the version of its adapter, or `None` for a job without an adapter.
     pub fn flow(&self) -> Option<GenerationId> {
         self.adapter.as_ref().map(|adapter| adapter.generation)
     }
 
-    /// Returns the slot, if the job has one.
     pub fn slot(&self) -> Option<SlotId> {
         match self.place {
             JobPlace::Slot(slot) => Some(slot),
@@ -54,7 +50,6 @@ impl Job {
         }
     }
 
-    /// Returns an event for the choice of this job.
     pub fn event(&self, kind: EventKind) -> SchedulerEvent {
         SchedulerEvent { request: self.request, choice: self.choice, kind }
     }

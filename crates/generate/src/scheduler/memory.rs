@@ -3,8 +3,8 @@
 //!
 //! The keys and values of a prompt are retained after its request has ended. If a later request with the same
 //! adapter version continues this prompt, the request takes over the slot. If only a prefix is equal, the
-//! request copies the prefix. Only rows that were computed by prefill are retained, because decoding rounds
-//! differently.
+//! request copies the prefix. Keys and values from decoding are not retained: decoding rounds differently
+//! from prefill, so later replies would change.
 
 use std::sync::Arc;
 
@@ -44,7 +44,6 @@ pub(super) struct KvMemory {
     clock: u64,
 }
 
-/// Rounds a number of tokens up to whole pages.
 pub(super) fn whole_pages(tokens: usize) -> usize {
     tokens.next_multiple_of(PAGE_TOKENS)
 }
@@ -71,7 +70,7 @@ impl KvMemory {
         self.total - self.used() + self.retained_tokens()
     }
 
-    /// Returns the retained slot with the longest prefix of `ids`. The last token of `ids` is not counted.
+    /// Returns the retained slot that contains the longest prefix of `ids`, without the last token of `ids`.
     pub fn find(&self, generation: Option<GenerationId>, ids: &[u32]) -> Option<CachedPrefix> {
         let same = self.retained.iter().filter(|kept| kept.generation == generation);
         let prefixes = same.map(|kept| {
@@ -82,7 +81,7 @@ impl KvMemory {
         prefixes.filter(|prefix| prefix.tokens > 0).max_by_key(|prefix| (prefix.tokens, prefix.is_whole))
     }
 
-    /// Returns the prefix of `ids` in the slot of a job. The last token of `ids` is not counted.
+    /// Returns the prefix of `ids` in the slot of a job, without the last token of `ids`.
     pub fn prefix_of_job(&self, slot: SlotId, ids: &[u32]) -> CachedPrefix {
         let tokens = common_prefix(self.engine.prompt_read(slot), ids);
         CachedPrefix { slot, tokens, is_whole: false }
@@ -139,8 +138,8 @@ impl KvMemory {
         Some(prefix.slot)
     }
 
-    /// Grows a slot to at least `needed` tokens. If there is room, adds half of its capacity, but stays
-    /// within `most`. Returns whether there was enough room.
+    /// Grows the capacity of a slot to at least `needed` tokens. If there is room, the capacity grows by
+    /// half, up to `most`. Returns `false` if there is no room for `needed` tokens.
     pub fn grow(&mut self, slot: SlotId, needed: usize, most: usize) -> bool {
         let capacity = self.engine.cache().capacity(slot);
         if needed <= capacity {
@@ -178,7 +177,6 @@ impl KvMemory {
         self.engine.take(slot).expect("the slot of a job has its sequence")
     }
 
-    /// Closes a slot, and returns its sequence.
     pub fn close(&mut self, slot: SlotId) -> Sequence {
         self.engine.close(slot).expect("the slot of a job has its sequence")
     }
@@ -194,7 +192,6 @@ impl KvMemory {
         self.retained.iter().filter(move |kept| kept.generation == generation).map(|kept| kept.slot)
     }
 
-    /// Records a use of a retained slot.
     fn touch(&mut self, slot: SlotId) {
         self.clock += 1;
         let clock = self.clock;

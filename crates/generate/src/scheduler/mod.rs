@@ -37,12 +37,12 @@ const MAX_PREEMPTIONS: u32 = 2;
 pub struct SchedulerOptions {
     /// Maximum number of sequences in a step.
     pub max_running: usize,
-    /// Maximum number of waiting requests.
+    /// Maximum number of waiting sequences when a request is added.
     pub max_queued: usize,
     /// Maximum number of tokens whose keys and values are in memory. It is rounded down to whole pages.
     pub max_kv_tokens: usize,
-    /// Maximum number of prompt tokens in a step. More prompt tokens delay the next token of all running
-    /// sequences.
+    /// Maximum number of prompt tokens in a step. A larger value delays the next token of every running
+    /// sequence.
     pub prefill_tokens: usize,
     /// Whether the keys and values of prompts are retained for later requests with the same prefix.
     pub prefix_cache: bool,
@@ -150,7 +150,7 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Ends every choice of a request without an event. Returns whether any choice had not ended before.
+    /// Cancels a request, without an event. Returns `false` if every choice had already ended.
     pub fn cancel(&mut self, request: RequestId) -> bool {
         let mut cancelled = self.flows.remove(request);
         for job in &cancelled {
@@ -232,9 +232,9 @@ impl Scheduler {
         }
     }
 
-    /// Pauses a sequence so that flow `key` can start one, and returns whether a sequence was paused. Does
-    /// nothing if flow `key` already runs a sequence, or if no flow runs two or more. The youngest sequence
-    /// of the flow with the most running sequences is paused, and retains its keys and values.
+    /// Pauses the youngest sequence of the flow with the most running sequences, so that flow `key` can start
+    /// its first one. The paused sequence retains its keys and values. Returns `false` and pauses nothing if
+    /// flow `key` already runs a sequence, or if no flow runs two or more.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
@@ -323,7 +323,7 @@ impl Scheduler {
                 work.push((slot, 1));
             }
         }
-        // After the loop added a slot, it may have preempted this slot to make room for another.
+        // A slot that the loop added may have been preempted later, to make room for another slot.
         work.retain(|&(slot, _)| self.running.iter().any(|job| job.slot() == Some(slot)));
         work
     }
@@ -359,8 +359,8 @@ impl Scheduler {
         self.running.iter().rposition(|job| job.flow() == largest).expect("a job is running")
     }
 
-    /// Preempts a running job: drops its keys and values, and adds the job to its queue again. Returns its
-    /// former slot.
+    /// Preempts a running job: drops its keys and values, and moves the job back to the front of its flow.
+    /// Returns its former slot.
     fn preempt(&mut self, index: usize) -> SlotId {
         let mut job = self.running.remove(index);
         let slot = job.slot().expect("a running job has a slot");
@@ -370,8 +370,8 @@ impl Scheduler {
         slot
     }
 
-    /// Returns the slots that read prompt tokens in this step, and the number of tokens for each. Flows with
-    /// fewer computed rows are first.
+    /// Returns the slots that read prompt tokens in this step, and the number of tokens for each. The flow
+    /// that is served next comes first.
     fn prefill_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut prompts: Vec<(u64, RequestId, SlotId)> = Vec::new();
         for job in &self.running {
@@ -396,7 +396,8 @@ impl Scheduler {
         work
     }
 
-    /// Copies a prefix of the prompt that another sequence has read since this sequence started.
+    /// If another sequence has meanwhile read a longer prefix of this prompt, copies the keys and values of
+    /// the prefix.
     fn share_prefix(&mut self, slot: SlotId) {
         let Some(job) = self.running.iter().find(|job| job.slot() == Some(slot)) else { return };
         let Some(sequence) = self.memory.engine.sequence(slot) else { return };
@@ -441,7 +442,8 @@ impl Scheduler {
     /// Starts the first `count` waiting jobs of a flow. Stops early if there is no room.
     fn start_choices(&mut self, key: FlowKey, count: usize, events: &mut Vec<SchedulerEvent>) {
         for _ in 0..count {
-            // The ended choice is still in `running`, so `running` may exceed the limit by one.
+            // The ended job is still in `running` and counts too, so one more job than `max_running` is
+            // allowed.
             if self.running.len() > self.options.max_running {
                 return;
             }
@@ -453,7 +455,6 @@ impl Scheduler {
         }
     }
 
-    /// Frees the slot of an ended job.
     fn free(&mut self, job: &Job) {
         if let Some(slot) = job.slot() {
             self.memory.release(slot, job.flow(), self.options.prefix_cache);

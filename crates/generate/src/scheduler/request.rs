@@ -39,7 +39,8 @@ pub struct RequestAdapter {
 pub struct ReplyRequest {
     /// Token ids of the prompt.
     pub ids: Vec<u32>,
-    /// Settings of the sampler. The seed and the index of a choice determine its random stream.
+    /// Settings of the sampler. The seed and the index of a choice determine the random numbers of this
+    /// choice.
     pub sampling: SamplingOptions,
     /// Rules that end each continuation. The scheduler lowers `max_context_tokens` to the limits of the model
     /// and the memory.
