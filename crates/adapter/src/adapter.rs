@@ -11,7 +11,7 @@ use crate::config::TargetModules;
 use crate::dora::DoraFactors;
 use crate::{AdapterError, AdapterNote, LoraConfig, targets};
 
-/// Key of the random stream for initial values. No other random stream uses this key.
+/// Key of the random stream for initial values: `lora_A` in ASCII.
 const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
 
 /// One adapted projection, with the offsets of its matrices in [`Adapter::params`].
@@ -109,9 +109,9 @@ pub struct Adapter {
     pub(crate) factors: Option<DoraFactors>,
     /// Whether DoRA's magnitudes still have to be set to the norms of the base.
     pub(crate) needs_magnitudes: bool,
-    /// `target_modules` in the file of the adapter.
+    /// `target_modules` as it is written to the adapter's file.
     pub(crate) saved_targets: TargetModules,
-    /// Whether the modules are those of a text model beside a vision tower.
+    /// Whether the base also has a vision tower. The tensor names in files then contain `language_model`.
     is_nested: bool,
 }
 
@@ -225,7 +225,7 @@ impl Adapter {
     }
 
     /// Returns the base with the tensors that the adapter replaces, or `None` if the adapter replaces no
-    /// tensor. The low-rank matrices of the adapter belong to this changed base.
+    /// tensor. The adapter's low-rank matrices must be used with this changed base.
     ///
     /// # Errors
     /// If a tensor of the base is missing or invalid.
@@ -237,8 +237,8 @@ impl Adapter {
         self.changes.as_ref().map(|changes| changes.apply(model, base, BaseScope::Everything)).transpose()
     }
 
-    /// Returns the base with the rows of new tokens as the only change, or `None` if the adapter replaces no
-    /// tensor. This base accepts text that was encoded with the adapter's tokenizer.
+    /// Returns the base with rows for the adapter's new tokens, but without other changes. This base accepts
+    /// text that was encoded with the adapter's tokenizer. Returns `None` if the adapter replaces no tensor.
     ///
     /// # Errors
     /// The same errors as [`Adapter::changed_base`].

@@ -1,9 +1,11 @@
-//! Tensors of an adapter that change the base outside its projections: embedding and output tables for a
-//! larger vocabulary, rows of these tables for new tokens, low-rank updates of these tables, and whole modules
-//! such as norms.
+//! Tensors in an adapter file that change the base outside its projections.
 //!
-//! PEFT writes these tensors into the adapter file for `modules_to_save`, for `trainable_token_indices`, and
-//! for tables in `target_modules`. If the vocabulary was resized, PEFT always writes the embedding table and the output head.
+//! The embedding table and the output head are called tables. An adapter can replace a whole table, replace
+//! the rows of single tokens, or add a low-rank update to a table. It can also replace whole modules such as
+//! norms.
+//!
+//! PEFT writes these tensors for `modules_to_save`, for `trainable_token_indices`, and for tables in
+//! `target_modules`. After the vocabulary was resized, PEFT always writes both tables.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +23,7 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the output head in a checkpoint.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// Module path, rank and scaling of a table with a low-rank update.
+/// The embedding table or the output head, if the adapter adds a low-rank update to it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TableTarget {
     pub path: &'static str,
@@ -36,13 +38,13 @@ pub(crate) struct BaseChanges {
     pub weights: Weights,
     /// The tensors that match no projection.
     pub stored: Vec<TensorInfo>,
-    /// Replaced tensors other than the two tables, with their names in the base.
+    /// Replaced tensors other than the embedding table and the output head, with their names in the base.
     others: Vec<(String, TensorInfo)>,
     embedding: TableChange,
     head: TableChange,
     /// Number of tokens in the changed tables.
     vocab_size: usize,
-    /// Whether the output head is still the embedding table.
+    /// Whether the embedding table is also used as the output head.
     tied: bool,
 }
 
@@ -56,14 +58,15 @@ pub(crate) enum BaseScope {
     NewRows,
 }
 
-/// The change of one table.
+/// The changes of the embedding table or of the output head.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct TableChange {
     /// A tensor that replaces the whole table.
     whole: Option<TensorInfo>,
     /// A tensor of rows, and the token to which each row belongs.
     rows: Option<(TensorInfo, Vec<u32>)>,
-    /// `A`, `B` and the scaling. The shape of `A` is `(R, V)` for an embedding and `(R, C)` for a head.
+    /// `A`, `B` and the scaling of a low-rank update. The shape of `A` is (rank, vocabulary) for the
+    /// embedding table and (rank, hidden size) for the output head.
     pair: Option<(TensorInfo, TensorInfo, f32)>,
 }
 
@@ -72,7 +75,7 @@ impl TableChange {
         *self == Self::default()
     }
 
-    /// Returns the number of rows of the changed table. `base` is the number of rows of the base's table.
+    /// Returns the number of rows after the change. `base` is the number before the change.
     fn rows(&self, base: usize) -> usize {
         let whole = self.whole.as_ref().map_or(base, |info| info.shape[0]);
         let last =
@@ -81,10 +84,10 @@ impl TableChange {
     }
 }
 
-/// All tensors of an adapter that have the same tensor name in the base.
+/// The adapter's tensors that change the same tensor of the base.
 type Parts<'a> = BTreeMap<Part, &'a TensorInfo>;
 
-/// Settings of the adapter and of the base that determine the changes of both tables.
+/// Settings that determine the changes of the embedding table and of the output head.
 struct Tables<'a> {
     config: &'a LoraConfig,
     model: &'a ModelConfig,
@@ -92,8 +95,8 @@ struct Tables<'a> {
 }
 
 impl BaseChanges {
-    /// Matches the tensors in `rest` with tensors of the base. These tensors are not part of a low-rank pair.
-    /// Returns `None` if `rest` and `targets` are empty.
+    /// Matches tensors of the adapter with tensors of the base. `rest` contains the tensors that belong to no
+    /// adapted projection. Returns `None` if `rest` and `targets` are empty.
     ///
     /// # Errors
     /// If a tensor matches nothing or has a wrong shape, or if a tensor that the configuration names is
@@ -113,8 +116,7 @@ impl BaseChanges {
             let known = BaseTensorName::parse(&info.name)
                 .filter(|name| shapes.contains_key(&name.tensor) && name.changes_base());
             let taken = known.map(|name| names.entry(name.tensor).or_default().insert(name.part, info));
-            // A second tensor for the same part would have no effect, so the name of the second tensor is
-            // reported as an error.
+            // Two tensors for the same part are an error, because only one of them could be used.
             if !matches!(taken, Some(None)) {
                 unbound.push(info.name.clone());
             }
@@ -146,7 +148,8 @@ impl BaseChanges {
         Ok(Some(changes))
     }
 
-    /// Rejects new tokens without a row, because PEFT would fill the missing rows with random values.
+    /// Rejects a new token whose row is missing in the file, because PEFT would fill the row with random
+    /// values.
     fn check_rows(&self, model: &ModelConfig) -> Result<(), AdapterError> {
         for change in [&self.embedding, &self.head] {
             let from = change.whole.as_ref().map_or(model.vocab_size, |info| info.shape[0]);
@@ -184,8 +187,8 @@ impl BaseChanges {
         let head = if model.tie_word_embeddings { EMBEDDING } else { HEAD };
         for (name, original, change) in [(EMBEDDING, EMBEDDING, &self.embedding), (HEAD, head, &self.head)] {
             if name == HEAD && self.tied {
-                // The file of a tied base may contain a copy of the head, which would differ from the changed
-                // embedding.
+                // The embedding table is also the output head. If the base's file contains a copy of the
+                // head, the copy is removed, because it would differ from the changed embedding table.
                 weights.remove(HEAD);
                 continue;
             }
@@ -215,7 +218,8 @@ impl BaseChanges {
                 weights.replace_with(name, &self.weights, info);
                 return Ok(());
             }
-            // A head that is no longer tied to the embedding keeps the values of the base.
+            // The output head was the embedding table of the base, and no longer follows the changed table.
+            // The head therefore gets a copy of the base's table.
             None if is_whole => {
                 if let Some(info) = base.info(original) {
                     weights.replace_with(name, base, info);
@@ -255,7 +259,7 @@ impl BaseChanges {
         cols: usize,
     ) {
         let (rank, [a_values, b_values]) = (a.shape[0], [self.values(a), self.values(b)]);
-        // The update of an embedding is `(B A)ᵀ`.
+        // The update of an embedding table is `(B A)ᵀ`, which equals `Aᵀ Bᵀ`.
         let (a, b) = match name {
             EMBEDDING => (transposed(&b_values, rank), transposed(&a_values, a.shape[1])),
             _ => (a_values, b_values),
@@ -323,15 +327,14 @@ fn check_shape(info: &TensorInfo, expected: Vec<usize>) -> Result<(), AdapterErr
     Err(AdapterError::Shape { name: info.name.clone(), expected, found: info.shape.clone() })
 }
 
-/// Matches tensors other than the two tables with tensors of the base.
 fn bind_others(
     names: BTreeMap<String, Parts<'_>>,
     shapes: &BTreeMap<String, Vec<usize>>,
 ) -> Result<Vec<(String, TensorInfo)>, AdapterError> {
     let mut bound = Vec::new();
     for (name, parts) in names {
-        // Other programs write the original and the trained copy into the file. Only the trained copy is
-        // used.
+        // Some programs write the original tensor (`Part::Base`) beside the trained copy. The original is
+        // used only if there is no trained copy.
         let own = [Part::Saved, Part::Plain, Part::Base].iter().find_map(|part| parts.get(part));
         let info = own.expect("a name has at least one tensor, which is whole");
         check_shape(info, shapes[&name].clone())?;
@@ -341,9 +344,9 @@ fn bind_others(
 }
 
 impl Tables<'_> {
-    /// Resolves the changes of both tables as PEFT does. If the base is tied, a table in the file that is not
-    /// in `modules_to_save` replaces both tables. If the file contains two such tables, the head replaces
-    /// both, because PEFT reads the head last.
+    /// Resolves the changes of the embedding table and of the output head as PEFT does. In a tied base, both
+    /// are the same tensor. A table in the file then replaces both, unless `modules_to_save` names this
+    /// table. If the file contains both tables, the head is used, because PEFT reads the head last.
     fn bind<'a>(
         &self,
         [mut embedding, mut head]: [Parts<'a>; 2],
@@ -409,7 +412,8 @@ impl Tables<'_> {
             (Some(info), None) => {
                 return Err(AdapterError::Binding { unbound: vec![info.name.clone()], missing: Vec::new() });
             }
-            // If the tables are tied, PEFT stores the rows only once.
+            // If the embedding table is also the output head, PEFT stores the rows only for the embedding
+            // table.
             (None, Some(_)) if module == "lm_head" && self.model.tie_word_embeddings => return Ok(None),
             (None, Some((name, _))) => {
                 let missing = vec![format!("{PREFIX}*{name}.token_adapter.trainable_tokens_delta")];

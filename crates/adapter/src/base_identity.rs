@@ -90,8 +90,8 @@ impl BaseIdentity {
         Self { hub_id: Some(id.to_owned()), revision, ..self }
     }
 
-    /// If the repository is known, returns it as `owner/name@commit`, or as `owner/name` if the commit is
-    /// unknown.
+    /// Returns the repository as `owner/name@commit`, or as `owner/name` if the commit is unknown. Returns
+    /// `None` if the repository is unknown.
     pub fn at_revision(&self) -> Option<String> {
         let id = self.hub_id.as_ref()?;
         Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))

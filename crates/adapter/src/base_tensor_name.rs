@@ -34,14 +34,14 @@ const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_mode
 const MODULES: [&str; 3] = ["embed_tokens", "layers", "norm"];
 
 impl BaseTensorName {
-    /// Returns whether the tensor can change the base. A whole tensor can change the base, and so can any
-    /// tensor of a table.
+    /// Returns whether danlu can apply the tensor to the base. This is true for a whole tensor, and for every
+    /// part of the embedding table and the output head.
     pub fn changes_base(&self) -> bool {
         matches!(self.part, Part::Plain | Part::Base | Part::Saved)
             || [EMBEDDING, HEAD].contains(&self.tensor.as_str())
     }
 
-    /// Parses a tensor name. Returns `None` for a name with a different structure.
+    /// Parses a tensor name. Returns `None` if the name has none of the forms above.
     pub fn parse(name: &str) -> Option<Self> {
         let segments: Vec<&str> = name.split('.').collect();
         let start = segments.iter().position(|segment| !PREFIXES.contains(segment))?;

@@ -46,7 +46,7 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     for info in found.tensors() {
         let of_pair = pair_of(&info.name).and_then(|(path, half)| {
             let slot = &mut pairs.entry(path).or_default()[half];
-            // A second tensor for the same matrix would match nothing.
+            // A second tensor for the same matrix is reported as unexpected.
             slot.replace(info).is_none().then_some(())
         });
         if of_pair.is_some() {
@@ -118,7 +118,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
 /// Returns the module of a tensor, and the index of the tensor in [`PARTS`].
 fn pair_of(name: &str) -> Option<(&str, usize)> {
     let name = name.strip_prefix(PREFIX)?;
-    // PEFT omits the adapter's name from tensor names when it saves a file. Other programs write the name.
+    // PEFT writes `lora_A.weight`. Some programs add the adapter's name: `lora_A.default.weight`.
     if let Some(path) = name.strip_suffix(MAGNITUDE) {
         return Some((path.strip_suffix('.')?, 2));
     }

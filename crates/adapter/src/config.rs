@@ -61,9 +61,10 @@ pub struct LoraConfig {
     pub revision: Option<String>,
     /// Modules that the adapter stores completely. The names have the same syntax as in `target_modules`.
     pub modules_to_save: Vec<String>,
-    /// Tokens whose rows the adapter stores, for each table name.
+    /// Tokens whose rows the adapter stores, for each table name such as `embed_tokens`.
     pub trainable_token_indices: Vec<(String, Vec<u32>)>,
-    /// Whether the head of a tied base uses the embedding table that replaces the original.
+    /// Whether an embedding table in `modules_to_save` also replaces the output head, if the base uses one
+    /// table for both.
     pub ensure_weight_tying: bool,
 }
 
@@ -280,8 +281,8 @@ impl LoraConfig {
     /// Returns `target_modules` for the file of an adapter. Like PEFT, danlu writes `all-linear` as a list of
     /// names, because the meaning of `all-linear` depends on the version of PEFT.
     ///
-    /// Beside a vision tower, short names would also select modules of the tower. A pattern selects only the
-    /// text model.
+    /// If the base has a vision tower, a name such as `q_proj` would also select modules of the tower. A
+    /// regular expression is written instead, which selects only the text model.
     pub(crate) fn targets_of_model(&self, model: &ModelConfig) -> TargetModules {
         let names: Vec<String> = match &self.target_modules {
             TargetModules::AllLinear => model.projections().map(|p| p.name().to_owned()).collect(),
@@ -289,7 +290,7 @@ impl LoraConfig {
             TargetModules::Regex(_) => return self.target_modules.clone(),
         };
         let is_short = names.iter().all(|name| Projection::from_name(name).is_some());
-        // PEFT accepts no list of layers beside a pattern.
+        // PEFT rejects a list of layers if `target_modules` is a regular expression.
         if model.is_nested && is_short && self.layers_to_transform.is_none() {
             return TargetModules::Regex(format!(r".*language_model\.layers\..*\.({})", names.join("|")));
         }
@@ -298,7 +299,6 @@ impl LoraConfig {
 }
 
 impl TargetModules {
-    /// Returns the JSON value.
     fn to_value(&self) -> Value {
         match self {
             Self::AllLinear => json!("all-linear"),

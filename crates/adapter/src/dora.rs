@@ -67,7 +67,7 @@ impl Adapter {
             Some(factors) => (factors.values, factors.inverse_norms),
             None => (reserve(), reserve()),
         };
-        // A `Trace` has no weights, so only the buffers are allocated.
+        // A back end that only plans memory has no weights, so no factors are computed.
         if backend.computes() {
             self.write_factors(decoder, threads, [&mut values, &mut inverse_norms])?;
         }
@@ -155,7 +155,6 @@ fn norms(modules: &[Module], params: &[f32], decoder: &Decoder, threads: usize) 
     (0..modules.len()).map(|i| parts[i % threads].next().expect("a part has each of its modules")).collect()
 }
 
-/// Returns the norms of one module's rows. `weight` is the weight of the projection.
 fn of_module(module: &Module, params: &[f32], weight: &Matrix) -> Vec<f32> {
     let &Module { rank, d_in, d_out, scaling, a, b, .. } = module;
     let (a, b) = (&params[a..][..rank * d_in], &params[b..][..d_out * rank]);

@@ -8,14 +8,16 @@
 //! limit for bf16 is 10⁻². f16 has three more bits than bf16, which divides the divergence by 64. In f32,
 //! results differ only because sums are added in a different order.
 //!
-//! A fixed limit alone would accept a merge in which a small adapter has no effect at all. The adapter's own
-//! effect is therefore measured too, as the divergence between the base with the adapter and the base without
-//! it. A divergence grows with the square of the logit differences. The second limit is a quarter of the
-//! adapter's own divergence, which is half of the adapter's effect on the logits. A merge with a wrong scale
-//! or a wrong base exceeds this limit. In tests, rounding to bf16 removed a sixth of the effect of an adapter
-//! that was trained for one step. For adapters that were trained longer, rounding removed a far smaller
-//! share. The smaller of the two limits applies. The second limit is at least a thousandth of the fixed
-//! limit, because a smaller divergence is noise.
+//! A fixed limit alone would accept a merge in which a small adapter has no effect at all. The second limit
+//! is therefore relative to the divergence between the base with the adapter and the base without it. This
+//! divergence is called the adapter's own divergence, and the limit is a quarter of it. A divergence grows
+//! with the square of the logit differences. Within the limit, the merge therefore loses at most about half
+//! of the adapter's effect on the logits. A merge with a wrong scale or a wrong base exceeds the limit.
+//!
+//! In tests, rounding to bf16 removed a sixth of the effect of an adapter that was trained for one step. For
+//! adapters that were trained longer, rounding removed a far smaller share. The smaller of the two limits
+//! applies. The second limit is at least a thousandth of the fixed limit, because a smaller divergence is
+//! noise.
 //!
 //! Both decoders should compute in f32, so that the measurement does not include rounding errors of bf16
 //! multiplications.
@@ -74,7 +76,8 @@ impl FidelityLimits {
         Self { kl, share_of_adapter: None, ..self }
     }
 
-    /// Returns the divergence limit for an adapter whose own divergence is `kl_of_adapter`.
+    /// Returns the divergence limit. `kl_of_adapter` is the divergence of the base without the adapter from
+    /// the base with the adapter.
     pub fn kl_beside(&self, kl_of_adapter: f64) -> f64 {
         match self.share_of_adapter {
             Some(share) => self.kl.min((share * kl_of_adapter).max(self.kl / 1000.0)),
@@ -163,9 +166,9 @@ pub struct AdapterOnBase<'a> {
     pub adapter: &'a dyn LoraSource,
 }
 
-/// Compares `merged` with an adapter on its base over `sequences`. If `merged_lora` is given, `merged` is a
-/// different variant of the base, and runs with that adapter. `progress` receives the number of finished
-/// sequences and may stop the measurement.
+/// Compares `merged` with an adapter on its base over `sequences`. If `merged_lora` is given, `merged` is not
+/// a merged model but a variant of the base, on which this adapter runs. `progress` receives the number of
+/// finished sequences and may stop the measurement.
 ///
 /// # Errors
 /// If there is no token to measure, the vocabularies differ, or a token is outside the vocabulary. Returns
@@ -232,8 +235,8 @@ struct Sums {
 }
 
 impl Sums {
-    /// Adds one token. `adapter`, `merged` and `base` are the logits of the base with adapter, of the merged
-    /// model and of the base.
+    /// Adds one token. `adapter`, `merged` and `base` are logits: of the base with the adapter, of the merged
+    /// model, and of the base alone.
     fn add(&mut self, adapter: &[f32], merged: &[f32], base: &[f32], next: Option<usize>) {
         let normalisers = [adapter, merged, base].map(log_sum_exp);
         for ((x, y), z) in adapter.iter().zip(merged).zip(base) {

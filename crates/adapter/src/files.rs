@@ -151,12 +151,11 @@ struct Matched<'a> {
     rest: Vec<&'a TensorInfo>,
 }
 
-/// Matches the tensors of the modules with the tensors of the file.
 fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Matched<'a> {
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut rest = Vec::new();
     for info in found.tensors() {
-        // A second tensor with the same canonical name matches no module.
+        // If two tensors have the same canonical name, one of them counts as unmatched.
         rest.extend(by_name.insert(tensor_names::canonical(&info.name), info));
     }
     let mut bound = Vec::new();
@@ -172,7 +171,6 @@ fn match_pairs<'a>(modules: &[Module], found: &'a Weights) -> Matched<'a> {
     Matched { bound, missing, rest }
 }
 
-/// Checks the type and shape of the matched tensors.
 fn check_pairs<'a>(
     bound: Vec<(Tensor, &'a TensorInfo)>,
 ) -> Result<Vec<(Tensor, &'a TensorInfo, DType)>, AdapterError> {

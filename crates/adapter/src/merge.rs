@@ -345,8 +345,8 @@ impl<'a> TensorWriter<'a> {
             let weight = Arc::new(self.weights.encode(&info.name, quantization, self.threads)?);
             return Ok(Some(Matrix::four_bit(weight, rows, cols)));
         }
-        // For a 4-bit weight, `info` describes the original tensor, which differs from the tensor in the
-        // file.
+        // For a 4-bit weight, `info` describes the dequantized tensor and not the tensor in the file. The
+        // bytes of the file can therefore not be copied.
         let is_stored = self.weights.info(&info.name) == Some(info);
         if is_stored && !is_merged && info.dtype() == target_dtype(info, self.options.dtype) {
             return Ok(None);

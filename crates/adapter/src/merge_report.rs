@@ -16,7 +16,8 @@ pub struct MergeReport {
     pub adapter: Option<PathBuf>,
     /// The variant of the base that the updates were added to.
     pub merge_base: MergeBase,
-    /// Difference of each variant of the base from the trained model, if both variants were available.
+    /// The measurement of each variant of the base, if the original and the dequantized base were both
+    /// available.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forms: Vec<FormFidelity>,
     /// If the merged model was quantized, the effect of the quantization.

@@ -2,8 +2,8 @@
 //! result is checked and rounded once.
 //!
 //! A block has a few hundred KB, so the memory of a merge does not depend on the model. Threads compute
-//! blocks while the caller writes finished blocks in order. The sum over the rank has the same order for each
-//! element, regardless of the block and the thread.
+//! blocks while the caller writes finished blocks in order. The products for an element are always added in
+//! the same order, so the result does not depend on the number of threads.
 
 use std::ops::Range;
 use std::sync::mpsc;
@@ -42,7 +42,7 @@ pub struct MergeRows<'a> {
 }
 
 impl MergeRows<'_> {
-    /// Passes the new bytes to `write`, in order.
+    /// Computes the new weight and passes its bytes to `write`, in order.
     ///
     /// # Errors
     /// If a result is not finite or out of range for its type, or if `write` fails.

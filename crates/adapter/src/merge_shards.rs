@@ -38,9 +38,9 @@ pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -
     Ok(())
 }
 
-/// Returns the tensors of a changed base. A changed tensor has the same element type and file as the
-/// original. If the head becomes a separate table, it has the same element type and file as the embedding
-/// table.
+/// Returns the tensors of a changed base. A changed tensor gets the element type and the file of the original
+/// tensor. If the output head becomes a separate table, the head gets the element type and the file of the
+/// embedding table.
 ///
 /// # Errors
 /// If the state of a 4-bit weight is invalid.

@@ -35,7 +35,6 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
     }
 }
 
-/// The resolved modules of a trained adapter.
 pub(crate) struct Resolved {
     pub modules: Vec<Module>,
     /// Tables with a low-rank update.
@@ -44,8 +43,8 @@ pub(crate) struct Resolved {
     pub notes: Vec<AdapterNote>,
 }
 
-/// Resolves the targets of a trained adapter. In contrast to [`resolve`], a name that matches nothing becomes
-/// a note if another name matches.
+/// Resolves the targets of a trained adapter. Unlike in [`resolve`], a name that matches nothing becomes a
+/// note if another name matches.
 ///
 /// # Errors
 /// If nothing matches, or if a rank is too large for the weight.
@@ -136,10 +135,10 @@ struct Chosen {
     unused: Vec<String>,
 }
 
-/// Module paths of the tables.
+/// Module paths of the embedding table and the output head.
 const TABLES: [&str; 2] = ["model.embed_tokens", "lm_head"];
 
-/// The reason why a table cannot be a target of a training run.
+/// The end of the error message if a training run adapts the embedding table or the output head.
 const TABLE: &str = "is not yet supported as a target";
 
 /// The settings of a configuration that select modules.
@@ -188,7 +187,6 @@ impl<'a> TargetFilter<'a> {
         Ok(())
     }
 
-    /// Returns the modules that all settings select.
     fn choose(&self, model: &ModelConfig) -> Result<Chosen, AdapterError> {
         let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
         for (path, layer, projection) in projections(model) {
@@ -260,8 +258,8 @@ fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
     (0..model.num_hidden_layers).flat_map(of_layer).collect()
 }
 
-/// Returns the paths that other classes and older versions give a module of Gemma 3. An adapter that names
-/// these paths also fits a base of the other class.
+/// Returns the other paths of a module of Gemma 3. The path depends on the model class and on the version of
+/// transformers, and a target may be any of these paths.
 fn other_paths(model: &ModelConfig, layer: usize, projection: Projection) -> Vec<String> {
     if !model.model_type.starts_with("gemma3") {
         return Vec::new();
@@ -287,7 +285,6 @@ fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
     paths
 }
 
-/// A compiled selection of modules.
 enum Matcher<'a> {
     AllLinear,
     List(&'a [String]),
@@ -305,7 +302,7 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// Returns the names, or the regular expression. Each must match at least one module.
+    /// Returns the list of names, or the regular expression.
     fn names(&self) -> Vec<&'a str> {
         match self {
             Self::AllLinear => Vec::new(),

@@ -49,7 +49,7 @@ struct Written {
     /// The base of the training run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base: Option<BaseIdentity>,
-    /// Quantization of the base's own files during training.
+    /// Quantization of the base's files, if they were stored in 4 bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stored_quantization: Option<Quantization>,
 }
@@ -84,7 +84,8 @@ impl TrainingIdentity {
         self
     }
 
-    /// Sets the base of the training run, and the quantization of the base's files.
+    /// Sets the base of the training run. `stored` is the quantization of the base's files, if they are in 4
+    /// bits.
     pub fn trained_on(mut self, base: BaseIdentity, stored: Option<Quantization>) -> Self {
         self.written.base = Some(base);
         self.written.stored_quantization = stored;
@@ -96,7 +97,7 @@ impl TrainingIdentity {
         self.written.base.as_ref()
     }
 
-    /// Returns the quantization of the base's own files during training.
+    /// Returns the quantization of the base's files in training, if they were stored in 4 bits.
     pub fn stored_quantization(&self) -> Option<Quantization> {
         self.written.stored_quantization
     }
@@ -135,8 +136,8 @@ impl TrainingIdentity {
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
 
-    /// Reads `danlu.json` of an adapter's folder. Returns `None` if the folder has no such file. Adapters of
-    /// other programs have none.
+    /// Reads `danlu.json` of an adapter's folder. Returns `None` if there is no such file, as in adapters of
+    /// other programs.
     ///
     /// # Errors
     /// If the file cannot be read or is invalid.
@@ -155,8 +156,7 @@ impl TrainingIdentity {
         Ok(Some(Self { folder: adapter.to_owned(), template: None, written }))
     }
 
-    /// Returns the `danlu.json` of an adapter's folder with `base` in place of its base. All other fields are
-    /// unchanged.
+    /// Returns the contents of `danlu.json` with `base` as the base. All other fields are unchanged.
     ///
     /// # Errors
     /// If the file cannot be read.
