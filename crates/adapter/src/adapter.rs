@@ -100,7 +100,8 @@ pub struct Adapter {
     /// [`modules`](Adapter::modules).
     pub params: Buffer,
     modules: Vec<Module>,
-    /// Indices into `modules`. The index of a projection is at `layer * 7 + projection`.
+    /// For each projection, at `layer * 7 + projection`, its index in `modules`. `None` if the projection is
+    /// not adapted.
     by_place: Vec<Option<u32>>,
     source: Option<PathBuf>,
     pub(crate) notes: Vec<AdapterNote>,

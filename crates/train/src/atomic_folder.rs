@@ -13,7 +13,7 @@ use danlu_model::files::{TEMPORARY_PREFIX, names_in};
 
 use crate::TrainError;
 
-/// Prefix for an old folder that is being replaced. This prefix follows the temporary prefix.
+/// Marks an old folder that is being replaced. `out` is renamed to `.danlu-tmp-aside-out`.
 const ASIDE: &str = "aside-";
 
 /// Creates the folder `parent/name` with the files that `fill` writes. An existing folder is replaced.
@@ -26,8 +26,8 @@ pub(crate) fn write(
     let mut builder = tempfile::Builder::new();
     let suffix = format!("-{name}");
     builder.prefix(TEMPORARY_PREFIX).suffix(&suffix);
-    // These permissions are reduced by the umask, as for any new folder. By default, tempfile restricts
-    // access to the owner.
+    // Without this call, tempfile restricts access to the owner. As for any new folder, the umask reduces the
+    // permissions.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let filled = builder.tempdir_in(parent).map_err(|e| FileError::new("write to", parent, e))?;
@@ -55,7 +55,8 @@ pub(crate) fn write(
     Ok(path)
 }
 
-/// Removes a folder. The folder is first renamed to a temporary name.
+/// Removes a folder. The folder is renamed first, so that a killed process leaves no incomplete folder under
+/// the old name.
 pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     let error = |e| FileError::new("remove", path, e);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -66,8 +67,8 @@ pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
 
 /// Removes temporary folders and files that a killed run left in an output folder.
 ///
-/// If the new folder is missing, the old folder that was being replaced is renamed to its original name. A
-/// missing output folder is not an error.
+/// If a run was killed while it replaced a folder, and the new folder is missing, the old folder gets its
+/// name back. A missing output folder is not an error.
 ///
 /// # Errors
 /// If the folder cannot be read or written.

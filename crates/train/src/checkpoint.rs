@@ -1,5 +1,5 @@
-//! `checkpoint-N`: a PEFT adapter folder with the state of the run. A resumed run equals an uninterrupted
-//! run.
+//! `checkpoint-N`: a PEFT adapter folder with the state of the run. On the same back end, a resumed run
+//! equals an uninterrupted run.
 //!
 //! | file | contents |
 //! |---|---|
@@ -251,7 +251,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     if listed {
         checksums::verify(checkpoint, &NEEDED)?;
     }
-    // A different version of the format may have different fields, so only the version is parsed.
+    // A different version of the format may have different fields, so only the version is read here.
     let state: serde_json::Value = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
     match state.get("format").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(FORMAT) => {

@@ -26,12 +26,10 @@ pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     Ok(files::write_atomic(&folder.join(CHECKSUMS_FILE), text.as_bytes())?)
 }
 
-/// Returns whether a folder contains a checksum file.
 pub(crate) fn are_in(folder: &Path) -> bool {
     folder.join(CHECKSUMS_FILE).is_file()
 }
 
-/// Returns the error for a folder without a checksum file.
 pub(crate) fn missing(folder: &Path) -> TrainError {
     let reason = "it is missing, so the files of the checkpoint cannot be verified";
     TrainError::damaged(&folder.join(CHECKSUMS_FILE), reason)

@@ -8,13 +8,14 @@ use std::ops::Range;
 
 use danlu_model::{Batch, LabeledSequence, ModelConfig};
 
-/// Determines how the micro-batches of a step are divided into passes.
+/// Determines how the micro-batches of a step are divided into passes. A pass runs forward and backward over
+/// one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassGrouping {
     /// Whether small micro-batches are fused, which is faster and has bit-identical results.
     pub fuse: bool,
-    /// Maximum number of token rows in a pass. A larger micro-batch without shared prefixes is split between
-    /// records.
+    /// Maximum number of tokens in a pass. A larger micro-batch is split between records, unless its records
+    /// share a prefix.
     ///
     /// Each part of a split micro-batch has its own dropout masks, and its gradients are summed separately. A
     /// split therefore changes the dropout masks and the rounding.
@@ -70,7 +71,7 @@ impl FusedBatch {
         let lengths: Vec<usize> = micro.iter().map(|sequence| sequence.ids.len()).collect();
         let part = |(part, records): (usize, Range<usize>)| {
             let mut batch = Batch::default();
-            // Records are appended as separate batches, so they share no prefix.
+            // Each record is a batch of its own, so the records share no prefix.
             micro[records].iter().for_each(|sequence| batch.append(&Batch::new([*sequence])));
             let rows = Vec::from_iter(std::iter::once(0..batch.rows()));
             Self { rows, micros: micros.clone(), part, batch }
@@ -79,10 +80,12 @@ impl FusedBatch {
     }
 }
 
-/// Returns the row limit for splitting a group of micro-batches, or `None` if the group runs in one pass.
+/// Returns the maximum number of rows per part if a group of micro-batches must be split, or `None` if the
+/// group runs in one pass.
 ///
 /// `micros` is the number of micro-batches in the group. `rows` and `tokens` are the sizes of the first
-/// micro-batch. Only a group of one micro-batch is split.
+/// micro-batch. A group is split only if it has one micro-batch whose records share no prefix (`rows ==
+/// tokens`).
 pub(crate) fn parts(micros: usize, rows: usize, tokens: usize, grouping: PassGrouping) -> Option<usize> {
     grouping.max_rows.filter(|&most| micros == 1 && rows > most && rows == tokens)
 }

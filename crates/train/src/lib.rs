@@ -1,8 +1,8 @@
 //! Fine-tuning: training steps, learning rate schedules, the memory plan, and checkpoints.
 //!
 //! The caller runs a [`Trainer`] one optimizer step at a time. On one back end, [`TrainSettings`], the
-//! records and the base determine every byte of the adapter. Neither resuming a run nor the number of threads
-//! changes a byte. Only a limit on the rows of a pass ([`PassGrouping::max_rows`]) does.
+//! records and the base determine every byte of the adapter. Resuming a run and changing the number of
+//! threads change no byte. Only a limit on the rows of a pass ([`PassGrouping::max_rows`]) does.
 //! `examples/by_hand.rs` shows a whole training run without a trainer.
 //!
 //! ```

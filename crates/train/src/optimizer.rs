@@ -30,7 +30,6 @@ impl Optimizer {
         Self { first: moment(), second: moment(), len }
     }
 
-    /// Updates `params` with the gradient `grads`.
     pub fn update(&mut self, backend: &dyn Backend, params: &mut Buffer, grads: &Buffer, update: AdamW) {
         backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
     }

@@ -323,7 +323,8 @@ impl TrainSettings {
         )
     }
 
-    /// Checks the integers that have no smaller limit. `run.toml` stores integers as i64.
+    /// Checks that integers without a smaller limit fit into an i64. `run.toml` cannot contain larger
+    /// integers.
     fn check_toml_range(&self) -> Result<(), TrainError> {
         for (name, value) in [
             ("seed", self.seed),

@@ -187,7 +187,8 @@ impl Trainer {
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.scaled_gradients(step, &passes)?;
-        // The second moment stores squares in f32. An infinite second moment would never become finite again.
+        // A gradient whose square overflows f32 is rejected, because AdamW's second moment would stay
+        // infinite forever.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
             records.concat().into_iter().map(|r| examples[r].origin.clone()).collect()
@@ -276,7 +277,6 @@ impl Trainer {
         Ok((sum / trained as f64, squares[0].sqrt() / scale))
     }
 
-    /// Returns the L2 norm of the adapter's parameters.
     fn parameter_norm(&mut self) -> Result<f64, TrainError> {
         let (backend, mut squares) = (self.decoder.backend(), [0.0]);
         let parameters = self.adapter.num_parameters();

@@ -12,7 +12,7 @@ pub struct TrainerState {
     /// Held-out loss of the best evaluation.
     #[serde(default)]
     pub best_metric: Option<f64>,
-    /// The checkpoint of the best evaluation, unless it was removed.
+    /// The checkpoint of the best evaluation, unless this checkpoint was removed.
     #[serde(default)]
     pub best_model_checkpoint: Option<String>,
     /// Number of epochs so far, including a fraction.

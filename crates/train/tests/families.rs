@@ -295,7 +295,7 @@ fn merged_weights_logits_and_greedy_texts_equal_peft() {
 fn assert_sums(folder: &Path, merged: &Path) {
     let weights = Weights::open(merged).unwrap();
     for (name, expected) in json(&folder.join("merged_checksums.json")).as_object().unwrap() {
-        // The values of `gemma3` have the names of transformers' modules.
+        // In the expected values of `gemma3`, names begin with `model.language_model.`, as in transformers.
         let info = weights.info(&name.replacen("model.language_model.", "model.", 1)).unwrap();
         let values = f32_values(weights.bytes(info));
         let l2 = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();

@@ -12,7 +12,7 @@ use danlu_model::{ActivationPolicy, Decoder};
 use danlu_train::{PassGrouping, TrainSettings, Trainer};
 
 /// Number of tokens in the longest micro-batch, which has three records of `max_length`. The records share a
-/// prefix, so a pass copies up to as many keys.
+/// prefix, so attention copies the keys of all these tokens.
 const MAX_ROWS: usize = 3 * 128;
 
 /// Returns a trainer that splits micro-batches into parts of about 48 tokens and recomputes all layers.

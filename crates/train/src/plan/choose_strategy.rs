@@ -16,8 +16,9 @@ use crate::{TrainError, TrainSettings};
 /// Smallest `max_length` that a hint suggests.
 const MIN_SUGGESTED_LENGTH: usize = 16;
 
-/// Maximum number of tokens in a dry run without data. Memory grows linearly with the batch size, so the
-/// memory of a larger batch is a multiple of the memory of the dry run.
+/// Maximum number of tokens per step in a dry run, which measures the memory of a step without computing it.
+/// If the records are unknown, a larger step is planned as a multiple of the dry run, because memory grows
+/// linearly with the batch size.
 const MAX_DRY_RUN_TOKENS: usize = 1 << 20;
 
 /// The inputs of a memory plan.
@@ -59,7 +60,8 @@ pub struct BaselineMemory {
     pub copied: u64,
 }
 
-/// The predicted peak memory of a run, in bytes. `total` is the sum of all fields above it except `resident`.
+/// The predicted peak memory of a run, in bytes. `total` is the sum of all fields before `total`, except
+/// `resident`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// Weights of the base. On a device, norm weights are included.
@@ -262,7 +264,8 @@ impl<'a> Planner<'a> {
         let state = norms + adapter + optimizer + gradients;
         let trained_peak = state + (trained.peak - state) * batches;
         let activations = trained_peak - scratch.total() - state;
-        // The plan of a device does not include host memory. Checkpoints are written from host memory.
+        // A plan for a device contains no host memory. It therefore contains neither the baseline nor the
+        // buffers for writing a checkpoint.
         let on_device = self.input.is_on_device();
         let transient = [
             if checkpoints { saving.max(baseline.copied) } else { 0 },
@@ -284,8 +287,8 @@ impl<'a> Planner<'a> {
             gradients,
             activations,
             scratch,
-            // With a small base, the peak may occur while the tokenizer is read or while weights are
-            // quantized.
+            // With a small base, the peak may occur before the first step, while the tokenizer is read or
+            // weights are quantized. The difference is then added here.
             transient: transient + peak.saturating_sub(sum),
             tokenizer,
             data,
@@ -316,7 +319,7 @@ fn host_peak(weights: &WeightBytes, baseline: &BaselineMemory, transient: [u64; 
 /// by the batch size of the dry run. The second factor is the same ratio for the number of micro-batches per
 /// step.
 ///
-/// With data, both factors are 1, because a batch has at most as many records as the data.
+/// If the records are known, the dry run uses the settings of the run, so both factors are 1.
 fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSettings, u64, u64) {
     let (batch, micros) = (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
     let most = |tokens: usize| (MAX_DRY_RUN_TOKENS / tokens.max(1)).max(1);

@@ -34,7 +34,7 @@ pub(crate) struct DryRunUsage {
     pub saving: u64,
     /// Memory use after the last step. Its peak includes all temporary memory.
     pub trained: Footprint,
-    /// Additional memory for the replies.
+    /// Memory by which the replies exceed the peak of the steps.
     pub replies: u64,
     /// Floating-point operations of the step that needs the most operations.
     pub step_flops: u64,

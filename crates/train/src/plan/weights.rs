@@ -40,9 +40,10 @@ impl WeightBytes {
 
 /// Returns the memory use of the weights in `folder` that a run reads.
 ///
-/// If `ids` is given and the embedding table is untied, the run reads only the rows of `ids` from this table.
-/// With `quantization`, the projections are quantized while loading. Its second element is the number of
-/// threads. If the folder contains no weights, the sizes are computed from `config`.
+/// If `ids` is given and the embedding table is not also the output head, the run reads only the rows of
+/// `ids` from this table. With `quantization`, the projections are quantized while loading. The number in
+/// `quantization` is the number of threads. If the folder contains no weights, the sizes are computed from
+/// `config`.
 ///
 /// # Errors
 /// If the weights are invalid.
@@ -171,8 +172,8 @@ pub fn open_weights(folder: &Path) -> Result<Option<Weights>, TrainError> {
     }
 }
 
-/// Checks the tensors of `weights` against `config`. Without this check, a configuration with huge sizes
-/// could reach the dry run. `None` is accepted.
+/// Checks the tensors of `weights` against `config`, so that a dry run never uses huge sizes from a damaged
+/// configuration. `None` is accepted.
 ///
 /// # Errors
 /// If a tensor is missing or has a different shape, or if `quantizes` is true and the weights are already in
@@ -190,8 +191,8 @@ pub fn check_weights(
     Ok(())
 }
 
-/// Returns the number of mapped bytes after the rows `ids` were read. `table` is the size of the whole table
-/// in bytes, and `rows` is its number of rows.
+/// Returns the number of bytes of a table that are in memory after the rows `ids` were read. `table` is the
+/// size of the whole table in bytes, and `rows` is its number of rows.
 fn touched(table: usize, rows: usize, ids: &mut dyn Iterator<Item = u32>) -> usize {
     let row = (table / rows.max(1)).max(1);
     let mut blocks = vec![false; table.div_ceil(FAULT_AROUND)];

@@ -114,7 +114,6 @@ pub(crate) struct WorstSteps<'a> {
 }
 
 impl<'a> WorstSteps<'a> {
-    /// Finds the worst steps of a run over these records.
     pub fn of(
         records: &[RecordSize<'a>],
         held_out: &[RecordSize<'a>],
@@ -136,8 +135,8 @@ impl<'a> WorstSteps<'a> {
             // A step has at most as many micro-batches as one epoch.
             let micros = settings.gradient_accumulation_steps.min(order.micro_batches());
             let bound = vec![bound(records, settings); micros];
-            // A step that was not examined may share a prefix, so every token may need a copied attention
-            // key.
+            // In a step that was not examined, records may share a prefix. Attention then copies the keys of
+            // all tokens in the pass.
             keys_beyond = most_of_a_pass(&bound, grouping, tokens);
             worst.add(bound);
         }

@@ -72,7 +72,7 @@ pub fn relative(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs()
 }
 
-/// Returns the settings of PEFT's ten steps.
+/// Returns the settings with which PEFT computed the ten expected steps.
 pub fn recipe(hyper: &serde_json::Value) -> TrainSettings {
     let number = |name: &str| hyper[name].as_f64().unwrap();
     TrainSettings {
