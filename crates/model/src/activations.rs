@@ -18,9 +18,8 @@ pub enum ActivationPolicy {
     /// `silu(gate) · up`.
     #[default]
     KeepSome,
-    /// Stores the input of the block and the low-rank intermediate of `down_proj`. If a norm follows
-    /// `down_proj`, also stores the output of `down_proj`. The layer recomputes the rest of the block before
-    /// its backward pass.
+    /// Stores the input of the block, and `drop(inp) Aᵀ` of `down_proj`. If a norm follows `down_proj`, also
+    /// stores the output of `down_proj`. The layer recomputes the rest of the block before its backward pass.
     Recompute,
 }
 
@@ -90,19 +89,22 @@ pub(crate) struct MlpActivations {
     pub up: GrowBuffer,
     /// Activated gate times `up`, `(M, FF)`.
     pub act: GrowBuffer,
-    /// Attention output and MLP output before the norms that follow them, `(M, C)`, and the `rstd (M)` of
-    /// these norms. Used only if the model has such norms.
+    /// Attention output before the norm that follows it, `(M, C)`. Used only if the model has this norm.
     pub attn_proj: GrowBuffer,
+    /// `rstd` of the norm that follows attention, `(M)`.
     pub attn_rstd: GrowBuffer,
+    /// MLP output before the norm that follows it, `(M, C)`. Used only if the model has this norm.
     pub mlp_proj: GrowBuffer,
+    /// `rstd` of the norm that follows the MLP, `(M)`.
     pub mlp_rstd: GrowBuffer,
 }
 
-/// Indexed by [`Projection`]. The shape is `(N, R)` for q, k and v, and `(M, R)` for the other projections.
+/// `drop(inp) Aᵀ` of each [`Projection`]. The shape is `(N, R)` for q, k and v, and `(M, R)` for the other
+/// projections.
 pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 
-/// The policy with the fewest stored activations that still stores a buffer. Policies that store more
-/// activations store this buffer too.
+/// The policies that store a buffer. For example, `KeepSome` means that `KeepAll` and `KeepSome` store the
+/// buffer, and that `Recompute` does not.
 type KeptUnder = ActivationPolicy;
 
 /// Buffers that one operation reads or writes. They have the same number of rows and the same element type.
@@ -193,8 +195,8 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // The layer stores the low-rank intermediate of `down_proj`, because recomputing it would
-                // repeat the last matrix multiplication of the block.
+                // The layer stores `drop(inp) Aᵀ` of `down_proj`, because recomputing it would repeat the
+                // last matrix multiplication of the block.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
                 // If a norm follows, the layer also stores the output of that matrix multiplication.

@@ -35,7 +35,8 @@ impl TokenFiles {
     }
 
     /// Returns the tokens to add to a tokenizer that already has the added tokens `present`. The order
-    /// decides their ids: first the tokens that the files list by id, then the special tokens without an id.
+    /// determines their ids: first the tokens that the files list by id, then the special tokens without an
+    /// id.
     pub fn additions(&self, present: &BTreeSet<String>) -> Vec<AddedToken> {
         let mut seen = present.clone();
         let mut additions = self.listed();
@@ -49,7 +50,7 @@ impl TokenFiles {
         additions
     }
 
-    /// Returns the tokens that `added_tokens_decoder` lists by id. Older folders list them in
+    /// Returns the tokens that `added_tokens_decoder` lists by id. Older folders contain this list in
     /// `added_tokens.json`.
     fn listed(&self) -> Vec<AddedToken> {
         let decoder = self.config.as_ref().and_then(|config| config.get("added_tokens_decoder")?.as_object());

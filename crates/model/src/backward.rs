@@ -90,7 +90,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Computes the losses of the rows that reach the head. Writes the gradient of `work.head_inp` to
+    /// Computes the losses of the rows with a label. Writes the gradient of `work.head_inp` to
     /// `work.grads.head`.
     fn head_backward(&self, work: &mut Workspace, targets: &Indices, losses: &mut Buffer, first: usize) {
         let be = &*self.backend;
@@ -214,8 +214,8 @@ impl Decoder {
 
     /// Backward pass of the first half of a block. At the start, `d.attn` contains the gradient of the
     /// attention output, and `d.hidden` contains the gradient of the residual stream. If `wanted` is true,
-    /// the function writes the gradient of the block's input to `d.hidden`. Otherwise it computes only the
-    /// gradients of the adapters.
+    /// the function writes the gradient of the block's input to `d.hidden`. If not, the function computes
+    /// only the gradients of the adapters.
     fn attend_backward(
         &self,
         layer: usize,
@@ -287,7 +287,8 @@ impl Decoder {
         }
     }
 
-    /// Copies the gradients of the parts of a fused projection to one buffer. A piece has `width` elements.
+    /// Copies the gradients of q, k and v, or of gate and up, to the gradient of their fused projection.
+    /// [`SplitIndices`] explains the pieces, which have `width` elements.
     fn join<const N: usize>(
         &self,
         fused: &mut GrowBuffer,
@@ -368,7 +369,7 @@ struct BranchSaved<'a> {
     act: &'a LayerActivations,
     attn: &'a GrowBuffer,
     rows: &'a PassRows<'a>,
-    /// Places of gate and up, if they are fused.
+    /// Indices of gate and up in the output of a fused projection.
     split: &'a SplitIndices,
 }
 

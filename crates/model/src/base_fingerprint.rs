@@ -17,12 +17,13 @@ const WHOLE: u64 = 256 << 20;
 /// every tensor.
 const HEAD: u64 = 8 << 20;
 
-/// Number of evenly spread pages that are hashed in the rest of a larger file. A training run changes every
-/// page of a model, so these pages are enough to detect it.
+/// Number of evenly spread pages that are hashed in the rest of a larger file. Training a model changes every
+/// page of its weights, so a sample of the pages is enough.
 const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// Bytes that the quick fingerprint hashes at the start of a file. Every load of a model computes it.
+/// Number of bytes that the quick fingerprint hashes at the start of a file. The number is small, because
+/// every load of a model computes the quick fingerprint.
 const SAMPLE_HEAD: u64 = 64 << 10;
 
 /// Number of pages that the quick fingerprint hashes in the rest of a file.
@@ -176,7 +177,7 @@ fn sample(hash: &mut Sha256, file: &mut (impl Read + Seek), depth: &Depth) -> io
 /// Returns the SHA-256 of a file. The file is never loaded into memory as a whole.
 ///
 /// # Errors
-/// If the file cannot be read, or is not a regular file. A device would have no end.
+/// If the file cannot be read, or if it is not a regular file. A device such as `/dev/zero` has no end.
 pub fn sha256_of_file(path: &Path) -> std::io::Result<String> {
     files::check_regular(&fs::metadata(path)?)?;
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());

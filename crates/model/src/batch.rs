@@ -24,8 +24,8 @@ impl LabeledSequence {
         self.trained.iter().skip(1).filter(|&&t| t).count()
     }
 
-    /// Returns the tokens at the start that other sequences may share. The returned tokens end before the
-    /// first row with a label, and never include the last token.
+    /// Returns the tokens at the start that other sequences may share. They end before the first row that
+    /// predicts a trained token, and never include the last token.
     pub fn beginning(&self) -> &[u32] {
         let last = self.ids.len().saturating_sub(1);
         let first_label = self.trained.iter().skip(1).position(|&trained| trained);

@@ -23,18 +23,18 @@ use crate::template_rewrite;
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
 
-/// Limits of one rendering. An amount that grows with the conversation is added to them. An endless template
-/// usually runs out of fuel long before it reaches these limits.
+/// Limits of one rendering. They grow with the conversation. An endless template usually runs out of fuel
+/// (executed instructions) long before it reaches these limits.
 const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
-/// Maximum size of a rendered text. 16 bytes for each byte of the conversation are added to this limit.
+/// Maximum size of a rendered text, plus 16 bytes for each byte of the conversation.
 const BASE_OUTPUT: usize = 1 << 20;
 
-/// Fuel that an ordinary rendering uses. An amount that grows with the conversation is added to it.
+/// Fuel (executed instructions) that an ordinary rendering uses. The amount grows with the conversation.
 const ORDINARY_FUEL: u64 = 50_000;
 
-/// Maximum fuel that all renderings of a template together may use beyond the ordinary amount. A template
-/// needs a few seconds to use this much fuel.
+/// Maximum fuel that all renderings of a template together may use beyond [`ORDINARY_FUEL`]. Using this much
+/// fuel takes a few seconds.
 const MAX_EXCESS_FUEL: u64 = 100_000_000;
 
 /// If this many consecutive renderings run out of fuel, the template is not rendered again.
@@ -49,8 +49,8 @@ pub struct Message {
     pub role: String,
     /// Text of the message.
     pub content: String,
-    /// Other keys that the template may read, such as `tool_calls`. If one of them is `content`, it replaces
-    /// the text of the message.
+    /// Other keys that the template may read, such as `tool_calls`. A key `content` replaces the text of the
+    /// message.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
@@ -67,8 +67,8 @@ impl Message {
 pub struct Rendered {
     /// Text of the whole conversation.
     pub text: String,
-    /// Disjoint ranges in ascending order, on character boundaries. Each range includes its end-of-turn
-    /// token.
+    /// Byte ranges in `text`, one for each message of the assistant, in ascending order. Each range includes
+    /// the end-of-turn token.
     pub spans: Vec<Range<usize>>,
 }
 
@@ -261,15 +261,15 @@ impl ChatTemplate {
         hex::encode(Sha256::digest(self.source.as_bytes()))
     }
 
-    /// Returns the special token that ends an assistant's turn. It is the first special token after the
-    /// content.
+    /// Returns the special token that ends an assistant's turn: the first special token after the text of the
+    /// message.
     pub fn end_of_turn(&self) -> Option<&str> {
         self.end_of_turn.as_deref()
     }
 
     /// Returns the special tokens that begin the turn after an answer, if the template writes no token at the
-    /// end of an answer. A model of such a template stops at one of these tokens. The first of them begins the
-    /// turn of the user, and danlu appends it to a conversation that ends with an answer.
+    /// end of an answer. For example, `<|user|>` of GLM-4 ends the answer of the assistant. The first of
+    /// these tokens begins the turn of the user. danlu appends it to a conversation that ends with an answer.
     pub fn turn_starts(&self) -> &[String] {
         &self.turn_starts
     }
@@ -279,7 +279,7 @@ impl ChatTemplate {
         self.added_end.as_deref()
     }
 
-    /// Returns the system message that the template adds to a conversation without one.
+    /// Returns the system message that the template adds to a conversation without a system message.
     pub fn default_system(&self) -> Option<&str> {
         self.default_system.as_deref()
     }
@@ -293,20 +293,19 @@ impl ChatTemplate {
         Ok(self.render_marked(messages, add_generation_prompt)?.text)
     }
 
-    /// Renders a conversation and finds the spans of the assistant's messages.
+    /// Renders a conversation and finds the byte ranges (spans) of the assistant's messages.
     ///
     /// A template with `{% generation %}` marks the spans itself. If an end-of-turn token follows such a
-    /// span, the token is added to the span. Without this addition, the token would not be trained, and the
-    /// model could not stop.
+    /// span, the token is added to the span. Without this token, the model would not learn to stop.
     ///
     /// For other templates, the span of message `i` is the text of `messages[..=i]` without the text of
     /// `messages[..i]` and without the generation prompt. The span ends with the end-of-turn token. A line
     /// break after that token is excluded. Some templates render a message differently if other messages
-    /// follow. For these templates, the content is found by substitution, and the span is the content with
-    /// its end-of-turn token.
+    /// follow. For these templates, the span is the part of the text that changes if the content of the
+    /// message is replaced.
     ///
     /// # Errors
-    /// The errors of [`ChatTemplate::render`]. Also returns an error if neither method finds a message.
+    /// The errors of [`ChatTemplate::render`]. Also returns an error if no span is found for a message.
     pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
         let mut rendered = self.render_marked(messages, false)?;
         if self.marks_generation {
@@ -471,8 +470,9 @@ impl ChatTemplate {
         Ok(start..self.past_end_of_turn(text, content_end))
     }
 
-    /// Returns the span of an answer whose rendering changes if other messages follow. Qwen3 writes a tool call
-    /// after a blank line if the answer has a text, so the call is found between its prompt and its end.
+    /// Returns the span of an answer whose rendering changes if other messages follow. Qwen3 writes a blank
+    /// line before a tool call only if the answer has a text. The span of the call is therefore found by its
+    /// prompt and its end-of-turn token.
     fn span_of_answer(
         &self,
         messages: &[Message],
@@ -627,7 +627,7 @@ impl ChatTemplate {
         Ok(text)
     }
 
-    /// Returns the first special token that follows the assistant's content in a probe conversation.
+    /// Returns the first special token that follows the assistant's content in a test conversation.
     fn find_end_of_turn(&self, special_tokens: &[String]) -> Option<String> {
         let [marker, _] = unused_characters(&[], &self.source);
         let turns = [Message::new("user", "a"), Message::new("assistant", marker)];
@@ -676,8 +676,8 @@ impl ChatTemplate {
         (text.matches(marker).count() == 4 && !text.contains(eos.as_str())).then(|| eos.clone())
     }
 
-    /// Returns the system message that the template adds to a conversation without one. It is found by
-    /// comparison with a conversation whose system message is a marker.
+    /// Returns the system message that the template adds to a conversation without a system message. The text
+    /// is compared with that of a conversation whose system message is a marker.
     fn find_default_system(&self) -> Option<String> {
         let [marker, user] = unused_characters(&[], &self.source);
         let user = Message::new("user", user);
@@ -685,7 +685,7 @@ impl ChatTemplate {
         let without = self.render(&[user], false).ok()?;
         let (head, tail) = with.split_once(marker)?;
         let default = without.strip_prefix(head)?.strip_suffix(tail)?;
-        // Text without special tokens around it belongs to the first message. Such text is not a system
+        // If no special token surrounds the text, the text belongs to the first message and is not a system
         // message.
         let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
         (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
@@ -740,8 +740,8 @@ fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     [first, free.next().unwrap_or('\u{f0001}')]
 }
 
-/// Compiles `source` on a separate thread, because the parser and the compiler recurse. Also returns the
-/// names that the template reads.
+/// Compiles `source` on a separate thread with a large stack, because the parser and the compiler recurse.
+/// Also returns the names that the template reads.
 fn compile(
     path: &Path,
     source: String,

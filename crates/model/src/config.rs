@@ -113,7 +113,8 @@ impl ModelConfig {
         let defaults = family.defaults;
         refuse_variants(fields)?;
 
-        // transformers writes only the sizes that differ from the class into a nested configuration.
+        // A nested configuration contains only the sizes that differ from the defaults of transformers'
+        // class.
         let size = |name: &str, most, default: Option<usize>| match default {
             Some(default) => Ok(fields.count_opt(name, most)?.unwrap_or(default)),
             None => fields.count(name, most),
@@ -277,7 +278,6 @@ impl ModelConfig {
             .chain(head)
     }
 
-    /// Returns the name and shape of every tensor of a layer.
     fn layer_tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
         let norm = |name: &str, width| (format!("model.layers.{layer}.{name}.weight"), vec![width]);
         let mut tensors: Vec<_> =
@@ -317,7 +317,8 @@ impl ModelConfig {
     }
 
     /// Returns the epsilon of norms over the residual stream. The decoder divides the residual stream by
-    /// `residual_scale`, so that attention and MLP add to the residual stream without a factor.
+    /// `residual_scale`, so that attention and MLP add to the residual stream without a factor. The epsilon
+    /// is therefore divided by the square of `residual_scale`.
     pub(crate) fn stream_eps(&self) -> f32 {
         self.rms_norm_eps / self.architecture.residual_scale.powi(2)
     }
@@ -349,15 +350,16 @@ impl ModelConfig {
         (self.head_dim as f64 * self.architecture.partial_rotary_factor) as usize
     }
 
-    /// Returns the rotation of each head in a layer. The rotation has the RoPE factor only if a part of each
-    /// head is rotated.
+    /// Returns the rotation of each head in a layer. The attention factor of YaRN or LongRoPE is applied here
+    /// only if a part of each head is rotated. If not, [`ModelConfig::attention_scores`] applies the factor.
     pub fn rotation(&self, rope: &Rope) -> RopeRotation {
         let (dim, pairs) = (self.rotary_dim(), self.architecture.rope_pairs);
         let scale = if dim == self.head_dim { 1.0 } else { rope.attention_factor() as f32 };
         RopeRotation { dim, pairs, scale }
     }
 
-    /// Checks that the rotated part of a head consists of pairs, and that each pair has a factor.
+    /// Checks that the rotated part of a head consists of pairs, and that LongRoPE has one factor for each
+    /// pair.
     fn check_rotation(&self, fields: &Fields<'_>) -> Result<(), ModelError> {
         let dim = self.rotary_dim();
         if dim == 0 || !dim.is_multiple_of(2) || dim > self.head_dim {
@@ -375,7 +377,7 @@ impl ModelConfig {
     }
 
     /// Returns the scale, the window and the softcap of a layer's attention scores. If all elements of a head
-    /// are rotated, the scale includes the RoPE factor of queries and keys.
+    /// are rotated, the scale includes the attention factor of YaRN or LongRoPE.
     pub fn attention_scores(&self, layer: usize) -> AttentionScores {
         let scale = self.architecture.attention_scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt());
         let is_whole = self.rotary_dim() == self.head_dim;
@@ -398,7 +400,7 @@ impl ModelConfig {
     }
 }
 
-/// Rejects settings under which the model computes something that danlu does not. The error names the field.
+/// Rejects settings that change the results and that danlu does not support. The error names the field.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
         return Err(fields.unsupported("attention_dropout", "0.0"));
@@ -406,14 +408,14 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Reads token ids of the outer object, or of the nested one if the outer object has none.
+/// Reads token ids of the outer object. If the outer object has none, reads those of the nested object.
 fn token_ids(fields: &Fields<'_>, outer: &Fields<'_>, name: &str) -> Result<Vec<u32>, ModelError> {
     let found = outer.token_ids(name)?;
     if found.is_empty() { fields.token_ids(name) } else { Ok(found) }
 }
 
-/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store it
-/// in a nested object.
+/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store its
+/// settings in a nested object.
 fn global_rope(
     fields: &Fields<'_>,
     default_theta: f64,
@@ -429,8 +431,8 @@ fn global_rope(
     Rope::read(fields, default_theta, max_position_embeddings)
 }
 
-/// Reads `quantization_config`, which must be a 4-bit format of bitsandbytes. This field does not name the
-/// weights that are in 4 bits. The weight files show which weights are in 4 bits.
+/// Reads `quantization_config`, which must be a 4-bit format of bitsandbytes. The weight files, and not this
+/// field, show which weights are in 4 bits.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
     const READ: &str = "4 bits of bitsandbytes (nf4, fp4), and weights in bf16, f16 or f32";
@@ -454,8 +456,8 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
     Ok(Some(Quantization { quant_type, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
-/// Reads the element type of the saved weights. For an unsupported type, returns no error, because reading
-/// the tensors returns the error.
+/// Reads the element type of the saved weights. An unsupported type is no error here, because the error is
+/// returned when the tensors are read.
 fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ModelError> {
     let name = match fields.text("dtype")? {
         Some(name) => Some(name),

@@ -33,7 +33,7 @@ impl ConfigJson {
         Ok(Self { path, bytes, value })
     }
 
-    /// Reads `config.json` in `folder`. Returns `None` if it does not exist.
+    /// Reads `config.json` in `folder`. Returns `None` if the file does not exist.
     pub(crate) fn read_optional(folder: &Path) -> Result<Option<Self>, ModelError> {
         match Self::read(folder) {
             Ok(config) => Ok(Some(config)),

@@ -2,8 +2,8 @@
 //! [`KvCache`].
 //!
 //! The values of a row do not depend on the other rows of the pass. However, the order of summation in a
-//! matrix multiplication may depend on the number of rows (see [`Backend::row_invariant_from`]). The kind of
-//! row therefore determines the order of summation:
+//! matrix multiplication may depend on the number of rows (see [`Backend::row_invariant_from`]). The order is
+//! therefore chosen by the kind of row and not by the number of rows:
 //!
 //! | rows | order of summation |
 //! |---|---|
@@ -25,10 +25,10 @@ use danlu_kernels::Segment;
 use crate::forward_pass::ForwardPass;
 use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
 
-/// Rows of one pass that recomputes a slot.
+/// Maximum number of rows in one pass that recomputes a slot.
 const RECOMPUTED_ROWS: usize = 512;
 
-/// The kind of the rows of a pass, which decides the order of summation.
+/// The kind of the rows of a pass, which determines the order of summation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RowKind {
     Prompt,
@@ -100,10 +100,11 @@ impl Decoder {
         self.append_in_passes(work, cache, inputs, RowKind::Generated)
     }
 
-    /// Recomputes the slots whose rotary frequencies change because they grow. Every cached key and value of
-    /// such a slot is wrong, because earlier layers read rotated keys too.
+    /// Recomputes the slots whose rotary frequencies change with their length. All cached keys of such a slot
+    /// have the old rotation. The cached values are wrong too, because they follow from the attention of
+    /// earlier layers.
     ///
-    /// The recomputed rows are prompt rows. The reply therefore has the same bits after an interruption.
+    /// The rows are recomputed as prompt rows. The reply therefore has the same bits after an interruption.
     fn follow_length(
         &self,
         work: &mut Workspace,
@@ -135,7 +136,8 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         let vocab_size = self.config.vocab_size;
         let wanted = |inputs: &[SlotInput<'_>]| inputs.iter().filter(|input| input.wants_logits).count();
-        // Logits of a recycled length are overwritten, so nothing is allocated or zeroed for them.
+        // All logits are overwritten, so a recycled buffer of the same length is neither allocated nor
+        // zeroed.
         let mut logits = mem::take(&mut work.spare_logits);
         logits.resize(wanted(inputs) * vocab_size, 0.0);
         let mut rest = &mut logits[..];
@@ -160,7 +162,6 @@ impl Decoder {
         Ok(())
     }
 
-    /// Runs one pass over at most [`Backend::max_generated_rows`] slots.
     fn append(
         &self,
         work: &mut Workspace,

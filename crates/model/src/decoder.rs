@@ -100,13 +100,13 @@ struct BranchInput<'a> {
     /// Residual stream before attention.
     inp: &'a GrowBuffer,
     rows: &'a PassRows<'a>,
-    /// Places of gate and up, if they are fused.
+    /// Indices of gate and up in the output of a fused projection.
     split: &'a SplitIndices,
 }
 
 impl Layer {
-    /// Builds a layer. `vector` returns a vector by name and length. Its last argument says whether the
-    /// vector is the weight of a norm.
+    /// Builds a layer. `vector` returns a vector by name and length. The last argument of `vector` is true
+    /// for the weight of a norm.
     fn build(
         config: &ModelConfig,
         layer: usize,
@@ -185,8 +185,8 @@ impl Decoder {
     /// Builds a decoder as [`Decoder::new`] does. Every projection of a layer is quantized to 4 bits while it
     /// is loaded.
     ///
-    /// The back end quantizes the projections if it can. Otherwise `threads` threads of the host quantize
-    /// them. The resulting bits are the same.
+    /// The back end quantizes the projections if it can. If not, `threads` threads of the host quantize them.
+    /// The resulting bits are the same.
     ///
     /// # Errors
     /// The errors of [`Decoder::new`]. Also returns an error if weights are in 4 bits already, if a value is
@@ -426,9 +426,10 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Embeds the ids of an uploaded pass and runs every block. If a `cache` is given, attention reads and
-    /// extends it. The result is written to `work.head_inp`, or to `work.hidden` if no rows are selected for
-    /// the head. With `keep`, every layer stores the activations that its policy requires.
+    /// Embeds the ids of an uploaded pass and runs every block. If a `cache` is given, attention reads the
+    /// cache and adds the new keys and values. The result is written to `work.head_inp`, or to `work.hidden`
+    /// if no rows are selected for the head. With `keep`, every layer stores the activations that its policy
+    /// requires.
     pub(crate) fn blocks(
         &self,
         work: &mut Workspace,
@@ -476,7 +477,7 @@ impl Decoder {
         }
     }
 
-    /// Runs the first half of a block. It reads `act.inp` and writes `act.attn`.
+    /// Runs the first half of a block, up to attention. It reads `act.inp` and writes `act.attn`.
     fn attend(
         &self,
         layer: usize,
@@ -571,7 +572,8 @@ impl Decoder {
         Some(RopeOperands { inv_freq, positions, tables, dims, rotation })
     }
 
-    /// Copies the parts of a fused projection's output to buffers of their own. A piece has `width` elements.
+    /// Copies q, k and v, or gate and up, from the output of their fused projection to separate buffers.
+    /// [`SplitIndices`] explains the pieces, which have `width` elements.
     fn split<const N: usize>(
         &self,
         out: [&mut GrowBuffer; N],
@@ -606,8 +608,8 @@ impl Decoder {
         copies.each_ref().map(GrowBuffer::get)
     }
 
-    /// Runs the second half of a block. It reads the attention output and the residual stream, and writes
-    /// `out`.
+    /// Runs the second half of a block, after attention. It reads the attention output and the residual
+    /// stream, and writes `out`.
     fn mlp(
         &self,
         layer: usize,
@@ -680,8 +682,8 @@ impl Decoder {
     }
 
     /// Recomputes the activations that the layer's policy did not store. The recomputed bits are the same.
-    /// The last layer does not need this call: no other layer has overwritten the shared buffers between its
-    /// forward and its backward pass.
+    /// The last layer does not need this call, because its backward pass directly follows its forward pass.
+    /// No other layer has overwritten the shared buffers.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -757,8 +759,8 @@ impl Decoder {
         self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
-    /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp` into `work.logits`. They are not
-    /// capped. With `is_generated`, the sums have the order for generated tokens.
+    /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp` into `work.logits`. The softcap
+    /// is not yet applied. With `is_generated`, the sums have the order for generated tokens.
     pub(crate) fn head_product(&self, work: &mut Workspace, n: usize, is_generated: bool) {
         self.head_norm(work, n);
         let be = &*self.backend;
@@ -770,7 +772,7 @@ impl Decoder {
         }
     }
 
-    /// Reads the first rows of `work.logits`, and caps them. `logits` has the length of these rows.
+    /// Reads the first rows of `work.logits`, and applies the softcap. `logits` has the length of these rows.
     pub(crate) fn read_logits(&self, logits: &mut [f32], work: &Workspace) -> Result<(), ModelError> {
         self.backend.read(logits, work.logits.get(), 0)?;
         if let Some(cap) = self.config.architecture.logits_softcap {

@@ -148,16 +148,16 @@ fn join_next<E>(
     let after = |overlap: usize| first_token_after(text, &window.tokens, window.end - overlap);
     let near = after(window.len() / 32);
     let far = after(window.len() / 4);
-    // If one character is repeated many times, a prefix may shift all tokens of a window. Another start of
-    // the window can undo this shift.
+    // In a long run of one character, such as `aaaa…`, the start of a window determines where its tokens
+    // begin. A different start can align them with the tokens of the previous window.
     let shifts = if options.between_words { 0 } else { MAX_SHIFT };
     let shifted = near.into_iter().flat_map(|from| (1..=shifts).map(move |shift| (from, shift)));
     for (from, shift) in near.into_iter().chain(far).map(|from| (from, 0)).chain(shifted) {
         let begin = window.tokens[from].range.start;
         let Some(start) = text[begin..].char_indices().nth(shift).map(|(at, _)| begin + at) else { continue };
         let next = Window::read(text, start, options.bytes, encode)?;
-        // If a window contains one long word, the next window may end before it. Such a window makes no
-        // progress.
+        // If `window` was extended for one long word, the next window may end before `window` ends. Such a
+        // window makes no progress.
         if next.end > window.end
             && let Some(join) = join(&window.tokens[from..], &next.tokens, options.between_words)
         {

@@ -70,7 +70,7 @@ fn is_lacking(path: &Path) -> bool {
 
 /// Returns the reason in plain words. For rare errors, returns the text of the operating system.
 ///
-/// The kind of the error is checked first, because wrappers such as tempfile's change the text and preserve
+/// The kind of the error is checked first, because wrappers such as tempfile's change the text but preserve
 /// the kind.
 fn plain(error: &io::Error) -> String {
     let reason = match error.kind() {

@@ -19,16 +19,20 @@ pub(crate) struct PassIndices {
     pub targets: Indices,
     /// Cache rows to which the pass writes its new keys and values.
     pub cache_rows: Indices,
-    /// Places of q, k and v in the output of a fused projection.
+    /// Indices of q, k and v in the output of a fused projection.
     pub qkv: SplitIndices,
-    /// Places of gate and up in the output of a fused projection, for all rows and for those of the head.
+    /// Indices of gate and up in the output of a fused projection.
     pub gate_up: SplitIndices,
+    /// The same indices for the rows that reach the head.
     pub head_gate_up: SplitIndices,
     pub rope: RopeIndices,
 }
 
-/// Rows of a buffer with the output of a fused projection. The buffer is read in pieces of equal width, and
-/// each part of the projection has an index of its pieces.
+/// Indices that divide the output of a fused projection into its parts, such as q, k and v.
+///
+/// Every row consists of pieces of equal width. With four query heads and one key and value head, the pieces
+/// of a row are `q q q q k v`. `parts` then contains the indices of all q, k and v pieces: `0 1 2 3 6 7 8 9
+/// …`, `4 10 …` and `5 11 …`.
 #[derive(Debug, Default)]
 pub(crate) struct SplitIndices {
     rows: usize,
@@ -60,7 +64,7 @@ pub(crate) struct RopeIndices {
     lengths: Vec<usize>,
     /// Frequencies of each length, `(T, D / 2)`.
     pub inv_freq: Option<Buffer>,
-    /// Index of the length of each row. Empty if the pass has one length.
+    /// Index of the length of each row. `None` if all rows have the same length.
     pub tables: Option<Indices>,
 }
 
@@ -117,7 +121,7 @@ pub(crate) struct PassRows<'a> {
     pub is_generated: bool,
 }
 
-/// The rows that reach the head.
+/// The rows whose losses or logits are computed.
 pub(crate) struct HeadRows<'a> {
     /// Index of each of these rows in the pass, ascending, `(M)`.
     pub index: &'a [u32],

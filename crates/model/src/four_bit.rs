@@ -1,5 +1,5 @@
-//! A 4-bit weight in the format of bitsandbytes. The tensor with the name of the weight contains the codes.
-//! The other parts of the weight are tensors with longer names.
+//! A 4-bit weight in the format of bitsandbytes. The tensor with the name of the weight contains the codes,
+//! which are the 4-bit numbers. The other parts of the weight are tensors with longer names.
 //!
 //! ```text
 //! W.weight                                u8   two codes a byte, [N/2, 1]
@@ -28,8 +28,8 @@ pub(crate) const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
 
 /// Maximum size of a quantization state. Real states have some 300 bytes.
 const MAX_QUANT_STATE_BYTES: usize = 16 << 10;
-/// Maximum number of rows or columns. No real weight reaches it, and the product of two such numbers does not
-/// overflow.
+/// Maximum number of rows or columns. No real weight is this large, and the product of two such numbers does
+/// not overflow.
 const MAX_DIMENSION: usize = 1 << 28;
 /// Block sizes that danlu reads. bitsandbytes supports 64 to 4096.
 const BLOCK_SIZES: std::ops::RangeInclusive<usize> = 16..=65536;
@@ -63,7 +63,6 @@ pub(crate) struct StoredFourBit<'a> {
     state: &'a TensorInfo,
 }
 
-/// The checked parts of a 4-bit weight.
 pub(crate) struct FourBitParts<'a> {
     codes: &'a TensorInfo,
     absmax: &'a TensorInfo,

@@ -131,7 +131,7 @@ fn new_worker() -> Result<Sender<Job>, NoResult> {
 }
 
 /// Returns the memory of the process in bytes, without its mapped files. Returns 0 if the operating system
-/// does not report it.
+/// does not report the memory.
 fn resident_bytes() -> u64 {
     let Ok(text) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
     let mut pages = text.split(' ').skip(1).map(|pages| pages.parse::<u64>().unwrap_or(0));

@@ -14,8 +14,8 @@ use serde_json::ser::{CharEscape, Formatter, Serializer};
 
 use crate::{template_rewrite, template_values};
 
-/// Maximum fuel of one rendering. An amount that grows with the conversation is added to it. One instruction
-/// or 64 bytes of text cost one unit. An endless loop uses up this fuel in less than 0.1 seconds.
+/// Maximum fuel of one rendering. One instruction or 64 bytes of text cost one unit of fuel. The amount grows
+/// with the conversation. An endless loop uses up this fuel in less than 0.1 seconds.
 pub(crate) const BASE_FUEL: u64 = 1_000_000;
 
 /// The filter that replaces a `{% generation %}` block. The filter writes one marker character before its
@@ -137,8 +137,8 @@ pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
 /// Implements the methods of Python's strings, lists and dictionaries that templates call.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
-        // minijinja charges fuel for the text that a method returns, but not for the text that the method
-        // reads.
+        // minijinja charges fuel only for the text that a method returns. The text that the method reads is
+        // charged here.
         state.consume_fuel(1 + text.len() as u64 / 64)?;
         let cut = match method {
             "removeprefix" => str::strip_prefix::<&str>,

@@ -291,7 +291,7 @@ impl Weights {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
     }
 
-    /// If some projections are in 4 bits, returns the names of those that are not.
+    /// Returns the names of the projections that are not in 4 bits, if other projections are.
     pub fn unquantized_modules(&self, config: &ModelConfig) -> Vec<String> {
         if self.first_four_bit().is_none() {
             return Vec::new();
@@ -326,8 +326,7 @@ impl Weights {
     }
 }
 
-/// Returns the name of the module to which a weight belongs. It is the name of the weight without the last
-/// component.
+/// Returns the name of the module to which a weight belongs: the name of the weight without `.weight`.
 pub(crate) fn module_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }

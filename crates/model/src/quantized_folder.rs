@@ -15,8 +15,8 @@ use crate::{
     TensorInfo, TensorSpec, Weights, projections, shard_index, shard_name,
 };
 
-/// Minimum length of a quantization state. The state is padded with blanks, because the header with its
-/// length is written before the offset inside the state is known.
+/// Minimum length of a quantization state. The state is padded with blanks: the file's header contains the
+/// length, and is written before all values of the state are known.
 const MIN_QUANT_STATE_BYTES: usize = 320;
 
 /// Modules of images, which stay in 16 bits.
@@ -93,7 +93,8 @@ pub fn quantize_into(
     let names = chosen(&config, &weights, skip)?;
     let shards = divide(&weights, quantization, |info| names.contains(&info.name));
     let index = shard_index(shards.iter().map(|shard| (shard.name.as_str(), &shard.specs[..])));
-    // transformers would otherwise expect a vision tower in 4 bits. Its versions name the tower differently.
+    // Without these names, transformers would expect a vision tower in 4 bits. The names differ between
+    // versions of transformers.
     let vision = VISION_MODULES.iter().filter(|_| config.is_nested).map(|&module| module.to_owned());
     let skipped: Vec<String> = skip.iter().cloned().chain(vision).collect();
     let change = ConfigChange {

@@ -18,7 +18,7 @@ use crate::{
     projections, shard_index, shard_name,
 };
 
-/// Key of the random stream of weights. No other use of a seed has this key.
+/// Key of the random stream of weights: `weight` in ASCII.
 const WEIGHTS_STREAM: u64 = 0x7765_6967_6874;
 
 /// Standard deviation of all weights, transformers' `initializer_range`. The mean of norm weights is 1, and
@@ -172,7 +172,6 @@ fn step(
     }
 }
 
-/// Distributes the tensors over files. The order of the tensors does not change.
 fn divide(specs: Vec<TensorSpec>, max_shard_size: u64) -> Vec<Vec<TensorSpec>> {
     let mut shards: Vec<Vec<TensorSpec>> = Vec::new();
     let mut room = 0;
@@ -187,7 +186,6 @@ fn divide(specs: Vec<TensorSpec>, max_shard_size: u64) -> Vec<Vec<TensorSpec>> {
     shards
 }
 
-/// The elements of one tensor.
 #[derive(Clone, Copy)]
 struct RandomTensor {
     key: u64,
@@ -195,7 +193,8 @@ struct RandomTensor {
 }
 
 impl RandomTensor {
-    /// Writes the bytes of the tensor from byte `start` on. `start` must be the first byte of a draw.
+    /// Writes the bytes of the tensor from byte `start` on. `start` must be a multiple of the 8 bytes that
+    /// one draw fills.
     fn fill(self, out: &mut [u8], start: usize, threads: usize) {
         // For fewer bytes, one thread finishes before another thread has started.
         const MIN_BYTES_PER_THREAD: usize = 256 << 10;

@@ -23,8 +23,8 @@ const MAX_LIST_BYTES: u64 = 1 << 20;
 /// A model folder that is being written. Files are first written to a hidden folder inside the model folder.
 /// [`publish`](StagedFolder::publish) then renames them.
 ///
-/// Dropping the value before `publish` removes the files. If the process is killed, the next run removes
-/// them.
+/// Dropping the value before `publish` removes the files. If the process is killed, the next run that writes
+/// to the model folder removes them.
 #[derive(Debug)]
 pub struct StagedFolder {
     folder: PathBuf,

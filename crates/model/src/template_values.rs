@@ -104,8 +104,8 @@ impl Walk<'_, '_, '_> {
 
 /// Returns whether a value is a namespace, or can be called.
 fn is_reference(value: &Value, kind: ValueKind) -> bool {
-    // Both types of minijinja are private, and macros and loops are also reported as maps. So the type is
-    // recognised by name.
+    // minijinja's types of macros and namespaces are private, so they are recognised by their names.
+    // `ValueKind` is not enough, because macros and loops may also have the kind of a map.
     let is_of_engine = |name: &str| name.contains("minijinja::vm::") || name.ends_with("::Namespace");
     let is_own = || value.as_object().is_some_and(|object| is_of_engine(object.type_name()));
     kind == ValueKind::Plain || (kind == ValueKind::Map && is_own())

@@ -24,7 +24,8 @@ const TEXT_PREFIXES: [(&str, &str); 4] = [
     ("model.language_model.", "model."),
 ];
 
-/// The name of a tensor in the file, if the tensor belongs to a text model beside a vision tower.
+/// The prefix that the decoder's tensors have in a checkpoint with a vision tower, and the replacement of
+/// this prefix.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TextPrefix(Option<(&'static str, &'static str)>);
 

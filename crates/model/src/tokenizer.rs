@@ -339,8 +339,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Returns a special token that occurs in `text`. [`Tokenizer::encode`] would encode it as that token,
-    /// and not as plain text.
+    /// Returns a special token that occurs in `text`. [`Tokenizer::encode`] would encode this occurrence as
+    /// the special token, and not as plain text.
     pub fn special_in(&self, text: &str) -> Option<&str> {
         self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
@@ -478,8 +478,7 @@ impl DecodeStream<'_> {
     }
 }
 
-/// The state of a [`DecodeStream`] without its tokenizer. An owner can store it without borrowing the
-/// tokenizer.
+/// The state of a [`DecodeStream`] without its tokenizer, so that an owner need not borrow the tokenizer.
 #[derive(Clone, Debug)]
 pub struct DecodeState {
     /// The tokens of the last returned text, then the tokens whose text was not returned yet. A decoder may

@@ -18,7 +18,8 @@ pub(crate) const MAX_TOKEN_BYTES: usize = 4096;
 /// Maximum id of a token. To write a vocabulary, the library iterates over all ids up to the largest.
 const MAX_TOKEN_ID: u64 = 1 << 24;
 
-/// Maximum length of a token prefix or suffix. The library writes it once for each character of a text.
+/// Maximum length of a token prefix or suffix. The library writes the prefix or suffix once for each
+/// character of a text.
 const MAX_AFFIX_BYTES: usize = 64;
 
 /// Maximum length of a word for WordPiece. The running time grows with the square of the length.
@@ -33,7 +34,8 @@ const MAX_GROWTH: usize = 64;
 /// Maximum number of steps in a sequence. The steps of nested sequences count too.
 const MAX_STEPS: usize = 256;
 
-/// Maximum number of merges. The library needs 700 bytes for each. The largest known tokenizers have 600,000.
+/// Maximum number of merges. The library needs 700 bytes for each merge. The largest known tokenizers have
+/// 600,000.
 const MAX_MERGES: usize = 1 << 20;
 
 /// Maximum number of tokens in a vocabulary.
@@ -218,8 +220,8 @@ impl TokenizerFile {
     }
 }
 
-/// Checks how often a post-processor repeats a text, and how many ids it adds. The steps of a sequence
-/// multiply.
+/// Checks how often a post-processor repeats a text, and how many ids it adds. If several steps repeat the
+/// text, the numbers of repetitions are multiplied.
 fn check_post_processor(first: &PostProcessor) -> Result<(), String> {
     let (mut copies, mut inserted) = (1usize, 0usize);
     let mut open = vec![first];

@@ -165,8 +165,8 @@ fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
     let count = number(file, end + 10, 2).ok_or_else(damaged)?;
     let mut at = number(file, end + 16, 4).ok_or_else(damaged)?;
     let mut count = count as u64;
-    // If a number does not fit, Zip64 stores the numbers in a separate record. A locator before the end of
-    // the archive contains the position of this record.
+    // If a number does not fit into its field, Zip64 stores the numbers in a separate record. A locator
+    // before the end of the archive contains the position of this record.
     if let Some(locator) = end.checked_sub(20)
         && file[locator..].starts_with(b"PK\x06\x07")
     {

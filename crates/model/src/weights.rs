@@ -355,8 +355,8 @@ impl Weights {
         self.tensors.iter().map(|t| t.name.as_str())
     }
 
-    /// Returns the name of the tensor `name` in a file of this model. It differs from `name` for the text
-    /// model beside a vision tower.
+    /// Returns the name of the tensor `name` in a file of this model. The two names differ if the model also
+    /// has a vision tower.
     pub fn file_name(&self, name: &str) -> String {
         self.text_prefix.file_name(name)
     }
@@ -391,8 +391,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Releases the mapped memory of a tensor. On the next use, the operating system reads it from the file
-    /// again.
+    /// Releases the mapped memory of a tensor. On the next use, the operating system reads the tensor from
+    /// the file again.
     pub fn release(&self, info: &TensorInfo) {
         self.release_part(info, 0..info.range.len());
     }

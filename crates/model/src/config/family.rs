@@ -274,7 +274,8 @@ fn gemma3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError
     })
 }
 
-/// Returns the flags of the text model beside a vision tower. transformers ignores its softcap.
+/// Returns the flags of the text model beside a vision tower. transformers ignores the softcap of such a
+/// model.
 fn gemma3_nested(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
     Ok(Architecture { logits_softcap: None, ..gemma3(fields, sizes)? })
 }
@@ -388,7 +389,7 @@ fn require_silu(fields: &Fields<'_>) -> Result<(), ModelError> {
     }
 }
 
-/// Reads `query_pre_attn_scalar`. Scores are multiplied by its inverse square root.
+/// Reads `query_pre_attn_scalar`. Scores are multiplied by the inverse square root of this value.
 fn query_scale(fields: &Fields<'_>) -> Result<f64, ModelError> {
     Ok(1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt())
 }
@@ -411,8 +412,8 @@ fn window(fields: &Fields<'_>, default: Option<usize>, sizes: &Sizes) -> Result<
     Ok(window.filter(|&window| window < sizes.max_positions))
 }
 
-/// Returns the attention of each layer. `layer_types` decides which layers have the window. If this key is
-/// missing, `is_local` decides.
+/// Returns the attention of each layer. `layer_types` lists the layers that have the window. If this key is
+/// missing, `is_local` selects them.
 fn layers(
     fields: &Fields<'_>,
     sizes: &Sizes,

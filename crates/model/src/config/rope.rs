@@ -41,15 +41,15 @@ pub enum RopeScaling {
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
     },
-    /// The scaling of dynamic NTK. Sequences longer than the pretrained context have a larger base.
+    /// The scaling of dynamic NTK. Sequences longer than the pretrained context have a larger `theta`.
     Dynamic {
-        /// Factor of the context.
+        /// Factor by which the context is extended.
         factor: f64,
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
     },
     /// The scaling of LongRoPE. Every frequency has a divisor. A sequence that is longer than the original
-    /// context has other divisors, for all of its positions.
+    /// context uses a second list of divisors for all of its positions.
     LongRope {
         /// Divisor of each frequency in a short sequence.
         short_factor: Vec<f64>,
@@ -109,9 +109,9 @@ impl Rope {
         }
     }
 
-    /// Returns the length whose frequencies a growing sequence of `tokens` tokens has. With the dynamic
-    /// scaling, this length grows in steps of an eighth of the original context. A cache is therefore not
-    /// recomputed for every token.
+    /// Returns the length whose frequencies a growing sequence of `tokens` tokens uses. With the dynamic
+    /// scaling, this length grows in steps of an eighth of the original context. A cache is therefore
+    /// recomputed only at each step, and not for every token.
     pub fn cached_length(&self, tokens: usize) -> usize {
         match self.scaling {
             RopeScaling::Dynamic { original_max_position_embeddings: original, .. } if tokens > original => {
@@ -147,9 +147,9 @@ impl Rope {
     /// Returns the rotation of each pair of elements of a short sequence, in radians per token, `(D / 2)`.
     /// `head_dim` is the number of rotated elements, `D`.
     ///
-    /// The unscaled rotation is `theta ^ (-2i / D)`. With the `llama3` scaling, the wavelength `2π / f`
-    /// decides. If it is longer than `original / low_freq_factor`, the frequency is divided by `factor`. If
-    /// it is shorter than `original / high_freq_factor`, the frequency does not change. Between both limits,
+    /// The unscaled rotation is `theta ^ (-2i / D)`. With the `llama3` scaling, a frequency `f` whose
+    /// wavelength `2π / f` is longer than `original / low_freq_factor` is divided by `factor`. A frequency
+    /// whose wavelength is shorter than `original / high_freq_factor` does not change. Between both limits,
     /// the two frequencies are mixed linearly. Source: Su et al., 2021, section 3.2.2; Grattafiori et al.,
     /// 2024, section 3.4.3; Peng et al., 2023, section 3.
     pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
@@ -285,7 +285,7 @@ impl Rope {
     }
 
     /// Reads one object of `rope_scaling` or `rope_parameters`. If the object contains no `rope_theta`,
-    /// `theta` applies. The second context length replaces that of the object, if it is given.
+    /// `theta` applies. If `outer_original` is given, it replaces the context length of the object.
     pub(super) fn of_parameters(
         parameters: &Fields<'_>,
         name: &str,
