@@ -23,7 +23,7 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the output head in a checkpoint.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// The embedding table or the output head, if the adapter adds a low-rank update to it.
+/// A low-rank update of the embedding table or of the output head.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TableTarget {
     pub path: &'static str,

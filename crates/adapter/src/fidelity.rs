@@ -10,9 +10,10 @@
 //!
 //! A fixed limit alone would accept a merge in which a small adapter has no effect at all. The second limit
 //! is therefore relative to the divergence between the base with the adapter and the base without it. This
-//! divergence is called the adapter's own divergence, and the limit is a quarter of it. A divergence grows
-//! with the square of the logit differences. Within the limit, the merge therefore loses at most about half
-//! of the adapter's effect on the logits. A merge with a wrong scale or a wrong base exceeds the limit.
+//! divergence is called the adapter's own divergence. The second limit is a quarter of the adapter's own
+//! divergence. A divergence grows with the square of the logit differences. Within the limit, the merge
+//! therefore loses at most about half of the adapter's effect on the logits. A merge with a wrong scale or a
+//! wrong base exceeds the limit.
 //!
 //! In tests, rounding to bf16 removed a sixth of the effect of an adapter that was trained for one step. For
 //! adapters that were trained longer, rounding removed a far smaller share. The smaller of the two limits

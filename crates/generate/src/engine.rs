@@ -17,7 +17,7 @@ use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 use crate::{GenerateError, Sequence, TokenStep};
 
 /// Maximum number of prompt tokens per step, in all slots together. The limit keeps the activations small
-/// enough for the processor's cache. It also limits how much a long prompt delays other sequences.
+/// enough for the processor's cache. The limit also keeps a long prompt from delaying other sequences.
 const MAX_PREFILL_TOKENS: usize = 512;
 
 /// Smallest number of logits for which another thread chooses a token. To start a thread takes about as long

@@ -178,7 +178,7 @@ impl Penalty {
 /// Returns the largest logit and its token, or `None` if every logit is minus infinity. Among equal logits,
 /// the first is returned. Positive zero is larger than negative zero.
 fn largest(logits: &[f32]) -> Option<Candidate> {
-    /// Number of maxima in the loop below. They are independent, so the compiler vectorises the loop.
+    /// Number of independent maxima in the loop below, so that the compiler vectorises the loop.
     const LANES: usize = 16;
     let larger = |most: f32, logit: f32| if logit > most { logit } else { most };
     let mut most = [f32::NEG_INFINITY; LANES];

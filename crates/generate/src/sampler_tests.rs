@@ -91,8 +91,8 @@ fn filters_apply_after_temperature() {
 
 #[test]
 fn top_p_sees_only_what_top_k_left() {
-    // After top-k 2, the most likely token has probability 4/7, which is above 0.55. Without top-k, it has
-    // 0.4.
+    // After top-k 2, the most likely token has the probability 4/7, which is above 0.55. Without top-k, its
+    // probability is 0.4.
     let logits = logits(&[0.4, 0.3, 0.2, 0.1]);
     let sampling = SamplingOptions { top_k: 2, top_p: 0.55, ..SamplingOptions::default() };
     assert_eq!(support(sampling, &logits), [0]);

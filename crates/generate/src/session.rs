@@ -11,7 +11,7 @@ use crate::{Engine, GenerateError, GenerateOptions, Generated, SamplingOptions};
 /// A reply of the assistant, with token counts and durations.
 #[derive(Clone, Debug)]
 pub struct ChatReply {
-    /// Text of the reply. It contains only complete characters.
+    /// Text of the reply, in complete characters.
     pub text: String,
     /// Token ids, token counts and durations.
     pub generated: Generated,
@@ -19,8 +19,7 @@ pub struct ChatReply {
     pub forgotten: usize,
 }
 
-/// A chat with one model. It stores the system prompt, the history, and the keys and values of the
-/// conversation.
+/// A chat with one model: the system prompt, the history, and the keys and values of the conversation.
 pub struct ChatSession<'a> {
     tokenizer: &'a Tokenizer,
     engine: Engine<'a>,

@@ -15,7 +15,7 @@ static BASE: LazyLock<(Decoder, Tokenizer)> = LazyLock::new(|| {
     (Decoder::load(folder, backend).unwrap(), Tokenizer::read(folder).unwrap())
 });
 
-/// Random low-rank matrices for every `v_proj`. They are large enough to change a reply.
+/// Random low-rank matrices for every `v_proj`, with values that are large enough to change a reply.
 struct ValueAdapter {
     params: Buffer,
     sizes: [usize; 2],

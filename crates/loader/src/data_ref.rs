@@ -12,7 +12,7 @@ const DATA_EXTENSIONS: [&str; 9] = ["json", "jsonl", "ndjson", "csv", "tsv", "pa
 /// A reference to data, as the user typed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataRef {
-    /// A file. It need not exist.
+    /// A file, which need not exist.
     File(PathBuf),
     /// A data set on the Hub.
     Hub {
@@ -130,8 +130,8 @@ mod tests {
         ] {
             assert_eq!(is_explicit(text), expected, "{text}");
         }
-        // The working directory of a test is the crate's folder. It contains a folder `src`, so `src/data`
-        // could be a path.
+        // The working directory of a test is the crate's folder, which contains `src`. `src/data` could thus
+        // be a path.
         assert!(matches!(DataRef::parse(Path::new("src/data")), DataRef::Ambiguous { .. }));
         assert!(check_explicit(Path::new("hf:name")).is_err() && check_explicit(Path::new("name")).is_ok());
     }

@@ -8,8 +8,8 @@ use danlu_model::{FileError, ModelError, files, shell_word};
 
 use crate::FolderKind;
 
-/// Hint for an unreachable Hub. A push does not show it, because the push would send the user's access token
-/// to the mirror.
+/// Hint for an unreachable Hub. A push does not show this hint, because the mirror would then receive the
+/// user's access token.
 const MIRROR: &str = "in China, use a mirror: HF_ENDPOINT=https://hf-mirror.com";
 
 /// Hint for an adapter whose base is unknown.
@@ -252,8 +252,8 @@ const NAME_FOLDER: &str = "name the folder of an adapter, a merged model or a ba
 /// Maximum number of folder entries whose names are compared with the name of a missing folder.
 const MAX_COMPARED: usize = 1000;
 
-/// Returns the model that the user may have meant by the missing `path`. For `out/kiwi`, it is a model such
-/// as `out/kiwo` (one character differs) or `out/run/kiwi` (one folder deeper).
+/// Returns an existing model with a name like the missing `path`. For `out/kiwi`, examples are `out/kiwo`
+/// (one character differs) and `out/run/kiwi` (one folder deeper).
 fn similar_folder(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
-/// The contents of a model's `generation_config.json`. They are empty if the file does not exist.
+/// The contents of a model's `generation_config.json`. If the file does not exist, no value is set.
 #[derive(Clone, Debug)]
 pub struct GenerationConfig {
     path: PathBuf,

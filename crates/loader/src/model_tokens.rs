@@ -1,4 +1,4 @@
-//! The tokenizer and the template of a model. `chat`, `compare`, `merge` and `serve` choose them by the same
+//! The tokenizer and the template of a model, which `chat`, `compare`, `merge` and `serve` choose by the same
 //! rule.
 
 use danlu_model::Tokenizer;

@@ -44,6 +44,6 @@ pub enum Progress<'a> {
 
 /// A function that receives the [`Progress`] of a [`Loader`](crate::Loader).
 ///
-/// `ControlFlow::Break` stops a quantization. For [`Progress::FetchStarted`], it prevents the download. A
-/// download that has started cannot be stopped.
+/// `ControlFlow::Break` stops a quantization. As an answer to [`Progress::FetchStarted`], `Break` prevents
+/// the download. A download that has started cannot be stopped.
 pub type Observer<'a> = dyn Fn(Progress<'_>) -> ControlFlow<()> + 'a;

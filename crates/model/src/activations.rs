@@ -73,8 +73,8 @@ pub(crate) struct LayerActivations {
     pub mid: Mids,
 }
 
-/// Buffers of the second half of the block, with `M` rows. In the last layer, `M` is the number of rows that
-/// reach the head. In the other layers, `M = N`.
+/// Buffers of the second half of the block, with `M` rows. In the last layer, `M` is the number of rows whose
+/// losses or logits are computed. In the other layers, `M = N`.
 #[derive(Debug, Default)]
 pub(crate) struct MlpActivations {
     /// Residual stream between attention and MLP, `(M, C)`.
@@ -107,7 +107,7 @@ pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 /// buffer, and that `Recompute` does not.
 type KeptUnder = ActivationPolicy;
 
-/// Buffers that one operation reads or writes. They have the same number of rows and the same element type.
+/// Buffers that one operation reads or writes, with the same number of rows and the same element type.
 struct BufferGroup<'a> {
     buffers: Vec<&'a mut GrowBuffer>,
     /// Number of elements in a row of each buffer.

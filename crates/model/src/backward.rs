@@ -1,5 +1,5 @@
-//! Backward pass of the decoder. It runs the operations of each block in reverse order, and stops at the
-//! lowest layer with an adapter.
+//! Backward pass of the decoder: runs the operations of each block in reverse order, and stops at the lowest
+//! layer with an adapter.
 
 use std::array;
 use std::mem;
@@ -18,7 +18,7 @@ use crate::lora::{LoraRows, OutputFactors};
 use crate::workspace::{FactorScratch, Gradients, GrowBuffer, Workspace};
 use crate::{Batch, ModelError, Projection};
 
-/// Outputs of [`Decoder::add_gradients`]. They remain in the memory of the device between the passes of a
+/// Outputs of [`Decoder::add_gradients`], which remain in the memory of the device between the passes of a
 /// step.
 #[derive(Debug)]
 pub struct StepBuffers<'a> {

@@ -1,4 +1,4 @@
-//! Fingerprints of model folders. They show whether a base is the one on which an adapter was trained.
+//! Fingerprints of model folders, which show whether a base is the one on which an adapter was trained.
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -213,7 +213,7 @@ mod tests {
         bytes[4999] = 1;
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         assert_ne!(base_fingerprint(folder.path()).unwrap(), first);
-        // The quick fingerprint detects a different model. It reads the same number of pages for every large
+        // The quick fingerprint detects a different model, even though it reads only a few pages of a large
         // file.
         let sample = |bytes: &[u8]| {
             fs::write(folder.path().join("model.safetensors"), bytes).unwrap();

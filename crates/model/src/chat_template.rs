@@ -23,7 +23,7 @@ use crate::template_rewrite;
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
 
-/// Limits of one rendering. They grow with the conversation. An endless template usually runs out of fuel
+/// Limits of one rendering, which grow with the conversation. An endless template usually runs out of fuel
 /// (executed instructions) long before it reaches these limits.
 const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
@@ -126,7 +126,7 @@ impl ChatTemplate {
     /// Compiles `source`, which was read from `path`.
     ///
     /// `variables` are the named tokens (`bos_token`, `eos_token`, ...) that the template may write.
-    /// `special_tokens` are the texts of all special tokens. The end-of-turn token is one of them.
+    /// `special_tokens` are the texts of all special tokens, including the end-of-turn token.
     ///
     /// # Errors
     /// If the template is not valid Jinja, or is too long.
@@ -269,7 +269,8 @@ impl ChatTemplate {
 
     /// Returns the special tokens that begin the turn after an answer, if the template writes no token at the
     /// end of an answer. For example, `<|user|>` of GLM-4 ends the answer of the assistant. The first of
-    /// these tokens begins the turn of the user. danlu appends it to a conversation that ends with an answer.
+    /// these tokens begins the turn of the user. danlu appends the first token to a conversation that ends
+    /// with an answer.
     pub fn turn_starts(&self) -> &[String] {
         &self.turn_starts
     }

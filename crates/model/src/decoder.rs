@@ -1,5 +1,4 @@
-//! Forward pass of a decoder. It calls operations that each have a backward operation. There is no tape and
-//! no graph.
+//! Forward pass of a decoder. Each operation has a backward operation. There is no tape and no graph.
 //!
 //! The forward pass of one block is shown here. [`backward`](crate::backward) runs the same operations in
 //! reverse:
@@ -11,11 +10,11 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP. It can also move or
-//! replace other operations.
+//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP. Some families also move
+//! or replace other operations.
 //!
 //! After attention, no row depends on another row. The last layer therefore computes `res` and all later
-//! values only for the rows that reach the head.
+//! values only for the rows whose losses or logits are needed (the head rows).
 
 use std::mem;
 use std::ops::{ControlFlow, Range};
@@ -428,7 +427,7 @@ impl Decoder {
 
     /// Embeds the ids of an uploaded pass and runs every block. If a `cache` is given, attention reads the
     /// cache and adds the new keys and values. The result is written to `work.head_inp`, or to `work.hidden`
-    /// if no rows are selected for the head. With `keep`, every layer stores the activations that its policy
+    /// if the pass selects no head rows. With `keep`, every layer stores the activations that its policy
     /// requires.
     pub(crate) fn blocks(
         &self,
@@ -477,7 +476,7 @@ impl Decoder {
         }
     }
 
-    /// Runs the first half of a block, up to attention. It reads `act.inp` and writes `act.attn`.
+    /// Runs the first half of a block, up to attention: reads `act.inp` and writes `act.attn`.
     fn attend(
         &self,
         layer: usize,
@@ -591,8 +590,8 @@ impl Decoder {
         HeadOperands { inp: inp.get(), head: &self.lm_head, targets, softcap }
     }
 
-    /// Returns the keys and values of the segments of `pass`. They are the layer's `own` keys and values, or
-    /// `copies` if sequences share rows.
+    /// Returns the keys and values of the segments of `pass`: the layer's `own` keys and values, or `copies`
+    /// if sequences share rows.
     pub(crate) fn keys_of<'b>(
         &self,
         own: [&'b GrowBuffer; 2],
@@ -608,8 +607,8 @@ impl Decoder {
         copies.each_ref().map(GrowBuffer::get)
     }
 
-    /// Runs the second half of a block, after attention. It reads the attention output and the residual
-    /// stream, and writes `out`.
+    /// Runs the second half of a block, after attention: reads the attention output and the residual stream,
+    /// and writes `out`.
     fn mlp(
         &self,
         layer: usize,

@@ -1,11 +1,12 @@
-//! One pass over packed rows: the positions of the rows, their adapters, and the rows that reach the head.
+//! One pass over packed rows: the positions of the rows, their adapters, and the rows whose losses or logits
+//! are computed (the head rows).
 
 use danlu_kernels::{Backend, Buffer, Element, Indices, Segment, Segments};
 
 use crate::lora::LoraRows;
 use crate::{Batch, ModelConfig};
 
-/// Indices that the operations of a pass read. They are uploaded to the device once per pass.
+/// Indices that the operations of a pass read, uploaded to the device once per pass.
 #[derive(Debug, Default)]
 pub(crate) struct PassIndices {
     pub ids: Indices,
@@ -15,7 +16,7 @@ pub(crate) struct PassIndices {
     pub keys: Indices,
     /// See [`HeadRows::index`].
     pub head: Indices,
-    /// The target of each row that reaches the head. Used in training and evaluation.
+    /// The target of each head row. Used in training and evaluation.
     pub targets: Indices,
     /// Cache rows to which the pass writes its new keys and values.
     pub cache_rows: Indices,
@@ -23,7 +24,7 @@ pub(crate) struct PassIndices {
     pub qkv: SplitIndices,
     /// Indices of gate and up in the output of a fused projection.
     pub gate_up: SplitIndices,
-    /// The same indices for the rows that reach the head.
+    /// The same indices for the head rows.
     pub head_gate_up: SplitIndices,
     pub rope: RopeIndices,
 }
@@ -31,8 +32,8 @@ pub(crate) struct PassIndices {
 /// Indices that divide the output of a fused projection into its parts, such as q, k and v.
 ///
 /// Every row consists of pieces of equal width. With four query heads and one key and value head, the pieces
-/// of a row are `q q q q k v`. `parts` then contains the indices of all q, k and v pieces: `0 1 2 3 6 7 8 9
-/// …`, `4 10 …` and `5 11 …`.
+/// of a row are `q q q q k v`. The three parts of two such rows are the pieces 0 to 3 and 6 to 9 (q), 4 and
+/// 10 (k), and 5 and 11 (v).
 #[derive(Debug, Default)]
 pub(crate) struct SplitIndices {
     rows: usize,
@@ -103,8 +104,8 @@ pub(crate) struct ForwardPass<'a> {
     pub head: Option<HeadRows<'a>>,
     /// Whether each segment has one generated token as its only query.
     pub is_generated: bool,
-    /// The length that determines the rotary frequencies of each segment. `None` if it is the number of
-    /// tokens of the segment.
+    /// The length that determines the rotary frequencies of each segment. With `None`, the number of tokens
+    /// of the segment is used.
     pub rope_lengths: Option<Vec<usize>>,
     /// The indices in the memory of the back end. [`ForwardPass::upload`] writes them.
     pub indices: PassIndices,
@@ -121,7 +122,7 @@ pub(crate) struct PassRows<'a> {
     pub is_generated: bool,
 }
 
-/// The rows whose losses or logits are computed.
+/// The head rows: the rows whose losses or logits are computed.
 pub(crate) struct HeadRows<'a> {
     /// Index of each of these rows in the pass, ascending, `(M)`.
     pub index: &'a [u32],
@@ -130,7 +131,7 @@ pub(crate) struct HeadRows<'a> {
 }
 
 impl<'a> ForwardPass<'a> {
-    /// Returns a pass in which every row reaches the head.
+    /// Returns a pass in which every row is a head row.
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
         Self {
@@ -145,12 +146,12 @@ impl<'a> ForwardPass<'a> {
         }
     }
 
-    /// Returns a pass over `batch` in which every row reaches the head.
+    /// Returns a pass over `batch` in which every row is a head row.
     pub fn over(batch: &'a Batch, lora: Vec<LoraRows<'a>>) -> Self {
         Self { keys: batch.shared_keys(), ..Self::new(&batch.positions, &batch.segments, lora) }
     }
 
-    /// Selects the rows that reach the head. Their indices `index` must ascend.
+    /// Selects the rows whose losses or logits are computed. Their indices `index` must ascend.
     pub fn with_head(mut self, index: &'a [u32]) -> Self {
         self.head = Some(HeadRows { index, rows: self.rows.gathered(index) });
         self
@@ -178,7 +179,7 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// Selects the rows that reach the head, whose sums have the order for generated tokens.
+    /// Selects the rows whose logits are computed. Their sums have the order for generated tokens.
     pub fn with_generated_head(self, index: &'a [u32]) -> Self {
         let mut pass = self.with_head(index);
         if let Some(head) = &mut pass.head {

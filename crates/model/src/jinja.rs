@@ -1,5 +1,5 @@
 //! Jinja in a sandbox, with the settings that transformers uses for chat templates. A template cannot read
-//! files. It gets the time only through `strftime_now`, and can do only a limited amount of work.
+//! files, gets the time only through `strftime_now`, and can do only a limited amount of work.
 
 use std::io;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ const MAX_INDENT: usize = 64;
 /// Maximum length of the separators of `tojson`.
 const MAX_SEPARATORS: usize = 64;
 
-/// The clock of a template. It returns a fixed number of seconds since 1970, or the time of the system.
+/// The clock of a template, which returns a fixed number of seconds since 1970 or the time of the system.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock(Arc<AtomicU64>);
 

@@ -1,4 +1,4 @@
-//! A list of the files that are memory-mapped now. It is used to report an access beyond the end of a file.
+//! A list of the files that are memory-mapped now, for reporting an access beyond the end of a file.
 //!
 //! If another process shortens a mapped file, some mapped pages have no data in the file. An access to such a
 //! page raises SIGBUS. A signal handler can call [`mapped_file_at`], because the function takes no lock and
@@ -44,7 +44,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // The entry has some hundred bytes. It is never freed, because a signal handler may be reading it.
+        // The entry of some hundred bytes is never freed, because a signal handler may be reading the entry.
         if let Some(slot) = self.0 {
             MAPPINGS[slot].store(ptr::null_mut(), Ordering::SeqCst);
         }

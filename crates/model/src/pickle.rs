@@ -11,7 +11,7 @@ use std::rc::Rc;
 /// Maximum nesting of tuples. The tuples of a tensor have two levels.
 const MAX_DEPTH: usize = 8;
 
-/// A tensor of the file. It is a view of a storage.
+/// A tensor of the file, described as a view of a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorView {
     pub storage: PickleStorage,

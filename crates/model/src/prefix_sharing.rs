@@ -21,8 +21,8 @@ pub struct SharedPrefix {
 /// Returns, for each sequence, the longest prefix that it shares with an earlier sequence. `beginnings` are
 /// the shareable tokens of each sequence: [`LabeledSequence::beginning`](crate::LabeledSequence::beginning).
 ///
-/// `tokens` is the number of tokens of all sequences. If sharing would remove too few of them, all results
-/// are `None`.
+/// `tokens` is the number of tokens of all sequences. If sharing would remove too few tokens, all results are
+/// `None`.
 pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedPrefix>> {
     let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
     let mut shared = Vec::with_capacity(beginnings.len());

@@ -1,4 +1,4 @@
-//! Well-known model shapes with a name. They are used to measure speed and memory without a download.
+//! Well-known model shapes with a name, for measuring speed and memory without a download.
 
 use std::fmt;
 use std::path::Path;
@@ -127,8 +127,8 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
     }
 }
 
-/// Returns the configuration of an embedded base. It has eight layers and a small vocabulary. The special
-/// tokens are the last ids of the vocabulary.
+/// Returns the configuration of an embedded base with eight layers and a small vocabulary. The special tokens
+/// are the last ids of the vocabulary.
 fn small(hidden: usize, intermediate: usize, heads: usize, kv_heads: usize) -> ModelConfig {
     ModelConfig {
         vocab_size: 8192,

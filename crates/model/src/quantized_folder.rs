@@ -40,7 +40,7 @@ pub struct Quantized {
     pub bytes: u64,
 }
 
-/// One output file. It contains the encoded weights, followed by the copied tensors.
+/// One output file: the encoded weights, followed by the copied tensors.
 #[derive(Default)]
 struct Shard<'a> {
     name: String,

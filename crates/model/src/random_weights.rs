@@ -1,4 +1,4 @@
-//! Random weights for a configuration. They are used to measure speed without a download.
+//! Random weights for a configuration, for measuring speed without a download.
 //!
 //! Element `i` of a tensor depends only on the seed, the tensor's name and `i`. Therefore the bytes are the
 //! same in memory and in a folder, for any number of threads.
@@ -40,8 +40,8 @@ pub struct RandomProgress {
     pub total: u64,
 }
 
-/// bf16 weights of an untrained model. They are normally distributed with a standard deviation of 0.02. The
-/// mean of the norm weights is 1.
+/// bf16 weights of an untrained model, normally distributed with a standard deviation of 0.02. The mean of
+/// the norm weights is 1.
 #[derive(Clone, Copy, Debug)]
 pub struct RandomWeights<'a> {
     /// The model.
@@ -244,9 +244,8 @@ static NORMAL: LazyLock<Box<[u16]>> = LazyLock::new(|| {
     table.into_boxed_slice()
 });
 
-/// Returns the standard normal quantiles of `1/2 + (i + 1/2) / (2 half)` for `i` below `half`. They are the
-/// solution of `dx/dp = sqrt(2π) exp(x²/2)` with `x(1/2) = 0`, computed by the fourth-order Runge-Kutta
-/// method.
+/// Returns the standard normal quantiles of `1/2 + (i + 1/2) / (2 half)` for `i` below `half`. The
+/// fourth-order Runge-Kutta method solves `dx/dp = sqrt(2π) exp(x²/2)` with `x(1/2) = 0`.
 fn upper_quantiles(half: usize) -> Vec<f64> {
     // The slope grows without bound towards `p = 1`, so the last steps must be short.
     const PARTS: usize = 32;

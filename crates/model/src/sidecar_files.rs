@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::Tokenizer;
 use crate::files::{self, AtomicFile, FileError};
 
-/// Files of a tokenizer. All of them are copied from the same folder, because they refer to each other. The
+/// Files of a tokenizer. All files are copied from the same folder, because they refer to each other. The
 /// template may be copied from another folder.
 const TOKENIZER: &[&str] = &[
     "tokenizer.json",
@@ -26,7 +26,7 @@ pub(crate) const TEMPLATE: &str = "chat_template.jinja";
 /// The template for conversations with tools. transformers writes it beside [`TEMPLATE`].
 pub(crate) const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 const GENERATION: &str = "generation_config.json";
-/// Settings of a vision tower. They are copied from the base.
+/// Settings of a vision tower, copied from the base.
 const VISION: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
 const CONFIG: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 4 << 20;

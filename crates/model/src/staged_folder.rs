@@ -65,7 +65,7 @@ impl StagedFolder {
         &self.folder
     }
 
-    /// Returns the hidden folder. It can be loaded as a model once `config.json` is written there.
+    /// Returns the hidden folder, which can be loaded as a model once `config.json` is written there.
     pub fn staging(&self) -> &Path {
         &self.staging
     }

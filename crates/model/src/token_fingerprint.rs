@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct TokenFingerprint {
     /// SHA-256 of the chat template, if there is one.
     pub template_sha256: Option<String>,
-    /// SHA-256 of the tokenizer in a canonical form. It does not depend on the layout of the file.
+    /// SHA-256 of the tokenizer in a canonical form, which does not depend on the layout of the file.
     pub tokenizer_sha256: String,
     /// Text of the BOS token.
     pub bos: Option<String>,

@@ -1,4 +1,4 @@
-//! The tokenizer of a model folder. It encodes and decodes text, and returns named tokens and end tokens.
+//! The tokenizer of a model folder, which encodes and decodes text, and returns named tokens and end tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -22,7 +22,7 @@ use crate::{ConfigJson, ModelConfig, ModelError, files, sentencepiece, sidecar_f
 /// Maximum size of a tokenizer file. The largest published files have some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// SentencePiece's model file. It is read if there is no `tokenizer.json`.
+/// SentencePiece's model file, which is read if there is no `tokenizer.json`.
 const SENTENCEPIECE: &str = "tokenizer.model";
 
 /// Files of tokenizers that have no `tokenizer.json`.
@@ -37,11 +37,10 @@ const OTHER_TOKENIZERS: [&str; 8] = [
     "qwen.tiktoken",
 ];
 
-/// Limits for reading a file. An amount that grows with the size of the file is added to them.
+/// Limits for reading a file. They grow with the size of the file.
 const LOAD_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(15), bytes: 128 << 20 };
 
-/// Limits for encoding a text with slow patterns. An amount that grows with the length of the text is added
-/// to them.
+/// Limits for encoding a text with slow patterns. They grow with the length of the text.
 const ENCODE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 128 << 20 };
 
 /// A tokenizer with its chat template.

@@ -1,4 +1,4 @@
-//! Work buffers of a decoder. They are allocated once for the largest batch, and every pass reuses them.
+//! Work buffers of a decoder, allocated once for the largest batch and reused by every pass.
 
 use std::mem;
 
@@ -22,14 +22,14 @@ pub struct Workspace {
     shared: LayerActivations,
     /// The layer whose values are in `shared`.
     shared_holds: Option<usize>,
-    /// Residual stream after the last layer, `(N, C)`. If rows are selected for the head, this buffer
-    /// contains the residual stream of these `M` rows before the last attention output is added.
+    /// Residual stream after the last layer, `(N, C)`. If losses or logits are computed only for `M` rows,
+    /// this buffer contains the residual stream of these rows before the last attention output is added.
     pub(crate) hidden: GrowBuffer,
-    /// Attention output of the last layer for the rows that reach the head, `(M, NH · HS)`.
+    /// Attention output of the last layer, for the rows whose losses or logits are computed, `(M, NH · HS)`.
     pub(crate) head_attn: GrowBuffer,
-    /// Rows that reach the head, before the final norm, `(M, C)`.
+    /// Residual stream of the rows whose losses or logits are computed, before the final norm, `(M, C)`.
     pub(crate) head_inp: GrowBuffer,
-    /// The same rows after the final norm, `(M, C)`.
+    /// Output of the final norm, `(M, C)`.
     pub(crate) head_norm: GrowBuffer,
     /// `rstd` of the final norm, `(M)`.
     pub(crate) head_rstd: GrowBuffer,
@@ -37,9 +37,9 @@ pub struct Workspace {
     pub(crate) logits: GrowBuffer,
     /// Logits in host memory that a caller no longer needs.
     pub(crate) spare_logits: Vec<f32>,
-    /// Loss of each row that reaches the head, `(M)`.
+    /// Loss of each row with a label, `(M)`.
     pub(crate) losses: GrowBuffer,
-    /// Gradient of the objective with respect to each of these losses, `(M)`.
+    /// Factor by which the gradient of each loss is multiplied, `(M)`.
     pub(crate) dloss: GrowBuffer,
     pub(crate) scratch: LayerScratch,
     pub(crate) grads: Gradients,
@@ -64,8 +64,8 @@ pub(crate) struct LayerScratch {
 pub(crate) struct Gradients {
     pub hidden: GrowBuffer,
     pub norm: GrowBuffer,
-    /// Gradient of the rows that reach the head, `(M, C)`. The backward pass of the last layer starts with
-    /// this gradient.
+    /// Gradient of the final norm's input, `(M, C)`. The backward pass of the last layer starts with this
+    /// gradient.
     pub head: GrowBuffer,
     pub q: GrowBuffer,
     pub k: GrowBuffer,
@@ -277,7 +277,7 @@ impl Workspace {
         }
     }
 
-    /// Reserves the backward buffers for `n` rows. `head_rows` of these rows reach the head.
+    /// Reserves the backward buffers for `n` rows, of which `head_rows` have a loss.
     pub(crate) fn reserve_gradients(
         &mut self,
         config: &ModelConfig,

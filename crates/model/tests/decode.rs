@@ -89,7 +89,8 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Returns all logits of the sequence. It is the only sequence, and its whole prompt is appended at once.
+    /// Returns all logits of the sequence, computed without other sequences and with the whole prompt
+    /// appended at once.
     fn alone(&self, decoder: &Decoder) -> Vec<Vec<f32>> {
         let mut cache = decoder.new_cache();
         let mut fresh =

@@ -95,8 +95,8 @@ fn gradients_match_finite_differences() {
             }
             backend.write(&mut adapter.params, i, &value);
             let numeric = (0.5 * (sides[0] - sides[1]) / (2.0 * step as f64)) as f32;
-            // The error is about 1e-4 of the largest gradient. It comes from the third-order term of the step
-            // and from the rounding of f32 losses.
+            // The error is about 1e-4 of the largest gradient. Its sources are the third-order term of the
+            // step and the rounding of f32 losses.
             assert!((numeric - analytic[i]).abs() < 2e-3 * scale, "{i}: {numeric} against {}", analytic[i]);
         }
     }

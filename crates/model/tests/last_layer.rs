@@ -1,4 +1,5 @@
-//! After the last attention, only the rows that reach the head are computed. The results do not change.
+//! After the last attention, only the rows whose losses or logits are needed are computed. The results do not
+//! change.
 
 mod common;
 

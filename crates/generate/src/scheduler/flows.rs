@@ -122,7 +122,7 @@ impl Flows {
     }
 
     /// Removes inactive flows whose count is at most the lowest active count, because [`Self::activate`]
-    /// would raise it to that count anyway. Removes all flows if none is active.
+    /// would raise their counts anyway. Removes all flows if none is active.
     pub fn prune(&mut self) {
         let lowest = self.lowest();
         self.flows.retain(|_, flow| flow.is_active() || lowest.is_some_and(|lowest| flow.served > lowest));

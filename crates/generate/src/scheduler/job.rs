@@ -16,7 +16,7 @@ pub(super) struct Job {
     pub is_started: bool,
     /// Number of times that the keys and values of the job were dropped before the job ended.
     pub preemptions: u32,
-    /// The other choices of the request. They start after this job has read the prompt.
+    /// The other choices of the request, which start after this job has read the prompt.
     pub siblings: Vec<Job>,
 }
 
@@ -54,7 +54,7 @@ impl Job {
         SchedulerEvent { request: self.request, choice: self.choice, kind }
     }
 
-    /// Drops the keys and values of the job. They are recomputed when the job runs again.
+    /// Drops the keys and values of the job. When the job runs again, the keys and values are recomputed.
     pub fn detach(&mut self, memory: &mut KvMemory) {
         if let JobPlace::Slot(slot) = self.place {
             self.place = JobPlace::Detached(Box::new(memory.close(slot)));

@@ -39,7 +39,7 @@ pub struct SchedulerOptions {
     pub max_running: usize,
     /// Maximum number of waiting sequences when a request is added.
     pub max_queued: usize,
-    /// Maximum number of tokens whose keys and values are in memory. It is rounded down to whole pages.
+    /// Maximum number of tokens whose keys and values are in memory, rounded down to whole pages.
     pub max_kv_tokens: usize,
     /// Maximum number of prompt tokens in a step. A larger value delays the next token of every running
     /// sequence.
@@ -313,7 +313,7 @@ impl Scheduler {
         true
     }
 
-    /// Returns the slots that decode a token in this step. Each of them has room for the token.
+    /// Returns the slots that decode a token in this step. Each slot has room for the token.
     fn decode_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut work = Vec::new();
         let slots: Vec<SlotId> = self.running.iter().filter_map(Job::slot).collect();

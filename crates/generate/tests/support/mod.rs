@@ -16,7 +16,8 @@ pub static BASE: LazyLock<(Arc<Decoder>, Tokenizer)> = LazyLock::new(|| {
     (Arc::new(Decoder::load(folder, backend).unwrap()), Tokenizer::read(folder).unwrap())
 });
 
-/// Random low-rank matrices of one rank for every projection. They are large enough to change a reply.
+/// Random low-rank matrices of one rank for every projection, with values that are large enough to change a
+/// reply.
 pub struct RandomAdapter {
     params: Buffer,
     config: ModelConfig,

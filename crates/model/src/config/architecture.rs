@@ -22,7 +22,7 @@ pub struct Architecture {
     pub qk_norm: Option<QkNorm>,
     /// Norms of a block.
     pub norms: BlockNorms,
-    /// Value that is added to every stored norm weight. It is 1 in Gemma.
+    /// Value that is added to every stored norm weight: 1 in Gemma.
     pub norm_offset: f32,
     /// Activation function of the gate.
     pub activation: GateActivation,
@@ -45,7 +45,7 @@ pub struct Architecture {
     pub local_rope: Option<Rope>,
     /// The elements that a rotary embedding pairs.
     pub rope_pairs: RopePairs,
-    /// Part of each head that is rotated. It is 1 if all elements are rotated.
+    /// Part of each head that is rotated: 1 if all elements are rotated.
     pub partial_rotary_factor: f64,
 }
 

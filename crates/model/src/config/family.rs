@@ -274,8 +274,8 @@ fn gemma3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError
     })
 }
 
-/// Returns the flags of the text model beside a vision tower. transformers ignores the softcap of such a
-/// model.
+/// Returns the flags of the text model in a model with a vision tower. transformers ignores the softcap of
+/// such a model.
 fn gemma3_nested(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
     Ok(Architecture { logits_softcap: None, ..gemma3(fields, sizes)? })
 }

@@ -78,8 +78,8 @@ pub struct FlatAdapter {
 }
 
 impl FlatAdapter {
-    /// Builds an adapter. `fill(layer, projection, "A" | "B", len)` returns the values. If it returns `None`,
-    /// the projection has no adapter.
+    /// Builds an adapter. `fill(layer, projection, "A" | "B", len)` returns the values. For `None`, the
+    /// projection has no adapter.
     pub fn new(
         config: &ModelConfig,
         backend: &dyn Backend,

@@ -264,8 +264,8 @@ impl<'a> Planner<'a> {
         let state = norms + adapter + optimizer + gradients;
         let trained_peak = state + (trained.peak - state) * batches;
         let activations = trained_peak - scratch.total() - state;
-        // A plan for a device contains no host memory. It therefore contains neither the baseline nor the
-        // buffers for writing a checkpoint.
+        // A plan for a device contains no host memory, and therefore neither the baseline nor the buffers for
+        // writing a checkpoint.
         let on_device = self.input.is_on_device();
         let transient = [
             if checkpoints { saving.max(baseline.copied) } else { 0 },
