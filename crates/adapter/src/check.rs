@@ -60,8 +60,8 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     }
     let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
     let (ranks, unused) = targets::ranks(config, &paths)?;
-    // PEFT accepts a name without a matching module if another name matches. The base is unknown here, so a
-    // name without a match is an error only if it names a projection or if no name matches.
+    // As in PEFT, a target may match nothing if another target matches. Only the name of a known projection,
+    // such as `q_proj`, must always match.
     let is_unused = ranks.iter().all(Option::is_none);
     let is_projection = |target: &&str| {
         is_unused || target.rsplit('.').next().is_some_and(|name| Projection::from_name(name).is_some())

@@ -18,8 +18,9 @@ pub(crate) fn is_config(config: &Map<String, Value>) -> bool {
     !config.contains_key("peft_type") && config.get("lora_parameters").is_some_and(Value::is_object)
 }
 
-/// Returns the configuration of an mlx-lm adapter. The adapted modules are taken from the tensor names,
-/// because the layer numbers in the configuration count from the end of the model.
+/// Returns the configuration of an mlx-lm adapter. The adapted modules are taken from the tensor names. The
+/// configuration contains only the number of adapted layers, counted from the end of a model whose size is
+/// unknown here.
 ///
 /// # Errors
 /// If the adapter is not a LoRA or DoRA adapter, if a setting is missing, or if the tensors cannot be read.

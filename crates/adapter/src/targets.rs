@@ -422,8 +422,8 @@ impl<'a, T: Copy> Patterns<'a, T> {
     }
 }
 
-/// Compiles `pattern` first, so that an unbalanced bracket in `pattern` cannot change the meaning of the
-/// anchors around it. Then compiles `anchored`.
+/// Compiles `pattern` first, so that an unbalanced bracket, as in `a)|(b`, cannot change the meaning of the
+/// anchors around `pattern`. Then compiles `anchored`.
 fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, AdapterError> {
     let build = |text: &str| {
         RegexBuilder::new(text)

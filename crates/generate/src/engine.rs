@@ -287,8 +287,8 @@ fn choose_tokens(choices: &mut [TokenChoice<'_>], backend: &dyn Backend) {
 }
 
 impl Slot<'_> {
-    /// Returns the number of leading tokens of `ids` that are in the cache. The last token is not counted,
-    /// because its logits must be computed.
+    /// Returns the number of leading tokens of `ids` that are in the cache. The last token of `ids` is not
+    /// counted: it must be read again to get its logits.
     fn shared_prefix(&self, ids: &[u32]) -> usize {
         let shared = self.read.iter().zip(ids).take_while(|(read, id)| read == id).count();
         shared.min(ids.len().saturating_sub(1))

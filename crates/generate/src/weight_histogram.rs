@@ -9,8 +9,8 @@
 //! sum of a group = e^(-g / 64) · Σ e^r
 //! ```
 //!
-//! A polynomial computes `e^r` with a relative error of 3e-16, so the compiler vectorises the loop over the
-//! logits.
+//! A polynomial with a relative error of 3e-16 replaces the function `exp`, so the compiler can vectorise the
+//! loop over the logits.
 
 use crate::candidates::Candidate;
 

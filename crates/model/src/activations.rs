@@ -148,7 +148,8 @@ impl LayerActivations {
             });
             return groups;
         };
-        // The norm of each head needs rows without gaps, so each buffer has its own allocation.
+        // Buffers that share an allocation have gaps between their rows. The norm of each head needs rows
+        // without gaps, so each of these buffers has its own allocation.
         for (buffer, width, element) in [
             (&mut self.q, q, Activation),
             (&mut self.k, kv, Activation),
@@ -195,8 +196,9 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // The layer stores `drop(inp) Aᵀ` of `down_proj`, because recomputing it would repeat the
-                // last matrix multiplication of the block.
+                // One operation computes `drop(inp) Aᵀ` together with the output of the projection. The layer
+                // stores `drop(inp) Aᵀ` of `down_proj`, so that this last matrix multiplication of the block
+                // is not repeated.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
                 // If a norm follows, the layer also stores the output of that matrix multiplication.

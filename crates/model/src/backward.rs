@@ -373,8 +373,7 @@ struct BranchSaved<'a> {
     split: &'a SplitIndices,
 }
 
-/// The buffer that contains the gradient of the output of attention or MLP, before it is added to the
-/// residual stream.
+/// The field of [`Gradients`] that contains the gradient of the attention output or of the MLP output.
 #[derive(Clone, Copy)]
 enum BranchGradient {
     Hidden,

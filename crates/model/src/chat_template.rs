@@ -471,9 +471,10 @@ impl ChatTemplate {
         Ok(start..self.past_end_of_turn(text, content_end))
     }
 
-    /// Returns the span of an answer whose rendering changes if other messages follow. Qwen3 writes a blank
-    /// line before a tool call only if the answer has a text. The span of the call is therefore found by its
-    /// prompt and its end-of-turn token.
+    /// Returns the span of an answer whose rendering changes if other messages follow. For example, Qwen3
+    /// writes a blank line before a tool call if the answer has a text. A marker in place of an empty text
+    /// would add this line. The span of a tool call is therefore found by its prompt and its end-of-turn
+    /// token.
     fn span_of_answer(
         &self,
         messages: &[Message],

@@ -104,7 +104,8 @@ impl Decoder {
     /// have the old rotation. The cached values are wrong too, because they follow from the attention of
     /// earlier layers.
     ///
-    /// The rows are recomputed as prompt rows. The reply therefore has the same bits after an interruption.
+    /// All rows are recomputed as prompt rows, even those of generated tokens. The result depends only on the
+    /// tokens, so an interrupted reply has the same bits as an uninterrupted one.
     fn follow_length(
         &self,
         work: &mut Workspace,

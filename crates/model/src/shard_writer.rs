@@ -1,5 +1,5 @@
-//! Writes a safetensors file sequentially. The header is written first, because all shapes are known. The
-//! tensors follow.
+//! Writes a safetensors file sequentially. The header is written first and the tensors follow, because the
+//! shapes are known before the data.
 
 use std::io::Write;
 use std::path::Path;

@@ -86,7 +86,8 @@ pub struct Weights {
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
-/// A memory-mapped file. `_registration` refers to the mapping, so it is declared, and dropped, before `map`.
+/// A memory-mapped file. Fields are dropped in their order. `_registration` refers to the mapping and must
+/// therefore come before `map`.
 struct MappedFile {
     _registration: Registration,
     map: Mmap,

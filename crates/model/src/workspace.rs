@@ -43,7 +43,7 @@ pub struct Workspace {
     pub(crate) dloss: GrowBuffer,
     pub(crate) scratch: LayerScratch,
     pub(crate) grads: Gradients,
-    /// Every pass reuses these buffers, so that their addresses on a device do not change.
+    /// Every pass reuses these buffers, because CUDA graphs require addresses that do not change.
     pub(crate) indices: PassIndices,
 }
 

@@ -262,7 +262,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Returns the name of a back end without the number of threads, because no result depends on this number.
+/// Returns the name of a back end without the number of threads, on which no result depends.
 fn without_threads(name: &str) -> String {
     name.split(", ").filter(|part| !part.contains("thread")).collect::<Vec<_>>().join(", ")
 }

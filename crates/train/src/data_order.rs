@@ -1,6 +1,6 @@
 //! Selects the records of each micro-batch from the seed and the step.
 //!
-//! The order does not depend on a random state, so a checkpoint stores only the step.
+//! The order depends only on the seed and the step, so a checkpoint stores no random state.
 
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};

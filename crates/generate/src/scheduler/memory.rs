@@ -3,8 +3,8 @@
 //!
 //! The keys and values of a prompt are retained after its request has ended. If a later request with the same
 //! adapter version continues this prompt, the request takes over the slot. If only a prefix is equal, the
-//! request copies the prefix. Keys and values from decoding are not retained: decoding rounds differently
-//! from prefill, so later replies would change.
+//! request copies the prefix. Keys and values from decoding are not retained. Decoding rounds differently
+//! from prefill, so a later reply would depend on earlier requests.
 
 use std::sync::Arc;
 
@@ -201,7 +201,7 @@ impl KvMemory {
 }
 
 /// Returns the number of leading tokens that `cached` and `ids` have in common. The last token of `ids` is
-/// not counted, because its logits must be computed.
+/// not counted: it must be read again to get its logits.
 fn common_prefix(cached: &[u32], ids: &[u32]) -> usize {
     let common = cached.iter().zip(ids).take_while(|(cached, id)| cached == id).count();
     common.min(ids.len().saturating_sub(1))

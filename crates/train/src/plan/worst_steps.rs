@@ -100,7 +100,8 @@ impl<'a> MicroBatch<'a> {
     }
 }
 
-/// The steps and evaluations with the largest value of each measure that affects memory use.
+/// The steps and evaluations with the largest values of all quantities that affect memory, such as the number
+/// of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorstSteps<'a> {
     steps: Vec<Vec<MicroBatch<'a>>>,
@@ -214,8 +215,8 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'st
     MicroBatch::new(vec![longest; settings.per_device_train_batch_size.min(records.len())])
 }
 
-/// Finds the largest step for each measure. Smaller steps do not affect the peak, because buffers never
-/// shrink.
+/// Finds the largest step for each quantity that affects memory, such as the number of rows. Smaller steps do
+/// not affect the peak, because buffers never shrink.
 struct WorstFinder<'a> {
     grouping: PassGrouping,
     kept: [Option<(usize, Vec<MicroBatch<'a>>)>; 8],

@@ -88,7 +88,7 @@ fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let shorter = TrainSettings { max_length: 200, ..batch(1) };
     let hint = refused(least(&shorter)).unwrap();
     let length = hint.strip_prefix("--per-device-train-batch-size 1 --max-length ").expect("both are named");
-    // Queries and rows are processed in whole panels, so some lengths above 200 need the same memory as 200.
+    // Rows are processed in blocks of a fixed size, so some lengths above 200 need the same memory as 200.
     assert!((200..260).contains(&length.parse::<usize>().unwrap()), "{hint}");
     assert_eq!(refused(1_000_000), None);
 }
