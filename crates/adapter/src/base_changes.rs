@@ -344,9 +344,9 @@ fn bind_others(
 }
 
 impl Tables<'_> {
-    /// Resolves the changes of the embedding table and of the output head as PEFT does. In a tied base, both
-    /// are the same tensor. A table in the file then replaces both, unless `modules_to_save` names this
-    /// table. If the file contains both tables, the head is used, because PEFT reads the head last.
+    /// Resolves the changes of the embedding table and of the output head as PEFT does. If the base uses one
+    /// tensor for both, a table in the file replaces both, unless `modules_to_save` names this table. If the
+    /// file contains both tables, the head is used, because PEFT reads the head last.
     fn bind<'a>(
         &self,
         [mut embedding, mut head]: [Parts<'a>; 2],

@@ -28,7 +28,7 @@ pub(crate) fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
 }
 
 /// Adds weights to `above` in the order of [`by_logit`], until `is_reached` accepts the sum. Returns the last
-/// added candidate and the sum. If rounding leaves the sum too small, the last candidate of all is returned.
+/// added candidate and the sum. If rounding leaves the sum too small, returns the smallest candidate.
 /// Reorders `candidates`.
 pub(crate) fn find_candidate(
     mut candidates: &mut [Candidate],

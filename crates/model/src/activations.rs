@@ -73,8 +73,8 @@ pub(crate) struct LayerActivations {
     pub mid: Mids,
 }
 
-/// Buffers of the second half of the block, with `M` rows. In the last layer, `M` is the number of rows whose
-/// losses or logits are computed. In the other layers, `M = N`.
+/// Buffers of the second half of the block (after attention), with `M` rows. In the last layer, `M` is the
+/// number of rows whose losses or logits are computed. In the other layers, `M = N`.
 #[derive(Debug, Default)]
 pub(crate) struct MlpActivations {
     /// Residual stream between attention and MLP, `(M, C)`.

@@ -159,9 +159,9 @@ impl Decoder {
         self.backend.gather_rows_backward(dinp.get_mut(), n, dout.get(), rows, cols);
     }
 
-    /// Backward pass of the second half of a block. At the start, `d.hidden` contains the gradient of the
-    /// block's output. At the end, `d.hidden` contains the gradient of the residual stream between the two
-    /// halves, and `d.attn` contains the gradient of `attn`.
+    /// Backward pass of the second half of a block (after attention). At the start, `d.hidden` contains the
+    /// gradient of the block's output. At the end, `d.hidden` contains the gradient of the residual stream
+    /// between the two halves, and `d.attn` contains the gradient of `attn`.
     fn mlp_backward(
         &self,
         layer: usize,
@@ -212,10 +212,10 @@ impl Decoder {
         (d.attn, d.factors) = (dattn, scratch);
     }
 
-    /// Backward pass of the first half of a block. At the start, `d.attn` contains the gradient of the
-    /// attention output, and `d.hidden` contains the gradient of the residual stream. If `wanted` is true,
-    /// the function writes the gradient of the block's input to `d.hidden`. If not, the function computes
-    /// only the gradients of the adapters.
+    /// Backward pass of the first half of a block (up to attention). At the start, `d.attn` contains the
+    /// gradient of the attention output, and `d.hidden` contains the gradient of the residual stream. If
+    /// `wanted` is true, the function writes the gradient of the block's input to `d.hidden`. If not, the
+    /// function computes only the gradients of the adapters.
     fn attend_backward(
         &self,
         layer: usize,
@@ -363,7 +363,7 @@ impl Decoder {
     }
 }
 
-/// Values that the backward pass of the second half of a block reads.
+/// Values that the backward pass of the second half of a block (after attention) reads.
 #[derive(Clone, Copy)]
 struct BranchSaved<'a> {
     act: &'a LayerActivations,

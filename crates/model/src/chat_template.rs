@@ -407,7 +407,8 @@ impl ChatTemplate {
     }
 
     /// Returns the answer in a part that the template marks with `{% generation %}`. The part may begin with
-    /// the generation prompt, which the model does not write. It may also end after the end of the turn.
+    /// the generation prompt, which the model does not write. The part may also end after the end of the
+    /// turn.
     fn marked_answer(&self, text: &str, marked: Range<usize>, header: &str) -> Range<usize> {
         let part = &text[marked.clone()];
         let start = if part.starts_with(header) { marked.start + header.len() } else { marked.start };

@@ -237,7 +237,8 @@ impl Decoder {
             .expect("shapes alone cannot be wrong")
     }
 
-    /// Builds a decoder from functions that return tensors by name and shape. A vector may have no values.
+    /// Builds a decoder from functions that return tensors by name and shape. On a back end that computes
+    /// nothing, a vector has no values.
     ///
     /// `placed` returns the projections of a group in the memory of the back end. `weights` contains the
     /// tensors, if there are files.

@@ -256,7 +256,7 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
     specs
 }
 
-/// Returns the length of a quantization state. `before` is the size of the parts that precede it. The state
+/// Returns the length of a quantization state. `before` is the size of the parts before the state. The state
 /// is padded, so that the parts of a weight end at a multiple of 8 bytes.
 fn state_len(before: usize) -> usize {
     (before + MIN_QUANT_STATE_BYTES).next_multiple_of(8) - before

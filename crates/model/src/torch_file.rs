@@ -208,8 +208,8 @@ fn data_of(file: &[u8], local: usize, size: usize) -> Option<Range<usize>> {
 struct Zip64<'a>(&'a [u8]);
 
 impl<'a> Zip64<'a> {
-    /// Finds these numbers in the extra fields of an entry. Each extra field starts with an id and a length
-    /// of 2 bytes each.
+    /// Finds the 64-bit numbers in the extra fields of an entry. Each extra field starts with an id and a
+    /// length of 2 bytes each.
     fn of(mut extra: &'a [u8]) -> Self {
         while let (Some(id), Some(length)) = (number(extra, 0, 2), number(extra, 2, 2)) {
             let field = extra.get(4..4 + length).unwrap_or_default();

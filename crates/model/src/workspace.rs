@@ -83,8 +83,8 @@ pub(crate) struct Gradients {
     pub factors: FactorScratch,
 }
 
-/// Buffers for the backward pass of DoRA. There is one for each projection of a group, and a group has at
-/// most three.
+/// Buffers for the backward pass of DoRA. Each array has one buffer for each projection of a group, and a
+/// group has at most three projections.
 #[derive(Debug, Default)]
 pub(crate) struct FactorScratch {
     /// Outputs before they are scaled.
@@ -184,9 +184,9 @@ impl Workspace {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Reserves buffers for `n` rows, for the activations of `layers` layers, and for `head_rows` rows at the
-    /// head. Activations that the policies do not store get the buffers of a single layer, which all layers
-    /// share.
+    /// Reserves buffers for `n` rows, for the activations of `layers` layers, and for `head_rows` rows whose
+    /// losses or logits are computed. Activations that the policies do not store get the buffers of a single
+    /// layer, which all layers share.
     pub(crate) fn reserve(
         &mut self,
         config: &ModelConfig,

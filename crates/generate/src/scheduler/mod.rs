@@ -28,8 +28,7 @@ pub use self::request::{AddError, GenerationId, ReplyRequest, RequestAdapter, Re
 pub use self::stats::{AdapterLoad, SchedulerStats};
 use crate::{GenerateError, Sampler, Sequence, StepOutput, StopReason, StopRules, TokenLogprobs, TokenStep};
 
-/// Number of preemptions after which a sequence restarts only if there is room for its maximum number of
-/// tokens.
+/// After this many preemptions, a sequence restarts only if memory has room for its maximum number of tokens.
 const MAX_PREEMPTIONS: u32 = 2;
 
 /// Limits of a [`Scheduler`].
@@ -232,9 +231,10 @@ impl Scheduler {
         }
     }
 
-    /// Pauses the youngest sequence of the flow with the most running sequences, so that flow `key` can start
-    /// its first one. The paused sequence retains its keys and values. Returns `false` and pauses nothing if
-    /// flow `key` already runs a sequence, or if no flow runs two or more.
+    /// Pauses the youngest sequence of the adapter with the most running sequences, so that the adapter of
+    /// flow `key` can start its first one. The paused sequence retains its keys and values. Returns `false`
+    /// and pauses nothing if the adapter of flow `key` already runs a sequence, or if no adapter runs two or
+    /// more.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
@@ -348,8 +348,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns the index of the job to preempt: the youngest running job of the flow with the most tokens in
-    /// memory.
+    /// Returns the index of the job to preempt: the youngest running job of the adapter with the most tokens
+    /// in memory.
     fn victim(&self) -> usize {
         let tokens = |key: FlowKey| -> usize {
             let slots = self.running.iter().filter(|job| job.flow() == key).filter_map(Job::slot);
@@ -359,8 +359,8 @@ impl Scheduler {
         self.running.iter().rposition(|job| job.flow() == largest).expect("a job is running")
     }
 
-    /// Preempts a running job: drops its keys and values, and moves the job back to the front of its flow.
-    /// Returns its former slot.
+    /// Preempts a running job: drops its keys and values, and moves the job back to the front of its
+    /// adapter's queue. Returns the former slot of the job.
     fn preempt(&mut self, index: usize) -> SlotId {
         let mut job = self.running.remove(index);
         let slot = job.slot().expect("a running job has a slot");
@@ -370,8 +370,8 @@ impl Scheduler {
         slot
     }
 
-    /// Returns the slots that read prompt tokens in this step, and the number of tokens for each. The flow
-    /// that is served next comes first.
+    /// Returns the slots that read prompt tokens in this step, and the number of tokens for each. Adapters
+    /// with the fewest processed tokens come first.
     fn prefill_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut prompts: Vec<(u64, RequestId, SlotId)> = Vec::new();
         for job in &self.running {

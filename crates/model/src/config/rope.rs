@@ -80,8 +80,8 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Returns the factor by which cosine and sine are multiplied. A score is thus multiplied by the square
-    /// of this factor.
+    /// Returns the factor by which cosine and sine are multiplied. Queries and keys both get this factor, so
+    /// an attention score gets its square.
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {

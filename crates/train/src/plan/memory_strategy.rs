@@ -29,8 +29,8 @@ impl LayerPolicies {
     /// computation than the previous combination.
     ///
     /// No combination has layers that store all activations, because such layers were not faster. No
-    /// combination recomputes exactly one layer completely: recomputing needs buffers of the same size as the
-    /// activations that one layer stores.
+    /// combination recomputes exactly one layer completely, because this saves no memory: recomputing needs
+    /// buffers that are as large as the activations of one layer.
     fn fastest_first(count: usize) -> impl Iterator<Item = Self> {
         let recomputing = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n });
         std::iter::once(Self { recompute: 0, keep_some: count }).chain(recomputing)
