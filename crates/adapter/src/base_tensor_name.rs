@@ -13,13 +13,12 @@ pub(crate) enum Part {
     Saved,
     /// Replaced rows of single tokens: `token_adapter.trainable_tokens_delta`.
     Rows,
-    /// The matrix `A` for a table: `lora_A` or `lora_embedding_A`.
+    /// The matrix `A` for the embedding table or the output head: `lora_A` or `lora_embedding_A`.
     A,
-    /// The matrix `B` for a table: `lora_B` or `lora_embedding_B`.
+    /// The matrix `B` for the embedding table or the output head: `lora_B` or `lora_embedding_B`.
     B,
 }
 
-/// A parsed tensor name.
 #[derive(Debug, PartialEq)]
 pub(crate) struct BaseTensorName {
     /// The tensor's name in the base: `model.embed_tokens.weight`.

@@ -546,7 +546,6 @@ fn wrong(key: &str, found: Option<&Value>, expected: &str) -> AdapterError {
     value(key.to_owned(), found.map_or("missing".to_owned(), shown), expected.to_owned())
 }
 
-/// Shortens a JSON value for a message.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {

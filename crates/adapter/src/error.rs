@@ -298,7 +298,6 @@ fn listing(heading: &str, names: &[String]) -> String {
 }
 
 impl AdapterError {
-    /// Adds the path of the file to the error.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
         match self {
             // These errors already contain a path.
@@ -307,7 +306,6 @@ impl AdapterError {
         }
     }
 
-    /// Adds `others` to the missing tensors of an [`AdapterError::Binding`] error.
     pub(crate) fn and_missing(self, others: &[String]) -> Self {
         match self {
             Self::Binding { unbound, mut missing } => {

@@ -134,7 +134,6 @@ impl Adapter {
     }
 }
 
-/// A tensor to write into an adapter file.
 enum SavedTensor<'a> {
     /// A tensor of the adapter's parameters.
     Own(Tensor),
@@ -142,7 +141,6 @@ enum SavedTensor<'a> {
     Copied(&'a Weights, &'a TensorInfo),
 }
 
-/// The result of matching the tensors of a file with the tensors of the modules.
 struct Matched<'a> {
     bound: Vec<(Tensor, &'a TensorInfo)>,
     /// Names of module tensors that are missing in the file.

@@ -220,7 +220,6 @@ fn scalings(adapter: &Adapter) -> Vec<f32> {
     scalings
 }
 
-/// Files of the new model other than weights.
 struct OtherFiles {
     config: Vec<u8>,
     index: Option<Vec<u8>>,

@@ -13,7 +13,6 @@ use crate::{AdapterError, LoraConfig, TargetModules};
 /// Name of the weight file of mlx-lm.
 pub const MLX_WEIGHTS_FILE: &str = "adapters.safetensors";
 
-/// Returns whether an `adapter_config.json` was written by mlx-lm.
 pub(crate) fn is_config(config: &Map<String, Value>) -> bool {
     !config.contains_key("peft_type") && config.get("lora_parameters").is_some_and(Value::is_object)
 }

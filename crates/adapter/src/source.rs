@@ -151,7 +151,6 @@ pub(crate) fn copy_of(weights: &Weights, info: &TensorInfo) -> RawTensor {
     }
 }
 
-/// Returns the bytes of a safetensors file with these tensors.
 fn safetensors_bytes(tensors: &[RawTensor]) -> Vec<u8> {
     let mut header = Map::new();
     let mut end = 0;

@@ -124,10 +124,8 @@ fn no_such_target(target: &str, model: &ModelConfig) -> AdapterError {
     AdapterError::NoSuchTarget { target: target.to_owned(), available }
 }
 
-/// Path, layer and kind of a projection.
 type Candidate = (String, usize, Projection);
 
-/// The modules that a configuration selects.
 struct Chosen {
     projections: Vec<Candidate>,
     tables: Vec<&'static str>,
@@ -141,7 +139,6 @@ const TABLES: [&str; 2] = ["model.embed_tokens", "lm_head"];
 /// The end of the error message if a training run adapts the embedding table or the output head.
 const TABLE: &str = "is not yet supported as a target";
 
-/// The settings of a configuration that select modules.
 struct TargetFilter<'a> {
     targets: Matcher<'a>,
     excluded: Option<Matcher<'a>>,
@@ -302,7 +299,6 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// Returns the list of names, or the regular expression.
     fn names(&self) -> Vec<&'a str> {
         match self {
             Self::AllLinear => Vec::new(),
@@ -362,7 +358,6 @@ impl<'a> LayerFilter<'a> {
         Ok(Self { layers, patterns })
     }
 
-    /// Returns the layer numbers that do not exist in the model.
     fn missing(&self, model: &ModelConfig) -> impl Iterator<Item = i64> {
         let layers = self.layers.unwrap_or_default().iter().copied();
         layers.filter(move |layer| !usize::try_from(*layer).is_ok_and(|l| l < model.num_hidden_layers))
@@ -397,7 +392,6 @@ impl<'a, T: Copy> Patterns<'a, T> {
         Ok(Self { key, entries: entries.iter().map(entry).collect::<Result<_, AdapterError>>()? })
     }
 
-    /// Returns the patterns that match no selected projection.
     fn unused(&self, chosen: &[Candidate]) -> Result<Vec<String>, AdapterError> {
         let mut unused = Vec::new();
         for (pattern, regex, _) in &self.entries {

@@ -14,7 +14,6 @@ use crate::{AdapterError, BaseIdentity};
 /// Name of the file.
 pub const IDENTITY_FILE: &str = "danlu.json";
 
-/// Name of the file with a chat template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// Files of a tokenizer. Some bases do not have all of these files.

@@ -6,7 +6,6 @@ use std::cmp::Ordering;
 /// logits.
 const MAX_SORTED: usize = 32;
 
-/// A candidate token and its logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Candidate {
     pub id: u32,

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use danlu_adapter::{CONFIG_FILE, RUN_FILE, latest_checkpoint};
 
-/// Name of a model's configuration.
 pub(crate) const MODEL_CONFIG: &str = "config.json";
 
 /// The kind of a folder, as shown by the names of its files.

@@ -124,7 +124,6 @@ fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
     Ok(hex::encode(hash.finalize()))
 }
 
-/// Returns the safetensors files and the torch files of `folder`, sorted by name.
 fn weight_files_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let mut paths: Vec<PathBuf> = Vec::new();
     let error = |e| FileError::new("read", folder, e);

@@ -63,7 +63,7 @@ impl ConfigJson {
     pub(crate) fn eos_token_ids(&self) -> Result<Vec<u32>, ModelError> {
         let fields = Fields::new(&self.path, &self.value)?;
         let own = fields.token_ids("eos_token_id")?;
-        // The text model of Gemma 3 has its own object.
+        // In Gemma 3, the ids may be in the nested object of the text model.
         match fields.nested("text_config")?.filter(|_| own.is_empty()) {
             Some(text) => text.token_ids("eos_token_id"),
             None => Ok(own),

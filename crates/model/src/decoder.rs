@@ -363,7 +363,6 @@ impl Decoder {
         self.read_losses(work, labels)
     }
 
-    /// Reads the first `n` losses of `work`.
     pub(crate) fn read_losses(&self, work: &Workspace, n: usize) -> Result<Vec<f32>, ModelError> {
         let mut losses = vec![0.0; n];
         self.backend.read(&mut losses, work.losses.get(), 0)?;
@@ -673,7 +672,6 @@ impl Decoder {
         true
     }
 
-    /// Computes `act.act` from gate and up.
     fn gate_activation(&self, act: &mut MlpActivations, n: usize) {
         let (out, gate, up) = (act.act.get_mut(), act.gate.get(), act.up.get());
         let len = n * self.config.intermediate_size;
@@ -752,7 +750,6 @@ impl Decoder {
         }
     }
 
-    /// Normalises the first `n` rows of `work.head_inp` into `work.head_norm`.
     pub(crate) fn head_norm(&self, work: &mut Workspace, n: usize) {
         let (out, rstd) = (work.head_norm.get_mut(), work.head_rstd.get_mut());
         let (inp, eps) = (work.head_inp.get(), self.config.stream_eps());

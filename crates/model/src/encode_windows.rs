@@ -33,7 +33,6 @@ const MIN_RUN: usize = 32;
 /// window shares enough tokens with the previous window.
 const MAX_SHIFT: usize = 16;
 
-/// A token and its position in a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TextToken {
     pub id: u32,
@@ -59,7 +58,6 @@ impl WindowOptions {
     }
 }
 
-/// The reason why a text could not be encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum WindowFault<E> {
     /// A window could not be encoded.
@@ -109,7 +107,6 @@ pub(crate) fn encode_windows<E>(
     Ok(())
 }
 
-/// A part of a text, and the tokens of this part.
 struct Window {
     start: usize,
     end: usize,

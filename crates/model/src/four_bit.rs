@@ -56,7 +56,6 @@ pub(crate) fn weight_of_part(name: &str) -> Option<&str> {
     part.or_else(|| name.split_once(QUANT_STATE).map(|(weight, _)| weight))
 }
 
-/// A 4-bit weight in a file.
 pub(crate) struct StoredFourBit<'a> {
     weights: &'a Weights,
     name: &'a str,

@@ -7,7 +7,7 @@ use memmap2::MmapMut;
 /// Returns zeroed memory in huge pages. With small pages, decoding would have a TLB miss on each page.
 pub(crate) fn zeros(len: usize) -> MmapMut {
     let pages = MmapMut::map_anon(len).unwrap_or_else(|_| {
-        // An allocation of this size fails in the allocator too, which reports the failure as for any `Vec`.
+        // The allocator cannot provide this size either, and reports the failure as for any `Vec`.
         drop(std::hint::black_box(Vec::<u8>::with_capacity(len)));
         panic!("cannot map {len} bytes")
     });

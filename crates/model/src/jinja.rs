@@ -205,7 +205,6 @@ fn tojson(state: &State, value: Value, positional: Rest<Value>, options: Kwargs)
     String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
 
-/// Output layout of Python's `json` module.
 struct PythonStyle {
     indent: Option<usize>,
     item: String,

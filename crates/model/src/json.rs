@@ -18,7 +18,6 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     serde_json::from_slice(bytes).map_err(|e| malformed(path, bytes, &e))
 }
 
-/// Returns the error for a text that serde_json rejected.
 pub(crate) fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> ModelError {
     let message = json_words(bytes, e);
     ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }

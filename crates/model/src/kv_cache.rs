@@ -197,7 +197,6 @@ impl KvCache {
         self.slots.iter().flatten().map(|extent| extent.capacity).sum()
     }
 
-    /// Returns the first row of a slot.
     pub(crate) fn start(&self, slot: SlotId) -> usize {
         self.extent(slot).start
     }

@@ -14,7 +14,6 @@ const MAX_MAPPINGS: usize = 1024;
 static MAPPINGS: [AtomicPtr<Mapping>; MAX_MAPPINGS] =
     [const { AtomicPtr::new(ptr::null_mut()) }; MAX_MAPPINGS];
 
-/// The addresses and the path of a mapped file.
 struct Mapping {
     start: usize,
     len: usize,

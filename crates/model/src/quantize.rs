@@ -47,7 +47,6 @@ mod code_name {
     }
 }
 
-/// Reads a block size from JSON and checks it.
 fn block_size<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
     let size = usize::deserialize(d)?;
     Quantization::check_block_size(size).map_err(|expected| {

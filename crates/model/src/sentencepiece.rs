@@ -278,7 +278,6 @@ impl Piece {
     }
 }
 
-/// The fields of a protobuf message.
 struct Message<'a>(&'a [u8]);
 
 enum Field<'a> {

@@ -17,7 +17,6 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 /// A file in the hidden folder that lists the files of a publication, in the order in which they are renamed.
 const PUBLISH_LIST: &str = "publish.list";
 
-/// Maximum size of a [`PUBLISH_LIST`].
 const MAX_LIST_BYTES: u64 = 1 << 20;
 
 /// A model folder that is being written. Files are first written to a hidden folder inside the model folder.

@@ -91,7 +91,6 @@ pub(crate) fn bound_values(source: &str, syntax: &SyntaxConfig) -> Result<String
     Ok(out)
 }
 
-/// Text to insert at a byte offset of the source.
 struct Insertion {
     at: usize,
     text: String,

@@ -103,7 +103,6 @@ impl Tokenizer {
         [tokenizer, if has("chat_template.jinja") { adapter } else { tokenizer }]
     }
 
-    /// Reads the files of a tokenizer. The files may be in different folders.
     fn read_from(
         folder: &Path,
         template: &Path,

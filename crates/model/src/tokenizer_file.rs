@@ -31,17 +31,16 @@ const MAX_INSERTED_BYTES: usize = 1024;
 /// Maximum number of bytes that all normalizers, or all decoders, together create from one byte.
 const MAX_GROWTH: usize = 64;
 
-/// Maximum number of steps in a sequence. The steps of nested sequences count too.
+/// Maximum number of steps of a normalizer, pre-tokenizer or decoder. The steps of nested sequences count
+/// too.
 const MAX_STEPS: usize = 256;
 
 /// Maximum number of merges. The library needs 700 bytes for each merge. The largest known tokenizers have
 /// 600,000.
 const MAX_MERGES: usize = 1 << 20;
 
-/// Maximum number of tokens in a vocabulary.
 const MAX_TOKENS: usize = 1 << 21;
 
-/// Maximum number of added tokens.
 const MAX_ADDED_TOKENS: usize = 1 << 19;
 
 /// Maximum number of ids that a post-processor adds to one text.
@@ -304,9 +303,10 @@ fn check_step(step: &Value) -> Result<usize, String> {
         }
         "Precompiled" => check_charsmap(text("precompiled_charsmap")),
         "BPEDecoder" if text("suffix").is_empty() => Ok(2),
-        // A space before the text, and two bytes for each byte that is no printable ASCII character.
+        // At most three bytes for each byte: two for a byte that is not printable ASCII, and a space before
+        // the text.
         "ByteLevel" => Ok(3),
-        // A mark of three bytes before each piece, and for each space.
+        // At most four bytes for each byte: the byte itself, and a mark of three bytes before each piece.
         "Metaspace" => Ok(4),
         _ => Ok(1),
     }
@@ -452,7 +452,6 @@ impl<'de> Deserialize<'de> for List {
     }
 }
 
-/// Length of a token in bytes.
 struct Token(usize);
 
 impl<'de> Deserialize<'de> for Token {

@@ -221,7 +221,8 @@ impl<'a> Zip64<'a> {
         Self(&[])
     }
 
-    /// Returns `short`. If `short` is the escape value, returns the next 64-bit number instead.
+    /// Returns `short`. If `short` is `u32::MAX`, the number did not fit, so the next 64-bit number is
+    /// returned.
     fn or(&mut self, short: usize) -> Option<usize> {
         if short != u32::MAX as usize {
             return Some(short);

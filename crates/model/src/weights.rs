@@ -234,7 +234,6 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Adds a tensor that is stored in memory.
     pub(crate) fn push(&mut self, spec: TensorSpec, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) {
         let (file, range) = (self.files.len(), 0..(*memory).as_ref().len());
         let TensorSpec { name, dtype, shape, .. } = spec;

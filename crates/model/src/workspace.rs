@@ -156,7 +156,6 @@ impl Workspace {
         self.spare_logits = logits;
     }
 
-    /// Returns the policy of a layer.
     pub(crate) fn policy(&self, layer: usize) -> ActivationPolicy {
         self.policies.get(layer).copied().unwrap_or_default()
     }

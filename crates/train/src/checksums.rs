@@ -16,7 +16,6 @@ pub(crate) const CHECKSUMS_FILE: &str = "checksums.sha256";
 /// Maximum size of a checksum file that is read. A checkpoint has about a dozen files.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Writes the checksums of all files in a folder.
 pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     let mut text = String::new();
     for name in files::names_in(folder)? {

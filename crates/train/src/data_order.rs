@@ -20,7 +20,6 @@ pub struct DataPosition {
     pub step_in_epoch: u64,
 }
 
-/// The order of the records in a run.
 #[derive(Debug)]
 pub(crate) struct DataOrder {
     /// The units that micro-batches consist of: single records, or packs of records.

@@ -7,16 +7,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Scale of the first step.
 const INITIAL: f64 = 65_536.0;
-/// Largest scale.
 const MAX_SCALE: f64 = 16_777_216.0;
 /// Smallest scale. If a gradient overflows at this scale, the step fails with an error.
 const MIN_SCALE: f64 = 1.0;
 /// Number of steps without an overflow after which the scale is doubled.
 const GROWTH_STEPS: u32 = 2000;
 
-/// State of the loss scaling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LossScale {

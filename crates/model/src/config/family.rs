@@ -32,7 +32,6 @@ pub(super) struct Sizes {
     pub max_positions: usize,
 }
 
-/// One model family.
 pub(super) struct Family {
     pub name: &'static str,
     pub defaults: Defaults,

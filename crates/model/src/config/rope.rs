@@ -129,7 +129,7 @@ impl Rope {
                 let original = *original_max_position_embeddings as f64;
                 let length = (tokens as f64).max(original);
                 let d = dim as f64;
-                // A head with one pair has only the frequency 1.
+                // With one pair, the only frequency is 1, and the formula would divide by zero.
                 let exponent = if dim > 2 { d / (d - 2.0) } else { 1.0 };
                 let theta = self.theta * ((factor * length / original) - (factor - 1.0)).powf(exponent);
                 Self { theta, scaling: RopeScaling::Default }.inv_freq(dim)
@@ -350,7 +350,7 @@ impl Rope {
 
 const KINDS: &str = "`default`, `linear`, `dynamic`, `llama3`, `yarn` and `longrope`";
 
-/// Largest number of factors, which is half of the largest head.
+/// Maximum number of LongRoPE factors. A head has one factor for each pair of elements.
 const MAX_FACTORS: usize = 1 << 16;
 
 fn long_rope(

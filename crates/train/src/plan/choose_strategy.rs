@@ -252,7 +252,8 @@ impl<'a> Planner<'a> {
         let usage = self.dry_run.run(layers.policies(), grouping, worst, reply)?;
         let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             usage;
-        // If a micro-batch is split, the size of a part does not depend on the number of records.
+        // If a micro-batch is split, the size of a part does not depend on the batch size, so the measured
+        // memory is not multiplied.
         let batches = if grouping.max_rows.is_some() { 1 } else { self.batches };
         let scratch = PlannedScratch {
             products: trained.scratch.products * batches,

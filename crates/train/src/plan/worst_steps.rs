@@ -61,7 +61,6 @@ impl<'a> RecordSize<'a> {
     }
 }
 
-/// The records of one micro-batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct MicroBatch<'a> {
     records: Vec<RecordSize<'a>>,
