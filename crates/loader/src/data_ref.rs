@@ -21,8 +21,8 @@ pub enum DataRef {
         /// Whether the text can only name a data set, such as `hf:org/name`.
         is_explicit: bool,
     },
-    /// The text `owner/name`, if a local folder `owner` exists. The text means the data set if the cache
-    /// contains this data set, and a mistyped path if not.
+    /// The text `owner/name`, where `owner` is also a local folder. If the cache contains the data set, the
+    /// text means the data set. If not, the text means a path.
     Ambiguous {
         /// The text as a path.
         path: PathBuf,

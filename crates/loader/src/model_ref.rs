@@ -13,8 +13,8 @@ pub enum ModelRef {
     Folder(PathBuf),
     /// A repository on the Hub.
     Hub(RepoName),
-    /// The text `owner/model`, if a local folder `owner` exists but contains no `model`. The text means the
-    /// repository if the cache contains this repository, and a mistyped path if not.
+    /// The text `owner/model`, where `owner` is also a local folder, but contains no `model`. If the cache
+    /// contains the repository, the text means the repository. If not, the text means a path.
     Ambiguous {
         /// The text as a path.
         path: PathBuf,

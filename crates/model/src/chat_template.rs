@@ -33,8 +33,8 @@ const BASE_OUTPUT: usize = 1 << 20;
 /// Fuel (executed instructions) that an ordinary rendering uses. The amount grows with the conversation.
 const ORDINARY_FUEL: u64 = 50_000;
 
-/// Maximum fuel that all renderings of a template together may use beyond [`ORDINARY_FUEL`]. Using this much
-/// fuel takes a few seconds.
+/// Maximum fuel (executed instructions) that all renderings of a template together may use beyond
+/// [`ORDINARY_FUEL`]. Using this much fuel takes a few seconds.
 const MAX_EXCESS_FUEL: u64 = 100_000_000;
 
 /// If this many consecutive renderings run out of fuel, the template is not rendered again.
@@ -105,8 +105,9 @@ struct Spent {
 }
 
 impl Spent {
-    /// Counts the fuel that a rendering used beyond the ordinary amount. Abandons the template if its
-    /// renderings use too much fuel in total, or if three consecutive renderings run out of fuel.
+    /// Counts the fuel (executed instructions) that a rendering used beyond the ordinary amount. Abandons the
+    /// template if its renderings use too much fuel in total, or if three consecutive renderings run out of
+    /// fuel.
     fn add(&self, excess: u64, is_exhausted: bool) {
         let excess = excess + self.excess.fetch_add(excess, Ordering::Relaxed);
         let in_a_row = match is_exhausted {

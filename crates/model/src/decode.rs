@@ -104,8 +104,8 @@ impl Decoder {
     /// have the old rotation. The cached values are wrong too, because they follow from the attention of
     /// earlier layers.
     ///
-    /// All rows are recomputed as prompt rows, even those of generated tokens. The result depends only on the
-    /// tokens, so an interrupted reply has the same bits as an uninterrupted one.
+    /// Generated tokens are recomputed in the same way as prompt tokens. The result therefore depends only on
+    /// the tokens, and an interrupted reply has the same bits as an uninterrupted reply.
     fn follow_length(
         &self,
         work: &mut Workspace,

@@ -680,8 +680,8 @@ impl Decoder {
     }
 
     /// Recomputes the activations that the layer's policy did not store. The recomputed bits are the same.
-    /// The last layer does not need this call, because its backward pass directly follows its forward pass.
-    /// No other layer has overwritten the shared buffers.
+    /// The last layer does not need this call: its backward pass directly follows its forward pass, so no
+    /// other layer has overwritten the shared buffers.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -757,7 +757,7 @@ impl Decoder {
     }
 
     /// Computes the logits `(N, V)` of the first `n` rows of `work.head_inp` into `work.logits`. The softcap
-    /// is not yet applied. With `is_generated`, the sums have the order for generated tokens.
+    /// is not yet applied. With `is_generated`, products are summed in the order that decoding uses.
     pub(crate) fn head_product(&self, work: &mut Workspace, n: usize, is_generated: bool) {
         self.head_norm(work, n);
         let be = &*self.backend;

@@ -134,8 +134,8 @@ impl Window {
     }
 }
 
-/// Reads the window after `window`. Returns the new window, and the position of the join in the tokens of
-/// `window` and in the tokens of the new window. Returns `None` if the windows share too few tokens.
+/// Reads a window that overlaps the end of `window`. Returns the new window, and the token at which the two
+/// are joined, as an index into the tokens of each. Returns `None` if the windows share too few tokens.
 fn join_next<E>(
     text: &str,
     window: &Window,
@@ -174,8 +174,8 @@ fn first_token_after(text: &str, tokens: &[TextToken], start: usize) -> Option<u
     })
 }
 
-/// Returns a position near the middle of the longest run of tokens that both lists share, as an index into
-/// each list. With `between_words`, a word starts at this position. Returns `None` if there is no such
+/// Finds the longest run of tokens that both lists share, and returns a position near its middle as an index
+/// into each list. With `between_words`, a word starts at this position. Returns `None` if there is no such
 /// position, or if the run is shorter than `MIN_RUN`.
 fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<[usize; 2]> {
     let is_same = |l: &TextToken, r: &TextToken| l.id == r.id && l.range == r.range;
@@ -201,8 +201,8 @@ fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<
     }
     let margin = MIN_RUN / 2;
     let begins_word = |tokens: &[TextToken], at: usize| tokens[at].word != tokens[at - 1].word;
-    // Possible numbers of tokens between the join and the end of the run. Numbers close to the middle come
-    // first.
+    // Numbers of tokens by which the join can precede the end of the run. Numbers close to the middle of the
+    // run come first.
     let mut behind: Vec<usize> = (margin..=length - margin).collect();
     behind.sort_by_key(|n| n.abs_diff(length / 2));
     let is_join = |n: &usize| !between_words || begins_word(left, l - n) && begins_word(right, r - n);

@@ -16,8 +16,8 @@ const MAX_PIECE_CHARS: usize = 256;
 /// Maximum number of pieces of a model. The largest published vocabulary has 262,144 pieces.
 const MAX_PIECES: usize = 1 << 19;
 
-/// Maximum size of all merges, in bytes per byte of the pieces. A piece of `n` bytes has at most `n - 1`
-/// merges.
+/// Maximum size of all merges, as a multiple of the size of all pieces. Without a limit, a piece of `n` bytes
+/// could have `n - 1` merges of `n` bytes each.
 const MAX_MERGE_GROWTH: usize = 32;
 
 /// Kinds of pieces.

@@ -42,7 +42,8 @@ pub(crate) struct TooDeep {
     pub message: String,
 }
 
-/// Returns `source` with its stored values wrapped.
+/// Returns `source` with a size check around each value that is stored: `{% set x = A %}` becomes `{% set x =
+/// (A)|danlu_bound %}`.
 ///
 /// If `source` is not valid Jinja, it is returned unchanged, and the parser reports the error later.
 pub(crate) fn bound_values(source: &str, syntax: &SyntaxConfig) -> Result<String, TooDeep> {
@@ -107,8 +108,8 @@ fn is_operator(token: &Token<'_>) -> bool {
     }
 }
 
-/// Wraps the values that the statement `tag` stores. `close` is the text that closes the tag, such as `-%}`,
-/// and `end` is the position of this text.
+/// Inserts a filter after each value that the statement `tag` stores, as in `{% set x = (A)|danlu_bound %}`.
+/// `close` is the text that closes the tag, such as `-%}`, and `end` is the position of this text.
 fn wrap_statement(
     tag: &[(Token<'_>, Span)],
     close: &str,
@@ -174,7 +175,7 @@ fn parameters<'a>(tag: &'a [(Token<'a>, Span)], depths: &'a [usize]) -> impl Ite
     })
 }
 
-/// Wraps the argument of each `loop(...)`. Such a call runs a recursive loop over the argument.
+/// Inserts a filter into each call `loop(A)`, which runs a recursive loop over `A`: `loop((A)|danlu_bound)`.
 fn wrap_loop_calls(tag: &[(Token<'_>, Span)], insertions: &mut Vec<Insertion>) {
     let depths = bracket_depths(tag);
     for (i, pair) in tag.windows(2).enumerate() {

@@ -10,7 +10,7 @@ const MAX_DEPTH: usize = 200;
 /// Maximum number of items of a value. The items of nested values count too.
 const MAX_ITEMS: usize = 1 << 20;
 
-/// Number of items that cost one unit of fuel.
+/// Number of items that cost as much fuel as one instruction.
 const ITEMS_PER_FUEL: usize = 8;
 
 /// Maximum width or precision in a format. The sum of all widths and precisions has the same limit.
@@ -24,16 +24,17 @@ pub(crate) fn bound(state: &State, value: Value) -> Result<Value, Error> {
     stored(value)
 }
 
-/// Filter for an attribute of a namespace, like [`bound`]. The attribute may contain only data. A namespace
-/// or macro inside it could refer back to the namespace. Printing would then never end, and the memory would
-/// leak.
+/// Filter for a value that becomes an attribute of a namespace. The value is checked as in [`bound`], and may
+/// contain no namespace and no macro. Such an object could refer back to the namespace: printing would never
+/// end, and the memory would leak.
 pub(crate) fn bound_member(state: &State, value: Value) -> Result<Value, Error> {
     check(state, &value, true)?;
     stored(value)
 }
 
-/// Checks that a value may be written, and charges fuel for its text before the text is created. With
-/// `indent`, each item is on a separate line, and is indented by `indent` blanks per level.
+/// Checks that a value is not too large to be written, and charges fuel (minijinja's count of instructions)
+/// for its text before the text is created. With `indent`, each item is on a separate line, and is indented
+/// by `indent` blanks per level.
 pub(crate) fn check_written(state: &State, value: &Value, indent: usize) -> Result<(), Error> {
     let size = check(state, value, false)?;
     let bytes = size.text + indent.saturating_mul(size.depths);

@@ -303,10 +303,10 @@ fn check_step(step: &Value) -> Result<usize, String> {
         }
         "Precompiled" => check_charsmap(text("precompiled_charsmap")),
         "BPEDecoder" if text("suffix").is_empty() => Ok(2),
-        // At most three bytes for each byte: two for a byte that is not printable ASCII, and a space before
-        // the text.
+        // A byte that is not printable ASCII becomes a character of two bytes. The third byte is for the
+        // space that is added before the text.
         "ByteLevel" => Ok(3),
-        // At most four bytes for each byte: the byte itself, and a mark of three bytes before each piece.
+        // A mark of three bytes, `▁`, is added before each piece of one byte or more.
         "Metaspace" => Ok(4),
         _ => Ok(1),
     }

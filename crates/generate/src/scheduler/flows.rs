@@ -29,8 +29,8 @@ impl Flow {
     }
 }
 
-/// All active flows. An inactive flow is stored while its count exceeds the lowest active count, because a
-/// new flow would start at that lower count.
+/// All active flows, and inactive flows whose token count exceeds the lowest count of an active flow. If such
+/// a flow were forgotten, it would start again at the lowest count and be served too early.
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
@@ -121,8 +121,9 @@ impl Flows {
         }
     }
 
-    /// Removes inactive flows whose count is at most the lowest active count, because [`Self::activate`]
-    /// would raise their counts anyway. Removes all flows if none is active.
+    /// Removes inactive flows whose token count is at most the lowest count of an active flow, because
+    /// [`Self::activate`] would raise their counts to the lowest count anyway. Removes all flows if none is
+    /// active.
     pub fn prune(&mut self) {
         let lowest = self.lowest();
         self.flows.retain(|_, flow| flow.is_active() || lowest.is_some_and(|lowest| flow.served > lowest));
@@ -132,8 +133,8 @@ impl Flows {
         self.active().map(|(_, flow)| flow.served).min()
     }
 
-    /// Returns a flow, and creates it if necessary. If the flow is inactive, its count is first raised to at
-    /// least the lowest active count.
+    /// Returns a flow, and creates it if necessary. If the flow is inactive, its token count is first raised
+    /// to at least the lowest count of an active flow.
     fn activate(&mut self, key: FlowKey) -> &mut Flow {
         let lowest = self.lowest().unwrap_or(0);
         let flow = self.flows.entry(key).or_default();

@@ -156,7 +156,8 @@ impl KvMemory {
     }
 
     /// Removes the sequence from a slot and returns it. If `retain` is set, the keys and values of its prompt
-    /// are retained, unless the prompt is shorter than a page or another retained slot contains them.
+    /// are retained, unless the prompt is shorter than a page ([`PAGE_TOKENS`]) or another retained slot
+    /// contains them.
     pub fn release(&mut self, slot: SlotId, generation: Option<GenerationId>, retain: bool) -> Sequence {
         let len = self.engine.prompt_read(slot).len();
         let tokens = self.engine.prompt_read(slot).to_vec();

@@ -231,10 +231,10 @@ impl Scheduler {
         }
     }
 
-    /// Pauses the youngest sequence of the adapter with the most running sequences, so that the adapter of
-    /// flow `key` can start its first one. The paused sequence retains its keys and values. Returns `false`
-    /// and pauses nothing if the adapter of flow `key` already runs a sequence, or if no adapter runs two or
-    /// more.
+    /// Pauses the youngest sequence of the adapter with the most running sequences, so that an adapter
+    /// without a running sequence can start one. `key` names the queue ("flow") of that adapter. The paused
+    /// sequence retains its keys and values. Returns `false` and pauses nothing if the adapter of `key`
+    /// already runs a sequence, or if no adapter runs two or more.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
@@ -442,8 +442,8 @@ impl Scheduler {
     /// Starts the first `count` waiting jobs of a flow. Stops early if there is no room.
     fn start_choices(&mut self, key: FlowKey, count: usize, events: &mut Vec<SchedulerEvent>) {
         for _ in 0..count {
-            // The ended job is still in `running` and counts too, so one more job than `max_running` is
-            // allowed.
+            // The sequence that has just ended is still in `running`, so `running` may contain one more job
+            // than `max_running`.
             if self.running.len() > self.options.max_running {
                 return;
             }

@@ -79,8 +79,9 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// Working memory of the kernels.
     pub scratch: PlannedScratch,
-    /// Temporary memory for a checkpoint or for the replies, whichever is larger. If the peak occurs before
-    /// the first step, the difference to that peak is added.
+    /// Temporary memory for writing a checkpoint or for the replies that are generated after the last step,
+    /// whichever is larger. If the run uses most memory before its first step, the difference between the two
+    /// peaks is added.
     pub transient: u64,
     /// The tokenizer.
     pub tokenizer: u64,
@@ -265,8 +266,8 @@ impl<'a> Planner<'a> {
         let state = norms + adapter + optimizer + gradients;
         let trained_peak = state + (trained.peak - state) * batches;
         let activations = trained_peak - scratch.total() - state;
-        // A plan for a device contains no host memory, and therefore neither the baseline nor the buffers for
-        // writing a checkpoint.
+        // A plan for a device counts only device memory. The program, the tokenizer, the data and the buffers
+        // for writing a checkpoint are in host memory.
         let on_device = self.input.is_on_device();
         let transient = [
             if checkpoints { saving.max(baseline.copied) } else { 0 },

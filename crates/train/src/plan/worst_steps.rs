@@ -54,8 +54,8 @@ impl<'a> RecordSize<'a> {
         let Self { tokens, trained, prefix } = self;
         let mut ids = prefix.to_vec();
         ids.resize(tokens, 0);
-        // One untrained token separates the prefix from the first trained token, as in
-        // `LabeledSequence::beginning`. The other trained tokens are at the end.
+        // A shared prefix ends before the row that predicts the first trained token, so one untrained token
+        // follows the prefix. The other trained tokens are at the end.
         let is_trained = |i| trained > 0 && (i + trained > tokens || i == prefix.len() + 1);
         LabeledSequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
@@ -177,8 +177,8 @@ fn labels(micros: &[MicroBatch<'_>]) -> usize {
     micros.iter().map(|micro| micro.labels).sum()
 }
 
-/// Returns the number of copied attention keys if these micro-batches run in one pass. If any micro-batch
-/// shares a prefix, the key of every token is copied.
+/// Returns the number of attention keys that are copied if these micro-batches run in one pass. If records
+/// share a prefix, the keys of all tokens are copied. If not, no key is copied.
 fn keys(micros: &[MicroBatch<'_>]) -> usize {
     let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
     if shares { tokens(micros) } else { 0 }
