@@ -40,7 +40,7 @@ impl BaseTensorName {
             || [EMBEDDING, HEAD].contains(&self.tensor.as_str())
     }
 
-    /// Parses a tensor name. Returns `None` if the name has none of the forms above.
+    /// Parses a tensor name. Returns `None` if the name has none of the forms that [`Part`] lists.
     pub fn parse(name: &str) -> Option<Self> {
         let segments: Vec<&str> = name.split('.').collect();
         let start = segments.iter().position(|segment| !PREFIXES.contains(segment))?;

@@ -24,7 +24,7 @@ pub(crate) struct PassIndices {
     pub qkv: SplitIndices,
     /// Indices of gate and up in the output of a fused projection.
     pub gate_up: SplitIndices,
-    /// The same indices for the head rows.
+    /// The indices of `gate_up` for the head rows.
     pub head_gate_up: SplitIndices,
     pub rope: RopeIndices,
 }
@@ -41,7 +41,8 @@ pub(crate) struct SplitIndices {
 }
 
 impl SplitIndices {
-    /// Uploads the indices for `rows` rows. A row contains `pieces[i]` pieces of part `i`.
+    /// Uploads the indices for `rows` rows. A row contains `pieces[i]` pieces of part `i`: `[4, 1, 1]` for
+    /// the pieces `q q q q k v`.
     pub fn upload(&mut self, backend: &dyn Backend, rows: usize, pieces: &[usize]) {
         if self.parts.len() == pieces.len() && self.rows == rows {
             return;
@@ -118,7 +119,7 @@ pub(crate) struct PassRows<'a> {
     /// Number of rows that a matrix multiplication computes. The rows from `n` on are padding.
     pub computed: usize,
     pub lora: Vec<LoraRows<'a>>,
-    /// Whether the sums have the order for generated tokens. See [`Backend::linear_decode`].
+    /// Whether products are summed in the order that decoding uses. See [`Backend::linear_decode`].
     pub is_generated: bool,
 }
 
@@ -179,7 +180,7 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// Selects the rows whose logits are computed. Their sums have the order for generated tokens.
+    /// Selects the rows whose logits are computed. Their products are summed in the order that decoding uses.
     pub fn with_generated_head(self, index: &'a [u32]) -> Self {
         let mut pass = self.with_head(index);
         if let Some(head) = &mut pass.head {

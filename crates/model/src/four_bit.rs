@@ -255,7 +255,8 @@ impl<'a> StoredFourBit<'a> {
 }
 
 impl QuantState {
-    /// Returns the state of a weight. `offset` is the offset of nested scales.
+    /// Returns the state of a weight. `offset` is the mean that was subtracted from the scales before they
+    /// were quantized, or `None` if the scales are in f32.
     pub fn new(
         code: FourBitCode,
         block_size: usize,

@@ -45,7 +45,8 @@ impl Flows {
         self.flows.get(&key)
     }
 
-    /// Returns the number of tokens that the model read for a flow.
+    /// Returns the token count of a flow (the queue of one adapter). The flow with the lowest count is served
+    /// first.
     pub fn served(&self, key: FlowKey) -> u64 {
         self.flows.get(&key).map_or(0, |flow| flow.served)
     }

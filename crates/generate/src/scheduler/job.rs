@@ -6,7 +6,7 @@ use super::memory::KvMemory;
 use super::{EventKind, GenerationId, RequestAdapter, RequestId, SchedulerEvent};
 use crate::Sequence;
 
-/// One sequence of a request, either waiting in its flow or running.
+/// One sequence of a request, either waiting in the queue ("flow") of its adapter or running.
 pub(super) struct Job {
     pub request: RequestId,
     pub choice: usize,
