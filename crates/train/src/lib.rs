@@ -2,7 +2,7 @@
 //!
 //! The caller runs a [`Trainer`] one optimizer step at a time. On one back end, [`TrainSettings`], the
 //! records and the base determine every byte of the adapter. Resuming a run and changing the number of
-//! threads change no byte. Only a limit on the rows of a pass ([`PassGrouping::max_rows`]) does.
+//! threads change no byte. A limit on the rows of a pass ([`PassGrouping::max_rows`]) may change bytes.
 //! `examples/by_hand.rs` shows a whole training run without a trainer.
 //!
 //! ```
