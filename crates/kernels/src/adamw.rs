@@ -47,8 +47,8 @@ simd_fn! {
 fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], step: AdamW) {
     let len = params.len();
     assert_eq!((grads.len(), m.len(), v.len()), (len, len, len));
-    // These factors are computed in f64 and rounded once, because `1 - β₂` in f32 has a relative error of
-    // 1e-5.
+    // These factors are computed in f64, because rounding `β₂ᵗ` to f32 would give `1 - β₂ᵗ` a relative error
+    // of 1e-5.
     let wide = |x: f32| x as f64;
     let factor = |x: f64| L::splat(x as f32);
     let (beta1, beta2) = (wide(step.beta1), wide(step.beta2));
@@ -73,8 +73,8 @@ fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mu
     }
 }
 
-/// Number of elements for one call of [`sum_of_squares_chunk`]. The sums of the chunks are added in ascending
-/// order, so the number of threads does not change the result.
+/// Number of elements that one call of [`sum_of_squares_chunk`] adds. It is constant, so the order of
+/// additions does not depend on the number of threads.
 pub const SQUARES_CHUNK: usize = 1 << 14;
 
 simd_fn! {
@@ -116,7 +116,8 @@ mod tests {
     fn the_first_step_moves_by_the_learning_rate_against_the_sign() {
         let (mut params, mut m, mut v) = ([1.0, -2.0, 3.0], [0.0; 3], [0.0; 3]);
         step(&mut params, &[4.0, -0.02, 0.0], &mut m, &mut v, STEP);
-        // Decay removes 5 %. With zero moments, the corrected `m / sqrt(v)` is the sign of the gradient.
+        // Decay removes 5 % of each parameter. At the first step, `m / sqrt(v)` after bias correction is the
+        // sign of the gradient.
         assert_close(&params, &[0.95 - 0.1, -1.9 + 0.1, 2.85], 1e-6);
         assert_close(&m, &[0.2, -0.001, 0.0], 1e-6);
         assert_close(&v, &[0.004, 1e-7, 0.0], 1e-6);
@@ -153,8 +154,8 @@ mod tests {
                 step_range(isa, &mut p[..half], &grads[..half], &mut m[..half], &mut v[..half], settings);
                 step_range(isa, &mut p[half..], &grads[half..], &mut m[half..], &mut v[half..], settings);
             }
-            // In early steps, the bias correction divides the square root by a small number. This magnifies
-            // its rounding error.
+            // At early steps, the bias correction divides by the small number `1 - β₂ᵗ`, which magnifies
+            // rounding errors.
             assert_close(&found.0, &expected.0, 1e-4);
             assert_close(&found.1, &expected.1, 1e-6);
             assert_close(&found.2, &expected.2, 1e-6);

@@ -1,4 +1,4 @@
-//! The operations of a LoRA step, as one trait that supports trait objects.
+//! The trait [`Backend`]: the operations of a LoRA step.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,23 +18,24 @@ pub enum FamilyOperation {
     /// The operation [`Backend::gated_forward`] with [`GeluTanh`](crate::GateActivation::GeluTanh), and its
     /// backward.
     Geglu,
-    /// Attention with a window.
+    /// Sliding-window attention.
     AttentionWindow,
-    /// Attention with a softcap.
+    /// Attention with capped scores, `softcap · tanh(score / softcap)`.
     AttentionSoftcap,
-    /// A loss head with a softcap.
+    /// A loss head with capped logits, `softcap · tanh(logit / softcap)`.
     HeadSoftcap,
-    /// A norm that reads and writes the residual stream.
+    /// A second norm in each block, which normalizes the output of attention or MLP before it is added to the
+    /// residual stream.
     ResidualNorm,
     /// The operations [`Backend::scale_columns`] and [`Backend::column_products`], which DoRA needs.
     ColumnScale,
-    /// A projection whose output is divided into several buffers.
+    /// A weight that contains several projections, for example queries, keys and values.
     FusedProjection,
     /// A [`RopeRotation`](crate::RopeRotation) that is not
     /// [whole](crate::RopeRotation::is_whole).
     PartialRope,
-    /// A rotary embedding with [tables](RopeOperands::tables), whose frequencies depend on the length of the
-    /// sequence.
+    /// A rotary embedding with several [tables](RopeOperands::tables) of frequencies, which are selected by
+    /// the length of the sequence.
     RopeTables,
 }
 
@@ -58,9 +59,8 @@ impl fmt::Display for FamilyOperation {
 /// The operations of a LoRA step.
 ///
 /// Output arguments come first. `N` is the number of token rows of a packed batch. All matrices are
-/// row-major. A buffer may be longer than its shape, because work buffers are sized once for the largest
-/// batch. "Accumulates" means `+=`. An operation without this word overwrites its output. No operation
-/// computes the gradient of a base weight.
+/// row-major. A buffer may be longer than its shape. "Accumulates" means `+=`; other operations overwrite
+/// their output. No operation computes the gradient of a base weight.
 ///
 /// Results depend neither on the number of threads nor on earlier operations.
 ///
@@ -75,24 +75,23 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns a short description, such as `reference` or `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// Returns the smallest number of rows from which a matrix multiplication is row-invariant: a row then
-    /// has the same bits in every batch. Batches with fewer rows may add in a different order, which is the
-    /// same for all such batches. CUDA returns 1, but the same row in two small batches may differ by
-    /// rounding.
+    /// Returns the number of rows from which a matrix multiplication gives a row the same bits in every
+    /// batch. Batches with fewer rows all use one other order of additions. CUDA returns 1, but does not
+    /// guarantee equal bits in small batches.
     fn row_invariant_from(&self) -> usize;
 
-    /// Returns the largest number of generated tokens in a pass of [`linear_decode`](Backend::linear_decode).
+    /// Returns the largest number of rows that [`linear_decode`](Backend::linear_decode) accepts.
     fn max_generated_rows(&self) -> usize {
         generated_rows_below(self.row_invariant_from())
     }
 
-    /// Returns whether the loss must be scaled. Without scaling, small gradients would become zero in the
-    /// activation type.
+    /// Returns whether the loss must be scaled, because small gradients would underflow to zero in f16.
     fn needs_loss_scale(&self) -> bool {
         false
     }
 
-    /// Returns whether operations compute values. A trace only counts bytes and FLOP.
+    /// Returns whether operations compute values. A [`Trace`](crate::Trace) does not: it only counts bytes
+    /// and FLOP.
     fn computes(&self) -> bool {
         true
     }
@@ -142,9 +141,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Copies weights that multiply the same input to the device. The device may store them as one block if
-    /// this is faster. A host back end reads weights from their file instead. Embedding tables are never
-    /// placed.
+    /// Copies weights to the device. All weights of a group multiply the same input, so the device may store
+    /// them as one block. A host back end copies nothing, and reads the weights from their file. Embedding
+    /// tables are never placed.
     ///
     /// # Errors
     /// If the device failed or does not have enough memory.
@@ -152,8 +151,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(group.to_vec())
     }
 
-    /// Places weights as [`place`](Backend::place) does, and encodes each matrix in 4 bits in the back end's
-    /// memory.
+    /// Copies weights to the device as [`place`](Backend::place) does, but encodes each matrix in 4 bits.
     ///
     /// Returns `None` if the back end has no encoder for these matrices, or if a value is not finite.
     ///
@@ -172,22 +170,23 @@ pub trait Backend: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Uploads `values` for operations to read. Reuses the memory of `dst` if it is large enough.
+    /// Copies `values` to `dst` and to the device. Reuses the memory of `dst` if it is large enough.
     fn upload(&self, dst: &mut Indices, values: &[u32]) {
         dst.set(values);
     }
 
-    /// Uploads segments, as [`upload`](Backend::upload) does for numbers.
+    /// Copies segments to `dst` and to the device, as [`upload`](Backend::upload) does for numbers.
     fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
         dst.set(values);
     }
 
-    /// Allocates the working memory of training passes up to this size. Later passes allocate no more memory,
-    /// so they do not fail if other programs fill the device.
+    /// Allocates the working memory of training passes of at most this size. These passes then allocate
+    /// nothing, so they do not fail if other programs fill the device.
     fn reserve(&self, _largest: PassSize) {}
 
-    /// Runs operations that are repeated with the same buffers and shapes, such as those of a decoded token. A
-    /// device may submit them as one unit. Therefore `operations` must not read from the back end.
+    /// Runs operations that are repeated with the same buffers and shapes, such as those of a decoded token.
+    /// A device may record the operations and submit them at once, so `operations` must not call
+    /// [`read`](Backend::read).
     fn run_sequence(&self, operations: &mut dyn FnMut()) {
         operations();
     }
@@ -216,17 +215,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `dout[i]` over all `i` with `rows[i] = r`. The terms are added in ascending order of `i`.
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize);
 
-    /// Computes `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
+    /// Computes `out[b][rows[i]] = inp[b][i]` for both buffers `b`, for rows of `cols` elements. `rows` has
+    /// no duplicates.
     fn scatter_rows(&self, out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize);
 
-    /// Computes [`scatter_rows`](Backend::scatter_rows) for one buffer.
+    /// Computes `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
     fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
     /// Computes `out[i] = scale · table[ids[i]]`. Shapes: `out (N, C)`, and `table (V, C)` in host memory.
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);
 
-    /// Computes `out[i] += bias`. Shapes: `out (N, OUT)`, `bias (OUT)`. No backward is needed, because the
-    /// bias is frozen and the gradient of `out` does not change.
+    /// Computes `out[i] += bias`. Shapes: `out (N, OUT)`, `bias (OUT)`. The bias is frozen, and the gradient
+    /// of the sum is the gradient of `out`, so no backward is needed.
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize);
 
     /// Computes `out[i, o] *= factors[offset + o]` on the rows `rows` of `out (N, OUT)`. `cols` is `OUT`.
@@ -240,9 +240,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         cols: usize,
     );
 
-    /// Computes the gradient of the magnitudes of DoRA, whose forward is
-    /// [`scale_columns`](Backend::scale_columns): `dparams[at + o] += scale[offset + o] · Σ dout[i, o] ·
-    /// out[i, o]` over `rows`.
+    /// Adds the gradient of DoRA's magnitudes:
+    /// `dparams[at + o] += scale[offset + o] · Σᵢ dout[i, o] · out[i, o]`, where `i` runs over `rows`. The
+    /// forward is [`scale_columns`](Backend::scale_columns).
     fn column_products(
         &self,
         dparams: &mut Buffer,
@@ -285,9 +285,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Computes `out = inp Wᵀ`. Shapes: `out (N, OUT)`, `inp (N, IN)`, `w (OUT, IN)`.
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize);
 
-    /// Computes [`linear_forward`](Backend::linear_forward) for generated tokens, at most
-    /// [`max_generated_rows`](Backend::max_generated_rows). Sums have the order for few rows, so a row has the
-    /// same bits for any number of rows.
+    /// Computes [`linear_forward`](Backend::linear_forward) for generated tokens. `n` is at most
+    /// [`max_generated_rows`](Backend::max_generated_rows). On the CPU, a row has the same bits for every
+    /// such `n`.
     fn linear_decode(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         self.linear_forward(out, inp, w, n);
     }
@@ -299,8 +299,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` on the rows `rows` of `out (N, OUT)` and `inp (N, IN)`.
     /// `mid (N, R)` receives `drop(inp) Aᵀ` for the backward pass. Without dropout, `drop` is the identity.
     ///
-    /// The element index of dropout is `(row - rows.start) * IN + column`. A module's mask therefore does not
-    /// depend on the position of its rows in the batch. Source: Hu et al., 2021, section 4.1.
+    /// Dropout numbers the elements from `rows.start`: `(row - rows.start) * IN + column`. The mask therefore
+    /// does not depend on where the rows are in the batch. Source: Hu et al., 2021, section 4.1.
     fn lora_forward(
         &self,
         out: &mut Buffer,
@@ -310,9 +310,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// Backward of [`lora_forward`](Backend::lora_forward). Computes `dmid = scaling · dout B`, `dB +=
-    /// scaling · doutᵀ mid`, `dA += dmidᵀ drop(inp)` and `dinp += drop'(dmid A)`. `dparams` contains `dA` and
-    /// `dB`. `dinp` is optional.
+    /// Backward of [`lora_forward`](Backend::lora_forward), with the same dropout mask. Computes
+    /// `dmid = scaling · dout B`, `dB += scaling · doutᵀ mid`, `dA += dmidᵀ drop(inp)` and
+    /// `dinp += drop(dmid A)`. `dparams` contains `dA` and `dB`. `dinp` is optional.
     fn lora_backward(
         &self,
         grads: LoraGrads<'_>,
@@ -330,8 +330,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// ```
     ///
     /// Shapes: `out[i] (N, OUT_i)`, and `mid[i] (N, R_i)` as in [`ProjectSaved::mid`]. A `residual (N, OUT)`
-    /// requires a group of one weight. A back end may fuse all of these operations. The default
-    /// implementation calls separate operations in the order of the formula.
+    /// requires a group of one weight. A back end may fuse these operations. The default implementation runs
+    /// them separately, in the order of the formula.
     fn project(
         &self,
         out: &mut [&mut Buffer],
@@ -344,9 +344,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         project_singly(self, out, mid, inp, group, residual, n);
     }
 
-    /// Backward of [`project`](Backend::project). The optional `dinp` is the sum of `Σ dout[i] W[i]` and the
-    /// gradients through `A, B`. It is overwritten or accumulated. `dparams` accumulates. The gradient of the
-    /// residual is `dout`.
+    /// Backward of [`project`](Backend::project). The optional `dinp` receives `Σ dout[i] W[i]` plus the
+    /// gradients through `A, B`, and `grads.store` determines whether it is overwritten. Gradients of `A, B`
+    /// are added to `dparams`. The gradient of the residual equals `dout`, so it is not computed.
     fn project_backward(
         &self,
         grads: ProjectGrads<'_>,
@@ -385,8 +385,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>);
 
     /// Computes [`attention_forward`](Backend::attention_forward) for generated tokens, with one query per
-    /// segment. The result of a segment does not depend on the other segments, and does not depend on where
-    /// its keys are stored. The order of additions may differ from that of `attention_forward`.
+    /// segment. The result of a segment depends neither on other segments nor on where its keys are stored.
+    /// The order of additions may differ from that of `attention_forward`.
     fn attention_decode(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
         self.attention_forward(out, lse, operands);
     }
@@ -408,8 +408,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn gated_backward(&self, grads: GatedGrads<'_>, dout: &Buffer, operands: GatedOperands<'_>, len: usize);
 
     /// Computes the loss of rows that have a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]`
-    /// in nats. With `grads`, also computes `dinp[i] = dloss[i] · d loss / d inp[i]`. The logits are computed
-    /// in blocks, so the full `(N, V)` matrix never exists.
+    /// in nats. With `grads`, also computes `dinp[i] = dloss[i] · d losses[first + i] / d inp[i]`. The logits
+    /// are computed in blocks, so the full `(N, V)` matrix never exists.
     fn head_loss(
         &self,
         losses: &mut Buffer,
@@ -434,8 +434,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
 }
 
-/// Returns the largest number of rows whose sums have the order for few rows, if matrix multiplications are
-/// row-invariant from `row_invariant_from` rows on.
+/// Computes the default of [`Backend::max_generated_rows`].
 pub(crate) fn generated_rows_below(row_invariant_from: usize) -> usize {
     match row_invariant_from {
         0 | 1 => usize::MAX,

@@ -15,8 +15,8 @@ pub enum BackendOptions {
 impl BackendOptions {
     /// Returns a [`Trace`] of the back end with these options.
     ///
-    /// `largest_four_bit` is the number of elements of the largest 4-bit weight, or 0 if no weight has 4
-    /// bits. A device decodes such a weight into working memory.
+    /// `largest_four_bit` is the number of elements of the largest 4-bit weight, or 0 without such weights.
+    /// CUDA decodes 4-bit weights into working memory of this size.
     ///
     /// # Panics
     /// If the options contain an instruction set that this machine does not support.

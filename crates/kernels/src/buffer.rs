@@ -1,4 +1,4 @@
-//! Memory that belongs to a back end. It is host memory or an opaque handle.
+//! Buffers in host memory, or behind an opaque handle of a back end.
 
 use std::any::Any;
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::DType;
 /// Number of f32 elements in a cache line.
 const LINE: usize = 16;
 
-/// The use of a buffer's elements. A back end chooses their data type by this use.
+/// Use of a buffer's elements, from which a back end chooses their data type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     /// Activations and their gradients. They have the back end's compute type.
@@ -34,7 +34,7 @@ pub struct Buffer {
 pub enum Storage {
     /// Host memory, which every host back end can read.
     Host(HostMemory),
-    /// A handle of another back end, which refers to device memory or to a record of a trace.
+    /// A back end's own handle, for example to device memory.
     Opaque(Box<dyn Any + Send + Sync>),
 }
 
@@ -45,7 +45,6 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
-    /// Allocates `len` zeros. The system allocates each memory page when it is first written.
     fn zeroed(len: usize) -> Self {
         let data = vec![0.0f32; len + LINE - 1];
         let start = data.as_ptr().align_offset(4 * LINE).min(LINE - 1);

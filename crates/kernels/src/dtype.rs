@@ -141,8 +141,8 @@ pub fn f32_to_f16(v: f32) -> u16 {
         return sign | 0x7c00;
     }
     if abs < 0x3880_0000 {
-        // The result is subnormal. Adding 0.5 aligns f16's last bit with the end of the mantissa, so the
-        // addition rounds at this bit.
+        // The result is a subnormal f16, with a step of 2^-24. An f32 between 0.5 and 1 has the same step, so
+        // adding 0.5 rounds correctly.
         let shifted = f32::from_bits(abs) + 0.5;
         return sign | (shifted.to_bits() - 0.5f32.to_bits()) as u16;
     }

@@ -11,7 +11,7 @@ use std::fmt;
 /// [`place`](crate::Backend::place) returns that failure. Host back ends never fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendError {
-    /// Name of the operation in the trait.
+    /// Name of the failed operation of [`Backend`](crate::Backend).
     pub operation: String,
     /// Name of the device, and the error message of the device.
     pub reason: String,

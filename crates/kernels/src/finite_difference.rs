@@ -24,8 +24,8 @@ pub fn check(at: &[f32], gradient: &[f32], mut loss: impl FnMut(&[f32]) -> f64) 
         let below = loss(&x);
         x[i] = at[i];
         let expected = (above - below) / (high as f64 - low as f64);
-        // Each f32 output has an error of about 1e-7, which is divided by a step of 8e-3. The cubic term adds
-        // an error of about 1e-5.
+        // The rounding error of the loss, 1e-7, is divided by the step 8e-3. The third derivative of the loss
+        // adds an error of about 1e-5.
         let tolerance = 4e-4 * (1.0 + expected.abs());
         assert!(
             (gradient[i] as f64 - expected).abs() <= tolerance,

@@ -7,8 +7,9 @@ use crate::math::dot_f64;
 const CHUNK: usize = 16;
 
 /// Computes `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats, where `W` is `head`. `grads` is an
-/// optional pair `(dinp, dloss)`. If it is given, `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) -
-/// onehot(targets[i])) W`.
+/// optional pair `(dinp, dloss)`. With `grads`, also computes
+/// `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) - onehot(targets[i])) W`. With `softcap`, the logits are first
+/// capped as in [`HeadOperands::softcap`](crate::HeadOperands::softcap).
 ///
 /// | operand   | shape    | note                              |
 /// |-----------|----------|-----------------------------------|
@@ -65,7 +66,7 @@ pub fn head_loss(
     }
 }
 
-/// Caps a logit and returns the derivative of the cap.
+/// Replaces a logit by `cap · tanh(logit / cap)`, and returns the derivative of this function.
 fn capped(logit: &mut f64, cap: f64) -> f64 {
     let t = (*logit / cap).tanh();
     *logit = cap * t;

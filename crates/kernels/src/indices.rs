@@ -1,7 +1,7 @@
 //! Inputs of a pass other than activations: ids, positions, rows, targets and segments.
 //!
-//! A pass uploads each list once. The copy in host memory always exists. A device stores its own copy behind
-//! a handle.
+//! Each pass uploads each list once. A list is always in host memory. A device keeps its own copy behind a
+//! handle.
 
 use std::any::Any;
 use std::fmt;
@@ -28,7 +28,7 @@ impl<T: Copy> Uploaded<T> {
         Self { values, handle: None }
     }
 
-    /// Replaces the copy in host memory. The allocation only grows.
+    /// Replaces the copy in host memory, and reuses its allocation.
     pub fn set(&mut self, values: &[T]) {
         self.values.clear();
         self.values.extend_from_slice(values);

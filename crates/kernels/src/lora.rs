@@ -97,7 +97,7 @@ pub fn drop_row(out: &mut [f32], inp: &[f32], row: usize, dropout: Option<Dropou
 /// Source: Hu et al., 2021, section 4.1, <https://arxiv.org/abs/2106.09685>.
 ///
 /// # Panics
-/// If `a` or `b` differs from its shape, or another slice is too short for `rows`.
+/// If `a` or `b` does not have its shape, or another slice is too short for `rows`.
 pub fn forward(out: &mut [f32], mid: &mut [f32], inp: &[f32], params: LoraParams<'_>, rows: Range<usize>) {
     let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
     params.check();
@@ -115,9 +115,9 @@ pub fn forward(out: &mut [f32], mid: &mut [f32], inp: &[f32], params: LoraParams
     }
 }
 
-/// Computes the backward of [`forward`]. All gradients accumulate, so the gradients of micro-batches are
-/// added up. With `dmid = scaling · dout B`, the gradients are `db += scaling · doutᵀ mid`, `da += dmidᵀ
-/// drop(inp)`, and the optional `dinp += drop'(dmid A)`.
+/// Computes the backward of [`forward`], with the same dropout mask. With `dmid = scaling · dout B`, the
+/// gradients are `db += scaling · doutᵀ mid`, `da += dmidᵀ drop(inp)`, and the optional
+/// `dinp += drop(dmid A)`. All gradients accumulate, as micro-batches require.
 ///
 /// # Panics
 /// In the same cases as [`forward`].
@@ -133,7 +133,7 @@ pub fn backward(
     let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
     params.check();
     assert_eq!((da.len(), db.len()), (a.len(), b.len()));
-    // The rows are added in f64, and the sum is then added once to the gradient.
+    // Sums over rows are f64, so each gradient is rounded to f32 once.
     let (mut sum_a, mut sum_b) = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
     let (mut x, mut dx, mut dropped) = (vec![0.0; d_in], vec![0.0; d_in], vec![0.0; d_in]);
     let first = rows.start;
@@ -157,7 +157,7 @@ pub fn backward(
             for (j, d) in dx.iter_mut().enumerate() {
                 *d = (0..rank).map(|r| dm[r] * a[r * d_in + j] as f64).sum::<f64>() as f32;
             }
-            // Dropout multiplies by a diagonal matrix, so its transpose is the same function.
+            // Dropout multiplies by a diagonal matrix, so its backward is the same function.
             drop_row(&mut dropped, &dx, i - first, dropout);
             for (d, g) in dinp[i * d_in..][..d_in].iter_mut().zip(&dropped) {
                 *d += g;

@@ -2,7 +2,7 @@
 
 use crate::simd::{Lanes, simd_fn};
 
-/// Returns `sum(a · b)` in f64. Eight accumulators take turns, which makes the reference faster.
+/// Returns `sum(a · b)` in f64. Eight independent accumulators let the processor overlap additions.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -28,12 +28,13 @@ pub fn sigmoid_f64(x: f64) -> f64 {
 /// Returns `e^x` with a relative error of at most 1e-6 for `x` from -87.3 to 88.3. A smaller `x` gives 0, a
 /// larger `x` gives infinity, and NaN gives NaN.
 ///
-/// The computation splits `x = n ln 2 + r` with `|r| <= ln 2 / 2`, with the two-part constant of Cody and
-/// Waite. `e^r` is a Taylor polynomial of degree 7, whose remainder at the ends is 5e-9.
+/// The computation splits `x = n ln 2 + r` with `|r| <= ln 2 / 2`. `n ln 2` is subtracted in two parts (Cody
+/// and Waite), so that `r` keeps its low bits. `e^r` is a Taylor polynomial of degree 7, whose remainder is
+/// at most 5e-9.
 #[inline(always)]
 pub fn exp<L: Lanes>(x: L) -> L {
     let (low, high) = (L::splat(-87.3), L::splat(88.3));
-    // With this order of operands, NaN stays NaN.
+    // `min` and `max` return their second operand if either is NaN, so NaN stays NaN.
     let clamped = low.max(high.min(x));
     let n = clamped.mul(L::splat(std::f32::consts::LOG2_E)).round();
     let r = n.mul_add(L::splat(-355.0 / 512.0), clamped);
@@ -61,8 +62,8 @@ pub fn tanh<L: Lanes>(x: L) -> L {
     one.sub(L::splat(2.0).div(exp(x.add(x)).add(one)))
 }
 
-/// Returns `sum(a · b)` of two slices of the same length. Four accumulators take turns, so that consecutive
-/// multiply-adds do not wait for each other.
+/// Returns `sum(a · b)` of two slices of the same length. Four independent accumulators let the processor
+/// overlap multiply-adds.
 #[inline(always)]
 pub fn dot_lanes<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());

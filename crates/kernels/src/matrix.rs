@@ -1,4 +1,4 @@
-//! Frozen weights. There is one row-major copy, usually inside a memory-mapped file.
+//! Frozen weights, stored once in row-major order, usually in a memory-mapped file.
 
 use std::any::Any;
 use std::fmt;
@@ -66,7 +66,7 @@ pub enum MatrixStorage {
     Dense(DType, Bytes),
     /// 4-bit codes, with one scale for each block of elements.
     FourBit(Arc<FourBit>),
-    /// A handle of another back end, for example of device memory.
+    /// A back end's own handle, for example to device memory.
     Opaque(Arc<dyn Any + Send + Sync>),
 }
 

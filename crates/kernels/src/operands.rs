@@ -8,8 +8,8 @@ use crate::{Buffer, GateActivation, Indices, Matrix, PackedLora, Segments};
 /// A contiguous range of tokens. The tokens of a segment attend only to keys of this segment.
 ///
 /// Query `i` of the segment's `q_len` queries sees the keys `0 ..= kv_len - q_len + i` of the segment. In
-/// training, the segment has as many keys as queries. In decoding, the keys are a cache, and the queries are
-/// its newest rows.
+/// training, the segment has as many keys as queries. In decoding, the keys are those of the cache, and the
+/// queries belong to the newest of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First row of the segment in `q` and `out`.
@@ -67,7 +67,7 @@ pub enum RopePairs {
 pub struct RopeRotation {
     /// Number of rotated elements of each head, `D`. They are the first elements of the head.
     pub dim: usize,
-    /// The pairs.
+    /// Which elements form pairs.
     pub pairs: RopePairs,
     /// Factor that multiplies every rotated element.
     pub scale: f32,
@@ -88,11 +88,11 @@ impl RopeRotation {
 /// Inputs of a rotary embedding other than queries and keys.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeOperands<'a> {
-    /// Frequencies in radians per token, `(T, D/2)`.
+    /// Frequencies in radians per token: `T` tables of `D/2` frequencies.
     pub inv_freq: &'a Buffer,
     /// Index of each row in its sequence, `(N)`.
     pub positions: &'a Indices,
-    /// Row of `inv_freq` for each row, `(N)`. `None` if every row uses row 0.
+    /// Index of the table for each token row, `(N)`. `None` if every row uses table 0.
     pub tables: Option<&'a Indices>,
     /// Number and size of heads.
     pub dims: AttentionDims,
@@ -101,7 +101,7 @@ pub struct RopeOperands<'a> {
 }
 
 impl<'a> RopeOperands<'a> {
-    /// Returns the angles, which are in host memory.
+    /// Returns the operands that determine the angles, for host back ends.
     pub(crate) fn host_angles(&self) -> RopeAngles<'a> {
         RopeAngles {
             inv_freq: self.inv_freq.host_slice(),
@@ -122,7 +122,7 @@ impl<'a> RopeOperands<'a> {
 pub struct AttentionOperands<'a> {
     /// Rotated queries, `(N, NH, HS)`.
     pub q: &'a Buffer,
-    /// Rotated keys, `(M, KH, HS)`.
+    /// Rotated keys, `(M, KH, HS)`, where `M` is the number of key rows.
     pub k: &'a Buffer,
     /// Values, `(M, KH, HS)`.
     pub v: &'a Buffer,
@@ -222,9 +222,10 @@ pub struct LoraGrads<'a> {
 pub struct LoraSegment<'a> {
     /// Rows of the pass. Segments are in ascending order and do not overlap.
     pub rows: Range<usize>,
-    /// The adapter's `A, B` for each weight of the group. `None` if the adapter does not change that weight.
+    /// The adapter's `A, B` for each weight of the [`ProjectGroup`]. `None` if the adapter does not change
+    /// that weight.
     pub pairs: Vec<Option<LoraPair<'a>>>,
-    /// The same matrices, packed for decoding if possible. A back end may ignore them.
+    /// The same `A, B`, packed for decoding, or `None` if they are not packed. A back end may ignore them.
     pub packed: Vec<Option<&'a PackedLora>>,
 }
 
@@ -235,7 +236,7 @@ pub struct ProjectGroup<'a> {
     pub weights: &'a [&'a Matrix],
     /// One entry per adapter. Empty if only the base is used.
     pub lora: &'a [LoraSegment<'a>],
-    /// Whether sums have the order for few rows. See [`Backend::linear_decode`](crate::Backend::linear_decode).
+    /// Whether the rows are generated tokens. See [`Backend::linear_decode`](crate::Backend::linear_decode).
     pub is_generated: bool,
 }
 
@@ -244,7 +245,7 @@ pub struct ProjectGroup<'a> {
 pub struct ProjectSaved<'a> {
     /// Input of the projection, `(N, IN)`.
     pub inp: &'a Buffer,
-    /// `drop(inp) Aᵀ` of each weight, `(N, R_i)`. A buffer is empty if no segment adapts its weight.
+    /// `drop(inp) Aᵀ` of each weight, `(N, R_i)`. A buffer is empty if no adapter changes its weight.
     pub mid: &'a [&'a Buffer],
 }
 
@@ -286,7 +287,7 @@ pub struct HeadOperands<'a> {
     pub inp: &'a Buffer,
     /// Weight of the loss head, `(V, C)`.
     pub head: &'a Matrix,
-    /// Labels of the rows, `(N)`.
+    /// Token id that each row must predict, `(N)`.
     pub targets: &'a Indices,
     /// If given, each logit becomes `softcap · tanh(logit / softcap)`.
     pub softcap: Option<f32>,

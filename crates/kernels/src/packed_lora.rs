@@ -1,8 +1,8 @@
 //! A low-rank pair, packed for decoding.
 //!
 //! The layout of `A (R, IN)` does not change, because each row of `A` gives one dot product. `B (OUT, R)` is
-//! stored as panels of 32 columns of `Bᵀ`. A vector then contains neighbouring outputs, and each rank needs
-//! one multiply-add:
+//! stored as panels of 32 columns of `Bᵀ`. One vector multiply-add then adds the term of one rank to
+//! neighbouring outputs:
 //!
 //! ```text
 //! panel 0: [B[0..32, 0], B[0..32, 1], ..., B[0..32, R - 1]], panel 1: [B[32..64, 0], ...]
@@ -25,8 +25,8 @@ const PADDING: usize = 16;
 pub struct PackedLora {
     pub(crate) dims: LoraDims,
     pub(crate) dtype: DType,
-    /// `A` with two bf16 elements in each f32 of the buffer. Empty if the elements are f32, because `A` is
-    /// then read in place.
+    /// `A`, with two bf16 elements in each f32 of the buffer. Empty if the elements are f32, because the
+    /// unpacked `A` is then used.
     a: Buffer,
     b: Buffer,
 }

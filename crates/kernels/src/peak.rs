@@ -16,23 +16,22 @@ use crate::{DType, Isa};
 /// line is read from memory.
 const READ_BYTES: usize = 512 << 20;
 
-/// Numbers of memory streams that one thread reads alternately. A single stream suits the hardware
-/// prefetcher. With several streams, more cache lines are in flight. Which number is fastest depends on the
-/// machine and on the number of threads.
+/// Numbers of contiguous ranges ("streams") from which one thread reads in turn. All are measured, because
+/// the fastest number depends on the machine and on the number of threads.
 const STREAMS: [usize; 3] = [1, 4, 8];
 
-/// Number of words in a page. Every stream begins at a multiple of it.
+/// Number of `u64` words in a page. Every stream begins at a multiple of it.
 const BLOCK: usize = 4096 / size_of::<u64>();
 
-/// Minimum number of runs. Only the fastest run is used.
+/// Minimum number of runs, of which only the fastest counts.
 const LEAST_RUNS: usize = 5;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
-/// Number of rounds in one run of [`flops`]. They take some milliseconds.
+/// Number of loop rounds in one run of [`flops`]. A run takes some milliseconds.
 const ROUNDS: usize = 2_000_000;
 /// Number of runs of [`quick_flops`].
 const QUICK_RUNS: usize = 20;
-/// Number of rounds in one run of [`quick_flops`]. A run takes a tenth of a millisecond.
+/// Number of loop rounds in one run of [`quick_flops`]. A run takes a tenth of a millisecond.
 const QUICK_ROUNDS: usize = 32_000;
 
 /// Minimum ratio of bf16's peak to f32's peak for which bf16 is chosen. On known processors, the ratio is 1/2
@@ -54,9 +53,9 @@ pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
 
 /// Returns bf16 or f32, whichever type has the higher peak of matrix multiplications on one thread of `isa`.
 ///
-/// The choice cannot rely on a flag of the processor, because some processors execute the bf16 dot product at
-/// half the rate of f32 multiply-adds. The measurement takes a few milliseconds. No measurement is needed if
-/// the instruction set converts bf16 to f32.
+/// Both types are measured, because some processors with a bf16 dot product execute it at half the rate of
+/// f32 multiply-adds. The measurement takes a few milliseconds. Instruction sets that convert bf16 to f32
+/// always get f32.
 pub fn fastest_dtype(isa: Isa) -> DType {
     if !isa.multiplies_bf16() {
         return DType::F32;
@@ -70,7 +69,7 @@ pub fn fastest_dtype(isa: Isa) -> DType {
 
 /// Measures the FLOP/s of one thread for several types within a few milliseconds. See [`flops`].
 ///
-/// The runs of the types alternate, so that other load on the machine slows all types.
+/// The runs of the types alternate, so that other programs slow all types equally.
 pub fn quick_flops<const N: usize>(isa: Isa, dtypes: [DType; N]) -> [Option<f64>; N] {
     let kernels = dtypes.map(|dtype| kernel(isa, dtype));
     let mut best = [f64::INFINITY; N];
@@ -173,7 +172,7 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     }
 }
 
-/// Reads every word once. Reads `streams` memory streams alternately.
+/// Reads every word once, from `streams` contiguous ranges in turn.
 fn read(isa: Isa, streams: usize, words: &[u64]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: this machine supports `isa`, because `isa` was detected.
@@ -205,7 +204,6 @@ fn read(isa: Isa, streams: usize, words: &[u64]) {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! multiply_add {
     ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
-        /// FLOP of one round of the function below.
         pub const $count: f64 = ($sums * $flops) as f64;
 
         /// Runs independent multiply-adds in registers, and nothing else.
@@ -225,8 +223,7 @@ macro_rules! multiply_add {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! read {
     ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
-        /// Reads one vector from each of `STREAMS` memory streams, and repeats this until the end of the
-        /// streams.
+        /// Reads one vector from each of `STREAMS` contiguous ranges in turn, until the ranges end.
         #[target_feature(enable = $features)]
         pub fn $name<const STREAMS: usize>(words: &[u64]) {
             const STEP: usize = size_of::<$vector>() / size_of::<u64>();
@@ -251,7 +248,7 @@ mod x86 {
 
     use super::BLOCK;
 
-    // There are enough independent sums to hide the latency of one sum, and few enough to fit in the
+    // The sums are independent, and numerous enough to hide the latency of an addition. All of them fit in
     // registers.
     multiply_add!(avx2, AVX2, "avx2,fma", 10 x 16, _mm256_setzero_ps(), _mm256_set1_ps(0.5), |s, o| {
         _mm256_fmadd_ps(o, o, s)
@@ -270,8 +267,8 @@ mod x86 {
         |s, o| _mm512_dpbf16_ps(s, o, o)
     );
 
-    /// Number of rounds of [`amx`] in one pass of its loop. A round of tiles takes longer than a round of
-    /// vectors.
+    /// Number of rounds that one pass of the loop in [`amx`] counts as, so that a run takes about as long as
+    /// with vectors.
     const AMX_ROUNDS: usize = 16;
 
     /// FLOP of one round of [`amx`].

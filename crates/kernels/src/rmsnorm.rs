@@ -91,7 +91,7 @@ fn backward_lanes<L: Lanes>(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &
         let (mut sums, mut at) = ([L::splat(0.0); 2], 0);
         while at < c {
             let weighted = L::read(weight, at).mul(L::read(dy, at));
-            // Two accumulators take turns, so that an addition need not wait for the previous one.
+            // Two independent accumulators let the processor overlap additions.
             let sum = &mut sums[at / L::COUNT % 2];
             *sum = weighted.mul_add(L::read(x, at), *sum);
             at += L::COUNT;
@@ -132,7 +132,7 @@ mod tests {
         forward(&mut out, &mut rstd, &inp, &weight, eps, n);
         let mut dinp = vec![1.0; n * c];
         backward(&mut dinp, &dout, &inp, &rstd, &weight, n);
-        // The backward pass adds to the initial ones, so the ones are subtracted.
+        // The gradient was added to ones, so the ones are subtracted.
         dinp.iter_mut().for_each(|d| *d -= 1.0);
         check(&inp, &dinp, |inp| {
             forward(&mut out, &mut rstd, inp, &weight, eps, n);

@@ -3,7 +3,7 @@
 //! The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, 2014). It is applied to `key +
 //! counter · golden ratio`.
 
-/// Number that is added to the key for each counter: the golden ratio in fixed point.
+/// The golden ratio in fixed point, by which each counter is multiplied.
 pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Multipliers of the finalizer.
 pub(crate) const FACTORS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
@@ -86,8 +86,7 @@ impl Stream {
         assert!(bound > 0);
         loop {
             let product = self.next_bits() as u128 * bound as u128;
-            // The method of Lemire, 2019, rejects the few random numbers that would make small results more
-            // likely.
+            // Random numbers that would make small results more likely are rejected (Lemire, 2019).
             if product as u64 >= bound.wrapping_neg() % bound {
                 return (product >> 64) as u64;
             }

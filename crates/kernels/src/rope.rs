@@ -3,20 +3,21 @@
 use crate::simd::{Lanes, simd_fn};
 use crate::{RopePairs, RopeRotation};
 
-/// The angles of a rotation. Row `n` turns pair `i` by `positions[n] · inv_freq[tables[n], i]`.
+/// The angles of a rotation. Row `n` turns pair `i` by `positions[n] · inv_freq[tables[n], i]`. `D` is the
+/// number of rotated elements of a head.
 ///
-/// | operand     | shape    | note                                                         |
-/// |-------------|----------|--------------------------------------------------------------|
-/// | `inv_freq`  | `(T, H)` | radians per token                                            |
-/// | `positions` | `(N)`    | index of the token in its sequence                           |
-/// | `tables`    | `(N)`    | row of `inv_freq` for each token; empty if all rows use row 0 |
+/// | operand     | shape      | note                                                 |
+/// |-------------|------------|------------------------------------------------------|
+/// | `inv_freq`  | `(T, D/2)` | `T` tables of frequencies in radians per token       |
+/// | `positions` | `(N)`      | index of the token in its sequence                   |
+/// | `tables`    | `(N)`      | table of each token; empty if all tokens use table 0 |
 #[derive(Clone, Copy, Debug)]
 pub struct RopeAngles<'a> {
-    /// Frequencies, `(T, H)`.
+    /// Frequencies, `(T, D/2)`.
     pub inv_freq: &'a [f32],
     /// Position of each row.
     pub positions: &'a [u32],
-    /// Row of `inv_freq` for each row. May be empty.
+    /// Table of each row. May be empty.
     pub tables: &'a [u32],
 }
 
@@ -43,7 +44,7 @@ pub struct RopeHeads {
 /// elements. Llama pairs elements of the two halves of a head (`rotate_half`).
 ///
 /// # Panics
-/// If `x` or `inv_freq` is too short, or if `rotation` covers more than one head.
+/// If `x` or `inv_freq` is too short, or if `rotation.dim` is odd or larger than a head.
 pub fn forward(x: &mut [f32], angles: RopeAngles<'_>, heads: RopeHeads, rotation: RopeRotation) {
     rotate(x, angles, heads, rotation, 1.0);
 }
@@ -84,7 +85,7 @@ fn angle(position: u32, frequency: f32) -> f64 {
     (position as f32 * frequency) as f64
 }
 
-/// Cosine and sine of every rotation of a batch, `(N, H)` each. The table is computed once for all heads and
+/// Cosine and sine of every rotation of a batch. The table is computed once per batch, for all heads and
 /// layers.
 #[derive(Clone, Debug, Default)]
 pub struct RopeTable {
@@ -97,7 +98,7 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the table for these angles. The factor of the rotation is part of the table.
+    /// Computes the table. Each cosine and sine is multiplied by `rotation.scale`.
     ///
     /// # Panics
     /// If a row of `angles` has fewer frequencies than `rotation` needs.

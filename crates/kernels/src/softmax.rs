@@ -25,8 +25,8 @@ simd_fn! {
     /// Adds the logits of the tokens `first .. first + n` to the running softmax of each row.
     ///
     /// The rows of `logits (N, n)` are `stride` elements apart. Each logit becomes `e^(logit - max)`, and the
-    /// target's logit becomes 0. `weighted (N, C)` contains sums that are weighted by earlier exponentials.
-    /// If the maximum of a row grows, its row of `weighted` is rescaled to the new maximum. `weighted` may be
+    /// target's logit becomes 0. `weighted (N, C)` contains sums whose terms have factors `e^(logit - max)`
+    /// of earlier logits. These sums are rescaled if the maximum of their row grows. `weighted` may be empty.
     /// empty.
     ///
     /// # Panics
@@ -96,7 +96,7 @@ impl Softmax {
         (self.all.ln() + (self.max - self.wanted)) as f32
     }
 
-    /// Returns the factor that turns the exponentials of a range into probabilities.
+    /// Returns the factor that turns the exponentials of `part` into probabilities.
     pub fn share(&self, part: &Running) -> f64 {
         (part.max as f64 - self.max).exp() / self.all
     }
@@ -107,13 +107,13 @@ impl Softmax {
         self.others / self.all
     }
 
-    /// Returns the derivative of the cap at the target's logit. Returns 1 if there is no cap.
+    /// Returns the derivative of `cap · tanh(x / cap)` for the target's logit, or 1 without a cap.
     pub fn target_slope(&self, cap: Option<f32>) -> f64 {
         cap.map_or(1.0, |cap| 1.0 - (self.wanted / cap as f64).powi(2))
     }
 }
 
-/// Returns the largest element of `row`. The result may ignore a NaN, but the sum of exponentials is then
+/// Returns the largest element of `row`. A NaN may be ignored here, because the sum of exponentials is then
 /// NaN.
 #[inline(always)]
 pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
@@ -138,7 +138,7 @@ pub fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     if at < row.len() {
         exp(L::read(row, at).sub(max)).write(row, at);
     }
-    // Lanes after the end are read as 0, not as -infinity, so the tail is added from the stored values.
+    // Lanes past the end were read as 0 instead of -infinity, so the tail is added from the stored values.
     sum.sum() + row[at..].iter().sum::<f32>()
 }
 
@@ -196,8 +196,7 @@ mod tests {
         for (b, piece) in logits.chunks(block).enumerate() {
             let mut piece = piece.to_vec();
             let n = piece.len();
-            // The earlier exponentials are passed as the weighted sums, so that they are rescaled in the same
-            // way.
+            // The earlier exponentials are passed as `weighted`, so that `online_softmax` rescales them.
             online_softmax(isa, &mut running, &mut weights, &mut piece, n, &[target], b * block, n);
             weights.extend(piece);
         }
