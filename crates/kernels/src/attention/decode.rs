@@ -1,7 +1,7 @@
 //! Attention for generated tokens: one query per sequence. Keys and values are read in place.
 //!
 //! ```text
-//! task: one kv head of one sequence, one run of at most RUN keys
+//! task: one kv head of one sequence, one run (at most RUN consecutive keys)
 //!   scores = q kᵀ for the query heads that read the kv head
 //!   largest score, weights = e^(score - largest), their sum
 //!   mixed = weights v
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! - Each key and value is read from memory once. Nothing is packed.
-//! - Runs begin at fixed keys of a sequence, and are combined in order. A result therefore depends neither on
-//!   the number of threads nor on other sequences.
+//! - Runs begin at multiples of RUN, and their results are combined in order. An output therefore depends
+//!   neither on the number of threads nor on other sequences.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,12 +22,12 @@ use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, largest};
 use crate::{AttentionDims, DType, Segment};
 
-/// Maximum number of keys in a run. The keys and values of a run fit in L2.
+/// Maximum number of consecutive keys in a task (a "run"). The keys and values of a run fit in L2.
 const RUN: usize = 256;
 /// Number of keys that are multiplied at a time, while the next `PREFETCH_KEYS` keys are prefetched.
 const PREFETCH_KEYS: usize = 16;
 
-/// The runs into which the keys of one segment are divided.
+/// The runs of one segment: its keys, divided at multiples of [`RUN`].
 #[derive(Clone, Copy, Debug)]
 struct Runs {
     segment: Segment,
@@ -62,7 +62,7 @@ impl<'a> DecodeAttention<'a> {
         let kv_heads = inputs.dims.kv_heads;
         let runs = runs(inputs.segments, inputs.dims, inputs.scores.window);
         let pending = runs.iter().flat_map(|runs| (0..kv_heads).map(|_| AtomicUsize::new(runs.count)));
-        // Adjacent tasks read adjacent memory.
+        // Consecutive tasks read adjacent kv heads of the same keys, which are adjacent in memory.
         let of_segment = |(segment, runs): (usize, &Runs)| {
             let count = runs.count;
             (0..count).flat_map(move |run| (0..kv_heads).map(move |kv_head| (segment, run, kv_head)))
@@ -99,7 +99,7 @@ impl<'a> DecodeAttention<'a> {
             let start = (runs.segment.kv_start + keys.start) * row + kv_head * dims.head_dim;
             mix(isa, results, partial, scores, &self.inputs.v[start..], (keys.len(), row), dims.head_dim);
         });
-        // This operation acquires the results of the other tasks of this kv head. Only the last task
+        // `AcqRel` makes the results of the other tasks of this kv head visible. Only the last of these tasks
         // continues.
         if self.pending[segment * dims.kv_heads + kv_head].fetch_sub(1, Ordering::AcqRel) > 1 {
             return;
@@ -187,14 +187,14 @@ fn runs(segments: &[Segment], dims: AttentionDims, window: Option<usize>) -> Vec
     segments.iter().map(of_segment).collect()
 }
 
-/// Returns the length of the result of one query head over one run. The result contains the weighted sum of
-/// the values, the largest score and the sum of the weights. The length is padded, so that results of
-/// different tasks share no cache line.
+/// Returns the length of the result of one query head over one run: the weighted sum of the values, the
+/// largest score and the sum of the weights. Padding keeps the results of different tasks on different cache
+/// lines.
 fn partial_len(dims: AttentionDims) -> usize {
     (dims.head_dim + 2).next_multiple_of(WIDEST)
 }
 
-/// Returns the number of elements that the tasks of a call share.
+/// Returns the number of elements of `shared` in [`DecodeAttention::run`].
 pub(crate) fn shared_len(segments: &[Segment], dims: AttentionDims, window: Option<usize>) -> usize {
     let runs: usize = runs(segments, dims, window).iter().map(|runs| runs.count).sum();
     runs * dims.heads * partial_len(dims)
@@ -228,8 +228,7 @@ fn prefetch_row(row: *const f32, len: usize) {
 
 simd_fn! {
     /// Replaces scores by weights `e^(score - largest)`. Each query head has a row of [`RUN`] scores. The
-    /// largest score and the sum of the weights are written to the last two elements of the result of the
-    /// head.
+    /// largest score and the sum of the weights are written to the last two elements of the head's result.
     fn weigh(
         scores: &mut [f32],
         results: &mut [f32],
@@ -259,9 +258,9 @@ fn weigh_lanes<L: Lanes>(
 }
 
 simd_fn! {
-    /// Computes the sum of the rows of `values`, weighted by each row of `weights`. Each sum is written to
-    /// the beginning of a result. `shape` is the number of rows, and the distance from one row to the next in
-    /// elements. A row has `head_dim` elements.
+    /// Computes `Σ weights[h, key] · values[key]` for each query head `h`, and writes the sum to the
+    /// beginning of the head's result. `shape` is the number of keys, and the distance between their rows in
+    /// `values`.
     fn mix(
         results: &mut [f32],
         partial: usize,
@@ -281,7 +280,7 @@ fn mix_lanes<L: Lanes>(
     (keys, row): (usize, usize),
     head_dim: usize,
 ) {
-    // Sixteen accumulators fill half of 32 registers. Eight accumulators fill half of 16 registers.
+    // Four heads have 16 accumulators for 32 registers (AVX-512), or 8 accumulators for 16 registers.
     let widest = if L::COUNT == WIDEST { 4 } else { 2 };
     let heads = results.len() / partial;
     for head in (0..heads).step_by(4) {

@@ -23,7 +23,7 @@ use crate::{AttentionDims, AttentionOperands, AttentionScores, Segment};
 pub struct AttentionInputs<'a> {
     /// Queries `(N, NH, HS)`, after the rotary embedding.
     pub q: &'a [f32],
-    /// Keys `(M, KH, HS)`, after the rotary embedding.
+    /// Keys `(M, KH, HS)` of `M` rows, after the rotary embedding.
     pub k: &'a [f32],
     /// Values `(M, KH, HS)`.
     pub v: &'a [f32],
@@ -102,8 +102,8 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
 /// - `dk = scale · Σ ds q`
 /// - `dv = Σ p dout`
 ///
-/// The sums of `dk` and `dv` include every query to which the key is visible, and every query head of the
-/// group.
+/// The sums of `dk` and `dv` include every query to which the key is visible, and every query head that reads
+/// the kv head.
 ///
 /// # Panics
 /// In the same cases as [`forward`].

@@ -10,8 +10,7 @@ const DIMS: AttentionDims = AttentionDims { heads: 4, kv_heads: 2, head_dim: 4 }
 
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128), (50, 1, 3), (3, 3, 5)];
-/// Scores as in Llama, scores with a cap and a window inside one panel, and scores with a cap and a window
-/// over several panels.
+/// Scores without a window, with a window inside a panel of 64 keys, and with a window over several panels.
 const SCORES: [AttentionScores; 3] = [
     AttentionScores { scale: 0.5, window: None, softcap: None },
     AttentionScores { scale: 0.7, window: Some(2), softcap: Some(1.5) },
@@ -239,7 +238,7 @@ fn rows_alone_have_the_bits_of_rows_together() {
     }
 }
 
-/// A common offset of all values must not change the gradients of the scores, even after rounding.
+/// A constant that is added to all values must not change the gradients of the scores, even after rounding.
 #[test]
 fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
     let mut stream = Stream::new(31);
@@ -263,9 +262,8 @@ fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
     }
 }
 
-/// Sequences with one query each. The lengths of the sequences include 255, 256 and 257, because a run has
-/// 256 keys. There are gaps between the keys of the sequences. The keys and the queries of the sequences are
-/// in different orders.
+/// Sequences with one query each. The lengths include 255, 256 and 257, because a task has at most 256 keys.
+/// There are gaps between the keys of the sequences. Keys and queries are in different orders.
 const GENERATED: [Segment; 6] = [
     Segment { q_start: 0, q_len: 1, kv_start: 1411, kv_len: 1 },
     Segment { q_start: 1, q_len: 1, kv_start: 0, kv_len: 255 },
@@ -310,8 +308,7 @@ fn generated_tokens_match_the_reference() {
         for (isa, dtype) in Isa::supported().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
             let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype });
             let found = decode(&cpu, buffers.each_ref(), &GENERATED, (dims, scores));
-            // With bf16, queries and keys have relative errors of 2^-9. Scores are at most 3 · HS, and values
-            // are at most 1.
+            // With bf16, queries and keys have relative errors of 2^-9, which the softmax magnifies.
             let is_rounded = dtype == DType::Bf16 && isa.multiplies_bf16();
             let tolerance = if is_rounded { 0.05 } else { 5e-6 };
             assert_close(&found[0], &out, tolerance);

@@ -44,9 +44,9 @@ impl ScratchBytes {
 pub enum ScratchPool {
     /// Buffer of matrix multiplications by base weights, numbered from 0 to 3.
     ///
-    /// On the CPU: 0 is packed `A`, 1 is packed `B` of every thread, and 2 is the packed rows of
-    /// `SkinnyGemm`. On a GPU: 0 is the decoded 4-bit weight, 1 and 2 are the workspaces of the kernels and
-    /// of cuBLASLt, and 3 is rows rounded to the compute type.
+    /// On the CPU: 0 is the packed first operand, 1 is the packed second operand of every thread, and 2 is
+    /// the packed rows of `SkinnyGemm`. On a GPU: 0 is the decoded 4-bit weight, 1 and 2 are the workspaces
+    /// of the kernels and of cuBLASLt, and 3 is rows rounded to the compute type.
     Products(usize),
     /// Buffer of multiplications by `A` and `B`, numbered from 0 to 6.
     LowRank(usize),
@@ -58,8 +58,8 @@ pub enum ScratchPool {
     Rope,
 }
 
-/// The ledger. Every buffer has a handle to the ledger, so that dropping the buffer subtracts the buffer's
-/// bytes.
+/// Bytes and FLOP, shared by a trace and its buffers. Dropping the [`Allocation`] of a buffer subtracts the
+/// bytes of the buffer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger(Arc<Mutex<Account>>);
 
@@ -114,13 +114,11 @@ impl Ledger {
         account.note_peak();
     }
 
-    /// Adds FLOP.
     pub fn add_flops(&self, flops: u64) {
         let mut account = lock(&self.0);
         account.flops = account.flops.saturating_add(flops);
     }
 
-    /// Returns the current bytes and FLOP.
     pub fn footprint(&self) -> Footprint {
         let account = lock(&self.0);
         Footprint { live: account.live, peak: account.peak, scratch: account.scratch(), flops: account.flops }

@@ -39,7 +39,7 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
     /// Returns the data type that stores `element`.
     fn dtype(&self, element: Element) -> DType;
 
-    /// Returns the bytes of one row in buffers that share an allocation.
+    /// Returns the bytes of one row in all buffers that one [`Backend::alloc_rows`] allocates.
     fn row_bytes(&self, widths: &[usize], element: Element) -> u64 {
         (widths.iter().sum::<usize>() * self.dtype(element).size()) as u64
     }
@@ -49,7 +49,7 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
         bytes
     }
 
-    /// Calls `grow` with the bytes of each pool that an operation needs. Pools only grow.
+    /// Calls `grow` for each pool that an operation uses, with the bytes that the operation needs.
     fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64));
 }
 
@@ -119,7 +119,7 @@ pub enum TracedOp<'a> {
         half: usize,
         /// Number of stored frequencies.
         frequencies: usize,
-        /// Length of the list of tables.
+        /// Length of [`RopeOperands::tables`](crate::RopeOperands::tables), or 0 without tables.
         tables: usize,
     },
 }
@@ -127,8 +127,8 @@ pub enum TracedOp<'a> {
 /// Records the memory and the FLOP of its target, a different back end. Every value that is read from a trace
 /// is zero.
 ///
-/// The target sizes its working memory with the same functions. The trace assumes that every thread has run
-/// the largest task.
+/// The target computes the sizes of its working memory with the same functions. The trace assumes that every
+/// thread has run the largest task.
 #[derive(Debug)]
 pub struct Trace {
     target: Box<dyn TraceTarget>,
@@ -186,8 +186,8 @@ impl Trace {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             let all = q * past + q * (q + 1) / 2;
             let Some(window) = window.map(|window| window as u64) else { return all };
-            // The window hides keys from the last `beyond` queries. Query `i` of these, counted from 1, loses
-            // `before + i` keys.
+            // From the last `beyond` queries, the window hides `before + 1`, `before + 2`, ...
+            // `before + beyond` keys.
             let (beyond, before) = (q.min((past + q).saturating_sub(window)), past.saturating_sub(window));
             all - beyond * before - beyond * (beyond + 1) / 2
         };

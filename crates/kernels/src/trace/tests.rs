@@ -52,8 +52,7 @@ fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
         attend(backend, &inp, n);
         head_loss(backend, &inp, Some(&mut dinp), &matrix(vocabulary, d_in), n);
     }
-    // There are more rows than one pass over the vocabulary processes. The loss head runs once with and once
-    // without a gradient.
+    // 700 rows need more than one pass over the vocabulary. The loss head runs without and with a gradient.
     let (n, c) = (700, 24);
     let (inp, mut dinp, head) = (alloc(n * c), alloc(n * c), matrix(300, c));
     head_loss(backend, &inp, None, &head, n);
@@ -103,7 +102,7 @@ fn working_memory_is_what_the_cpu_holds() {
             let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype };
             let (cpu, trace) = (Cpu::new(options), Trace::new(options));
             // The operations run on a new thread. Attention buffers belong to a thread, and other tests may
-            // have used this one.
+            // have grown those of this thread.
             let attention = std::thread::scope(|scope| {
                 let run = || {
                     exercise(&cpu, &|rows, cols| Matrix::from_f32(&vec![0.5; rows * cols], rows, cols));

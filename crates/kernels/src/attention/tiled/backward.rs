@@ -64,8 +64,8 @@ pub(crate) unsafe fn backward_task(
     });
 }
 
-/// The working memory of one task. Fields whose names end in `by_rows` or `by_columns` are packed copies of
-/// operands. These fields are empty if the operands are f32.
+/// The working memory of one task. Fields that end in `by_rows` or `by_columns` are bf16 copies, and are
+/// empty if the operands are f32.
 struct Buffers<'a> {
     k_panels: &'a mut [f32],
     v_panels: &'a mut [f32],
@@ -88,7 +88,7 @@ struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    /// Assigns a name to each buffer, in the order of [`lens`].
+    /// Names the buffers, which are in the order of [`lens`].
     fn of(buffers: [&'a mut [f32]; 18]) -> Self {
         let [k_panels, v_panels, k_rows, dk_rows, dv_rows, q_rows, dout_rows, out_rows, dq_rows, rest @ ..] =
             buffers;
@@ -116,8 +116,8 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Copies the rows of a block to the buffers. Returns two numbers for each row: zero, in whose place the
-    /// caller writes `lse`, and `dout · out`.
+    /// Copies the rows of a block to the buffers. Returns a pair for each row: zero, which the caller
+    /// replaces by `lse`, and `dout · out`.
     fn gather(
         &mut self,
         format: OperandFormat,
@@ -132,8 +132,8 @@ impl<'a> Buffers<'a> {
         gather(format.isa, dout_rows, width, dout, block, 1.0);
         gather(format.isa, self.out_rows, width, out, block, 1.0);
         if format.are_pairs() {
-            // The matrix multiplications round `dout` in the same way. A common offset of all values
-            // therefore cancels in the gradient of the scores.
+            // The matrix products also round `dout` to bf16. A constant that is added to all values therefore
+            // cancels in `dout · v - dout · out`.
             round(format.isa, dout_rows);
         }
         let mut lses_deltas = [[0.0; 2]; QUERIES];
@@ -185,7 +185,7 @@ impl<'a> Buffers<'a> {
     }
 }
 
-/// Returns the number of elements that [`backward_task`] needs.
+/// Returns the number of elements of working memory that [`backward_task`] needs.
 pub(crate) fn backward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
     total(lens(format, &Shape::of(task, dims, format, None)))
 }
@@ -233,8 +233,8 @@ fn deltas_lanes<L: Lanes>(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32
 }
 
 simd_fn! {
-    /// Replaces the scores of a panel by attention weights `p`, and replaces `dp` in `dscores` by `ds`. If a
-    /// key is not visible to a row, both results are zero. The panel begins at key `first`.
+    /// Replaces the scores of a panel by attention weights `p`, and `dout · v` in `dscores` by the gradient
+    /// `ds` of the scores. Both are zero for keys that are not visible. The panel begins at key `first`.
     fn weigh(
         scores: &mut [f32],
         dscores: &mut [f32],

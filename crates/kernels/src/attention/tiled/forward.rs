@@ -46,8 +46,8 @@ pub(crate) unsafe fn forward_task(
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(format.isa, scores, &mut sums, &mut lses, block, params.softcap);
             if format.are_pairs() {
-                // The output is divided by the sum of the rounded weights. A common offset of all values
-                // therefore reaches `out` unchanged.
+                // Relative to the sum of the rounded weights, the rounded weights sum to 1. A constant that
+                // is added to all values therefore reaches `out` unchanged.
                 rounded_sums(format.isa, &mut sums[..rows], scores, block);
             }
             let start = block.panels().next().unwrap_or(0);
@@ -72,7 +72,7 @@ pub(crate) unsafe fn forward_task(
     });
 }
 
-/// Returns the number of elements that [`forward_task`] needs.
+/// Returns the number of elements of working memory that [`forward_task`] needs.
 pub(crate) fn forward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
     total(lens(format, &Shape::of(task, dims, format, None)))
 }

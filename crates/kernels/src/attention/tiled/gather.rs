@@ -1,4 +1,4 @@
-//! Copies the rows of a block into contiguous memory.
+//! Copies the query rows of a block into contiguous memory.
 
 use super::task::Block;
 use crate::simd::{Lanes, simd_fn};

@@ -14,7 +14,7 @@
 //!     out += weights v                     write dk, dv
 //! ```
 //!
-//! - Keys and values are packed once for all query heads that read the keys and values.
+//! - Keys and values are packed once for all query heads that read them.
 //! - Operands are packed as bf16 pairs if the back end computes in bf16 and the instruction set multiplies
 //!   bf16 pairs. Otherwise the operands are f32. Softmax, sums and results are always f32.
 //! - Every kv head is one backward task. No other task adds to `dk` and `dv` of this head, so the terms of

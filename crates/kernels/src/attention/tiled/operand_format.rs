@@ -12,7 +12,7 @@ pub(crate) struct OperandFormat {
     kernels: &'static Kernels,
 }
 
-/// The first operand of a multiplication. The word of row `i` and step `p` is at index `i * row + p * step`.
+/// The first operand of a product. 32-bit word `p` of row `i` is at index `i * row + p * step`.
 #[derive(Clone, Copy)]
 pub(super) struct StridedOperand<'a> {
     pub data: &'a [f32],
@@ -28,7 +28,7 @@ pub(super) struct TileShape {
     pub n: usize,
     /// Number of 32-bit words along the summed dimension.
     pub steps: usize,
-    /// Distance between two rows of `c`, and between two steps of `b`, in 32-bit words.
+    /// Distance between adjacent rows of `c`, and between adjacent rows of packed `b`, in 32-bit words.
     pub stride: usize,
     /// Whether the product is added to `c`. If false, the product overwrites `c`.
     pub accumulate: bool,
@@ -56,19 +56,18 @@ impl OperandFormat {
         self.isa
     }
 
-    /// Returns the number of words in a packed row of `n` elements. A row consists of whole vectors.
+    /// Returns the number of 32-bit words in a packed row of `n` elements, rounded up to whole vectors.
     pub(in crate::attention) fn row_words(self, n: usize) -> usize {
         self.of(n).next_multiple_of(self.kernels.lanes)
     }
 
-    /// Converts a row to packed words.
     pub(in crate::attention) fn pack_row(self, out: &mut [f32], row: &[f32]) {
         assert!(out.len() >= self.row_words(row.len()));
         // SAFETY: `new` checked the instruction set, and `out` has room for all words.
         unsafe { (self.kernels.pack_row)(out.as_mut_ptr(), row, self.are_pairs()) };
     }
 
-    /// Multiplies packed rows by rows that are read in place.
+    /// Computes the dot products of packed rows with rows that are read in place.
     ///
     /// # Safety
     /// Every pointer of the job must be valid for its shape.
@@ -77,18 +76,17 @@ impl OperandFormat {
         unsafe { (self.kernels.dots)(job) }
     }
 
-    /// Returns whether words are bf16 pairs.
+    /// Returns whether each 32-bit word is a pair of bf16 elements.
     pub(super) fn are_pairs(self) -> bool {
         self.kernels.pair == 2
     }
 
-    /// Returns the number of words for `n` elements.
+    /// Returns the number of 32-bit words that `n` elements need.
     pub(super) fn of(self, n: usize) -> usize {
         n.div_ceil(self.kernels.pair)
     }
 
-    /// Returns the number of words in a packed copy of `n` elements. The number is zero for f32, because f32
-    /// needs no copy.
+    /// Returns the number of 32-bit words in a bf16 copy of `n` elements, or 0 for f32, which needs no copy.
     pub(super) fn pairs(self, n: usize) -> usize {
         if self.are_pairs() { self.of(n) } else { 0 }
     }
@@ -98,7 +96,7 @@ impl OperandFormat {
         n.next_multiple_of(self.kernels.lanes)
     }
 
-    /// Returns the words along each row. bf16 pairs are written to `out`. For f32, the result is `rows`
+    /// Packs pairs of neighbouring elements of each row into `out` as bf16. For f32, the result is `rows`
     /// itself.
     pub(super) fn by_rows<'a>(self, out: &'a mut [f32], rows: &'a [f32]) -> &'a [f32] {
         if !self.are_pairs() {
@@ -110,8 +108,8 @@ impl OperandFormat {
         out
     }
 
-    /// Returns the words along each column of `rows`. bf16 pairs are written to `out`. For f32, the result is
-    /// `rows` itself. `width` must be a multiple of the vector length.
+    /// Packs pairs of neighbouring elements of each column of `rows` into `out` as bf16. For f32, the result
+    /// is `rows` itself. `width` must be a multiple of the vector length.
     pub(super) fn by_columns<'a>(self, out: &'a mut [f32], rows: &'a [f32], width: usize) -> &'a [f32] {
         if !self.are_pairs() {
             return rows;
@@ -123,9 +121,9 @@ impl OperandFormat {
         out
     }
 
-    /// Copies `inp` to words along each column. Word `p` of column `j` goes to `p * width + j`. If words are
-    /// pairs and the number of rows is odd, the last row is paired with zeros. Columns past the last column
-    /// have undefined contents.
+    /// Packs `inp` by columns: word `p` of column `j` goes to `p * width + j`. A word is one f32, or two bf16
+    /// of neighbouring rows. An odd last row is paired with zeros. Columns from `inp.cols` on have undefined
+    /// contents.
     pub(super) fn pack_by_columns(self, out: &mut [f32], width: usize, inp: RowView<'_>) {
         assert!(out.len() >= self.of(inp.rows) * width && width >= self.whole(inp.cols));
         let src = View::f32(inp.data, 1, inp.stride);
@@ -136,8 +134,8 @@ impl OperandFormat {
         unsafe { (self.kernels.pack)(&job) };
     }
 
-    /// Copies `inp` to panels of shape `(words along a row, KEYS)`. Each row of `inp` becomes one column of a
-    /// panel. Columns past the last row of `inp` have undefined contents.
+    /// Packs `inp` into panels of [`KEYS`] columns. Each row of `inp` becomes one column of a panel. Columns
+    /// without a row of `inp` have undefined contents.
     pub(super) fn pack_panels(self, out: &mut [f32], inp: RowView<'_>) {
         let panel = self.of(inp.cols) * KEYS;
         assert!(out.len() >= inp.rows.div_ceil(KEYS) * panel);

@@ -112,7 +112,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Returns the blocks of the task: for each group of heads in turn, all blocks of queries.
+    /// Returns the blocks of the task, ordered by query head, then by query.
     pub fn blocks(&self) -> impl Iterator<Item = Block> {
         let Task { segment, kv_head, queries } = self.task;
         let AttentionDims { heads, kv_heads, head_dim } = self.dims;
