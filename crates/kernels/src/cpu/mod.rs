@@ -123,8 +123,8 @@ impl Cpu {
         }
     }
 
-    /// Rotates every head of queries and keys, or of their gradients. The table of
-    /// angles is recomputed only if the angles or the rotation differ from those of the previous call.
+    /// Rotates every head of queries and keys, or of their gradients. The table of angles is recomputed only
+    /// if the angles or the rotation differ from those of the previous call.
     fn rotate(&self, xs: [&mut Buffer; 2], operands: RopeOperands<'_>, backward: bool) {
         let (angles, rotation) = (operands.host_angles(), operands.rotation);
         let mut table = lock(&self.rope);
@@ -150,7 +150,7 @@ impl fmt::Debug for Cpu {
     }
 }
 
-/// Returns the elements of a range of rows.
+/// Returns the range of elements in a range of rows.
 fn flat(rows: &Range<usize>, cols: usize) -> Range<usize> {
     rows.start * cols..rows.end * cols
 }

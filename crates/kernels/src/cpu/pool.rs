@@ -41,8 +41,8 @@ impl SendPtr {
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// A grow-only buffer that is aligned to cache lines. Its elements have the values that earlier operations
-/// wrote.
+/// A grow-only buffer that is aligned to cache lines. Its elements contain arbitrary values of earlier
+/// operations.
 #[derive(Default)]
 pub(crate) struct Scratch(Vec<Line>);
 
@@ -93,17 +93,18 @@ struct Job {
 // not return earlier.
 unsafe impl Send for Job {}
 
-/// A value that shares its cache lines with no other value. Threads that write one value then do not slow
-/// down threads that read another. Processors fetch lines in pairs.
+/// A value that shares its cache lines with no other value, so that threads that write one value do not slow
+/// down threads that read another. Processors fetch lines of 64 bytes in pairs.
 #[repr(align(128))]
 struct Padded<T>(T);
 
-/// The state of a region. A region starts and ends without a lock, unless a thread sleeps:
+/// The state of a parallel region, which is one call of [`Pool::run`]. A region starts and ends without a
+/// lock, unless a thread sleeps:
 ///
 /// - The caller writes `job` while no worker runs, and then increments `epoch`.
-/// - A thread increments `sleepers` before it checks `epoch` or `working` for the last time. The other side
-///   changes `epoch` or `working` before it reads `sleepers`. These four accesses have one total order, so
-///   either the change is seen, or the sleeper is seen and woken.
+/// - A thread that is about to sleep first sets `sleepers` or `caller_sleeps`, and then checks `epoch` or
+///   `working` again. The other side changes `epoch` or `working`, and then checks for sleepers. All of these
+///   accesses are sequentially consistent, so no sleeper misses a change.
 struct Shared {
     /// Number that each new region increments. A sleeping worker continues when this number changes.
     epoch: Padded<AtomicU32>,
@@ -285,7 +286,7 @@ impl Drop for Inside {
     }
 }
 
-/// Runs the loop of a worker: waits for a new epoch, runs tasks, and signals completion.
+/// Runs the loop of a worker: runs tasks of each new epoch, and signals completion.
 fn work(shared: &Shared, worker: usize) {
     INSIDE.set(true);
     let mut seen = 0;

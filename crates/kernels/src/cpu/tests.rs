@@ -106,7 +106,8 @@ fn linear_matches_reference() {
 #[test]
 fn a_generated_row_has_the_same_bits_among_any_number_of_rows() {
     let mut stream = Stream::new(41);
-    // The widths cover tails, more than one block of words, and rows of `W` that four does not divide.
+    // The widths cover tails and more than one block of words. The numbers of rows of `W` are not multiples
+    // of four.
     for (d_in, d_out) in [(33, 7), (70, 13), (768, 9), (2100, 6)] {
         let n = 70;
         let inp = random(&mut stream, n * d_in);

@@ -3,8 +3,8 @@
 
 use crate::gemm::{Kernels, part};
 
-/// Number of tokens of the vocabulary in one block of logits. Two multiplications read the weights of these
-/// tokens, and the weights stay in L2 between them.
+/// Number of tokens of the vocabulary in one block of logits. The logits and the gradient sums both read the
+/// weights of these tokens, which stay in L2 in between.
 pub(super) const BLOCK: usize = 256;
 /// Number of spans of the vocabulary. Each span has its own gradient sums. The number is fixed, so results do
 /// not depend on the number of threads.
@@ -23,22 +23,22 @@ pub(super) struct Partition {
     pub spans: usize,
     /// Number of panels of packed rows.
     pub panels: usize,
-    /// Number of groups, each a range of consecutive panels. There is more than one group if there are fewer
-    /// spans than the threads need.
+    /// Number of groups of rows, each a range of consecutive panels. There is more than one group if there
+    /// are fewer spans than the threads need.
     pub groups: usize,
     /// Maximum number of rows in a panel.
     pub panel_rows: usize,
     /// Number of blocks into which the `c` elements of a row are divided.
     pub k_blocks: usize,
-    /// Number of words in one such block of a row.
+    /// Number of 32-bit words in one of the `k_blocks` of a row.
     pub steps: usize,
-    /// Number of elements in a word.
+    /// Number of elements in a 32-bit word.
     pub pair: usize,
-    /// Number of words of one such block in a panel of packed rows.
+    /// Number of 32-bit words in one of the `k_blocks` of a panel of packed rows.
     pub panel: usize,
-    /// Number of words along a block of the vocabulary.
+    /// Number of 32-bit words that contain one exponential for each token of a block.
     pub exp_steps: usize,
-    /// Number of words in a panel of packed exponentials of a block of the vocabulary.
+    /// Number of 32-bit words in a panel of packed exponentials of a block of the vocabulary.
     pub exp_panel: usize,
 }
 
@@ -85,18 +85,18 @@ impl Partition {
         (first, last + rows - first)
     }
 
-    /// Returns the columns of a block of `c`, as `(first, count)`.
+    /// Returns the elements in one of the `k_blocks` of a row, as `(first, count)`.
     pub fn k_of(&self, k_block: usize) -> (usize, usize) {
         let k = k_block * self.steps * self.pair;
         (k, (self.steps * self.pair).min(self.c - k))
     }
 
-    /// Returns the number of words of all packed rows, rounded up to whole cache lines.
+    /// Returns the number of 32-bit words of all packed rows, rounded up to whole cache lines.
     pub fn packed(&self) -> usize {
         (self.k_blocks * self.panels * self.panel).next_multiple_of(16)
     }
 
-    /// Returns the number of words that all threads share, and the number of words of each thread.
+    /// Returns the number of 32-bit words that all threads share, and the number for each thread.
     pub fn words(&self, gradient: bool) -> [usize; 2] {
         let [weight, logits, exponentials] = self.own();
         if gradient {
@@ -106,7 +106,7 @@ impl Partition {
         }
     }
 
-    /// Returns the numbers of words for a thread's packed rows of `W`, for its logits, and for its packed
+    /// Returns the numbers of 32-bit words for a thread's packed rows of `W`, its logits, and its packed
     /// exponentials.
     pub fn own(&self) -> [usize; 3] {
         // No group has more panels than the first group.

@@ -88,8 +88,7 @@ impl LowRank {
         self.pack_panels(tall, rank, View::f32(dmid, rank, 1), m, rank);
     }
 
-    /// Returns the fields that all multiplications by a packed operand with `R` rows have in common. The
-    /// operand has one step per token row.
+    /// Returns the fields that the multiplications by packed `midᵀ` and packed `dmidᵀ` have in common.
     fn thin_job(&self, sums: &Sums<'_>) -> TileJob {
         let Kernels { lanes, nr, .. } = *self.kernels;
         TileJob {
@@ -138,8 +137,8 @@ impl LowRank {
         }
     }
 
-    /// Computes `dA += dmidᵀ drop(inp)` and the optional `dinp += drop'(dmid A)`, for a strip of inputs that
-    /// begins at `col`.
+    /// Computes `dA += dmidᵀ drop(inp)` and the optional `dinp += drop(dmid A)` with the same dropout mask,
+    /// for a strip of inputs that begins at `col`.
     fn sum_da(&self, sums: &Sums<'_>, col: usize, own: &mut Own, da: SendPtr, dinp: Option<SendPtr>) {
         let LoraParams { a, dims: LoraDims { rank, d_in, .. }, dropout, .. } = sums.params;
         let cols = (d_in - col).min(COLS);
@@ -218,7 +217,7 @@ struct Sums<'a> {
     n: usize,
     /// Number of rows in one block.
     block: usize,
-    /// Number of words in the packed `dmid` of one block.
+    /// Number of elements in the packed `dmid` of one block.
     tall_words: usize,
     /// Gradient of `mid`, `(n, R)`.
     dmid: SendPtr,

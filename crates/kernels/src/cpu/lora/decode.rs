@@ -2,8 +2,8 @@
 //! weights of a group.
 //!
 //! ```text
-//! one region:                    mid = inp Aᵀ for every pair of the group
-//! each task of each base weight: out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
+//! one region:                 mid = inp Aᵀ for every pair of the group
+//! tasks of each base weight:  out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
 //! ```
 //!
 //! The matrices of each adapter are read only once. Ranks may differ between adapters, and no rank is padded.
@@ -34,7 +34,8 @@ pub(crate) struct DecodePair<'a> {
 // SAFETY: `a` points to `A`. `A` outlives the pair, and tasks only read it.
 unsafe impl Sync for DecodePair<'_> {}
 
-/// Returns whether [`decode_pairs`] accepts every pair of a group for `n` rows.
+/// Returns whether [`decode_pairs`] accepts every pair of a group. Each pair must be packed and have no
+/// dropout.
 pub(crate) fn is_packed(lora: &[LoraSegment<'_>]) -> bool {
     let is_packed = |segment: &LoraSegment<'_>| {
         let mut pairs = segment.pairs.iter().zip(&segment.packed);

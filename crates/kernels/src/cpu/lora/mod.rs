@@ -141,12 +141,12 @@ impl LowRank {
         self.kernels.nr
     }
 
-    /// Returns the number of words of the packed `midᵀ (R, N)`. Its panels have one step per row.
+    /// Returns the number of elements of packed `midᵀ (R, N)`.
     fn thin_words(&self, rows: usize, rank: usize) -> usize {
         rank.div_ceil(self.kernels.mr) * rows * self.kernels.lanes
     }
 
-    /// Returns the number of words of `m` packed rows of `mid (N, R)`.
+    /// Returns the number of elements of `m` packed rows of `mid (N, R)`.
     fn tall_words(&self, m: usize, rank: usize) -> usize {
         m.div_ceil(self.kernels.mr) * rank * self.kernels.lanes
     }
@@ -209,8 +209,8 @@ impl LowRank {
         }
     }
 
-    /// Packs `m` rows of `k` elements as panels of `panel_steps` steps. `panel_steps` is at least `k`. `dst`
-    /// has space for all panels.
+    /// Packs `m` rows of `k` elements into panels with room for `panel_steps` elements per row. `dst` has
+    /// space for all panels.
     fn pack_panels(&self, dst: *mut f32, panel_steps: usize, src: View<'_>, m: usize, k: usize) {
         // SAFETY: callers pass a `dst` with space for all panels.
         unsafe { self.kernels.pack_panels(dst, panel_steps * self.kernels.lanes, src, (m, k), false) };
