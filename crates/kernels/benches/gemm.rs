@@ -139,8 +139,7 @@ fn low_rank(threads: usize, isa: Isa) {
 fn decode(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let mut stream = Stream::new(4);
-    // The weight has 128 MiB, so most caches cannot hold it. In decoding, every weight of a model is read
-    // before the first weight is read again.
+    // The weight has 128 MiB, so that most of it is read from memory and not from a cache, as in decoding.
     let (d_out, d_in) = (32 << 10, 2048);
     let w = weight(&mut stream, d_out, d_in);
     let (bandwidth, peak) = (peak::read_bandwidth(threads) / 1e9, gflops(isa, dtype, threads));
@@ -172,7 +171,7 @@ fn main() {
     let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar && only.is_none_or(|only| only == isa)) {
         for dtype in [DType::Bf16, DType::F32] {
-            // The peak of this combination equals the peak of a different instruction set.
+            // This combination would only repeat the kernels of `Isa::Avx512` or of f32.
             if isa != Isa::Avx2 && isa.multiplies_bf16() != (dtype == DType::Bf16) {
                 continue;
             }

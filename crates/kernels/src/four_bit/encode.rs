@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::tables::{FP4, NF4, dynamic_u8};
 use crate::simd::simd_fn;
 
-/// A 4-bit type. It defines the value of each of the 16 codes.
+/// A 4-bit type, which defines the value of each of the 16 codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FourBitCode {
     /// NF4: the quantiles of a normal distribution, for weights.
@@ -50,11 +50,11 @@ impl FromStr for FourBitCode {
     }
 }
 
-/// The 16 codes in ascending order of their values, and the bounds between neighbouring values.
+/// The 16 codes in ascending order of their values, and the midpoints between neighbouring values.
 struct Ladder {
     codes: [u8; 16],
     bounds: [f32; 15],
-    /// Whether each code equals its position in ascending order.
+    /// Whether the ordered codes are 0, 1, ... 15.
     is_ordered: bool,
 }
 
@@ -62,7 +62,8 @@ impl Ladder {
     fn of(code: FourBitCode) -> Self {
         let table = code.table();
         let mut codes: [u8; 16] = std::array::from_fn(|i| i as u8);
-        // The sort is stable. FP4 has two zeros, and the zero with the lower code is for values below zero.
+        // FP4 has two zeros. The stable sort puts the lower code first, which then encodes the values just
+        // below 0.
         codes.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
         let value = |i: usize| table[codes[i] as usize];
         let is_ordered = codes.iter().enumerate().all(|(place, &code)| place == code as usize);
@@ -118,8 +119,8 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
         let rest = sixteens.remainder().iter().map(|v| v.abs());
         let largest = largest.into_iter().chain(rest).fold(0.0f32, f32::max);
         let is_whole = values.len() == block_size;
-        // For a whole block, bitsandbytes multiplies by the reciprocal of the scale. For a short block,
-        // bitsandbytes divides by the scale, and replaces a scale of zero.
+        // As in bitsandbytes, a whole block is multiplied by the reciprocal of its scale. A short block is
+        // divided by its scale, which is stored as 1e-38 instead of 0.
         let divisor = largest.max(1e-38);
         *absmax = if is_whole { largest } else { divisor };
         let inverse = 1.0 / divisor;

@@ -97,11 +97,11 @@ pub(crate) enum ScaleView<'a> {
     Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
 }
 
-/// Maximum number of blocks in a group. The scales of a group come from one table, so one byte selects the
-/// scale of a block.
+/// Maximum number of consecutive blocks in a group. The scales of a group are in one table, and one byte per
+/// block selects a scale.
 pub(crate) const GROUP: usize = 256;
 
-/// The bytes that select the scales of a group if the scales are not nested. Byte `i` has the value `i`.
+/// The bytes that select the scales of a group if the scales are not nested: 0, 1, ... 255.
 static IN_ORDER: [u8; GROUP] = {
     let mut bytes = [0; GROUP];
     let mut i = 0;
@@ -113,7 +113,7 @@ static IN_ORDER: [u8; GROUP] = {
 };
 
 impl<'a> ScaleView<'a> {
-    /// Returns the binary logarithm of the number of blocks in a group.
+    /// Returns the binary logarithm of the number of blocks in a group. See [`GROUP`].
     #[inline(always)]
     pub fn group_log2(&self) -> u32 {
         let most = GROUP.ilog2();
@@ -123,9 +123,8 @@ impl<'a> ScaleView<'a> {
         }
     }
 
-    /// Writes the scales of group `group` to the table `scales`. Returns the bytes that select a scale from
-    /// this table for each block. A scale is computed once for many blocks, and has the same bits as the
-    /// result of [`at`](ScaleView::at).
+    /// Writes the scales of group `group` to `scales`, and returns `bytes`. Block `i` of the group has the
+    /// scale `scales[bytes[i]]`, with the same bits as from [`at`](ScaleView::at).
     #[inline(always)]
     pub fn group(&self, group: usize, scales: &mut [f32; GROUP]) -> &'a [u8] {
         let first = group << self.group_log2();

@@ -90,7 +90,7 @@ fn codes_and_scales_are_those_of_bitsandbytes_on_every_instruction_set() {
             }
             let absmax = floats(&file, &format!("{name}.absmax")).1;
             let nested = nest(&absmax);
-            // danlu adds the scales in f64 for the mean, and PyTorch adds them in f32.
+            // The means differ, because danlu adds the scales in f64, and PyTorch adds them in f32.
             let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
             assert!(close(nested.offset, floats(&file, &format!("{name}.nested.offset")).1[0]), "{name}");
             for (a, b) in nested.absmax.iter().zip(floats(&file, &format!("{name}.nested.absmax")).1) {
@@ -149,11 +149,11 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
 /// Shapes `(rows, cols, block_size)` for all relations between rows and blocks:
 ///
 /// - rows of whole chunks of 64 and of 128 elements
-/// - a group of scales that ends inside a row
+/// - a group of 256 scales that ends inside a row
 /// - short rows
 /// - rows that end inside a block or inside a byte
-/// - more rows than one block of the inner dimension `k` contains in the backward pass
-/// - rows in which a block of `k` ends inside a block of scales
+/// - in the backward pass, more rows than one block of the inner dimension `k`
+/// - rows in which a block of `k` ends inside a block that shares a scale
 const SHAPES: [(usize, usize, usize); 17] = [
     (701, 256, 64),
     (803, 64, 64),

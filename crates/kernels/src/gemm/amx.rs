@@ -12,7 +12,7 @@
 //! - `B` is packed as for AVX512-BF16. `A` is packed in squares of 16 rows by 16 words, without a
 //!   transposition.
 //! - Both operands are padded with zeros to whole squares along `k`, because a register has the same shape
-//!   for every step of `k`.
+//!   for all of `k`.
 //! - At the last rows and columns of C, the registers have smaller shapes. No load or store reaches past the
 //!   edge of C.
 //! - The accumulators start with the elements of C or with zeros.
@@ -199,7 +199,7 @@ struct Block {
     a: *const f32,
     a_panel: usize,
     b: *const f32,
-    /// Number of squares along `k`.
+    /// Number of squares, of 16 words each, along `k`.
     squares: usize,
     c: *mut f32,
     ldc: usize,
@@ -386,7 +386,7 @@ unsafe fn small_product(job: &SmallProduct) {
     }
 }
 
-/// Copies rows of `A` to squares. The words of a row of `A` are `a_step` words apart.
+/// Copies a transposed `A` to squares of 16 x 16 words. The words of a row of `A` are `a_step` words apart.
 ///
 /// # Safety
 /// The processor must support AVX-512, and the rows must exist.
@@ -427,7 +427,7 @@ struct Strip {
     /// Number of words along `k` after the last whole square.
     left: usize,
     c: *mut f32,
-    /// Distance between two steps of `B`, and between two rows of C, in 32-bit words.
+    /// Distance between adjacent rows of packed `B`, and of C, in 32-bit words.
     stride: usize,
     accumulate: bool,
 }

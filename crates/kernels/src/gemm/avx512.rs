@@ -16,8 +16,8 @@ pub(super) fn first(n: usize) -> __mmask16 {
 }
 
 /// Rounds 16 f32 values to bf16 precision, to the nearest value with ties to even. A NaN is returned
-/// unchanged. If this NaN is later truncated to bf16, the result is a NaN unless the payload is only in the
-/// lower half. Arithmetic never produces such a payload.
+/// unchanged. Truncating it to bf16 gives a NaN again, because no arithmetic result is a NaN with zeros in
+/// the upper half of its payload.
 ///
 /// # Safety
 /// The processor must support AVX-512F.

@@ -236,9 +236,9 @@ impl MicroKernel for Avx512Bf16 {
         // codes.
         unsafe {
             let codes = _mm512_loadu_si512(p.cast());
-            // Vector `v` uses one of the four codes in every two bytes. One step computes two indices, one in
-            // each byte. The upper half of the vector belongs to the second piece. The lookup ignores all
-            // bits above the fifth.
+            // Vector `v` uses one of the four codes in every two bytes. `places` has an index in each byte,
+            // and the lookup reads the lowest five bits of each 16-bit lane. The upper half of the vector
+            // uses the values of the second piece, which begin at index 16.
             let codes = if v.is_multiple_of(2) { codes } else { _mm512_srli_epi16::<4>(codes) };
             let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
             // Computes `second | (codes & 15)`.

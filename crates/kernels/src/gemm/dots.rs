@@ -81,10 +81,9 @@ pub(super) const fn tallest<T: MicroKernel>() -> usize {
 
 /// Runs [`dots`] for one element type. Four rows of `w` are multiplied at a time.
 ///
-/// For one or two rows of `inp`, the four rows of `w` are a quarter of `w` apart. The code then reads `w` in
-/// four sequential streams, and the processor prefetches each stream automatically. With more rows of `inp`,
-/// this automatic prefetch has too little time. The four rows are then adjacent, and the next four rows are
-/// prefetched explicitly.
+/// For one or two rows of `inp`, the four rows of `w` are a quarter of `w` apart, so that the processor
+/// itself prefetches four sequential streams. For more rows of `inp`, adjacent rows of `w` with explicit
+/// prefetches are faster.
 ///
 /// # Safety
 /// The requirements of [`dots`] apply.

@@ -25,7 +25,7 @@ pub(crate) struct ExpandJob {
     pub alpha: f32,
 }
 
-/// Runs an [`ExpandJob`]. The ranks are added in ascending order. A result therefore depends neither on the
+/// Runs an [`ExpandJob`]. Terms are added in ascending order of rank, so a result depends neither on the
 /// other rows nor on the columns of the task.
 ///
 /// # Safety

@@ -7,9 +7,7 @@ use crate::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 
 /// `DType` as a const generic parameter. A packing loop is compiled for each source type.
 pub(super) const F32: u8 = 0;
-/// See [`F32`].
 pub(super) const BF16: u8 = 1;
-/// See [`F32`].
 pub(super) const F16: u8 = 2;
 
 /// Returns the number of bytes per element of the source type `D`.
@@ -18,8 +16,8 @@ pub(super) const fn size_of_source<const D: u8>() -> usize {
     if D == F32 { 4 } else { 2 }
 }
 
-/// Number of elements in a piece of a 4-bit weight. A piece begins at a multiple of this number. danlu
-/// accepts no model with smaller blocks, so all elements of a piece have the same scale.
+/// Number of consecutive elements of a 4-bit weight that are decoded with one scale (a "piece"). danlu
+/// accepts no model with smaller blocks.
 pub(super) const PIECE: usize = 64;
 
 /// A vector of words and its operations. `kernel_table!` compiles functions for each instruction set, and all
@@ -59,7 +57,8 @@ pub(super) trait MicroKernel {
     unsafe fn mul_add(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// A mask of lanes.
     type Mask: Copy;
-    /// Reads the mask of vector `vector` in a row. The row has one bit per lane, with the lowest bit first.
+    /// Reads the mask of vector number `vector` from a row of bits, which has one bit per lane with the
+    /// lowest bit first.
     unsafe fn mask(row: *const u32, vector: usize) -> Self::Mask;
     /// Returns `v`, with zeros in all lanes whose bit in the mask is not set.
     unsafe fn apply_mask(v: Self::V, mask: Self::Mask) -> Self::V;
@@ -68,29 +67,29 @@ pub(super) trait MicroKernel {
     /// Loads `LANES` words by columns. Word `i` contains element `i` of `p0`. If words are pairs, the second
     /// element of word `i` is element `i` of `p1`.
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
-    /// Number of pieces of a 4-bit weight that dot products look up at once: 1 or 2. The capacity of the
-    /// table is the limit.
+    /// Number of [pieces](PIECE) of a 4-bit weight that dot products decode at once: 1 or 2. A
+    /// [`Table`](MicroKernel::Table) has room for the values of so many pieces.
     const PIECES: usize;
-    /// The 16 values of a 4-bit type, scaled for one piece or for two pieces.
+    /// The 16 values of a 4-bit type, multiplied by the scales of one or two [pieces](PIECE).
     type Table: Copy;
-    /// Returns a table of the 16 values in `code`, multiplied by the scale. The products are rounded to bf16
-    /// if words are pairs or `round` is set. In a table of two pieces, the second scale belongs to the second
-    /// piece.
+    /// Returns the 16 values in `code`, multiplied by each scale. The products are rounded to bf16 if words
+    /// are pairs or `round` is set. The second scale belongs to the second piece, and is ignored if `PIECES`
+    /// is 1.
     unsafe fn table(code: &[f32; 16], scales: [f32; 2], round: bool) -> Self::Table;
     /// Returns the values of the first piece of a table.
     unsafe fn values(table: Self::Table) -> [f32; 16];
-    /// Looks up `LANES · PAIR` consecutive elements as words. The first code is in the upper half of the byte
+    /// Decodes `LANES · PAIR` consecutive elements as words. The first code is in the upper half of the byte
     /// at `p`. Both scales of the table must be equal.
     unsafe fn lookup(table: Self::Table, p: *const u8) -> Self::V;
-    /// Looks up `LANES` words by columns. Word `i` contains code `i` of `p0`, with the first scale of
-    /// `table`. If words are pairs, the second element of word `i` is code `i` of `p1`, with the second
-    /// scale.
+    /// Decodes `LANES` words by columns. Word `i` contains code `i` of `p0`, with the first scale of `table`.
+    /// If words are pairs, the second element of word `i` is code `i` of `p1`, with the second scale.
     unsafe fn lookup_by_columns(table: Self::Table, p0: *const u8, p1: *const u8) -> Self::V;
-    /// Looks up one vector of a chunk in the fastest order for the instruction set. The chunk begins at `p`
-    /// and has [`PIECES`](MicroKernel::PIECES) pieces. Element `i` of vector `v` is element
-    /// `interleaved(v · LANES · PAIR + i)` of the chunk.
+    /// Decodes vector `v` of the [`PIECES`](MicroKernel::PIECES) pieces at `p`, in the fastest order for the
+    /// instruction set. Element `i` of the vector is element `interleaved(v · LANES · PAIR + i)` of the
+    /// pieces.
     unsafe fn lookup_interleaved(table: Self::Table, p: *const u8, v: usize) -> Self::V;
-    /// Returns the index in a chunk of the element that `lookup_interleaved` puts at index `place`.
+    /// Returns the index, in the weight's order, of the element that `lookup_interleaved` puts at index
+    /// `place`.
     fn interleaved(place: usize) -> usize;
     /// Transposes the square of the first `LANES x LANES` words.
     unsafe fn transpose(rows: &mut [Self::V; 16]);

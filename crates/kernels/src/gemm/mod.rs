@@ -62,15 +62,15 @@ pub(crate) use skinny::SkinnyGemm;
 pub(crate) use small_product::SmallProduct;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
-/// Maximum number of words along `k` that are accumulated in registers before `C` is read or written. A panel
-/// of `A` with this length fits in L1.
+/// Maximum number of 32-bit words along `k` that are accumulated in registers before `C` is read or written.
+/// A panel of `A` with this length fits in L1.
 const KC: usize = 384;
 /// Maximum number of blocks of `k` that are packed at once. This number limits the memory for packed `A`.
 const MAX_PACKED_BLOCKS: usize = 8;
 /// Maximum number of rows of `A` that are packed at once.
 const MC: usize = 1024;
 /// Maximum number of columns of `B` that one thread packs at once. A packed block of `NC` columns and `KC`
-/// words takes 192 KiB of L2.
+/// 32-bit words takes 192 KiB of L2.
 const NC: usize = 128;
 
 /// The functions compiled for one instruction set, and the sizes of the tiles.
@@ -78,25 +78,25 @@ const NC: usize = 128;
 /// All functions are unsafe. The processor must support the instruction set, which [`Kernels::select`]
 /// checks. The pointers of a job must be valid for the shape of the job.
 pub(crate) struct Kernels {
-    /// Number of 32-bit words in a vector. A step of a panel of `A` has `lanes` words, and a step of a panel
-    /// of `B` has `2 · lanes` words.
+    /// Number of 32-bit words in a vector. For each word along `k`, a panel of `A` has `lanes` words, and a
+    /// panel of `B` has `2 · lanes` words.
     pub lanes: usize,
     pub mr: usize,
     pub nr: usize,
     pub pair: usize,
-    /// Number of elements of a 4-bit weight that dot products look up at once.
+    /// Number of elements of a 4-bit weight that dot products decode at once.
     pub chunk: usize,
     pub pack: unsafe fn(&PackJob<'_>),
     /// Packs `A` for `tiles`, as `pack_b` packs `B`. Both functions may write up to the next multiple of
-    /// `lanes` steps.
+    /// `lanes` words along `k`.
     pub pack_a: unsafe fn(&PackJob<'_>),
     pub pack_b: unsafe fn(&PackJob<'_>),
-    /// Converts a row of f32 to words along `k`.
+    /// Packs a row of f32 as the first operand of `dots`.
     pub pack_row: unsafe fn(*mut f32, &[f32], bool),
-    /// Converts a row like `pack_row`, but in the order in which a 4-bit weight is looked up. The row must
-    /// consist of whole chunks.
+    /// Packs a row like `pack_row`, but in the order in which 4-bit weights are decoded. The length must be a
+    /// multiple of `chunk`.
     pub interleave: unsafe fn(*mut f32, &[f32], bool),
-    /// Converts f32 rows to words along each column. The rows must consist of whole vectors.
+    /// Packs f32 rows by columns for `small_product`. The rows must consist of whole vectors.
     pub pack_by_columns: unsafe fn(*mut f32, &[f32], usize),
     pub tiles: unsafe fn(&TileJob),
     pub dots: unsafe fn(&DotJob<'_>),
@@ -232,8 +232,8 @@ impl Kernels {
         }
     }
 
-    /// Returns the number of blocks in a sum over `k`, and the number of words in a block. The last block may
-    /// be shorter.
+    /// Returns the number of blocks in a sum over `k`, and the number of 32-bit words in a block. The last
+    /// block may be shorter.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
         let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
@@ -246,9 +246,9 @@ pub(crate) struct Product<'a> {
     pub c: &'a mut [f32],
     /// Distance from one row of `c` to the next, in elements.
     pub ldc: usize,
-    /// The operand `A`. The rows of `A` are the outer dimension.
+    /// The operand `A`. Its view is indexed by `(row, k)`.
     pub a: View<'a>,
-    /// The operand `B`. The columns of `B` are the outer dimension.
+    /// The operand `B`. Its view is indexed by `(column, k)`.
     pub b: View<'a>,
     pub m: usize,
     pub n: usize,
@@ -272,7 +272,7 @@ struct Blocking {
 }
 
 impl Blocking {
-    /// Returns the number of words of packed `A`, and the number of words of packed `B` for each thread.
+    /// Returns the number of 32-bit words of packed `A`, and of packed `B` for each thread.
     fn words(&self) -> [usize; 2] {
         let count = self.blocks.min(MAX_PACKED_BLOCKS);
         [count * self.panels * self.a_panel, self.task_cols * self.block_steps]
@@ -299,7 +299,7 @@ impl Gemm {
         }
     }
 
-    /// Returns the number of words of packed `A`, and the number of words of packed `B` for each thread. The
+    /// Returns the number of 32-bit words of packed `A`, and of packed `B` for each thread. The
     /// multiplication has the shape `(m, n, k)`.
     pub fn scratch(&self, threads: usize, m: usize, n: usize, k: usize) -> [usize; 2] {
         if m == 0 || n == 0 || k == 0 {
@@ -489,8 +489,8 @@ impl RowBlock<'_> {
         (panel * nr, (n - panel * nr).min(panels * nr))
     }
 
-    /// Returns the part of `B` that the thread of `task` will probably pack next. The function assumes that
-    /// all threads run tasks at the same speed.
+    /// Returns the part of `B` that the thread of `task` will pack next if all threads run tasks at the same
+    /// speed.
     fn prefetch_b(&self, task: usize, i: usize, threads: usize) -> Prefetch {
         let (task, block) = if i + 1 < self.count {
             (task, self.first + i + 1)

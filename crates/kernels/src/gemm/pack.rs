@@ -8,10 +8,10 @@ use super::prefetch::Prefetch;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
-/// Number of steps that are packed for all panels before the next steps. The number is small, because rows
-/// are often a power of two apart and then compete for few lines of L1.
+/// Number of words along `k` that are packed for all panels before the next words. It is small, because rows
+/// that are a power of two apart compete for few lines of L1.
 pub(super) const COLUMN_STEPS: usize = 4;
-/// Distance of the prefetches from the current step, in steps, when an operand is packed by columns.
+/// Distance of the prefetches when an operand is packed by columns, in words along `k`.
 const PREFETCH_STEPS: usize = 2 * COLUMN_STEPS;
 
 /// An operand that is read in place, indexed by `(outer, k)`. The outer dimension is the rows of `A` or the
@@ -97,10 +97,11 @@ impl<'a> View<'a> {
 /// Arguments of [`pack`]: elements `outer .. outer + outers` by `k .. k + k_len` of a view.
 #[derive(Clone, Copy)]
 pub(crate) struct PackJob<'a> {
-    /// Pointer to the first panel. Lane `i` of step `s` goes to `s * width + i`. Only whole vectors are
-    /// written, so lanes between `outers` and the next multiple of `LANES` are undefined.
+    /// Pointer to the first panel. Word `s` along `k` of row or column `i` goes to `s * width + i`. Only
+    /// whole vectors are written, so words from `outers` to the next multiple of `LANES` are undefined.
     pub dst: *mut f32,
-    /// Distance from one step of a panel to the next, in 32-bit words. A multiple of the vector length.
+    /// Distance in a panel from one word along `k` to the next, in 32-bit words. A multiple of the vector
+    /// length.
     pub width: usize,
     /// Distance from one panel to the next, in 32-bit words.
     pub panel: usize,
@@ -159,8 +160,8 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
 /// The requirements of [`pack`] apply.
 #[inline(always)]
 pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
-    // If the operand is not contiguous along `k`, a few steps are packed for all panels before the next
-    // steps. A single panel would read only one or two cache lines of every page.
+    // If the operand is not contiguous along `k`, a few words along `k` are packed for all panels at a time.
+    // A single panel would read only one or two cache lines of every memory page.
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { COLUMN_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {
@@ -237,8 +238,8 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
             let end = job.src.bytes.as_ptr_range().end;
             for i in 0..T::LANES {
                 let rest = rows[i].add((job.k_len - left) * size);
-                // Steps past the last step are not stored. Zeros are needed only if the number of elements is
-                // odd, because the last element is then paired with zero.
+                // Words past the last are not stored. Zeros are needed only if the number of elements is odd,
+                // because the last element is then paired with zero.
                 if left.is_multiple_of(T::PAIR) && rest.wrapping_add(square * size) <= end {
                     v[i] = T::words_by_rows::<D>(rest, job.round);
                     continue;
@@ -304,8 +305,8 @@ unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     }
 }
 
-/// Converts `src` to words along `k`, in the format that dot products require for `inp`. If words are pairs
-/// and the number of elements is odd, the last element is paired with zero.
+/// Packs `src` in the format that dot products require for `inp`. If words are pairs and the number of
+/// elements is odd, the last element is paired with zero.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`, and `dst` must be valid for all words.

@@ -28,7 +28,8 @@ fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
     tasks
 }
 
-/// The multiplication `out = inp Wᵀ` for a few rows of `inp`. A row has the same bits for any number of rows.
+/// The multiplication `out = inp Wᵀ` for a few rows of `inp`. The bits of a row do not depend on the number
+/// of rows.
 pub(crate) struct SkinnyGemm {
     kernels: &'static Kernels,
     round: bool,
@@ -38,8 +39,9 @@ pub(crate) struct SkinnyGemm {
 impl SkinnyGemm {
     /// Maximum number of rows for which reading weights in place is faster than packing the weights.
     pub const MAX_ROWS: usize = 8;
-    /// Maximum number of generated tokens in a pass. Their sums have the order of this multiplication, so that
-    /// a reply does not depend on its neighbours. With more rows, packing the weights would be faster.
+    /// Maximum number of generated tokens in a pass. All of them use this multiplication, so that a reply
+    /// does not depend on the other replies in the batch. With more rows, packing the weights would be
+    /// faster.
     pub const MAX_GENERATED_ROWS: usize = 64;
 
     /// Creates a multiplication on `isa`. If `bf16` is set, both operands are rounded to bf16, and sums are
@@ -48,7 +50,7 @@ impl SkinnyGemm {
         Self { kernels: Kernels::select(isa, bf16), round: bf16, packed: Mutex::default() }
     }
 
-    /// Returns the number of words in `n` packed rows of `d_in` elements.
+    /// Returns the number of 32-bit words in `n` packed rows of `d_in` elements.
     pub fn scratch(&self, n: usize, d_in: usize) -> usize {
         n * self.stride(d_in)
     }
@@ -63,9 +65,9 @@ impl SkinnyGemm {
         d_in.div_ceil(self.kernels.pair).next_multiple_of(self.kernels.lanes)
     }
 
-    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ` for each weight of a group. After a task has computed a range of
-    /// columns, the task calls `then` with the index of the weight, the first element of `out` and the range.
-    /// No other task accesses these columns.
+    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ` for each weight of a group. After a task has computed a range
+    /// of columns, the task calls `then` with the index of the weight, the first element of `out` and the
+    /// range. No other task accesses these columns.
     ///
     /// # Panics
     /// If a slice is shorter than its shape.
@@ -91,7 +93,7 @@ impl SkinnyGemm {
         }
     }
 
-    /// Returns whether the elements of `inp` are interleaved in the order of a 4-bit weight.
+    /// Returns whether `inp` must be in the order in which a 4-bit weight is decoded.
     fn is_interleaved(&self, factor: &SkinnyFactor<'_>) -> bool {
         match factor.weight {
             HostMatrix::Dense(..) => false,
@@ -136,8 +138,8 @@ impl SkinnyGemm {
             .collect();
         pool.run(tasks.len(), |task, _| {
             let (factor, rows) = &tasks[task];
-            // SAFETY: `forward` checked the shapes, and `packed` contains `n` rows. Tasks write disjoint columns
-            // of `out`.
+            // SAFETY: `forward` checked the shapes, and `packed` contains `n` rows. Tasks write disjoint
+            // columns of `out`.
             unsafe { self.multiply(factor, rows.clone(), (packed, stride), n) };
             then(factor.index, factor.out, rows.clone());
         });
@@ -146,8 +148,8 @@ impl SkinnyGemm {
     /// Multiplies the packed rows of `inp` by the rows `rows` of a weight.
     ///
     /// # Safety
-    /// `inp` must be valid for `n` rows, which are `stride` words apart. `out` must be valid for `n` rows, and no
-    /// other task may access these columns.
+    /// `inp` must be valid for `n` rows, which are `stride` words apart. `out` must be valid for `n` rows,
+    /// and no other task may access these columns.
     unsafe fn multiply(
         &self,
         factor: &SkinnyFactor<'_>,

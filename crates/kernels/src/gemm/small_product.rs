@@ -15,12 +15,12 @@ pub(crate) struct SmallProduct {
     pub steps: usize,
     /// Pointer to the first word of `A`.
     pub a: *const f32,
-    /// Distances from one row of `A` to the next, and from one step to the next, in 32-bit words.
+    /// Distances in `A` from one row to the next, and from one word along `k` to the next, in 32-bit words.
     pub a_strides: (usize, usize),
     /// Pointer to the first word of `B`.
     pub b: *const f32,
     pub c: *mut f32,
-    /// Distance between two steps of `B`, and between two rows of C, in 32-bit words.
+    /// Distance between adjacent rows of packed `B`, and of C, in 32-bit words.
     pub stride: usize,
     pub accumulate: bool,
     /// Memory that is prefetched during the multiplication.
@@ -104,10 +104,9 @@ unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     }
 }
 
-/// Converts rows of `width` elements to words along each column. Word `p` of column `j` goes to
-/// `p * width + j`. `width` must be a multiple of the vector length. If words are pairs and the number of
-/// rows is odd, the last row is paired with zeros. Unlike `pack`, this function prefetches nothing, because
-/// the rows are in L1 or L2.
+/// Packs rows of `width` elements by columns: word `p` of column `j` goes to `p * width + j`. A word is one
+/// f32, or two bf16 of neighbouring rows. An odd last row is paired with zeros. `width` must be a multiple of
+/// the vector length. Nothing is prefetched, because the rows are in L1 or L2.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`, and `dst` must be valid for all words.

@@ -4,8 +4,8 @@ use super::micro_kernel::MicroKernel;
 use super::partition::part;
 use super::prefetch::Prefetch;
 
-/// A mask with one bit per element of a block of rows. An element is replaced by zero if its bit is not set.
-/// A row begins at the lowest bit of a word. The unused bits in the last word of a row are undefined.
+/// A dropout mask with one bit per element. An element is replaced by zero if its bit is 0. Each row begins
+/// at the lowest bit of a 32-bit word. The unused bits in the last word of a row are undefined.
 #[derive(Clone, Copy)]
 pub(crate) struct RowMask {
     /// Pointer to the first word of the first row.
@@ -37,9 +37,7 @@ pub(crate) enum TileMask {
 
 /// [`TileMask`] as a const generic parameter.
 const MASK_NOTHING: u8 = 0;
-/// See [`MASK_NOTHING`].
 const MASK_B: u8 = 1;
-/// See [`MASK_NOTHING`].
 const MASK_PRODUCT: u8 = 2;
 
 /// Arguments of [`tiles`]: `C (m, n) = alpha · A B`, or `+=` with `accumulate`. `A` is packed. `B` is packed
@@ -50,8 +48,8 @@ pub(crate) struct TileJob {
     pub n: usize,
     /// Number of 32-bit words along `k`.
     pub steps: usize,
-    /// Pointer to the first panel of `A`. A panel has at most [`MicroKernel::MR`] rows, and `LANES` words per
-    /// step.
+    /// Pointer to the first panel of `A`. A panel has at most [`MicroKernel::MR`] rows, and `LANES` words for
+    /// each of the `steps`.
     pub a: *const f32,
     /// Distance from one panel of `A` to the next, in 32-bit words.
     pub a_panel: usize,
@@ -59,7 +57,7 @@ pub(crate) struct TileJob {
     pub b: *const f32,
     /// Distance from one panel of `B` to the next, in 32-bit words.
     pub b_panel: usize,
-    /// Distance from one step of `B` to the next, in 32-bit words.
+    /// Distance in `B` from one word along `k` to the next, in 32-bit words.
     pub b_step: usize,
     pub c: *mut f32,
     /// Distance from one row of C to the next, in elements.
@@ -177,7 +175,7 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
     // `wrapping_add`.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
-        // The rows of C are prefetched. They are often a power of two apart, and therefore rarely still in
+        // The rows of C are prefetched. They are often a power of two apart, so they compete for few lines of
         // L1.
         for i in 0..M {
             let c = c.wrapping_add(i * job.ldc);
@@ -256,8 +254,8 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     }
 }
 
-/// Returns `v0` and `v1`, with zeros in all lanes whose bit is not set. The bits are in vectors `vector` and
-/// `vector + 1` of the mask.
+/// Returns `v0` and `v1`, with zeros in all lanes whose bit is not set. The bits are those of vectors number
+/// `vector` and `vector + 1`.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`, and the words of the mask must be readable.

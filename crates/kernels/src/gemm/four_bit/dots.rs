@@ -12,7 +12,8 @@ use crate::gemm::micro_kernel::{MicroKernel, PIECE};
 use crate::gemm::pack::pack_row;
 use crate::gemm::partition::part;
 
-/// Returns the number of elements in a chunk of a dot product. A chunk is [`MicroKernel::PIECES`] pieces.
+/// Returns the number of elements that dot products decode at once (a "chunk"): [`MicroKernel::PIECES`]
+/// pieces.
 #[inline(always)]
 pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
@@ -27,7 +28,7 @@ pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
         && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
 }
 
-/// Converts a row of f32 to words. The elements of each chunk are put into the order in which
+/// Packs a row of f32. The elements of each chunk are put into the order in which
 /// [`MicroKernel::lookup_interleaved`] returns the weight's elements.
 ///
 /// # Safety
@@ -160,8 +161,8 @@ impl<'a> Walk<'a> {
         self.first = first;
     }
 
-    /// Computes the scales of the group that contains piece `piece` of the row. Returns the piece of the row
-    /// at which this group ends.
+    /// Computes the scales of the group that contains piece `piece` of the row. Returns the index of the
+    /// piece at which this group ends.
     #[inline(always)]
     fn enter(&mut self, piece: usize) -> usize {
         let group = (self.first + piece) >> self.group_log2;
@@ -218,7 +219,7 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
             while piece < until {
                 for c in 0..2 {
                     let codes = codes[c].add(piece * (PIECE / 2));
-                    // A cache line contains the codes of two pieces.
+                    // A cache line contains the codes of two pieces, so one prefetch covers both.
                     if T::PIECES == 2 || piece.is_multiple_of(2) {
                         T::prefetch_far(codes.wrapping_add(PREFETCH_BYTES));
                     }
@@ -265,7 +266,7 @@ unsafe fn store_pairs<T: MicroKernel, const N: usize>(
     }
 }
 
-/// Runs [`aligned_dots`] for more rows of `inp` than one tile has. Each code is looked up once for all rows of
+/// Runs [`aligned_dots`] for more rows of `inp` than one tile has. Each code is decoded once for all rows of
 /// `inp`. The results have the same bits as those of [`dot_tile`].
 ///
 /// # Safety
@@ -335,8 +336,7 @@ unsafe fn two_rows<T: MicroKernel, const SHORT: bool>(
     }
 }
 
-/// Looks up the pieces `pieces` of the rows of both walks, and writes the words to `words`. The rows are
-/// [`STRIDE`] words apart.
+/// Decodes the pieces `pieces` of the rows of both walks into `words`. The rows are [`STRIDE`] words apart.
 ///
 /// # Safety
 /// The requirements of [`wide_dots`] apply, and the pieces must exist.
@@ -377,8 +377,8 @@ unsafe fn look_up<T: MicroKernel, const SHORT: bool>(
     }
 }
 
-/// Adds the products of one block to the sums of a tile. With `is_first`, the sums start at zero. Even and odd
-/// vectors have separate sums.
+/// Adds the products of one block to the sums of a tile. With `is_first`, the sums start at zero. Even and
+/// odd vectors have separate sums.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`. `N` sums and `N` rows of `inp`, and an even number

@@ -4,8 +4,8 @@ use crate::FourBit;
 use crate::gemm::micro_kernel::MicroKernel;
 use crate::gemm::pack::{COLUMN_STEPS, PackJob, prefetch_steps};
 
-/// Returns whether each row of each square is inside one block, and whether blocks begin at the same columns
-/// in all rows. A square is `LANES` rows by `LANES` words.
+/// Returns whether each row of a square of `LANES` rows by `LANES` words is inside one block, and whether
+/// blocks begin at the same columns in all rows.
 #[inline(always)]
 pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let square = T::LANES * T::PAIR;

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use crate::gemm::micro_kernel::MicroKernel;
 
-/// Number of words in a block of a row.
+/// Number of 32-bit words of a row that are decoded at a time.
 pub(super) const BLOCK: usize = 1024;
 /// Distance from one row of words to the next, in words. Rows a power of two apart would compete for the
 /// same lines of L1.
