@@ -73,8 +73,7 @@ fn step_lanes<L: Lanes>(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mu
     }
 }
 
-/// Number of elements that one call of [`sum_of_squares_chunk`] adds. It is constant, so the order of
-/// additions does not depend on the number of threads.
+/// A length for which [`sum_of_squares_chunk`] is tested.
 pub const SQUARES_CHUNK: usize = 1 << 14;
 
 simd_fn! {
