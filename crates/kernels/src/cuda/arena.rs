@@ -1,5 +1,5 @@
 //! A sub-allocator for device memory. It is needed because the driver allocates in units of 2 MiB, and
-//! freeing memory blocks until the device is idle.
+//! because its free function returns only when the device is idle.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -54,8 +54,7 @@ impl Arena {
             None => {
                 let least = bytes.next_multiple_of(PAGE);
                 let mut length = if bytes < CHUNK / 2 { CHUNK } else { least };
-                // A device that is nearly full may have enough memory for the request but not for a whole
-                // chunk.
+                // A nearly full device may have enough memory for the request but not for a whole chunk.
                 let address = match get(length) {
                     Err(CudaError::OutOfMemory { .. }) if length > least => {
                         length = least;

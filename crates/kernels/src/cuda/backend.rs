@@ -107,7 +107,7 @@ impl Cuda {
         self.device.launches()
     }
 
-    /// Returns the number of sequences of operations that a graph replayed.
+    /// Returns the number of sequences of operations that a CUDA graph replayed.
     pub fn replays(&self) -> u64 {
         self.device.replays()
     }
@@ -188,7 +188,7 @@ impl Cuda {
 
     /// Multiplies by a 4-bit weight without writing the decoded weight to memory.
     ///
-    /// Returns false, and computes nothing, if the weight is not 4-bit, if the product must be exact, if no
+    /// Returns false, and computes nothing, if the weight is not 4-bit, if the result must be f32, if no
     /// kernel supports the shape, or if it is faster to decode the whole weight to memory first.
     fn fused_product(&self, shape: ProductShape, [to, from, add]: [DevicePtr; 3], w: &Matrix) -> bool {
         let Weight::FourBit(weight) = weight::placed(w) else { return false };
@@ -519,9 +519,9 @@ impl Backend for Cuda {
     }
 
     fn row_invariant_from(&self) -> usize {
-        // This value is approximate. The library splits K for some shapes with few rows, so the same row in
-        // two batches may differ by rounding. Padding to more rows would prevent such differences, but would
-        // cost more than a training step of a few tokens.
+        // This value is approximate. For some shapes with few rows, cuBLASLt splits the inner dimension, so
+        // the same row in two batches may differ by rounding. Padding to more rows would prevent such
+        // differences, but would cost more than a training step of a few tokens.
         1
     }
 

@@ -23,8 +23,8 @@ pub const INSTALL_COMMAND: &str = "pip install nvidia-cublas-cu12";
 
 /// Bytes of scratch memory for the library's algorithms.
 pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
-/// Minimum number of rows for which K is never split. From this number on, a row's result does not depend on
-/// the number of rows.
+/// Minimum number of rows for which the inner dimension is never split. From this number on, a row's result
+/// does not depend on the number of rows.
 const WHOLE_K_FROM: usize = 512;
 
 /// `CUBLAS_COMPUTE_32F`. Sums are f32, and TF32 is not used.
@@ -84,8 +84,8 @@ pub(super) enum Direction {
     Backward,
 }
 
-/// Shape of a matrix product `to (rows, width) = from (rows, depth) · W'`. Another matrix may be added to the
-/// product.
+/// Shape of a matrix product `to (rows, width) = from (rows, depth) · W'`, where `W'` is `W` or `Wᵀ`. Another
+/// matrix may be added to the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProductShape {
     pub direction: Direction,

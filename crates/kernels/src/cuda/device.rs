@@ -24,7 +24,7 @@ pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
 pub(super) struct DevicePtr(pub u64);
 
 impl DevicePtr {
-    /// The null address. It is passed for an absent kernel parameter.
+    /// The null address, for an optional kernel operand that is absent.
     pub const NULL: Self = Self(0);
 
     /// Returns the address that is `bytes` bytes later.
@@ -211,7 +211,7 @@ impl Device {
         self.launches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Runs `operations` as one sequence. If the same sequence is often repeated, it becomes a graph.
+    /// Runs `operations` as one sequence. A sequence that was seen before becomes a CUDA graph.
     pub fn run_sequence(&self, operations: &mut dyn FnMut()) {
         lock(&self.recorder).begin();
         let _clear = ClearRecorder(self);
@@ -221,14 +221,14 @@ impl Device {
         }
     }
 
-    /// Launches recorded work. Call this before a call that must come after this work.
+    /// Launches recorded work. It must be called before any call that must run after this work.
     fn flush(&self) {
         if !self.has_failed() {
             self.record(self.activate().and_then(|()| lock(&self.recorder).flush(self)));
         }
     }
 
-    /// Returns the number of sequences that ran as a graph.
+    /// Returns the number of sequences that ran as a CUDA graph.
     pub fn replays(&self) -> u64 {
         lock(&self.recorder).replays()
     }
@@ -324,7 +324,7 @@ impl Device {
     }
 }
 
-/// Ends a sequence on drop, also if an operation panics.
+/// Ends a sequence on drop, even if an operation panics.
 struct ClearRecorder<'a>(&'a Device);
 
 impl Drop for ClearRecorder<'_> {

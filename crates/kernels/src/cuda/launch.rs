@@ -12,8 +12,8 @@ use crate::cpu::pool::lock;
 
 /// Maximum number of parameters of a kernel.
 const MAX_PARAMETERS: usize = 32;
-/// Bytes of dynamic shared memory that every kernel may use. A larger number must be allowed with an
-/// attribute.
+/// Bytes of dynamic shared memory that every kernel may use. A kernel that uses more requires
+/// `Driver::allow_shared`.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
 /// A launch that is being prepared. Parameters must be added in the kernel's order.
@@ -65,10 +65,10 @@ impl<'a> KernelLaunch<'a> {
     }
 
     /// On devices of compute capability 9, 10 and 12, lets the kernel start before the previous kernel of the
-    /// stream has ended.
-    /// The kernel must call `overlap_kernels` of `prelude.cuh`.
+    /// stream has ended. The kernel must call `overlap_kernels` of `prelude.cuh`.
     pub fn overlapping(mut self) -> Self {
-        // Only cubins for these devices contain the wait. Later devices compile PTX without it.
+        // Only cubins for these devices contain the instruction that blocks until the previous kernel has
+        // ended. PTX for later devices does not.
         self.shape.overlaps = matches!(self.device.info.capability.0, 9 | 10 | 12);
         self
     }
@@ -103,15 +103,16 @@ impl<'a> KernelLaunch<'a> {
         self.value(value.to_bits() as u64)
     }
 
-    /// Adds a structure parameter by value. `T` must be `repr(C)`, must have the kernel's layout, and must have no
-    /// padding.
+    /// Adds a structure parameter by value. `T` must be `repr(C)`, must have the kernel's layout, and must
+    /// have no padding.
     pub fn structure<T: Copy>(mut self, value: &'a T) -> Self {
         self.structures[self.count] = (ptr::from_ref(value).cast(), size_of::<T>());
         self.count += 1;
         self
     }
 
-    /// Launches the kernel, or records it for a later launch. Does nothing if the device has failed or if the grid is empty.
+    /// Launches the kernel, or records it for a later launch. Does nothing if the device has failed or if the
+    /// grid is empty.
     pub fn run(self) {
         if self.shape.grid.contains(&0) || self.device.has_failed() {
             return;

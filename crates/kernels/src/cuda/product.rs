@@ -135,7 +135,7 @@ impl OwnKernel {
     }
 }
 
-/// Returns the length of a shared-memory tile along K, as `gemm.cu` defines it.
+/// Returns the length of a shared-memory tile along the inner dimension, as `gemm.cu` defines it.
 fn tile_depth(capability: (u32, u32)) -> usize {
     match capability {
         (7, _) | (8, 6..) | (12.., _) => 32,

@@ -26,7 +26,7 @@ use super::error::CudaError;
 
 /// Maximum number of graphs of a device. A graph of 400 launches occupies one to two MiB.
 const MAX_GRAPHS: usize = 16;
-/// Number of recent sequences that are remembered.
+/// Number of recent sequences whose hashes are stored.
 const MAX_SEEN: usize = 32;
 
 /// A kernel with its launch shape.
@@ -113,7 +113,7 @@ impl Recording {
         self.words.clear();
     }
 
-    /// Returns a hash of the sequence's shape and parameters. Sequences with equal hashes are compared.
+    /// Returns a hash of the sequence. Sequences with equal hashes are then compared in full.
     fn hash(&self) -> u64 {
         let numbers = [self.work.len() as u64, self.starts.len() as u64];
         let mix = |state: u64, &word: &u64| (state.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
@@ -165,7 +165,7 @@ struct Graph {
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     is_active: bool,
-    /// Whether the current sequence has not been interrupted by an upload, a download or an allocation.
+    /// Whether no upload, download or allocation has interrupted the current sequence.
     is_whole: bool,
     recording: Recording,
     /// Hashes of recent sequences without a graph.
@@ -227,7 +227,8 @@ impl Recorder {
         self.is_active
     }
 
-    /// Launches the work that has been recorded so far. Call this before a call that must follow this work.
+    /// Launches the work that has been recorded so far. It must be called before any call that must run after
+    /// this work.
     pub fn flush(&mut self, device: &Device) -> Result<(), CudaError> {
         if !self.is_active || self.recording.work.is_empty() {
             return Ok(());
@@ -245,7 +246,7 @@ impl Recorder {
         if self.is_whole { self.replay(device) } else { self.recording.run(device) }
     }
 
-    /// Forgets the current sequence.
+    /// Discards the current sequence.
     pub fn clear(&mut self) {
         self.is_active = false;
         self.recording.clear();
@@ -283,7 +284,7 @@ impl Recorder {
         let Device { driver, stream, .. } = device;
         driver.begin_capture(*stream)?;
         let result = self.recording.run(device);
-        // A capture must end, also after an error.
+        // A capture must end, even after an error.
         let executable = driver.end_capture(*stream);
         result?;
         let executable = match executable {

@@ -54,7 +54,8 @@ pub fn capability(index: usize) -> Result<(u32, u32), CudaError> {
     devices.get(index).map(|info| info.capability).ok_or(CudaError::NoDevice { index, count })
 }
 
-/// Returns the free bytes of a device while a context is open.
+/// Returns the free bytes of a device, measured while a context is open, because the context itself occupies
+/// memory.
 ///
 /// # Errors
 /// If the driver or the device is missing, or if it fails.

@@ -6,9 +6,9 @@ use super::{blas, device, weight};
 use crate::trace::{ScratchPool, TraceTarget, TracedOp};
 use crate::{DType, Element, FamilyOperation, FourBitFormat};
 
-/// Memory of the driver's context on an H200. A plan does not include it.
+/// Memory of the driver's context on an H200. A memory plan does not include it.
 const CONTEXT_BYTES: u64 = 530 << 20;
-/// Memory for ranges of the allocator that stay unused. A plan does not include it.
+/// Memory for ranges of the allocator that stay unused. A memory plan does not include it.
 const SPARE_BYTES: u64 = 256 << 20;
 
 /// Host memory of the driver, of cuBLASLt and of the ring for copies, measured on an H200 with driver 580 and
@@ -22,7 +22,7 @@ pub fn usable_bytes(free: u64) -> u64 {
     free.saturating_sub(SPARE_BYTES)
 }
 
-/// Returns the bytes that a plan may use on an idle device with `total` bytes.
+/// Returns the bytes that a memory plan may use on an idle device with `total` bytes.
 pub fn usable_bytes_of(total: u64) -> u64 {
     usable_bytes(total.saturating_sub(CONTEXT_BYTES))
 }

@@ -14,14 +14,15 @@ const SUM_WARPS: usize = 8;
 const PLAIN_TILE: usize = 16;
 /// Number of keys per tile of the forward kernel and of the dK/dV kernel.
 const KEY_TILE: usize = 64;
-/// Number of keys per step of the narrow kernels.
+/// Number of keys per step of the dQ kernel and, from compute capability 8.0 on, of the forward kernel for
+/// heads of 128 elements.
 const NARROW_KEY_TILE: usize = 32;
 
-/// Work lists of one pass. There is one list for each tile size and side. The longest tiles are first in a
-/// list.
+/// Work lists of one pass, one for each [`Side`] and tile size. The tiles with the most work are first in
+/// each list.
 #[derive(Clone, Debug, Default)]
 pub struct Tiles {
-    /// All lists. A tile has two words: the index of its segment, and its own index in the segment.
+    /// All lists. A tile has two `u32`: the index of its segment, and its own index in the segment.
     pub words: Vec<u32>,
     /// Index of the first word of each list, and its number of tiles.
     lists: Vec<(usize, usize)>,
@@ -274,8 +275,8 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     let Tiles { is_decoding, longest_kv, segments: count, .. } = *segments.tiles;
     let is_aligned = [q, k, v].iter().all(|rows| rows.is_aligned(dtype));
     let fits = head_dim.is_multiple_of(DECODE_LANE) && head_dim <= MAX_DECODE_HEAD;
-    // Consecutive tokens have the same launches, except where the number of splits doubles. A graph can
-    // therefore replay them. Blocks without keys return at once.
+    // The number of splits is a power of two, so that consecutive tokens mostly have the same launches, which
+    // a graph can replay. Blocks without keys return at once.
     let splits = longest_kv.div_ceil(DECODE_KEYS).next_power_of_two();
     let bytes = 4 * count * heads * splits * (head_dim + 2);
     if !is_decoding || !is_aligned || !fits || bytes as u64 > WORKSPACE_BYTES {

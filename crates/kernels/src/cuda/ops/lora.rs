@@ -169,7 +169,7 @@ impl Pair {
     }
 }
 
-/// One factor of a pair (A or B), and the matrix `(n, rank)` that belongs to it.
+/// One factor of a pair (A or B). `thin` is the `mid` or `dmid` of the pair, `(n, rank)`.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     factor: Factor,
@@ -250,7 +250,7 @@ fn is_wide(device: &Device, dtype: DType, jobs: &[Job]) -> bool {
     device.has("lora_down", dtype) && jobs.iter().all(is_aligned)
 }
 
-/// Computes `thin = scale · drop(matrix) factorᵀ`, and overwrites `thin`.
+/// Computes `thin = scale · drop(matrix) factorᵀ`, and overwrites `thin`. See [`Part`].
 fn down(device: &Device, dtype: DType, n: usize, jobs: &[Job], partial: DevicePtr) {
     let is_wide = is_wide(device, dtype, jobs);
     for Launch { group, blocks, tiles, .. } in &launches(jobs, dtype, MAX_TILES) {
@@ -278,7 +278,7 @@ fn grad_chunk(n: usize) -> usize {
     n.div_ceil(MAX_CHUNKS).next_multiple_of(64).max(MIN_CHUNK)
 }
 
-/// Computes `factor += scale · thinᵀ drop(matrix)`.
+/// Computes `factor += scale · thinᵀ drop(matrix)`. See [`Part`].
 fn grad(device: &Device, dtype: DType, n: usize, jobs: &[Job], (partial, room): (DevicePtr, usize)) {
     let (chunk, is_wide) = (grad_chunk(n), is_wide(device, dtype, jobs));
     let chunks = n.div_ceil(chunk);
@@ -302,8 +302,8 @@ fn grad(device: &Device, dtype: DType, n: usize, jobs: &[Job], (partial, room): 
     }
 }
 
-/// Computes `matrix += Σ drop(scale · thin factor)`. A launch has at most [`MAX_STEPS`] steps. The matrices
-/// have the type `types.out`.
+/// Computes `matrix += Σ drop(scale · thin factor)`. See [`Part`]. A launch has at most [`MAX_STEPS`] steps.
+/// The matrices have the type `types.out`.
 fn up(device: &Device, types: UpTypes, n: usize, jobs: &[Job]) {
     let UpTypes { dtype, .. } = types;
     let is_wide = is_wide(device, dtype, jobs);

@@ -65,7 +65,8 @@ fn own_products_with_many_tiles_equal_the_reference() {
         for (direction, outputs, inputs) in
             [(Direction::Forward, 2056, 200), (Direction::Backward, 200, 2056)]
         {
-            // Nine tiles of rows are a group of eight and a group of one. Large tiles occupy the device.
+            // 1100 rows are nine tiles, which the kernel processes in groups of eight. Large tiles occupy the
+            // device.
             let shape =
                 ProductShape { direction, dtype, rows: 1100, outputs, inputs, adds: true, exact: false };
             check(&device, &Products::default(), shape, &mut stream);

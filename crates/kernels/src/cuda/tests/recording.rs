@@ -37,7 +37,7 @@ fn a_repeated_sequence_becomes_a_graph_with_the_same_results() {
             }
             assert!(results[0] == results[1], "pass {pass}");
         }
-        // The first pass only registers the sequence.
+        // The first pass only stores the hash of the sequence.
         assert_eq!(cuda.replays(), 5, "{n} rows in {dtype:?}");
     }
 }
