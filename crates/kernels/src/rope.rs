@@ -124,7 +124,6 @@ impl RopeTable {
         4 * (frequencies + rows + tables + 2 * half * rows) as u64
     }
 
-    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub(crate) fn allocated_bytes(&self) -> u64 {
         let floats = self.inv_freq.capacity() + self.cos.capacity() + self.sin.capacity();

@@ -27,7 +27,6 @@ simd_fn! {
     /// The rows of `logits (N, n)` are `stride` elements apart. Each logit becomes `e^(logit - max)`, and the
     /// target's logit becomes 0. `weighted (N, C)` contains sums whose terms have factors `e^(logit - max)`
     /// of earlier logits. These sums are rescaled if the maximum of their row grows. `weighted` may be empty.
-    /// empty.
     ///
     /// # Panics
     /// If the lengths do not match.

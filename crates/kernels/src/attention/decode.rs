@@ -71,7 +71,6 @@ impl<'a> DecodeAttention<'a> {
         Self { format, inputs, pending: pending.collect(), tasks, runs }
     }
 
-    /// Returns the number of tasks.
     pub fn tasks(&self) -> usize {
         self.tasks.len()
     }

@@ -52,7 +52,6 @@ impl Scratch {
         len.div_ceil(16) as u64 * size_of::<Line>() as u64
     }
 
-    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         (self.0.capacity() * size_of::<Line>()) as u64
@@ -153,7 +152,7 @@ impl Shared {
         }
     }
 
-    /// Returns when the epoch is no longer `seen`.
+    /// Blocks until the epoch differs from `seen`.
     fn wait_for_epoch(&self, seen: u32) {
         let changed = || self.epoch.0.load(Ordering::SeqCst) != seen;
         if spin_until(changed) {
@@ -176,7 +175,7 @@ impl Shared {
         }
     }
 
-    /// Returns when every worker has finished the region.
+    /// Blocks until every worker has finished the region.
     fn wait_for_workers(&self) {
         let finished = || self.working.0.load(Ordering::SeqCst) == 0;
         if spin_until(finished) {
@@ -218,7 +217,6 @@ impl Pool {
         Self { shared, workers, caller: Mutex::new(()) }
     }
 
-    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }

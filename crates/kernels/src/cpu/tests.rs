@@ -39,8 +39,8 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
 
 /// Tolerance for a different order of f32 additions.
 const F32: f32 = 2e-5;
-/// Tolerance for two operands that are rounded to 8 bits. The relative error of one operand is at most 2^-8,
-/// and the errors average out in a sum.
+/// Tolerance for two operands that are rounded to 8 significant bits. The relative error of one operand is at
+/// most 2^-8, and the errors average out in a sum.
 const BF16: f32 = 2e-2;
 /// The gradient of a score is a difference of two dot products with rounded operands, so its tolerance is
 /// twice as large.
@@ -106,8 +106,7 @@ fn linear_matches_reference() {
 #[test]
 fn a_generated_row_has_the_same_bits_among_any_number_of_rows() {
     let mut stream = Stream::new(41);
-    // The widths cover tails and more than one block of words. The numbers of rows of `W` are not multiples
-    // of four.
+    // The widths include tails and long rows. No number of rows of `W` is a multiple of four.
     for (d_in, d_out) in [(33, 7), (70, 13), (768, 9), (2100, 6)] {
         let n = 70;
         let inp = random(&mut stream, n * d_in);
@@ -246,7 +245,7 @@ fn packed_pairs_of_many_adapters_have_the_bits_of_single_operations() {
         (8, &[(0..4, &[Some(64)]), (4..8, &[Some(5)])]),
         (3, &[]),
         (12, &[(0..6, &all), (6..12, &some)]),
-        // More than 12 rows are generated tokens.
+        // `project` treats more than 12 rows as generated tokens.
         (37, &[(0..20, &all), (20..37, &some)]),
     ];
     for (n, adapters) in cases {

@@ -22,7 +22,7 @@ pub(super) struct KernelLaunch<'a> {
     name: &'static str,
     dtype: Option<DType>,
     shape: Shape,
-    /// Value of each parameter, in the lowest bytes of a number.
+    /// Value of each parameter, in the lowest bytes of a `u64`.
     values: [u64; MAX_PARAMETERS],
     /// Address and size of each structure parameter. The address is null for a scalar parameter.
     structures: [(*const c_void, usize); MAX_PARAMETERS],
@@ -52,13 +52,11 @@ impl<'a> KernelLaunch<'a> {
         self
     }
 
-    /// Sets the number of threads in a block.
     pub fn block(mut self, threads: u32) -> Self {
         self.shape.block = threads;
         self
     }
 
-    /// Sets the bytes of dynamic shared memory.
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shape.shared = bytes as u32;
         self
@@ -79,7 +77,6 @@ impl<'a> KernelLaunch<'a> {
         self
     }
 
-    /// Adds a pointer parameter.
     pub fn ptr(self, address: DevicePtr) -> Self {
         self.value(address.0)
     }
@@ -93,12 +90,10 @@ impl<'a> KernelLaunch<'a> {
         self.value(value as u32 as u64)
     }
 
-    /// Adds a `long long` parameter.
     pub fn long(self, value: usize) -> Self {
         self.value(value as u64)
     }
 
-    /// Adds a `float` parameter.
     pub fn float(self, value: f32) -> Self {
         self.value(value.to_bits() as u64)
     }

@@ -85,7 +85,8 @@ fn mapped(name: &Path) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let stem = name.file_name()?.to_str()?;
     let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| {
-        // `libcuda.so.1` is a link to `libcuda.so.580.1`.
+        // `libcuda.so.1` is a link, so the mapped file has a different suffix, for example
+        // `libcuda.so.580.1`.
         let file = Path::new(path).file_name().and_then(OsStr::to_str).unwrap_or_default();
         file.starts_with(stem.split_once(".so").map_or(stem, |(base, _)| base)) && file.contains(".so")
     })?;

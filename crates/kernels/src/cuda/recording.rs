@@ -302,7 +302,6 @@ impl Recorder {
         Ok(Some(self.graphs.len() - 1))
     }
 
-    /// Destroys all graphs.
     pub fn release(&mut self, device: &Device) {
         for graph in self.graphs.drain(..) {
             // SAFETY: the graph is removed.

@@ -27,8 +27,8 @@ pub fn usable_bytes_of(total: u64) -> u64 {
     usable_bytes(total.saturating_sub(CONTEXT_BYTES))
 }
 
-/// Returns the bytes of device memory of a placed weight of `len` elements. The weight has 4 bits if `format`
-/// is given, and otherwise it is dense and has type `dtype`.
+/// Returns the bytes of a weight of `len` elements in device memory. The weight has 4 bits if `format` is
+/// given, and otherwise it is dense and has type `dtype`.
 pub fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DType) -> u64 {
     weight::placed_bytes(len, format, dtype)
 }

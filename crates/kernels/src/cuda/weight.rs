@@ -114,8 +114,8 @@ fn part_bytes(len: usize, format: FourBitFormat) -> [usize; 5] {
     [len.div_ceil(2), 4 * 16, scale_codes, scale_table, scales]
 }
 
-/// Returns the bytes of device memory of a placed weight of `len` elements. The weight has 4 bits if `format`
-/// is given, and otherwise it is dense and has type `dtype`.
+/// Returns the bytes of a weight of `len` elements in device memory. The weight has 4 bits if `format` is
+/// given, and otherwise it is dense and has type `dtype`.
 pub(super) fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DType) -> u64 {
     let bytes = match format {
         Some(format) => part_bytes(len, format).map(room).iter().sum(),

@@ -34,7 +34,7 @@ const SIDE: usize = 16;
 const SQUARE: usize = SIDE * SIDE;
 /// Number of columns in a block: two tile registers.
 const NR: usize = 2 * SIDE;
-/// Maximum number of words in the inner dimension of a [`SmallProduct`] with a transposed `A`.
+/// Maximum number of 32-bit words in the inner dimension of a [`SmallProduct`] with a transposed `A`.
 const MAX_TRANSPOSED: usize = 64;
 
 pub(super) static KERNELS: Kernels =
@@ -90,8 +90,8 @@ impl Drop for Registers {
     }
 }
 
-/// Packs at most 16 rows of `A`. Word `p` of row `i` goes to index `p / 16 * 256 + i * 16 + p % 16`. Each row
-/// is padded with zeros to a multiple of 16 words.
+/// Packs at most 16 rows of `A` as squares of 16 x 16 words. Word `p` of row `i` goes to index
+/// `p / 16 * 256 + i * 16 + p % 16`. Each row is padded with zeros to a multiple of 16 words.
 ///
 /// # Safety
 /// The requirements of [`pack`](super::pack::pack) apply, and `dst` must have room for whole squares.
@@ -417,14 +417,14 @@ unsafe fn transpose(
 #[derive(Clone, Copy)]
 struct Strip {
     a: *const f32,
-    /// Distance from one row of `A` to the next, in words.
+    /// Distance from one row of `A` to the next, in 32-bit words.
     a_row: usize,
-    /// Distance from one square of `A` to the next, in words.
+    /// Distance from one square of `A` to the next, in 32-bit words.
     a_square: usize,
     b: *const f32,
     /// Number of whole squares along `k`.
     squares: usize,
-    /// Number of words along `k` after the last whole square.
+    /// Number of 32-bit words along `k` after the last whole square.
     left: usize,
     c: *mut f32,
     /// Distance between adjacent rows of packed `B`, and of C, in 32-bit words.

@@ -210,7 +210,8 @@ impl MicroKernel for Avx2 {
                 t[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
                 t[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
             }
-            // 128-bit lane `l` of `u[4q + c]` will contain column `4l + c` of rows `4q .. 4q + 4`.
+            // `u[4q + c]` will contain rows `4q .. 4q + 4` of the columns `c` and `c + 4`, with one column in
+            // each 128-bit lane.
             let mut u = t;
             for q in 0..2 {
                 u[4 * q] = _mm256_shuffle_ps::<0x44>(t[4 * q], t[4 * q + 2]);

@@ -77,7 +77,8 @@ pub(super) unsafe fn transpose(rows: &mut [__m512; 16]) {
             t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
             t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
         }
-        // 128-bit lane `l` of `u[4q + c]` will contain column `4l + c` of rows `4q .. 4q + 4`.
+        // `u[4q + c]` will contain rows `4q .. 4q + 4` of the columns `c`, `c + 4`, `c + 8` and `c + 12`,
+        // with one column in each 128-bit lane.
         let mut u = t;
         for q in 0..4 {
             let (a, b) = (_mm512_castps_pd(t[4 * q]), _mm512_castps_pd(t[4 * q + 1]));

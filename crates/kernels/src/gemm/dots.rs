@@ -30,7 +30,7 @@ pub(crate) struct DotJob<'a> {
     pub out_stride: usize,
     /// Number of rows of `inp`.
     pub n: usize,
-    /// Pointer to the first word of `inp`.
+    /// Pointer to the packed rows of `inp`.
     pub inp: *const f32,
     /// Distance from one row of `inp` to the next, in 32-bit words.
     pub inp_stride: usize,

@@ -39,15 +39,12 @@ pub(super) trait MicroKernel {
     /// Number of elements along `k` in a word: 1 for f32, 2 for bf16.
     const PAIR: usize;
 
-    /// Returns a zeroed vector.
     unsafe fn zero() -> Self::V;
     /// Returns `v` in every lane.
     unsafe fn splat(v: f32) -> Self::V;
-    /// Loads a vector.
     unsafe fn load(p: *const f32) -> Self::V;
     /// Loads the first `n` lanes, and reads no other memory.
     unsafe fn load_first(p: *const f32, n: usize) -> Self::V;
-    /// Stores a vector.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Stores the first `n` lanes, and writes no other memory.
     unsafe fn store_first(p: *mut f32, n: usize, v: Self::V);

@@ -100,7 +100,7 @@ pub(crate) struct Kernels {
     pub pack_by_columns: unsafe fn(*mut f32, &[f32], usize),
     pub tiles: unsafe fn(&TileJob),
     pub dots: unsafe fn(&DotJob<'_>),
-    /// Adds low-rank updates. Words must be f32.
+    /// Adds low-rank updates. Only for kernels whose `pair` is 1.
     pub expand: unsafe fn(&ExpandJob),
     /// Multiplies small operands in place.
     pub small_product: unsafe fn(&SmallProduct),
@@ -308,7 +308,6 @@ impl Gemm {
         self.blocking(threads, m.div_ceil(m.div_ceil(MC)), n, k).words()
     }
 
-    /// Returns the number of bytes that are allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.packed_a).allocated_bytes()

@@ -1,4 +1,4 @@
-//! Packing: an operand of any type, alignment and orientation is converted to panels of words.
+//! Packing: converts an operand of any type, alignment and orientation to panels of 32-bit words.
 
 use std::ops::Range;
 

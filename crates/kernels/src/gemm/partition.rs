@@ -1,5 +1,5 @@
-//! Division of a range into nearly equal parts. Rows, columns and blocks of products are divided only by this
-//! function.
+//! Division of a range into nearly equal parts. Packing and multiplication both use this function, so they
+//! agree on the rows of each panel.
 
 /// Returns part `part` of `m` rows as `(first, count)`, if the rows are divided into `parts` nearly equal
 /// parts.

@@ -55,7 +55,6 @@ impl SkinnyGemm {
         n * self.stride(d_in)
     }
 
-    /// Returns the number of bytes that are allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.packed).allocated_bytes()
@@ -65,9 +64,9 @@ impl SkinnyGemm {
         d_in.div_ceil(self.kernels.pair).next_multiple_of(self.kernels.lanes)
     }
 
-    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ` for each weight of a group. After a task has computed a range
-    /// of columns, the task calls `then` with the index of the weight, the first element of `out` and the
-    /// range. No other task accesses these columns.
+    /// Computes `out (N, OUT) = inp (N, IN) Wᵀ` for each of `weights`. After a task has computed a range of
+    /// columns, the task calls `then` with the index of the weight, the first element of `out` and the range.
+    /// No other task accesses these columns.
     ///
     /// # Panics
     /// If a slice is shorter than its shape.
@@ -113,7 +112,7 @@ impl SkinnyGemm {
         let d_in = factors[0].shape.1;
         let pack =
             if self.is_interleaved(&factors[0]) { self.kernels.interleave } else { self.kernels.pack_row };
-        // `inp` is converted to words once for all rows of all weights.
+        // `inp` is packed once for all rows of all weights.
         let stride = self.stride(d_in);
         let mut packed = lock(&self.packed);
         let packed = SendPtr(packed.at_least(self.scratch(n, d_in)).as_mut_ptr());
@@ -183,7 +182,7 @@ impl SkinnyGemm {
     }
 }
 
-/// One weight of a group, and its output.
+/// One of the weights that [`SkinnyGemm::forward`] multiplies, and its output.
 #[derive(Clone, Copy)]
 struct SkinnyFactor<'a> {
     index: usize,

@@ -13,11 +13,11 @@ pub(crate) struct SmallProduct {
     pub n: usize,
     /// Number of 32-bit words along `k`.
     pub steps: usize,
-    /// Pointer to the first word of `A`.
+    /// Pointer to packed `A`.
     pub a: *const f32,
     /// Distances in `A` from one row to the next, and from one word along `k` to the next, in 32-bit words.
     pub a_strides: (usize, usize),
-    /// Pointer to the first word of `B`.
+    /// Pointer to packed `B`.
     pub b: *const f32,
     pub c: *mut f32,
     /// Distance between adjacent rows of packed `B`, and of C, in 32-bit words.

@@ -113,9 +113,9 @@ pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
 /// One tile of a [`TileJob`].
 #[derive(Clone, Copy)]
 struct Tile {
-    /// Pointer to the first word of the panel of `A`.
+    /// Pointer to the panel of `A`.
     a: *const f32,
-    /// Pointer to the first word of the panel of `B`.
+    /// Pointer to the panel of `B`.
     b: *const f32,
     /// Pointer to the first element of the tile in C.
     c: *mut f32,

@@ -73,7 +73,6 @@ impl HeadLoss {
         Partition::new(self.kernels, threads, n.min(max_rows(c)), v, c).words(gradient)
     }
 
-    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.shared).allocated_bytes()

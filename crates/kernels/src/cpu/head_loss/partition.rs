@@ -72,7 +72,7 @@ impl Partition {
         self.spans * self.groups
     }
 
-    /// Returns the panels of a group, as `(first, count)`.
+    /// Returns the panels of a group of rows, as `(first, count)`.
     pub fn panels_of(&self, group: usize) -> (usize, usize) {
         part(self.panels, self.groups, group)
     }

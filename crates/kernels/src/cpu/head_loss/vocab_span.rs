@@ -15,7 +15,7 @@ pub(super) struct SpanPass<'a> {
     pub head: &'a Matrix,
     pub softcap: Option<f32>,
     pub targets: &'a [u32],
-    /// All rows of the pass, packed: [`Partition::packed`] words in total.
+    /// All rows of the pass, packed: [`Partition::packed`] 32-bit words in total.
     pub packed: SendPtr,
     /// For each span, a matrix `(m, c)` of the sums `Σ e^(logit - max) W` over the tokens of the span,
     /// without the target. `None` if no gradient is computed.

@@ -55,10 +55,11 @@ impl LowRank {
             mid,
             params,
         };
-        // The first region computes `dmid` of every row, and packs the panels of the sums below.
+        // The first parallel region computes `dmid` of every row, and packs the operands of the second
+        // region.
         pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
-        // The second region computes strips of columns. One task computes both `dA` and `dinp` of a strip,
-        // because both need the strip's dropout mask. `dB` is cheaper, so its tasks run last.
+        // The second parallel region computes strips of columns. One task computes both `dA` and `dinp` of a
+        // strip, because both need the strip's dropout mask. `dB` is cheaper, so its tasks run last.
         let in_tasks = d_in.div_ceil(COLS);
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));

@@ -20,9 +20,9 @@ use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
 /// Minimum number of bytes of `A` in a task. Smaller tasks would make the cost of distribution significant.
 const TASK_BYTES: usize = 32 << 10;
 
-/// One adapter's pair for one weight of a group.
+/// One adapter's pair `A, B` for one weight of a [`ProjectGroup`].
 pub(crate) struct DecodePair<'a> {
-    /// Index of the weight in the group.
+    /// Index of the weight in [`ProjectGroup::weights`].
     weight: usize,
     rows: Range<usize>,
     packed: &'a PackedLora,
@@ -34,7 +34,7 @@ pub(crate) struct DecodePair<'a> {
 // SAFETY: `a` points to `A`. `A` outlives the pair, and tasks only read it.
 unsafe impl Sync for DecodePair<'_> {}
 
-/// Returns whether [`decode_pairs`] accepts every pair of a group. Each pair must be packed and have no
+/// Returns whether [`decode_pairs`] accepts every pair in `lora`: the pair must be packed and have no
 /// dropout.
 pub(crate) fn is_packed(lora: &[LoraSegment<'_>]) -> bool {
     let is_packed = |segment: &LoraSegment<'_>| {
@@ -44,7 +44,7 @@ pub(crate) fn is_packed(lora: &[LoraSegment<'_>]) -> bool {
     lora.iter().all(is_packed)
 }
 
-/// Returns the pairs of a group. Each pair has its own range of `mid`.
+/// Returns the pairs of all adapters in `group`. Each pair has its own range of `mid`.
 ///
 /// # Panics
 /// If the shape of a pair differs from that of its weight, or if a buffer is too short.
@@ -88,7 +88,7 @@ fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
         let row_bytes = (d_in * pair.packed.dtype.size()).max(1);
         let mut first = 0;
         while first < rank {
-            // Ranks are counted in groups of four, because one tile of dot products reads four rows of `A`.
+            // Tasks end at multiples of four ranks, because one tile of dot products reads four rows of `A`.
             let wanted = (TASK_BYTES - bytes).div_ceil(row_bytes).next_multiple_of(4);
             let end = rank.min(first + wanted);
             task.push((index, first..end));

@@ -22,7 +22,7 @@ use crate::{DType, Dropout, Isa};
 
 /// Number of columns of a gradient that one task computes. The task adds up all rows.
 const COLS: usize = 128;
-/// Number of rows that are added at once, in whole blocks. The packed operands of these rows stay in L1.
+/// Number of rows, in whole blocks, whose products are added at once. Their packed operands stay in L1.
 const SUM_ROWS: usize = 256;
 /// Number of rows of activations that are multiplied by `A` while the rows are in L1.
 const DOT_ROWS: usize = 4;
@@ -119,7 +119,6 @@ impl LowRank {
         }
     }
 
-    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         let shared = lock(&self.shared);
@@ -136,7 +135,6 @@ impl LowRank {
         d_out.next_multiple_of(self.kernels.lanes)
     }
 
-    /// Returns the number of columns of one tile.
     fn tile_width(&self) -> usize {
         self.kernels.nr
     }

@@ -114,8 +114,8 @@ pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, c
 /// table of value pairs for each weight.
 const ROWS_BLOCKS: usize = 2;
 
-/// Returns the bytes of dynamic shared memory of [`rows`]: a table of 32 KiB, and two copies of the codes of
-/// a step for each of 8 warps. `four_bit_rows.cu` defines the number of column blocks per step.
+/// Returns the bytes of dynamic shared memory of [`rows`]: a table of 32 KiB, and two buffers for the codes
+/// of a step in each of 8 warps. `four_bit_rows.cu` defines the number of column blocks per step.
 fn rows_shared_bytes(capability: (u32, u32)) -> usize {
     let step = if capability.0 >= 8 { 4 } else { 2 };
     (32 << 10) + 8 * 2 * ROWS_OUTPUTS * (32 * step + 32)

@@ -16,13 +16,13 @@ const MAX_BLOCKS: usize = 16;
 const MAX_TILES: usize = 32;
 const MAX_STEPS: usize = 32;
 const MAX_OUTS: usize = 4;
-/// Maximum number of rows for which several blocks share the columns of `down`.
+/// Maximum number of rows for which several blocks divide the columns that `down` adds up.
 const FEW_ROWS: usize = 1024;
 /// Maximum number of rows for which a block of `up` processes 16 rows.
 const UP_FEW_ROWS: usize = 512;
 /// Number of rows per block of `lora_up_wide`.
 const UP_BLOCK_ROWS: usize = 128;
-/// Number of partial sums per row of `down` if several blocks share its columns. A second kernel adds these
+/// Number of partial sums per row of `down` if several blocks divide its columns. A second kernel adds these
 /// sums.
 const PARTIAL_SUMS: usize = 8;
 /// Number of columns per block of `up`.

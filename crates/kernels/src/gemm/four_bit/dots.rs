@@ -121,7 +121,7 @@ unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &
 /// in L1 the codes would evict `inp`.
 const PREFETCH_BYTES: usize = 4 << 10;
 
-/// A walk through the rows of a 4-bit weight, one row at a time.
+/// A position in a 4-bit weight, which moves from row to row.
 struct Walk<'a> {
     codes: *const u8,
     scales: ScaleView<'a>,
@@ -189,9 +189,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Multiplies `N` rows of `inp`, in the order of [`interleave`], by the rows of both walks. The rows of `inp`
-/// begin at row `i`. The dot products go to columns `j` and `j + apart` of `out`. Each result depends only on
-/// one row of `inp` and one row of the weight, not on the rest of the tile.
+/// Multiplies `N` rows of `inp`, in the order of [`interleave`], by the current row of each walk. The rows of
+/// `inp` begin at row `i`. The dot products go to columns `j` and `j + apart` of `out`. Each result depends
+/// only on one row of `inp` and one row of the weight, not on the rest of the tile.
 ///
 /// # Safety
 /// The requirements of [`dots`] apply. Rows `i .. i + N` of `inp` and the rows of both walks must exist, and
@@ -293,8 +293,8 @@ unsafe fn wide_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &Fou
     }
 }
 
-/// Multiplies rows of `inp` by the rows of both walks. `place` contains the first row of `inp`, the number of
-/// rows, and the first column of `out`.
+/// Multiplies rows of `inp` by the current row of each walk. `place` contains the first row of `inp`, the
+/// number of rows, and the first column of `out`.
 ///
 /// # Safety
 /// The requirements of [`wide_dots`] apply. The rows must exist, and there are at most [`MAX_ROWS`].
@@ -336,7 +336,8 @@ unsafe fn two_rows<T: MicroKernel, const SHORT: bool>(
     }
 }
 
-/// Decodes the pieces `pieces` of the rows of both walks into `words`. The rows are [`STRIDE`] words apart.
+/// Decodes the pieces `pieces` of the current row of each walk into `words`. The two decoded rows are
+/// [`STRIDE`] words apart.
 ///
 /// # Safety
 /// The requirements of [`wide_dots`] apply, and the pieces must exist.

@@ -7,13 +7,13 @@ use crate::gemm::micro_kernel::MicroKernel;
 
 /// Number of 32-bit words of a row that are decoded at a time.
 pub(super) const BLOCK: usize = 1024;
-/// Distance from one row of words to the next, in words. Rows a power of two apart would compete for the
-/// same lines of L1.
+/// Distance between two decoded rows, in 32-bit words. Rows a power of two apart would compete for the same
+/// lines of L1.
 pub(super) const STRIDE: usize = BLOCK + 16;
 /// Maximum number of rows of `inp` for which a row of the weight is decoded once.
 pub(super) const MAX_ROWS: usize = 64;
 
-/// Words of two rows of a weight, aligned for whole vectors.
+/// Two decoded rows of a weight, aligned for whole vectors.
 #[repr(align(64))]
 pub(super) struct Words(MaybeUninit<[f32; 2 * STRIDE]>);
 
