@@ -54,8 +54,8 @@ fn capabilities() -> Vec<(u32, u32)> {
     all
 }
 
-/// Returns the architectures whose images run on a device, the most specific first. PTX is used if no cubin
-/// has the device's major version and at most its minor version.
+/// Returns the architectures whose images run on a device, the most specific first. A cubin runs on devices
+/// of its major version with the same or a later minor version. All other devices use PTX.
 fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     let cubin = capabilities().into_iter().rev().find(|&(m, n)| m == major && n <= minor);
     let special = format!("sm_{major}{minor}a");

@@ -294,7 +294,7 @@ impl Recorder {
         self.seen.retain(|&other| other != hash);
         if self.graphs.len() == MAX_GRAPHS {
             let oldest = (0..MAX_GRAPHS).min_by_key(|&i| self.graphs[i].last_used).expect("there are graphs");
-            // SAFETY: the graph is removed.
+            // SAFETY: the graph is removed, so it is not launched again.
             unsafe { driver.destroy_graph(self.graphs.swap_remove(oldest).executable) };
         }
         let recording = std::mem::take(&mut self.recording);
@@ -304,7 +304,7 @@ impl Recorder {
 
     pub fn release(&mut self, device: &Device) {
         for graph in self.graphs.drain(..) {
-            // SAFETY: the graph is removed.
+            // SAFETY: the graph is removed, so it is not launched again.
             unsafe { device.driver.destroy_graph(graph.executable) };
         }
     }

@@ -97,8 +97,9 @@ impl<'a> View<'a> {
 /// Arguments of [`pack`]: elements `outer .. outer + outers` by `k .. k + k_len` of a view.
 #[derive(Clone, Copy)]
 pub(crate) struct PackJob<'a> {
-    /// Pointer to the first panel. Word `s` along `k` of row or column `i` goes to `s * width + i`. Only
-    /// whole vectors are written, so words from `outers` to the next multiple of `LANES` are undefined.
+    /// Pointer to the first panel. Word `s` of row `i` of `A`, or of column `i` of `B`, goes to
+    /// `s * width + i`. Only whole vectors are written, so words from `outers` to the next multiple of
+    /// `LANES` are undefined.
     pub dst: *mut f32,
     /// Distance in a panel from one word along `k` to the next, in 32-bit words. A multiple of the vector
     /// length.

@@ -17,7 +17,7 @@ use crate::gemm::{DotJob, DotRows, ExpandJob, Kernels};
 use crate::lora::LoraDims;
 use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
 
-/// Minimum number of bytes of `A` in a task. Smaller tasks would make the cost of distribution significant.
+/// Minimum number of bytes of `A` in a task. With smaller tasks, distributing the work would cost too much.
 const TASK_BYTES: usize = 32 << 10;
 
 /// One adapter's pair `A, B` for one weight of a [`ProjectGroup`].
