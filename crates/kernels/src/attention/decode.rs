@@ -37,9 +37,9 @@ struct Runs {
     end_key: usize,
     /// Index of the run that contains the first visible key.
     first: usize,
-    /// Number of runs with visible keys.
+    /// Number of runs of [`RUN`] keys that contain visible keys.
     count: usize,
-    /// Number of runs in all earlier segments.
+    /// Number of runs of all earlier segments.
     before: usize,
 }
 
@@ -334,8 +334,8 @@ fn mix_tile<L: Lanes, const H: usize, const V: usize>(
     }
 }
 
-/// Combines the results of all runs in order, and writes the output to `out`. Returns the log of the softmax
-/// denominator.
+/// Combines the results of all runs of keys in order, and writes the output to `out`. Returns the log of the
+/// softmax denominator.
 fn combine<'a>(out: &mut [f32], runs: impl Iterator<Item = &'a [f32]> + Clone) -> f32 {
     let parts = |run: &'a [f32]| (run[run.len() - 2], run[run.len() - 1]);
     let max = runs.clone().map(|run| parts(run).0).fold(f32::NEG_INFINITY, f32::max);

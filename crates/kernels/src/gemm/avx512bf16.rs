@@ -177,7 +177,8 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     const PIECES: usize = 2;
-    /// The 16 values of two pieces as bf16. Each half of the vector contains the values of one piece.
+    /// The 16 values of a 4-bit type as bf16, multiplied by each of two scales. Each half of the vector
+    /// belongs to one scale.
     type Table = __m512i;
 
     #[inline(always)]
@@ -238,7 +239,7 @@ impl MicroKernel for Avx512Bf16 {
             let codes = _mm512_loadu_si512(p.cast());
             // Vector `v` uses one of the four codes in every two bytes. `places` has an index in each byte,
             // and the lookup reads the lowest five bits of each 16-bit lane. The upper half of the vector
-            // uses the values of the second piece, which begin at index 16.
+            // uses the values with the second scale, which begin at index 16.
             let codes = if v.is_multiple_of(2) { codes } else { _mm512_srli_epi16::<4>(codes) };
             let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
             // Computes `second | (codes & 15)`.

@@ -73,7 +73,7 @@ pub(super) trait MicroKernel {
     /// are pairs or `round` is set. The second scale belongs to the second piece, and is ignored if `PIECES`
     /// is 1.
     unsafe fn table(code: &[f32; 16], scales: [f32; 2], round: bool) -> Self::Table;
-    /// Returns the values of the first piece of a table.
+    /// Returns the values with the first scale of a table.
     unsafe fn values(table: Self::Table) -> [f32; 16];
     /// Decodes `LANES · PAIR` consecutive elements as words. The first code is in the upper half of the byte
     /// at `p`. Both scales of the table must be equal.

@@ -139,7 +139,7 @@ impl<'a> PackJob<'a> {
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`. The elements must be inside the view, and `dst`
-/// must be valid for all steps.
+/// must be valid for all words.
 #[inline(always)]
 pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
     let mut prefetch = job.prefetch;
@@ -186,7 +186,7 @@ pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
     }
 }
 
-/// Prefetches some rows that follow step `step`, for packing by columns.
+/// Prefetches some rows that follow word `step` along `k`, for packing by columns.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`.

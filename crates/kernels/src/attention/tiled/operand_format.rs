@@ -130,7 +130,7 @@ impl OperandFormat {
         src.check(inp.cols, inp.rows);
         let job = PackJob::new(out.as_mut_ptr(), width, src, (0, inp.cols), (0, inp.rows), false);
         // SAFETY: `new` checked the instruction set, `check` checked the view, and `out` has room for all
-        // steps.
+        // words.
         unsafe { (self.kernels.pack)(&job) };
     }
 

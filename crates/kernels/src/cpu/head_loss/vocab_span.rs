@@ -1,4 +1,5 @@
-//! One span of the vocabulary. The logits of a block are computed and used before the next block.
+//! One span of the vocabulary, which is a range of consecutive blocks. The logits of a block are computed and
+//! used before the next block.
 
 use super::partition::{BLOCK, COLS, Partition};
 use crate::cpu::pool::SendPtr;
@@ -23,8 +24,8 @@ pub(super) struct SpanPass<'a> {
 }
 
 impl SpanPass<'_> {
-    /// Processes one group of rows in one span: fills `running`, and the span's `sums` for these rows. `own`
-    /// is working memory with the lengths of [`Partition::own`].
+    /// Processes one group of rows in one span of the vocabulary: fills `running`, and the span's `sums` for
+    /// these rows. `own` is working memory with the lengths of [`Partition::own`].
     pub fn task(&self, task: usize, own: &mut [f32], running: &mut [Running]) {
         let partition = self.partition;
         let (span, group) = (task / partition.groups, task % partition.groups);

@@ -2,7 +2,7 @@
 //! weights of a group.
 //!
 //! ```text
-//! one region:                 mid = inp Aᵀ for every pair of the group
+//! one parallel region:        mid = inp Aᵀ for every pair of the group
 //! tasks of each base weight:  out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
 //! ```
 //!

@@ -6,7 +6,7 @@ use crate::cuda::device::{Device, DevicePtr};
 /// Number of threads per row of logits.
 const HEAD_THREADS: u32 = 1024;
 
-/// Operands for one chunk of rows.
+/// Operands of [`head_loss`].
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
     /// Logits, `(n, v)`. If `dloss` is given, the kernel overwrites the logits with their gradient.

@@ -19,16 +19,16 @@ pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
 }
 
-/// Returns whether the fast path, [`aligned_dots`], supports rows of `k` elements. Rows and groups of scales
-/// must consist of whole chunks, and blocks of whole pieces. On the fast path, the elements of `inp` are in
-/// the order of [`interleave`].
+/// Returns whether the fast path, [`aligned_dots`], supports rows of `k` elements. Rows and groups of blocks
+/// must consist of whole [chunks](chunk), and blocks of whole [pieces](PIECE). On the fast path, the elements
+/// of `inp` are in the order of [`interleave`].
 pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
     k.is_multiple_of(chunk)
         && w.block_size() >= PIECE
         && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
 }
 
-/// Packs a row of f32. The elements of each chunk are put into the order in which
+/// Packs a row of f32. The elements of each [`chunk`] are put into the order in which
 /// [`MicroKernel::lookup_interleaved`] returns the weight's elements.
 ///
 /// # Safety
@@ -117,21 +117,21 @@ unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &
     }
 }
 
-/// Distance of the prefetches ahead of a walk, in bytes of codes. The codes are prefetched into L2, because
-/// in L1 the codes would evict `inp`.
+/// Distance of the prefetches ahead of the codes that are read, in bytes. Codes are prefetched into L2,
+/// because in L1 they would evict `inp`.
 const PREFETCH_BYTES: usize = 4 << 10;
 
 /// A position in a 4-bit weight, which moves from row to row.
 struct Walk<'a> {
     codes: *const u8,
     scales: ScaleView<'a>,
-    /// Binary logarithm of the number of pieces in a block.
+    /// Binary logarithm of the number of [pieces](PIECE) in a block.
     piece_log2: u32,
-    /// Binary logarithm of the number of pieces in a group of scales.
+    /// Binary logarithm of the number of [pieces](PIECE) in a group of blocks.
     group_log2: u32,
-    /// Index of the first piece of the current row.
+    /// Index of the first [piece](PIECE) of the current row.
     first: usize,
-    /// The group whose scales are in `values`.
+    /// The group of blocks whose scales are in `values`.
     group: usize,
     /// Pointer such that `bytes + block` is the byte that selects the scale of block `block` of the weight.
     bytes: *const u8,
@@ -161,8 +161,8 @@ impl<'a> Walk<'a> {
         self.first = first;
     }
 
-    /// Computes the scales of the group that contains piece `piece` of the row. Returns the index of the
-    /// piece at which this group ends.
+    /// Computes the scales of the group of blocks that contains [piece](PIECE) `piece` of the row. Returns
+    /// the index of the piece at which this group ends.
     #[inline(always)]
     fn enter(&mut self, piece: usize) -> usize {
         let group = (self.first + piece) >> self.group_log2;
@@ -174,7 +174,7 @@ impl<'a> Walk<'a> {
         ((group + 1) << self.group_log2) - self.first
     }
 
-    /// Returns the scale of piece `piece` of the row.
+    /// Returns the scale of [piece](PIECE) `piece` of the row.
     ///
     /// # Safety
     /// The piece must be in the current group. With `SHORT`, each block must be one piece.
@@ -336,8 +336,8 @@ unsafe fn two_rows<T: MicroKernel, const SHORT: bool>(
     }
 }
 
-/// Decodes the pieces `pieces` of the current row of each walk into `words`. The two decoded rows are
-/// [`STRIDE`] words apart.
+/// Decodes the [pieces](PIECE) `pieces` of the current row of each walk into `words`. The two decoded rows
+/// are [`STRIDE`] words apart.
 ///
 /// # Safety
 /// The requirements of [`wide_dots`] apply, and the pieces must exist.
