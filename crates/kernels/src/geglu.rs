@@ -8,8 +8,8 @@ const FACTOR: f64 = 0.797_884_560_802_865_4;
 /// Coefficient of `x³`.
 const CUBIC: f64 = 0.044715;
 
-/// Computes `out = gelu(gate) · up` element by element, with `gelu(x) = x/2 · (1 + tanh(sqrt(2/π) · (x +
-/// 0.044715 x³)))`.
+/// Computes `out = gelu(gate) · up` element by element, with
+/// `gelu(x) = x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³)))`.
 ///
 /// Source: Hendrycks and Gimpel, 2016, section 2, <https://arxiv.org/abs/1606.08415>.
 ///

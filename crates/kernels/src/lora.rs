@@ -70,8 +70,8 @@ impl LoraRef<'_> {
     }
 }
 
-/// Applies LoRA dropout to row `row` of a module. Elements that are not zeroed are multiplied by `1 / (1 -
-/// p)`.
+/// Applies LoRA dropout to row `row` of a module. Elements that are not zeroed are multiplied by
+/// `1 / (1 - p)`.
 ///
 /// # Panics
 /// If the lengths differ.

@@ -1,7 +1,7 @@
 //! Counter-based random numbers. Each element is computed independently, so masks are never stored.
 //!
-//! The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, 2014). It is applied to `key +
-//! counter · golden ratio`.
+//! The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, 2014). It is applied to
+//! `key + counter · golden ratio`.
 
 /// The golden ratio in fixed point, by which each counter is multiplied.
 pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

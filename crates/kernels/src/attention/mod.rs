@@ -95,8 +95,8 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
 
 /// Computes the gradients of [`forward`]. The rows of the segments are overwritten.
 ///
-/// `c` is the derivative of the softcap, or 1 without a softcap. With `p = exp(s - lse)` and `ds = c · p ·
-/// (dout · v - dout · out)`, the gradients are:
+/// `c` is the derivative of the softcap, or 1 without a softcap. With `p = exp(s - lse)` and
+/// `ds = c · p · (dout · v - dout · out)`, the gradients are:
 ///
 /// - `dq = scale · Σ ds k`
 /// - `dk = scale · Σ ds q`

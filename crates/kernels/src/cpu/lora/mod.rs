@@ -175,8 +175,8 @@ impl LowRank {
         b_t
     }
 
-    /// Computes `out (m, R) = alpha · inp wᵀ`. Masked elements of `inp (m, k)` count as zero. The rows of `w
-    /// (R, k)` are `w_stride` elements apart.
+    /// Computes `out (m, R) = alpha · inp wᵀ`. Masked elements of `inp (m, k)` count as zero. The rows of
+    /// `w (R, k)` are `w_stride` elements apart.
     fn dot_rows(
         &self,
         out: &mut [f32],
