@@ -24,8 +24,7 @@ pub enum FamilyOperation {
     AttentionSoftcap,
     /// A loss head with capped logits, `softcap · tanh(logit / softcap)`.
     HeadSoftcap,
-    /// A second norm in each block, which normalizes the output of attention or MLP before it is added to the
-    /// residual stream.
+    /// A norm of the output of attention or MLP, before this output is added to the residual stream.
     ResidualNorm,
     /// The operations [`Backend::scale_columns`] and [`Backend::column_products`], which DoRA needs.
     ColumnScale,
