@@ -1,4 +1,4 @@
-//! Fair scheduling. There is one queue ("flow") for each adapter, and one for the base.
+//! Queues for fair scheduling between adapters.
 //!
 //! Each flow counts the token rows that were computed for its requests. The flow with the lowest count is
 //! served first. Among equal counts, a flow without running requests is first. Requests of the same flow are
@@ -10,16 +10,15 @@ use std::collections::{BTreeMap, VecDeque};
 use super::job::Job;
 use super::{GenerationId, RequestId};
 
-/// The adapter version of a flow, or `None` for the flow of the base.
+/// Adapter version, or `None` for the base model without an adapter.
 pub(super) type FlowKey = Option<GenerationId>;
 
-/// The waiting jobs of one adapter, and the number of its running jobs.
+/// The jobs of one adapter.
 #[derive(Default)]
 pub(super) struct Flow {
     pub waiting: VecDeque<Job>,
-    /// Number of running jobs.
     pub running: usize,
-    /// Number of tokens that the model read for this flow, raised when the flow becomes active.
+    /// Token rows computed for this adapter's jobs. [`Flows::activate`] raises this count after idle time.
     pub served: u64,
 }
 
@@ -29,8 +28,7 @@ impl Flow {
     }
 }
 
-/// All active flows, and inactive flows whose token count exceeds the lowest count of an active flow. If such
-/// a flow were forgotten, it would start again at the lowest count and be served too early.
+/// The flows of all adapters. [`Flows::prune`] removes idle flows.
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
@@ -45,13 +43,10 @@ impl Flows {
         self.flows.get(&key)
     }
 
-    /// Returns the token count of a flow (the queue of one adapter). The flow with the lowest count is served
-    /// first.
     pub fn served(&self, key: FlowKey) -> u64 {
         self.flows.get(&key).map_or(0, |flow| flow.served)
     }
 
-    /// Returns the number of waiting jobs in all flows.
     pub fn waiting(&self) -> usize {
         self.flows.values().map(|flow| flow.waiting.len()).sum()
     }
@@ -72,7 +67,8 @@ impl Flows {
         self.activate(job.flow()).waiting.push_front(job);
     }
 
-    /// Returns the flow that is served next, or `None` if no job is waiting.
+    /// Returns the flow with the lowest count among the flows with waiting jobs. If counts are equal, the
+    /// flow with the older request is first.
     pub fn next(&self) -> Option<FlowKey> {
         let waiting = self.flows.iter().filter_map(|(&key, flow)| {
             let first = flow.waiting.front()?;
@@ -89,21 +85,19 @@ impl Flows {
         Some(job)
     }
 
-    /// Moves a running job back to the front of its flow.
+    /// Puts a running job back at the front of its queue.
     pub fn stop(&mut self, job: Job) {
         let key = job.flow();
         self.push_front(job);
         self.end(key);
     }
 
-    /// Records that a running job has ended.
     pub fn end(&mut self, key: FlowKey) {
         if let Some(flow) = self.flows.get_mut(&key) {
             flow.running -= 1;
         }
     }
 
-    /// Removes and returns the waiting jobs of a request.
     pub fn remove(&mut self, request: RequestId) -> Vec<Job> {
         let mut removed = Vec::new();
         for flow in self.flows.values_mut() {
@@ -122,9 +116,8 @@ impl Flows {
         }
     }
 
-    /// Removes inactive flows whose token count is at most the lowest count of an active flow, because
-    /// [`Self::activate`] would raise their counts to the lowest count anyway. Removes all flows if none is
-    /// active.
+    /// Removes each idle flow whose count [`Self::activate`] would raise to the lowest active count anyway.
+    /// If no flow is active, removes all flows.
     pub fn prune(&mut self) {
         let lowest = self.lowest();
         self.flows.retain(|_, flow| flow.is_active() || lowest.is_some_and(|lowest| flow.served > lowest));
@@ -134,8 +127,8 @@ impl Flows {
         self.active().map(|(_, flow)| flow.served).min()
     }
 
-    /// Returns a flow, and creates it if necessary. If the flow is inactive, its token count is first raised
-    /// to at least the lowest count of an active flow.
+    /// Returns a flow. The count of an idle flow is first raised to the lowest active count, so that idle
+    /// time earns no extra rows.
     fn activate(&mut self, key: FlowKey) -> &mut Flow {
         let lowest = self.lowest().unwrap_or(0);
         let flow = self.flows.entry(key).or_default();

@@ -1,4 +1,4 @@
-//! One of the continuations ("choices") that a request asks for, as the scheduler stores it.
+//! A job generates one of the replies ("choices") of a request.
 
 use danlu_model::SlotId;
 
@@ -6,7 +6,7 @@ use super::memory::KvMemory;
 use super::{EventKind, GenerationId, RequestAdapter, RequestId, SchedulerEvent};
 use crate::Sequence;
 
-/// One sequence of a request, either waiting in the queue ("flow") of its adapter or running.
+/// One reply of a request, either waiting or running.
 pub(super) struct Job {
     pub request: RequestId,
     pub choice: usize,
@@ -14,16 +14,18 @@ pub(super) struct Job {
     pub place: JobPlace,
     /// Whether the event [`EventKind::Started`] of this job was emitted.
     pub is_started: bool,
-    /// Number of times that the keys and values of the job were dropped before the job ended.
+    /// Number of times that the keys and values of this job were dropped to make room for other jobs.
     pub preemptions: u32,
-    /// The other choices of the request, which start after this job has read the prompt.
+    /// Jobs for the other replies of the request. They start when this job has read the prompt, and copy its
+    /// keys and values.
     pub siblings: Vec<Job>,
 }
 
+/// Where the tokens of a job, and their keys and values, are stored.
 pub(super) enum JobPlace {
-    /// The sequence has no keys and values.
+    /// Outside the engine. Only the tokens are stored, without keys and values.
     Detached(Box<Sequence>),
-    /// The sequence is in this slot of the engine.
+    /// In a slot of the engine, together with keys and values.
     Slot(SlotId),
 }
 
@@ -38,7 +40,7 @@ impl Job {
         Self { request, choice, adapter, place, is_started: false, preemptions: 0, siblings: Vec::new() }
     }
 
-    /// Returns the key of the job's flow: the version of its adapter, or `None` for a job without an adapter.
+    /// Returns the key of the job's queue: the adapter version, or `None` for the base model.
     pub fn flow(&self) -> Option<GenerationId> {
         self.adapter.as_ref().map(|adapter| adapter.generation)
     }

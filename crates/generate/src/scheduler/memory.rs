@@ -1,10 +1,9 @@
-//! Memory for the keys and values of running sequences, of paused sequences, and of prompts whose requests
-//! have ended.
+//! Memory for the keys and values of jobs, and of retained prompts.
 //!
-//! The keys and values of a prompt are retained after its request has ended. If a later request with the same
-//! adapter version continues this prompt, the request takes over the slot. If only a prefix is equal, the
-//! request copies the prefix. Keys and values from decoding are not retained. Decoding rounds differently
-//! from prefill, so a later reply would depend on earlier requests.
+//! A slot holds the keys and values of one sequence. When a request has ended, the slot with its prompt is
+//! retained. A later request with the same adapter version takes over the slot if its prompt continues the
+//! retained prompt. If only a prefix is equal, the request copies the prefix. Keys and values from decoding
+//! are not retained, because they are rounded differently from prefill and would change later replies.
 
 use std::sync::Arc;
 
@@ -24,17 +23,17 @@ struct Retained {
     used: u64,
 }
 
-/// A slot whose first tokens are a prefix of a prompt.
+/// A slot whose first `tokens` tokens equal the start of a new prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CachedPrefix {
     pub slot: SlotId,
     pub tokens: usize,
-    /// Whether the slot is retained and contains at most one token after the prefix. A request can then take
-    /// over the slot, and need not copy the prefix.
+    /// Whether a request can take over this slot instead of copying the prefix. The slot must be retained,
+    /// and have at most one token after the prefix.
     is_whole: bool,
 }
 
-/// The engine, and the retained slots.
+/// The engine with its slots, and the list of retained slots.
 pub(super) struct KvMemory {
     pub engine: Engine<'static, Arc<Decoder>>,
     /// Maximum number of tokens of all slots together.
@@ -70,7 +69,7 @@ impl KvMemory {
         self.total - self.used() + self.retained_tokens()
     }
 
-    /// Returns the retained slot that contains the longest prefix of `ids`, without the last token of `ids`.
+    /// Returns the retained slot that shares the longest prefix with `ids`, if any prefix is shared.
     pub fn find(&self, generation: Option<GenerationId>, ids: &[u32]) -> Option<CachedPrefix> {
         let same = self.retained.iter().filter(|kept| kept.generation == generation);
         let prefixes = same.map(|kept| {
@@ -81,15 +80,14 @@ impl KvMemory {
         prefixes.filter(|prefix| prefix.tokens > 0).max_by_key(|prefix| (prefix.tokens, prefix.is_whole))
     }
 
-    /// Returns the prefix of `ids` in the slot of a job, without the last token of `ids`.
+    /// Returns the common prefix of `ids` and the prompt tokens in a job's slot.
     pub fn prefix_of_job(&self, slot: SlotId, ids: &[u32]) -> CachedPrefix {
         let tokens = common_prefix(self.engine.prompt_read(slot), ids);
         CachedPrefix { slot, tokens, is_whole: false }
     }
 
-    /// Frees retained slots until `tokens` tokens are free, beginning with the least recently used slot.
-    /// Never frees the slot `except`. If there would still be too few free tokens, frees nothing and returns
-    /// `false`.
+    /// Frees retained slots until `tokens` tokens are free, the least recently used slot first. Never frees
+    /// the slot `except`. If there would still be too few free tokens, frees nothing and returns `false`.
     pub fn make_room(&mut self, tokens: usize, except: Option<SlotId>) -> bool {
         let free = self.total.saturating_sub(self.used());
         let kept = |slot: SlotId| self.engine.cache().capacity(slot);
@@ -107,8 +105,8 @@ impl KvMemory {
         true
     }
 
-    /// Returns a slot with room for `capacity` tokens that begins with `prefix`. Returns `None` if there is
-    /// no room.
+    /// Returns a slot that begins with `prefix` and has room for `capacity` tokens. Returns `None` if there
+    /// is no room.
     pub fn open(
         &mut self,
         capacity: usize,
@@ -138,8 +136,8 @@ impl KvMemory {
         Some(prefix.slot)
     }
 
-    /// Grows the capacity of a slot to at least `needed` tokens. If there is room, the capacity grows by
-    /// half, up to `most`. Returns `false` if there is no room for `needed` tokens.
+    /// Grows a slot to `needed` tokens or, if there is room, by half of its capacity up to `most` tokens.
+    /// Returns `false` if there is no room for `needed` tokens.
     pub fn grow(&mut self, slot: SlotId, needed: usize, most: usize) -> bool {
         let capacity = self.engine.cache().capacity(slot);
         if needed <= capacity {
@@ -182,7 +180,7 @@ impl KvMemory {
         self.engine.close(slot).expect("the slot of a job has its sequence")
     }
 
-    /// Returns whether a retained slot begins with these tokens. If so, records a use of that slot.
+    /// Returns whether a retained slot begins with these tokens, and marks that slot as recently used.
     fn is_covered(&mut self, generation: Option<GenerationId>, tokens: &[u32]) -> bool {
         let covers = |&slot: &SlotId| self.engine.prompt_read(slot).starts_with(tokens);
         let covering = self.retained_of(generation).find(covers);
@@ -193,6 +191,7 @@ impl KvMemory {
         self.retained.iter().filter(move |kept| kept.generation == generation).map(|kept| kept.slot)
     }
 
+    /// Marks a retained slot as recently used.
     fn touch(&mut self, slot: SlotId) {
         self.clock += 1;
         let clock = self.clock;

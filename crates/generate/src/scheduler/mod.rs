@@ -6,7 +6,10 @@
 //!               └── paused, preempted
 //! ```
 //!
-//! One [`Scheduler::step`] decodes one token for each running sequence, and reads a limited number of prompt
+//! A job generates one reply of a request, a flow is the queue of one adapter's jobs, and a slot holds the
+//! keys and values of a job.
+//!
+//! One [`Scheduler::step`] decodes one token for each running job, and reads a limited number of prompt
 //! tokens. A reply depends only on its request, including the seed: other requests, preemptions and the
 //! prefix cache change no bit.
 
@@ -28,7 +31,7 @@ pub use self::request::{AddError, GenerationId, ReplyRequest, RequestAdapter, Re
 pub use self::stats::{AdapterLoad, SchedulerStats};
 use crate::{GenerateError, Sampler, Sequence, StepOutput, StopReason, StopRules, TokenLogprobs, TokenStep};
 
-/// After this many preemptions, a sequence restarts only if memory has room for its maximum number of tokens.
+/// After this number of preemptions, a job restarts only if there is room for its longest possible reply.
 const MAX_PREEMPTIONS: u32 = 2;
 
 /// Limits of a [`Scheduler`].
@@ -36,7 +39,7 @@ const MAX_PREEMPTIONS: u32 = 2;
 pub struct SchedulerOptions {
     /// Maximum number of sequences in a step.
     pub max_running: usize,
-    /// Maximum number of waiting sequences when a request is added.
+    /// Number of waiting sequences at which a new request is rejected.
     pub max_queued: usize,
     /// Maximum number of tokens whose keys and values are in memory, rounded down to whole pages.
     pub max_kv_tokens: usize,
@@ -59,7 +62,7 @@ impl Default for SchedulerOptions {
     }
 }
 
-/// An event of one choice of a request.
+/// An event of one choice, which is one of the replies of a request.
 #[derive(Debug)]
 pub struct SchedulerEvent {
     /// Id of the request.
@@ -101,7 +104,7 @@ pub struct Scheduler {
     /// The running jobs, in the order in which they started.
     running: Vec<Job>,
     next_request: u64,
-    /// Totals since the start. [`Scheduler::stats`] sets the other fields.
+    /// Only the totals in this value are current. [`Scheduler::stats`] computes the other fields.
     totals: SchedulerStats,
 }
 
@@ -192,8 +195,8 @@ impl Scheduler {
         }
     }
 
-    /// Starts waiting requests, decodes one token for each running sequence, and reads prompt tokens up to
-    /// the limit.
+    /// Starts waiting requests, decodes one token for each running sequence, and reads at most
+    /// [`SchedulerOptions::prefill_tokens`] prompt tokens.
     ///
     /// # Errors
     /// If the model cannot run. The failure of a single sequence is an event.
@@ -216,8 +219,8 @@ impl Scheduler {
         Ok(events)
     }
 
-    /// Starts waiting jobs in fair order until a limit is reached. If there is no room for the next job, no
-    /// later job starts. Without this rule, small requests could delay a large one forever.
+    /// Starts waiting jobs in the order of [`Flows::next`] until a limit is reached. If there is no room for
+    /// the next job, no later job starts. Without this rule, small requests could delay a large one forever.
     fn start_waiting(&mut self, events: &mut Vec<SchedulerEvent>) {
         while let Some(key) = self.flows.next() {
             if self.running.len() >= self.options.max_running.max(1) && !self.pause_for(key) {
@@ -231,10 +234,9 @@ impl Scheduler {
         }
     }
 
-    /// Pauses the youngest sequence of the adapter with the most running sequences, so that an adapter
-    /// without a running sequence can start one. `key` names the queue ("flow") of that adapter. The paused
-    /// sequence retains its keys and values. Returns `false` and pauses nothing if the adapter of `key`
-    /// already runs a sequence, or if no adapter runs two or more.
+    /// Pauses a running job so that a job of flow `key` can start. The youngest job of the flow with the most
+    /// running jobs is paused, and its slot stays in memory. Returns `false` without a pause if flow `key`
+    /// has a running job, or if no flow has two.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
@@ -244,7 +246,7 @@ impl Scheduler {
         true
     }
 
-    /// Assigns a slot to a job. Returns `false` if there is no room.
+    /// Gives a slot to a job unless it already has one. Returns `false` if there is no room.
     fn enter(&mut self, job: &mut Job, events: &mut Vec<SchedulerEvent>) -> bool {
         let JobPlace::Detached(sequence) = &job.place else { return true };
         let (ids, rules) = (sequence.ids(), sequence.rules());
@@ -313,7 +315,7 @@ impl Scheduler {
         true
     }
 
-    /// Returns the slots that decode a token in this step. Each slot has room for the token.
+    /// Returns the slots that decode one token in this step. Each of them has room for the token.
     fn decode_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut work = Vec::new();
         let slots: Vec<SlotId> = self.running.iter().filter_map(Job::slot).collect();
@@ -323,13 +325,13 @@ impl Scheduler {
                 work.push((slot, 1));
             }
         }
-        // A slot that the loop added may have been preempted later, to make room for another slot.
+        // A later iteration may have preempted the job of a slot that is already in `work`.
         work.retain(|&(slot, _)| self.running.iter().any(|job| job.slot() == Some(slot)));
         work
     }
 
-    /// Makes room for one more token in a slot, and preempts sequences if necessary. Returns `false` if the
-    /// sequence in this slot was preempted.
+    /// Makes room for one more token in a slot, if necessary by preempting jobs. Returns `false` if the job
+    /// of this slot was itself preempted.
     fn make_room(&mut self, slot: SlotId) -> bool {
         let rules = self.memory.engine.sequence(slot).map(Sequence::rules);
         let most = rules.map_or(0, |rules| rules.max_context_tokens);
@@ -348,8 +350,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns the index of the job to preempt: the youngest running job of the adapter with the most tokens
-    /// in memory.
+    /// Returns the index of the job to preempt: the youngest running job of the adapter whose slots use the
+    /// most memory.
     fn victim(&self) -> usize {
         let tokens = |key: FlowKey| -> usize {
             let slots = self.running.iter().filter(|job| job.flow() == key).filter_map(Job::slot);
@@ -396,8 +398,7 @@ impl Scheduler {
         work
     }
 
-    /// If another sequence has meanwhile read a longer prefix of this prompt, copies the keys and values of
-    /// the prefix.
+    /// Copies the part of this slot's prompt that another sequence has read in the meantime.
     fn share_prefix(&mut self, slot: SlotId) {
         let Some(job) = self.running.iter().find(|job| job.slot() == Some(slot)) else { return };
         let Some(sequence) = self.memory.engine.sequence(slot) else { return };
@@ -428,7 +429,7 @@ impl Scheduler {
                 true
             }
         };
-        // The other choices copy the prompt from this slot, so they start before the slot is freed.
+        // The other replies copy the prompt from this slot, so they start before the slot is freed.
         let (choices, key) = (siblings.len(), self.running[index].flow());
         siblings.into_iter().rev().for_each(|job| self.flows.push_front(job));
         if is_ended {
@@ -442,8 +443,7 @@ impl Scheduler {
     /// Starts the first `count` waiting jobs of a flow. Stops early if there is no room.
     fn start_choices(&mut self, key: FlowKey, count: usize, events: &mut Vec<SchedulerEvent>) {
         for _ in 0..count {
-            // The sequence that has just ended is still in `running`, so `running` may contain one more job
-            // than `max_running`.
+            // The ended job is still in `running`, so `running` may exceed the limit by one.
             if self.running.len() > self.options.max_running {
                 return;
             }
@@ -462,7 +462,7 @@ impl Scheduler {
     }
 }
 
-/// Returns one job for each choice. Each sequence is limited to `room` tokens.
+/// Returns one job for each reply of a request. Prompt and reply together have at most `room` tokens.
 fn jobs(request: ReplyRequest, id: RequestId, room: usize) -> Result<Vec<Job>, GenerateError> {
     let ReplyRequest { ids, sampling, rules, choices, adapter, top_logprobs, processors } = request;
     let setting =

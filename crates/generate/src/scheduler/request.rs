@@ -1,4 +1,4 @@
-//! Requests to a scheduler, and the errors when a request is added.
+//! Requests to a scheduler, and the reasons why a request is not added.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl fmt::Debug for GenerationId {
 /// The adapter of a request.
 #[derive(Clone)]
 pub struct RequestAdapter {
-    /// Id of the version in `lora`.
+    /// Id of the adapter version in `lora`.
     pub generation: GenerationId,
     /// The low-rank matrices. The scheduler drops this reference when the request ends.
     pub lora: Arc<dyn LoraSource>,
@@ -39,8 +39,8 @@ pub struct RequestAdapter {
 pub struct ReplyRequest {
     /// Token ids of the prompt.
     pub ids: Vec<u32>,
-    /// Settings of the sampler. The seed and the index of a choice determine the random numbers of this
-    /// choice.
+    /// Settings of the sampler. Each choice has its own random stream, which depends on the seed and the
+    /// index of the choice.
     pub sampling: SamplingOptions,
     /// Rules that end each continuation. The scheduler lowers `max_context_tokens` to the limits of the model
     /// and the memory.
