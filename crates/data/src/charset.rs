@@ -70,7 +70,7 @@ impl Charset {
 /// Counts of non-ASCII bytes, from which [`Self::encoding`] guesses the encoding.
 #[derive(Debug, Default)]
 pub(crate) struct CharsetEvidence {
-    /// Whether there is non-ASCII text in UTF-8.
+    /// Whether any UTF-8 record contains non-ASCII text.
     utf8: bool,
     /// Number of non-ASCII bytes that have a non-ASCII neighbour.
     paired: usize,
@@ -79,12 +79,10 @@ pub(crate) struct CharsetEvidence {
 }
 
 impl CharsetEvidence {
-    /// Adds a record that is UTF-8.
     pub fn utf8(&mut self, text: &str) {
         self.utf8 |= !text.is_ascii();
     }
 
-    /// Adds a record that is not UTF-8.
     pub fn other(&mut self, bytes: &[u8]) {
         let (mut whole, mut broken) = (0, 0);
         for chunk in bytes.utf8_chunks() {

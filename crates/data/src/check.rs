@@ -17,11 +17,11 @@ use crate::{
 pub struct Check {
     /// Format, checksum and counts of each file.
     pub files: Vec<DataFileFingerprint>,
-    /// Number of readable records.
+    /// Number of records that could be read.
     pub records: usize,
-    /// Record lengths before truncation.
+    /// Lengths of the records before truncation.
     pub lengths: Lengths,
-    /// Number of tokens in one epoch.
+    /// Number of tokens in one epoch, after truncation.
     pub tokens: usize,
     /// Number of tokens in one epoch that have a loss.
     pub trained_tokens: usize,
@@ -56,7 +56,7 @@ impl Check {
         self.lengths.count() - self.dropped.len()
     }
 
-    /// Returns the number of empty records.
+    /// Returns the number of records with an empty question, answer or text.
     pub fn empty(&self) -> usize {
         self.bad.iter().filter(|bad| bad.fault == RecordFault::Empty).count()
     }
@@ -123,7 +123,8 @@ impl Check {
         self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
     }
 
-    /// Counts a record and returns the record's length before truncation, or `None` for a bad record.
+    /// Adds a record to the counts, and returns its length in tokens before truncation. A record without
+    /// trained tokens is added to `bad`, and `None` is returned.
     fn count(&mut self, record: &Record, encoded: &EncodedRecord) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();
         if trained == 0 && !matches!(encoded.truncation, Truncation::Dropped { .. }) {
@@ -146,8 +147,8 @@ impl Check {
     }
 }
 
-/// 128-bit hashes of all questions and records so far. For a million records, the probability of a collision
-/// is 1e-26.
+/// The first record with each 128-bit hash of a record or question. For a million records, the probability of
+/// a collision is below 1e-26.
 #[derive(Default)]
 struct Seen<'a> {
     records: HashMap<u128, &'a RecordSource>,
@@ -248,15 +249,15 @@ impl Lengths {
         self.sorted.iter().sum::<usize>() as f64 / self.count().max(1) as f64
     }
 
-    /// Returns the smallest length that is not smaller than a share `q` of all lengths, or 0 if there are no
-    /// lengths. For example, `quantile(0.5)` is the median.
+    /// Returns the smallest length that a share `q` of all lengths does not exceed. For example,
+    /// `quantile(0.5)` is the median. Returns 0 if there are no lengths.
     pub fn quantile(&self, q: f64) -> usize {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
     }
 
-    /// Returns at most `bars` bars that together contain all lengths. All bars have the same width, which is
-    /// a round number.
+    /// Returns at most `bars` bars that together contain all lengths. All bars have the same width: 1, 2 or 5
+    /// times a power of ten.
     pub fn histogram(&self, bars: usize) -> Vec<Bucket> {
         let (Some(&min), Some(&max)) = (self.sorted.first(), self.sorted.last()) else { return Vec::new() };
         let bars = bars.max(1);

@@ -1,4 +1,4 @@
-//! Tables in one JSON object, as pandas and Python's datasets write them.
+//! Converts a table that is one JSON object, as written by pandas and Python's `datasets`, to records.
 
 use serde_json::Value;
 
@@ -14,12 +14,13 @@ pub(crate) fn rows(object: &Object) -> Option<Vec<Object>> {
     by_name(object).or_else(|| columns(object))
 }
 
-/// Returns whether the keys are those of a format, or other names of them such as `question`.
+/// Returns whether an object has the keys of a record: those of a format, or aliases such as `question`.
 fn has_known_keys(object: &Object) -> bool {
     !Format::candidates(object).is_empty() || Columns::alias(object).is_some()
 }
 
-/// Returns the values if each of them is a record, and the object itself is not.
+/// Returns the values of an object such as `{"0": {"prompt": "a", "completion": "b"}}`, whose values are
+/// records.
 fn by_name(object: &Object) -> Option<Vec<Object>> {
     let records: Option<Vec<&Object>> = object.values().map(Value::as_object).collect();
     let records = records.filter(|records| !records.is_empty())?;
@@ -27,12 +28,12 @@ fn by_name(object: &Object) -> Option<Vec<Object>> {
     (!has_known_keys(object) && records.iter().all(is_record)).then(|| records.into_iter().cloned().collect())
 }
 
-/// Returns the rows if each value is a column, and all columns have the same names of rows.
+/// Returns the rows of an object whose values are columns. All columns must have the same row names.
 fn columns(object: &Object) -> Option<Vec<Object>> {
     if !has_known_keys(object) {
         return None;
     }
-    // `{"conversations": [["a", "b"]]}` is one record with pairs.
+    // A single list such as `{"conversations": [["a", "b"]]}` is one record, and not a column.
     if object.len() == 1 && object.values().all(Value::is_array) && !object.contains_key("text") {
         return None;
     }
@@ -51,8 +52,8 @@ fn columns(object: &Object) -> Option<Vec<Object>> {
     Some((0..first.len()).map(row).collect())
 }
 
-/// Returns the cells of a column with the names of their rows. A list of objects is a conversation, and a
-/// list in a column of a single record is a list of messages, so neither is a column.
+/// Returns the cells of a column, each with the name of its row. Returns `None` for a list that contains
+/// objects, because it is a conversation and not a column.
 fn cells(value: &Value) -> Option<Vec<(String, &Value)>> {
     match value {
         Value::Array(list) if !list.iter().any(Value::is_object) => {

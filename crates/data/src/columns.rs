@@ -99,7 +99,6 @@ pub(crate) fn pairs(text: &str) -> Result<Vec<(&str, &str)>, NameMapError> {
         .collect()
 }
 
-/// Returns every key that `--columns` may map.
 fn all_keys() -> Vec<&'static str> {
     let mut keys: Vec<&str> =
         Format::ALL.iter().flat_map(|format| format.keys()).chain(MESSAGE_KEYS).collect();

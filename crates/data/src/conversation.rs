@@ -21,7 +21,7 @@ impl Conversation {
         self.push(message("assistant", answer), TurnLoss::Whole);
     }
 
-    /// Adds a system message unless `text` is blank. Most data sets contain a blank text if there is no
+    /// Adds a system message unless `text` is blank. In most data sets, a blank text means that there is no
     /// system message.
     pub(crate) fn push_system(&mut self, text: Option<&str>) {
         if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
@@ -58,8 +58,7 @@ pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
     Message::new(role, content)
 }
 
-/// Validates a conversation. The order of turns is not checked here, because the allowed order depends on the
-/// chat template, and the template checks the order.
+/// Validates everything except the order of the roles, which the chat template checks.
 pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch> {
     if chat.messages.len() > MAX_MESSAGES {
         let found = format!("a conversation of {} messages", chat.messages.len());
@@ -89,7 +88,7 @@ pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch
         };
         return Err(Mismatch::new(fault, found, "an `assistant` message to learn from"));
     }
-    // A list that grew has room for four messages, and a file has millions of records.
+    // `push` reserves room for at least four messages. In a file of millions of records, unused room adds up.
     chat.messages.shrink_to_fit();
     chat.loss.shrink_to_fit();
     Ok(RecordContent::Chat(chat))

@@ -12,7 +12,7 @@ const FILE_NAME: &str = "dataset_info.json";
 /// Maximum size of a `dataset_info.json`.
 const MAX_INFO_BYTES: u64 = 16 << 20;
 
-/// Keys that name the data of an entry. If no entry has one of these keys, LLaMA-Factory did not write the
+/// Keys for the location of the data. If an entry has none of these keys, LLaMA-Factory did not write the
 /// file.
 const SOURCES: [&str; 5] = ["file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url"];
 
@@ -123,7 +123,7 @@ fn with(columns: Columns, (ours, theirs): (&str, &str)) -> Result<Columns, NameM
     if ours == theirs { Ok(columns) } else { columns.with(ours, theirs) }
 }
 
-/// Returns a pair `(ours, theirs)` for each key that the entry renames.
+/// Returns a pair `(danlu's key, file's key)` for each of `keys` that the entry renames.
 fn pairs<'a>(
     keys: &[(&str, &'static str)],
     value: &dyn Fn(&str) -> Option<&'a str>,

@@ -25,8 +25,8 @@ pub struct EncodeOptions {
     pub train_on_prompt: bool,
     /// System message for conversations without a system message.
     pub default_system: Option<String>,
-    /// Whether an EOS token is added to each document, and to each answer after which the template writes no
-    /// end token.
+    /// Whether an EOS token is added to each document, and to each answer that the template writes without an
+    /// end-of-turn token.
     pub add_eos_token: bool,
 }
 
@@ -70,12 +70,14 @@ pub enum Truncation {
 /// Encodes a record.
 ///
 /// - **BOS**: in a conversation, only the template adds a BOS token, as in transformers'
-///   `apply_chat_template`. A document gets the tokens that the tokenizer adds before a text, and an EOS
-///   token. A token that the text already contains at this position is not added again.
-/// - **Loss**: an answer and its end-of-turn token have a loss. In documents, and in conversations with
-///   `train_on_prompt`, every token except the first has a loss. With `train_on_prompt`, BOS tokens and
-///   messages that the data masks have no loss. A token across the border of an answer has a loss if more
-///   than half of its bytes belong to the answer.
+///   `apply_chat_template`. A document gets the tokens that the tokenizer adds before a text, unless the text
+///   contains them already.
+/// - **EOS**: see [`EncodeOptions::add_eos_token`].
+/// - **Loss**: an answer and its end-of-turn token have a loss. In a document, every token except the first
+///   has a loss. A token across the border of an answer has a loss if more than half of its bytes belong to
+///   the answer.
+/// - **Loss with `train_on_prompt`**: every token has a loss, except the first token, BOS tokens, and
+///   messages that the data masks.
 /// - **Truncation**: `truncate.rs` shortens a conversation, or drops the conversation if no shorter version
 ///   fits. A document is cut at the end.
 ///
@@ -167,7 +169,7 @@ fn masked(
     Ok(EncodedRecord { sequence: LabeledSequence { ids, trained }, text, offsets, truncation })
 }
 
-/// Returns the byte ranges of a rendered message that have a loss.
+/// Returns the byte ranges in `text` that have a loss, for the message `index`, which is rendered at `span`.
 fn trained_parts(
     chat: &Conversation,
     index: usize,
@@ -184,7 +186,7 @@ fn trained_parts(
     Ok(parts.iter().map(|part| start + part.start..end(part)).collect())
 }
 
-/// Returns `true` for each token that has more than half of its bytes inside the spans.
+/// Returns, for each token, whether more than half of its bytes are inside the spans.
 fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
     let mut next = 0;
     offsets
@@ -208,7 +210,8 @@ fn document(
     &EncodeOptions { max_length, add_eos_token, .. }: &EncodeOptions,
 ) -> Result<EncodedRecord, ModelError> {
     let starts = tokenizer.starting_ids()?;
-    // The tokenizer encodes a long text window by window. Only the tokens before `max_length` are stored.
+    // `visit_tokens` passes the tokens of a long text in several pieces. Tokens after `max_length` are
+    // counted, but not stored.
     let room = max_length.max(starts.len());
     let (mut ids, mut offsets, mut tokens) = (Vec::new(), Vec::new(), 0);
     tokenizer.visit_tokens(text, &mut |piece| {

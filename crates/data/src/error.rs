@@ -145,7 +145,7 @@ pub enum DataError {
     MixedFormats {
         /// The file.
         file: PathBuf,
-        /// Its format.
+        /// The format of `file`.
         format: Format,
         /// The first file of the data set.
         first: PathBuf,
@@ -208,16 +208,16 @@ impl DataError {
 const LAYOUTS: &str =
     "write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV";
 
-/// Start of the text for a list in place of a record.
+/// Start of [`BadRecord::found`] if a record is a list and not an object.
 const LIST_FOUND: &str = "a list of";
 
-/// Text that describes the expected key of an object.
+/// Part of [`BadRecord::expected`] if a key has no double quotes.
 const KEY_EXPECTED: &str = "a key in double quotes";
 
-/// Hint for the layouts of pandas that are not read.
+/// Hint for files that pandas wrote in a layout that danlu does not read.
 const PANDAS: &str = "with pandas, write `df.to_json(FILE, orient=\"records\")`";
 
-/// Returns the hint for a first record that is not JSON but another notation.
+/// Returns the hint for a file in a notation that resembles JSON, such as JSON5 or Python.
 fn json_hint(first: &BadRecord) -> String {
     match first.found.as_str() {
         "`/`" | "`#`" if !has_extension(first, &["md", "txt", "yaml", "yml"]) => "remove the comments, which JSON does not have; `npx json5 FILE` converts JSON5 to JSON",

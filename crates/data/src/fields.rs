@@ -25,7 +25,8 @@ pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<
     }
 }
 
-/// Reads a list. Returns an empty list if the key is missing, the value is null, or a table cell is empty.
+/// Reads a list. Returns an empty list if the key is missing, or if the value is null or the empty text of a
+/// table cell.
 pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(Cow::Borrowed(&[])),
@@ -34,7 +35,7 @@ pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a,
     }
 }
 
-/// Reads a required list. A table contains lists as JSON text.
+/// Reads a required list. In a table, a list is JSON text such as `["a", "b"]`.
 pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     let is_list = |text: &&String| text.trim_start().starts_with('[');
     match object.get(key) {
@@ -51,8 +52,7 @@ pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Valu
     }
 }
 
-/// Rejects a record that contains any of the keys `unsupported`. Training would silently ignore the content
-/// of these keys.
+/// Rejects a record that has content in one of the keys `unsupported`, which training would silently ignore.
 pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismatch> {
     for key in unsupported {
         if object.get(*key).is_some_and(|value| !is_void(value)) {
@@ -66,7 +66,7 @@ pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismat
     Ok(())
 }
 
-/// Returns whether a value is equivalent to a missing value.
+/// Returns whether a value counts as missing: null, or an empty text, list or object.
 pub(crate) fn is_void(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -77,12 +77,10 @@ pub(crate) fn is_void(value: &Value) -> bool {
     }
 }
 
-/// Creates the mismatch for a value of the wrong type.
 pub(crate) fn type_mismatch(value: &Value, place: &str, expected: &str) -> Mismatch {
     Mismatch::new(RecordFault::Shape, format!("{} in `{place}`", describe(value)), expected)
 }
 
-/// Describes a value in a few words.
 pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -95,7 +93,6 @@ pub(crate) fn describe(value: &Value) -> String {
     }
 }
 
-/// Lists the first keys of an object.
 pub(crate) fn keys(object: &Object) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<String> = object.keys().take(SHOWN).map(|key| format!("`{}`", clipped(key, 40))).collect();

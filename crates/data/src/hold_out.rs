@@ -7,11 +7,11 @@ use std::{fmt, str::FromStr};
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
 
-/// Key of the random stream that selects held-out records. Other random streams of the same seed are
-/// independent of this stream.
+/// Key of the random stream that selects held-out records. The key makes this stream independent of other
+/// streams with the same seed.
 const SPLIT_STREAM: u64 = 0x0073_706c_6974;
 
-/// The size of the held-out part. A number below 1 is a share, and any other number is a number of records.
+/// The size of the held-out part. As a number, it is a share if below 1, and a number of records otherwise.
 /// scikit-learn and LLaMA-Factory use the same rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
@@ -95,7 +95,7 @@ impl fmt::Display for ValSize {
 /// parts.
 ///
 /// The selection depends on the seed, the number of items, and which items have equal `content`. Items with
-/// equal content are never split between the parts, so the held-out part may be smaller than requested, or
+/// equal content are always in the same part, so the held-out part may be smaller than requested, or empty.
 /// empty.
 pub fn split<T, K: Eq + Hash + ?Sized>(
     items: Vec<T>,

@@ -8,7 +8,7 @@ use crate::{Format, json_nesting::JsonNesting};
 /// JSON lines.
 pub(crate) const LOOK_AHEAD: usize = 1 << 20;
 
-/// Keys for the list of records that data exporters use, in lower case.
+/// Keys under which data exporters write the list of records, in lower case.
 const WRAPPERS: [&str; 11] = [
     "data",
     "train",
@@ -49,8 +49,8 @@ pub(crate) fn shape(ahead: &[u8]) -> Shape {
     }
 }
 
-/// Returns whether each line is one conversation. The first line must be an array of messages, and only
-/// arrays may follow.
+/// Returns whether the file has one conversation per line: the first line is a list of messages, and the rest
+/// is empty or starts with another list.
 fn is_conversation_per_line(ahead: &[u8]) -> bool {
     let mut nesting = JsonNesting::default();
     for (index, byte) in ahead.iter().enumerate() {
@@ -75,7 +75,8 @@ fn holds_messages(line: &[u8]) -> bool {
     !list.is_empty() && list.iter().all(is_message)
 }
 
-/// Finds the list of records in an object. The list must precede all keys of a format.
+/// Finds the list of records in an object such as `{"data": [{…}]}`. Returns `None` if a key of a format
+/// comes before the list, because the object is then a record.
 fn wrapped(ahead: &[u8]) -> Option<Shape> {
     let mut at = 1;
     loop {

@@ -14,7 +14,6 @@ pub(crate) struct JsonNesting {
 }
 
 impl JsonNesting {
-    /// Returns whether all brackets and strings are closed.
     pub fn is_closed(&self) -> bool {
         self.closers.is_empty() && !self.in_text
     }
@@ -33,8 +32,8 @@ impl JsonNesting {
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
-    /// Returns whether a `{` at this position must be the start of another record, because a `{` is illegal
-    /// here inside the current record.
+    /// Returns whether a `{` at this position must start another record. Directly inside an object, a `{` is
+    /// valid only after a `:`.
     pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }

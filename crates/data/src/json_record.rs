@@ -56,8 +56,8 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
     }
 }
 
-/// Returns the number of items in all lists and objects, by counting commas. Each parsed item needs about 200
-/// bytes of memory.
+/// Counts the commas outside strings, of which there are about as many as values. Each parsed value needs
+/// about 200 bytes of memory.
 fn count_values(bytes: &[u8]) -> usize {
     let mut nesting = JsonNesting::default();
     let is_comma = |byte: &&u8| {
@@ -81,8 +81,7 @@ fn without_nan(text: &str) -> Option<String> {
     let (mut nesting, mut copied, mut skip_to) = (JsonNesting::default(), 0, 0);
     for (at, byte) in text.bytes().enumerate() {
         if !nesting.in_string() && at >= skip_to {
-            // In a damaged record, other characters may be outside strings, so `at` may be inside a
-            // character.
+            // Bytes are compared, because `at` may be inside a multi-byte character if the record is damaged.
             let rest = &text.as_bytes()[at..];
             let words = ["NaN", "-Infinity", "Infinity"];
             let word = words.into_iter().find(|word| rest.starts_with(word.as_bytes()));
@@ -103,13 +102,15 @@ fn is_conversation(list: &[Value]) -> bool {
     !list.is_empty() && list.iter().all(Value::is_object)
 }
 
-/// Returns a record that contains a list of turns.
+/// Wraps a list of turns in a record: ShareGPT's turns under `conversations`, and other turns under
+/// `messages`.
 fn conversation(list: Vec<Value>) -> Object {
     let key = if list[0].get("from").is_some() { "conversations" } else { "messages" };
     Object::from_iter([(key.to_owned(), Value::Array(list))])
 }
 
-/// Returns the record inside a row of the Hub's data set viewer. Any other object is returned unchanged.
+/// Returns `row` if the object is a row of the Hub's data set viewer, such as `{"row_idx": 0, "row": {…}}`.
+/// Any other object is returned unchanged.
 fn unwrapped(mut object: Object) -> Object {
     match object.contains_key("row_idx").then(|| object.remove("row")) {
         Some(Some(Value::Object(row))) => row,

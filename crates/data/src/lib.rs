@@ -8,7 +8,7 @@
 //! | show a record token by token | [`preview()`] | `preview.rs` |
 //! | hold records out | [`split()`] | `hold_out.rs` |
 //!
-//! Every fault in a file is reported with its line number.
+//! Every fault in a file is reported with its line number, or with its row number in Parquet.
 //!
 //! The keys of the first record identify the format:
 //!

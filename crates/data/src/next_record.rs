@@ -10,18 +10,18 @@ use crate::{
 /// Maximum number of white space characters between a `{` and the first key of a record.
 const MAX_BLANKS: usize = 256;
 
-/// The start of a record. If the record is damaged, its start is used to find the next record.
+/// The start of a record. If the record is damaged, the next record starts at the next `{` in one of these
+/// places:
 ///
-/// - If only white space precedes the damaged record on its line, only white space precedes the next record
-///   on its line too, and both start in the same column.
-/// - In column 1, a `{` may also belong to an object inside the damaged record. This object is the next
-///   record only if the damaged record cannot contain an object at this position, or if the object's first
-///   key equals the first key of the file's first record. If the first record has no readable key, every such
-///   `{` is accepted.
-/// - If other text precedes the damaged record on its line, a `{` at any position is accepted under the same
-///   two conditions.
+/// - If the damaged record is indented on its own line: a `{` on its own line with the same indentation.
+/// - If the damaged record starts in column 1: a `{` in column 1 that is plausible.
+/// - If other text precedes the damaged record on its line, as in `[{…}, {…}]`: any plausible `{`.
 ///
-/// Text inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
+/// A `{` may also start an object inside the damaged record. It is plausible as a record if it is invalid
+/// JSON inside the damaged record, or if its first key is also the first key of the file's first record. If
+/// that first key is unknown, every `{` in column 1 is plausible.
+///
+/// A `{` inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
 /// breaks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordStart {
@@ -36,7 +36,6 @@ pub(crate) struct NextRecord {
 }
 
 impl RecordStart {
-    /// Returns the start of a record that starts at the scanner's position.
     pub fn of<R: BufRead>(scanner: &Scanner<R>) -> Self {
         Self { at: scanner.at(), begins_line: scanner.begins_line() }
     }
@@ -51,7 +50,7 @@ impl RecordStart {
     }
 
     /// Advances to the start of the next record before `limit`. `key` is the first key of the file's first
-    /// record.
+    /// record. Returns `None` if there is no next record.
     pub fn find_next<R: BufRead>(
         self,
         scanner: &mut Scanner<R>,

@@ -33,7 +33,6 @@ fn guarded<T>(decode: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     })
 }
 
-/// Iterates over the rows of a Parquet file.
 pub(crate) struct Rows {
     rows: RowIter<'static>,
 }

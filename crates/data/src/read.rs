@@ -1,4 +1,4 @@
-//! Reads a file into records. Each fault has a line number.
+//! Reads a file into records. Each fault has a line number, or a row number in Parquet.
 
 use std::{
     cell::Cell,
@@ -123,7 +123,7 @@ struct Reading<'a> {
     /// Number of bytes of the file that were read, before decompression.
     bytes: Rc<Cell<u64>>,
     format: Option<Format>,
-    /// The keys of the user and of the alias set that matches the first record.
+    /// The keys of `--columns` and, if the first record matches an alias set, the keys of that set.
     columns: Columns,
     aliases: Columns,
     records: Vec<Record>,
@@ -229,7 +229,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds the next record or flaw of a JSON file to the result.
+    /// Adds the next record, or the fault in its place, of a JSON file to the result.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {

@@ -68,12 +68,11 @@ impl TurnLoss {
 /// The position of a record in its file.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RecordSource {
-    /// The path that the user gave.
+    /// Path of the file.
     pub file: Arc<Path>,
-    /// Number of the record's first line, starting at 1.
+    /// Number of the record's first line, or of its row in Parquet, starting at 1.
     pub line: u64,
-    /// Index among all good and bad records of the file, starting at 0. Messages print this index starting at
-    /// 1.
+    /// Index among all good and bad records of the file, starting at 0. Messages print the index plus 1.
     pub index: usize,
 }
 
@@ -121,7 +120,7 @@ pub enum RecordFault {
     Empty,
     /// The record has content that danlu does not train on, such as images.
     Unsupported,
-    /// The sequence of roles is not a conversation.
+    /// The messages are not a valid conversation, for example because no answer exists or a role is unknown.
     Conversation,
     /// The chat template rejects the conversation.
     Template,

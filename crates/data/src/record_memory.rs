@@ -1,7 +1,7 @@
-//! Estimates the memory of records, so that a file of millions of tiny records is refused in time.
+//! Estimates the memory of records, so that a file of millions of tiny records is rejected in time.
 //!
-//! A record of ten bytes needs over a hundred bytes in memory, and a conversation several hundred. The size of
-//! the file therefore does not limit the memory.
+//! The size of a file does not limit this memory: a record of ten bytes in the file needs over a hundred
+//! bytes in memory.
 
 use std::mem::size_of;
 
@@ -37,7 +37,7 @@ fn of_message(message: &Message) -> usize {
     of_text(&message.role) + of_text(&message.content) + extra.sum::<usize>()
 }
 
-/// Bytes of an entry in an object: its key and value in a list, its hash and its index in a table.
+/// Approximate bytes of one entry of an object: key, value, hash, and index in the hash table.
 const ENTRY: usize = 2 * (size_of::<String>() + 2 * size_of::<usize>());
 
 fn of_text(text: &str) -> usize {
@@ -48,7 +48,8 @@ fn of_values(values: &[Value]) -> usize {
     BLOCK + size_of_val(values) + values.iter().map(of_value).sum::<usize>()
 }
 
-/// Returns the memory behind a value. serde_json limits the depth of a value.
+/// Returns the heap memory of a value. The recursion is bounded, because serde_json limits the depth of a
+/// value.
 fn of_value(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
@@ -110,7 +111,7 @@ mod tests {
         };
         let smallest = |text: &str| (0..1 << 14).find(|limit| read(text, *limit).is_ok()).unwrap();
         let plain = smallest(&chat(""));
-        // Two messages need 120 bytes each, their losses 24 each.
+        // Each of the two messages needs 120 bytes, and each `TurnLoss` 24 bytes.
         assert!((400..700).contains(&plain), "{plain}");
         let tool = format!(r#","tool_calls":[{{"name":"{}"}}]"#, "x".repeat(1000));
         assert!(smallest(&chat(&tool)) > plain + 1000);

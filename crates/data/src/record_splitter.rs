@@ -45,7 +45,7 @@ pub(crate) enum Layout {
     Lines,
 }
 
-/// The kind of token that may follow in an array.
+/// The token that may follow in an array.
 #[derive(Clone, Copy, PartialEq)]
 enum Expect {
     FirstRecord,
@@ -296,8 +296,8 @@ impl<R: BufRead> Splitter<R> {
         })
     }
 
-    /// Returns the flaw for an oversized record if another record starts inside it. Reading resumes at that
-    /// other record.
+    /// If another record starts inside an oversized record, returns the flaw that the oversized record is not
+    /// closed. Reading resumes at the other record.
     fn swallowed(&mut self, start: RecordStart, bytes: &[u8]) -> io::Result<Option<Flaw>> {
         let here = self.scanner.at();
         let key = self.usual_key.clone().or_else(|| first_key(bytes));

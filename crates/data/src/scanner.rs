@@ -13,8 +13,7 @@ pub(crate) struct Scanner<R> {
     input: R,
     at: Position,
     begins_line: bool,
-    /// Bytes that are read before the rest of `input`, starting at index `next`. Bytes before this index were
-    /// already read.
+    /// Bytes that were read ahead or pushed back. The bytes from index `next` on are read before `input`.
     pending: Vec<u8>,
     next: usize,
 }
@@ -77,10 +76,11 @@ impl<R: BufRead> Scanner<R> {
         Ok(())
     }
 
-    /// Rewinds to the position `at`, which must be on the same line. `bytes` are the bytes from `at` to the
+    /// Rewinds to the position `at`, which is not the start of a line. `bytes` are the bytes from `at` to the
     /// current position.
     pub fn push_back(&mut self, bytes: &[u8], at: Position) {
-        // No bytes are copied here, because 128 MiB may be pending and a file can force many rewinds.
+        // If possible, only `next` moves back. A copy would be slow: `bytes` may have 128 MiB, and a file can
+        // force many rewinds.
         match self.next.checked_sub(bytes.len()) {
             Some(next) => self.next = next,
             None => {

@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{DataError, Dataset, ReadOptions, read};
 
-/// Reads the files of one data set, in the given order. The fingerprint has the name `name`. If there are
-/// several files, its checksum is the SHA-256 of their checksums.
+/// Reads the files of one data set, in the given order. The result's fingerprint has the name `name`. The
+/// checksum of several files is the SHA-256 of their hexadecimal checksums.
 ///
 /// # Errors
 /// If `files` is empty, if [`read()`](crate::read()) rejects a file, or if the files have different formats.
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(both.unknown_keys[0].count, 2);
         assert_eq!((both.fingerprint.name.as_str(), both.fingerprint.records), ("me/data:train", 2));
         assert_eq!(both.records[1].source.file.as_ref(), b.as_path());
-        // A single file keeps its checksum.
+        // A single file has its own checksum.
         let one = read_shards(std::slice::from_ref(&a), "x", &options).unwrap();
         assert_eq!(one.fingerprint.sha256, read(&a, &options).unwrap().fingerprint.sha256);
         let c = write("c.jsonl", "{\"text\": \"e\"}\n");

@@ -4,8 +4,8 @@
 /// in a file may have any length.
 const MAX_BYTES: usize = 128;
 
-/// Returns the word in `known` that has the smallest edit distance to `word`. Returns `None` if more than a
-/// third of the characters differ.
+/// Returns the word in `known` that has the smallest edit distance to `word`. Returns `None` if this distance
+/// is above a third of the word's length, and above 1.
 pub fn closest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > MAX_BYTES {
         return None;

@@ -19,8 +19,8 @@ const DELIMITERS: [u8; 3] = *b"\t,;";
 /// Keys that may be the only column of a table.
 const SINGLE_COLUMNS: [&str; 3] = ["text", "messages", "conversations"];
 
-/// Returns the delimiter if the first line of `head` is a table header. A header has at least two names, and
-/// no name contains JSON punctuation. A single name must be one of [`SINGLE_COLUMNS`].
+/// Returns the delimiter if the first line of `head` is a table header: at least two names without JSON
+/// punctuation, or one of [`SINGLE_COLUMNS`].
 pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let end = head.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(head.len());

@@ -6,8 +6,8 @@ use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
 
 use crate::record_splitter::{MAX_RECORD_BYTES, too_long};
 
-/// Maximum number of cells in a row that are stored. A header has fewer, because its length is limited.
-/// Further cells are only counted: a file of commas would otherwise need eight times its size.
+/// Maximum number of cells in a row that are stored. Further cells are only counted, because a file of commas
+/// would otherwise need eight times its size in memory.
 const MAX_CELLS: usize = 1 << 13;
 
 /// The cells of one row.

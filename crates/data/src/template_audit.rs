@@ -104,7 +104,7 @@ impl<'a> TemplateAudit<'a> {
         Self { tokenizer, shapes: HashMap::new(), findings: Vec::new(), records: 0 }
     }
 
-    /// Adds a record. For a dropped record, `encoded` is empty.
+    /// Adds a conversation, and ignores a document. `encoded` is empty if the record was dropped.
     pub fn add(&mut self, record: &Record, encoded: &EncodedRecord) {
         let (RecordContent::Chat(chat), Ok(template)) = (&record.content, self.tokenizer.template()) else {
             return;

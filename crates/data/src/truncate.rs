@@ -5,7 +5,7 @@ use danlu_model::{Message, ModelError};
 
 use crate::record::{Conversation, TurnLoss};
 
-/// Length in bytes of the first suffix of a question that is tested.
+/// Length in bytes of the suffix that [`longest_end`] tests first. The next suffixes are longer.
 const SHORTEST_END: usize = 1 << 12;
 
 /// Result of [`truncate`].
@@ -200,8 +200,8 @@ mod tests {
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {
-                    // If nothing fits, the budget is smaller than the system message, the last answers and a
-                    // question that ends in 12 blanks.
+                    // Nothing fits if there is no room for the system message, the last answers, and the last
+                    // 12 characters of the question. If only blanks fit, nothing fits either.
                     let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
                     let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
                     let system = system.map_or(0, |text| text.len() + 2);

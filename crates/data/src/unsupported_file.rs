@@ -81,7 +81,7 @@ impl UnsupportedFile {
             return Some(*kind);
         }
         let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-        // A text in JSON may have this word in the same place.
+        // A JSON file may contain this word at the same offset.
         if head.get(257..262) == Some(b"ustar") && !text.starts_with(b"[") && !text.starts_with(b"{") {
             return Some(Self::Archive);
         }

@@ -61,8 +61,8 @@ pub fn common_format(records: &[Record]) -> Option<Format> {
     }
 }
 
-/// Returns the index of the message after the last untrained answer, or 0 if all answers are trained. Returns
-/// `None` if a trained answer precedes an untrained answer, or if single messages are masked.
+/// Returns the index of the first message after the last untrained answer, or 0 if all answers are trained.
+/// Returns `None` if a trained answer precedes an untrained one, or if a message is masked or partly trained.
 fn first_answer(chat: &Conversation) -> Option<usize> {
     let is_answer = |index: &usize| chat.messages[*index].role == "assistant";
     let plain = |index: usize, loss: &TurnLoss| {

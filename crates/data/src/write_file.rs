@@ -60,8 +60,8 @@ impl OutputKind {
 
     /// Returns the contents of a file that contains `records`. In tables, a list is written as JSON text.
     ///
-    /// The objects are created once per pass, because all objects together need many times the memory of
-    /// their text.
+    /// `records` is iterated several times and not collected, because all objects together need many times
+    /// the memory of their text.
     ///
     /// # Errors
     /// If a table cannot represent the records.
@@ -115,7 +115,7 @@ fn cell(record: &Object, name: &str) -> io::Result<String> {
     match record.get(name) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),
-        // A reader would parse a prompt of JSON text as a list of messages.
+        // When the table is read, the JSON text would become one message, and not a list of messages.
         Some(_) if name == "prompt" || name == "completion" => {
             let message =
                 format!("`{name}` is a list of messages, which a table cannot hold; write `--to messages`");

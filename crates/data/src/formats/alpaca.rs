@@ -33,7 +33,7 @@ fn joined(instruction: &str, input: &str) -> String {
     [instruction, separator, input].concat()
 }
 
-/// Reads one earlier exchange: a list of two strings.
+/// Reads one entry of `history`: a list of a question and its answer.
 fn exchange(pair: &Value, index: usize) -> Result<(&str, &str), Mismatch> {
     match pair.as_array().map(Vec::as_slice) {
         Some([Value::String(question), Value::String(answer)]) => Ok((question, answer)),

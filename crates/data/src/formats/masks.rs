@@ -1,4 +1,4 @@
-//! Reads keys that exclude turns from the loss. Common trainers use these keys.
+//! Reads the keys with which other trainers exclude messages from the loss.
 
 use std::ops::Range;
 
@@ -10,19 +10,20 @@ use crate::{
     record::{Mismatch, RecordFault, TurnLoss},
 };
 
-/// Message keys for the loss. The value true or 1 trains the message, except for the keys in [`INVERTED`]. A
-/// key with the value null is ignored. `train_detail` lists the trained parts of the message's text.
+/// Keys of a message that decide whether it has a loss: true or 1 includes the message, except for the keys
+/// in [`INVERTED`]. Null is ignored. `train_detail` lists the trained parts of the message's text.
 pub(crate) const TURN_KEYS: [&str; 8] =
     ["train", "train_detail", "training_detail", "loss", "loss_mask", "trainable", "weight", "mask_loss"];
 
-/// Record keys with a list of one value per message or one value per answer.
+/// Keys of a record for a list with one value per message or one value per answer. False or 0 excludes a
+/// message from the loss.
 pub(crate) const LIST_KEYS: [&str; 7] =
     ["train", "loss", "loss_mask", "trainable", "weight", "weights", "train_mask"];
 
 /// Keys for which the value true or 1 excludes the message.
 const INVERTED: [&str; 1] = ["mask_loss"];
 
-/// Reads the mask keys of a message. `content` is the text of the message.
+/// Reads the [`TURN_KEYS`] of a message with the text `content`. Returns `None` if no key has a value.
 pub(super) fn of_turn(turn: &Object, content: &str) -> Result<Option<TurnLoss>, Mismatch> {
     let mut decided: Option<(&str, TurnLoss)> = None;
     for key in TURN_KEYS {
@@ -37,7 +38,7 @@ pub(super) fn of_turn(turn: &Object, content: &str) -> Result<Option<TurnLoss>, 
                 false => TurnLoss::Masked,
             },
         };
-        // `train_detail` takes precedence over the message's other mask keys.
+        // A key that ends with `detail` takes precedence over the other keys.
         match &decided {
             Some((first, earlier))
                 if *earlier != loss && !key.ends_with("detail") && !first.ends_with("detail") =>
@@ -93,7 +94,7 @@ fn parts_of(parts: &[Value], content: &str, key: &str) -> Result<TurnLoss, Misma
     Ok(if trained.is_empty() { TurnLoss::Masked } else { TurnLoss::Parts(trained) })
 }
 
-/// Applies the mask lists of the record. A list has one value per message or one value per answer.
+/// Applies the [`LIST_KEYS`] of a record to `loss`, which has one value per message.
 pub(super) fn apply_lists(
     record: &Object,
     messages: &[Message],
@@ -103,7 +104,7 @@ pub(super) fn apply_lists(
         let values = match record.get(key) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(values)) => values,
-            // In this record, `loss` is a measured loss and not a mask.
+            // A number other than 0 and 1 is a measured loss and not a mask.
             Some(Value::Number(number))
                 if key == "loss" && ![0.0, 1.0].map(Some).contains(&number.as_f64()) =>
             {

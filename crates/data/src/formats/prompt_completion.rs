@@ -1,6 +1,7 @@
 //! Reads `prompt` and `completion`: two texts, or two lists of messages.
 //!
-//! Two texts become one question and its answer. With lists, only answers in `completion` have a loss.
+//! Two texts become one question and its answer. In lists, the answers in `completion` have a loss. An answer
+//! in `prompt` has a loss only if a key such as `train` includes it.
 
 use serde_json::Value;
 
@@ -24,7 +25,7 @@ pub(super) fn convert(record: &Object, turns: &mut TurnReader) -> Result<RecordC
     validate(chat)
 }
 
-/// Adds the prompt or the completion, which is a text or a list of messages. Only the completion has a loss.
+/// Adds the prompt or the completion, which is a text or a list of messages.
 fn side(record: &Object, key: &str, chat: &mut Conversation, turns: &mut TurnReader) -> Result<(), Mismatch> {
     let is_prompt = key == "prompt";
     match &record[key] {

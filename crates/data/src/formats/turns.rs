@@ -18,7 +18,7 @@ const ROLE_KEYS: [&str; 2] = ["role", "from"];
 /// Keys for the text, in order of preference.
 const CONTENT_KEYS: [&str; 2] = ["content", "value"];
 
-/// Message keys that danlu cannot render.
+/// Message keys whose content danlu cannot render. A message with such content is rejected.
 const UNSUPPORTED: [&str; 4] = ["function_call", "images", "audio", "refusal"];
 
 /// Message keys that are passed to the template unchanged.
@@ -55,8 +55,8 @@ impl<'a> TurnReader<'a> {
         Self { options, unknown_keys: Vec::new() }
     }
 
-    /// Adds the turns in the list `key` to `chat`. Answers have a loss unless the message or the record masks
-    /// them. With `context`, no answer has a loss.
+    /// Adds the turns in the list `key` to `chat`. An answer has a loss unless a mask key such as `train`
+    /// excludes it. With `context`, an answer has a loss only if a mask key includes it.
     pub fn add(
         &mut self,
         chat: &mut Conversation,
@@ -131,13 +131,14 @@ impl<'a> TurnReader<'a> {
         Ok((Message { extra, ..message(role, content) }, mask))
     }
 
-    /// Returns the key of `object` that contains the value of `ours`.
+    /// Returns the key that `object` uses for `ours`, which is `role` or `content`. The user's key takes
+    /// precedence over the keys `known`.
     fn key(&self, object: &Object, ours: &'static str, known: &[&'static str]) -> &'a str {
         let present = |key: &&str| object.contains_key(*key);
         let options: &'a ReadOptions = self.options;
         let own = options.columns.message_key(ours).filter(present);
         own.or_else(|| known.iter().copied().find(present)).unwrap_or(match ours {
-            // A message that contains ShareGPT's `from` also contains ShareGPT's `value`.
+            // In a message with ShareGPT's `from`, the missing key is ShareGPT's `value`.
             "content" if object.contains_key("from") && !object.contains_key("role") => "value",
             _ => ours,
         })
@@ -173,7 +174,7 @@ pub(super) fn tools(record: &Object) -> Result<Vec<Value>, Mismatch> {
     Ok(optional_list(record, "tools")?.into_owned())
 }
 
-/// Reads the text of a turn and the keys for the template. The text may be null if the turn contains a tool
+/// Reads the text of a turn and the keys in [`PASSED`]. The text may be null if the turn contains a tool
 /// call.
 fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatch> {
     let mut extra = Object::new();
