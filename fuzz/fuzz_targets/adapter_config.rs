@@ -1,6 +1,7 @@
 //! `just fuzz adapter_config 180`
 //!
-//! An accepted configuration survives a round trip, and selects modules or fails. No pattern makes matching slow.
+//! An accepted configuration can be written and read again. It selects at least one module, or causes an
+//! error. No pattern in it makes matching slow.
 
 #![no_main]
 
@@ -34,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// `to_json` writes the shorthand as module names.
+/// Expands the shorthand `all-linear` to module names, as `to_json` does.
 fn expanded(config: &LoraConfig) -> danlu_adapter::TargetModules {
     use danlu_adapter::TargetModules::{AllLinear, List};
     match &config.target_modules {

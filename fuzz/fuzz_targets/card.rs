@@ -1,7 +1,7 @@
 //! `just fuzz card 300`
 //!
-//! Reads a `card.json` and a `README.md`, which a zero byte separates. The card is written into the page, and the result
-//! keeps the author's lines.
+//! Reads a `card.json` and a `README.md`, which are separated by a zero byte. Inserting the card into the
+//! `README.md` preserves the author's lines.
 
 #![no_main]
 

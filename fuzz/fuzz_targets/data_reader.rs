@@ -1,7 +1,7 @@
 //! `just fuzz data_reader 180`
 //!
-//! The first byte selects the format. The rest is the file, which is read at once and byte by byte. Its first line is
-//! also placed between two valid records of an array.
+//! The first byte selects the format. The rest is a file, which is read twice: as a whole, and byte by byte.
+//! The first line of the file is also inserted into an array, between two valid records.
 
 #![no_main]
 
@@ -25,7 +25,7 @@ impl Read for Trickle<'_> {
 fn check(dataset: &Dataset, data: &[u8]) {
     assert_eq!(dataset.fingerprint.bytes, data.len() as u64);
     assert_eq!(dataset.fingerprint.records, dataset.records.len());
-    // Lines of a compressed file, and rows of Parquet, are not lines of its bytes.
+    // In compressed files and in Parquet, line numbers do not refer to lines of `data`.
     if [&b"PAR1"[..], b"\x1f\x8b", b"\x28\xb5\x2f\xfd"].iter().any(|magic| data.starts_with(magic)) {
         return;
     }
@@ -51,7 +51,8 @@ fn check(dataset: &Dataset, data: &[u8]) {
 
 /// Asserts that a damaged record hides neither the record before it nor the one after.
 ///
-/// The file has no closing bracket: with one, an array that starts on the line could contain the next record.
+/// The file ends without a `]`, which could close an array that begins in `line`, so that the next record
+/// would be part of this array.
 fn check_line(data: &[u8]) {
     let line = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let (before, after) = (r#"{"instruction":"a","output":"b"}"#, r#"{"instruction":"c","output":"d"}"#);

@@ -1,7 +1,8 @@
 //! `just fuzz four_bit_reader 180`, from the valid weights in `seeds`.
 //!
-//! Reads one 4-bit weight. The input is a length for each part, then the JSON of the state. The fuzzer therefore finds
-//! contradictions between the parts, not faults of the container.
+//! Reads one 4-bit weight. The input has the lengths of the tensors, and then the JSON of the quantization
+//! state. The file format itself is always valid, so that the fuzzer tests contradictions between the
+//! tensors.
 
 #![no_main]
 
@@ -32,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
         ));
     };
     for (i, (part, is_float)) in PARTS.into_iter().enumerate() {
-        // Scales are bytes or floats, never both.
+        // `PARTS` has two entries for `.absmax`, of which one is written.
         if part == ".absmax" && is_float != (head[15] % 2 == 1) {
             continue;
         }

@@ -1,6 +1,6 @@
 //! `just fuzz model_config 300`
 //!
-//! Reads a `config.json`. Sizes that it declares are never trusted.
+//! Reads a `config.json`, whose sizes are not trusted.
 
 #![no_main]
 

@@ -1,6 +1,7 @@
 //! `just fuzz pickle 180`, from the pickles in `seeds`.
 //!
-//! Reads `adapter_model.bin`. The input is the pickle inside the archive, or the whole archive if it begins as one.
+//! Reads an `adapter_model.bin`. The input is the pickle inside the archive or, if it starts with `PK`, the
+//! whole archive.
 
 #![no_main]
 
@@ -28,7 +29,7 @@ static MODEL: LazyLock<ModelConfig> = LazyLock::new(|| {
     ModelConfig::parse(Path::new("config.json"), text).expect("a valid configuration")
 });
 
-/// An archive as `torch.save` writes it, without checksums: danlu reads none.
+/// Returns an archive as `torch.save` writes it. The checksums are zero, because danlu does not verify them.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let storage = [0u8; 64];
     let entries = [("a/data.pkl", pickle), ("a/data/0", &storage[..]), ("a/data/1", &storage[..])];

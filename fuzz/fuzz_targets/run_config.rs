@@ -1,10 +1,10 @@
 //! `just fuzz run_config 300`
 //!
-//! Reads a configuration of a run. The first byte selects TOML, YAML or JSON. An accepted file is written as TOML, and
-//! the result has the same flags.
+//! Reads a configuration file of `danlu train`. The first byte selects TOML, YAML or JSON. An accepted file
+//! is written as TOML and read again, with the same number of flags.
 
 #![no_main]
-// The modules of the command have more than this target uses.
+// The included modules have items that this target does not use.
 #![allow(dead_code, unused_imports)]
 
 #[path = "../../crates/cli/src/clap_error.rs"]
@@ -45,7 +45,7 @@ use tempfile::TempDir;
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a writable disk"));
 
-/// Flags of `danlu train`, with parsers of each kind.
+/// Flags of `danlu train`. Each kind of value occurs.
 static TRAIN: LazyLock<Command> = LazyLock::new(|| {
     let flag = |name: &'static str| Arg::new(name).long(name);
     let texts = [

@@ -1,7 +1,7 @@
 //! `just fuzz safetensors_reader 180`
 //!
-//! The first byte selects the length of the header: the input's, or the correct one. With the correct length, the fuzzer
-//! spends its time in the JSON and not on the eight bytes before it.
+//! The input is a file with its header length or, depending on the first byte, without it. In the second
+//! case, the correct length is inserted, so that the fuzzer tests the JSON and not the length.
 
 #![no_main]
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let bytes = match choice % 2 {
         0 => data.to_vec(),
         _ => {
-            // The header ends at the last closing brace; the tensors follow.
+            // The header ends at the last closing brace. The tensors follow.
             let header = data.iter().rposition(|&b| b == b'}').map_or(data.len(), |at| at + 1);
             let mut bytes = (header as u64).to_le_bytes().to_vec();
             bytes.extend(data);

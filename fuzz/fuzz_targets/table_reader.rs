@@ -1,6 +1,6 @@
 //! `just fuzz table_reader 180`
 //!
-//! Reads rows of CSV or TSV below a sound header, at once and byte by byte. Both give the same records.
+//! Reads rows of CSV or TSV below a valid header, as a whole and byte by byte. Both results are equal.
 
 #![no_main]
 

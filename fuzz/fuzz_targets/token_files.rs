@@ -1,7 +1,7 @@
 //! `just fuzz token_files 180`
 //!
-//! Reads the files beside a sound `tokenizer.json`, each in turn: `tokenizer_config.json`, `special_tokens_map.json`,
-//! `added_tokens.json` and `generation_config.json`, separated by zero bytes.
+//! Reads four files beside a valid `tokenizer.json`: `tokenizer_config.json`, `special_tokens_map.json`,
+//! `added_tokens.json` and `generation_config.json`. In the input, they are separated by zero bytes.
 
 #![no_main]
 

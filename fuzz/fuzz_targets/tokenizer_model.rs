@@ -1,6 +1,6 @@
 //! `just fuzz tokenizer_model 180`
 //!
-//! Reads a `tokenizer.model` of SentencePiece, and encodes and decodes a text.
+//! Reads a SentencePiece `tokenizer.model`, and encodes and decodes a text.
 
 #![no_main]
 

@@ -1,6 +1,6 @@
 //! `just fuzz training_identity 300`
 //!
-//! Reads the `danlu.json` of an adapter, and replaces its base.
+//! Reads the `danlu.json` of an adapter, and replaces the base in the file.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     fs::write(&path, data).expect("a writable disk");
     let Ok(Some(_)) = TrainingIdentity::read(FOLDER.path()) else { return };
     let base = BaseIdentity::of_snapshot("org/name", "main");
-    // Other keys may hold half characters, which the file cannot be written with again.
+    // Writing fails if another key contains half of a surrogate pair, such as `\ud800`.
     let Ok(bytes) = TrainingIdentity::json_with_base(FOLDER.path(), &base) else { return };
     fs::write(&path, bytes).expect("a writable disk");
     let identity = TrainingIdentity::read(FOLDER.path()).expect("a written file is readable");
