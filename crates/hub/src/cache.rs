@@ -105,8 +105,8 @@ impl Cache {
                 }
                 Err(e) => return Err(error(e.into()).into()),
             }
-            // The previous owner may have removed the lock file. A third process could then create and lock a
-            // new file with the same name.
+            // The previous owner may have removed the lock file, and a third process may have created a new
+            // one. The lock counts only if the path still leads to this file.
             let ours = file.metadata().map_err(error)?.ino();
             if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
                 return Ok(BlobLock(file));

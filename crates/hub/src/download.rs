@@ -111,8 +111,8 @@ impl Hub {
 
     /// Computes the checksum of the partial file, then downloads the remaining bytes.
     ///
-    /// A lost connection uses up an attempt only if no byte arrived. A slow connection always uses up an
-    /// attempt.
+    /// If a lost connection has delivered bytes, the attempts are counted anew. A slow connection always uses
+    /// up an attempt.
     fn gather(
         &self,
         incomplete: &Path,

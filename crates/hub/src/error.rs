@@ -130,7 +130,7 @@ pub enum HubError {
     /// All files of the folder are skipped.
     #[error("cannot push `{}`: every file is skipped", folder.display())]
     NothingToSend { folder: PathBuf },
-    /// The commit message contains a token or a private key. The error does not repeat it.
+    /// The commit message contains a token or a private key. The error does not repeat the message.
     #[error("cannot push: the commit message contains a token or a private key")]
     SecretMessage,
     /// The file changed during the push.

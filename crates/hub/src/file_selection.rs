@@ -53,8 +53,8 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Extensions of weight files that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Names of the small files that exist in a repository, and names of those that do not. The small files are
-/// all files that danlu reads except the weights.
+/// Names of the small files that a repository has, and of those that it lacks. Small files are all files that
+/// danlu reads except the weights.
 type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]
@@ -62,7 +62,8 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// Returns the names of the small files in [`Settings`]: configurations, tokenizer, template and card.
+/// Splits the names of all small files (configurations, tokenizer, template, card) into those that the
+/// repository has and those that it lacks.
 ///
 /// # Errors
 /// If a file exceeds its maximum size.
@@ -88,20 +89,20 @@ fn longest(path: &str) -> u64 {
     }
 }
 
-/// Returns optional files that the snapshot does not contain and that would change results. Files recorded as
-/// absent are not returned.
+/// Returns the files that are missing in the snapshot, may exist on the Hub, and would change results.
 ///
-/// Python may have downloaded only a part of the repository. In two cases, files are known not to be missing:
-/// - If `tokenizer_config.json` contains a chat template, the repository has no separate template.
-/// - If [`ATTRIBUTES`] exists, the whole repository was downloaded, because no loader requests this file
-///   alone.
+/// Python may have downloaded only a part of the repository. Some missing files need no lookup:
+///
+/// - Files that are recorded as absent.
+/// - The separate chat template, if `tokenizer_config.json` contains a template.
+/// - Almost all files, if [`ATTRIBUTES`] exists. This file is only downloaded with the whole repository.
 pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
         (true, true) => &[],
         (true, false) => &[IDENTITY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
-        // `snapshot_download` downloads files in the order of their names. After an interruption, this file
-        // is therefore the most likely one to be missing.
+        // If `snapshot_download` was interrupted, this file is the most likely one to be missing, because
+        // files are downloaded in the order of their names.
         (false, true) => &[TOKENIZER_CONFIG],
         (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
     };
@@ -159,8 +160,8 @@ fn shards(index: &Path) -> Option<BTreeSet<String>> {
     (!shards.is_empty() && shards.iter().all(is_plain)).then_some(shards)
 }
 
-/// Returns whether a snapshot contains `config.json`, and contains `tokenizer.json` or records that the
-/// repository has none.
+/// Returns whether a snapshot contains `config.json`, and contains `tokenizer.json` unless the repository has
+/// none.
 pub(crate) fn has_settings(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     has(CONFIG) && (has(TOKENIZER) || is_absent(TOKENIZER))

@@ -143,7 +143,7 @@ impl Hub {
     /// Returns the URL of the next page. The URL must belong to the endpoint.
     fn next_page(&self, request: &Request<'_>, link: &str) -> Result<String, HubError> {
         let endpoint = self.http.endpoint().as_str();
-        // A mirror may return URLs of the Hub itself.
+        // A mirror may return URLs of the Hub itself, which are replaced by URLs of the mirror.
         let link = match link.strip_prefix(DEFAULT_ENDPOINT) {
             Some(path) if path.starts_with('/') => format!("{endpoint}{path}"),
             _ => link.to_owned(),

@@ -109,7 +109,7 @@ impl RepoName {
         if revision == "main" { Some(name) } else { name.at(&revision).ok() }
     }
 
-    /// Returns the same model at `revision`.
+    /// Returns the same repository at `revision`.
     ///
     /// # Errors
     /// If `revision` is not a valid revision.
@@ -120,7 +120,7 @@ impl RepoName {
         }
     }
 
-    /// Returns the name of the model's folder in the cache.
+    /// Returns the name of the repository's folder in the cache.
     pub(crate) fn folder(&self) -> String {
         self.api_path().replace('/', "--")
     }
@@ -160,8 +160,8 @@ pub(crate) fn hub_path<'a>(address: &'a str, endpoint: Option<&Endpoint>) -> Opt
     HOSTS.into_iter().chain(own).find_map(|host| address.strip_prefix(host)?.strip_prefix('/'))
 }
 
-/// Returns whether `revision` is valid. A revision becomes a path in the cache, so it must not lead out of
-/// the cache.
+/// Returns whether `revision` is valid. A revision becomes a path in the cache, so `..` and hidden names are
+/// rejected.
 pub(crate) fn is_revision(revision: &str) -> bool {
     revision.len() <= 250
         && revision.split('/').all(|part| {

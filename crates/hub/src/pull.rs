@@ -61,8 +61,8 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
-    /// Returns whether the cached commit of this revision differs from `commit`. Commands use the
-    /// cached commit until the user pulls the model again.
+    /// Returns whether the cache has this revision at a different commit. Commands use the cached commit
+    /// until the user pulls the model again.
     pub fn cache_is_stale(&self, repo: &RepoName, commit: &str) -> bool {
         let here = Cache::of(&self.settings.cache, repo).read_ref(repo.revision());
         here.is_ok_and(|here| here.is_some_and(|here| here != commit))

@@ -86,7 +86,7 @@ impl Token {
         let error = |e: io::Error| FileError::new("write", path, e);
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
-        // From the start, only the owner can read a temporary file.
+        // `tempfile` creates a file that only its owner can read.
         let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
         let mut file = made.map_err(|e| error(e.kind().into()))?;
         file.write_all(self.0.as_bytes()).map_err(error)?;

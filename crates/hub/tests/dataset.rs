@@ -74,7 +74,7 @@ fn a_split_is_downloaded_once_and_then_read_without_a_request() {
 fn files_that_python_downloaded_are_read_offline_if_no_shard_is_missing() {
     let scene = scene();
     let found = pull(&scene.hub(None), "lab/talk").unwrap();
-    // Python stores no list of files.
+    // Python stores no list of files, so the list of danlu is removed.
     fs::remove_dir_all(scene.cache().join("datasets--lab--talk/.danlu_files")).unwrap();
     let mut settings = scene.settings(None);
     settings.offline = true;

@@ -372,7 +372,7 @@ fn a_required_file_must_not_be_ignored() {
     };
     desk.server.add_model("me/adapter", &[(".gitignore", b"*.safetensors\n")]);
     refused("me/adapter", "adapter_model.safetensors");
-    // The existing model is not damaged either.
+    // A rejected push does not damage an existing model either.
     fs::remove_file(desk.folder().join("adapter_config.json")).unwrap();
     fs::remove_file(desk.folder().join("adapter_model.safetensors")).unwrap();
     desk.write("config.json", b"{}");
@@ -477,7 +477,7 @@ fn an_adapter_and_a_model_share_no_repository() {
         desk.server.add_model(&name, &[("config.json", b"{}"), (file, b"weights")]);
         refused(&name, file);
     }
-    // Some adapters contain their base's configuration.
+    // Some adapter repositories also contain the configuration of the base.
     desk.server.add_model("me/adapter", &[("config.json", b"{}"), ("deep/model.safetensors", b"x")]);
     desk.push("me/adapter").unwrap();
 

@@ -1,8 +1,8 @@
 //! Chooses the files of a split, as Python's `datasets` does.
 //!
-//! If the card declares subsets with files, their patterns decide. Otherwise, the names of files and folders
-//! decide: a word such as `train` or `test` in a name stands for a split. Without any such word, all files
-//! belong to the training split.
+//! If the card declares subsets with files, its patterns select the files. Otherwise, names select them: a
+//! word such as `train` or `test` in the name of a folder or file assigns files to that split. If no name
+//! contains such a word, all files belong to the training split.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ const DEFAULT_SUBSET: &str = "default";
 /// The branch on which the Hub stores every data set as Parquet, as `subset/split/0000.parquet`.
 pub(crate) const PARQUET_BRANCH: &str = "refs/convert/parquet";
 
-/// The splits, and the words that stand for them in names.
+/// Each split, and the words in names of folders and files that assign files to the split.
 const SPLIT_WORDS: [(&str, &[&str]); 3] = [
     (TRAIN, &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
@@ -48,7 +48,7 @@ enum RecordFile {
 }
 
 impl RecordFile {
-    /// Returns the kind that a file's extension stands for.
+    /// Returns the kind of a file by its extension, or `None` if danlu does not read such files.
     fn of(path: &str) -> Option<Self> {
         let name = path.to_ascii_lowercase();
         let name = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
@@ -83,7 +83,8 @@ struct Subset {
 /// is the text of its `README.md`.
 ///
 /// # Errors
-/// If there is no such part, the data set is a loading script, or no file contains records.
+/// If there is no such part, no subset is the default, the data set is a loading script, or no file contains
+/// records.
 pub(crate) fn choose(dataset: &DatasetRef, paths: &[&str], card: &str) -> Result<ChosenFiles, HubError> {
     if let Some(path) = dataset.part().filter(|part| paths.contains(part)) {
         return Ok(ChosenFiles { part: path.to_owned(), files: vec![path.to_owned()] });
@@ -161,7 +162,8 @@ fn exported_subsets(paths: &[&str]) -> Vec<Subset> {
         if let [subset, split, _] = path.split('/').collect::<Vec<_>>()[..]
             && RecordFile::of(path).is_some()
         {
-            // The export of a large data set contains only its start.
+            // For a large data set, only the start of a split is exported, in a folder such as
+            // `partial-train`.
             let split = split.strip_prefix("partial-").unwrap_or(split);
             found.entry(subset).or_default().entry(split).or_default().push((*path).to_owned());
         }
@@ -236,11 +238,12 @@ pub(crate) fn shard(name: &str) -> Option<(&str, usize)> {
     (is_number && !split.is_empty() && !split.contains('/')).then_some((split, count))
 }
 
-/// Keeps the files that danlu reads. If several kinds are mixed, keeps the most frequent kind.
+/// Returns the files that danlu reads. If several kinds are mixed, returns the files of the most frequent
+/// kind.
 fn readable(files: &[String]) -> Vec<String> {
     let kinds = [RecordFile::Json, RecordFile::Table, RecordFile::Parquet];
     let count = |kind: &RecordFile| files.iter().filter(|file| RecordFile::of(file) == Some(*kind)).count();
-    // `max_by_key` returns the last of several equal counts.
+    // `max_by_key` returns the last of several equal counts, so the order is reversed to prefer JSON.
     let most = kinds.into_iter().rev().max_by_key(count);
     files
         .iter()

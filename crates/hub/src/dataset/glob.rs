@@ -3,11 +3,12 @@
 /// Returns whether `path` matches `pattern`.
 ///
 /// `*`, `?` and `[a-z]` match within a path segment. The segment `**` matches any number of segments. A name
-/// that starts with a dot matches only a pattern that names the dot.
+/// that starts with `.` or `__` matches only a pattern that starts with one of them.
 pub(crate) fn matches(pattern: &str, path: &str) -> bool {
     let pattern: Vec<&str> = pattern.trim_start_matches("./").split('/').collect();
     let path: Vec<&str> = path.split('/').collect();
-    // The number of matched segments grows from pattern to pattern, so the time is bounded by the product.
+    // `reached[i]` is true if the pattern up to here matches the first `i` segments of the path. Unlike
+    // backtracking, this algorithm never needs exponential time.
     let mut reached = vec![false; path.len() + 1];
     reached[0] = true;
     for part in pattern {
@@ -104,7 +105,7 @@ fn set_at(pattern: &[char]) -> (CharSet<'_>, usize) {
         ['[', rest @ ..] => {
             let is_negated = matches!(rest, ['!' | '^', ..]);
             let skipped = usize::from(is_negated);
-            // A bracket directly after the start is a plain character of the set.
+            // A `]` directly after the `[` is a plain character of the set.
             let end = rest.iter().skip(skipped + 1).position(|c| *c == ']').map(|end| end + skipped + 1);
             match end {
                 Some(end) => (CharSet::Listed { listed: &rest[skipped..end], is_negated }, end + 2),

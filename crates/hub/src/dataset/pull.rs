@@ -20,7 +20,8 @@ const MAX_CACHED_FILES: usize = 100_000;
 /// The files of a part of a data set, in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetFiles {
-    /// The commit and the snapshot folder. The byte counts are zero if nothing had to be looked up.
+    /// The commit and the snapshot folder. The byte counts are zero if all files were found in the cache
+    /// without a request.
     pub pulled: Pulled,
     /// Name of the part: a split, `subset/split` or the path of a file.
     pub part: String,
@@ -32,14 +33,13 @@ impl Hub {
     /// Returns the files of a data set if the cache contains all of them. Sends no request.
     ///
     /// # Errors
-    /// If the cache cannot be read. If the settings forbid network access, also if the data set has no such
-    /// part.
+    /// If the cache cannot be read, or if network access is forbidden and the data set has no such part.
     pub fn cached_dataset(&self, dataset: &DatasetRef) -> Result<Option<DatasetFiles>, HubError> {
         let offline = self.settings.offline;
         let cache = Cache::of(&self.settings.cache, dataset.repo());
         let Some(commit) = cache.read_ref(dataset.repo().revision())? else { return Ok(None) };
         let folder = cache.snapshot_path(&commit);
-        // Python stores no list of files. Without a network, the files that it downloaded are the list.
+        // Python stores no list of files. Without network access, the cached files are the list.
         let (paths, is_complete) = match cache.read_file_list(&commit) {
             Some(paths) => (paths, true),
             None if offline => (files_below(&folder), false),
@@ -48,7 +48,7 @@ impl Hub {
         let chosen = match self.choose_files(dataset, &paths, &folder) {
             Ok(chosen) => chosen,
             Err(error) if offline => return Err(error),
-            // The current version of the data set may have this part.
+            // A newer commit of the data set may have this part.
             Err(_) => return Ok(None),
         };
         let is_there = |file: &String| fs::metadata(folder.join(file)).is_ok();

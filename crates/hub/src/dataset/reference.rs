@@ -25,7 +25,7 @@ impl DatasetRef {
     }
 
     /// Returns the part after the colon: a split, a subset, `subset/split` or the path of a file. `None`
-    /// stands for the training split.
+    /// means the training split.
     pub fn part(&self) -> Option<&str> {
         self.part.as_deref()
     }
@@ -38,7 +38,7 @@ impl DatasetRef {
         Self::new(self.repo.at(revision)?, Some(part))
     }
 
-    /// Parses the URL of a data set's page at `endpoint` or at the Hub, also the page of one of its files.
+    /// Parses the URL of a data set's page, or of the page of one of its files, at `endpoint` or at the Hub.
     ///
     /// Python's format `hf://datasets/org/name@revision/path` is accepted too.
     pub fn from_page_url(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {

@@ -37,7 +37,8 @@ pub(crate) fn proxy_variable() -> Option<&'static str> {
     VARIABLES.into_iter().find(is_set)
 }
 
-/// Returns the trusted root certificates: those in the file that `SSL_CERT_FILE` names, or the browsers' set.
+/// Returns the trusted root certificates: those in the file that `SSL_CERT_FILE` names, or the built-in set
+/// of Mozilla.
 ///
 /// # Errors
 /// If that file cannot be read or contains no certificate.

@@ -19,7 +19,7 @@ pub(crate) struct Response {
     pub(super) body: ureq::Body,
     /// Time limit of a body that is not a file.
     pub(super) time: Duration,
-    /// Time at which this limit expires.
+    /// Time at which the limit `time` expires.
     pub(super) end: Instant,
     pub(super) token: Option<Token>,
 }

@@ -33,8 +33,7 @@ pub(crate) fn pause(time: Duration, stop: Option<&AtomicBool>) -> Result<(), Hub
     }
 }
 
-/// Parses `Retry-After`, which is a number of seconds or an HTTP date. `date` is the time of the server's
-/// clock, if known.
+/// Parses `Retry-After`, which is a number of seconds or an HTTP date. `date` is the server's `Date` header.
 pub(crate) fn parse(retry_after: &str, date: Option<&str>) -> Option<Duration> {
     let text = retry_after.trim();
     if let Ok(seconds) = text.parse() {

@@ -141,7 +141,7 @@ fn body(
         match mode {
             UploadMode::Regular => within(&mut body, file)?,
             UploadMode::Large => {
-                // Returns an error if the file has changed after its upload.
+                // `open` returns an error if the file has changed after its upload.
                 file.open()?;
                 let oid = file.sha256(&mut |_| {})?;
                 let value = json!({ "path": file.path(), "algo": "sha256", "oid": oid, "size": file.size() });

@@ -40,7 +40,7 @@ impl<'a> FolderWalk<'a> {
         Ok(walk)
     }
 
-    /// Walks through a folder below the root. `stays` is the reason to skip a parent folder, if any.
+    /// Walks through a folder below the root. `stays` is the reason why a parent folder is skipped, if any.
     fn folder(&mut self, parts: &mut Vec<String>, stays: Option<SkipReason>) -> Result<(), HubError> {
         let place = parts.iter().fold(self.root.to_owned(), |path, part| path.join(part));
         let error = |e: io::Error| FileError::new("read", &place, e);
@@ -74,7 +74,7 @@ impl<'a> FolderWalk<'a> {
         let place = self.root.join(&path);
         let name = parts.last().expect("a file has a name");
         let mut stays = stays.or_else(|| SkipReason::of_file(name));
-        // For a link inside the folder, the path of its target.
+        // Path of the file or, for a link inside the folder, of the link's target.
         let mut target = parts.to_vec();
         if is_link {
             let real = fs::canonicalize(&place).ok().filter(|real| real.is_file());
@@ -158,7 +158,8 @@ fn of_path(path: &str) -> Option<SkipReason> {
     folders.split('/').find_map(SkipReason::of_folder).or_else(|| SkipReason::of_file(name))
 }
 
-/// Returns whether a JSON file contains a list. Data files contain lists, and model files never do.
+/// Returns whether a JSON file starts with a list, as data files do. The JSON files of models start with an
+/// object.
 fn starts_a_list(place: &Path, name: &str) -> Result<bool, HubError> {
     if !name.to_lowercase().ends_with(".json") {
         return Ok(false);

@@ -18,8 +18,8 @@ use crate::{Hub, HubError, PushOptions, RepoName};
 /// Number of files or parts that are uploaded in parallel.
 const PARALLEL_UPLOADS: usize = 4;
 
-/// Maximum number of batch requests in a push. A new request returns new URLs in place of expired URLs and
-/// failed uploads.
+/// Maximum number of batch requests in a push. After expired URLs or failed uploads, a further request
+/// returns new URLs.
 const MAX_ROUNDS: usize = 3;
 
 /// Reason why a part was not uploaded.
@@ -207,8 +207,8 @@ impl Hub {
     }
 }
 
-/// Returns the response if its status is a success. A status that a retry cannot change means that the URL or
-/// the upload has expired.
+/// Returns the response if its status is a success. Any status that is not worth a retry counts as an expired
+/// URL or upload, because a new batch request may help.
 fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
     if response.status.is_success() {
         return Ok(response);

@@ -61,8 +61,7 @@ impl PushOptions {
 /// A stage of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PushStage {
-    /// Files are read to compute checksums. This includes large files, and files with the same size as a file
-    /// in the repository.
+    /// Files are read to compute checksums: large files, and files that have the same size in the repository.
     Reading,
     /// Files are uploaded.
     Sending,

@@ -49,7 +49,7 @@ use crate::{
     Hub, HubError, PushOptions, PushStage, Pushed, RepoName, RetryPolicy, Transfer, UploadFile, UploadSet,
 };
 
-/// Maximum number of commits that lose a race in one push.
+/// Maximum number of commits in one push that the Hub rejects because another commit came first.
 const MAX_RACES: u32 = 3;
 
 /// Maximum number of lookups of a pull request whose response was lost.
@@ -62,7 +62,7 @@ pub(super) struct PushLoop<'a> {
     repo: &'a RepoName,
     options: &'a PushOptions,
     upload_modes: BTreeMap<String, UploadMode>,
-    /// Checksums of the objects that the storage contains.
+    /// Checksums of the objects that were uploaded, or that are being uploaded.
     stored: BTreeSet<&'a str>,
     /// Progress of the large files.
     transfer: Transfer,
@@ -94,7 +94,8 @@ struct AttemptBudget {
 
 /// An attempt without a confirmed commit.
 struct FailedAttempt {
-    /// The error of the push if a file is missing in the next listing. Set only if no attempt remains.
+    /// The error to return if files are still missing after this attempt, or `None` if another attempt is
+    /// allowed.
     final_error: Option<HubError>,
     wait: Duration,
     /// Whether the pull request of this attempt may still appear.
@@ -126,7 +127,6 @@ impl<'a> PushLoop<'a> {
         }
     }
 
-    /// Runs the loop.
     pub fn run(mut self, progress: ProgressFn<'_>) -> Result<Pushed, HubError> {
         let Self { hub, repo, options, .. } = self;
         let (mut listing, created) = hub.resolve_target(repo, options)?;
@@ -200,7 +200,7 @@ impl<'a> PushLoop<'a> {
         }
     }
 
-    /// Returns the missing files and the outdated paths of a listing.
+    /// Returns the files that the listing lacks, and the paths of old weights that the commit deletes.
     fn compare(
         &mut self,
         listing: &Listing,

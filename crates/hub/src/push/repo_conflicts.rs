@@ -32,7 +32,7 @@ pub(super) fn refuse_mixture(
     }
 }
 
-/// Returns the path and size of all weights that belong to a replaced model.
+/// Returns the path and size of all weights in the repository that the pushed model replaces.
 pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String, u64)> {
     if !goes(upload_set, SINGLE_FILE) && !goes(upload_set, INDEX_FILE) {
         return Vec::new();

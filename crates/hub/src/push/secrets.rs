@@ -41,7 +41,8 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
     loop {
         let cut = buffer.len().saturating_sub(OVERLAP);
         lines += line_ends(&buffer[..cut]);
-        // The byte before a token is needed for the check, so it is not removed from the buffer.
+        // The last `OVERLAP` bytes stay in the buffer. The first of them is only context, because the check
+        // for a token reads the byte before the token.
         buffer.drain(..cut);
         let taken = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
         if taken == 0 {
@@ -115,8 +116,8 @@ fn position(bytes: &[u8], before: bool) -> Option<usize> {
     })
 }
 
-/// Returns whether a token may start at `at`. The `\n` of a string literal and the `%20` of a URL may precede
-/// it.
+/// Returns whether a token may start at `at`: after a letter, digit, `-` or `_` only if this byte ends an
+/// escape sequence such as `\n` or `%20`.
 fn is_start(bytes: &[u8], at: usize) -> bool {
     let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);
     !back(1).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))

@@ -131,7 +131,7 @@ impl Hub {
         HubError::NotPrivate { repo: repo.clone(), host: self.host() }
     }
 
-    /// Returns whether a repository has no pull requests, and all of its branches point to `commit`.
+    /// Returns whether all branches and pull requests of a repository point to `commit`.
     fn is_bare(&self, repo: &RepoName, commit: &str) -> Result<bool, HubError> {
         let refs = self.refs(repo)?;
         Ok(refs.branches.iter().chain(&refs.pull_requests).all(|one| one.commit == commit))
@@ -192,7 +192,7 @@ impl Hub {
     }
 }
 
-/// Returns whether a branch may have this name. The name of a branch is neither a commit nor a full ref.
+/// Returns whether a new branch may have this name. It must not be `main`, a commit, or a full ref.
 pub(super) fn may_be_branch(revision: &str) -> bool {
     revision != "main" && !is_hex(revision, 40) && !revision.starts_with("refs/")
 }
