@@ -22,11 +22,11 @@ use crate::reply::Reply;
 use crate::sampling_fields::SamplingFields;
 use crate::security::Security;
 
-/// Settings of a request for the engine.
+/// The settings of a request that the engine needs.
 #[derive(Clone, Copy)]
 pub(crate) struct ReplySettings<'a> {
     pub sampling: &'a SamplingFields,
-    /// Number of alternatives per token, if the client requested probabilities.
+    /// Number of most likely tokens to report with each new token, if the client requested log probabilities.
     pub top_logprobs: Option<usize>,
     pub constraint: &'a Constraint,
 }
@@ -94,7 +94,7 @@ impl App {
         }
     }
 
-    /// Returns a lease on the model of a request, and the model name for the response.
+    /// Returns the model name for the response, and a lease, which keeps the model of the request in memory.
     pub async fn lease(&self, map: &Map<String, Value>) -> Result<(String, Lease), ApiError> {
         let fields = Fields::new(map);
         let Some(model) = fields.text("model")? else {
@@ -128,8 +128,8 @@ impl App {
         Ok(())
     }
 
-    /// Submits prompts to the engine. Returns after the engine has admitted all prompts. The returned
-    /// [`Reply`] yields their text.
+    /// Submits prompts to the engine, and returns a [`Reply`] that yields the generated text. Returns an
+    /// error if the engine rejects a prompt.
     pub async fn submit(
         &self,
         prompts: Vec<Vec<u32>>,

@@ -12,18 +12,18 @@ use crate::sampling_fields::SamplingFields;
 use crate::tools::{CallFormat, CallScanner, ToolDefinition};
 use crate::wire::output::{OutputFields, ToolChoice};
 
-/// The compiled form of [`OutputFields`].
+/// The compiled form of [`OutputFields`]: a grammar for the reply, and the tool calls in the reply.
 #[derive(Default)]
 pub(crate) struct Constraint {
     grammar: Option<(Matcher, Option<Trigger>)>,
     calls: Option<ExpectedCalls>,
 }
 
-/// The calls to look for in a reply.
+/// The tool calls that a reply may contain.
 struct ExpectedCalls {
     format: Arc<CallFormat>,
     names: Vec<String>,
-    /// Whether special tokens are a part of the calls.
+    /// Whether the text of a call contains special tokens.
     has_special: bool,
 }
 
@@ -75,19 +75,19 @@ impl Constraint {
         .await
     }
 
-    /// Returns the mask of a new choice.
+    /// Returns the token mask for one reply, or `None` if there is no grammar.
     pub fn mask(&self, worker: &MaskWorker) -> Option<TokenMask> {
         let (matcher, trigger) = self.grammar.as_ref()?;
         Some(TokenMask::new(matcher, trigger.clone(), worker.clone()))
     }
 
-    /// Returns a scanner for the calls of a new choice.
+    /// Returns a scanner that finds the tool calls in one reply.
     pub fn scanner(&self) -> Option<CallScanner> {
         let calls = self.calls.as_ref()?;
         Some(CallScanner::new(Arc::clone(&calls.format), calls.names.clone()))
     }
 
-    /// Returns whether special tokens must stay in the text, because calls contain them.
+    /// Returns whether special tokens must stay in the text, because tool calls contain them.
     pub fn shows_special(&self) -> bool {
         self.calls.as_ref().is_some_and(|calls| calls.has_special)
     }

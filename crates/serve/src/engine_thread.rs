@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::api_error::ApiError;
 
-/// An event of one choice.
+/// An event of one choice, which is one of the replies to an HTTP request.
 pub(crate) struct ChoiceEvent {
     /// Index of the choice in its HTTP request.
     pub choice: usize,
@@ -42,7 +42,8 @@ impl EventReceiver {
 /// A request that was sent to the engine thread.
 struct Submission {
     request: ReplyRequest,
-    /// Index of the request's first choice in the HTTP request.
+    /// Index of the first choice of this submission among all choices of the HTTP request. The HTTP request
+    /// has one submission for each prompt.
     first_choice: usize,
     events: UnboundedSender<ChoiceEvent>,
     admitted: oneshot::Sender<Result<(), AddError>>,
@@ -227,7 +228,8 @@ impl EngineLoop {
         let added = self.scheduler.add(request).map(|id| {
             self.running.insert(id, Running { first_choice, open_choices, events });
         });
-        // The send fails if the client has disconnected. The client's receiver of events is then dropped too.
+        // The send fails if the client has disconnected. Its event receiver is then dropped too, which
+        // cancels the request.
         let _ = admitted.send(added);
     }
 

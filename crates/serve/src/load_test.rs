@@ -80,7 +80,7 @@ impl LoadTest {
         });
         let body = body.to_string();
         let key = self.api_key.as_ref().map(|key| format!("authorization: Bearer {key}\r\n"));
-        // The end of an HTTP/1.0 body is the end of the connection.
+        // With HTTP/1.0, the body is not divided into chunks, and ends with the connection.
         let head = format!(
             "POST /v1/chat/completions HTTP/1.0\r\nhost: {}\r\ncontent-type: application/json\r\n{}content-length: {}\r\n\r\n",
             self.address,

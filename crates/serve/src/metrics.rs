@@ -1,7 +1,7 @@
 //! Counters of the server, in the text format of Prometheus.
 //!
-//! If vLLM has the same metric, the metric has vLLM's name. Kubernetes' inference gateway and existing
-//! dashboards can thus read the metric without configuration.
+//! A metric that vLLM also has gets vLLM's name, so that Kubernetes' inference gateway and existing
+//! dashboards can read the metric without configuration.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

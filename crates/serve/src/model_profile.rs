@@ -174,7 +174,7 @@ impl ModelProfiles {
     }
 }
 
-/// Rejects a tokenizer in which a token of the base has a different id.
+/// Rejects a tokenizer that assigns an id of the base to a different token.
 fn check_ids(files: &AdapterFiles, base: &Tokenizer, own: &Tokenizer) -> Result<(), LoadError> {
     let common = base.vocab_size().min(own.vocab_size()) as u32;
     let Some(id) = (0..common).find(|&id| base.token_str(id) != own.token_str(id)) else { return Ok(()) };

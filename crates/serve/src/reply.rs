@@ -20,7 +20,8 @@ use crate::tools::{CallPiece, CallScanner, Scanned};
 pub(crate) struct Finish {
     /// Value of `finish_reason`: `stop`, `length` or `tool_calls`.
     pub reason: &'static str,
-    /// The stop string or the listed stop token that ended the choice. vLLM returns it as `stop_reason`.
+    /// The stop string, or the token in `stop_token_ids`, that ended the choice. vLLM returns it as
+    /// `stop_reason`.
     pub matched: Option<StopMatch>,
 }
 
@@ -72,7 +73,7 @@ impl Choice {
         scanned
     }
 
-    /// Returns the end of the choice, whose reason is `tool_calls` if the reply ended with calls.
+    /// Returns `finish`. If the choice has tool calls, the reason `stop` is replaced by `tool_calls`.
     fn with_calls(&self, finish: Finish) -> Finish {
         let has_calls = self.scanner.as_ref().is_some_and(CallScanner::has_calls);
         match has_calls && finish.reason == "stop" {
@@ -162,8 +163,8 @@ impl Reply {
         Ok(None)
     }
 
-    /// Waits for the end of every choice. Returns one piece per choice, with the whole text of the choice
-    /// after the prefix `begun(choice)`.
+    /// Waits for the end of every choice. Returns one piece per choice, with the text `begun(choice)` and the
+    /// whole text of the choice after it.
     ///
     /// # Errors
     /// The errors of [`Reply::next`].
@@ -243,7 +244,8 @@ impl Reply {
         Ok(Some(Piece { choice: index, text, calls, logprobs, finish }))
     }
 
-    /// Adds the time since the request's start or since the choice's previous token to the metrics.
+    /// Records the time to the first token of the request, or the time since the previous token of the
+    /// choice.
     fn time_token(&mut self, index: usize) {
         let now = Instant::now();
         if self.first_token.is_none() {

@@ -61,8 +61,8 @@ impl Security {
         host: &str,
         ip: IpAddr,
     ) -> Self {
-        // A web page of a foreign site can reach this server through a host name that resolves to a loopback
-        // address. On such an address, only these names are therefore accepted.
+        // A foreign web page can reach this server through a host name that resolves to a loopback address. A
+        // server on a loopback address therefore accepts only these names.
         let hosts = match ip.is_loopback() {
             true => ["localhost", "127.0.0.1", "[::1]", host].map(str::to_ascii_lowercase).to_vec(),
             false => Vec::new(),

@@ -26,7 +26,8 @@ use crate::security::Security;
 use crate::wire::now;
 use crate::{ServeError, ServeOptions};
 
-/// Maximum number of threads that render templates and encode text. More threads would slow down the engine.
+/// Maximum number of threads for slow work, such as rendering templates and encoding text. More threads would
+/// slow down the engine.
 const BLOCKING_THREADS: usize = 4;
 
 /// Maximum time for open connections to close after the server was told to stop.
@@ -223,7 +224,8 @@ fn load_first(app: &App, name: &str, source: &crate::AdapterSource) -> Result<()
     }
 }
 
-/// Creates the runtime of the HTTP thread. Both values need open files, which a limit may forbid.
+/// Creates the runtime of the HTTP thread and its listener. Both fail if the system allows no more open
+/// files.
 fn http_runtime(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpListener)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -21,7 +21,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum number of frames that are buffered for a slow client.
 const MAX_PENDING_FRAMES: usize = 64;
 
-/// Formats the frames of a stream. Each function returns complete frames, or none if its result is empty.
+/// Formats a stream as frames, which are server-sent events or lines of JSON. Each function returns complete
+/// frames, or an empty string.
 pub(crate) trait StreamWriter: Send + 'static {
     fn start(&mut self, reply: &Reply) -> String;
     fn piece(&mut self, piece: &Piece, reply: &Reply) -> String;

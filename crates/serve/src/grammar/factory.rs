@@ -14,7 +14,8 @@ use crate::token_bytes::TokenSpelling;
 /// Limits for compiling one grammar.
 const COMPILE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(3), bytes: 256 << 20 };
 
-/// Compiles grammars for one tokenizer. It contains a trie of the vocabulary, so adapters share it.
+/// Compiles grammars for one tokenizer. Adapters with the same tokenizer share this value, because it
+/// contains a trie of the whole vocabulary.
 pub(crate) struct GrammarFactory {
     parsers: ParserFactory,
     tokens: TokEnv,

@@ -7,7 +7,7 @@ use crate::api_error::{ApiError, shortened};
 /// Maximum size of a schema in bytes.
 const MAX_SCHEMA_BYTES: usize = 128 << 10;
 
-/// Maximum number of schemas inside each other.
+/// Maximum nesting depth of schemas.
 const MAX_SCHEMA_DEPTH: usize = 64;
 
 /// Maximum product of nesting depth and number of references. The compiler follows references recursively.
@@ -32,7 +32,7 @@ const UNSUPPORTED: [&str; 18] = [
     "unevaluatedItems",
     "unevaluatedProperties",
     "uniqueItems",
-    // The compiler reads its own settings from this key.
+    // From this key, the compiler reads its own settings, which clients must not change.
     "x-guidance",
 ];
 

@@ -23,7 +23,8 @@ fn with_white_space(schema: &Value) -> Value {
     schema
 }
 
-/// Returns the grammar of calls of `tools`, or of a JSON value with the schema `instead`.
+/// Returns the grammar of a reply with calls of `tools`. If `instead` is set, the reply may instead be a JSON
+/// value with this schema.
 ///
 /// With `starts_open`, the text before the first call has already been written.
 pub(crate) fn calls_grammar(

@@ -1,7 +1,7 @@
 //! Excludes the tokens that a grammar does not allow.
 //!
-//! A mask takes some 50 microseconds, and sometimes milliseconds. A thread of its own computes the mask of
-//! the next token while the model computes the logits.
+//! To compute a mask takes about 50 microseconds, and sometimes milliseconds. A separate thread computes the
+//! mask of the next token while the model computes the logits.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -59,7 +59,7 @@ impl MaskWorker {
     }
 }
 
-/// The text after which a grammar applies.
+/// The text after which a grammar applies, such as `<tool_call>`.
 #[derive(Clone)]
 pub(crate) struct Trigger {
     pub text: String,
@@ -68,11 +68,11 @@ pub(crate) struct Trigger {
 
 /// State of a mask.
 enum MaskState {
-    /// The reply is free until the trigger occurs. `tail` is the end of its text.
+    /// Every token is allowed until the trigger occurs in the reply. `tail` is the end of the reply's text.
     Free { matcher: Box<Matcher>, trigger: Trigger, tail: Vec<u8> },
     /// The worker computes the next mask.
     Requested(Receiver<Masked>),
-    /// The last mask was used.
+    /// The mask was applied, and the next token is not chosen yet.
     Used(Box<Matcher>),
     /// The worker has ended, or the grammar failed.
     Failed(String),
@@ -95,7 +95,8 @@ impl TokenMask {
         Self { state, worker }
     }
 
-    /// Sets the logits of all other tokens to minus infinity.
+    /// Sets the logits of the tokens that the grammar does not allow to minus infinity. Changes nothing
+    /// before the trigger.
     ///
     /// # Errors
     /// If the grammar is too complex, or the worker has ended.
@@ -122,7 +123,7 @@ impl TokenMask {
         Err(failed)
     }
 
-    /// Receives the chosen token.
+    /// Reads the chosen token, and requests the mask for the next token.
     pub fn advance(&mut self, id: u32) {
         let state = std::mem::replace(&mut self.state, MaskState::Failed(String::new()));
         self.state = match state {
@@ -133,7 +134,7 @@ impl TokenMask {
                 match after_trigger(&mut tail, trigger.text.as_bytes()) {
                     Some(rest) => match begun(&matcher, trie, &rest) {
                         Some(begun) => self.worker.request(begun, None),
-                        // The text after the trigger is no call, so the reply stays free.
+                        // The text after the trigger is no call, so every token stays allowed.
                         None => MaskState::Free { matcher, tail: Vec::new(), trigger },
                     },
                     None => MaskState::Free { matcher, trigger, tail },

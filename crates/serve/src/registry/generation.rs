@@ -76,11 +76,11 @@ impl Generation {
     }
 }
 
-/// Returns the SHA-256 of the scalings, the tensors and the tokenizer.
+/// Returns the SHA-256 of the tensors, the scalings, the tokenizer, the default system message and the
+/// default sampling settings.
 ///
-/// Two adapters with equal tensors have the same id, even if the layout of their files differs. Their
-/// requests thus share the keys and values of prompts. The digest ignores the base's name and other settings
-/// that do not affect replies.
+/// Adapters with the same id share the keys and values of prompts. The layout of the files and the name of
+/// the base do not affect the id.
 fn content_id(
     adapter: &Adapter,
     profile: &ModelProfile,

@@ -130,7 +130,7 @@ type Outcome = Option<Result<Arc<Generation>, ApiError>>;
 struct State {
     aliases: BTreeMap<String, Alias>,
     residency: Residency,
-    /// Loads that requests wait for, by alias or Hub name.
+    /// Running loads that requests have started, by alias or Hub name.
     loading: HashMap<String, Receiver<Outcome>>,
     /// Aliases that a load request is currently changing.
     setting: Vec<String>,
@@ -278,7 +278,7 @@ impl Registry {
         }
     }
 
-    /// Stores a loaded version that requests wait for, and sets its alias.
+    /// Stores a version that was loaded for a request, and sets its alias.
     fn keep_loaded(
         &self,
         name: &str,
@@ -289,8 +289,8 @@ impl Registry {
         let mut state = self.lock();
         let is_removed = is_alias && state.aliases.get(name).is_none_or(|alias| alias.source != source);
         if is_removed {
-            // The alias was removed or replaced during the load. The waiting requests are older than that
-            // change, so they use this version without storing it.
+            // The alias was removed or replaced during the load. The waiting requests are older than this
+            // change, so they use the loaded version, which is not stored.
             return Ok(Arc::new(generation));
         }
         let generation = state.insert(generation).map_err(|error| set_error(name, error))?;
@@ -388,7 +388,7 @@ impl Registry {
         self.lock().residency.evictions()
     }
 
-    /// Returns the names of models that requests wait for.
+    /// Returns the names of models that are being loaded for requests.
     pub fn loading(&self) -> Vec<String> {
         self.lock().loading.keys().cloned().collect()
     }
@@ -529,7 +529,8 @@ impl State {
         }
     }
 
-    /// Retires the version `id` if no alias refers to it any more.
+    /// Removes the version `id` from memory after its last lease is dropped, unless an alias still refers to
+    /// it.
     fn retire_unnamed(&mut self, id: GenerationId) {
         if !self.aliases.values().any(|alias| alias.generation == id) {
             self.residency.retire(&id);

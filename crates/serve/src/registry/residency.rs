@@ -30,7 +30,7 @@ struct Resident {
 pub(crate) struct Residency {
     max_bytes: u64,
     resident: HashMap<GenerationId, Resident>,
-    /// Versions that were removed, but that running requests still use.
+    /// Versions that were removed, but that running requests may still use.
     retired: Vec<Weak<Generation>>,
     uses: u64,
     evictions: u64,
@@ -59,7 +59,7 @@ impl Residency {
         self.resident.values().map(|resident| resident.generation.bytes).chain(retired).sum()
     }
 
-    /// Returns a version, and records its use.
+    /// Returns a version, and marks it as recently used.
     pub fn get(&mut self, id: &GenerationId) -> Option<Arc<Generation>> {
         self.uses += 1;
         let resident = self.resident.get_mut(id)?;

@@ -173,14 +173,14 @@ fn split(parts: &[CallPart]) -> Option<(String, Vec<CallPart>, String)> {
     let at = |wanted: &CallPart| call.iter().position(|part| part == wanted);
     let count = |wanted: &CallPart| call.iter().filter(|part| *part == wanted).count();
     let is_complete = count(&CallPart::Name) == 1 && count(&CallPart::Arguments) == 1;
-    // A stream sends the name before the arguments.
+    // A stream must send the name before the arguments.
     let is_in_order = at(&CallPart::Name) < at(&CallPart::Arguments);
     let ends_names = call.windows(2).all(|pair| is_text(&pair[0]) || is_text(&pair[1]));
     (is_complete && is_in_order && ends_names)
         .then(|| (text(parts[..start].last()), call, text(parts.get(end))))
 }
 
-/// Returns the text between two calls, if both have the form of the first.
+/// Returns the text between the two calls in `two`, if both calls have the form `call`.
 fn between(two: &[CallPart], open: &str, call: &[CallPart], close: &str) -> Option<String> {
     let has_text = |text: &str| usize::from(!text.is_empty());
     let start = has_text(open);

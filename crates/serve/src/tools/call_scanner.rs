@@ -53,7 +53,7 @@ pub(crate) struct CallScanner {
     position: ScanPosition,
     /// Text that is not scanned yet.
     pending: String,
-    /// Scanned text of a call whose name is not complete. It becomes plain text if it is no call.
+    /// Text that may be the start of a call. If it turns out to be no call, it becomes plain text.
     unconfirmed: String,
     name: String,
     calls: usize,
@@ -63,9 +63,9 @@ pub(crate) struct CallScanner {
 enum ScanPosition {
     /// Outside of calls.
     Text,
-    /// Before this part of a call.
+    /// Before the part of a call with this index in [`CallFormat::call`].
     Part(usize),
-    /// Inside of arguments, which are this part of a call.
+    /// Inside the arguments, which are the part with this index.
     Arguments(usize, JsonDepth),
     /// After a call.
     AfterCall,
@@ -94,7 +94,7 @@ impl CallScanner {
         scanned
     }
 
-    /// Returns the remaining text after the end of the reply.
+    /// Ends the scan at the end of the reply. Returns the text that did not become a call.
     pub fn finish(&mut self) -> Scanned {
         let mut scanned = Scanned::default();
         match self.position {

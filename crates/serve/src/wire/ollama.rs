@@ -89,7 +89,8 @@ pub(crate) struct OllamaAnswer {
     /// The model name that the client sent.
     model: String,
     done_reason: Option<&'static str>,
-    /// Calls of the reply. Ollama's clients expect each call in one line.
+    /// Tool calls so far. They are sent with the last line, because Ollama's clients expect each call in one
+    /// piece.
     calls: Vec<CallPiece>,
 }
 

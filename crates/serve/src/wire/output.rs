@@ -13,7 +13,7 @@ const MAX_TOOLS: usize = 128;
 /// Maximum length of a tool's name. OpenAI has the same limit.
 const MAX_NAME_CHARS: usize = 64;
 
-/// The calls that a reply may have.
+/// The tool calls that a reply may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ToolChoice {
     /// The reply has no calls.
