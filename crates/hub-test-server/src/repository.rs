@@ -82,7 +82,7 @@ pub(crate) struct Repository {
 /// A revision name resolved to a commit.
 pub(crate) struct Revision<'a> {
     pub commit: &'a Commit,
-    /// The ref that a new commit may move, if any.
+    /// The ref that a new commit moves, or `None` for a tag or a commit id.
     pub moves: Option<String>,
 }
 
@@ -105,7 +105,7 @@ impl Repository {
         git::split(self.public_id()).0
     }
 
-    /// Returns the id in answers, which does not contain the prefix of a data set.
+    /// Returns the id in responses, which does not contain the prefix of a data set.
     pub fn public_id(&self) -> &str {
         self.id.strip_prefix(DATASETS).unwrap_or(&self.id)
     }

@@ -132,7 +132,7 @@ fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
             }
         }
         ("GET" | "HEAD", rest) => match split_id(rest, &VERBS) {
-            // A browser does not escape the slashes in a ref.
+            // Browsers do not escape the slashes in a ref such as `refs/pr/1`, so the ref has three segments.
             (id, ["resolve", "refs", kind, name, path @ ..]) => {
                 download::resolve(context, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
             }

@@ -182,8 +182,7 @@ impl HubServer {
     }
 
     /// Returns a builder that adds a commit. The builder can also make the repository private or gated, add
-    /// large files, and select a branch. The id of a data set
-    /// starts with `datasets/`.
+    /// large files, and select a branch. The id of a data set starts with `datasets/`.
     pub fn model(&self, id: &str) -> ModelBuilder<'_> {
         ModelBuilder::new(&self.hub, id)
     }

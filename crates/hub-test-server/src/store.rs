@@ -36,7 +36,7 @@ impl Store {
         Ok(Self { objects, incoming, temporary: Mutex::new(temporary) })
     }
 
-    /// Deletes the temporary folder. A connection that is being closed may still use the folder.
+    /// Deletes the temporary folder, even if a connection that is being closed still uses it.
     pub fn close(&self) {
         drop(lock(&self.temporary).take());
     }
@@ -77,8 +77,8 @@ impl Store {
         Ok((sha256, size))
     }
 
-    /// Stores the file at `path`. If the file system allows, the stored file is a link. Returns hash and
-    /// size.
+    /// Stores the file at `path` as a hard link or, if the file system does not allow a link, as a copy.
+    /// Returns hash and size.
     ///
     /// # Errors
     /// If the file cannot be read, linked or copied.
