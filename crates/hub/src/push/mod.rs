@@ -39,6 +39,7 @@ impl Hub {
     /// - Deletes the weights of a model that the pushed model replaces. Other files do not change.
     /// - After an interrupted push, does not repeat finished uploads.
     ///
+    /// # Errors
     /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits are made
     /// first on every attempt. Also returns an error if one repository would contain both an adapter and a
     /// model. Nothing is published then, unless the response to the commit was lost.
