@@ -1,7 +1,7 @@
 //! Encodes a record as token ids with a loss mask.
 //!
-//! A conversation is rendered and tokenized as a whole, so training and chat produce the same ids. Whether a
-//! token has a loss depends on the rendered bytes of the token.
+//! A conversation is rendered and tokenized as a whole, so training and chat produce the same ids. A token
+//! has a loss if most of its bytes in the rendered text are part of an answer.
 
 use std::{
     borrow::Cow,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// streams with the same seed.
 const SPLIT_STREAM: u64 = 0x0073_706c_6974;
 
-/// The size of the held-out part. As a number, it is a share if below 1, and a number of records otherwise.
-/// scikit-learn and LLaMA-Factory use the same rule.
+/// The size of the held-out part. As in scikit-learn and LLaMA-Factory, a number below 1 is a share of the
+/// records, and a number of 1 or more is a number of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub enum ValSize {
@@ -96,7 +96,6 @@ impl fmt::Display for ValSize {
 ///
 /// The selection depends on the seed, the number of items, and which items have equal `content`. Items with
 /// equal content are always in the same part, so the held-out part may be smaller than requested, or empty.
-/// empty.
 pub fn split<T, K: Eq + Hash + ?Sized>(
     items: Vec<T>,
     size: ValSize,

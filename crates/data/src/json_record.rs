@@ -109,8 +109,8 @@ fn conversation(list: Vec<Value>) -> Object {
     Object::from_iter([(key.to_owned(), Value::Array(list))])
 }
 
-/// Returns `row` if the object is a row of the Hub's data set viewer, such as `{"row_idx": 0, "row": {…}}`.
-/// Any other object is returned unchanged.
+/// Unwraps a row of the Hub's data set viewer: returns `row` of `{"row_idx": 0, "row": {…}}`. Any other
+/// object is returned unchanged.
 fn unwrapped(mut object: Object) -> Object {
     match object.contains_key("row_idx").then(|| object.remove("row")) {
         Some(Some(Value::Object(row))) => row,

@@ -200,8 +200,8 @@ mod tests {
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {
-                    // Nothing fits if there is no room for the system message, the last answers, and the last
-                    // 12 characters of the question. If only blanks fit, nothing fits either.
+                    // Nothing fits only if the budget has no room for the system message, the last answers
+                    // and a whole question, which has at most 12 characters.
                     let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
                     let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
                     let system = system.map_or(0, |text| text.len() + 2);

@@ -45,8 +45,8 @@ impl Cache {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// Resolves a branch, a tag or an abbreviated commit to a full commit. Returns `None` if it is not
-    /// cached.
+    /// Resolves a branch, a tag or an abbreviated commit to a full commit. Returns `None` if the commit is
+    /// not cached.
     pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
@@ -61,7 +61,7 @@ impl Cache {
         Ok(is_hex(&text, 40).then_some(text))
     }
 
-    /// Returns the cached commit that starts with `digits`, or `None` unless there is exactly one.
+    /// Returns the only cached commit that starts with `digits`. Returns `None` if there are none or several.
     fn abbreviated(&self, digits: &str) -> Option<String> {
         if !is_abbreviation(digits) {
             return None;

@@ -151,7 +151,8 @@ fn unread(repo: &RepoName, fault: String) -> HubError {
     HubError::Repo { repo: repo.clone(), fault }
 }
 
-/// Returns the shards in an index. Returns `None` unless all of them are plain names of safetensors files.
+/// Returns the shards in an index. Returns `None` if a name contains a folder, or is not the name of a
+/// safetensors file.
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let bytes = read_bounded(index, MAX_INDEX_BYTES).ok()?;
     let Index { weight_map } = serde_json::from_slice(&bytes).ok()?;

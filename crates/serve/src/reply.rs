@@ -15,7 +15,7 @@ use crate::sampling_fields::SamplingFields;
 use crate::stop_text::StopText;
 use crate::tools::{CallPiece, CallScanner, Scanned};
 
-/// The end of a choice.
+/// The end of a choice, which is one of the replies to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finish {
     /// Value of `finish_reason`: `stop`, `length` or `tool_calls`.
@@ -38,7 +38,7 @@ pub(crate) struct Piece {
     pub choice: usize,
     pub text: String,
     pub calls: Vec<CallPiece>,
-    /// Tokens since the previous piece of text, if the client requested probabilities.
+    /// Tokens since the previous piece of text, if the client requested log probabilities.
     pub logprobs: Vec<(u32, TokenLogprobs)>,
     pub finish: Option<Finish>,
 }

@@ -6,7 +6,7 @@ use danlu_serve::ServeOptions;
 use serde_json::{Value, json};
 use support::{TestServer, options, start, start_with_template};
 
-/// A template in the form of Qwen 2.5: tools as JSON lines, calls in tags.
+/// A template that writes tools and calls as Qwen 2.5 does: tools as lines of JSON, and calls in tags.
 const TOOL_TEMPLATE: &str = "{% if tools %}<|start_header_id|>system<|end_header_id|>\n\n\
     {% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|eot_id|>{% endif %}\
     {% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}\

@@ -15,8 +15,8 @@ use crate::{
 pub(crate) const TURN_KEYS: [&str; 8] =
     ["train", "train_detail", "training_detail", "loss", "loss_mask", "trainable", "weight", "mask_loss"];
 
-/// Keys of a record for a list with one value per message or one value per answer. False or 0 excludes a
-/// message from the loss.
+/// Keys of a record whose value is a mask: a list with one value per message, or one value per answer. False
+/// or 0 excludes a message from the loss.
 pub(crate) const LIST_KEYS: [&str; 7] =
     ["train", "loss", "loss_mask", "trainable", "weight", "weights", "train_mask"];
 

@@ -37,7 +37,7 @@ const MAX_PREEMPTIONS: u32 = 2;
 /// Limits of a [`Scheduler`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SchedulerOptions {
-    /// Maximum number of sequences in a step.
+    /// Maximum number of sequences that run at the same time.
     pub max_running: usize,
     /// Number of waiting sequences at which a new request is rejected.
     pub max_queued: usize,
@@ -62,19 +62,19 @@ impl Default for SchedulerOptions {
     }
 }
 
-/// An event of one choice, which is one of the replies of a request.
+/// An event of one reply of a request.
 #[derive(Debug)]
 pub struct SchedulerEvent {
     /// Id of the request.
     pub request: RequestId,
-    /// Index of the choice in the request.
+    /// Index of the reply. A request has [`ReplyRequest::choices`] replies.
     pub choice: usize,
     /// Kind of the event.
     pub kind: EventKind,
 }
 
-/// Kinds of [`SchedulerEvent`]. Each choice has one `Started` event, then `Token` events, then one `Finished`
-/// or `Failed` event. A cancelled choice gets no further event.
+/// Kinds of [`SchedulerEvent`]. Each reply has one `Started` event, then `Token` events, then one `Finished`
+/// or `Failed` event. A cancelled reply gets no further event.
 #[derive(Debug)]
 pub enum EventKind {
     /// The scheduler starts to read the prompt.
@@ -152,7 +152,7 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Cancels a request, without an event. Returns `false` if every choice had already ended.
+    /// Ends every reply of a request, without events. Returns whether any reply had not ended before.
     pub fn cancel(&mut self, request: RequestId) -> bool {
         let mut cancelled = self.flows.remove(request);
         for job in &cancelled {

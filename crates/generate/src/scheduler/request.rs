@@ -7,7 +7,7 @@ use danlu_model::LoraSource;
 
 use crate::{GenerateError, LogitsProcessor, SamplingOptions, StopRules};
 
-/// Id of an adapter version: a digest of the adapter's configuration and tensors.
+/// Id of an adapter version: a digest of everything in the adapter that affects replies.
 ///
 /// Only requests with the same id share keys and values. If an adapter is replaced, the new version has a
 /// different id, and therefore never uses keys and values of the old version.

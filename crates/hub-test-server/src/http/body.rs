@@ -1,4 +1,4 @@
-//! The body of a request. It is read while it arrives.
+//! Reads the body of a request while the body arrives.
 
 use std::io::{self, BufRead, Read, Write};
 

@@ -31,7 +31,7 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum size in bytes of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// A wait that a server requests is reported if it is longer than this.
+/// Waits that a server requests are reported only if they are longer than this.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
 /// Time limit for each read of a request with `is_slow`, in multiples of [`RetryPolicy::stall`].

@@ -52,7 +52,7 @@ use crate::{
 /// Maximum number of commits in one push that the Hub rejects because another commit came first.
 const MAX_RACES: u32 = 3;
 
-/// Maximum number of lookups of a pull request whose response was lost.
+/// After a lost response, the maximum number of times that the pull request is looked up.
 const MAX_PROPOSAL_CHECKS: u32 = 3;
 
 /// A push in progress.

@@ -139,7 +139,8 @@ fn is_token(rest: &[u8], is_start: impl Fn() -> bool) -> bool {
         tail.iter().all(|byte| byte.is_ascii_alphanumeric() || is_dash(byte))
             && (!with_dashes || tail.iter().any(u8::is_ascii_digit))
             && tail.iter().any(|byte| *byte != tail[0])
-            // If the prefix contains `_`, it cannot be the end of a longer word.
+            // A prefix with `_` cannot be the end of a longer word, so the text before the prefix does not
+            // matter.
             && (begin.contains(&b'_') || is_start())
     })
 }

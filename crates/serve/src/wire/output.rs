@@ -23,7 +23,7 @@ pub(crate) enum ToolChoice {
     Auto,
     /// The reply has at least one call.
     Required,
-    /// The reply has calls of the tool with this name only.
+    /// The reply has at least one call, and calls only the tool with this name.
     Named(String),
 }
 
