@@ -47,8 +47,8 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
             let offset = line_start + error.column().saturating_sub(1);
             let offset =
                 (0..=offset.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            // If the text ends too early, serde_json reports the position of the last character and not the
-            // position after it.
+            // If the text ends too early, serde_json reports the position of the last character, which is not
+            // the fault.
             let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
             let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
             Err(bad(Some(place(piece, offset)), RecordFault::Json, found, expected))

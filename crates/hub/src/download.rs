@@ -81,7 +81,8 @@ impl Hub {
         Ok(())
     }
 
-    /// Downloads a missing blob. The caller must hold its lock.
+    /// Downloads a file that the cache lacks. The caller must hold the file's
+    /// [`BlobLock`](crate::cache::BlobLock).
     fn fill(
         &self,
         cache: &Cache,

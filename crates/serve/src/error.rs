@@ -57,7 +57,7 @@ pub enum ServeError {
     /// The system cannot start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
-    /// The system refuses the open files that the HTTP thread needs.
+    /// The system allows too few open files for the HTTP thread.
     #[error("cannot start the HTTP runtime: {0}")]
     Runtime(io::Error),
     /// A file of the base is invalid.

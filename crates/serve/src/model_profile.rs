@@ -38,7 +38,7 @@ impl SharedTokens {
         Self { tokenizer, fingerprint, grammars: OnceLock::new(), calls: OnceLock::new() }
     }
 
-    /// Returns the compiler of grammars. The first call takes up to seconds.
+    /// Returns the compiler of grammars. The first call may take seconds.
     ///
     /// # Errors
     /// If the model has no token that ends a reply.
@@ -87,7 +87,7 @@ pub(crate) struct ModelProfiles {
 }
 
 impl ModelProfiles {
-    /// Returns the profiles with only the profile of the base.
+    /// Creates the profiles of a base without adapters.
     ///
     /// # Errors
     /// If `generation_config.json` of the base is invalid.

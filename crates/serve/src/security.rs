@@ -61,8 +61,8 @@ impl Security {
         host: &str,
         ip: IpAddr,
     ) -> Self {
-        // A foreign web page can reach this server through a host name that resolves to a loopback address. A
-        // server on a loopback address therefore accepts only these names.
+        // By DNS rebinding, a foreign web page can reach a server on a loopback address under the page's own
+        // host name. Such a server therefore accepts only these names.
         let hosts = match ip.is_loopback() {
             true => ["localhost", "127.0.0.1", "[::1]", host].map(str::to_ascii_lowercase).to_vec(),
             false => Vec::new(),

@@ -287,7 +287,8 @@ impl<'a> PushLoop<'a> {
         Ok(objects)
     }
 
-    /// Searches for the pull request of a commit whose response was lost. Returns its commit if found.
+    /// After a lost response, searches for the pull request of the last commit. Returns the commit if a pull
+    /// request contains it.
     fn find_proposal(&self) -> Result<Option<NewCommit>, HubError> {
         if !self.options.create_pr {
             return Ok(None);

@@ -107,7 +107,8 @@ fn line_ends(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Returns the position of a secret in `bytes`. If `before` is set, the first byte is only context.
+/// Returns the position of a secret in `bytes`. With `before`, no secret starts at the first byte, which only
+/// precedes the text.
 fn position(bytes: &[u8], before: bool) -> Option<usize> {
     (usize::from(before)..bytes.len()).find(|&at| match bytes[at] {
         b'-' => is_key(&bytes[at..]),

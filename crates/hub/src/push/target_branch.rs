@@ -98,7 +98,7 @@ impl Hub {
         self.make(repo, &address, &wish)
     }
 
-    /// Creates the branch. It starts at `main`.
+    /// Creates the branch, which starts at `main`.
     fn branch(&self, repo: &RepoName) -> Result<(), HubError> {
         let wish = json!({ "startingPoint": "main" });
         let endpoint = self.http.endpoint();

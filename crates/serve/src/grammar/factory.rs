@@ -61,7 +61,7 @@ impl GrammarFactory {
         let factory = Arc::clone(self);
         let matcher = run_guarded(COMPILE_LIMITS, move || {
             let mut matcher = Matcher::new(factory.parsers.create_parser(grammar));
-            // The first mask builds the largest part of the lexer, so it belongs to the guarded work.
+            // The first mask builds most of the lexer, so the limits include the first mask.
             let first = matcher.compute_mask();
             first.map(|_| matcher).map_err(|error| error.to_string())
         });

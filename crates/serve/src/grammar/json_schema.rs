@@ -10,8 +10,7 @@ const MAX_SCHEMA_BYTES: usize = 128 << 10;
 /// Maximum nesting depth of schemas.
 const MAX_SCHEMA_DEPTH: usize = 64;
 
-/// Maximum product of the nesting depth and the number of references plus 1. The product bounds the recursion
-/// of the compiler, which follows references.
+/// Maximum of `depth * (references + 1)`, which bounds the recursion of the compiler.
 const MAX_SCHEMA_PATH: usize = 1024;
 
 /// Keywords of JSON Schema that the compiler cannot enforce.
