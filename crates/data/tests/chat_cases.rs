@@ -36,8 +36,8 @@ fn integers(value: &Value) -> Vec<u64> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
 }
 
-/// Returns the first difference between danlu and transformers for a conversation without an answer at its
-/// end, which is a prompt.
+/// Returns the first difference between danlu and transformers for a prompt: a conversation that does not end
+/// with an answer.
 fn prompt_fault(tokenizer: &Tokenizer, case: &Value, messages: &Value) -> Option<String> {
     let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
     let template = match case.get("enable_thinking") {

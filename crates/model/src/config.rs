@@ -414,8 +414,8 @@ fn token_ids(fields: &Fields<'_>, outer: &Fields<'_>, name: &str) -> Result<Vec<
     if found.is_empty() { fields.token_ids(name) } else { Ok(found) }
 }
 
-/// Reads the rotary embedding of layers with full attention. In transformers 5, Gemma 3 and OLMo 3 store its
-/// settings in a nested object.
+/// Reads the rotary embedding of layers with full attention. If transformers 5 wrote the configuration of a
+/// Gemma 3 or OLMo 3 model, these settings are in a nested object.
 fn global_rope(
     fields: &Fields<'_>,
     default_theta: f64,

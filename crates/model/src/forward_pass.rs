@@ -132,7 +132,7 @@ pub(crate) struct HeadRows<'a> {
 }
 
 impl<'a> ForwardPass<'a> {
-    /// Returns a pass in which every row is a head row.
+    /// Returns a pass that computes the loss or the logits of every row.
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
         Self {
@@ -147,7 +147,7 @@ impl<'a> ForwardPass<'a> {
         }
     }
 
-    /// Returns a pass over `batch` in which every row is a head row.
+    /// Returns a pass over `batch` that computes the loss or the logits of every row.
     pub fn over(batch: &'a Batch, lora: Vec<LoraRows<'a>>) -> Self {
         Self { keys: batch.shared_keys(), ..Self::new(&batch.positions, &batch.segments, lora) }
     }

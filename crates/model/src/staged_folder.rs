@@ -139,7 +139,8 @@ pub enum FolderState {
 }
 
 impl FolderState {
-    /// Compares the configuration and the headers of the weights in `folder`. The weights are not read.
+    /// Compares the model in `folder` with `config`. Reads its configuration and the headers of its weight
+    /// files, but no weights.
     ///
     /// # Errors
     /// If the folder contains a damaged model.

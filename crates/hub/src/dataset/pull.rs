@@ -48,7 +48,8 @@ impl Hub {
         let chosen = match self.choose_files(dataset, &paths, &folder) {
             Ok(chosen) => chosen,
             Err(error) if offline => return Err(error),
-            // A newer commit of the data set may have this part.
+            // The cached commit lacks the subset or split. A newer commit may have it, so the caller looks on the
+            // Hub.
             Err(_) => return Ok(None),
         };
         let is_there = |file: &String| fs::metadata(folder.join(file)).is_ok();

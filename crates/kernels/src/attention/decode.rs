@@ -186,8 +186,8 @@ fn runs(segments: &[Segment], dims: AttentionDims, window: Option<usize>) -> Vec
     segments.iter().map(of_segment).collect()
 }
 
-/// Returns the length of the result of one query head over one run: the weighted sum of the values, the
-/// largest score and the sum of the weights. Padding keeps the results of different tasks on different cache
+/// Returns the number of elements that one query head stores for [`RUN`] consecutive keys: the weighted sum
+/// of the values, the largest score and the sum of the weights. Padding keeps the results of different tasks on different cache
 /// lines.
 fn partial_len(dims: AttentionDims) -> usize {
     (dims.head_dim + 2).next_multiple_of(WIDEST)

@@ -131,7 +131,8 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
 /// prefetched. Each result depends only on one row of `inp` and one row of `w`, not on the rest of the tile.
 ///
 /// # Safety
-/// The requirements of [`dots`] apply, and the rows of `inp` and the first row of `w` must exist.
+/// The requirements of [`dots`] apply, and the rows of `inp` and the first row of `w` must exist. The last
+/// existing row of `w` takes the place of missing ones.
 #[inline(always)]
 unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
     job: &DotJob<'_>,

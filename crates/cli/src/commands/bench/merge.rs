@@ -56,7 +56,7 @@ struct Timed {
     seconds: f64,
 }
 
-/// Merges and copies, and reports the speed of both.
+/// Merges an adapter into a model, copies as many bytes for comparison, and reports the speed of both.
 ///
 /// # Errors
 /// If a flag or the model is invalid, or the disk has too little space.

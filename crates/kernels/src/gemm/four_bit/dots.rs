@@ -431,8 +431,9 @@ unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
 ) {
     let cols = (job.w_rows - j).min(4);
     let (vector, k) = (T::LANES * T::PAIR, job.k);
-    // SAFETY: the rows exist. If fewer than four rows of `w` remain, the last row is repeated. The end of a
-    // row of `inp` is padded by `load_first`, and the end of a row of `w` by the zeros of the buffer.
+    // SAFETY: the rows exist. If fewer than four rows of `w` remain, the last row is repeated. At the end of a
+    // row, `load_first` replaces missing elements of `inp` by zeros, and `piece` contains zeros after the
+    // values of `w`.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let first: [usize; 4] = std::array::from_fn(|c| (row + j + c.min(cols - 1)) * k);

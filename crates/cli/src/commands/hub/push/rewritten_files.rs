@@ -229,7 +229,7 @@ fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
-    // The old `revision` is a commit of the base that was named before, so it is replaced.
+    // A `revision` is a commit of one base. Under a different name, the old commit would be wrong.
     if commit.is_some() || before.is_none_or(|before| before != id) {
         config.insert("revision".to_owned(), commit.into());
     }
