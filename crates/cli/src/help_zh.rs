@@ -5,8 +5,8 @@ use clap::Command;
 /// Translations of headings, commands and flags, by the English text.
 const TEXTS: &[(&str, &str)] = &[
     (
-        "Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]",
-        "矩阵乘法的类型：auto（取较快的）、bf16、f32，GPU 上也可 f16 [默认：auto]",
+        "Number type of matrix multiplications: auto (the faster of bf16 and f32), bf16, f32, or f16 (GPU only) [default: auto]",
+        "矩阵乘法的数字类型：auto（bf16 与 f32 中较快的）、bf16、f32、f16（仅 GPU）[默认：auto]",
     ),
     (
         "Value of `enable_thinking` in the chat template, as of Qwen3 [default: the template's]",

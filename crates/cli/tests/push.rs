@@ -557,7 +557,7 @@ fn text_that_was_added_on_the_hub_stays() {
         assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").contains(text));
     }
-    // A file on the Hub may be the author's even if it is not text, so it stays.
+    // The author may have written a README.md that is not UTF-8, so `push` does not replace the file.
     desk.server.commit("me/huan", &[("README.md", b"caf\xe9\n")]);
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("README.md on the Hub has text"), "{}", ran.err);

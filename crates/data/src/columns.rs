@@ -176,7 +176,7 @@ impl Columns {
         Some(Self { pairs: renamed.filter(|(ours, theirs)| ours != theirs).collect() })
     }
 
-    /// Adds the entries of `more` whose format's keys are not mapped yet.
+    /// Adds the pairs of `more`. If a key of the format already has a pair, that pair stays.
     pub(crate) fn extend(&mut self, more: Self) {
         for (ours, theirs) in more.pairs {
             if self.theirs(ours).is_none() {

@@ -14,9 +14,9 @@ pub struct OutputFactors<'a> {
     pub values: &'a Buffer,
     /// The inverse norms of all modules.
     pub inverse_norms: &'a Buffer,
-    /// Index of the first output in both buffers.
+    /// Index of this module's first output in `values` and in `inverse_norms`.
     pub offset: usize,
-    /// Index of the first magnitude in the adapter's parameters.
+    /// Index of this module's first magnitude in the adapter's parameters.
     pub magnitude: usize,
 }
 

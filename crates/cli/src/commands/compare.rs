@@ -75,7 +75,7 @@ pub struct CompareArgs {
     /// Continue even if the tokenizer or template of a base differs from that of its adapter
     #[arg(long)]
     pub allow_template_mismatch: bool,
-    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
+    /// Number type of matrix multiplications: auto (the faster of bf16 and f32), bf16, f32, or f16 (GPU only) [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
     pub dtype: Option<DTypeChoice>,
     #[command(flatten)]

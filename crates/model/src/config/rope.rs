@@ -33,10 +33,11 @@ pub enum RopeScaling {
     Llama3 {
         /// Number by which the low frequencies are divided.
         factor: f64,
-        /// Wavelengths longer than the original context divided by this value are scaled by the full
-        /// `factor`.
+        /// If a wavelength is longer than `original_max_position_embeddings / low_freq_factor`, its frequency
+        /// is divided by `factor`.
         low_freq_factor: f64,
-        /// Wavelengths shorter than the original context divided by this value do not change.
+        /// If a wavelength is shorter than `original_max_position_embeddings / high_freq_factor`, its frequency
+        /// does not change.
         high_freq_factor: f64,
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,

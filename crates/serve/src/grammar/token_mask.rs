@@ -78,14 +78,14 @@ enum MaskState {
     Failed(String),
 }
 
-/// Excludes the tokens that the grammar of one choice does not allow.
+/// Excludes the tokens that the grammar of one reply does not allow. A request with `n` has `n` replies.
 pub(crate) struct TokenMask {
     state: MaskState,
     worker: MaskWorker,
 }
 
 impl TokenMask {
-    /// Returns the mask of a new choice. With a trigger, the grammar applies to the text after the trigger.
+    /// Returns the mask of a new reply. With a trigger, the grammar applies to the text after the trigger.
     pub fn new(matcher: &Matcher, trigger: Option<Trigger>, worker: MaskWorker) -> Self {
         let matcher = Box::new(matcher.clone());
         let state = match trigger {

@@ -28,7 +28,7 @@ const H200_BYTES: f64 = 4.3e12;
 /// Device and precision flags.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
+    /// Number type of matrix multiplications: auto (the faster of bf16 and f32), bf16, f32, or f16 (GPU only) [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
     pub dtype: Option<DTypeChoice>,
     #[command(flatten)]

@@ -96,7 +96,7 @@ pub struct ChatArgs {
     /// Longest conversation, in tokens; older turns are dropped [default: the model's limit, at most 8192]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Reply")]
     pub context: Option<usize>,
-    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
+    /// Number type of matrix multiplications: auto (the faster of bf16 and f32), bf16, f32, or f16 (GPU only) [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
     pub dtype: Option<DTypeChoice>,
     #[command(flatten)]

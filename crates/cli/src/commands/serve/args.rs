@@ -91,7 +91,7 @@ pub struct ServeArgs {
     /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
-    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
+    /// Number type of matrix multiplications: auto (the faster of bf16 and f32), bf16, f32, or f16 (GPU only) [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Machine")]
     pub dtype: Option<DTypeChoice>,
     #[command(flatten)]

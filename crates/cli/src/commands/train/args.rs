@@ -166,7 +166,7 @@ pub struct SettingsArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub quant: QuantArgs,
-    /// Type of matrix multiplications: auto (the faster), bf16, f32, or f16 on a GPU [default: auto]
+    /// Number type of matrix multiplications: auto (the faster of bf16 and f32), bf16, f32, or f16 (GPU only) [default: auto]
     #[arg(long, value_name = "TYPE", value_parser = DTypeChoice::from_str, help_heading = "Training")]
     pub dtype: Option<DTypeChoice>,
 
