@@ -347,6 +347,54 @@ fn listing(problems: &[String]) -> String {
     text
 }
 
+const FETCH_AGAIN: &str = "fetch config.json and the weights again, from one model";
+
+/// Returns the next step for a folder without safetensors that contains the file `other`.
+fn other_format_hint(other: &str) -> &'static str {
+    match other {
+        _ if other.ends_with(".gguf") => {
+            "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF"
+        }
+        "consolidated.safetensors" => {
+            "download the model's other files too, or convert Mistral's file once with transformers' \
+             `convert_mistral_weights_to_hf.py`"
+        }
+        _ if other.starts_with("global_step") => {
+            "run DeepSpeed's `zero_to_fp32.py` in the folder, which writes the whole weights"
+        }
+        _ if other.ends_with(".distcp") || other.starts_with("pytorch_model_fsdp") => {
+            "join the shards of FSDP first, with `accelerate merge-weights FOLDER OUTPUT`"
+        }
+        _ if other.starts_with("consolidated.") => {
+            "convert Meta's files once with transformers' `convert_llama_weights_to_hf.py`, or download the model \
+             in transformers' form"
+        }
+        _ => {
+            "convert the weights to safetensors once with \
+             transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        }
+    }
+}
+
+/// Returns the next step for weights with these problems.
+fn incomplete_hint(problems: &[String]) -> &'static str {
+    let has = |text: &str| problems.iter().any(|problem| problem.contains(text));
+    let starts = |text: &str| problems.iter().any(|problem| problem.starts_with(text));
+    match () {
+        () if has(EMPTY) => {
+            "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the \
+             checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise"
+        }
+        () if has(".lora_") => {
+            "merge the adapter first, with the program that saved it: the weights hold its matrices beside the base"
+        }
+        () if starts("`score.") || starts("`classifier.") => {
+            "use a language model: this one is a classifier or a reward model"
+        }
+        () => FETCH_AGAIN,
+    }
+}
+
 impl ModelError {
     /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
@@ -357,29 +405,7 @@ impl ModelError {
                 "danlu reads tensors from a pickle and runs nothing: fetch the file again, or take the model's safetensors"
             }
             Self::MissingOperation { .. } => "run it on the processor with `--device cpu`",
-            Self::NoWeights { other: Some(other), .. } if other.ends_with(".gguf") => {
-                "take the model that the GGUF file was made from, as safetensors: danlu reads no GGUF"
-            }
-            Self::NoWeights { other: Some(other), .. } if other == "consolidated.safetensors" => {
-                "download the model's other files too, or convert Mistral's file once with transformers' \
-                 `convert_mistral_weights_to_hf.py`"
-            }
-            Self::NoWeights { other: Some(other), .. } if other.starts_with("global_step") => {
-                "run DeepSpeed's `zero_to_fp32.py` in the folder, which writes the whole weights"
-            }
-            Self::NoWeights { other: Some(other), .. }
-                if other.ends_with(".distcp") || other.starts_with("pytorch_model_fsdp") =>
-            {
-                "join the shards of FSDP first, with `accelerate merge-weights FOLDER OUTPUT`"
-            }
-            Self::NoWeights { other: Some(other), .. } if other.starts_with("consolidated.") => {
-                "convert Meta's files once with transformers' `convert_llama_weights_to_hf.py`, or download the model \
-                 in transformers' form"
-            }
-            Self::NoWeights { other: Some(_), .. } => {
-                "convert the weights to safetensors once with \
-                 transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-            }
+            Self::NoWeights { other: Some(other), .. } => other_format_hint(other),
             Self::NoWeights { other: None, .. } => {
                 "name the folder that holds config.json and model.safetensors, as downloaded"
             }
@@ -392,26 +418,9 @@ impl ModelError {
             Self::Json { .. } => "correct the file, or fetch it again",
             Self::FileSize { .. } | Self::Header { .. } => "fetch the file again: it is damaged",
             Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
-            Self::Incomplete { problems, .. } if problems.iter().any(|problem| problem.contains(EMPTY)) => {
-                "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the \
-                 checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise"
-            }
-            Self::Incomplete { problems, .. }
-                if problems.iter().any(|problem| problem.contains(".lora_")) =>
-            {
-                "merge the adapter first, with the program that saved it: the weights hold its matrices beside the base"
-            }
-            Self::Incomplete { problems, .. }
-                if problems
-                    .iter()
-                    .any(|problem| problem.starts_with("`score.") || problem.starts_with("`classifier.")) =>
-            {
-                "use a language model: this one is a classifier or a reward model"
-            }
+            Self::Incomplete { problems, .. } => incomplete_hint(problems),
             Self::NoShard { .. } => "fetch the missing file, or the whole model again",
-            Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
-                "fetch config.json and the weights again, from one model"
-            }
+            Self::Shape { .. } | Self::NoTensor { .. } => FETCH_AGAIN,
             Self::OwnHead { .. } => {
                 "set `tie_word_embeddings` to false in config.json to use the head, or remove the head from the weights"
             }
