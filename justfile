@@ -29,6 +29,11 @@ test-gpu *args:
     DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda {{args}} -- --test-threads=1
     DANLU_REQUIRE_GPU=1 cargo test -p danlu-train --test gpu --test golden --test families --test embedded --test dora {{args}} -- --test-threads=1
 
+# Checks the memory accesses of the kernels on a GPU. A kernel is searched in every module, and `compute-sanitizer`
+# would report each module without the kernel as an error of the driver.
+sanitize-gpu tool="memcheck" *args="cuda::tests":
+    DANLU_REQUIRE_GPU=1 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="compute-sanitizer --tool {{tool}} --report-api-errors no" cargo test -p danlu-kernels --lib -- {{args}} --test-threads=1
+
 # Runs the kernels of compute capability 7.5 on a newer GPU, which compiles their PTX.
 test-gpu-75:
     python3 crates/kernels/cuda/build.py --ptx target/cuda/ptx75

@@ -198,6 +198,8 @@ fn a_gpu_that_is_not_there_is_planned_by_its_memory() {
     assert_eq!((bytes(&gpu, "tokenizer"), bytes(&gpu, "program")), (0, 0));
     let text = scene.ok("plan --base base --device cuda --device-memory 15GiB").out;
     assert!(text.contains("on the GPU") && !text.contains("tokenizer "), "{text}");
+    assert!(text.contains("\nhost memory "), "{text}");
+    assert!(bytes(&gpu, "host") > bytes(&host, "program") && bytes(&host, "host") == 0);
 }
 
 #[test]
