@@ -61,9 +61,10 @@ bench:
     cargo bench -p danlu-kernels
 
 # Runs a fuzz target from its seeds: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
-fuzz target seconds="180":
+# The targets are safe Rust, so there is no sanitizer. `just fuzz data_reader 180 address` adds AddressSanitizer.
+fuzz target seconds="180" sanitizer="none":
     mkdir -p fuzz/corpus/{{target}} fuzz/seeds/{{target}}
-    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --features {{target}} {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer {{sanitizer}} --features {{target}} {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
 
 # Runs the scalar kernels in Miri, which detects undefined behaviour. Needs `rustup +nightly component add miri`.
 miri *args:
