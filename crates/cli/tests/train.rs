@@ -229,6 +229,28 @@ fn a_base_that_changes_under_a_run_ends_it_with_whole_checkpoints() {
 }
 
 #[test]
+fn a_tokenizer_that_changes_under_a_run_is_named() {
+    let scene = Scene::new();
+    let path = scene.path("base/tokenizer.json");
+    let original = scene.read("base/tokenizer.json");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, &original).unwrap();
+    let flags = "--save-steps 2 --logging-steps 1 --lora-r 2 --num-train-epochs 6";
+    let mut child = scene.start(&format!("train --base base --data data.json --output out {flags}"));
+    wait_for_step(&mut child, 3);
+    std::fs::write(&path, "{}").unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    let error = "error: cannot go on with `base/tokenizer.json`: the file changed during the run; it had ";
+    assert!(ran.err.contains(error), "{}", ran.err);
+    // No folder has the new file.
+    for folder in std::fs::read_dir(scene.path("out")).unwrap().flatten() {
+        let copy = folder.path().join("tokenizer.json");
+        assert!(!copy.exists() || std::fs::read(&copy).unwrap() == original, "{}", copy.display());
+    }
+}
+
+#[test]
 fn a_base_that_is_shortened_under_a_run_is_named() {
     let scene = Scene::new();
     let weights = own_weights(&scene);

@@ -59,9 +59,14 @@ impl SidecarFile {
     }
 }
 
+/// Returns the names of the files that define a tokenizer and its chat template.
+pub fn tokenizer_names() -> impl Iterator<Item = &'static str> {
+    TOKENIZER.iter().copied().chain([TEMPLATE])
+}
+
 /// Returns the names of all sidecar files.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    TOKENIZER.iter().copied().chain([TEMPLATE, GENERATION]).chain(VISION)
+    tokenizer_names().chain([GENERATION]).chain(VISION)
 }
 
 /// Returns the files to copy. [`Tokenizer::read_with`] reads the same tokenizer and template, so the merged

@@ -10,6 +10,14 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot read `{}`: it contains no records", "无法读取 `{}`：里面没有记录"),
     ("cannot read `{}`: every record is invalid; the first: {}", "无法读取 `{}`：所有记录都有错；第一处：{}"),
     ("cannot read `{}`: {}", "无法读取 `{}`：{}"),
+    (
+        "cannot go on with `{}`: the file changed during the run; it had {} bytes and has {}",
+        "无法继续使用 `{}`：文件在训练期间变了；原来 {} 字节，现在 {} 字节",
+    ),
+    (
+        "cannot go on with `{}`: its content changed during the run; the sampled hash was {} and is {}",
+        "无法继续使用 `{}`：内容在训练期间变了；抽样哈希原来是 {}，现在是 {}",
+    ),
     ("cannot load `{}`: it does not exist", "无法加载 `{}`：不存在"),
     ("it contains no tensors", "里面没有张量"),
     ("cannot load `{}`: {}", "无法加载 `{}`：{}"),
