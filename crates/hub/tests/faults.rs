@@ -212,6 +212,43 @@ fn a_stalled_server_is_given_up() {
     assert_whole(&scene);
 }
 
+/// One server sends nothing, the other one byte of its headers after the other.
+#[test]
+fn a_server_without_complete_headers_is_given_up_after_three_attempts() {
+    for drips in [false, true] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (send, connections) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if send.send(()).is_err() {
+                    return;
+                }
+                std::thread::spawn(move || {
+                    let mut stream = stream;
+                    for byte in b"HTTP/1.1 200 OK\r\nx: ".iter().chain(std::iter::repeat(&b'y')) {
+                        std::thread::sleep(Duration::from_millis(20));
+                        if drips && std::io::Write::write_all(&mut stream, &[*byte]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let scene = Scene::new();
+        let settings = danlu_hub::HubSettings { endpoint: endpoint.parse().unwrap(), ..scene.settings(None) };
+        let policy = danlu_hub::RetryPolicy {
+            pause: Duration::from_millis(5),
+            stall: Duration::from_millis(300),
+            ..danlu_hub::RetryPolicy::default()
+        };
+        let hub = danlu_hub::Hub::with_retry_policy(settings, policy);
+        let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
+        assert!(error.to_string().ends_with(": no response"), "{error}");
+        assert_eq!(connections.try_iter().count(), 3);
+    }
+}
+
 #[test]
 fn an_account_never_contains_the_token() {
     let scene = Scene::new();

@@ -7,6 +7,9 @@ use ureq::{Agent, Timeout};
 use crate::HubError;
 use crate::http::network_env::proxy_variable;
 
+/// Reason of an error if the server did not respond in time.
+pub(super) const NO_RESPONSE: &str = "no response";
+
 /// Returns the error for a request without a response.
 pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
     let (is_lost, reason) = (is_lost(error), reason(error));
@@ -35,7 +38,7 @@ fn reason(error: &ureq::Error) -> String {
     match error {
         error if is_nowhere(error) => "the host is unknown, or there is no network".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "no response".to_owned(),
+        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => NO_RESPONSE.to_owned(),
         ureq::Error::ConnectProxyFailed(said) => said.clone(),
         error => error.to_string(),
     }

@@ -37,6 +37,10 @@ const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 /// Time limit for each read of a request with `is_slow`, in multiples of [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
+/// Maximum number of attempts if a server accepts a request and sends no complete headers. Each attempt takes
+/// as long as [`RetryPolicy::stall`], during which the user sees nothing.
+const MAX_SILENT_ATTEMPTS: u32 = 3;
+
 /// Limits for retries and waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -135,7 +139,7 @@ impl Http {
             .max_redirects_will_error(false)
             .user_agent(concat!("danlu/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(retry_policy.stall))
-            .timeout_recv_response(Some(2 * retry_policy.stall))
+            .timeout_recv_response(Some(retry_policy.stall))
             .timeout_per_read(Some(retry_policy.stall))
             .timeout_per_write(Some(retry_policy.stall))
             .timeout_global(self.time)
@@ -177,11 +181,14 @@ impl Http {
                     None => return outcome,
                 },
                 // A missing network is reported after fewer attempts than a lost connection.
-                Err(HubError::Connect { is_lost, reason, .. }) => (
-                    reason.clone(),
-                    pause,
-                    if *is_lost { self.retry_policy.attempts } else { self.retry_policy.attempts.min(2) },
-                ),
+                Err(HubError::Connect { is_lost, reason, .. }) => {
+                    let most = match (*is_lost, &**reason) {
+                        (false, _) => 2,
+                        (true, connect_error::NO_RESPONSE) => MAX_SILENT_ATTEMPTS,
+                        (true, _) => u32::MAX,
+                    };
+                    (reason.clone(), pause, self.retry_policy.attempts.min(most))
+                }
                 Err(_) => return outcome,
             };
             if wait > self.retry_policy.max_wait {
