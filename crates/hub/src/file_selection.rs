@@ -70,7 +70,9 @@ struct Index {
 pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, HubError> {
     let known: BTreeSet<&str> =
         sidecar_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
-    let (there, absent): Settings = known.into_iter().partition(|path| listing.files.contains_key(*path));
+    let (there, mut absent): Settings = known.into_iter().partition(|path| listing.files.contains_key(*path));
+    // Python's cache notes only the absence of files that a loader requests by name.
+    absent.retain(|path| !path.contains('/'));
     for &path in &there {
         let (size, most) = (listing.files[path].size, longest(path));
         if size > most {

@@ -61,7 +61,7 @@ impl SidecarFile {
 
 /// Returns the names of the files that define a tokenizer and its chat template.
 pub fn tokenizer_names() -> impl Iterator<Item = &'static str> {
-    TOKENIZER.iter().copied().chain([TEMPLATE])
+    TOKENIZER.iter().copied().chain([TEMPLATE, TOOL_TEMPLATE])
 }
 
 /// Returns the names of all sidecar files.
