@@ -168,7 +168,8 @@ impl Columns {
             set.iter().all(|(theirs, _, required)| !required || key_of(theirs).is_some())
         };
         let Some(set) = ALIASES.iter().find(has) else {
-            let mut lists = record.iter().filter(|(_, value)| is_conversation(value));
+            let is_whole = |key: &str| !["prompt", "chosen", "rejected"].contains(&key);
+            let mut lists = record.iter().filter(|(key, value)| is_whole(key) && is_conversation(value));
             let (only, None) = (lists.next()?, lists.next()) else { return None };
             return Some(Self { pairs: vec![("messages", only.0.clone())] });
         };
@@ -251,6 +252,7 @@ mod tests {
         let turns = r#"[{"role": "user", "content": "a"}]"#;
         assert_eq!(alias(&format!(r#"{{"id": 1, "chat_log": {turns}}}"#)).unwrap(), "messages=chat_log");
         assert_eq!(alias(&format!(r#"{{"a": {turns}, "b": {turns}}}"#)), None);
+        assert_eq!(alias(&format!(r#"{{"prompt": {turns}}}"#)), None);
         assert_eq!(alias(r#"{"turns": [{"human": "a", "assistant": "b"}]}"#).unwrap(), "messages=turns");
         assert_eq!(
             alias(r#"{"Question": "a", "ANSWER": "b"}"#).unwrap(),
