@@ -3,16 +3,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef, rng};
+use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef};
 use danlu_model::{LoraSource, ModelConfig, OutputFactors, Projection, Weights};
 
+#[cfg(doc)]
+use crate::InitLoraWeights;
 use crate::base_changes::{BaseChanges, BaseScope};
 use crate::config::TargetModules;
 use crate::dora::DoraFactors;
 use crate::{AdapterError, AdapterNote, LoraConfig, targets};
-
-/// Key of the random stream for initial values: `lora_A` in ASCII.
-const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
 
 /// One adapted projection, with the offsets of its matrices in [`Adapter::params`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,6 +109,10 @@ pub struct Adapter {
     pub(crate) factors: Option<DoraFactors>,
     /// Whether DoRA's magnitudes still have to be set to the norms of the base.
     pub(crate) needs_magnitudes: bool,
+    /// Whether `A` and `B` still have to be computed from the base.
+    pub(crate) needs_base_values: bool,
+    /// Whether the second half of each rank is the negative start of the first half, and frozen.
+    freezes_start: bool,
     /// `target_modules` as it is written to the adapter's file.
     pub(crate) saved_targets: TargetModules,
     /// Whether the base also has a vision tower. The tensor names in files then contain `language_model`.
@@ -117,8 +120,9 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Returns an untrained adapter. The adapter has no effect, because `B` is zero. `A` is uniform in
-    /// `(-1/sqrt(IN), 1/sqrt(IN))`, which is PEFT's Kaiming initialisation with `a = sqrt(5)`.
+    /// Returns an untrained adapter, which has no effect. The method [`InitLoraWeights`] of the configuration
+    /// determines `A` and `B`. A method that depends on the base, and the magnitudes of DoRA, are completed
+    /// by the first call of [`Adapter::prepare`].
     ///
     /// Each value depends only on `seed`, layer, projection and index. An additional target does not change
     /// the values of the other targets.
@@ -131,19 +135,34 @@ impl Adapter {
         seed: u64,
         backend: &dyn Backend,
     ) -> Result<Self, AdapterError> {
+        let method = config.init_lora_weights;
+        let config = config.converted();
         let modules = targets::resolve(&config, model)?;
         let mut adapter = Self::zeroed(config, modules, model, backend, None);
-        let mut values = Vec::new();
-        for module in &adapter.modules {
-            let key = rng::key(&[seed, INIT_STREAM, module.layer as u64, module.projection.index() as u64]);
-            let bound = 1.0 / (module.d_in as f32).sqrt();
-            let elements = 0..(module.rank * module.d_in) as u64;
-            values.clear();
-            values.extend(elements.map(|i| (2.0 * rng::uniform(key, i) - 1.0) * bound));
-            backend.write(&mut adapter.params, module.a, &values);
-        }
+        adapter.write_initial_values(method, seed, backend)?;
+        adapter.needs_base_values = method.changes_base();
+        adapter.freezes_start = method.changes_base();
         adapter.needs_magnitudes = adapter.config.use_dora;
         Ok(adapter)
+    }
+
+    /// Returns the adapter with another configuration, so that a run can continue from it. The modules must stay
+    /// the same.
+    ///
+    /// # Errors
+    /// If the configuration does not fit the model, or selects other modules.
+    pub fn with_config(self, config: LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
+        let modules = targets::resolve(&config, model)?;
+        if let Some((own, _)) = self.modules.iter().zip(&modules).find(|(own, other)| own != other) {
+            return Err(AdapterError::OtherModule { module: own.path() });
+        }
+        if modules.len() != self.modules.len() {
+            let longer = if modules.len() > self.modules.len() { &modules } else { &self.modules };
+            let module = longer[modules.len().min(self.modules.len())].path();
+            return Err(AdapterError::OtherModule { module });
+        }
+        let saved_targets = config.targets_of_model(model);
+        Ok(Self { config, saved_targets, source: None, notes: Vec::new(), ..self })
     }
 
     /// Takes the parameters of an adapter with the same modules.
@@ -153,8 +172,23 @@ impl Adapter {
     pub fn replace_params(&mut self, trained: Self) {
         assert!(trained.modules == self.modules, "the modules of both adapters are equal");
         self.params = trained.params;
-        // These parameters include DoRA's magnitudes.
-        self.needs_magnitudes = false;
+        // These parameters include DoRA's magnitudes and values computed from the base.
+        (self.needs_base_values, self.needs_magnitudes) = (false, false);
+    }
+
+    /// Returns a factor of 0 for each frozen parameter and of 1 for each trained parameter. Returns `None` if
+    /// all parameters are trained.
+    pub fn trained_mask(&self) -> Option<Vec<f32>> {
+        if !self.freezes_start {
+            return None;
+        }
+        let mut mask = vec![1.0; self.num_parameters()];
+        for &Module { rank, d_in, d_out, a, b, .. } in &self.modules {
+            let half = rank / 2;
+            mask[a + half * d_in..a + rank * d_in].fill(0.0);
+            mask[b..][..d_out * rank].chunks_exact_mut(rank).for_each(|row| row[half..].fill(0.0));
+        }
+        Some(mask)
     }
 
     pub(crate) fn zeroed(
@@ -181,6 +215,8 @@ impl Adapter {
             changes: None,
             factors: None,
             needs_magnitudes: false,
+            needs_base_values: false,
+            freezes_start: false,
             saved_targets,
             is_nested: model.is_nested,
         }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use danlu_model::{ModelConfig, Projection, files, json_words};
 use serde_json::{Map, Value, json};
 
-use crate::{AdapterError, mlx};
+use crate::{AdapterError, InitLoraWeights, mlx};
 
 /// Name of the configuration file in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -47,7 +47,7 @@ pub struct LoraConfig {
     pub target_modules: TargetModules,
     /// Modules that are not adapted, even if `target_modules` matches them.
     pub exclude_modules: Option<TargetModules>,
-    /// Numbers of the adapted layers, or `None` for all layers. Requires a list of targets.
+    /// Numbers of the adapted layers, or `None` for all layers. The targets must not be a regular expression.
     pub layers_to_transform: Option<Vec<i64>>,
     /// Names of the module list that contains the layers, such as `layers`. If empty, any name is accepted.
     pub layers_pattern: Vec<String>,
@@ -66,6 +66,8 @@ pub struct LoraConfig {
     /// Whether an embedding table in `modules_to_save` also replaces the output head, if the base uses one
     /// table for both.
     pub ensure_weight_tying: bool,
+    /// Method that set the initial values. A loaded adapter does not depend on it.
+    pub init_lora_weights: InitLoraWeights,
 }
 
 /// A selection of modules, in one of PEFT's three notations.
@@ -126,6 +128,7 @@ impl LoraConfig {
             modules_to_save: Vec::new(),
             trainable_token_indices: Vec::new(),
             ensure_weight_tying: false,
+            init_lora_weights: InitLoraWeights::Default,
         }
     }
 
@@ -181,6 +184,11 @@ impl LoraConfig {
             modules_to_save: keys.strings("modules_to_save")?,
             trainable_token_indices: keys.tokens("trainable_token_indices")?,
             ensure_weight_tying: keys.flag("ensure_weight_tying")?,
+            init_lora_weights: match map.get("init_lora_weights").and_then(Value::as_str) {
+                Some("gaussian") => InitLoraWeights::Gaussian,
+                Some("orthogonal") => InitLoraWeights::Orthogonal,
+                _ => InitLoraWeights::Default,
+            },
         };
         config.validate()?;
         Ok(config)
@@ -191,7 +199,7 @@ impl LoraConfig {
     ///
     /// # Errors
     /// If a rank, an alpha or the dropout is out of range, or if a list of targets is empty. Also returns an
-    /// error for `layers_to_transform` without a list of targets, and for `layers_pattern` without
+    /// error for `layers_to_transform` beside a regular expression, and for `layers_pattern` without
     /// `layers_to_transform`.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let ranks = self.rank_pattern.iter().map(|(k, r)| (format!("rank_pattern.{k}"), *r));
@@ -219,8 +227,8 @@ impl LoraConfig {
             if names.is_empty() {
                 return Err(value("target_modules".to_owned(), "[]", "at least one module name".to_owned()));
             }
-        } else if self.layers_to_transform.is_some() {
-            let expected = "null beside a regular expression or `all-linear`, as in PEFT".to_owned();
+        } else if self.layers_to_transform.is_some() && self.target_modules != TargetModules::AllLinear {
+            let expected = "null beside a regular expression, as in PEFT".to_owned();
             return Err(value("layers_to_transform".to_owned(), "set", expected));
         }
         if !self.layers_pattern.is_empty() && self.layers_to_transform.is_none() {
@@ -246,6 +254,10 @@ impl LoraConfig {
             if self.modules_to_save.is_empty() { Value::Null } else { json!(self.modules_to_save) };
         let tokens: Map<_, _> =
             self.trainable_token_indices.iter().map(|(name, ids)| (name.clone(), json!(ids))).collect();
+        let init_lora_weights = match self.init_lora_weights {
+            InitLoraWeights::Default => json!(true),
+            method => json!(method.name()),
+        };
         let entries = [
             ("alpha_pattern", (!alphas.is_empty()).then_some(Value::Object(alphas))),
             ("base_model_name_or_path", Some(json!(self.base_model_name_or_path))),
@@ -254,7 +266,7 @@ impl LoraConfig {
             ("exclude_modules", self.exclude_modules.as_ref().map(TargetModules::to_value)),
             ("fan_in_fan_out", Some(json!(false))),
             ("inference_mode", Some(json!(true))),
-            ("init_lora_weights", Some(json!(true))),
+            ("init_lora_weights", Some(init_lora_weights)),
             ("layers_pattern", layers_pattern),
             ("layers_to_transform", self.layers_to_transform.as_ref().map(|layers| json!(layers))),
             ("lora_alpha", Some(integral(self.lora_alpha))),

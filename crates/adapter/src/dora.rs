@@ -10,11 +10,11 @@
 
 use std::thread;
 
-use danlu_kernels::{Buffer, Element, FamilyOperation, Matrix};
+use danlu_kernels::{Buffer, Element, FamilyOperation, Matrix, MatrixStorage};
 use danlu_model::{Decoder, LoraSource as _, ModelError};
 
 use crate::merge_rows::{Delta, add_delta};
-use crate::{Adapter, AdapterError, Module};
+use crate::{Adapter, AdapterError, InitLoraWeights, Module};
 
 /// Number of elements in a block of rows: 512 KB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 17;
@@ -38,19 +38,36 @@ fn norm(row: &[f32]) -> f64 {
 }
 
 impl Adapter {
-    /// Computes the factors of a DoRA adapter on its base with `threads` threads. An adapter without DoRA
-    /// needs no preparation.
+    /// Computes the factors of a DoRA adapter on its base with `threads` threads. Computes the initial values
+    /// that depend on the base. Any other adapter needs no preparation.
     ///
     /// Training calls this function in every step, because the norms change with `A` and `B`. The first call
     /// for an untrained adapter sets the magnitudes to the norms, so that the adapter has no effect.
     ///
     /// # Errors
-    /// If the back end cannot scale outputs, or if a factor is not finite.
+    /// If the back end cannot scale outputs, or if a factor is not finite. Also returns an error if initial
+    /// values depend on weights that are on a device, because the host computes these values.
     pub fn prepare(&mut self, decoder: &Decoder, threads: usize) -> Result<(), AdapterError> {
-        if !self.config.use_dora {
+        if !self.config.use_dora && !self.needs_base_values {
             return Ok(());
         }
         let backend = &**decoder.backend();
+        let is_on_device = backend.computes()
+            && self.modules().first().is_some_and(|module| {
+                let weight = decoder.projection(module.layer, module.projection);
+                matches!(weight.storage(), MatrixStorage::Opaque(_))
+            });
+        if self.needs_base_values && is_on_device {
+            let method = InitLoraWeights::Olora.name();
+            return Err(AdapterError::WeightsOnDevice { method, backend: backend.name() });
+        }
+        if self.needs_base_values && backend.computes() {
+            self.write_olora_values(decoder);
+            self.needs_base_values = false;
+        }
+        if !self.config.use_dora {
+            return Ok(());
+        }
         if !backend.supports(FamilyOperation::ColumnScale) {
             let (family, backend) = ("dora".to_owned(), backend.name());
             let operation = FamilyOperation::ColumnScale;

@@ -44,6 +44,24 @@ pub enum AdapterError {
         message: String,
     },
 
+    /// A module that the settings of a run and an adapter define differently.
+    #[error("cannot continue from the adapter: the settings of the run differ from it at `{module}`")]
+    OtherModule {
+        /// Path of the module.
+        module: String,
+    },
+
+    /// Initial values that the host computes from weights, and weights that are on a device.
+    #[error(
+        "cannot compute the initial values of `{method}` on {backend}: they need the weights in host memory"
+    )]
+    WeightsOnDevice {
+        /// Name of the method in PEFT.
+        method: &'static str,
+        /// Name of the back end.
+        backend: String,
+    },
+
     /// A setting with an invalid value.
     #[error("`{key}` is {found}, expected {expected}")]
     Value {
@@ -348,6 +366,8 @@ impl AdapterError {
                 "write the end of a module's path, such as `v_proj` or `layers.3.mlp.up_proj`"
             }
             Self::RankTooLarge { .. } => "choose a rank from 8 to 64",
+            Self::OtherModule { .. } => "omit the settings of the adapter's modules",
+            Self::WeightsOnDevice { .. } => "train on the processor with `--device cpu`",
             Self::EmptyTensor { .. } => {
                 "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the \
                  checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise"

@@ -218,7 +218,10 @@ impl<'a> TargetFilter<'a> {
         match (chosen.is_empty() && tables.is_empty(), unused.first()) {
             (false, _) => Ok(Chosen { projections: chosen, tables, unused }),
             (true, Some(target)) if removed == 0 => Err(no_such_target(target, model)),
-            (true, _) => Err(AdapterError::NothingTargeted { removed }),
+            (true, _) => Err(match self.layers.missing(model).next() {
+                Some(layer) => AdapterError::NoSuchLayer { layer, layers: model.num_hidden_layers },
+                None => AdapterError::NothingTargeted { removed },
+            }),
         }
     }
 }

@@ -22,6 +22,12 @@ use crate::peer_config::{Tool, Translation};
 use crate::peer_flags::{self, PeerFlag};
 use crate::terminal_text;
 
+/// Flags whose value in a file may be a list. The flag separates the items by commas.
+const LISTS: [&str; 3] = ["target-modules", "exclude-modules", "layers-to-transform"];
+
+/// Flags whose value in a file may be a table.
+const TABLES: [&str; 2] = ["rank-pattern", "alpha-pattern"];
+
 /// Largest configuration file that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -282,7 +288,8 @@ fn json_arguments(flag: &str, value: &Value) -> Option<Vec<String>> {
         Value::Array(items) if flag == "data" => {
             items.iter().map(|item| Some(format!("--{flag}={}", scalar(item)?))).collect()
         }
-        Value::Array(items) if flag == "target-modules" => {
+        Value::Object(_) if TABLES.contains(&flag) => Some(vec![format!("--{flag}={value}")]),
+        Value::Array(items) if LISTS.contains(&flag) => {
             let names = items.iter().map(scalar).collect::<Option<Vec<_>>>()?;
             Some(vec![format!("--{flag}={}", names.join(","))])
         }
@@ -319,7 +326,16 @@ fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static st
         // and `resume = false` becomes nothing.
         DeValue::Boolean(false) if flag == "resume" => vec![],
         DeValue::Boolean(true) if flag == "resume" => vec!["--resume".to_owned()],
-        DeValue::Array(items) if flag == "target-modules" => {
+        DeValue::Table(table) if TABLES.contains(&flag) => {
+            let mut object = Map::new();
+            for (key, value) in table {
+                let number = scalar(value.get_ref())?.parse();
+                let number = number.map_err(|_| "a table with a value that is no number")?;
+                object.insert(key.get_ref().to_string(), Value::Number(number));
+            }
+            vec![format!("--{flag}={}", Value::Object(object))]
+        }
+        DeValue::Array(items) if LISTS.contains(&flag) => {
             let names: Result<Vec<_>, _> = items.iter().map(|item| scalar(item.get_ref())).collect();
             vec![format!("--{flag}={}", names?.join(","))]
         }
@@ -364,6 +380,8 @@ mod tests {
             .arg(Arg::new("lora_r").long("lora-r").value_parser(clap::value_parser!(u32)))
             .arg(Arg::new("learning_rate").long("learning-rate").value_parser(clap::value_parser!(f64)))
             .arg(Arg::new("target_modules").long("target-modules"))
+            .arg(Arg::new("layers_to_transform").long("layers-to-transform"))
+            .arg(Arg::new("rank_pattern").long("rank-pattern"))
             .arg(Arg::new("data").long("data").action(ArgAction::Append))
             .arg(Arg::new("dtype").long("dtype").value_parser(["f32", "bf16"]))
             .arg(Arg::new("config").long("config"))
@@ -387,6 +405,15 @@ mod tests {
         assert_eq!(file.values("data"), ["a", "b"]);
         assert_eq!((file.values("lora"), file.folder()), (vec![], Path::new(".")));
         assert_eq!(file.without(|flag| flag != "lora-r").args(), ["--lora-r=16"]);
+    }
+
+    #[test]
+    fn lists_and_tables_become_one_argument() {
+        let file = parse("layers_to_transform = [0, 3]\nrank_pattern = { v_proj = 4, \"a.b\" = 2 }").unwrap();
+        assert_eq!(file.values("layers-to-transform"), ["0,3"]);
+        assert_eq!(file.values("rank-pattern"), [r#"{"v_proj":4,"a.b":2}"#]);
+        assert!(parse("rank_pattern = { v_proj = \"x\" }").unwrap_err().contains("that is no number"));
+        assert!(parse("rank_pattern = { v_proj = [1] }").unwrap_err().contains("is a list"));
     }
 
     #[test]

@@ -212,6 +212,38 @@ const TEXTS: &[(&str, &str)] = &[
         "Train a magnitude for each output as well (DoRA); the dropout is then 0",
         "同时训练每个输出的幅度（DoRA）；此时 dropout 为 0",
     ),
+    (
+        "Adapter to continue from: a folder or a Hub name; its rank and modules are used",
+        "从这个适配器接着训练：文件夹或 Hub 名字；沿用它的秩与模块",
+    ),
+    (
+        "Projections without an adapter: names separated by commas, or a regular expression",
+        "不加适配器的投影：逗号分隔的名字，或正则表达式",
+    ),
+    (
+        "Layers with an adapter, such as 0,1 or 8-15 [default: all]",
+        "加适配器的层，如 0,1 或 8-15 [默认：全部]",
+    ),
+    (
+        "Ranks of some modules by the end of their path, such as q_proj=16,mlp.up_proj=4; JSON for other patterns",
+        "单独指定某些模块的秩，写路径的末尾，如 q_proj=16,mlp.up_proj=4；其他写法用 JSON",
+    ),
+    (
+        "Alphas of some modules, written like --rank-pattern",
+        "单独指定某些模块的 alpha，写法同 --rank-pattern",
+    ),
+    (
+        "Start values: default, gaussian, orthogonal, or olora, which starts from the base's weights and has twice the rank in the file [default: default]",
+        "初始值：default、gaussian、orthogonal 或 olora；olora 从基座权重出发，文件中的秩是两倍 [默认：default]",
+    ),
+    (
+        "Ratio of the learning rate of B to that of A, such as 16 (LoRA+) [default: 1]",
+        "B 的学习率是 A 的多少倍，如 16（LoRA+） [默认：1]",
+    ),
+    (
+        "Noise on the embeddings against overfitting, such as 5 (NEFTune) [default: none]",
+        "给词嵌入加噪声以减轻过拟合，如 5（NEFTune） [默认：无]",
+    ),
     ("Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)", "改按 alpha / sqrt(秩) 缩放（rsLoRA）"),
     (
         "Languages of the model card (README.md): zh, en or both [default: the language of the terminal]",

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use danlu_hub::{FetchScope, Hub, HubError, HubSettings, RepoName};
 use danlu_loader::{
-    CheckDepth, DataRef, HubSource, LoadError, Loader, ModelDirs, ModelFiles, ModelRef, Notice, Progress,
-    TokenCheck, check_base, check_explicit, explicit_name,
+    AdapterFiles, CheckDepth, DataRef, FolderKind, HubSource, LoadError, Loader, ModelDirs, ModelFiles,
+    ModelRef, Notice, Progress, TokenCheck, check_base, check_explicit, explicit_name,
 };
 
 use crate::commands::hub::{pauses, pull};
@@ -101,6 +101,22 @@ impl<'a> ModelLoader<'a> {
         self.is_explicit.set(explicit_name(path).is_some());
         let path = &*embedded_base::resolve(path)?;
         self.run(|loader, notices| loader.base_folder(path, scope, notices))
+    }
+
+    /// Resolves the adapter `path` to a folder, and reads its configuration.
+    ///
+    /// # Errors
+    /// If there is no adapter, or its configuration is invalid.
+    pub fn adapter_files(&self, path: &Path) -> Result<AdapterFiles> {
+        self.is_explicit.set(explicit_name(path).is_some());
+        let reference = ModelRef::parse(path);
+        self.run(|loader, notices| {
+            let folder = loader.resolve(&reference, FetchScope::Full, notices)?;
+            match FolderKind::of(&folder) {
+                FolderKind::Adapter => AdapterFiles::open(&folder),
+                _ => Err(LoadError::no_model(&folder)),
+            }
+        })
     }
 
     /// Resolves a model and opens its files. Warns if the base differs from the base that the adapter was

@@ -417,15 +417,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         grads: Option<HeadGrads<'_>>,
     );
 
-    /// Computes one AdamW update of the first `len` parameters, as `torch.optim.AdamW` does: the decoupled
-    /// decay comes first. Source: Loshchilov and Hutter, 2019, algorithm 2.
+    /// Computes one AdamW update of the parameters `range`, as `torch.optim.AdamW` does: the decoupled decay
+    /// comes first. Source: Loshchilov and Hutter, 2019, algorithm 2.
     fn adamw(
         &self,
         params: &mut Buffer,
         grads: &Buffer,
         m: &mut Buffer,
         v: &mut Buffer,
-        len: usize,
+        range: Range<usize>,
         step: AdamW,
     );
 

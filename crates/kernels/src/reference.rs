@@ -246,11 +246,11 @@ impl Backend for Reference {
         grads: &Buffer,
         m: &mut Buffer,
         v: &mut Buffer,
-        len: usize,
+        range: Range<usize>,
         step: AdamW,
     ) {
-        let (params, grads) = (&mut params.host_slice_mut()[..len], &grads.host_slice()[..len]);
-        adamw::step(params, grads, &mut m.host_slice_mut()[..len], &mut v.host_slice_mut()[..len], step);
+        let [params, m, v] = [params, m, v].map(|buffer| &mut buffer.host_slice_mut()[range.clone()]);
+        adamw::step(params, &grads.host_slice()[range], m, v, step);
     }
 
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {

@@ -91,16 +91,17 @@ impl Batch {
         batch
     }
 
-    /// Packs `sequences` in order for a model with the configuration `config`. If the model's rotary
-    /// frequencies depend on the length of a sequence, the sequences share no prefix.
+    /// Packs `sequences` in order for a model with the configuration `config`. The sequences share no prefix
+    /// if `unshared` is true, or if the model's rotary frequencies depend on the length of a sequence.
     ///
     /// # Panics
     /// The panics of [`Batch::new`].
     pub fn for_model<'a>(
         config: &ModelConfig,
+        unshared: bool,
         sequences: impl IntoIterator<Item = &'a LabeledSequence>,
     ) -> Self {
-        if !config.rope.depends_on_length() {
+        if !unshared && !config.rope.depends_on_length() {
             return Self::new(sequences);
         }
         let mut batch = Self::default();

@@ -329,6 +329,11 @@ impl ModelConfig {
         self.architecture.embedding_scale / self.architecture.residual_scale
     }
 
+    /// Returns the factor of [`EmbeddingNoise`](crate::EmbeddingNoise) in the residual stream.
+    pub(crate) fn stream_noise_scale(&self) -> f32 {
+        self.architecture.noise_scale / self.architecture.residual_scale
+    }
+
     /// Returns the rotary embedding of a layer, or `None` if the layer has none.
     pub fn layer_rope(&self, layer: usize) -> Option<&Rope> {
         match self.architecture.layer(layer).rope {

@@ -230,7 +230,7 @@ fn lora_rows<'a>(inputs: &[SlotInput<'a>]) -> Vec<LoraRows<'a>> {
             Some(last) if last.rows.end == rows.start && std::ptr::addr_eq(last.source, source) => {
                 last.rows.end = rows.end;
             }
-            _ => found.push(LoraRows { rows, source, dropout: None }),
+            _ => found.push(LoraRows { rows, source, dropout: None, noise: None }),
         }
     }
     found

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use danlu_kernels::{
     AttentionDims, AttentionOperands, Backend, Buffer, Element, GatedOperands, HeadOperands, Indices,
-    LoraPair, LoraSegment, Matrix, PassSize, ProjectGroup, RopeOperands, Trace,
+    LoraPair, LoraSegment, Matrix, PassSize, ProjectGroup, RopeOperands, Segment, Trace,
 };
 
 #[cfg(doc)]
@@ -439,6 +439,9 @@ impl Decoder {
         let (be, c) = (&*self.backend, self.config.hidden_size);
         let scale = self.config.stream_embedding_scale();
         be.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, &pass.indices.ids, scale);
+        if pass.rows.lora.iter().any(|lora| lora.noise.is_some()) {
+            self.add_noise(work, pass);
+        }
         for layer in 0..self.layers.len() {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
@@ -474,6 +477,27 @@ impl Decoder {
                 mem::swap(&mut work.layers[0].inp, &mut work.hidden);
             }
         }
+    }
+
+    /// Adds NEFTune's noise to the embeddings. The host draws the noise, so every back end gets the same
+    /// noise.
+    fn add_noise(&self, work: &mut Workspace, pass: &ForwardPass<'_>) {
+        let (be, c) = (&*self.backend, self.config.hidden_size);
+        let (len, scale) = (pass.rows.n * c, self.config.stream_noise_scale());
+        work.noise.reserve(be, pass.rows.n, c, Element::Residual);
+        if be.computes() {
+            let mut values = vec![0.0; len];
+            for LoraRows { rows, noise, .. } in &pass.rows.lora {
+                let Some(noise) = noise else { continue };
+                let is_own = |segment: &&Segment| rows.contains(&segment.q_start);
+                for &Segment { q_start, q_len, kv_len, .. } in pass.segments.iter().filter(is_own) {
+                    let first = (q_start - rows.start) * c;
+                    noise.write(&mut values[q_start * c..][..q_len * c], first, (kv_len, c), scale);
+                }
+            }
+            be.write(work.noise.get_mut(), 0, &values);
+        }
+        be.add(work.layers[0].inp.get_mut(), work.noise.get(), len);
     }
 
     /// Runs the first half of a block, up to attention: reads `act.inp` and writes `act.attn`.
@@ -818,7 +842,7 @@ pub(crate) fn lora_segments<'a>(
     group: &[Projection],
     rows: &'a PassRows<'_>,
 ) -> Vec<LoraSegment<'a>> {
-    let segment = |LoraRows { rows, source, dropout }: &'a LoraRows<'_>| {
+    let segment = |LoraRows { rows, source, dropout, .. }: &'a LoraRows<'_>| {
         let pair = |&projection: &Projection| {
             let dropout = dropout.map(|plan| plan.module(layer, projection));
             Some(LoraPair { lora: source.pair(layer, projection)?, dropout })

@@ -90,7 +90,7 @@ pub use json::read_json_object;
 pub use json_fault::{JsonFault, json_words};
 pub use known_templates::{KNOWN_TEMPLATES, KnownTemplate, known_template};
 pub use kv_cache::{KvCache, SlotId};
-pub use lora::{DropoutPlan, LoraRows, LoraSource, OutputFactors};
+pub use lora::{DropoutPlan, EmbeddingNoise, LoraRows, LoraSource, OutputFactors};
 pub use mapped_files::mapped_file_at;
 pub use packed_adapter::PackedAdapter;
 pub use prefix_sharing::{SharedPrefix, find_shared_prefixes};

@@ -72,12 +72,46 @@ pub struct LoraRows<'a> {
     pub source: &'a dyn LoraSource,
     /// Dropout of the adapter's input. Used only in training.
     pub dropout: Option<DropoutPlan>,
+    /// Noise of the embeddings. Used only in training.
+    pub noise: Option<EmbeddingNoise>,
 }
 
 impl<'a> LoraRows<'a> {
     /// Selects all `n` rows of a batch, without dropout.
     pub fn all(source: &'a dyn LoraSource, n: usize) -> Self {
-        Self { rows: 0..n, source, dropout: None }
+        Self { rows: 0..n, source, dropout: None, noise: None }
+    }
+}
+
+/// Noise that is added to the embeddings of one micro-batch. The noise of an element is uniform in
+/// `±alpha / sqrt(L · C)`, for a sequence of `L` tokens. Source: Jain et al., 2023,
+/// <https://arxiv.org/abs/2310.05914> (NEFTune).
+///
+/// transformers uses the length of the padded batch for `L`. danlu pads nothing and uses the length of each
+/// sequence, which is equal in a batch of one sequence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EmbeddingNoise {
+    /// Size of the noise.
+    pub alpha: f32,
+    /// Key of the random stream for one seed, step and micro-batch. The counter of an element is
+    /// `(row - rows.start) · C + column`.
+    pub key: u64,
+}
+
+impl EmbeddingNoise {
+    /// Writes the noise of some elements of a sequence with `length` tokens. `first` is the counter of the
+    /// first element. `scale` multiplies the noise.
+    pub(crate) fn write(
+        &self,
+        out: &mut [f32],
+        first: usize,
+        (length, hidden_size): (usize, usize),
+        scale: f32,
+    ) {
+        let bound = scale * self.alpha / ((length * hidden_size) as f32).sqrt();
+        for (value, counter) in out.iter_mut().zip(first as u64..) {
+            *value = (2.0 * rng::uniform(self.key, counter) - 1.0) * bound;
+        }
     }
 }
 

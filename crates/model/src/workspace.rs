@@ -41,6 +41,8 @@ pub struct Workspace {
     pub(crate) losses: GrowBuffer,
     /// Factor by which the gradient of each loss is multiplied, `(M)`.
     pub(crate) dloss: GrowBuffer,
+    /// Noise of the embeddings, `(N, C)`. Used only if training adds noise.
+    pub(crate) noise: GrowBuffer,
     pub(crate) scratch: LayerScratch,
     pub(crate) grads: Gradients,
     /// Every pass reuses these buffers, because CUDA graphs require addresses that do not change.

@@ -38,7 +38,7 @@ fn trained(
             batch.append(&Batch::new([sequence]));
             micro += 1;
             let dropout = dropout.then_some(DropoutPlan { probability: 0.3, key: micro });
-            lora.push(LoraRows { rows: start..batch.rows(), source: adapter, dropout });
+            lora.push(LoraRows { rows: start..batch.rows(), source: adapter, dropout, noise: None });
         }
         losses.extend(decoder.losses_and_gradients(&mut work, &batch, &lora, 0.5, &mut grads).unwrap());
     }

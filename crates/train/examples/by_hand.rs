@@ -117,7 +117,7 @@ impl Optimizer {
         // Sequences are concatenated without padding. Attention never crosses the border between two
         // sequences.
         let batch = Batch::new(sequences);
-        let lora = [LoraRows { rows: 0..batch.rows(), source: &*adapter, dropout: None }];
+        let lora = [LoraRows::all(&*adapter, batch.rows())];
 
         // The loss is the mean over all trained tokens, so the gradient of each token is divided by the
         // number of trained tokens.
@@ -142,7 +142,7 @@ impl Optimizer {
             grad_scale: (MAX_GRAD_NORM / (norm + 1e-6)).min(1.0) as f32,
         };
         let (first, second) = (&mut self.first, &mut self.second);
-        backend.adamw(&mut adapter.params, &self.grads, first, second, self.len, update);
+        backend.adamw(&mut adapter.params, &self.grads, first, second, 0..self.len, update);
         Ok((loss, norm))
     }
 }

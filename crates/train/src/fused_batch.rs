@@ -20,6 +20,8 @@ pub struct PassGrouping {
     /// Each part of a split micro-batch has its own dropout masks, and its gradients are summed separately. A
     /// split therefore changes the dropout masks and the rounding.
     pub max_rows: Option<usize>,
+    /// Whether records share no prefix, because each record has its own noise.
+    pub unshared: bool,
 }
 
 /// Maximum number of token rows in a fused batch. A larger batch would hardly be faster.
@@ -44,8 +46,10 @@ impl FusedBatch {
         micros: &[Vec<&LabeledSequence>],
         grouping: PassGrouping,
     ) -> Vec<Self> {
-        let batches: Vec<Batch> =
-            micros.iter().map(|micro| Batch::for_model(config, micro.iter().copied())).collect();
+        let batches: Vec<Batch> = micros
+            .iter()
+            .map(|micro| Batch::for_model(config, grouping.unshared, micro.iter().copied()))
+            .collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
         let pass = |micros: Range<usize>| {
             let (mut batch, mut rows) = (Batch::default(), Vec::new());
@@ -131,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None };
+    const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None, unshared: false };
 
     #[test]
     fn neighbours_share_a_pass_up_to_its_size() {
@@ -166,7 +170,7 @@ mod tests {
     fn a_large_micro_batch_is_split_between_its_records() {
         let sequence = |n: usize, id| LabeledSequence { ids: vec![id; n], trained: vec![true; n] };
         let [a, b, c, d] = [sequence(20, 1), sequence(30, 2), sequence(40, 3), sequence(60, 4)];
-        let grouping = PassGrouping { fuse: false, max_rows: Some(50) };
+        let grouping = PassGrouping { fuse: false, max_rows: Some(50), unshared: false };
         let passes =
             FusedBatch::of_step(&Preset::Base8m.config(), &[vec![&a, &b, &c, &d], vec![&a]], grouping);
         let shapes: Vec<_> = passes.iter().map(|p| (p.batch.rows(), p.micros.clone(), p.part)).collect();

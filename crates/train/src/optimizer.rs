@@ -1,7 +1,9 @@
 //! AdamW over the flat parameter buffer of an adapter.
 
+use std::ops::Range;
 use std::path::Path;
 
+use danlu_adapter::{Adapter, Module};
 use danlu_kernels::{AdamW, Backend, BackendError, Buffer, DType, Element, from_f32};
 use danlu_model::Weights;
 use danlu_model::files;
@@ -21,17 +23,65 @@ pub(crate) struct Optimizer {
     first: Buffer,
     second: Buffer,
     len: usize,
+    /// Groups that cover all parameters in order.
+    groups: Vec<ParameterGroup>,
+    /// A factor of 0 or 1 for each gradient, if some parameters are frozen.
+    mask: Option<Buffer>,
+}
+
+/// Parameters with the same learning rate.
+#[derive(Clone, Debug, PartialEq)]
+struct ParameterGroup {
+    range: Range<usize>,
+    /// Factor of the learning rate.
+    lr_ratio: f64,
 }
 
 impl Optimizer {
-    /// Creates moments for `len` parameters. All moments are zero.
-    pub fn new(backend: &dyn Backend, len: usize) -> Self {
-        let moment = || backend.alloc(len, Element::Exact);
-        Self { first: moment(), second: moment(), len }
+    /// Creates moments for the parameters of `adapter`. All moments are zero. With `loraplus_lr_ratio`, the
+    /// learning rate of `B` and of DoRA's magnitudes is multiplied by this ratio. Source: Hayou et al., 2024,
+    /// <https://arxiv.org/abs/2402.12354> (LoRA+).
+    pub fn new(backend: &dyn Backend, adapter: &Adapter, loraplus_lr_ratio: Option<f64>) -> Self {
+        let len = adapter.num_parameters();
+        let mask = adapter.trained_mask().map(|mask| {
+            let mut buffer = backend.alloc(len, Element::Exact);
+            backend.write(&mut buffer, 0, &mask);
+            buffer
+        });
+        let groups = match loraplus_lr_ratio {
+            None => vec![ParameterGroup { range: 0..len, lr_ratio: 1.0 }],
+            Some(lr_ratio) => loraplus_groups(adapter, lr_ratio),
+        };
+        Self { groups, mask, ..Self::of_len(backend, len) }
     }
 
-    pub fn update(&mut self, backend: &dyn Backend, params: &mut Buffer, grads: &Buffer, update: AdamW) {
-        backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
+    fn of_len(backend: &dyn Backend, len: usize) -> Self {
+        let moment = || backend.alloc(len, Element::Exact);
+        let groups = vec![ParameterGroup { range: 0..len, lr_ratio: 1.0 }];
+        Self { first: moment(), second: moment(), len, groups, mask: None }
+    }
+
+    /// Sets the gradients of frozen parameters to zero. Frozen parameters then affect neither the norm nor
+    /// their own update.
+    pub fn mask_gradients(&self, backend: &dyn Backend, grads: &mut Buffer) {
+        if let Some(mask) = &self.mask {
+            backend.scale_columns(grads, mask, 0, 0..1, self.len);
+        }
+    }
+
+    /// Updates `params` with the gradient `grads`. The learning rate of a group replaces that of `update`.
+    pub fn update(
+        &mut self,
+        backend: &dyn Backend,
+        params: &mut Buffer,
+        grads: &Buffer,
+        learning_rate: f64,
+        update: AdamW,
+    ) {
+        for ParameterGroup { range, lr_ratio } in &self.groups {
+            let update = AdamW { learning_rate: (learning_rate * lr_ratio) as f32, ..update };
+            backend.adamw(params, grads, &mut self.first, &mut self.second, range.clone(), update);
+        }
     }
 
     /// Returns the temporary memory of [`Optimizer::save`] in bytes: both moments, and the contents of the
@@ -78,6 +128,16 @@ impl Optimizer {
     }
 }
 
+/// Returns the groups of LoRA+: for each module, `A`, and then `B` with DoRA's magnitudes.
+fn loraplus_groups(adapter: &Adapter, lr_ratio: f64) -> Vec<ParameterGroup> {
+    let ends = adapter.modules().iter().skip(1).map(|next| next.a).chain([adapter.num_parameters()]);
+    let of_module = |(module, end): (&Module, usize)| {
+        let Module { a, b, .. } = *module;
+        [ParameterGroup { range: a..b, lr_ratio: 1.0 }, ParameterGroup { range: b..end, lr_ratio }]
+    };
+    adapter.modules().iter().zip(ends).flat_map(of_module).collect()
+}
+
 /// Returns the AdamW update of step `step`. `norm` is the norm of the gradient, which is clipped as in
 /// `torch.nn.utils.clip_grad_norm_`.
 pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, norm: f64) -> AdamW {
@@ -100,8 +160,11 @@ pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use danlu_adapter::LoraConfig;
     use danlu_kernels::Reference;
+    use danlu_model::Preset;
+
+    use super::*;
 
     #[test]
     fn clipping_only_ever_shrinks() {
@@ -112,22 +175,40 @@ mod tests {
     }
 
     #[test]
+    fn loraplus_groups_cover_every_parameter_once() {
+        let config = LoraConfig { use_dora: true, ..LoraConfig::new(2, 4.0) };
+        let adapter = Adapter::init(config, &Preset::Base8m.config(), 0, &Reference::new()).unwrap();
+        let groups = loraplus_groups(&adapter, 16.0);
+        assert_eq!(groups.len(), 2 * adapter.modules().len());
+        let mut end = 0;
+        for group in &groups {
+            assert_eq!(group.range.start, end);
+            end = group.range.end;
+        }
+        assert_eq!(end, adapter.num_parameters());
+        let module = &adapter.modules()[3];
+        assert_eq!(groups[6], ParameterGroup { range: module.a..module.b, lr_ratio: 1.0 });
+        let magnitude = module.magnitude.unwrap();
+        assert_eq!(groups[7].range, module.b..magnitude + module.d_out);
+    }
+
+    #[test]
     fn the_state_survives_the_trip_and_a_damaged_one_is_refused() {
         let backend = Reference::new();
         let folder = tempfile::tempdir().unwrap();
-        let mut saved = Optimizer::new(&backend, 3);
+        let mut saved = Optimizer::of_len(&backend, 3);
         backend.write(&mut saved.first, 0, &[1.0, -2.0, 1e-30]);
         backend.write(&mut saved.second, 0, &[1.0, 0.0, 1e-38]);
         saved.save(folder.path(), &backend).unwrap();
-        let mut loaded = Optimizer::new(&backend, 3);
+        let mut loaded = Optimizer::of_len(&backend, 3);
         loaded.load(folder.path(), &backend).unwrap();
         assert_eq!(loaded.first.host_slice(), saved.first.host_slice());
         assert_eq!(loaded.second.host_slice(), saved.second.host_slice());
 
-        let error = Optimizer::new(&backend, 4).load(folder.path(), &backend).unwrap_err();
+        let error = Optimizer::of_len(&backend, 4).load(folder.path(), &backend).unwrap_err();
         assert!(error.to_string().contains("exp_avg"), "{error}");
         for (bad, name) in [(f32::NAN, "`exp_avg`"), (-1.0, "`exp_avg_sq`")] {
-            let mut spoilt = Optimizer::new(&backend, 3);
+            let mut spoilt = Optimizer::of_len(&backend, 3);
             let buffer = if name == "`exp_avg`" { &mut spoilt.first } else { &mut spoilt.second };
             backend.write(buffer, 1, &[bad]);
             spoilt.save(folder.path(), &backend).unwrap();

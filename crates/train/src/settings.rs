@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use danlu_adapter::{LoraConfig, TargetModules};
+use danlu_adapter::{InitLoraWeights, LoraConfig, TargetModules};
 use danlu_kernels::{DType, FourBitCode};
 use danlu_model::Quantization;
 use serde::{Deserialize, Serialize};
@@ -45,9 +45,26 @@ pub struct TrainSettings {
     pub use_rslora: bool,
     /// Whether each output of a projection has a trained magnitude (DoRA). DoRA requires a dropout of 0.
     pub use_dora: bool,
+    /// Projections that get no adapter, although `target_modules` selects them.
+    #[serde(with = "exclude_modules")]
+    pub exclude_modules: Option<TargetModules>,
+    /// Numbers of the layers that get an adapter. With `None`, all layers get an adapter.
+    pub layers_to_transform: Option<Vec<i64>>,
+    /// Ranks of some modules. A key is the end of a module's path, as a regular expression.
+    #[serde(with = "patterns")]
+    pub rank_pattern: Vec<(String, u32)>,
+    /// Alphas of some modules, by the rule of `rank_pattern`.
+    #[serde(with = "patterns")]
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Method that sets the matrices before training. `olora` requires a dropout and a weight decay of 0.
+    pub init_lora_weights: InitLoraWeights,
 
     /// Peak learning rate.
     pub learning_rate: f64,
+    /// Ratio of the learning rate of `B` to that of `A` (LoRA+). With `None`, both are equal.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Size of the noise of the embeddings (NEFTune). With `None`, there is no noise.
+    pub neftune_noise_alpha: Option<f64>,
     /// Type of the learning rate schedule.
     pub lr_scheduler_type: LrSchedulerType,
     /// Warmup steps as a share of all steps.
@@ -123,7 +140,14 @@ impl Default for TrainSettings {
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
             use_dora: false,
+            exclude_modules: None,
+            layers_to_transform: None,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            init_lora_weights: InitLoraWeights::Default,
             learning_rate: 1e-4,
+            loraplus_lr_ratio: None,
+            neftune_noise_alpha: None,
             lr_scheduler_type: LrSchedulerType::Linear,
             warmup_ratio: 0.0,
             num_train_epochs: 1.0,
@@ -270,7 +294,10 @@ impl TrainSettings {
         share("lora_dropout", self.lora_dropout)?;
         let is_dropless = !self.use_dora || self.lora_dropout == 0.0;
         check(is_dropless, "lora_dropout", self.lora_dropout, "0 with `use_dora`")?;
+        self.check_frozen_start()?;
         positive("learning_rate", self.learning_rate)?;
+        positive("loraplus_lr_ratio", self.loraplus_lr_ratio.unwrap_or(1.0))?;
+        not_negative("neftune_noise_alpha", self.neftune_noise_alpha.unwrap_or(0.0))?;
         let ratio = (0.0..=1.0).contains(&self.warmup_ratio);
         check(ratio, "warmup_ratio", self.warmup_ratio, "between 0 and 1")?;
         let warms = self.lr_scheduler_type != LrSchedulerType::Constant || self.warmup_ratio == 0.0;
@@ -323,6 +350,29 @@ impl TrainSettings {
         )
     }
 
+    /// Checks the settings that `olora` restricts. Dropout would also drop inputs of the frozen start, and a
+    /// decay would change it.
+    fn check_frozen_start(&self) -> Result<(), TrainError> {
+        let is_free = !self.init_lora_weights.changes_base();
+        check(
+            is_free || self.lora_dropout == 0.0,
+            "lora_dropout",
+            self.lora_dropout,
+            "0 with `init_lora_weights` olora",
+        )?;
+        check(
+            is_free || self.weight_decay == 0.0,
+            "weight_decay",
+            self.weight_decay,
+            "0 with `init_lora_weights` olora",
+        )
+    }
+
+    /// Returns whether training adds noise to the embeddings.
+    pub fn has_noise(&self) -> bool {
+        self.neftune_noise_alpha.is_some_and(|alpha| alpha > 0.0)
+    }
+
     /// Checks that integers without a smaller limit fit into an i64. `run.toml` cannot contain larger
     /// integers.
     fn check_toml_range(&self) -> Result<(), TrainError> {
@@ -373,6 +423,11 @@ impl TrainSettings {
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
             target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            init_lora_weights: self.init_lora_weights,
             base_model_name_or_path: Some(base_name.to_owned()),
             ..LoraConfig::new(self.lora_r, self.lora_alpha)
         }
@@ -439,6 +494,53 @@ mod target_modules {
     }
 }
 
+/// Serializes `exclude_modules` as [`target_modules`] does.
+mod exclude_modules {
+    use danlu_adapter::TargetModules;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Written(#[serde(with = "super::target_modules")] TargetModules);
+
+    pub fn serialize<S: Serializer>(
+        modules: &Option<TargetModules>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        modules.clone().map(Written).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<TargetModules>, D::Error> {
+        Ok(Option::<Written>::deserialize(deserializer)?.map(|Written(modules)| modules))
+    }
+}
+
+/// Serializes patterns as an object, in their order. Without patterns, the value is null.
+mod patterns {
+    use serde::de::{DeserializeOwned, Error};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde_json::{Map, Value};
+
+    pub fn serialize<S: Serializer, T: Serialize>(
+        patterns: &[(String, T)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match patterns {
+            [] => serializer.serialize_none(),
+            patterns => serializer.collect_map(patterns.iter().map(|(key, value)| (key, value))),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+        deserializer: D,
+    ) -> Result<Vec<(String, T)>, D::Error> {
+        let patterns = Option::<Map<String, Value>>::deserialize(deserializer)?.unwrap_or_default();
+        let entry = |(key, value)| Ok((key, serde_json::from_value(value).map_err(D::Error::custom)?));
+        patterns.into_iter().map(entry).collect()
+    }
+}
+
 fn check(
     holds: bool,
     name: &'static str,
@@ -485,9 +587,31 @@ mod tests {
     }
 
     #[test]
+    fn the_modules_of_an_adapter_survive_the_trip() {
+        let text = r#"{ "exclude_modules": ["k_proj"], "layers_to_transform": [0, 3],
+            "rank_pattern": { "z_proj": 2, "a_proj": 4 }, "alpha_pattern": { "v_proj": 2.5 },
+            "init_lora_weights": "gaussian" }"#;
+        let settings: TrainSettings = serde_json::from_str(text).unwrap();
+        assert_eq!(settings.rank_pattern, [("z_proj".to_owned(), 2), ("a_proj".to_owned(), 4)]);
+        let again = serde_json::from_value::<TrainSettings>(serde_json::to_value(&settings).unwrap());
+        assert_eq!(again.unwrap(), settings);
+        let lora = settings.lora_config("base");
+        assert_eq!(lora.exclude_modules, Some(TargetModules::List(vec!["k_proj".into()])));
+        assert_eq!((lora.layers_to_transform, lora.alpha_pattern[0].1), (Some(vec![0, 3]), 2.5));
+        assert_eq!(lora.init_lora_weights, InitLoraWeights::Gaussian);
+    }
+
+    #[test]
     fn a_bad_value_is_named() {
         type Spoil = fn(&mut TrainSettings);
-        let bad: [(&str, Spoil); 21] = [
+        let bad: [(&str, Spoil); 26] = [
+            ("lora_dropout", |s| s.init_lora_weights = InitLoraWeights::Olora),
+            ("weight_decay", |s| {
+                (s.init_lora_weights, s.lora_dropout, s.weight_decay) = (InitLoraWeights::Olora, 0.0, 0.1);
+            }),
+            ("loraplus_lr_ratio", |s| s.loraplus_lr_ratio = Some(0.0)),
+            ("neftune_noise_alpha", |s| s.neftune_noise_alpha = Some(-5.0)),
+            ("neftune_noise_alpha", |s| s.neftune_noise_alpha = Some(f64::NAN)),
             ("quant_block_size", |s| (s.quant_block_size, s.quant) = (48, Quant::Nf4)),
             ("quant_block_size", |s| s.quant_block_size = 128),
             ("no_double_quant", |s| s.no_double_quant = true),

@@ -9,7 +9,8 @@ use std::time::Instant;
 use danlu_adapter::Adapter;
 use danlu_kernels::{Buffer, Element, Scalars, rng};
 use danlu_model::{
-    ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, StepBuffers, Workspace,
+    ActivationPolicy, Batch, Decoder, DropoutPlan, EmbeddingNoise, LabeledSequence, LoraRows, StepBuffers,
+    Workspace,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ use crate::{ExamplesFingerprint, LogEntry, Schedule, TrainError, TrainSettings, 
 
 /// Key of the random stream of dropout masks.
 const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
+
+/// Key of the random stream of NEFTune's noise.
+const NOISE_STREAM: u64 = 0x006e_6f69_7365;
 
 /// A training record, and its name for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +149,7 @@ impl Trainer {
         };
         tracing::debug!(records = examples.len(), parameters, steps = total, "run prepared");
         Ok(Self {
-            optimizer: Optimizer::new(&*backend, parameters),
+            optimizer: Optimizer::new(&*backend, &adapter, settings.loraplus_lr_ratio),
             grads: backend.alloc(parameters, Element::Exact),
             losses: None,
             squares: backend.alloc_scalars(1),
@@ -154,7 +158,7 @@ impl Trainer {
             data: ExamplesFingerprint::of(&examples),
             history: Vec::new(),
             work: Workspace::new(),
-            grouping: PassGrouping { fuse: true, max_rows: None },
+            grouping: PassGrouping { fuse: true, max_rows: None, unshared: settings.has_noise() },
             decoder,
             adapter,
             settings,
@@ -256,6 +260,7 @@ impl Trainer {
                 rows: rows.clone(),
                 source: &self.adapter,
                 dropout: dropout(&self.settings, step, micro, *part),
+                noise: noise(&self.settings, step, micro, *part),
             };
             let lora: Vec<LoraRows<'_>> = micros.clone().zip(rows).map(lora).collect();
             let dloss = vec![dloss; batch.trained_tokens()];
@@ -263,6 +268,7 @@ impl Trainer {
             self.decoder.add_gradients(&mut self.work, batch, &lora, &dloss, into)?;
             first += batch.trained_tokens();
         }
+        self.optimizer.mask_gradients(&*backend, &mut self.grads);
         backend.sum_of_squares(&mut self.squares, 0, &self.grads, parameters);
         let (mut values, mut squares) = (vec![0.0; trained], [0.0]);
         backend.read(&mut values, losses, 0)?;
@@ -290,7 +296,8 @@ impl Trainer {
         let learning_rate = self.schedule.at(step);
         let mut update = adamw(&self.settings, learning_rate, step, grad_norm);
         update.grad_scale /= self.scale() as f32;
-        self.optimizer.update(&**self.decoder.backend(), &mut self.adapter.params, &self.grads, update);
+        let (backend, params) = (&**self.decoder.backend(), &mut self.adapter.params);
+        self.optimizer.update(backend, params, &self.grads, learning_rate, update);
         learning_rate
     }
 
@@ -316,7 +323,7 @@ impl Trainer {
         grouping: PassGrouping,
         (rows, labels, keys): (usize, usize, usize),
     ) {
-        self.grouping = grouping;
+        self.grouping = PassGrouping { unshared: self.settings.has_noise(), ..grouping };
         self.work = Workspace::with_policies(policies);
         self.decoder.reserve(&mut self.work, rows, labels, keys);
         self.decoder.reserve_pass(&mut self.work, &self.adapter, rows, labels);
@@ -359,12 +366,9 @@ impl Trainer {
     /// Returns the micro-batches of step `step`. Steps start at 1.
     pub fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let sequence = |&record: &usize| &self.examples[record].sequence;
-        let config = self.decoder.config();
-        self.order
-            .step(step)
-            .iter()
-            .map(|micro| Batch::for_model(config, micro.iter().map(sequence)))
-            .collect()
+        let (config, unshared) = (self.decoder.config(), self.grouping.unshared);
+        let batch = |micro: &Vec<usize>| Batch::for_model(config, unshared, micro.iter().map(sequence));
+        self.order.step(step).iter().map(batch).collect()
     }
 
     /// Evaluates the current adapter on `sequences` without dropout.
@@ -376,7 +380,7 @@ impl Trainer {
         self.adapter.prepare(&self.decoder, available_threads())?;
         let (mut sum, mut tokens) = (0.0, 0);
         for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {
-            let batch = Batch::for_model(self.decoder.config(), group);
+            let batch = Batch::for_model(self.decoder.config(), false, group);
             if batch.trained_tokens() > 0 {
                 let losses = self.decoder.losses(&mut self.work, &batch, Some(&self.adapter))?;
                 sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
@@ -489,11 +493,20 @@ fn available_threads() -> usize {
 
 fn dropout(settings: &TrainSettings, step: u64, micro: usize, part: usize) -> Option<DropoutPlan> {
     let probability = settings.lora_dropout as f32;
-    let mut key = rng::key(&[settings.seed, DROPOUT_STREAM, step, micro as u64]);
-    if part > 0 {
-        key = rng::key(&[key, part as u64]);
-    }
+    let key = part_key([settings.seed, DROPOUT_STREAM, step, micro as u64], part);
     (probability > 0.0).then_some(DropoutPlan { probability, key })
+}
+
+fn noise(settings: &TrainSettings, step: u64, micro: usize, part: usize) -> Option<EmbeddingNoise> {
+    let alpha = settings.neftune_noise_alpha? as f32;
+    let key = part_key([settings.seed, NOISE_STREAM, step, micro as u64], part);
+    (alpha > 0.0).then_some(EmbeddingNoise { alpha, key })
+}
+
+/// Returns the key of a part of a micro-batch.
+fn part_key(micro_batch: [u64; 4], part: usize) -> u64 {
+    let key = rng::key(&micro_batch);
+    if part > 0 { rng::key(&[key, part as u64]) } else { key }
 }
 
 fn is_multiple(step: u64, of: u64) -> bool {

@@ -22,7 +22,11 @@ fn run(
     let config = settings.lora_config("base-8m");
     let adapter = Adapter::init(config, decoder.config(), settings.seed, &*backend).unwrap();
     let mut trainer = Trainer::new(decoder, adapter, examples(6), settings.clone(), String::new()).unwrap();
-    trainer.reserve(Vec::new(), PassGrouping { fuse: fuse_micro_batches, max_rows: None }, (0, 0, 0));
+    trainer.reserve(
+        Vec::new(),
+        PassGrouping { fuse: fuse_micro_batches, max_rows: None, unshared: false },
+        (0, 0, 0),
+    );
     finish(&mut trainer);
     let history = trainer.history().iter().map(|step| (step.loss, step.grad_norm)).collect();
     (history, adapter_bytes(&trainer))

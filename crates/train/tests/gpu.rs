@@ -25,7 +25,7 @@ fn trainer_in_parts(decoder: &Arc<Decoder>, settings: &TrainSettings) -> Trainer
     let policies = vec![ActivationPolicy::Recompute; decoder.config().num_hidden_layers];
     trainer.reserve(
         policies,
-        PassGrouping { fuse: false, max_rows: Some(48) },
+        PassGrouping { fuse: false, max_rows: Some(48), unshared: false },
         (MAX_ROWS, MAX_ROWS, MAX_ROWS),
     );
     trainer

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
-use danlu_adapter::{TrainingIdentity, checkpoints, latest_checkpoint};
+use danlu_adapter::{InitLoraWeights, TrainingIdentity, checkpoints, latest_checkpoint};
 use danlu_model::{ActivationPolicy, LabeledSequence, Tokenizer};
 use danlu_train::{
     PassGrouping, StepMetrics, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers,
@@ -63,9 +63,61 @@ fn resume_reports_that_a_step_is_divided_into_other_passes() {
     let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
     let mut second = trainer(&settings(), examples(6), 2);
     let policies = vec![ActivationPolicy::default(); 8];
-    second.reserve(policies, PassGrouping { fuse: false, max_rows: Some(48) }, (384, 384, 384));
+    second.reserve(
+        policies,
+        PassGrouping { fuse: false, max_rows: Some(48), unshared: false },
+        (384, 384, 384),
+    );
     let (before, now) = second.resume(&folder).unwrap().backend_changed.unwrap();
     assert_eq!(now, format!("{before}, passes of 48 tokens"));
+}
+
+#[test]
+fn a_resumed_run_equals_a_straight_run_with_each_method() {
+    let small = || TrainSettings { lora_dropout: 0.0, max_steps: Some(4), ..settings() };
+    let start = |init_lora_weights| TrainSettings { init_lora_weights, ..small() };
+    for settings in [
+        TrainSettings { use_dora: true, ..small() },
+        TrainSettings { loraplus_lr_ratio: Some(16.0), ..small() },
+        TrainSettings { neftune_noise_alpha: Some(5.0), per_device_train_batch_size: 2, ..small() },
+        TrainSettings { layers_to_transform: Some(vec![1, 2]), ..small() },
+        start(InitLoraWeights::Gaussian),
+        start(InitLoraWeights::Orthogonal),
+        start(InitLoraWeights::Olora),
+        TrainSettings { use_dora: true, ..start(InitLoraWeights::Olora) },
+    ] {
+        let mut straight = trainer(&settings, examples(6), 2);
+        let output = tempfile::tempdir().unwrap();
+        straight.step().unwrap();
+        straight.step().unwrap();
+        let folder = straight.save_checkpoint(output.path(), &tokens()).unwrap();
+        finish(&mut straight);
+        let mut second = trainer(&settings, examples(6), 2);
+        assert_eq!(second.resume(&folder).unwrap().step, 2);
+        finish(&mut second);
+        assert_eq!(timeless(second.history()), timeless(straight.history()), "{settings:?}");
+        assert_eq!(adapter_bytes(&second), adapter_bytes(&straight), "{settings:?}");
+    }
+}
+
+#[test]
+fn noise_belongs_to_a_record_and_not_to_its_pass() {
+    let run = |neftune_noise_alpha, fuse| {
+        let settings = TrainSettings {
+            lora_dropout: 0.0,
+            neftune_noise_alpha,
+            per_device_train_batch_size: 2,
+            max_steps: Some(2),
+            ..settings()
+        };
+        let mut trainer = trainer(&settings, examples(8), 2);
+        trainer.reserve(Vec::new(), PassGrouping { fuse, ..PassGrouping::default() }, (1, 1, 0));
+        finish(&mut trainer);
+        timeless(trainer.history())
+    };
+    assert_eq!(run(Some(5.0), true), run(Some(5.0), false));
+    assert_eq!(run(Some(0.0), true), run(None, true));
+    assert_ne!(run(Some(5.0), true), run(None, true));
 }
 
 #[test]

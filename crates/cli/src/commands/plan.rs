@@ -101,8 +101,10 @@ pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -
     };
     weights.iter().for_each(Weights::release_all);
     let mut baseline = MemoryBaseline::new();
-    train::check_length(&run.settings, &config, files.config.as_ref())?;
-    targets::resolve(&train::lora_config(files, &run.settings), &config)?;
+    let init = train::init_adapter::resolve(files, &run.settings, &config, &loader)?;
+    let settings = init.map_or_else(|| run.settings.clone(), |(_, settings)| settings);
+    train::check_length(&settings, &config, files.config.as_ref())?;
+    targets::resolve(&train::lora_config(files, &settings), &config)?;
     let tokenizer = match files.data.is_empty() && !files.base.join("tokenizer.json").exists() {
         true => None,
         false => {
@@ -113,8 +115,8 @@ pub fn predict(run: &RunConfig, device_memory: Option<u64>, printer: &Printer) -
     // `TrainingIdentity` is built before the memory in use is measured, because `danlu train` has one in
     // memory too.
     let settings = match &tokenizer {
-        Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
-        None => run.settings.clone(),
+        Some(tokenizer) => train::pin_template_date(&settings, tokenizer),
+        None => settings,
     };
     if let Some(tokenizer) = &tokenizer {
         let tokens = TrainingIdentity::new(&files.base, tokenizer, settings.default_system.clone());

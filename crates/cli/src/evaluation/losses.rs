@@ -32,7 +32,7 @@ pub fn measure(
             tokens <= BATCH_TOKENS
         });
         let (batch, left) = rest.split_at(fits.count().max(1));
-        let losses = decoder.losses(&mut work, &Batch::for_model(decoder.config(), batch), lora)?;
+        let losses = decoder.losses(&mut work, &Batch::for_model(decoder.config(), false, batch), lora)?;
         let mut losses = losses.into_iter().map(f64::from);
         out.extend(
             batch.iter().map(|s| (losses.by_ref().take(s.trained_tokens()).sum(), s.trained_tokens())),

@@ -58,6 +58,23 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("`{}` is given twice", "`{}` 写了两次"),
     ("`{}` and `{}` cannot be used together", "`{}` 与 `{}` 不能同时使用"),
     ("`{}` is {}, expected {}", "`{}` 是 {}，应为 {}"),
+    ("`{}` is {}, expected {} as in the adapter", "`{}` 是 {}，适配器里是 {}"),
+    (
+        "cannot continue from the adapter: the settings of the run differ from it at `{}`",
+        "无法从这个适配器接着训练：设置与它在 `{}` 处不同",
+    ),
+    (
+        "cannot continue from the adapter `{}`: danlu does not train its tensors of the base",
+        "无法从适配器 `{}` 接着训练：danlu 不训练其中属于基座的张量",
+    ),
+    (
+        "cannot continue from the adapter `{}`: danlu does not train its `{}`",
+        "无法从适配器 `{}` 接着训练：danlu 不训练其中的 `{}`",
+    ),
+    (
+        "cannot compute the initial values of `{}` on {}: they need the weights in host memory",
+        "无法在 {1} 上计算 `{0}` 的初始值：需要内存中的权重",
+    ),
     ("unknown command `{}`", "没有命令 `{}`"),
     ("unknown flag `{}`", "没有参数 `{}`"),
     ("unknown key `{}`", "没有设置项 `{}`"),

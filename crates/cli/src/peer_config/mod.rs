@@ -424,17 +424,20 @@ impl Context<'_> {
             ("eval_strategy" | "evaluation_strategy", _) if self.file.contains_key("eval_steps") => {
                 ignored("--eval-steps sets it")
             }
-            ("adapter_name_or_path" | "resume_adapter_file" | "lora_model_dir", _) => {
-                differs("danlu starts a new adapter: merge the old one first, and train on the merged model")
+            ("adapter_name_or_path" | "lora_model_dir", Some(folder)) => taken("init-adapter", folder),
+            // The file of mlx-lm is in the folder of the adapter.
+            ("resume_adapter_file", Some(file)) => {
+                let folder = Path::new(file).parent().filter(|folder| !folder.as_os_str().is_empty());
+                taken("init-adapter", folder.unwrap_or(Path::new(".")).display().to_string())
             }
             ("neat_packing", _) => ignored("records of a row never attend to each other"),
             ("adapter_path", Some(folder)) if self.tool == Tool::MlxLm => taken("output", folder),
             ("mask_prompt", _) => taken("train-on-prompt", (!on).to_string()),
             ("use_dora" | "peft_use_dora", _) => taken("use-dora", on.to_string()),
             ("num_layers" | "lora_layers", Some("-1")) => ignored("all layers, as by default"),
-            ("num_layers" | "lora_layers", _) => differs(
-                "all layers get an adapter; choose layers by a regular expression in --target-modules",
-            ),
+            ("num_layers" | "lora_layers", _) => {
+                differs("all layers get an adapter; choose layers with --layers-to-transform")
+            }
             ("special_tokens" | "added_tokens_overrides" | "tokens", _) => differs("danlu adds no tokens"),
             _ => return None,
         })
@@ -446,6 +449,17 @@ impl Context<'_> {
             ("lora_target_modules" | "target_modules" | "lora_target", Value::Array(names)) => {
                 let names: Vec<String> = names.iter().filter_map(scalar).collect();
                 Some(taken("target-modules", names.join(",")))
+            }
+            ("layers_to_transform" | "peft_layers_to_transform", Value::Array(numbers)) => {
+                let numbers: Vec<String> = numbers.iter().filter_map(scalar).collect();
+                Some(taken("layers-to-transform", numbers.join(",")))
+            }
+            ("exclude_modules", Value::Array(names)) => {
+                let names: Vec<String> = names.iter().filter_map(scalar).collect();
+                Some(taken("exclude-modules", names.join(",")))
+            }
+            ("rank_pattern" | "alpha_pattern", Value::Object(_)) => {
+                Some(taken(&key.replace('_', "-"), value.to_string()))
             }
             ("datasets", Value::Array(items)) => Some(axolotl::data(items, self.file)),
             ("lora_parameters", Value::Object(fields)) => Some(mlx_lora(fields)),
@@ -538,18 +552,16 @@ impl Context<'_> {
 }
 
 /// Keys of settings that change the trained adapter, so that a file without them trains differently.
-const CHANGE_RESULT: [&str; 24] = [
+const CHANGE_RESULT: [&str; 22] = [
     "additional-target",
     "bias",
     "dataset-train-split",
     "early-stopping-patience",
-    "init-lora-weights",
     "label-smoothing-factor",
     "load-best-model-at-end",
     "lora-bias",
     "lora-modules-to-save",
     "loraplus-lr-embedding",
-    "loraplus-lr-ratio",
     "loss-scale",
     "lr-scheduler-kwargs",
     "mask-history",
@@ -557,12 +569,12 @@ const CHANGE_RESULT: [&str; 24] = [
     "min-lr",
     "mix-strategy",
     "modules-to-save",
-    "neftune-noise-alpha",
     "roles-to-train",
     "rope-scaling",
     "shift-attn",
     "test-datasets",
     "train-on-eos",
+    "trainable-token-indices",
 ];
 
 fn changes_result(name: &str) -> bool {
@@ -812,12 +824,16 @@ mod tests {
         let found = translated(json!({
             "model_name_or_path": "m", "dataset_name": "org/name", "dataset_config": "zh", "dataset_train_split": "test",
             "dtype": "bfloat16", "warmup_steps": 0.03, "neftune_noise_alpha": 5, "use_peft": true,
+            "label_smoothing_factor": 0.1, "layers_to_transform": [0, 3], "rank_pattern": {"v_proj": 4},
         }))
         .unwrap();
         for (name, value) in [
             ("data", "hf:org/name:zh/test"),
             ("dtype", "bf16"),
             ("warmup-ratio", "0.03"),
+            ("neftune-noise-alpha", "5"),
+            ("layers-to-transform", "0,3"),
+            ("rank-pattern", r#"{"v_proj":4}"#),
             ("target-modules", "q_proj,v_proj"),
         ] {
             assert_eq!(flag(&found, name).as_deref(), Some(value), "{name}");
@@ -826,7 +842,7 @@ mod tests {
             let row = found.rows.iter().find(|row| row.key == key).unwrap();
             matches!(row.outcome, Outcome::Differs(..))
         };
-        assert!(differs("neftune_noise_alpha") && differs("assistant_only_loss"));
+        assert!(differs("label_smoothing_factor") && differs("assistant_only_loss"));
         let found = translated(json!({
             "model": "m", "iters": 100, "fine_tune_type": "dora", "lr_schedule": {"name": "cosine_decay", "warmup": 10},
         }))

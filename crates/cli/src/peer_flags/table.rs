@@ -50,8 +50,8 @@ const MERGE_LATER: PeerFlag = Advice(
     "训练后合并：`danlu merge DIR --output DIR-merged`",
 );
 const LAYERS: PeerFlag = Advice(
-    "choose layers by a regular expression, such as `--target-modules '.*layers\\.(2[4-9]|3[01])\\..*proj'`",
-    "用正则表达式选层，如 `--target-modules '.*layers\\.(2[4-9]|3[01])\\..*proj'`",
+    "choose layers by number: use `--layers-to-transform 24-31`",
+    "按编号选层：用 `--layers-to-transform 24-31`",
 );
 const READ_FROM_CONFIG: PeerFlag =
     Advice("omit it: danlu reads it from config.json of the base", "不用写：danlu 从基座的 config.json 读取");
@@ -247,37 +247,31 @@ pub(super) const TABLE: &[(&[&str], PeerFlag)] = &[
             "danlu 不训练偏置：不用写，偏置保持冻结",
         ),
     ),
+    (&["peft-init-lora-weights"], Same(&["init-lora-weights"])),
     (
-        &["init-lora-weights", "pissa-init", "pissa-convert", "pissa-iter"],
+        &["pissa-init", "pissa-convert", "pissa-iter"],
         Advice(
-            "danlu has no other initialization than PEFT's default: omit it",
-            "danlu 只有 PEFT 默认的初始化：不用写",
+            "danlu has no PiSSA: use `--init-lora-weights olora`, which starts from the weights too",
+            "danlu 没有 PiSSA：用 `--init-lora-weights olora`，它也从权重出发",
         ),
     ),
     (
-        &["loraplus-lr-ratio", "loraplus-lr-embedding"],
+        &["loraplus-lr-embedding"],
         Advice(
-            "danlu has no LoRA+, one learning rate fits all matrices: use `--learning-rate`",
-            "danlu 没有 LoRA+，所有矩阵用同一个学习率：用 `--learning-rate`",
+            "danlu has no LoRA on embeddings in training, so it needs no learning rate: omit it",
+            "danlu 训练时不给词嵌入加 LoRA，不需要它的学习率：不用写",
         ),
     ),
+    (&["neftune-alpha", "noisy-embedding-alpha"], Same(&["neftune-noise-alpha"])),
+    (&["lora-layers-to-transform", "peft-layers-to-transform"], Same(&["layers-to-transform"])),
     (
-        &["neftune-noise-alpha"],
+        &["trainable-token-indices"],
         Advice(
-            "danlu has no NEFTune noise: use `--lora-dropout` against overfitting",
-            "danlu 没有 NEFTune 噪声：防过拟合用 `--lora-dropout`",
+            "danlu has no training of single tokens, only LoRA matrices: omit it",
+            "danlu 不单独训练词元，只训练 LoRA 矩阵：不用写",
         ),
     ),
-    (
-        &[
-            "num-layers",
-            "lora-layers",
-            "layers-to-transform",
-            "lora-layers-to-transform",
-            "peft-layers-to-transform",
-        ],
-        LAYERS,
-    ),
+    (&["num-layers", "lora-layers"], LAYERS),
     (
         &["warmup-steps", "num-warmup-steps", "warmup"],
         Advice("use `--warmup-ratio`, a fraction of the steps", "用 `--warmup-ratio`，即步数的比例"),
@@ -594,13 +588,7 @@ pub(super) const TABLE: &[(&[&str], PeerFlag)] = &[
         ],
         ADAPTER_FOLDER,
     ),
-    (
-        &["resume-adapter-file", "init-adapter", "lora-model-dir", "lora-weights"],
-        Advice(
-            "danlu has no start from another run's adapter: merge it first, and train on the merged model",
-            "danlu 不从别的适配器开始训练：先合并，再在合并后的模型上训练",
-        ),
-    ),
+    (&["resume-adapter-file", "lora-model-dir", "lora-weights"], Same(&["init-adapter"])),
     (
         &["max-samples", "max-train-samples"],
         Advice(

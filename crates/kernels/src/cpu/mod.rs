@@ -543,12 +543,13 @@ impl Backend for Cpu {
         grads: &Buffer,
         m: &mut Buffer,
         v: &mut Buffer,
-        len: usize,
+        range: Range<usize>,
         step: AdamW,
     ) {
-        let (params, grads) = (DisjointSlice::new(params.host_slice_mut()), grads.host_slice());
-        let (m, v) = (DisjointSlice::new(m.host_slice_mut()), DisjointSlice::new(v.host_slice_mut()));
-        self.pool.over_rows(len, 1, |range| {
+        let [params, m, v] =
+            [params, m, v].map(|buffer| DisjointSlice::new(&mut buffer.host_slice_mut()[range.clone()]));
+        let grads = &grads.host_slice()[range.clone()];
+        self.pool.over_rows(range.len(), 1, |range| {
             // SAFETY: the ranges of the tasks are disjoint.
             let (params, m, v) =
                 unsafe { (params.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };

@@ -398,7 +398,9 @@ fn elementwise_operations_match_reference() {
                     step,
                     grad_scale: 0.5,
                 };
-                b.adamw(&mut params, &y, &mut m, &mut v, len, step);
+                b.adamw(&mut params, &y, &mut m, &mut v, 0..len / 3, step);
+                let faster = AdamW { learning_rate: 3e-2, ..step };
+                b.adamw(&mut params, &y, &mut m, &mut v, len / 3..len, faster);
             }
             vec![vec(params), vec(m), vec(v)]
         });

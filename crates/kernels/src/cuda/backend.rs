@@ -947,16 +947,13 @@ impl Backend for Cuda {
         grads: &Buffer,
         m: &mut Buffer,
         v: &mut Buffer,
-        len: usize,
+        range: Range<usize>,
         step: AdamW,
     ) {
-        let buffers = ops::adamw::Buffers {
-            params: ptr_of(params, len),
-            grads: ptr_of(grads, len),
-            m: ptr_of(m, len),
-            v: ptr_of(v, len),
-        };
-        ops::adamw::adamw(&self.device, buffers, len, step);
+        // All four buffers are f32.
+        let at = |buffer: &Buffer| ptr_of(buffer, range.end).plus(4 * range.start);
+        let buffers = ops::adamw::Buffers { params: at(params), grads: at(grads), m: at(m), v: at(v) };
+        ops::adamw::adamw(&self.device, buffers, range.len(), step);
     }
 
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {

@@ -514,13 +514,13 @@ impl Backend for Trace {
         grads: &Buffer,
         m: &mut Buffer,
         v: &mut Buffer,
-        len: usize,
+        range: Range<usize>,
         _step: AdamW,
     ) {
         for buffer in [&*params, grads, &*m, &*v] {
-            check(buffer, len);
+            check(buffer, range.end);
         }
-        self.ledger.add_flops(15 * len as u64);
+        self.ledger.add_flops(15 * range.len() as u64);
     }
 
     fn sum_of_squares(&self, _out: &mut Scalars, _at: usize, x: &Buffer, len: usize) {

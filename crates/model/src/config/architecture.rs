@@ -28,6 +28,9 @@ pub struct Architecture {
     pub activation: GateActivation,
     /// Factor by which the embeddings are multiplied.
     pub embedding_scale: f32,
+    /// Factor by which noise of the embeddings is multiplied. In transformers, the embedding module of Gemma
+    /// includes `embedding_scale`, and noise is added to its output. Granite multiplies embeddings and noise.
+    pub noise_scale: f32,
     /// Factor by which the outputs of attention and MLP are multiplied before they are added to the residual
     /// stream.
     pub residual_scale: f32,
@@ -141,6 +144,7 @@ impl Default for Architecture {
             norm_offset: 0.0,
             activation: GateActivation::Silu,
             embedding_scale: 1.0,
+            noise_scale: 1.0,
             residual_scale: 1.0,
             attention_scale: None,
             attention_softcap: None,

@@ -334,6 +334,7 @@ fn granite(fields: &Fields<'_>, _sizes: &Sizes) -> Result<Architecture, ModelErr
     let number = |name: &str| Ok::<_, ModelError>(fields.positive(name)?.unwrap_or(1.0));
     Ok(Architecture {
         embedding_scale: number("embedding_multiplier")? as f32,
+        noise_scale: number("embedding_multiplier")? as f32,
         residual_scale: number("residual_multiplier")? as f32,
         attention_scale: Some(number("attention_multiplier")?),
         logits_divisor: number("logits_scaling")? as f32,

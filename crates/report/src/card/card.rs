@@ -120,6 +120,9 @@ pub struct Training {
     /// Quantization of the base's own files, if the files are in 4 bits.
     #[serde(default)]
     pub stored: Option<Quantization>,
+    /// Name of the adapter that the run continued from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_adapter: Option<String>,
     /// Number of parameters of the adapter.
     pub trainable_parameters: u64,
     /// Number of parameters of base and adapter together.
@@ -166,6 +169,7 @@ impl Training {
         Self {
             settings: run.settings.clone(),
             stored: None,
+            init_adapter: None,
             trainable_parameters: run.trainable_parameters,
             all_parameters: run.all_parameters,
             data: run.data.clone(),

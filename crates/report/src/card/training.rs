@@ -32,6 +32,9 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     }
     let Some(run) = run else { return out + "\n" };
     let s = &run.settings;
+    if let Some(name) = &run.init_adapter {
+        row("接着训练自", "Continues from", plain(name));
+    }
     if let Some(quantization) = s.quantization() {
         row("基座精度", "Base precision", format!("{} (QLoRA)", quantization.quant_type));
     } else if let Some(stored) = run.stored {

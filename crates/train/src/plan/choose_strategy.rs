@@ -160,7 +160,7 @@ impl PlannedScratch {
 impl MemoryPlan {
     /// Returns how the micro-batches of a step are divided into passes.
     pub fn grouping(&self) -> PassGrouping {
-        PassGrouping { fuse: self.fuse_micro_batches, max_rows: self.max_pass_rows }
+        PassGrouping { fuse: self.fuse_micro_batches, max_rows: self.max_pass_rows, unshared: false }
     }
 
     /// Plans a run with the fastest memory strategy that fits the `limit`.

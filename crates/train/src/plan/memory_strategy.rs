@@ -53,7 +53,7 @@ impl MemoryStrategy {
     /// larger pass. The last strategies recompute more and more layers completely.
     pub fn fastest_first(count: usize, split: bool) -> Vec<Self> {
         let strategy = |fuse, max_rows| {
-            let grouping = PassGrouping { fuse, max_rows };
+            let grouping = PassGrouping { fuse, max_rows, unshared: false };
             move |layers| Self { layers, grouping }
         };
         let first = || LayerPolicies::fastest_first(count).take(1);

@@ -33,9 +33,10 @@ impl<'a> RecordSize<'a> {
         Self { tokens: sequence.ids.len(), trained, prefix: sequence.beginning() }
     }
 
-    /// Returns the size of `sequence` for the model of `config`. See [`Batch::for_model`].
-    pub fn for_model(config: &ModelConfig, sequence: &'a LabeledSequence) -> Self {
-        match config.rope.depends_on_length() {
+    /// Returns the size of `sequence` for the model of `config`. If `unshared` is true, the record shares no
+    /// prefix. See [`Batch::for_model`].
+    pub fn for_model(config: &ModelConfig, unshared: bool, sequence: &'a LabeledSequence) -> Self {
+        match unshared || config.rope.depends_on_length() {
             true => Self { prefix: &[], ..Self::of(sequence) },
             false => Self::of(sequence),
         }
@@ -263,7 +264,7 @@ mod tests {
 
     use super::*;
 
-    const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None };
+    const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None, unshared: false };
 
     fn record(tokens: usize, trained: usize) -> RecordSize<'static> {
         RecordSize { tokens, trained, prefix: &[] }

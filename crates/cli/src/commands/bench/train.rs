@@ -294,7 +294,7 @@ fn forecast(
     let quantization = machine.quantization.map(|quantization| (quantization, machine.threads));
     let records = match &job.examples {
         Examples::OfData(examples) => {
-            examples.iter().map(|example| RecordSize::for_model(config, &example.sequence)).collect()
+            examples.iter().map(|example| RecordSize::for_model(config, false, &example.sequence)).collect()
         }
         Examples::Random(records) => records.clone(),
     };

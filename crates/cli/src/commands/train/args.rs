@@ -42,6 +42,9 @@ pub struct TrainArgs {
     /// Base model: a folder or a Hub name
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub base: Option<PathBuf>,
+    /// Adapter to continue from: a folder or a Hub name; its rank and modules are used
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub init_adapter: Option<PathBuf>,
     /// Training data: JSON, JSON lines, CSV, TSV, Parquet, or hf:org/name:split for a data set on the Hub
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Files")]
     pub data: Vec<PathBuf>,
@@ -127,6 +130,12 @@ pub struct SettingsArgs {
     /// Peak learning rate [default: 1e-4]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
+    /// Ratio of the learning rate of B to that of A, such as 16 (LoRA+) [default: 1]
+    #[arg(long, value_name = "RATIO", help_heading = "Training")]
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Noise on the embeddings against overfitting, such as 5 (NEFTune) [default: none]
+    #[arg(long, value_name = "ALPHA", help_heading = "Training")]
+    pub neftune_noise_alpha: Option<f64>,
     /// Epochs: passes over the data [default: 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub num_train_epochs: Option<f64>,
@@ -197,6 +206,8 @@ impl SettingsArgs {
         set(&mut s.add_eos_token, &self.add_eos_token);
         self.adapter.apply(&mut s);
         set(&mut s.learning_rate, &self.learning_rate);
+        s.loraplus_lr_ratio = self.loraplus_lr_ratio.or(s.loraplus_lr_ratio);
+        s.neftune_noise_alpha = self.neftune_noise_alpha.or(s.neftune_noise_alpha);
         set(&mut s.num_train_epochs, &self.num_train_epochs);
         set(&mut s.per_device_train_batch_size, &self.per_device_train_batch_size);
         set(&mut s.gradient_accumulation_steps, &self.gradient_accumulation_steps);

@@ -7,7 +7,7 @@ use danlu_model::files;
 use danlu_report::card::{self, Card, CardLanguage, Lora, PICTURE_FILE, Training};
 use danlu_report::{ReportError, RunSummary, page};
 
-use super::{REPLY_TOKENS, RunConfig};
+use super::{REPLY_TOKENS, RunConfig, init_adapter};
 use crate::commands::doctor;
 use crate::diagnostic::Result;
 use crate::printer::Printer;
@@ -39,6 +39,7 @@ pub fn write_for_run(
         training.memory = recorded;
     }
     training.stored = tokens.quantization().filter(|_| run.settings.quantization().is_none());
+    training.init_adapter = run.files.init_adapter.as_deref().map(init_adapter::shown_name);
     let language = lang.pick(CardLanguage::Zh, CardLanguage::En);
     let mut card = Card {
         lora: Some(Lora::of(lora)),

@@ -379,8 +379,11 @@ fn input<'a>(
     let sequences = || data.examples.iter().chain(&data.held_out).map(|example| &example.sequence);
     let mut ids = sequences().flat_map(|sequence| sequence.ids.iter().copied());
     input.weights = weight_bytes(Some(&mut ids));
-    input.records = data.examples.iter().map(|e| RecordSize::for_model(config, &e.sequence)).collect();
-    input.held_out = data.held_out.iter().map(|e| RecordSize::for_model(config, &e.sequence)).collect();
+    let unshared = input.settings.has_noise();
+    input.records =
+        data.examples.iter().map(|e| RecordSize::for_model(config, unshared, &e.sequence)).collect();
+    input.held_out =
+        data.held_out.iter().map(|e| RecordSize::for_model(config, false, &e.sequence)).collect();
     let tokens = |question: &Question| {
         let prompt = tokenizer.template().ok()?.render(&question.messages, true).ok()?;
         Some(tokenizer.encode(&prompt).ok()?.len())

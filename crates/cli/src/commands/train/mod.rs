@@ -4,6 +4,7 @@ mod args;
 mod base_watch;
 mod card;
 pub mod forecast;
+pub mod init_adapter;
 mod live_report;
 pub mod output;
 pub mod prepare;
@@ -39,6 +40,7 @@ use crate::printer::Printer;
 pub use args::{EXAMPLES, TrainArgs};
 use base_watch::BaseWatch;
 use forecast::{Forecast, MemoryBaseline};
+use init_adapter::InitAdapter;
 use live_report::LiveReport;
 use prepare::Prepared;
 pub use progress::draw_loss;
@@ -124,13 +126,15 @@ struct Inputs {
     stored: Option<Quantization>,
     tokens: TrainingIdentity,
     lora: LoraConfig,
+    /// The adapter that the run continues from.
+    init: Option<InitAdapter>,
     baseline: MemoryBaseline,
 }
 
 /// Resolves the base and opens its files.
 fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Result<Inputs> {
     let loader = ModelLoader::new(printer);
-    let files = files.resolve_data(&loader)?.resolve_base(FetchScope::Full, &loader)?;
+    let mut files = files.resolve_data(&loader)?.resolve_base(FetchScope::Full, &loader)?;
     let base = Arc::new(loader.run(|_, _| BaseFiles::open(&files.base))?);
     // The quantization of a stored 4-bit base is recorded with the adapter, so that the original can later be
     // quantized to the same values.
@@ -150,7 +154,15 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let template = template.transpose()?.map(str::to_owned);
     let config = base.config();
     tokenizer.limit_ids(config);
-    let settings = pin_template_date(settings, &tokenizer);
+    let init = init_adapter::resolve(&files, settings, config, &loader)?;
+    let (init, settings) = match init {
+        Some((init, settings)) => (Some(init), settings),
+        None => (None, settings.clone()),
+    };
+    if let Some(init) = &init {
+        files.init_adapter = Some(init.named.clone());
+    }
+    let settings = pin_template_date(&settings, &tokenizer);
     let quantization = settings.quantization().or(stored);
     let tokens = TrainingIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
         .with_template(template)
@@ -160,7 +172,7 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let lora = lora_config(&files, &settings);
     targets::resolve(&lora, config)
         .map_err(|error| run_config::point_into_config(files.config.as_ref(), error))?;
-    Ok(Inputs { files, settings, base, tokenizer, stored, tokens, lora, baseline })
+    Ok(Inputs { files, settings, base, tokenizer, stored, tokens, lora, init, baseline })
 }
 
 /// The data of a run, and its memory plan.
@@ -227,14 +239,17 @@ fn train(
     run: &RunConfig,
     printer: &Printer,
 ) -> Result<Option<Trained>> {
-    let Inputs { files, settings, base: base_files, tokenizer, stored, tokens, lora, .. } = inputs;
+    let Inputs { files, settings, base: base_files, tokenizer, stored, tokens, lora, init, .. } = inputs;
     let config = base_files.config();
     let Planned { data, questions, forecast } = planned;
     let backend = run.limits.compute.backend(settings.dtype.into())?;
-    let adapter = Adapter::init(lora, config, settings.seed, &*backend)?;
+    let loader = ModelLoader::new(printer);
+    let adapter = match init {
+        Some(init) => init.load(lora, &base_files, &*backend, &loader)?,
+        None => Adapter::init(lora, config, settings.seed, &*backend)?,
+    };
     let (quantization, threads) = (settings.quantization(), run.limits.compute.threads());
-    let decoder = ModelLoader::new(printer)
-        .run(|loader, _| loader.load_decoder(&base_files, quantization, threads, backend))?;
+    let decoder = loader.run(|loader, _| loader.load_decoder(&base_files, quantization, threads, backend))?;
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let base = trained_base(&files, &base_files, &run.card)?;

@@ -214,15 +214,7 @@ pub fn finish(
 ) -> Result<()> {
     let write = || -> Result<()> {
         tokens.write(&run.files.output)?;
-        card::write_for_run(
-            run,
-            summary,
-            &super::lora_config(&run.files, &run.settings),
-            tokens,
-            base,
-            earlier,
-            printer,
-        )?;
+        card::write_for_run(run, summary, &trainer.adapter().config, tokens, base, earlier, printer)?;
         files::write_atomic(
             &run.files.output.join(REPORT_FILE),
             page::render(summary, printer.lang.of_page()).as_bytes(),

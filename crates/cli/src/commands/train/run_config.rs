@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use danlu_adapter::{LoraConfig, RUN_FILE};
+use danlu_adapter::{CONFIG_FILE, LoraConfig, RUN_FILE};
 use danlu_data::{Columns, ReadOptions, Roles};
 use danlu_hub::{DatasetRef, FetchScope, RepoName, parse_snapshot_path};
 use danlu_loader::{DataRef, explicit_dataset, relative_path, with_full_commit};
@@ -14,6 +14,7 @@ use super::args::TrainArgs;
 use super::prepare::DEFAULT_VAL_SIZE;
 use super::run_log::ReportTo;
 use crate::args::ComputeArgs;
+use crate::args::adapter::AdapterArgs;
 use crate::args::compute::{DTypeChoice, DTypeReason, ResolvedDType, check_context};
 use crate::args::{CardArgs, NotesArgs};
 use crate::clap_error::usage;
@@ -43,6 +44,10 @@ pub struct RunFiles {
     pub base: PathBuf,
     /// The Hub name, if the base has one.
     pub on_hub: Option<RepoName>,
+    /// The adapter that the run continues from: a folder or a Hub name.
+    pub init_adapter: Option<PathBuf>,
+    /// The given settings of the adapter. They must not contradict `init_adapter`.
+    pub adapter_args: AdapterArgs,
     /// Data files, and data sets of the Hub as `hf:org/name`.
     pub data: Vec<PathBuf>,
     pub reading: ReadOptions,
@@ -202,6 +207,8 @@ impl RunConfig {
         let files = RunFiles {
             base: base.unwrap_or_default(),
             on_hub: None,
+            init_adapter: args.init_adapter.map(|path| found_adapter(config.as_ref(), is_own, path)),
+            adapter_args: args.settings.adapter,
             data: data.collect::<Result<_>>()?,
             reading: args.reading.options(),
             chat_template: args.chat_template,
@@ -225,6 +232,9 @@ impl RunConfig {
         let files = &self.files;
         table.insert("base".into(), files.base_as_named().into());
         table.insert("data".into(), files.data_as_named().into());
+        if let Some(adapter) = files.init_adapter_as_named() {
+            table.insert("init_adapter".into(), adapter.into());
+        }
         let ReadOptions { format, columns, roles, dataset, .. } = &files.reading;
         if let Some(format) = format {
             table.insert("format".into(), format.name().into());
@@ -293,6 +303,15 @@ impl RunFiles {
     pub fn resolve_data(&self, loader: &ModelLoader<'_>) -> Result<Self> {
         let data = self.data.iter().map(|path| loader.data_path(path)).collect::<Result<_>>()?;
         Ok(Self { data, ..self.clone() })
+    }
+
+    /// Returns the adapter that the run continues from, under the name that the user gave when the run started.
+    /// A Hub name has its commit.
+    fn init_adapter_as_named(&self) -> Option<String> {
+        let adapter = self.init_adapter.as_ref()?;
+        let named = self.config.as_ref().and_then(|config| config.values("init-adapter").first().copied());
+        let named = named.filter(|_| hub_name(adapter).is_none());
+        Some(named.map_or_else(|| adapter.display().to_string(), str::to_owned))
     }
 
     /// Returns the data sets of the Hub in `data`.
@@ -409,6 +428,20 @@ fn found(
             None => diagnostic,
         }
     })
+}
+
+/// Finds an adapter that a configuration file names, as [`found`] does. If there is none, the later error
+/// names the path.
+fn found_adapter(config: Option<&ConfigFile>, is_own: bool, path: PathBuf) -> PathBuf {
+    let Some(config) = config.filter(|config| !config.values("init-adapter").is_empty()) else {
+        return path;
+    };
+    let is_it = |folder: &Path| folder.join(CONFIG_FILE).is_file();
+    let found = match is_own {
+        true => relative_path::find_above(config.folder(), &path, is_it),
+        false => relative_path::find_beside(config.folder(), &path, is_it),
+    };
+    found.unwrap_or(path)
 }
 
 fn check_one_length(config: &ConfigFile) -> Result<()> {
@@ -561,6 +594,15 @@ mod tests {
             "bf16",
         ]);
         line.extend(["--lr-scheduler-type", "cosine", "--skip-bad", "--learning-rate", "3e-5"]);
+        line.extend(["--exclude-modules", "k_proj", "--layers-to-transform", "0,2-3"]);
+        line.extend([
+            "--rank-pattern",
+            "v_proj=4,layers.0.self_attn.q_proj=2",
+            "--alpha-pattern",
+            "v_proj=8",
+        ]);
+        line.extend(["--init-lora-weights", "gaussian", "--loraplus-lr-ratio", "16"]);
+        line.extend(["--neftune-noise-alpha", "5", "--init-adapter", "start"]);
         line.extend(["--memory-limit", "1.5GiB"]);
         line.extend([
             "--card-lang",
@@ -583,6 +625,9 @@ mod tests {
         assert_eq!((&again.files.base, &again.files.data), (&beside("b"), &vec![beside("d")]));
         assert_eq!((again.files.base_as_named().as_str(), again.files.output.to_str()), ("b", Some("other")));
         assert!(again.files.skip_bad);
+        assert_eq!(again.settings.layers_to_transform, Some(vec![0, 2, 3]));
+        assert_eq!(again.settings.rank_pattern[0], ("v_proj".to_owned(), 4));
+        assert_eq!(again.files.init_adapter, Some(PathBuf::from("start")));
         assert_eq!(again.limits.memory, Some(3 << 29));
         assert_eq!(format!("{:?}", again.card.args), format!("{:?}", run.card.args));
         // The card in the output folder stores the notes and later manual edits, so the configuration omits
