@@ -8,6 +8,9 @@ use crate::{Language, RunSummary};
 /// Smallest relative change of a loss that is treated as significant. Smaller changes are treated as noise.
 const MIN_CHANGE: f64 = 0.01;
 
+/// Relative decrease of the held-out loss below which the loss is treated as settled.
+const SETTLED_CHANGE: f64 = 0.001;
+
 /// Minimum number of steps for a warning that the training loss did not fall.
 const MIN_STEPS: usize = 20;
 
@@ -73,6 +76,9 @@ pub enum Finding {
     Learned {
         /// The decrease as a fraction of the first loss.
         gain: f64,
+        /// The step after which the held-out loss fell no further, if many steps came after it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        settled: Option<u64>,
     },
     /// The training loss rose.
     TrainLossRose {
@@ -189,8 +195,10 @@ impl Finding {
             Self::RoseAndFell { first, step, peak } => format!(
                 "等于白练：训练损失从起点 {first:.4} 升到第 {step} 步前后的 {peak:.4}，又落回原处。请降低 --learning-rate 重新训练。"
             ),
-            Self::Learned { gain } => {
-                format!("有效：留出集损失下降了 {:.0}%，没有过拟合的迹象。", 100.0 * gain)
+            Self::Learned { gain, settled } => {
+                let settled = settled
+                    .map_or_else(String::new, |step| format!("第 {step} 步之后不再下降，训练到那里就够了。"));
+                format!("有效：留出集损失下降了 {:.0}%，没有过拟合的迹象。{settled}", 100.0 * gain)
             }
             Self::TrainLossRose { first, last } => {
                 format!("训练发散：训练损失从 {first:.4} 升到 {last:.4}。请降低 --learning-rate 重新训练。")
@@ -222,9 +230,12 @@ impl Finding {
             Self::RoseAndFell { first, step, peak } => format!(
                 "the run gained nothing: the training loss rose from its start, {first:.4}, to {peak:.4} around step {step} and fell back. Train again with a lower --learning-rate."
             ),
-            Self::Learned { gain } => format!(
-                "the model learned: the held-out loss fell by {:.0}%, with no sign of overfitting.",
-                100.0 * gain
+            Self::Learned { gain, settled } => format!(
+                "the model learned: the held-out loss fell by {:.0}%, with no sign of overfitting.{}",
+                100.0 * gain,
+                settled.map_or_else(String::new, |step| format!(
+                    " It fell no further after step {step}, so {step} steps are enough."
+                ))
             ),
             Self::TrainLossRose { first, last } => format!(
                 "the run diverged: the training loss rose from {first:.4} to {last:.4}. Train again with a lower --learning-rate."
@@ -253,8 +264,20 @@ fn judge_held_out((first, last): (f64, f64), evaluations: &[(u64, f64)]) -> Find
     match best {
         (step @ 1.., best) if is_higher(best, last) => Finding::Overfitted { step, best, last },
         _ if gain < MIN_CHANGE => Finding::NoGain { first, last },
-        _ => Finding::Learned { gain },
+        _ => Finding::Learned { gain, settled: settled_step(evaluations) },
     }
+}
+
+/// Returns the first step after which the held-out loss fell no further, if at least a quarter of the run came
+/// after it.
+fn settled_step(evaluations: &[(u64, f64)]) -> Option<u64> {
+    let last = evaluations.last()?.0;
+    let falls_later = |from: usize, loss: f64| {
+        evaluations[from + 1..].iter().any(|(_, later)| *later < loss * (1.0 - SETTLED_CHANGE))
+    };
+    let mut later = evaluations.iter().enumerate().skip(1);
+    let (_, (step, _)) = later.find(|(at, (_, loss))| !falls_later(*at, *loss))?;
+    (step * 4 <= last * 3).then_some(*step)
 }
 
 /// Judges the training loss. `first` and `last` are the means over the first and the last tenth of the steps.
@@ -335,7 +358,7 @@ mod tests {
     #[test]
     fn held_out_losses_decide_the_outcome() {
         let of = |held_out: &[(u64, f64)]| judge(&[3.0, 1.0], held_out).findings().to_vec();
-        assert_eq!(of(&[(0, 4.0), (10, 3.0)]), [Finding::Learned { gain: 0.25 }]);
+        assert_eq!(of(&[(0, 4.0), (10, 3.0)]), [Finding::Learned { gain: 0.25, settled: None }]);
         assert_eq!(
             of(&[(0, 4.0), (10, 3.0), (20, 3.5)]),
             [Finding::Overfitted { step: 10, best: 3.0, last: 3.5 }]
@@ -353,6 +376,18 @@ mod tests {
         assert_eq!(worse.findings(), [Finding::HeldOutRose { first: 6.6, last: 9.0 }]);
         assert!(!worse.is_usable());
         assert!(matches!(of(&[(0, 4.0), (3, f64::NAN)])[..], [Finding::HeldOutRose { .. }]));
+    }
+
+    #[test]
+    fn a_held_out_loss_that_stays_is_named_with_its_step() {
+        // The losses of the demo, which stay at 5.40 from step 86 on.
+        let demo = [(0, 7.9061), (43, 5.5326), (86, 5.4030), (129, 5.4058), (172, 5.4041)];
+        assert_eq!(settled_step(&demo), Some(86));
+        // The loss still falls in the last quarter.
+        assert_eq!(settled_step(&[(0, 4.0), (10, 3.5), (20, 3.2), (30, 3.1)]), None);
+        assert_eq!(settled_step(&[(0, 4.0), (10, 3.0)]), None);
+        let text = Finding::Learned { gain: 0.32, settled: Some(86) }.text(Language::En);
+        assert!(text.ends_with("It fell no further after step 86, so 86 steps are enough."), "{text}");
     }
 
     #[test]

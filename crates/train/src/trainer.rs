@@ -1,6 +1,6 @@
 //! The training loop, one optimizer step at a time.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -376,15 +376,33 @@ impl Trainer {
     /// # Errors
     /// If no token has a loss, or if a token id is outside the vocabulary.
     pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalMetrics, TrainError> {
+        let metrics = self.evaluate_with(sequences, &mut |_| ControlFlow::Continue(()))?;
+        Ok(metrics.expect("only the callback stops an evaluation"))
+    }
+
+    /// Evaluates the current adapter as [`Trainer::evaluate`] does. Calls `progress` with the number of
+    /// finished sequences after each batch. Returns `None` if `progress` returned `Break`.
+    ///
+    /// # Errors
+    /// As [`Trainer::evaluate`].
+    pub fn evaluate_with(
+        &mut self,
+        sequences: &[LabeledSequence],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Option<EvalMetrics>, TrainError> {
         let start = Instant::now();
         self.adapter.prepare(&self.decoder, available_threads())?;
-        let (mut sum, mut tokens) = (0.0, 0);
+        let (mut sum, mut tokens, mut done) = (0.0, 0, 0);
         for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {
             let batch = Batch::for_model(self.decoder.config(), false, group);
             if batch.trained_tokens() > 0 {
                 let losses = self.decoder.losses(&mut self.work, &batch, Some(&self.adapter))?;
                 sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
                 tokens += losses.len();
+            }
+            done += group.len();
+            if progress(done).is_break() {
+                return Ok(None);
             }
         }
         if tokens == 0 {
@@ -393,7 +411,7 @@ impl Trainer {
         }
         let loss = sum / tokens as f64;
         let seconds = start.elapsed().as_secs_f64();
-        Ok(EvalMetrics { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds })
+        Ok(Some(EvalMetrics { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds }))
     }
 
     /// Adds an evaluation at the current step to the log.

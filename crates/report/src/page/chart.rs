@@ -149,12 +149,13 @@ impl Chart {
         {
             let at = x.place(value);
             // The ticks near the end of the axis have no number, because the label of the axis is there.
-            if at < right - 34.0 {
+            if at < right - 80.0 {
                 let _ =
                     write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
             }
         }
-        let name = escape(self.x_label);
+        // The label ends with the last value, such as `172 steps`.
+        let name = escape(&format!("{} {}", tick_text(x.high.round() as i64, 1.0), self.x_label));
         let _ =
             write!(svg, r#"<text class="name" x="{right}" y="{tick_base}" text-anchor="end">{name}</text>"#);
     }

@@ -33,7 +33,7 @@ pub fn render(run: &RunSummary, language: Language) -> String {
         data(run, l),
         settings(run, l),
     ];
-    let made = format!("{} · {}", run.version, run.backend);
+    let made = made(run, language);
     document(l, &title(run, l), &body.concat(), &made, None)
 }
 
@@ -48,7 +48,7 @@ pub fn render_running(run: &RunSummary, total: u64, language: Language) -> Strin
         data(run, l),
         settings(run, l),
     ];
-    let made = format!("{} · {}", run.version, run.backend);
+    let made = made(run, language);
     document(l, &title(run, l), &body.concat(), &made, Some(REFRESH_SECONDS))
 }
 
@@ -59,6 +59,12 @@ pub fn waiting(name: &str, text: &str, language: Language) -> String {
     let body = format!("<header><p>{}</p><h1>{name}</h1></header>\n<p class=\"note\">{text}</p>\n", l.title);
     let title = format!("{name} · {}", l.title);
     document(l, &title, &body, env!("CARGO_PKG_VERSION"), Some(REFRESH_SECONDS))
+}
+
+/// Returns the version of danlu and the back end.
+fn made(run: &RunSummary, language: Language) -> String {
+    let chinese = || run.backend.replace(" threads,", " 线程,").replace(" thread,", " 线程,");
+    format!("{} · {}", run.version, language.pick(chinese(), run.backend.clone()))
 }
 
 fn title(run: &RunSummary, l: &Labels) -> String {
@@ -149,7 +155,7 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
     }
     if let Some(speed) = run.tokens_per_second() {
         let tokens = run.steps.iter().map(|s| s.tokens).sum();
-        let value = format!("{} <i>tok/s</i>", thousands(speed.round() as u64));
+        let value = format!("{} <i>{}</i>", thousands(speed.round() as u64), l.speed_unit);
         tile(l.speed, value, format!("{} {} · {}", thousands(tokens), l.tokens, duration(run.seconds())));
     }
     if let Some(MemoryUse { plan, peak: Some(peak) }) = &run.memory {

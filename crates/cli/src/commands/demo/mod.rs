@@ -7,6 +7,7 @@ mod story;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use danlu_report::Verdict;
 use danlu_train::{LrSchedulerType, TrainSettings};
 
 use crate::args::compute::ResolvedDType;
@@ -122,6 +123,9 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     step(printer, Step::Compare);
     if let Some((before, after)) = summary.held_out() {
         printer.data(&story::held_out(printer.lang, summary.data.held_out_records, before, after));
+    }
+    if let Some(outcome) = Verdict::of(&summary).findings().first() {
+        printer.data_labeled(printer.pick("结论：", "verdict: "), &outcome.text(printer.lang.of_page()));
     }
     let (left, right) = story::before_after(printer.lang);
     for reply in &summary.replies {

@@ -60,24 +60,27 @@ impl Step {
             Self::Compare => lang.pick(
                 (
                     "前后对比",
-                    "留出的记录没有参加训练：它们的损失下降，说明学到的是说话的方式，而不是背下了答案。下面是同一个问题，训练前后的回答。",
+                    "留出的记录没有参加训练：它们的损失下降，说明学到的是说话的方式，而不是背下了答案。\
+                     困惑度是损失的另一种写法：模型平均在多少个词元之间拿不准，越低越好。下面是同一个问题，训练前后的回答。",
                 ),
                 (
                     "Before and after",
                     "The held-out records were not trained on. If their loss falls, the model learned a style and \
-                     did not memorize answers. Below are the same questions before and after.",
+                     did not memorize answers. The perplexity is the same figure in other words: the number of tokens \
+                     between which the model hesitates. Below are the same questions before and after.",
                 ),
             ),
             Self::Merge => lang.pick(
                 (
                     "合并",
                     "把适配器加回基座：W + s·B·A，在 f32 里相加，只舍入一次。然后从磁盘重新载入，和“基座+适配器”逐项比较：\
-                     合并得好不好，要量过才知道。",
+                     合并得好不好，要量过才知道。最好懂的是“首选词元一致”：100 个词元里，合并前后有几个选得一样。",
                 ),
                 (
                     "Merging",
                     "The adapter is added to the base: W + s·B·A, in f32, rounded once. The result is loaded again and \
-                     compared with base plus adapter, to prove that the merge is correct.",
+                     compared with base plus adapter, to prove that the merge is correct. The plainest figure is `same \
+                     likeliest token`: how many of 100 tokens both would choose.",
                 ),
             ),
             Self::Reload => lang.pick(

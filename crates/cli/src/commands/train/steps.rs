@@ -1,5 +1,7 @@
 //! The steps of a run.
 
+use std::ops::ControlFlow;
+
 use danlu_adapter::TrainingIdentity;
 use danlu_model::LabeledSequence;
 use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
@@ -107,12 +109,19 @@ fn evaluate(
     if held_out.is_empty() || logged {
         return Ok(());
     }
-    let records = terminal_text::thousands(held_out.len() as u64);
-    printer.live(
-        &printer.pick(format!("测量 {records} 条留出记录"), format!("measuring {records} held-out records")),
-    );
-    let report = trainer.evaluate(held_out)?;
+    let (total, at_start) = (held_out.len(), trainer.global_step() == 0);
+    let mut show = |done: usize| {
+        printer.live(&printer.pick(
+            format!("测量留出记录：{done}/{total} 条"),
+            format!("measuring held-out records: {done} of {total}"),
+        ));
+        // Later evaluations run to their end, so that the log of a resumed run lacks none.
+        if at_start { interrupt::check() } else { ControlFlow::Continue(()) }
+    };
+    let (ControlFlow::Continue(()) | ControlFlow::Break(())) = show(0);
+    let report = trainer.evaluate_with(held_out, &mut show)?;
     printer.clear_live();
+    let Some(report) = report else { return Ok(()) };
     trainer.log_evaluation(&report);
     log.evaluation(trainer.global_step(), &report)?;
     let (step, loss, perplexity) = (trainer.global_step(), report.loss, report.perplexity);

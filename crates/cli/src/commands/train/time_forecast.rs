@@ -127,9 +127,8 @@ impl TimeForecast {
         if matches!(backend_options, BackendOptions::Cuda(_)) || free.is_some_and(|free| free < needed) {
             return Ok(None);
         }
-        printer.live(printer.pick("测量本机的训练速度", "measuring the training speed of this machine"));
         let epoch = Epoch::new(settings, data);
-        let flops_per_second = measure_layer(subject, &sample, epoch.sample(settings))?;
+        let flops_per_second = measure_layer(subject, &sample, epoch.sample(settings), printer)?;
         printer.clear_live();
         let adapter = Adapter::init(settings.lora_config(""), config, SEED, &Reference::new())?;
         let (spans, labels) = epoch.spans();
@@ -204,11 +203,30 @@ fn sample_config(config: &ModelConfig) -> ModelConfig {
 }
 
 /// Trains the layer for a short time, and returns its FLOP per second.
-fn measure_layer(subject: &Subject<'_>, sample: &ModelConfig, examples: Vec<Example>) -> Result<f64> {
+fn measure_layer(
+    subject: &Subject<'_>,
+    sample: &ModelConfig,
+    examples: Vec<Example>,
+    printer: &Printer,
+) -> Result<f64> {
     let Subject { settings, limits, .. } = *subject;
     let backend = limits.compute.backend(settings.dtype.into())?;
     let weights = RandomWeights { config: sample, seed: SEED, threads: limits.compute.threads() };
-    let weights = weights.in_memory(None, &mut |_| interrupt::check())?;
+    let weights = weights.in_memory(None, &mut |progress| {
+        let (done, total) = (terminal_text::bytes(progress.bytes), terminal_text::bytes(progress.total));
+        printer.live(&printer.pick(
+            format!("测量本机的训练速度：准备随机权重 {done}/{total}"),
+            format!("measuring the training speed: random weights {done} of {total}"),
+        ));
+        interrupt::check()
+    })?;
+    let show_step = |step: u64| {
+        let total = MAX_SAMPLE_STEPS + 1;
+        printer.live(&printer.pick(
+            format!("测量本机的训练速度：第 {step} 步，最多 {total} 步"),
+            format!("measuring the training speed: step {step} of at most {total}"),
+        ));
+    };
     let decoder = Arc::new(Decoder::new(sample.clone(), &weights, Arc::clone(&backend))?);
     let settings = TrainSettings {
         lora_r: settings.lora_r,
@@ -226,9 +244,11 @@ fn measure_layer(subject: &Subject<'_>, sample: &ModelConfig, examples: Vec<Exam
     let flops = flops::training(sample, &adapter as &dyn LoraSource, &spans, labels);
     let mut trainer = Trainer::new(decoder, adapter, examples, settings, String::new())?;
     // The first step also allocates buffers, so it is not measured.
+    show_step(1);
     trainer.step()?;
     let (mut steps, mut seconds) = (0, 0.0);
     while steps < MAX_SAMPLE_STEPS && seconds < SAMPLE_SECONDS {
+        show_step(steps + 2);
         seconds += trainer.step()?.seconds;
         steps += 1;
     }
