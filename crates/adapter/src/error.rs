@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use danlu_model::ModelError;
 use danlu_model::files::FileError;
+use danlu_model::{ModelError, format_bytes};
 
 use crate::OtherAdapterFile;
 use crate::other_files::is_of_image_model;
@@ -259,7 +259,12 @@ pub enum AdapterError {
     },
 
     /// The disk has too little free space for the merged model.
-    #[error("cannot merge into `{}`: the model needs {needed} bytes, the disk has {available} free", path.display())]
+    #[error(
+        "cannot merge into `{}`: the model needs {}, the disk has {} free",
+        path.display(),
+        format_bytes(*needed),
+        format_bytes(*available)
+    )]
     Space {
         /// The output folder.
         path: PathBuf,

@@ -93,7 +93,26 @@ pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     let before = line.iter().zip(line.iter().skip(1)).find(|(_, arg)| **arg == stray).map(|(flag, _)| flag);
     match before.filter(|flag| error.kind() == ErrorKind::UnknownArgument && flag.starts_with("--")) {
         Some(flag) => diagnostic.with_hint(format!("write `{flag}`, or `{flag}=false` to switch it off")),
-        None => diagnostic,
+        None => match stray_hint(error) {
+            Some(hint) => diagnostic.with_hint(hint),
+            None => diagnostic,
+        },
+    }
+}
+
+/// Returns the hint for a value without a flag, if the usage of the command does not help.
+fn stray_hint(error: &Error) -> Option<String> {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let synopsis = synopsis(error);
+    let (program, rest) = synopsis.split_once(" [OPTIONS]")?;
+    match rest.trim() {
+        "" => Some(format!("write the name of a flag before each value; `{program} --help` lists the flags")),
+        _ if program.ends_with(" chat") => {
+            Some(format!("write a question with its flag: {program} <PATH> --prompt TEXT"))
+        }
+        _ => None,
     }
 }
 
@@ -181,7 +200,11 @@ mod tests {
             ("danlu train --rtae 1", "unknown flag `--rtae` | did you mean `--rate`?"),
             ("danlu train --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
             ("danlu train --rate 1 --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
-            ("danlu train x", "unexpected argument `x` | danlu train [OPTIONS]"),
+            (
+                "danlu train x",
+                "unexpected argument `x` | write the name of a flag before each value; `danlu train --help` \
+                 lists the flags",
+            ),
             (
                 "danlu train --packing yes",
                 "unexpected argument `yes` | write `--packing`, or `--packing=false` to switch it off",

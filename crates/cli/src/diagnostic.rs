@@ -184,17 +184,33 @@ impl Diagnostic {
             out.push('\n');
         }
         for detail in &self.details {
-            out += &format!("  {}\n", terminal_text::printable(detail));
+            let detail = chinese(message_zh::detail(detail)).unwrap_or_else(|| detail.clone());
+            out += &format!("  {}\n", terminal_text::printable(&detail));
         }
         if let Some(hint) = &self.hint {
             out.push('\n');
-            if let Some(hint) = chinese(message_zh::hint(hint)) {
+            let is_command = hint.starts_with("danlu ");
+            if let Some(hint) = chinese(message_zh::hint(hint).or_else(|| is_command.then(|| hint.clone()))) {
                 out += &line("提示：", Style::Cyan, &hint);
             }
-            out += &line("hint: ", Style::Cyan, hint);
+            if !is_command || lang == Lang::En {
+                out += &line("hint: ", Style::Cyan, &sentences(hint));
+            }
         }
         out
     }
+}
+
+/// Starts a new sentence after a question in a hint.
+fn sentences(hint: &str) -> String {
+    let mut parts = hint.split("?; ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let mut chars = part.chars();
+        let first = chars.next().map(|c| c.to_ascii_uppercase()).into_iter();
+        out = out + "? " + &first.chain(chars).collect::<String>();
+    }
+    out
 }
 
 /// Returns the message without Rust's suffix, such as ` (os error 2)`.
@@ -222,6 +238,13 @@ mod tests {
             "错误：`x` 不存在\nerror: `x` does not exist\n\n提示：检查路径\nhint: check the path\n"
         );
         assert_eq!(diagnostic.render(false), "error: `x` does not exist\n\nhint: check the path\n");
+    }
+
+    #[test]
+    fn a_question_in_a_hint_ends_its_sentence() {
+        let hint = Diagnostic::input("x").with_hint("did you mean `a`?").and_hint("check the path");
+        assert!(hint.render(false).ends_with("hint: did you mean `a`? Check the path\n"));
+        assert!(hint.render_in(Lang::Zh, false).contains("提示：是不是 `a`？检查路径\n"));
     }
 
     #[test]

@@ -662,6 +662,93 @@ const TEXTS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Translations of the prose around the examples, by line.
+const TAILS: &[(&str, &str)] = &[
+    ("Examples:", "例子："),
+    (
+        "From data to a merged model, with the files of the demo:",
+        "从数据到合并后的模型，用 demo 写出的文件：",
+    ),
+    (
+        "Exit codes: 0 success, 1 bad input, 2 internal error (please report it), 130 interrupted. For `serve` and `report`, Ctrl-C is the normal end, with exit code 0.",
+        "退出码：0 成功，1 输入有误，2 内部错误（请报告），130 被中断。`serve` 与 `report` 用 Ctrl-C 正常结束，退出码为 0。",
+    ),
+    (
+        "Clients of OpenAI, vLLM and Ollama work with it: their `model` is the name of the base or of an adapter. Ctrl-C finishes the running replies, a second Ctrl-C ends at once.",
+        "OpenAI、vLLM、Ollama 的客户端都能用：`model` 填基座或适配器的名字。Ctrl-C 等进行中的回复做完再结束，再按一次立即结束。",
+    ),
+    (
+        "With --yes, questions without a flag get their default answers, and the run starts.",
+        "有 --yes 时，没有给出的问题都用默认回答，然后开始训练。",
+    ),
+    (
+        "Create a token at https://huggingface.co/settings/tokens. Downloads need `read`, `push` needs `write`. The token is stored where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), readable only by you. `hf auth whoami` finds it there; `hf auth list` shows only tokens from `hf auth login`.",
+        "令牌在 https://huggingface.co/settings/tokens 创建：下载需要 `read`，`push` 需要 `write`。令牌存在 Python 工具也会读的地方（HF_TOKEN_PATH，或 HF_HOME 里的 `token`），只有你能读。`hf auth whoami` 能找到它；`hf auth list` 只列出 `hf auth login` 存的令牌。",
+    ),
+    (
+        "A folder that danlu cannot load is refused. A missing repository is created. All files arrive in one commit; an interrupted push resumes when it is run again. Checkpoints, logs, training data, keys, and files that contain a token are not uploaded. Old shards of a replaced model are removed from the repository.",
+        "danlu 加载不了的文件夹会被拒绝。仓库不存在时自动创建。所有文件在一次提交里到达；中断后重新运行即可继续。检查点、日志、训练数据、密钥和含令牌的文件不会上传。模型被替换后，仓库里旧的分片会被删除。",
+    ),
+    (
+        "The cache is shared with Python's tools (HF_HOME, HF_HUB_CACHE). Other commands download `hf:org/name` if the cache lacks it; `pull` also checks for a newer version.",
+        "缓存与 Python 工具共用（HF_HOME、HF_HUB_CACHE）。其他命令在缓存里没有 `hf:组织/名字` 时也会下载；`pull` 还会检查有没有新版本。",
+    ),
+    (
+        "The page is served on 127.0.0.1 until Ctrl-C. The page of a running training reloads itself.",
+        "页面在 127.0.0.1 上提供，直到 Ctrl-C。训练进行时，页面会自动刷新。",
+    ),
+    (
+        "To keep the completions, add the line to ~/.bashrc, ~/.zshrc or config.fish.",
+        "要长期使用，把这一行加到 ~/.bashrc、~/.zshrc 或 config.fish。",
+    ),
+    (
+        "Commands in a chat: /retry answers again, /undo removes the last turn, /compare asks the base, /set changes the sampling, /reset clears the conversation, /system TEXT sets the system prompt, /save FILE saves the conversation as training data, /help lists them, /exit leaves. Ctrl-C stops a reply.",
+        "对话中的命令：/retry 换一个回答，/undo 撤回上一问一答，/compare 让基座也答一遍，/set 改采样设置，/reset 忘记之前的对话，/system 文字 设定系统提示词，/save 文件 把对话存成训练数据，/help 列出命令，/exit 离开。Ctrl-C 打断回复。",
+    ),
+    ("A configuration file uses the same names, one per line:", "配置文件用同样的名字，一行一个："),
+    (
+        "Flag names of TRL, PEFT, axolotl, LLaMA-Factory, Unsloth and mlx-lm also work, such as --lr, --epochs and --load_in_4bit.",
+        "TRL、PEFT、axolotl、LLaMA-Factory、Unsloth、mlx-lm 的参数名也能用，如 --lr、--epochs、--load_in_4bit。",
+    ),
+    (
+        "Ctrl-C finishes the step, saves a checkpoint and prints the command to resume; a second Ctrl-C exits at once.",
+        "Ctrl-C 做完这一步，存一个检查点，并给出继续训练的命令；再按一次立即退出。",
+    ),
+    (
+        "`train` and `merge` write the card themselves; this command updates it without training. Values of earlier flags stay until a flag changes them. Only the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and danlu's own keys of the front matter, are written. The rest of README.md is yours and is not changed.",
+        "`train` 与 `merge` 会自己写卡片；这条命令不训练，只更新卡片。以前给过的值一直有效，直到再给新值。只写 `<!-- danlu:begin -->` 与 `<!-- danlu:end -->` 之间的文字和 danlu 自己的元数据；README.md 的其余部分归你所有，不会改动。",
+    ),
+    (
+        "DANLU_DATA_MIRROR replaces https://raw.githubusercontent.com, for a network that cannot reach it. The checksum of the file is checked in any case.",
+        "连不上 https://raw.githubusercontent.com 时，用 DANLU_DATA_MIRROR 指定镜像。无论从哪里下载，都会核对文件的校验和。",
+    ),
+    (
+        "The first compares base and adapter on the records that the run held out. The second compares an adapter with its merge. Two adapters are compared in the same way.",
+        "第一条在训练时留出的记录上比较基座与适配器。第二条比较适配器与它合并后的模型。两个适配器也这样比较。",
+    ),
+    (
+        "Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json. The time is measured with one layer of random weights, on the processor.",
+        "没有 --data 时，假定每条记录都有 --max-length 那么长。基座的文件夹只需要有 config.json。时间用一层随机权重在处理器上实测得出。",
+    ),
+    (
+        "Files of axolotl, LLaMA-Factory, TRL and mlx-lm are recognised. The table goes to stderr, the translated file to stdout.",
+        "能识别 axolotl、LLaMA-Factory、TRL、mlx-lm 的文件。对照表写到标准错误，翻译后的文件写到标准输出。",
+    ),
+    ("Results and the machine's peak are measured in the same run.", "结果与本机峰值在同一次运行中测量。"),
+    (
+        "The folder has the format of bitsandbytes, and transformers loads it. `--quant nf4` does the same at load time, and writes nothing.",
+        "写出的文件夹是 bitsandbytes 的格式，transformers 可以加载。`--quant nf4` 在加载时做同样的事，但不写文件。",
+    ),
+    (
+        "  danlu login                      # asks for the token, without echo",
+        "  danlu login                      # 输入令牌，不显示",
+    ),
+    (
+        "  HF_TOKEN=hf_... danlu login      # stores the variable's token",
+        "  HF_TOKEN=hf_... danlu login      # 保存环境变量里的令牌",
+    ),
+];
+
 const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";
 
 /// Translates headings, commands and flags of `command` and its subcommands.
@@ -681,7 +768,9 @@ fn translated(command: Command) -> Command {
             None => "选项",
         };
         let long = arg.get_long_help().map(|text| chinese(&text.to_string()));
-        let arg = arg.help_heading(heading);
+        let values = values(&arg);
+        let help = help.map(|text| text + &values);
+        let arg = arg.help_heading(heading).hide_default_value(true).hide_possible_values(true);
         let arg = match long {
             Some(long) => arg.long_help(long),
             None => arg,
@@ -695,6 +784,11 @@ fn translated(command: Command) -> Command {
         Some(about) => command.about(about),
         None => command,
     };
+    let tail = command.get_after_help().map(|text| chinese_tail(&text.to_string()));
+    let command = match tail {
+        Some(tail) => command.after_help(tail),
+        None => command,
+    };
     command.help_template(TEMPLATE).subcommand_help_heading("命令").mut_subcommands(translated)
 }
 
@@ -702,6 +796,36 @@ fn translated(command: Command) -> Command {
 fn chinese(text: &str) -> String {
     let found = TEXTS.iter().find(|(english, _)| *english == text);
     found.map_or_else(|| text.to_owned(), |(_, chinese)| (*chinese).to_owned())
+}
+
+/// Returns the notes that clap adds to the help of a flag: the default and the possible values.
+fn values(arg: &clap::Arg) -> String {
+    let joined = |values: Vec<String>| values.join("、");
+    let mut notes = String::new();
+    let defaults =
+        arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
+    if arg.get_action().takes_values()
+        && !arg.get_default_values().is_empty()
+        && !arg.is_hide_default_value_set()
+    {
+        notes += &format!(" [默认：{}]", joined(defaults));
+    }
+    let possible: Vec<String> = match arg.get_action().takes_values() && !arg.is_hide_possible_values_set() {
+        true => arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect(),
+        false => Vec::new(),
+    };
+    if !possible.is_empty() {
+        notes += &format!(" [可选：{}]", joined(possible));
+    }
+    notes
+}
+
+/// Translates the text below the flags, line by line. Commands stay as they are.
+fn chinese_tail(text: &str) -> String {
+    let translated = text
+        .lines()
+        .map(|line| TAILS.iter().find(|(english, _)| *english == line).map_or(line, |(_, zh)| zh));
+    translated.collect::<Vec<_>>().join("\n")
 }
 
 /// Leaks `text`, because clap needs headings that live as long as the process. A help page has about a dozen
@@ -739,6 +863,23 @@ mod tests {
     }
 
     #[test]
+    fn every_text_around_the_examples_is_translated() {
+        fn tails(command: &Command, out: &mut Vec<String>) {
+            out.extend(command.get_after_help().map(ToString::to_string));
+            command.get_subcommands().for_each(|command| tails(command, out));
+        }
+        let mut all = Vec::new();
+        tails(&Cli::command(), &mut all);
+        let lines = all.iter().flat_map(|text| text.lines());
+        let is_prose = |line: &&str| (!line.is_empty() && !line.starts_with(' ')) || line.contains("  # ");
+        let missing: Vec<&str> = lines.filter(is_prose).filter(|line| chinese_tail(line) == *line).collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+        for (english, _) in TAILS {
+            assert!(all.iter().any(|text| text.lines().any(|line| line == *english)), "{english}");
+        }
+    }
+
+    #[test]
     fn the_help_is_chinese_and_its_flags_are_not() {
         let mut command = translate(Cli::command());
         let train = command.find_subcommand_mut("train").unwrap();
@@ -753,6 +894,8 @@ mod tests {
         ] {
             assert!(help.contains(text), "{text}: {help}");
         }
-        assert!(!help.contains("Peak learning rate") && !help.contains("Usage"), "{help}");
+        for english in ["Peak learning rate", "Usage", "[default", "[possible", "Examples"] {
+            assert!(!help.contains(english), "{english}: {help}");
+        }
     }
 }

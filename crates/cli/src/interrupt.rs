@@ -1,10 +1,10 @@
 //! Handles Ctrl-C. During a [`GracefulStop`], the first Ctrl-C requests a clean stop, and the second Ctrl-C
-//! exits. At any other time, the first Ctrl-C exits.
+//! exits. At any other time, the first Ctrl-C exits. SIGTERM and SIGHUP are handled as Ctrl-C.
 
 use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -74,11 +74,12 @@ pub fn graceful_stop(answer: Option<String>) -> Result<GracefulStop> {
     Ok(GracefulStop(()))
 }
 
-/// Starts the signal thread. Later calls do nothing.
+/// Starts the signal thread, unless it runs already.
 fn start() -> Result<()> {
-    static STARTED: Once = Once::new();
+    static STARTED: Mutex<bool> = Mutex::new(false);
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut outcome = Ok(());
-    STARTED.call_once(|| {
+    if !*started {
         // `nohup` makes the process ignore SIGHUP. In this case, danlu must not handle the signal.
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&s| s != SIGHUP || !hangup_is_ignored());
         let signals = Signals::new(wanted).and_then(|mut signals| {
@@ -101,11 +102,19 @@ fn start() -> Result<()> {
             std::thread::Builder::new().name("signals".to_owned()).spawn(watch)
         });
         outcome = signals.map(drop);
-    });
+        *started = outcome.is_ok();
+    }
     outcome.map_err(|error| {
         Diagnostic::input(format!("cannot listen for Ctrl-C: {error}"))
             .with_hint("raise the limits on threads and open files with `ulimit -u` and `ulimit -n`")
     })
+}
+
+/// Handles signals from the start of the process, so that each signal ends it with the same exit code and
+/// leaves no temporary folder.
+pub fn exit_on_signals() {
+    // Without a thread for the handler, a signal ends the process as the system does by default.
+    let _ = start();
 }
 
 /// Makes a write beyond `ulimit -f` return an error. By default such a write ends the process.

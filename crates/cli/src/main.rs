@@ -43,6 +43,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use args::compute::available_cores;
+use args::home_paths::expand_home;
 use commands::{
     bench, card, chat, compare, completions, config, data, demo, doctor, explain, hub, merge, new, plan,
     quantize, report, serve, train,
@@ -176,12 +177,14 @@ From data to a merged model, with the files of the demo:
   danlu chat out/palace
   danlu merge out/palace --output out/palace-merged
 
-Exit codes: 0 success, 1 bad input, 2 internal error (please report it), 130 interrupted.";
+Exit codes: 0 success, 1 bad input, 2 internal error (please report it), 130 interrupted. For `serve` and `report`, \
+Ctrl-C is the normal end, with exit code 0.";
 
 fn main() -> ExitCode {
     panic::install();
     allocator::configure();
     interrupt::survive_file_limits();
+    interrupt::exit_on_signals();
     bus_error::install();
     main_stack::run(run_line).unwrap_or_else(|error| {
         let lang = Lang::detect(&std::env::args_os().collect::<Vec<_>>());
@@ -201,7 +204,7 @@ fn run_line() -> ExitCode {
     if let Err(diagnostic) = secret_args::refuse_secrets(&args) {
         return report(&diagnostic, &Printer::new(lang, Color::Auto, false));
     }
-    let command = clap_error::accept_negative(Cli::command());
+    let command = expand_home(clap_error::accept_negative(Cli::command()));
     let command = lang.pick(help_zh::translate as fn(_) -> _, |command| command)(command);
     let line = match peer_flags::translate(&command, line) {
         Ok(line) => line,

@@ -1,6 +1,6 @@
 //! A loader for use at a terminal, which prints notices, shows progress, and stops after Ctrl-C.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -56,8 +56,9 @@ pub struct ModelLoader<'a> {
     hub: LazyHub<'a>,
     /// The text to print if a signal ends the process during a transfer.
     exit_message: RefCell<Option<ExitMessage>>,
-    /// Whether the user wrote `hf:` before the name. Such a download needs no confirmation.
-    is_explicit: Cell<bool>,
+    /// The texts that the user typed for a model or a data set, unless they start with `hf:`. A download of
+    /// such a name needs a confirmation, because the name may be a mistyped path.
+    typed: RefCell<Vec<PathBuf>>,
     /// An error of the progress callback, which the loader itself cannot return.
     failure: RefCell<Option<Diagnostic>>,
 }
@@ -69,7 +70,7 @@ impl<'a> ModelLoader<'a> {
             printer,
             hub: LazyHub::new(printer),
             exit_message: RefCell::default(),
-            is_explicit: Cell::new(false),
+            typed: RefCell::default(),
             failure: RefCell::default(),
         }
     }
@@ -98,7 +99,7 @@ impl<'a> ModelLoader<'a> {
     /// # Errors
     /// Returns the errors of [`Loader::base_folder`].
     pub fn base_folder(&self, path: &Path, scope: FetchScope) -> Result<std::path::PathBuf> {
-        self.is_explicit.set(explicit_name(path).is_some());
+        self.typed.replace(vec![path.to_owned()]);
         let path = &*embedded_base::resolve(path)?;
         self.run(|loader, notices| loader.base_folder(path, scope, notices))
     }
@@ -125,8 +126,7 @@ impl<'a> ModelLoader<'a> {
     /// # Errors
     /// If `path` contains no model, or a file is invalid.
     pub fn open(&self, path: &Path, base: Option<&Path>) -> Result<ModelFiles> {
-        self.is_explicit
-            .set([Some(path), base].into_iter().flatten().any(|path| explicit_name(path).is_some()));
+        self.typed.replace([Some(path), base].into_iter().flatten().map(Path::to_owned).collect());
         let path = &*embedded_base::resolve(path)?;
         let base = base.map(embedded_base::resolve).transpose()?;
         let dirs = self.run(|loader, notices| loader.model_dirs(path, base.as_deref(), notices))?;
@@ -166,7 +166,7 @@ impl<'a> ModelLoader<'a> {
         let data = DataRef::parse(path);
         let Some(dataset) = data.dataset(&self.hub) else { return Ok(path.to_owned()) };
         let is_explicit = matches!(data, DataRef::Hub { is_explicit: true, .. });
-        self.is_explicit.set(is_explicit);
+        self.typed.replace(if is_explicit { Vec::new() } else { vec![path.to_owned()] });
         let found =
             self.run(|loader, _| loader.dataset(dataset)).map_err(|diagnostic| match is_explicit {
                 true => diagnostic,
@@ -176,12 +176,17 @@ impl<'a> ModelLoader<'a> {
         Ok(PathBuf::from(format!("hf:{pinned}")))
     }
 
-    /// Asks the user at a terminal before a download, because `name` may be a mistyped folder name.
+    /// Asks the user before a download, if `name` may be a mistyped path. Without a terminal there is nobody
+    /// to ask, so such a download is refused.
     fn confirm(&self, name: &RepoName) -> Result<()> {
         let printer = self.printer;
-        let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
-        if !can_ask || printer.yes || self.is_explicit.get() || name.named_revision().is_some() {
+        let may_be_path = self.typed.borrow().iter().any(|typed| may_be_path(typed, name));
+        if printer.yes || !may_be_path {
             return Ok(());
+        }
+        let refused = || refused_download(name);
+        if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+            return Err(refused());
         }
         printer.clear_live();
         let question = match name.is_dataset() {
@@ -198,12 +203,10 @@ impl<'a> ModelLoader<'a> {
         };
         let mut answer = String::new();
         let asked = write!(io::stderr(), "{question}").and_then(|()| io::stdin().read_line(&mut answer));
-        if asked.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes" | "是") {
-            return Ok(());
+        match asked.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes" | "是") {
+            true => Ok(()),
+            false => Err(refused()),
         }
-        let kind = if name.is_dataset() { "file" } else { "folder" };
-        let diagnostic = Diagnostic::input(format!("`{name}` is not a local {kind}, and is not downloaded"));
-        Err(diagnostic.with_hint(format!("check the path; `hf:{name}` and `--yes` download without asking")))
     }
 
     fn show(&self, progress: Progress<'_>) -> ControlFlow<()> {
@@ -237,10 +240,34 @@ impl<'a> ModelLoader<'a> {
     }
 }
 
+/// Returns whether the user typed `name` in a form that a path may have too. `hf:org/name`, `org/name@main` and
+/// `org/name:train` are no paths.
+fn may_be_path(typed: &Path, name: &RepoName) -> bool {
+    typed.as_os_str() == name.id() && name.named_revision().is_none()
+}
+
+/// Returns the error for a name that is no local path and is not downloaded.
+fn refused_download(name: &RepoName) -> Diagnostic {
+    let path = Path::new(name.id());
+    if name.is_dataset() {
+        let missing = Diagnostic::io("read", path, io::ErrorKind::NotFound.into());
+        return missing.and_hint(format!("if it is a data set on the Hub, write `hf:{name}`"));
+    }
+    let missing = Diagnostic::from(LoadError::no_model(path));
+    missing.and_hint(format!("if it is on the Hub, write `hf:{name}`, or run `danlu pull {name}` first"))
+}
+
 /// Parses `path` as a Hub name, unless a local folder of that name exists. If a local folder `org` exists,
 /// `org/name` is a Hub name only if the cache contains this repository.
 pub fn hub_name(path: &Path) -> Option<RepoName> {
     ModelRef::parse(path).hub_name(&LazyHub::of_cache()).cloned()
+}
+
+/// Returns whether the cache holds the model.
+pub fn is_cached(name: &RepoName) -> bool {
+    LazyHub::of_cache()
+        .hub()
+        .is_ok_and(|hub| matches!(hub.cached_folder(name, FetchScope::Full), Ok(Some(_))))
 }
 
 /// Returns a hint if `path` was used as a path but may be a Hub name.

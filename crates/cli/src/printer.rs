@@ -9,6 +9,7 @@ use danlu_model::FileError;
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::lang::Lang;
 use crate::lesson::Lesson;
+use crate::message_zh;
 use crate::style::{Color, Style, paint};
 use crate::{temp_dirs, terminal_text};
 
@@ -96,6 +97,12 @@ impl Printer {
 
     pub fn pick<T>(&self, zh: T, en: T) -> T {
         self.lang.pick(zh, en)
+    }
+
+    /// Returns a line of an error, such as the fault of a record, in the current language.
+    pub fn detail(&self, line: &str) -> String {
+        let chinese = self.pick(message_zh::detail(line), None);
+        chinese.unwrap_or_else(|| line.to_owned())
     }
 
     pub fn backend(&self, name: &str) -> String {

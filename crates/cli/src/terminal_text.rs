@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-pub use danlu_model::shell_word;
+pub use danlu_model::{format_bytes as bytes, shell_word};
 pub use danlu_report::number_format::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -135,18 +135,6 @@ pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String
 /// Quotes a path for a shell.
 pub fn shell_path(path: &Path) -> String {
     shell_word(&path.display().to_string())
-}
-
-/// Formats bytes in the largest fitting unit, such as `1.5 GB`.
-pub fn bytes(n: u64) -> String {
-    let units = ["B", "KB", "MB", "GB", "TB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 /// Formats a count with its noun: `1 record`, `1,234 records`.

@@ -187,3 +187,103 @@ fn teach_explains_each_figure_once() {
     assert!(merged.err.contains("KL 散度衡量两个模型的预测差多少"), "{}", merged.err);
     assert!(!merged.out.contains('↳'), "{}", merged.out);
 }
+
+/// Commands that need a network, an account or a terminal, that never end, or that download or measure large
+/// models.
+const NOT_RUN: [&str; 14] = [
+    "hf:",
+    "data get huanhuan",
+    "danlu demo",
+    "danlu login",
+    "danlu pull",
+    "danlu push",
+    "danlu serve",
+    "danlu bench",
+    "danlu new\n",
+    "llama-3",
+    "danlu completions",
+    "danlu report danlu-demo/adapter\n",
+    "danlu report danlu-demo/adapter out/rank-16\n",
+    "danlu doctor",
+];
+
+/// Returns the example commands of a help page. A `\` at the end of a line continues the command.
+fn examples(help: &str) -> Vec<String> {
+    let text = help.replace(" \\\n    ", " ");
+    let is_command = |line: &&str| line.starts_with("  ") && line.contains("danlu") && !line.contains(" = ");
+    let after = text.split("Examples:\n").nth(1).or_else(|| text.split("files of the demo:\n").nth(1));
+    after.unwrap_or_default().lines().filter(is_command).map(|line| format!("{}\n", line.trim())).collect()
+}
+
+/// Writes what `danlu demo` leaves, from a training of four steps.
+fn demo_folder(scene: &Scene) {
+    std::fs::create_dir(scene.path("danlu-demo")).unwrap();
+    std::fs::rename(scene.path("base"), scene.path("danlu-demo/base-8m")).unwrap();
+    scene.write("danlu-demo/palace.json", include_str!("../assets/palace.json"));
+    scene.ok(
+        "train --base danlu-demo/base-8m --data danlu-demo/palace.json --val-size 32 --lr 1e-3 --max-steps 4 \
+         --output danlu-demo/adapter",
+    );
+    scene.ok("merge danlu-demo/adapter --output danlu-demo/merged");
+}
+
+#[test]
+fn examples_of_every_help_run_as_they_stand_after_the_demo() {
+    let commands = [
+        "",
+        "demo",
+        "new",
+        "data",
+        "data get",
+        "config",
+        "train",
+        "plan",
+        "report",
+        "compare",
+        "chat",
+        "serve",
+        "merge",
+        "card",
+        "quantize",
+        "pull",
+        "push",
+        "login",
+        "bench",
+        "completions",
+        "doctor",
+        "explain",
+    ];
+    let mut ran = 0;
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_danlu")).parent().unwrap().to_owned();
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(binary).chain(std::env::split_paths(&folders))).unwrap();
+    for command in commands {
+        let scene = Scene::new();
+        let help = scene.ok(&format!("{command} --help")).out;
+        let examples = examples(&help);
+        assert!(!examples.is_empty(), "{command}: {help}");
+        let run: Vec<&String> =
+            examples.iter().filter(|line| !NOT_RUN.iter().any(|it| line.contains(it))).collect();
+        if !run.is_empty() {
+            demo_folder(&scene);
+        }
+        for line in run {
+            // A few steps show that the flags are right.
+            let is_short = !line.contains("danlu train") || line.contains("--resume");
+            let line =
+                if is_short { line.trim().to_owned() } else { format!("{} --max-steps 2", line.trim()) };
+            let mut shell = std::process::Command::new("bash");
+            shell.args(["-c", &line]).current_dir(scene.path("")).stdin(Stdio::null());
+            for (name, value) in scene.command(&[]).get_envs() {
+                match value {
+                    Some(value) => shell.env(name, value),
+                    None => shell.env_remove(name),
+                };
+            }
+            let output = Ran::of(shell.env("PATH", &path).output().unwrap());
+            assert_eq!(output.code, 0, "{line}\n{}\n{}", output.out, output.err);
+            ran += 1;
+        }
+    }
+    assert!(ran > 25, "{ran}");
+}

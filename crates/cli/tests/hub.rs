@@ -40,8 +40,18 @@ impl Hub {
         self.server.clear_requests();
     }
 
+    /// Returns a command that downloads without asking. No terminal is there to ask at.
     fn command(&self, line: &str) -> Command {
-        self.scene.command(&line.split_whitespace().collect::<Vec<_>>())
+        let args: Vec<&str> = std::iter::once("--yes").chain(line.split_whitespace()).collect();
+        self.scene.command(&args)
+    }
+
+    fn run(&self, line: &str) -> Ran {
+        Ran::of(self.command(line).output().unwrap())
+    }
+
+    fn ok(&self, line: &str) -> Ran {
+        self.scene.ok(&format!("--yes {line}"))
     }
 
     /// Runs a command without a network.
@@ -62,8 +72,7 @@ impl Hub {
 #[test]
 fn a_whole_life_by_name() {
     let hub = Hub::new();
-    let trained =
-        hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
+    let trained = hub.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
     assert!(trained.err.contains("fetched lab/base ("), "{}", trained.err);
     // The output shows the name and the commit, but not the path in the cache.
     let is_shown = |out: &str| out.contains("lab/base@") && !out.contains("snapshots");
@@ -91,27 +100,55 @@ fn a_whole_life_by_name() {
 
     hub.publish("me/adapter", "out");
     hub.publish("me/merged", "merged");
-    let reply = hub.scene.ok("chat me/adapter --prompt 你好 --max-new-tokens 4 --temperature 0").out;
+    let reply = hub.ok("chat me/adapter --prompt 你好 --max-new-tokens 4 --temperature 0").out;
     assert!(hub.files_asked() > 0);
     assert_eq!(hub.ok_offline("chat me/adapter --prompt 你好 --max-new-tokens 4 --temperature 0").out, reply);
-    hub.scene.ok("chat me/merged --prompt 你好 --max-new-tokens 4");
-    hub.scene.ok("compare me/adapter me/merged --data data.json --max-length 64");
-    hub.scene.ok("merge me/adapter --output again");
+    hub.ok("chat me/merged --prompt 你好 --max-new-tokens 4");
+    hub.ok("compare me/adapter me/merged --data data.json --max-length 64");
+    hub.ok("merge me/adapter --output again");
     let again = String::from_utf8(hub.scene.read("again/README.md")).unwrap();
     assert!(!again.contains("not on record"), "{again}");
     assert_eq!(hub.scene.read("again/model.safetensors"), hub.scene.read("merged/model.safetensors"));
 }
 
 #[test]
+fn a_name_without_a_folder_is_downloaded_only_on_request() {
+    let hub = Hub::new();
+    for line in [
+        "chat lab/base --prompt 你好",
+        "train --base lab/base --data data.json --output out",
+        "data check data.json --base lab/base",
+        "serve lab/base --port 0",
+    ] {
+        let refused = hub.scene.run(line);
+        assert_eq!(refused.code, 1, "{line}: {}", refused.err);
+        let hint = "if it is on the Hub, write `hf:lab/base`, or run `danlu pull lab/base` first\n";
+        assert!(
+            refused.err.contains("error: cannot load `lab/base`: it does not exist\n"),
+            "{}",
+            refused.err
+        );
+        assert!(refused.err.ends_with(hint), "{line}: {}", refused.err);
+    }
+    let refused = hub.scene.run("data check lab/data --base demo");
+    assert!(refused.err.contains("error: cannot read `lab/data`: it does not exist\n"), "{}", refused.err);
+    assert!(refused.err.contains("write `hf:lab/data`"), "{}", refused.err);
+    assert!(hub.server.requests().is_empty());
+    hub.scene.ok("chat hf:lab/base --prompt 你好 --max-new-tokens 1");
+    // The model is in the cache now, so its name needs no `hf:`.
+    hub.scene.ok("chat lab/base --prompt 你好 --max-new-tokens 1");
+}
+
+#[test]
 fn an_adapter_keeps_to_the_commit_it_was_trained_on() {
     let hub = Hub::new();
-    hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
+    hub.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
     let first = hub.server.revisions("lab/base").into_values().next().unwrap();
     let config = String::from_utf8(hub.scene.read("elsewhere/config.json")).unwrap();
     fs::remove_file(hub.scene.path("elsewhere/config.json")).unwrap();
     hub.scene.write("elsewhere/config.json", &(config + "\n"));
     hub.publish("lab/base", "elsewhere");
-    hub.scene.ok("pull lab/base");
+    hub.ok("pull lab/base");
 
     let line = "chat out --prompt 你好 --max-new-tokens 2";
     assert!(!hub.ok_offline(line).err.contains("warning"));
@@ -120,17 +157,17 @@ fn an_adapter_keeps_to_the_commit_it_was_trained_on() {
     assert!(other.err.contains(&format!("`--base lab/base@{first}`")), "{}", other.err);
     assert!(hub.ok_offline("compare out --data data.json --base lab/base").err.contains("is not the base"));
 
-    let refused = hub.scene.run("train --output out --resume");
+    let refused = hub.run("train --output out --resume");
     let way = format!("danlu train --output out --resume --base lab/base@{first}");
     assert!(refused.code == 1 && refused.err.ends_with(&format!("{way}\n")), "{}", refused.err);
-    hub.scene.ok(way.strip_prefix("danlu ").unwrap());
+    hub.ok(way.strip_prefix("danlu ").unwrap());
 }
 
 #[test]
 fn a_plan_and_a_look_at_data_fetch_no_weights() {
     let hub = Hub::new();
-    hub.scene.ok("plan --base lab/base");
-    hub.scene.ok("data check data.json --base lab/base");
+    hub.ok("plan --base lab/base");
+    hub.ok("data check data.json --base lab/base");
     assert!(hub.server.requests().iter().all(|request| !request.target.contains("model.safetensors")));
     // The index of a sharded model is downloaded with the configuration, but the shards are not.
     let index = r#"{"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}"#;
@@ -144,25 +181,25 @@ fn a_plan_and_a_look_at_data_fetch_no_weights() {
     hub.publish("lab/sharded", "sharded");
     let parameters =
         |planned: Ran| planned.out.lines().next().unwrap().split(" · ").nth(1).unwrap().to_owned();
-    let whole = parameters(hub.scene.ok("plan --base lab/base"));
-    assert_eq!(parameters(hub.scene.ok("plan --base lab/sharded")), whole);
+    let whole = parameters(hub.ok("plan --base lab/base"));
+    assert_eq!(parameters(hub.ok("plan --base lab/sharded")), whole);
     assert!(hub.server.requests().iter().all(|request| !request.target.contains("00001.safetensors")));
     fs::remove_file(hub.scene.path("sharded/model-00001-of-00001.safetensors")).unwrap();
-    assert_eq!(parameters(hub.scene.ok("plan --base sharded --data data.json")), whole);
-    let refused = hub.scene.run("train --base sharded --data data.json --output none");
+    assert_eq!(parameters(hub.ok("plan --base sharded --data data.json")), whole);
+    let refused = hub.run("train --base sharded --data data.json --output none");
     assert!(refused.code == 1 && refused.err.contains("is missing, with 1 tensors"), "{}", refused.err);
-    let folder = hub.scene.ok("pull lab/base").out;
+    let folder = hub.ok("pull lab/base").out;
     assert!(names(Path::new(folder.trim())).contains(&"model.safetensors".to_owned()));
-    assert_eq!(hub.scene.ok("pull lab/base").out, folder);
-    assert!(hub.scene.ok("pull lab/base").err.contains("is in the cache already"));
+    assert_eq!(hub.ok("pull lab/base").out, folder);
+    assert!(hub.ok("pull lab/base").err.contains("is in the cache already"));
 }
 
 #[test]
 fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
     let hub = Hub::new();
-    hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 1 --lora-r 2 --quant nf4");
+    hub.ok("train --base lab/base --data data.json --output out --max-steps 1 --lora-r 2 --quant nf4");
     hub.publish("me/adapter", "out");
-    hub.scene.ok("pull me/adapter");
+    hub.ok("pull me/adapter");
     let repository = hub.scene.path("hf/hub/models--me--adapter");
     let commit = names(&repository.join("snapshots")).remove(0);
     let snapshot = repository.join("snapshots").join(&commit);
@@ -182,14 +219,14 @@ fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
     let said = "warning: `me/adapter` is in the cache without `danlu.json`";
     assert!(offline.err.contains(said) && offline.err.contains("HF_HUB_OFFLINE"), "{}", offline.err);
     assert!(!offline.err.contains("on a base in nf4"), "{}", offline.err);
-    let online = hub.scene.ok(line);
+    let online = hub.ok(line);
     assert!(online.err.contains("on a base in nf4") && !online.err.contains("warning"), "{}", online.err);
     hub.server.clear_requests();
-    assert!(hub.scene.ok(line).err.contains("on a base in nf4"));
+    assert!(hub.ok(line).err.contains("on a base in nf4"));
     assert!(hub.server.requests().is_empty());
     as_python();
     hub.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Status(500, vec![], vec![])));
-    let refused = hub.scene.ok(line);
+    let refused = hub.ok(line);
     assert!(refused.err.contains(said) && refused.err.contains("answered 500"), "{}", refused.err);
 }
 
@@ -197,7 +234,7 @@ fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
 fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
     let hub = Hub::new();
     hub.server.add_user("me", "hf_mine");
-    hub.scene.ok("pull lab/base");
+    hub.ok("pull lab/base");
     let run = |line: &str, variable: (&str, &str)| {
         Ran::of(hub.command(line).env(variable.0, variable.1).output().unwrap())
     };
@@ -218,16 +255,16 @@ fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
     // `login` and `logout` work even if the token file is invalid.
     for text in ["hf_a b", "\u{0}\u{1}", "密"] {
         hub.scene.write("hf/token", text);
-        assert!(!hub.scene.ok(start).err.contains("token"));
-        let ran = hub.scene.run("whoami");
+        assert!(!hub.ok(start).err.contains("token"));
+        let ran = hub.run("whoami");
         assert!(ran.code == 1 && ran.err.contains("hint: replace it with `danlu login`"), "{}", ran.err);
-        assert!(hub.scene.run("push elsewhere me/x").err.contains("the token in"), "push");
+        assert!(hub.run("push elsewhere me/x").err.contains("the token in"), "push");
         let mut child = hub.command("login").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"hf_mine").unwrap();
         assert!(child.wait().unwrap().success());
         assert_eq!(hub.scene.read("hf/token"), b"hf_mine");
         hub.scene.write("hf/token", text);
-        hub.scene.ok("logout");
+        hub.ok("logout");
         assert!(!hub.scene.path("hf/token").exists());
     }
 }
@@ -239,7 +276,7 @@ fn where_nobody_answers_a_token_is_led_nowhere_else() {
     fs::create_dir_all(hub.scene.path("hf")).unwrap();
     hub.scene.write("hf/token", "hf_mine");
     for (line, is_led) in [("whoami", false), ("push elsewhere me/x", false), ("pull lab/base", true)] {
-        let ran = hub.scene.run(line);
+        let ran = hub.run(line);
         assert!(ran.code == 1 && ran.err.contains("cannot reach 127.0.0.1:9"), "{line}: {}", ran.err);
         assert_eq!(ran.err.contains("mirror"), is_led, "{line}: {}", ran.err);
     }
@@ -256,7 +293,7 @@ fn a_long_pause_is_said() {
     let hub = Hub::new();
     let wait = vec![("Retry-After".to_owned(), "3".to_owned())];
     hub.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, vec![])));
-    let ran = hub.scene.ok("pull lab/base");
+    let ran = hub.ok("pull lab/base");
     assert_eq!(ran.err.matches("limits requests: retrying in 3 s").count(), 1, "{}", ran.err);
 }
 
@@ -264,23 +301,21 @@ fn a_long_pause_is_said() {
 fn a_revision_stays_with_the_adapter() {
     let hub = Hub::new();
     let commit = hub.server.revisions("lab/base").into_values().next().unwrap();
-    hub.scene.ok(&format!(
-        "train --base lab/base@{commit} --data data.json --output out --max-steps 1 --lora-r 2"
-    ));
+    hub.ok(&format!("train --base lab/base@{commit} --data data.json --output out --max-steps 1 --lora-r 2"));
     hub.server.commit("lab/base", &[("config.json", b"{}")]);
     let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
     assert_eq!(
         (&config["base_model_name_or_path"], &config["revision"]),
         (&"lab/base".into(), &commit.into())
     );
-    hub.scene.ok("chat out --prompt 你好 --max-new-tokens 2");
+    hub.ok("chat out --prompt 你好 --max-new-tokens 2");
 }
 
 #[test]
 fn a_folder_named_like_the_owner_hides_no_name() {
     let hub = Hub::new();
     fs::create_dir(hub.scene.path("lab")).unwrap();
-    let ran = hub.scene.run("chat lab/base --prompt 你好");
+    let ran = hub.run("chat lab/base --prompt 你好");
     assert_eq!(
         ran.err,
         "error: cannot load `lab/base`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base; if it is \
@@ -290,37 +325,37 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     for line in
         ["train --base lab/base --data data.json --output out", "train --config run.toml --output out"]
     {
-        let ran = hub.scene.run(line);
+        let ran = hub.run(line);
         assert!(ran.code == 1 && ran.err.contains("write `hf:lab/base`"), "{line}: {}", ran.err);
     }
     assert!(hub.server.requests().is_empty());
-    hub.scene.ok("plan --base lab/base@main");
+    hub.ok("plan --base lab/base@main");
     // A model in the cache is found by its name.
-    hub.scene.ok("pull lab/base");
+    hub.ok("pull lab/base");
     hub.ok_offline("chat lab/base --prompt 你好 --max-new-tokens 2");
     hub.ok_offline("train --config run.toml --output out --max-steps 1 --lora-r 2");
     // A local folder takes precedence over a model in the cache.
     fs::create_dir(hub.scene.path("lab/base")).unwrap();
-    assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("it has neither"));
+    assert!(hub.run("chat lab/base --prompt 你好").err.contains("it has neither"));
     // An empty local folder with the name of the base hides the base on the Hub. The error explains how to
     // use the base on the Hub.
-    let ran = hub.scene.run("chat out --prompt 你好");
+    let ran = hub.run("chat out --prompt 你好");
     let said = "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
     assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
-    hub.scene.ok("chat out --base lab/base@main --prompt 你好 --max-new-tokens 2");
+    hub.ok("chat out --base lab/base@main --prompt 你好 --max-new-tokens 2");
 }
 
 #[test]
 fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
     let hub = Hub::new();
-    hub.scene.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
+    hub.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
     let named = |base: &str| {
         let mut config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
         config["base_model_name_or_path"] = base.into();
         hub.scene.write("out/adapter_config.json", &config.to_string());
         hub.publish("me/adapter", "out");
-        hub.scene.ok("pull me/adapter");
-        hub.scene.run("chat me/adapter --prompt 你好 --max-new-tokens 2")
+        hub.ok("pull me/adapter");
+        hub.run("chat me/adapter --prompt 你好 --max-new-tokens 2")
     };
     // An adapter in the cache cannot name its base by a relative path. Neither the cache nor the working
     // directory is searched.
@@ -329,7 +364,7 @@ fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
         assert!(ran.code == 1 && ran.err.contains("is no model folder here"), "{base}: {}", ran.err);
         assert!(ran.err.contains("hint: name its folder with `--base DIR`"), "{base}: {}", ran.err);
     }
-    hub.scene.ok("chat me/adapter --base elsewhere --prompt 你好 --max-new-tokens 2");
+    hub.ok("chat me/adapter --base elsewhere --prompt 你好 --max-new-tokens 2");
     assert_eq!(named(hub.scene.path("elsewhere").to_str().unwrap()).code, 0);
     assert_eq!(named("lab/base").code, 0);
 }
@@ -337,7 +372,7 @@ fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
 #[test]
 fn what_is_cached_is_pulled_offline_and_pages_and_parts_of_commits_are_names() {
     let hub = Hub::new();
-    let folder = hub.scene.ok("pull lab/base").out;
+    let folder = hub.ok("pull lab/base").out;
     let commit = Path::new(folder.trim()).file_name().unwrap().to_str().unwrap().to_owned();
     hub.server.clear_requests();
     let offline = hub.ok_offline("pull lab/base");
@@ -356,14 +391,14 @@ fn what_is_cached_is_pulled_offline_and_pages_and_parts_of_commits_are_names() {
 
     let page = format!("{}/lab/base/tree/{commit}", hub.server.endpoint());
     for name in [&*page, "https://huggingface.co/lab/base", &format!("lab/base@{}", &commit[..8])] {
-        assert_eq!(hub.scene.ok(&format!("pull {name}")).out, folder, "{name}");
+        assert_eq!(hub.ok(&format!("pull {name}")).out, folder, "{name}");
         hub.ok_offline(&format!("plan --base {name}"));
     }
-    let other = hub.scene.run("pull https://github.com/lab/base");
+    let other = hub.run("pull https://github.com/lab/base");
     assert!(other.code == 1 && other.err.contains("expected `org/name`"), "{}", other.err);
     // The adapter names the full commit of the base, so that other programs find this commit in the cache.
     let base = format!("lab/base@{}", &commit[..8]);
-    hub.scene.ok(&format!("train --base {base} --data data.json --output out --max-steps 1 --lora-r 2"));
+    hub.ok(&format!("train --base {base} --data data.json --output out --max-steps 1 --lora-r 2"));
     let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
     assert_eq!(config["revision"], Value::from(commit));
 }
@@ -385,7 +420,7 @@ fn a_download_that_is_stopped_says_what_is_kept_and_how_to_go_on() {
         assert!(ran.err.contains("`danlu pull lab/base`"), "{}", ran.err);
     }
     hub.server.clear_faults();
-    hub.scene.ok("pull lab/base");
+    hub.ok("pull lab/base");
 }
 
 #[test]
@@ -417,7 +452,7 @@ fn a_download_onto_a_full_disk_is_an_error_and_goes_on_elsewhere() {
     let offline = Ran::of(hub.command("pull lab/base").env("HF_HUB_OFFLINE", "1").output().unwrap());
     assert!(offline.err.contains("is not in the cache"), "{}", offline.err);
     hub.server.clear_requests();
-    hub.scene.ok("pull lab/base");
+    hub.ok("pull lab/base");
     assert!(hub.server.requests().iter().any(|request| request.range.is_some()), "what had come was kept");
     assert!(names(&blobs).iter().all(|name| !name.contains('.')));
 }
@@ -442,7 +477,7 @@ fn a_killed_download_goes_on() {
     child.wait().unwrap();
     hub.server.clear_faults();
     hub.server.clear_requests();
-    hub.scene.ok("chat lab/base --prompt 你好 --max-new-tokens 2");
+    hub.ok("chat lab/base --prompt 你好 --max-new-tokens 2");
     let resumed = hub.server.requests().into_iter().find(|request| request.host == Host::Storage).unwrap();
     assert!(resumed.range.is_some(), "{resumed:?}");
     assert!(names(&blobs).iter().all(|name| !name.contains('.')));
@@ -453,7 +488,7 @@ fn what_is_not_there_is_said_with_a_way_on() {
     let hub = Hub::new();
     hub.server.model("she/gated").gated(Gate::Manual).file("config.json", b"{}").add();
     let host = hub.server.endpoint().replace("http://", "");
-    let ran = hub.scene.run("chat lab/none --prompt x");
+    let ran = hub.run("chat lab/none --prompt x");
     assert_eq!(
         ran.err,
         format!(
@@ -461,7 +496,7 @@ fn what_is_not_there_is_said_with_a_way_on() {
              `danlu login`; there is no folder `lab/none` here\n"
         )
     );
-    let gated = hub.scene.run("train --base she/gated --data data.json --output out");
+    let gated = hub.run("train --base she/gated --data data.json --output out");
     assert!(
         gated.code == 1 && gated.err.contains(&format!("{}/she/gated", hub.server.endpoint())),
         "{}",
@@ -479,14 +514,14 @@ fn what_is_not_there_is_said_with_a_way_on() {
         "adapter_config.json",
         r#"{"peft_type": "LORA", "base_model_name_or_path": "lab/none", "r": 2, "target_modules": ["q_proj"]}"#,
     );
-    let ran = hub.scene.run("chat . --prompt x");
+    let ran = hub.run("chat . --prompt x");
     assert!(
         ran.err.starts_with("error: cannot fetch the base of `.`, `lab/none`: cannot find the model"),
         "{}",
         ran.err
     );
     assert!(ran.err.contains("--base DIR"), "{}", ran.err);
-    let wrong = hub.scene.run("pull lab");
+    let wrong = hub.run("pull lab");
     assert!(wrong.code == 1 && wrong.err.contains("expected `org/name`"), "{}", wrong.err);
 }
 
@@ -506,18 +541,18 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
         assert!(!ran.out.contains("hf_") && !ran.err.contains("hf_"), "{} {}", ran.out, ran.err);
         ran
     };
-    assert!(hub.scene.run("whoami").err.contains("hint: run `danlu login`"));
+    assert!(hub.run("whoami").err.contains("hint: run `danlu login`"));
     for line in ["login hf_mine", "login --token hf_mine", "login --token=hf_mine", "login -t hf_mine"] {
-        let ran = hub.scene.run(line);
+        let ran = hub.run(line);
         assert!(ran.code == 1 && ran.err.contains("takes no argument"), "{line}: {}", ran.err);
         assert!(!ran.err.contains("hf_mine"), "{line}: {}", ran.err);
     }
     let token = "hf_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6";
     for line in ["pull TOKEN", "push elsewhere TOKEN", "whoami TOKEN", "logout --token=TOKEN"] {
-        let ran = hub.scene.run(&line.replace("TOKEN", token));
+        let ran = hub.run(&line.replace("TOKEN", token));
         assert!(ran.code == 1 && !ran.err.contains("aB3dE6"), "{line}: {}", ran.err);
     }
-    assert!(hub.scene.ok("login --help").out.contains("Usage: danlu login [OPTIONS]\n"));
+    assert!(hub.ok("login --help").out.contains("Usage: danlu login [OPTIONS]\n"));
     let file = hub.scene.path("hf/token");
     for (text, said) in [
         ("", "no token on standard input"),
@@ -533,9 +568,9 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
     assert_eq!(fs::read(&file).unwrap(), b"hf_mine");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(ran.err.contains(&format!("the token is sent to {}", hub.server.endpoint())), "{}", ran.err);
-    assert!(hub.scene.ok("whoami").out.starts_with("me"));
+    assert!(hub.ok("whoami").out.starts_with("me"));
     hub.scene.write("hf/stored_tokens", "[me]\nhf_token = hf_other\n");
-    let ran = hub.scene.ok("logout");
+    let ran = hub.ok("logout");
     assert!(ran.out.contains("is removed") && ran.err.contains("`hf auth logout`") && !file.exists());
     assert_eq!(piped("", Some("hf_mine")).code, 0);
     assert!(file.exists());
@@ -576,15 +611,15 @@ fn a_login_that_is_ended_leaves_the_terminal_as_it_was() {
 fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     let hub = Hub::new();
     hub.server.add_user("me", "hf_mine");
-    hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2 --save-steps 1 --val-size 2");
-    let missing = hub.scene.run("push out me/huan");
+    hub.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2 --save-steps 1 --val-size 2");
+    let missing = hub.run("push out me/huan");
     assert!(missing.code == 1 && missing.err.contains("hint: run `danlu login`"), "{}", missing.err);
     fs::create_dir_all(hub.scene.path("hf")).unwrap();
     hub.scene.write("hf/token", "hf_mine");
     hub.scene.write("out/.env", "SECRET=1");
     hub.scene.write("out/notes.txt", "my token is hf_mine");
 
-    let dry = hub.scene.ok("push out me/huan --dry-run");
+    let dry = hub.ok("push out me/huan --dry-run");
     for words in ["a new public repository", "adapter_model.safetensors", "checkpoint-", "line 1 looks like"]
     {
         assert!(dry.out.contains(words), "{}\nlacks {words}", dry.out);
@@ -593,7 +628,7 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     assert!(hub.server.requests().iter().all(|request| request.method == "GET"));
     assert!(hub.server.commits("me/huan").is_empty());
 
-    let pushed = hub.scene.ok("push out me/huan --private");
+    let pushed = hub.ok("push out me/huan --private");
     assert!(
         pushed.out.contains("one commit (") && pushed.out.contains("danlu chat me/huan"),
         "{}",
@@ -612,13 +647,13 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     assert!(String::from_utf8(hub.scene.read("out/README.md")).unwrap().contains("your-name/"));
     let commits = hub.server.commits("me/huan").len();
 
-    let again = hub.scene.ok("push out me/huan");
+    let again = hub.ok("push out me/huan");
     assert!(again.out.contains("already has all files"), "{}", again.out);
     assert!(!pushed.out.contains("danlu pull"), "{}", pushed.out);
-    hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
+    hub.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
     hub.scene.write("notes.md", "Speaks of the palace only.");
-    hub.scene.ok("card out --notes notes.md");
-    let third = hub.scene.ok("push out me/huan --message Limits");
+    hub.ok("card out --notes notes.md");
+    let third = hub.ok("push out me/huan --message Limits");
     assert!(third.out.contains("1 file,"), "{}", third.out); // README.md
     // The model in the cache is now older than the model on the Hub. The cached model stays usable offline,
     // and a notice is printed.
@@ -628,12 +663,12 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     // The local folder and the cache are removed, so only the names on the Hub remain.
     fs::rename(hub.scene.path("out"), hub.scene.path("gone")).unwrap();
     fs::remove_dir_all(hub.scene.path("hf/hub")).unwrap();
-    hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
-    hub.scene.ok("merge me/huan --output merged");
-    hub.scene.ok("push merged me/merged --lang zh");
+    hub.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
+    hub.ok("merge me/huan --output merged");
+    hub.ok("push merged me/merged --lang zh");
     fs::remove_dir_all(hub.scene.path("hf/hub")).unwrap();
-    hub.scene.ok("chat me/merged --prompt 你好 --max-new-tokens 2");
-    let theirs = hub.scene.run("push merged lab/base");
+    hub.ok("chat me/merged --prompt 你好 --max-new-tokens 2");
+    let theirs = hub.run("push merged lab/base");
     assert!(theirs.code == 1 && !theirs.err.contains("hf_mine"), "{}", theirs.err);
 }
 
@@ -643,18 +678,18 @@ fn a_base_that_only_this_machine_has_is_told_and_named() {
     hub.server.add_user("me", "hf_mine");
     fs::create_dir_all(hub.scene.path("hf")).unwrap();
     hub.scene.write("hf/token", "hf_mine");
-    hub.scene.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
-    let ran = hub.scene.ok("push out me/huan --dry-run");
+    hub.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
+    let ran = hub.ok("push out me/huan --dry-run");
     assert!(ran.err.contains("`elsewhere`, a local folder, which others cannot find"), "{}", ran.err);
     let before = hub.scene.read("out/adapter_config.json");
-    let ran = hub.scene.ok("push out me/huan --base-id lab/base");
+    let ran = hub.ok("push out me/huan --base-id lab/base");
     assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(hub.scene.read("out/adapter_config.json"), before);
     for file in ["adapter_config.json", "README.md"] {
         let text = String::from_utf8(hub.server.read("me/huan", "main", file).unwrap()).unwrap();
         assert!(text.contains("lab/base") && !text.contains("elsewhere"), "{text}");
     }
-    hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
+    hub.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
 }
 
 #[test]
@@ -670,14 +705,14 @@ fn data_sets_are_read_by_name_in_every_command() {
         .file("data/test-00000-of-00001.jsonl", lines(&["四"]).as_bytes())
         .add();
     let commit = hub.server.revisions("datasets/lab/talk").into_values().next().unwrap();
-    let checked = hub.scene.ok("data check lab/talk");
+    let checked = hub.ok("data check lab/talk");
     assert!(checked.err.contains("fetched lab/talk ("), "{}", checked.err);
     assert!(checked.out.contains(&format!("lab/talk@{}:train", &commit[..8])), "{}", checked.out);
     let preview = hub.ok_offline("data preview hf:lab/talk");
     assert!(preview.out.contains("三"), "{}", preview.out);
-    hub.scene.ok("data convert hf:lab/talk:test --output test.csv --to alpaca");
+    hub.ok("data convert hf:lab/talk:test --output test.csv --to alpaca");
     assert!(String::from_utf8(hub.scene.read("test.csv")).unwrap().contains('四'));
-    hub.scene.ok("train --base lab/base --data lab/talk --output out --max-steps 1 --lora-r 2");
+    hub.ok("train --base lab/base --data lab/talk --output out --max-steps 1 --lora-r 2");
     // The run names the commit, so that a later version of the data set does not change the run.
     let pinned = format!("hf:lab/talk@{commit}:train");
     assert!(String::from_utf8(hub.scene.read("out/run.toml")).unwrap().contains(&pinned));
@@ -686,7 +721,7 @@ fn data_sets_are_read_by_name_in_every_command() {
     hub.server.commit("datasets/lab/talk", &[("data/train-00000-of-00002.jsonl", b"{}")]);
     hub.ok_offline("train --output out --resume");
     hub.ok_offline("plan --base lab/base --data hf:lab/talk");
-    hub.scene.ok("compare out --data hf:lab/talk:test --max-length 64");
+    hub.ok("compare out --data hf:lab/talk:test --max-length 64");
     for (line, part) in [
         (
             "data check hf:lab/talk:dev",
@@ -696,7 +731,7 @@ fn data_sets_are_read_by_name_in_every_command() {
         ("data check hf:talk", "cannot parse `talk` as a data set"),
         ("data check lab/none", "there is no file `lab/none` here"),
     ] {
-        let ran = hub.scene.run(line);
+        let ran = hub.run(line);
         assert!(ran.code == 1 && ran.err.contains(part), "danlu {line}\n{}", ran.err);
     }
 }

@@ -412,3 +412,96 @@ fn a_configuration_that_is_no_file_ends_at_once() {
     assert!(ran.err.contains("`run.toml`: it is not a regular file"), "{}", ran.err);
     assert_eq!(ran.code, 1);
 }
+
+#[test]
+fn a_folder_that_does_not_exist_is_named_where_a_file_is_written() {
+    let scene = Scene::new();
+    for line in ["data convert data.json --output lacking/x.csv", "data get palace --output lacking/p.json"] {
+        let file = line.rsplit(' ').next().unwrap();
+        scene.refuses(
+            line,
+            &format!(
+                "error: cannot write `{file}`: the folder `lacking` does not exist\n\n\
+                 hint: create the folder first: mkdir -p lacking\n"
+            ),
+        );
+    }
+    let refused = scene.run("train --base base --data data.json --output /proc/x");
+    assert!(refused.err.contains("cannot create `/proc/x`: the system refuses new files"), "{}", refused.err);
+}
+
+#[test]
+fn a_mistyped_path_is_answered_with_the_similar_one() {
+    let scene = Scene::new();
+    for (line, similar) in [
+        ("data check dta.json --base demo", "data.json"),
+        ("data check data.json --base bse", "base"),
+        ("train --config run.tml", "run.toml"),
+    ] {
+        scene.write("run.toml", "");
+        let refused = scene.run(line);
+        assert_eq!(refused.code, 1, "{line}");
+        assert!(refused.err.contains(&format!("did you mean `{similar}`?")), "{line}: {}", refused.err);
+    }
+    fs::create_dir(scene.path("models")).unwrap();
+    fs::rename(scene.path("base"), scene.path("models/base")).unwrap();
+    let refused = scene.run("train --base models --data data.json --output out");
+    assert!(refused.err.ends_with("hint: name one of its models: `models/base`\n"), "{}", refused.err);
+    let refused = scene.run("data check huanhuan.json --base demo");
+    assert!(refused.err.ends_with("write the data set first: danlu data get huanhuan\n"), "{}", refused.err);
+    let refused = scene.run("data check a.json,b.json --base demo");
+    assert!(refused.err.ends_with("name the files one by one: a.json b.json\n"), "{}", refused.err);
+}
+
+#[test]
+fn a_tilde_is_the_home_folder_in_flags_and_files() {
+    let scene = Scene::new();
+    scene.write("run.toml", "base = \"base\"\ndata = [\"~/data.json\"]\noutput = \"~/a\"\nmax_steps = 1\n");
+    for line in [
+        "train --base base --data=~/data.json --output=~/b --max-steps 1",
+        "train --config run.toml",
+        "data get palace --output ~/p.json",
+    ] {
+        let args: Vec<&str> = line.split(' ').collect();
+        let ran = common::Ran::of(scene.command(&args).env("HOME", scene.path("")).output().unwrap());
+        assert_eq!(ran.code, 0, "{line}: {}", ran.err);
+    }
+    for name in ["a/adapter_config.json", "b/adapter_config.json", "p.json"] {
+        assert!(scene.path(name).is_file(), "{name}");
+    }
+    assert!(!scene.path("~").exists());
+}
+
+/// Signals at any moment end a command with exit code 130, and leave no temporary folder.
+#[cfg(unix)]
+#[test]
+fn a_signal_at_any_moment_ends_with_exit_code_130() {
+    use std::time::Duration;
+    let scene = Scene::new();
+    scene.write("many.json", include_str!("../assets/palace.json"));
+    for line in [
+        "train --base base --data many.json --output out",
+        "merge nowhere --output merged",
+        "data check many.json many.json many.json many.json",
+        "plan --base base --data many.json",
+        "compare base base --data many.json",
+    ] {
+        for (signal, milliseconds) in [("TERM", 40), ("TERM", 120), ("INT", 80), ("HUP", 200)] {
+            // On a busy machine, a signal can precede the start of danlu.
+            let ended = (0..6).find_map(|attempt| {
+                let mut child = scene.start(line);
+                std::thread::sleep(Duration::from_millis(milliseconds << attempt));
+                if child.try_wait().unwrap().is_none() {
+                    let id = child.id().to_string();
+                    std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap();
+                }
+                let code = child.wait_with_output().unwrap().status.code();
+                let _ = fs::remove_dir_all(scene.path("out"));
+                code
+            });
+            // A short command may end before the signal.
+            assert!([0, 1, 130].map(Some).contains(&ended), "{line}, {signal}: {ended:?}");
+        }
+    }
+    assert!(common::names(&scene.path("")).iter().all(|name| !name.starts_with(".danlu-tmp-")));
+}

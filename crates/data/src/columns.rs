@@ -3,9 +3,10 @@
 
 use std::{fmt, str::FromStr};
 
+use danlu_model::closest_word;
 use serde_json::Value;
 
-use crate::{Format, fields::Object, formats::turns::exchange_keys, spelling::closest_word};
+use crate::{Format, fields::Object, formats::turns::exchange_keys};
 
 /// Message keys that `--columns` may rename. `--columns` may also rename the record keys of all formats.
 pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];

@@ -1,11 +1,12 @@
 //! Collects keys that a format does not define. Many of these keys are misspelt.
 
+use danlu_model::closest_word;
+
 use crate::{
     Format,
     fields::{self, Object},
     formats::{self, masks},
     record::RecordSource,
-    spelling::closest_word,
 };
 
 /// Maximum number of distinct keys that are recorded.

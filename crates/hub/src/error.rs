@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use danlu_model::FileError;
+use danlu_model::{FileError, format_bytes};
 
 use crate::{DatasetRef, RepoName, TokenFault};
 
@@ -104,7 +104,12 @@ pub enum HubError {
     #[error("`{file}` of `{repo}` has {size} bytes, expected at most {most} for such a file")]
     TooLarge { repo: RepoName, file: String, size: u64, most: u64 },
     /// The disk has too little free space.
-    #[error("cannot download `{repo}`: it needs {needed} bytes, and the disk of `{}` has {available} free", cache.display())]
+    #[error(
+        "cannot download `{repo}`: it needs {}, and the disk of `{}` has {} free",
+        format_bytes(*needed),
+        cache.display(),
+        format_bytes(*available)
+    )]
     Space { repo: RepoName, cache: PathBuf, needed: u64, available: u64 },
     /// The repository has no safetensors weights.
     #[error("`{repo}` has no safetensors weights{}", found.as_ref().map(|file| format!(", only `{file}`")).unwrap_or_default())]

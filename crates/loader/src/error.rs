@@ -241,7 +241,7 @@ fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
         FolderKind::Other => other_hint(path),
         FolderKind::Missing => match similar_folder(path) {
             Some(similar) => format!("did you mean `{}`?", similar.display()),
-            None => NAME_FOLDER.to_owned(),
+            None => missing_hint(path),
         },
         _ => NAME_FOLDER.to_owned(),
     }
@@ -267,8 +267,29 @@ fn similar_folder(path: &Path) -> Option<PathBuf> {
         path.file_name().and_then(|other| other.to_str()).is_some_and(|other| differs_in_one(name, other))
     };
     let below = || beside.iter().map(|folder| folder.join(name)).find(is_model);
-    let found = beside.iter().filter(is_similar).find(|path| is_model(path)).cloned().or_else(below)?;
+    let elsewhere = || files::similar_path(path).filter(is_model);
+    let found = beside.iter().filter(is_similar).find(|path| is_model(path)).cloned();
+    let found = found.or_else(below).or_else(elsewhere)?;
     Some(found.strip_prefix("./").map_or(found.clone(), Path::to_owned))
+}
+
+/// Maximum number of folders that a hint names.
+const MAX_NAMED: usize = 4;
+
+/// Returns the hint for a missing folder without a similar name: the models beside it.
+fn missing_hint(path: &Path) -> String {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let entries = parent.and_then(|parent| std::fs::read_dir(parent).ok()).into_iter().flatten().flatten();
+    let folders = entries.take(MAX_COMPARED).map(|entry| entry.path());
+    let is_model = |path: &PathBuf| matches!(FolderKind::of(path), FolderKind::Adapter | FolderKind::Model);
+    let mut models: Vec<String> =
+        folders.filter(is_model).map(|path| format!("`{}`", path.display())).collect();
+    models.sort();
+    models.truncate(MAX_NAMED);
+    match models.is_empty() {
+        true => NAME_FOLDER.to_owned(),
+        false => format!("name one of the models beside it: {}", models.join(", ")),
+    }
 }
 
 /// Returns whether two names differ in one character, or in two neighbouring characters that are swapped.

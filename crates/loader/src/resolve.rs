@@ -95,7 +95,15 @@ impl<'a> Loader<'a> {
         if path.is_file() || path.join(RUN_FILE).is_file() {
             return Err(LoadError::no_model(path));
         }
-        Ok(folder)
+        match &models_below(&folder)[..] {
+            [] => Ok(folder),
+            models => {
+                let names: Vec<String> =
+                    models.iter().map(|model| format!("`{}`", model.display())).collect();
+                Err(LoadError::no_model(path)
+                    .with_hint(format!("name one of its models: {}", names.join(", "))))
+            }
+        }
     }
 
     /// Resolves `path` to the folders of a model. If `base` is given, it replaces the base that an adapter
@@ -216,6 +224,15 @@ pub fn adapters_below(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_SUBFOLDERS);
     let mut found: Vec<PathBuf> =
         entries.map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file()).collect();
+    found.sort();
+    found
+}
+
+/// Returns the subfolders of `folder` that contain a model, sorted by name.
+fn models_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_SUBFOLDERS);
+    let is_model = |path: &PathBuf| FolderKind::of(path) == FolderKind::Model;
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_model).collect();
     found.sort();
     found
 }

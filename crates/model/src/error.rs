@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::files::FileError;
+use crate::format_bytes;
 
 /// The reason why a model folder cannot be used, or why a conversation cannot be rendered.
 #[derive(Debug, thiserror::Error)]
@@ -295,7 +296,12 @@ pub enum ModelError {
     },
 
     /// The disk has too little free space to write the model.
-    #[error("cannot write `{}`: the model needs {needed} bytes, the disk has {available} free", path.display())]
+    #[error(
+        "cannot write `{}`: the model needs {}, the disk has {} free",
+        path.display(),
+        format_bytes(*needed),
+        format_bytes(*available)
+    )]
     Space {
         /// The folder.
         path: PathBuf,

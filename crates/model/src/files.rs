@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use crate::shell_word;
+use crate::spelling::edit_distance;
+
 /// Prefix of every temporary file. The prefix identifies the files that a killed run did not remove. The
 /// final name of the file may follow after another `-`.
 pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} `{}`: {}", path.display(), plain(source))]
+#[error("cannot {action} `{}`: {}", path.display(), reason(action, path, source))]
 #[non_exhaustive]
 pub struct FileError {
     /// The failed action, as a verb: `read`, `write`, `create`.
@@ -37,7 +40,20 @@ impl FileError {
             io::ErrorKind::NotFound if is_lacking(&self.path) => {
                 "complete the download or the copy: the folder exists, but this file is missing"
             }
-            io::ErrorKind::NotFound => "check the path for a typing mistake",
+            io::ErrorKind::NotFound if writes(self.action) => {
+                return Some(match missing_folder(&self.path) {
+                    Some(folder) => {
+                        format!("create the folder first: mkdir -p {}", shell_word(&folder.to_string_lossy()))
+                    }
+                    None => "choose another folder".to_owned(),
+                });
+            }
+            io::ErrorKind::NotFound => {
+                return Some(match similar_path(&self.path) {
+                    Some(similar) => format!("did you mean `{}`?", similar.display()),
+                    None => "check the path for a typing mistake".to_owned(),
+                });
+            }
             io::ErrorKind::PermissionDenied => "check the owner and the permissions of the folder",
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "free some space, or choose a folder on another disk"
@@ -66,6 +82,55 @@ fn is_lacking(path: &Path) -> bool {
     });
     let has_others = |folder| fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some());
     of_a_model && path.parent().is_some_and(has_others)
+}
+
+/// Returns whether an action creates an entry of a folder.
+fn writes(action: &str) -> bool {
+    matches!(action, "write" | "write to" | "create")
+}
+
+/// Returns the folder in which `path` should be created, if that folder does not exist.
+fn missing_folder(path: &Path) -> Option<&Path> {
+    Some(parent(path)).filter(|folder| !folder.exists())
+}
+
+/// Maximum number of entries of a folder that are compared with a missing name.
+const MAX_COMPARED: usize = 1000;
+
+/// Returns an existing path whose names are similar to those of the missing `path`.
+pub fn similar_path(path: &Path) -> Option<PathBuf> {
+    let mut found = PathBuf::new();
+    for part in path.components() {
+        let next = found.join(part);
+        if next.exists() {
+            found = next;
+            continue;
+        }
+        let wanted = part.as_os_str().to_str()?;
+        let folder = if found.as_os_str().is_empty() { Path::new(".") } else { &found };
+        let entries = fs::read_dir(folder).ok()?.flatten().take(MAX_COMPARED);
+        let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        // In a short name, two different files differ in few characters.
+        let stem = Path::new(wanted).file_stem()?.to_str()?.chars().count();
+        let limit = (stem / 4).max(usize::from(stem > 2));
+        let near = names.iter().map(|name| (edit_distance(wanted, name), name)).min()?;
+        found.push(Some(near).filter(|(edits, _)| *edits <= limit)?.1);
+    }
+    Some(found)
+}
+
+/// Returns the reason in plain words. If a folder is missing in which a file should be created, names this
+/// folder.
+fn reason(action: &str, path: &Path, error: &io::Error) -> String {
+    match (error.kind(), missing_folder(path)) {
+        (io::ErrorKind::NotFound, Some(folder)) if writes(action) => {
+            format!("the folder `{}` does not exist", folder.display())
+        }
+        (io::ErrorKind::NotFound, None) if writes(action) => {
+            "the system refuses new files and folders there".to_owned()
+        }
+        _ => plain(error),
+    }
 }
 
 /// Returns the reason in plain words. For rare errors, returns the text of the operating system.

@@ -27,6 +27,7 @@ mod added_tokens;
 mod backward;
 mod base_fingerprint;
 mod batch;
+mod byte_text;
 mod chat_template;
 mod config;
 mod config_json;
@@ -59,6 +60,7 @@ mod sentencepiece;
 mod shard_writer;
 mod shell_word;
 pub mod sidecar_files;
+mod spelling;
 mod staged_folder;
 mod template_rewrite;
 mod template_values;
@@ -76,6 +78,7 @@ pub use base_fingerprint::{
     base_fingerprint, base_fingerprint_of, base_sample, base_sample_of, sha256_of_file,
 };
 pub use batch::{Batch, LabeledSequence};
+pub use byte_text::format_bytes;
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{
     Architecture, BlockNorms, LayerAttention, LayerRope, ModelConfig, QkNorm, Rope, RopeScaling,
@@ -102,6 +105,7 @@ pub use random_weights::{RandomProgress, RandomWeights};
 pub use repo_id::is_repo_id;
 pub use shard_writer::{ShardWriter, TensorSpec};
 pub use shell_word::shell_word;
+pub use spelling::{closest_word, edit_distance};
 pub use staged_folder::{FolderState, INDEX_FILE, SINGLE_FILE, StagedFolder, shard_index, shard_name};
 pub use token_fingerprint::TokenFingerprint;
 pub use tokenizer::{DecodeState, DecodeStream, TokenSpan, Tokenizer};

@@ -45,7 +45,7 @@ impl FromStr for DeviceChoice {
         let choice = match text {
             "auto" => Some(Self::Auto),
             "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(0)),
+            "cuda" | "gpu" => Some(Self::Cuda(0)),
             _ => text.strip_prefix("cuda:").and_then(number),
         };
         choice.ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned())
@@ -90,6 +90,13 @@ impl FromStr for DTypeChoice {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
+        // The longer names are those of PyTorch.
+        let name = match name {
+            "float32" | "fp32" => "f32",
+            "bfloat16" => "bf16",
+            "float16" | "fp16" | "half" => "f16",
+            name => name,
+        };
         match name {
             "auto" => Ok(Self::Auto),
             _ => Precision::from_str(name)

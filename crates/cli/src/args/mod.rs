@@ -5,6 +5,7 @@ pub mod card;
 pub mod chat_template;
 pub mod compute;
 pub mod data;
+pub mod home_paths;
 pub mod quant;
 pub mod sampling;
 pub mod secret;

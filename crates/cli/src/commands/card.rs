@@ -18,8 +18,8 @@ use crate::terminal_text;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu card out/palace --card-lang both --license apache-2.0
-  danlu card out/palace --notes limits.md --base-id meta-llama/Llama-3.2-1B
+  danlu card danlu-demo/adapter --card-lang both --license apache-2.0
+  danlu card danlu-demo/adapter --base-id you/base-8m --name you/palace-lora
 
 `train` and `merge` write the card themselves; this command updates it without training. \
 Values of earlier flags stay until a flag changes them. \

@@ -34,12 +34,12 @@ use crate::terminal_text;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu compare out/palace
-  danlu compare out/rank8 out/rank32 --data held_out.json
-  danlu compare out/palace out/merged --data held_out.json
+  danlu compare danlu-demo/adapter
+  danlu compare danlu-demo/adapter danlu-demo/merged \\
+    --data danlu-demo/adapter/held_out.json
 
-The first compares base and adapter on out/palace/held_out.json. The others compare two adapters, and an \
-adapter with its merge.";
+The first compares base and adapter on the records that the run held out. The second compares an adapter with its \
+merge. Two adapters are compared in the same way.";
 
 /// Largest difference between the losses per token of two models that counts as a tie.
 const TIE: f64 = 1e-3;

@@ -8,9 +8,11 @@ use crate::printer::Printer;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu completions bash > ~/.local/share/bash-completion/completions/danlu
-  danlu completions zsh > ~/.zfunc/_danlu
-  danlu completions fish > ~/.config/fish/completions/danlu.fish";
+  source <(danlu completions bash)
+  source <(danlu completions zsh)
+  danlu completions fish | source
+
+To keep the completions, add the line to ~/.bashrc, ~/.zshrc or config.fish.";
 
 /// The flags of `danlu completions`.
 #[derive(Args, Clone, Debug)]

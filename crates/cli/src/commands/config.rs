@@ -11,9 +11,11 @@ use crate::printer::Printer;
 
 pub const EXAMPLES: &str = "\
 Examples:
+  printf 'base_model: danlu-demo/base-8m\\nlora_r: 16\\n' > axolotl.yaml
   danlu config translate axolotl.yaml
-  danlu config translate llama3_lora_sft.yaml > run.toml
-  danlu train --config axolotl.yaml --output out/mine
+  danlu config translate axolotl.yaml > run.toml
+  danlu train --config axolotl.yaml --data danlu-demo/palace.json \\
+    --output out/mine
 
 Files of axolotl, LLaMA-Factory, TRL and mlx-lm are recognised. The table goes to stderr, the translated file to stdout.";
 

@@ -10,7 +10,7 @@ use danlu_model::files;
 
 use crate::args::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
 use crate::diagnostic::Result;
-use crate::lang::Lang;
+use crate::lang::{LANG_VARIABLE, Lang};
 use crate::memory;
 use crate::printer::Printer;
 use crate::style::Style;
@@ -19,7 +19,7 @@ use crate::terminal_text;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu doctor
-  DANLU_ISA=avx2 danlu doctor --threads 1";
+  DANLU_ISA=scalar danlu doctor --threads 1";
 
 /// The flags of `danlu doctor`.
 #[derive(Args, Clone, Debug)]
@@ -85,12 +85,14 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
         );
     }
     let locale = sys_locale::get_locale().unwrap_or_else(|| "-".to_owned());
+    let variable = std::env::var(LANG_VARIABLE).map(|lang| format!("{LANG_VARIABLE}={lang}"));
+    let variable = variable.unwrap_or_else(|_| printer.pick("没有 DANLU_LANG", "no DANLU_LANG").to_owned());
     row(
         ("语言", "language"),
         if zh {
-            format!("{}（系统区域设置：{locale}）", printer.lang)
+            format!("{}（{variable}，系统区域设置 {locale}）", printer.lang)
         } else {
-            format!("{} (locale: {locale})", printer.lang)
+            format!("{} ({variable}, locale {locale})", printer.lang)
         },
     );
     Ok(())
@@ -115,6 +117,7 @@ fn gpu(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     let survey = match survey() {
         Ok(survey) => survey,
         Err(error @ CudaError::NoDriver) => {
+            let error = printer.detail(&error.to_string());
             let none = printer.pick(format!("无（{error}）"), format!("none: {error}"));
             return vec![(("NVIDIA GPU", "NVIDIA GPU"), none)];
         }

@@ -27,10 +27,9 @@ use crate::terminal_text;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu plan --base danlu-demo/base-8m --data danlu-demo/palace.json
-  danlu plan --base models/Llama-3.2-1B --max-length 2048 --memory-limit 8GiB
-  danlu plan --base models/8B --quant nf4 --device cuda --device-memory 15GiB
-  danlu plan --shape llama-3-8b --quant nf4 --max-length 512
-  danlu plan --config out/palace/run.toml --json
+  danlu plan --shape llama-3.2-1b --max-length 2048 --memory-limit 8GiB
+  danlu plan --shape llama-3-8b --quant nf4 --device cuda --device-memory 15GiB
+  danlu plan --config danlu-demo/adapter/run.toml --json
 
 Without --data, every record is assumed to be as long as --max-length. The base folder needs only config.json. \
 The time is measured with one layer of random weights, on the processor.";

@@ -31,8 +31,9 @@ use crate::{interrupt, terminal_text};
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu quantize models/Llama-3.2-1B --to nf4 --output models/Llama-3.2-1B-nf4
-  danlu train --base models/Llama-3.2-1B-nf4 --data mine.json --output out/mine
+  danlu quantize danlu-demo/base-8m --to nf4 --output out/base-8m-nf4
+  danlu train --base out/base-8m-nf4 --data danlu-demo/palace.json \\
+    --output out/qlora
 
 The folder has the format of bitsandbytes, and transformers loads it. `--quant nf4` does the same \
 at load time, and writes nothing.";

@@ -8,6 +8,7 @@ use danlu_hub::DatasetRef;
 use danlu_loader::{DataRef, HubSource as _, explicit_dataset};
 use danlu_model::{LabeledSequence, Tokenizer};
 
+use crate::commands::data::get::NamedData;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::model_loader::LazyHub;
 use crate::printer::Printer;
@@ -74,12 +75,18 @@ const SHOWN_COMMIT: usize = 8;
 /// Returns a hint for a path that the shell did not expand, or that only another tool would accept.
 fn path_hint(file: &Path) -> Option<String> {
     let text = file.to_str().filter(|_| !file.exists())?;
+    let named =
+        NamedData::all().iter().find(|data| text.strip_suffix(".json").unwrap_or(text) == data.name());
     match text {
-        _ if text.starts_with("~/") => Some(format!("write the folder in full: `$HOME{}`", &text[1..])),
+        _ if named.is_some() => {
+            let name = named.map(NamedData::name).unwrap_or_default();
+            Some(format!("write the data set first: danlu data get {name}"))
+        }
         _ if text.contains(['*', '?', '[']) => {
             Some("let the shell list the files: remove the quotes".to_owned())
         }
-        _ if text.split(',').count() > 1 && text.split(',').all(|part| Path::new(part).exists()) => {
+        // The comma of a missing name separates two names, unless a folder has a comma too.
+        _ if text.contains(',') && text.split(',').all(|part| Path::new(part).extension().is_some()) => {
             Some(format!("name the files one by one: {}", text.replace(',', " ")))
         }
         _ => None,

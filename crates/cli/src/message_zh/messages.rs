@@ -24,6 +24,12 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot write to `{}`: {}", "无法写入 `{}`：{}"),
     ("cannot write `{}`: it exists already", "无法写入 `{}`：文件已存在"),
     ("cannot write `{}`: {}", "无法写入 `{}`：{}"),
+    ("cannot show `{}`: {}", "无法显示 `{}`：{}"),
+    ("cannot copy `{}`: {}", "无法复制 `{}`：{}"),
+    ("cannot lock `{}`: {}", "无法锁定 `{}`：{}"),
+    ("cannot open `{}`: {}", "无法打开 `{}`：{}"),
+    ("cannot remove `{}`: {}", "无法删除 `{}`：{}"),
+    ("cannot ask the free space of `{}`: {}", "无法查询 `{}` 的剩余空间：{}"),
     ("cannot create `{}`: {}", "无法创建 `{}`：{}"),
     (
         "cannot train into `{}`: a checkpoint and the adapter need {}, and the disk has {} free",
@@ -34,8 +40,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("cannot find the model `{}` at {}", "在 {1} 上找不到模型 `{0}`"),
     ("cannot find `{}` at {}", "在 {1} 上找不到 `{0}`"),
     (
-        "cannot download `{}`: it needs {} bytes, and the disk of `{}` has {} free",
-        "无法下载 `{}`：需要 {} 字节，`{}` 所在磁盘只剩 {}",
+        "cannot download `{}`: it needs {}, and the disk of `{}` has {} free",
+        "无法下载 `{}`：需要 {}，`{}` 所在磁盘只剩 {}",
     ),
     ("`{}` does not exist", "`{}` 不存在"),
     ("`{}` is not a local folder, and is not downloaded", "`{}` 不是本地文件夹，也没有下载"),
@@ -96,7 +102,6 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "the merged model differs from base plus adapter: only its report was saved",
         "合并后的模型与“基座+适配器”不一致：只保存了报告",
     ),
-    ("merging into `{}` needs {} bytes and the disk has {} free", "合并到 `{}` 需要 {} 字节，磁盘只剩 {}"),
     ("the prompt is {} tokens, and the context holds {}", "提示有 {} 个词元，上下文只能放 {} 个"),
     ("there is no token: run `danlu login` before the push", "没有令牌：请先运行 `danlu login`"),
     ("the token of `{}` is read-only", "`{}` 的令牌只读"),
@@ -149,8 +154,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "无法写入张量 `{}`：第 {} 个元素是 {}，超出 {} 的范围",
     ),
     (
-        "cannot merge into `{}`: the model needs {} bytes, the disk has {} free",
-        "无法合并到 `{}`：模型需要 {} 字节，磁盘只剩 {}",
+        "cannot merge into `{}`: the model needs {}, the disk has {} free",
+        "无法合并到 `{}`：模型需要 {}，磁盘只剩 {}",
     ),
     (
         "cannot compare the models: the base has {} tokens, the merged model {}",
@@ -403,8 +408,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
         "`{}`：`tie_word_embeddings` 为 true，但 `lm_head.weight` 与 `model.embed_tokens.weight` 不同",
     ),
     (
-        "cannot write `{}`: the model needs {} bytes, the disk has {} free",
-        "无法写入 `{}`：模型需要 {} 字节，磁盘只剩 {}",
+        "cannot write `{}`: the model needs {}, the disk has {} free",
+        "无法写入 `{}`：模型需要 {}，磁盘只剩 {}",
     ),
     ("stopped before the end", "中途停止"),
     (
@@ -607,6 +612,8 @@ pub const MESSAGES: &[(&str, &str)] = &[
     ("there is no token on standard input", "标准输入里没有令牌"),
     ("{} is `{}`, which this processor does not have", "{} 是 `{}`，这个处理器没有这种指令集"),
     ("{} is `{}`, which is not an instruction set", "{} 是 `{}`，不是指令集"),
+    ("{} of {} records is bad", "{1} 条记录里有 {0} 条坏的"),
+    ("{} of {} record is bad", "{1} 条记录里有 {0} 条坏的"),
     ("{} of {} {} bad", "{1} 里有 {0} 条坏记录（{2}）"),
     ("{} failed, see above", "{} 失败，见上文"),
     ("{} of {} records are bad", "{1} 条记录里有 {0} 条坏的"),

@@ -8,11 +8,13 @@
 
 mod hints;
 mod messages;
+mod phrases;
 #[cfg(test)]
 mod source_tests;
 
 use hints::HINTS;
 use messages::MESSAGES;
+use phrases::PHRASES;
 
 use crate::peer_flags;
 
@@ -21,28 +23,51 @@ pub fn message(text: &str) -> Option<String> {
     translate(MESSAGES, text)
 }
 
+/// Returns a line below a message in Chinese, such as the fault of a record. Returns `None` if no pattern
+/// matches.
+pub fn detail(text: &str) -> Option<String> {
+    translate(PHRASES, text).or_else(|| message(text))
+}
+
 /// Returns a hint in Chinese, or `None` if a part of it has no pattern.
 pub fn hint(text: &str) -> Option<String> {
     if let Some(chinese) = peer_flags::chinese_hint(text) {
         return Some(chinese.to_owned());
     }
     let parts: Option<Vec<String>> = text.split("; ").map(|part| translate(HINTS, part)).collect();
-    parts.map(|parts| parts.join("；"))
+    parts.map(|parts| parts.join("；").replace("？；", "？"))
 }
 
 fn translate(patterns: &[(&str, &str)], text: &str) -> Option<String> {
     let matches = patterns.iter().filter_map(|(english, chinese)| {
-        let mut values: Vec<String> = values(english, text)?.into_iter().map(str::to_owned).collect();
-        // The text after a colon is often another message, so it is translated too.
-        if let Some(last) = values.last_mut().filter(|_| english.ends_with(": {}"))
-            && let Some(inner) = translate(patterns, last)
-        {
-            *last = inner;
-        }
+        let found = values(english, text)?;
+        let values: Vec<String> = english
+            .split("{}")
+            .zip(&found)
+            .map(|(before, value)| inner(patterns, before, value).unwrap_or_else(|| (*value).to_owned()))
+            .collect();
         Some((english.len() - 2 * values.len(), fill(chinese, &values)))
     });
     let best = matches.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.map(|(_, chinese)| chinese)
+}
+
+/// Translates the value after the text `before` of a pattern, if the value is a message or a phrase.
+fn inner(patterns: &[(&str, &str)], before: &str, value: &str) -> Option<String> {
+    let is_quoted = before.ends_with(['`', '"', '\'']);
+    let is_message = before.ends_with(": ");
+    if is_quoted {
+        return None;
+    }
+    // A pattern for every text would match a phrase, so only other patterns are tried.
+    let message = if is_message { translate(patterns, value) } else { None };
+    message.or_else(|| if is_phrase_place(before) { translate(PHRASES, value) } else { None })
+}
+
+/// Returns whether a phrase may follow the text `before` of a pattern. Elsewhere, a value is a name.
+fn is_phrase_place(before: &str) -> bool {
+    [": ", "found ", "expected ", "use ", "with ", "; "].iter().any(|end| before.ends_with(end))
+        || before.is_empty()
 }
 
 /// Inserts values into a Chinese text. `{}` is replaced by the next value, and `{1}` by the second value.
@@ -59,10 +84,22 @@ fn fill(chinese: &str, values: &[String]) -> String {
         };
         let index = number.parse().unwrap_or(next);
         next += usize::from(number.is_empty());
-        out += values.get(index).map_or("", String::as_str);
-        rest = after;
+        let value = values.get(index).map_or("", String::as_str);
+        // A blank stands between a Chinese and another word, but not between two Chinese words.
+        if value.starts_with(is_ideograph)
+            && out.strip_suffix(' ').is_some_and(|out| out.ends_with(is_ideograph))
+        {
+            out.pop();
+        }
+        out += value;
+        let tight = after.strip_prefix(' ').filter(|after| after.starts_with(is_ideograph));
+        rest = tight.filter(|_| value.ends_with(is_ideograph)).unwrap_or(after);
     }
     out + rest
+}
+
+fn is_ideograph(c: char) -> bool {
+    ('\u{4e00}'..='\u{9fff}').contains(&c)
 }
 
 /// Returns the values in `text`. For the pattern ``cannot read `{}`: {}``, the text ``cannot read `a`: no``
@@ -92,11 +129,15 @@ mod tests {
     fn values_move_into_the_chinese_text() {
         for (english, chinese) in [
             ("cannot read `a b`: it does not exist", "无法读取 `a b`：文件不存在"),
-            (
-                "invalid value `x` for `--lr <N>`: expected a number",
-                "`--lr <N>` 的值 `x` 无效：expected a number",
-            ),
+            ("invalid value `x` for `--lr <N>`: expected a number", "`--lr <N>` 的值 `x` 无效：应为数字"),
             ("unknown flag `--foo`", "没有参数 `--foo`"),
+            (
+                "cannot read `a`: every record is invalid; the first: a:2 (record 1): found an empty `output`, \
+                 expected an answer",
+                "无法读取 `a`：所有记录都有错；第一处：a:2（第 1 条）：这里是空的 `output`，应为回答",
+            ),
+            ("cannot write `x/y`: the folder `x` does not exist", "无法写入 `x/y`：文件夹 `x` 不存在"),
+            ("cannot load `text`: it does not exist", "无法加载 `text`：不存在"),
             ("step 3: the loss is NaN; its records: a:1", "第 3 步：loss 为 NaN；所用记录：a:1"),
         ] {
             assert_eq!(message(english).as_deref(), Some(chinese));

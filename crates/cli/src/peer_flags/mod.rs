@@ -91,6 +91,10 @@ pub fn translate(root: &Command, line: Vec<OsString>) -> Result<Vec<OsString>> {
             out.extend(words);
             return Ok(out);
         }
+        if let Some(name) = long_with_one_dash(root, command, text) {
+            let hint = format!("did you mean `--{name}`?");
+            return Err(Diagnostic::input(format!("unknown flag `{text}`")).with_hint(hint));
+        }
         let Some(body) = text.strip_prefix("--").filter(|body| !body.is_empty()) else {
             command = command.get_subcommands().find(|sub| sub.get_name() == text).unwrap_or(command);
             out.push(word);
@@ -195,6 +199,14 @@ fn is_bool(text: &str) -> bool {
     ["true", "false"].iter().any(|bool| text.eq_ignore_ascii_case(bool))
 }
 
+/// Returns the name of a long flag that is written with one dash, such as `-base`.
+fn long_with_one_dash(root: &Command, command: &Command, text: &str) -> Option<String> {
+    let body = text.strip_prefix('-').filter(|body| body.len() > 2 && !body.starts_with('-'))?;
+    let name = body.split('=').next().unwrap_or_default().replace('_', "-");
+    let is_known = flag_of(root, command, &name).is_some() || meaning(&name).is_some();
+    is_known.then_some(name)
+}
+
 /// Returns the flag `name` of the command, or the global flag of this name.
 fn flag_of<'a>(root: &'a Command, command: &'a Command, name: &str) -> Option<&'a Arg> {
     let global = root.get_arguments().filter(|arg| arg.is_global_set());
@@ -221,6 +233,16 @@ mod tests {
         let words = text.split(' ').map(OsString::from).collect();
         let words = translate(&Cli::command(), words).map_err(|error| error.render(false))?;
         Ok(words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn a_long_flag_with_one_dash_is_answered() {
+        let error = line("d train -base x").unwrap_err();
+        assert_eq!(error, "error: unknown flag `-base`\n\nhint: did you mean `--base`?\n");
+        // Short flags with their values stay as they are.
+        for short in ["d chat m -p你好", "d data preview f -n12", "d train -vq"] {
+            assert_eq!(line(short).as_deref(), Ok(short));
+        }
     }
 
     #[test]

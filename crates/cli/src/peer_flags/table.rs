@@ -99,6 +99,7 @@ pub(super) const TABLE: &[(&[&str], PeerFlag)] = &[
             "max-seq-length",
             "max-seq-len",
             "seq-length",
+            "seq-len",
             "sequence-len",
             "cutoff-len",
             "block-size",
@@ -107,7 +108,10 @@ pub(super) const TABLE: &[(&[&str], PeerFlag)] = &[
         Same(&["max-length", "context"]),
     ),
     (&["output-dir", "out-dir", "save-path", "save-dir", "export-dir"], Same(&["output"])),
-    (&["base-model", "model-name-or-path", "model-name", "model-path", "pretrained-model"], Same(&["base"])),
+    (
+        &["base-model", "model-name-or-path", "model-name", "model-path", "pretrained-model", "hf-path"],
+        Same(&["base"]),
+    ),
     (&["model"], Same(&["base"])),
     (
         &[

@@ -6,10 +6,25 @@ use danlu_generate::ChatSession;
 use danlu_model::files;
 use serde_json::json;
 
+use super::settings;
+use crate::args::home_paths::in_home;
 use crate::diagnostic::{Diagnostic, Result};
 
 pub const NAMES: [&str; 10] =
     ["/retry", "/undo", "/compare", "/set", "/reset", "/system", "/save", "/help", "/exit", "/quit"];
+
+/// Chinese names of commands.
+const NAMES_ZH: [(&str, &str); 9] = [
+    ("/重试", "/retry"),
+    ("/撤回", "/undo"),
+    ("/对比", "/compare"),
+    ("/设置", "/set"),
+    ("/重置", "/reset"),
+    ("/系统", "/system"),
+    ("/保存", "/save"),
+    ("/帮助", "/help"),
+    ("/退出", "/exit"),
+];
 
 /// The text of `/help` in Chinese.
 pub const HELP_ZH: &str = "\
@@ -21,7 +36,8 @@ pub const HELP_ZH: &str = "\
 /system 文字  设定系统提示词；不带文字则显示
 /save 文件    把对话存成一条训练数据（JSON Lines，messages 格式）
 /help         列出这些命令
-/exit         离开（Ctrl-D 亦可）；Ctrl-C 打断回复";
+/exit         离开（Ctrl-D 亦可）；Ctrl-C 打断回复
+命令也可以写中文：/重试 /撤回 /对比 /设置 /重置 /系统 /保存 /帮助 /退出";
 
 /// The text of `/help` in English.
 pub const HELP_EN: &str = "\
@@ -58,6 +74,7 @@ pub enum ChatInput<'a> {
 pub fn parse(input: &str) -> ChatInput<'_> {
     let input = input.trim();
     let (name, rest) = input.split_once(char::is_whitespace).unwrap_or((input, ""));
+    let name = NAMES_ZH.iter().find(|(chinese, _)| *chinese == name).map_or(name, |(_, english)| english);
     let rest = rest.trim();
     match (name, rest) {
         ("/retry", "") => ChatInput::Retry,
@@ -66,34 +83,39 @@ pub fn parse(input: &str) -> ChatInput<'_> {
         ("/set", "") => ChatInput::Settings,
         ("/set", words) => match words.split_once([' ', '=']) {
             Some((name, value)) => ChatInput::Set(name, value.trim()),
-            None => ChatInput::Misused(name, "/set NAME VALUE, as in /set temperature 0.5"),
+            None => ChatInput::Misused(name, "write a name and a value, such as /set temperature 0.5"),
         },
         ("/reset", "") => ChatInput::Reset,
         ("/system", text) => ChatInput::System(text),
-        ("/save", path) if !path.is_empty() => ChatInput::Save(in_home(path)),
+        ("/save", path) if !path.is_empty() => ChatInput::Save(in_home(path.as_ref())),
         ("/help", "") => ChatInput::Help,
         // Other programs use these words, so users type them out of habit.
         ("/exit" | "/quit" | "exit" | "quit", "") => ChatInput::Exit,
-        ("/save", _) => ChatInput::Misused(name, "/save FILE, as in /save talk.jsonl"),
-        ("/retry" | "/undo" | "/compare" | "/reset" | "/help" | "/exit" | "/quit", _) => {
-            ChatInput::Misused(name, "/retry, /undo, /compare, /reset, /help and /exit take no argument")
-        }
+        ("/save", _) => ChatInput::Misused(name, "name a file, such as /save talk.jsonl"),
+        ("/retry" | "/undo" | "/compare" | "/reset" | "/help" | "/exit" | "/quit", _) => ChatInput::Misused(
+            name,
+            "leave the argument out: /retry, /undo, /compare, /reset, /help and /exit take none",
+        ),
         _ if is_command(name) => ChatInput::Unknown(name),
         _ => ChatInput::Say(input),
     }
 }
 
-/// Expands `~/` to the home folder, as a shell does.
-fn in_home(path: &str) -> PathBuf {
-    match (path.strip_prefix("~/"), std::env::home_dir()) {
-        (Some(rest), Some(home)) => home.join(rest),
-        _ => PathBuf::from(path),
-    }
+fn is_command(name: &str) -> bool {
+    let is_letter = |c: char| c.is_ascii_lowercase() || c == '_' || (!c.is_ascii() && c.is_alphabetic());
+    name.strip_prefix('/').is_some_and(|word| !word.is_empty() && word.chars().all(is_letter))
 }
 
-fn is_command(name: &str) -> bool {
-    name.strip_prefix('/')
-        .is_some_and(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase()))
+/// Returns the hint for an unknown command.
+pub fn unknown_hint(name: &str) -> String {
+    let setting = name.trim_start_matches('/');
+    if settings::NAMES.contains(&setting) {
+        return format!("change a setting with `/set {setting} VALUE`");
+    }
+    match danlu_data::closest_word(name, NAMES) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("`/help` lists the commands: {}", NAMES.join(" ")),
+    }
 }
 
 /// Writes the conversation as one record in the `messages` format. Never overwrites a file.
@@ -133,6 +155,11 @@ mod tests {
         assert_eq!(parse("/rest"), ChatInput::Unknown("/rest"));
         assert!(matches!(parse("/save"), ChatInput::Misused("/save", _)));
         assert!(matches!(parse("/reset now"), ChatInput::Misused("/reset", _)));
+        assert_eq!(parse("/系统 你是甄嬛。"), ChatInput::System("你是甄嬛。"));
+        assert_eq!(parse("/退出"), ChatInput::Exit);
+        assert_eq!(parse("/再见"), ChatInput::Unknown("/再见"));
+        assert_eq!(unknown_hint("/temperature"), "change a setting with `/set temperature VALUE`");
+        assert_eq!(unknown_hint("/hepl"), "did you mean `/help`?");
         for text in ["/", "1/2", "/etc/passwd 是什么？", "你好"] {
             assert_eq!(parse(text), ChatInput::Say(text));
         }

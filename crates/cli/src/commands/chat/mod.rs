@@ -38,9 +38,9 @@ use history::ChatHistory;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu chat out/palace
-  danlu chat out/palace --prompt '皇上驾到！' --temperature 0
-  danlu chat out/palace-merged --system '你是甄嬛。' --top-p 0.9
+  danlu chat danlu-demo/adapter
+  danlu chat danlu-demo/adapter --prompt '皇上驾到！' --temperature 0
+  danlu chat danlu-demo/merged --system '你是甄嬛。' --top-p 0.9
   echo '今晚月色真美。' | danlu chat danlu-demo/base-8m
 
 Commands in a chat: /retry answers again, /undo removes the last turn, /compare asks the base, /set changes the \
@@ -355,10 +355,7 @@ impl Talk<'_> {
             }
             ChatInput::Unknown(name) => {
                 let diagnostic = Diagnostic::input(format!("unknown command `{name}`"));
-                let known = format!("the commands are {}", command::NAMES.join(" "));
-                let hint = danlu_data::closest_word(name, command::NAMES)
-                    .map(|near| format!("did you mean `{near}`?"));
-                return Err(diagnostic.with_hint(hint.unwrap_or(known)));
+                return Err(diagnostic.with_hint(command::unknown_hint(name)));
             }
         }
         Ok(ControlFlow::Continue(()))

@@ -264,7 +264,7 @@ pub fn describe_key(unknown: &UnknownKey, printer: &Printer) -> String {
 }
 
 fn list_bad(bad: &[BadRecord], limit: usize, printer: &Printer) {
-    let lines: Vec<_> = bad.iter().map(ToString::to_string).collect();
+    let lines: Vec<_> = bad.iter().map(|bad| printer.detail(&bad.to_string())).collect();
     list(printer.pick("坏记录", "bad records"), &lines, limit, printer);
 }
 

@@ -17,7 +17,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu data get
   danlu data get palace
-  danlu data get huanhuan --output data/huanhuan.json
+  danlu data get huanhuan --output huanhuan-2.json
 
 DANLU_DATA_MIRROR replaces https://raw.githubusercontent.com, for a network that cannot reach it. The checksum \
 of the file is checked in any case.";

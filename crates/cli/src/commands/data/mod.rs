@@ -27,9 +27,9 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu data preview danlu-demo/palace.json --base danlu-demo/base-8m
   danlu data check danlu-demo/palace.json --base danlu-demo/base-8m
-  danlu data check chat.json --format sharegpt
+  danlu data check danlu-demo/palace.json --format alpaca
   danlu data check hf:openai/gsm8k:main/test
-  danlu data convert table.csv --columns instruction=q,output=a --output o.jsonl";
+  danlu data convert danlu-demo/palace.json --to alpaca --output palace.csv";
 
 /// The default of `--max-length`, as in `danlu train`.
 const DEFAULT_MAX_LENGTH: usize = 384;

@@ -75,8 +75,10 @@ pub fn run(args: &ExplainArgs, printer: &Printer) -> Result<()> {
 }
 
 fn unknown(term: &str) -> Diagnostic {
-    let names = terms(CHINESE).flat_map(|term| term.names);
-    let hint = match danlu_data::closest_word(term, names) {
+    let names = || terms(CHINESE).flat_map(|term| term.names);
+    // The start of a name is more likely meant than a name with another letter.
+    let longer = if term.chars().count() > 1 { names().find(|name| name.starts_with(term)) } else { None };
+    let hint = match longer.or_else(|| danlu_data::closest_word(term, names())) {
         Some(near) => format!("run `danlu explain {near}`"),
         None => "run `danlu explain` to list all terms".to_owned(),
     };

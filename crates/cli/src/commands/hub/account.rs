@@ -30,7 +30,6 @@ const MAX_TOKEN_BYTES: usize = 4096;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu login                      # asks for the token, without echo
-  danlu login < token.txt
   HF_TOKEN=hf_... danlu login      # stores the variable's token
 
 Create a token at https://huggingface.co/settings/tokens. Downloads need `read`, `push` \

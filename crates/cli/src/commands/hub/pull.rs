@@ -12,11 +12,11 @@ use crate::terminal_text;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu pull HuggingFaceTB/SmolLM2-135M-Instruct
-  danlu pull you/huanhuan-lora@v2
-  HF_ENDPOINT=https://hf-mirror.com danlu pull meta-llama/Llama-3.2-1B
+  danlu pull HuggingFaceTB/SmolLM2-135M-Instruct@main
+  HF_ENDPOINT=https://hf-mirror.com danlu pull Qwen/Qwen2.5-0.5B-Instruct
 
-The cache is shared with Python's tools (HF_HOME, HF_HUB_CACHE). Every command downloads \
-a model that the cache lacks; `pull` also checks for a newer version.";
+The cache is shared with Python's tools (HF_HOME, HF_HUB_CACHE). Other commands download \
+`hf:org/name` if the cache lacks it; `pull` also checks for a newer version.";
 
 /// The flags of `danlu pull`.
 #[derive(Args, Clone, Debug)]

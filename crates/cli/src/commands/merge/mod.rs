@@ -47,9 +47,11 @@ use card::MergedCard;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu merge out/palace --output out/palace-merged
-  danlu merge out/palace --output out/merged --dtype bf16 --max-shard-size 2GB
-  danlu merge out/palace --output out/merged --data held_out.json";
+  danlu merge danlu-demo/adapter --output out/merged
+  danlu merge danlu-demo/adapter --output out/shards --max-shard-size 9MB
+  danlu merge danlu-demo/adapter --output out/nf4 --to nf4
+  danlu merge danlu-demo/adapter --output out/measured \\
+    --data danlu-demo/palace.json";
 
 /// Maximum number of sequences in the measurement. More sequences would hardly change the results.
 const MAX_SEQUENCES: usize = 64;

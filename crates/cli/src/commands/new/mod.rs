@@ -27,7 +27,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu new
   danlu new --base demo --data palace --limits '10m 1GiB'
-  danlu new --base demo --data mine.json --yes
+  danlu new --base demo --data danlu-demo/palace.json --yes
 
 With --yes, questions without a flag get their default answers, and the run starts.";
 

@@ -20,9 +20,11 @@ use crate::style::Style;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu report out/palace
-  danlu report out/palace out/rank-64 out/rank-2
-  danlu report out/palace out/rank-64 --output runs.html
+  danlu report danlu-demo/adapter
+  danlu train --config danlu-demo/adapter/run.toml --output out/rank-16 \\
+    --lora-r 16
+  danlu report danlu-demo/adapter out/rank-16
+  danlu report danlu-demo/adapter out/rank-16 --output runs.html
 
 The page is served on 127.0.0.1 until Ctrl-C. The page of a running training reloads itself.";
 

@@ -6,14 +6,15 @@ use std::str::FromStr;
 use clap::Args;
 use danlu_adapter::parse_byte_size;
 use danlu_hub::RepoName;
-use danlu_loader::ModelRef;
+use danlu_loader::{ModelRef, explicit_name};
 use danlu_serve::{AdapterSource, ServedAdapter};
 
 use super::load_test::LoadSize;
 use crate::args::compute::{ComputeArgs, DTypeChoice};
+use crate::args::home_paths::in_home;
 use crate::args::{QuantArgs, Secret};
 use crate::clap_error::at_least_one;
-use crate::model_loader::hub_name;
+use crate::model_loader::{hub_name, is_cached};
 
 /// The flags of `danlu serve`.
 #[derive(Args, Clone, Debug)]
@@ -126,21 +127,20 @@ fn named(text: &str) -> Result<(String, &str), String> {
 }
 
 fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
-    named(text).map(|(name, path)| (name, path.into()))
+    named(text).map(|(name, path)| (name, in_home(path.as_ref())))
 }
 
 fn named_adapter(text: &str) -> Result<ServedAdapter, String> {
     let (name, path) = named(text)?;
-    let source = match ModelRef::parse(path.as_ref()) {
-        ModelRef::Folder(folder) => AdapterSource::Folder(folder),
-        reference => match hub_name(path.as_ref()) {
-            Some(name) => AdapterSource::Hub(name),
-            // A mistyped folder becomes `AdapterSource::Folder`, and the loader reports it.
-            None => match reference {
-                ModelRef::Ambiguous { path, .. } | ModelRef::Folder(path) => AdapterSource::Folder(path),
-                ModelRef::Hub(name) => AdapterSource::Hub(name),
-            },
-        },
+    let path = &*in_home(path.as_ref());
+    let source = match ModelRef::parse(path) {
+        ModelRef::Hub(name) if explicit_name(path).is_some() || name.named_revision().is_some() => {
+            AdapterSource::Hub(name)
+        }
+        // Any other name that the cache lacks may be a mistyped folder, which the loader reports.
+        _ => hub_name(path)
+            .filter(|name| is_cached(name))
+            .map_or_else(|| AdapterSource::Folder(path.to_owned()), AdapterSource::Hub),
     };
     Ok(ServedAdapter { name, source })
 }

@@ -26,11 +26,11 @@ use crate::style::Style;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu serve out/palace
-  danlu serve danlu-demo/base-8m --adapter palace=out/palace
-  danlu serve danlu-demo/base-8m --watch palace=out/palace --port 8001
+  danlu serve danlu-demo/adapter
+  danlu serve danlu-demo/base-8m --adapter palace=danlu-demo/adapter
+  danlu serve danlu-demo/base-8m --watch palace=danlu-demo/adapter --port 8001
   danlu serve danlu-demo/base-8m --bench 8x8
-  DANLU_API_KEY=... danlu serve org/base --host 0.0.0.0 --allow-hub 'you/*'
+  DANLU_API_KEY=secret danlu serve danlu-demo/base-8m --host 0.0.0.0
 
 Clients of OpenAI, vLLM and Ollama work with it: their `model` is the name of the base or of an adapter. \
 Ctrl-C finishes the running replies, a second Ctrl-C ends at once.";

@@ -18,9 +18,10 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu train --base danlu-demo/base-8m --data danlu-demo/palace.json \\
     --output out/palace
-  danlu train --base danlu-demo/base-8m --data mine.json more.jsonl \\
-    --output out/mine --lora-r 16 --num-train-epochs 3
-  danlu train --config run.toml --learning-rate 2e-4
+  danlu train --base danlu-demo/base-8m --data danlu-demo/palace.json \\
+    --output out/rank-16 --lora-r 16 --num-train-epochs 3
+  danlu train --config danlu-demo/adapter/run.toml --output out/slower \\
+    --learning-rate 2e-4
   danlu train --base danlu-demo/base-8m --data danlu-demo/palace.json \\
     --output out/small --memory-limit 300MiB
   danlu train --output out/palace --resume

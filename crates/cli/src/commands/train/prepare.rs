@@ -254,7 +254,7 @@ pub fn list_skipped(bad: &[BadRecord], output: &Path, printer: &Printer) -> Resu
     let counted = terminal_text::counted(n as u64, "bad record");
     printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{counted} {verb} skipped:")));
     for record in bad.iter().take(MAX_LISTED) {
-        printer.status(&format!("  {}", terminal_text::printable(&record.to_string())));
+        printer.status(&format!("  {}", terminal_text::printable(&printer.detail(&record.to_string()))));
     }
     if n > MAX_LISTED {
         let path = output.join(SKIPPED_FILE);

@@ -16,6 +16,7 @@ use super::run_log::ReportTo;
 use crate::args::ComputeArgs;
 use crate::args::adapter::AdapterArgs;
 use crate::args::compute::{DTypeChoice, DTypeReason, ResolvedDType, check_context};
+use crate::args::home_paths::expand_home;
 use crate::args::{CardArgs, NotesArgs};
 use crate::clap_error::usage;
 use crate::config_file::ConfigFile;
@@ -122,7 +123,14 @@ impl RunConfig {
         };
         let run = Self::merge_sources(matches)?;
         if run.files.data.is_empty() {
-            return Err(missing("data", "the file to train on"));
+            let entry = matches.get_one::<String>("dataset").filter(|entry| Path::new(entry).exists());
+            return Err(match entry {
+                Some(file) => missing("data", "the file to train on").with_hint(format!(
+                    "write `--data {}`: `--dataset` names an entry of dataset_info.json",
+                    terminal_text::shell_word(file)
+                )),
+                None => missing("data", "the file to train on"),
+            });
         }
         if run.files.base.as_os_str().is_empty() {
             return Err(missing("base", "the model to train"));
@@ -172,7 +180,7 @@ impl RunConfig {
         let config = match args.config.clone().or(own) {
             None => None,
             Some(path) => {
-                let command = TrainArgs::augment_args(Command::new("train"));
+                let command = expand_home(TrainArgs::augment_args(Command::new("train")));
                 // A resumed run must have the type that it started with, so `--dtype auto` does not override
                 // the file.
                 let keeps_dtype = resume.is_some() && args.settings.dtype == Some(DTypeChoice::Auto);

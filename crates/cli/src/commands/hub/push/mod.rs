@@ -35,9 +35,9 @@ use rewritten_files::{ReadmeSource, RewrittenFiles};
 
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu push out/palace you/huanhuan-lora --dry-run
-  danlu push out/palace-merged you/huanhuan-llama3-8b --private
-  danlu push out/palace you/huanhuan-lora --revision v2 --message 'Epoch 2'
+  danlu push danlu-demo/adapter you/palace-lora --dry-run
+  danlu push danlu-demo/merged you/palace-8m --private
+  danlu push danlu-demo/adapter you/palace-lora --revision v2 --message 'Epoch 2'
 
 A folder that danlu cannot load is refused. A missing repository is created. All files arrive \
 in one commit; an interrupted push resumes when it is run again. Checkpoints, logs, training data, \
@@ -155,9 +155,6 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     }
     let token = hub.settings().token.clone();
     let has_token = token.is_some();
-    if !has_token && !args.dry_run {
-        return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
-    }
     let options = PushOptions {
         private: args.private,
         create_pr: args.create_pr,
@@ -167,7 +164,13 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     options.check_message(token.as_ref())?;
     // The folder is checked before the first request.
     let (mut upload_set, needed) = upload_set(args, token)?;
-    let page = match RemoteCard::read(&hub, &name) {
+    if !has_token && !args.dry_run {
+        return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
+    }
+    printer.live(&printer.pick(format!("查询 {name}"), format!("asking for {name}")));
+    let page = RemoteCard::read(&hub, &name);
+    printer.clear_live();
+    let page = match page {
         Err(error) if args.dry_run && is_unreachable(&error) => {
             rewrite(&mut upload_set, args, &RemoteCard::unread(&hub, &name), &name, printer)?;
             preview_offline(args, &upload_set, &name, &error, printer);
