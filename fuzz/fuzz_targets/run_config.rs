@@ -19,7 +19,7 @@ mod lang;
 mod lesson;
 #[path = "../../crates/cli/src/message_zh/mod.rs"]
 mod message_zh;
-#[path = "../../crates/cli/src/peer_config.rs"]
+#[path = "../../crates/cli/src/peer_config/mod.rs"]
 mod peer_config;
 #[path = "../../crates/cli/src/peer_flags.rs"]
 mod peer_flags;
