@@ -74,9 +74,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns a short description, such as `reference` or `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// Returns the number of rows from which a matrix multiplication gives a row the same bits in every
-    /// batch. Batches with fewer rows all use one other order of additions. CUDA returns 1, but does not
-    /// guarantee equal bits in small batches.
+    /// Returns the smallest number of rows in a batch for which a matrix multiplication gives a row the same
+    /// bits as in every larger batch. All smaller batches use the same, different order of additions. CUDA
+    /// returns 1, but does not guarantee equal bits in small batches.
     fn row_invariant_from(&self) -> usize;
 
     /// Returns the largest number of rows that [`linear_decode`](Backend::linear_decode) accepts.
@@ -180,7 +180,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Allocates the working memory of training passes of at most this size. These passes then allocate
-    /// nothing, so they do not fail if other programs fill the device.
+    /// nothing, so they do not fail if other programs fill the device's memory.
     fn reserve(&self, _largest: PassSize) {}
 
     /// Runs operations that are repeated with the same buffers and shapes, such as those of a decoded token.
@@ -344,8 +344,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Backward of [`project`](Backend::project). The optional `dinp` receives `Σ dout[i] W[i]` plus the
-    /// gradients through `A, B`, and `grads.store` determines whether it is overwritten. Gradients of `A, B`
-    /// are added to `dparams`. The gradient of the residual equals `dout`, so it is not computed.
+    /// gradients through `A, B`, and `grads.store` determines whether `dinp` is overwritten or added to.
+    /// Gradients of `A, B` are added to `dparams`. The gradient of the residual equals `dout`, so it is not
+    /// computed.
     fn project_backward(
         &self,
         grads: ProjectGrads<'_>,

@@ -1,8 +1,8 @@
 //! A low-rank pair, packed for decoding.
 //!
 //! The layout of `A (R, IN)` does not change, because each row of `A` gives one dot product. `B (OUT, R)` is
-//! stored as panels of 32 columns of `Bᵀ`. One vector multiply-add then adds the term of one rank to
-//! neighbouring outputs:
+//! stored as panels of 32 columns of `Bᵀ`. One vector multiply-add then adds the products of one row of `Bᵀ`
+//! to neighbouring outputs:
 //!
 //! ```text
 //! panel 0: [B[0..32, 0], B[0..32, 1], ..., B[0..32, R - 1]], panel 1: [B[32..64, 0], ...]

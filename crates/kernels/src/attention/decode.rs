@@ -187,8 +187,8 @@ fn runs(segments: &[Segment], dims: AttentionDims, window: Option<usize>) -> Vec
 }
 
 /// Returns the number of elements that one query head stores for [`RUN`] consecutive keys: the weighted sum
-/// of the values, the largest score and the sum of the weights. Padding keeps the results of different tasks on different cache
-/// lines.
+/// of the values, the largest score and the sum of the weights. Padding keeps the results of different tasks
+/// on different cache lines, so that tasks do not slow each other down.
 fn partial_len(dims: AttentionDims) -> usize {
     (dims.head_dim + 2).next_multiple_of(WIDEST)
 }

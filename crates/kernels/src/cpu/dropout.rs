@@ -70,7 +70,7 @@ mod x86 {
         }
     }
 
-    /// Draws eight elements at a time.
+    /// Computes the mask bits of eight elements at a time.
     #[target_feature(enable = "avx512f,avx512dq")]
     pub fn draw_avx512(bits: &mut [u32], key: u64, first: u64, threshold: u64, elements: *const f32) {
         let start = key.wrapping_add(first.wrapping_mul(GOLDEN));

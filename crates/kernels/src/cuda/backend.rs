@@ -413,7 +413,7 @@ enum Add<'a> {
     Buffer(&'a Buffer),
 }
 
-/// Direction and number of rows of a matrix product, and the operand that is added to it.
+/// Direction and number of rows of a matrix product, and the operand that is added to the product.
 #[derive(Clone, Copy, Debug)]
 struct Product<'a> {
     direction: Direction,

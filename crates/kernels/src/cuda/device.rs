@@ -211,7 +211,7 @@ impl Device {
         self.launches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Runs `operations` as one sequence. A sequence that was seen before becomes a CUDA graph.
+    /// Runs `operations` as one sequence. A sequence that equals an earlier one becomes a CUDA graph.
     pub fn run_sequence(&self, operations: &mut dyn FnMut()) {
         lock(&self.recorder).begin();
         let _clear = ClearRecorder(self);
@@ -221,7 +221,8 @@ impl Device {
         }
     }
 
-    /// Launches recorded work. It must be called before any call that must run after this work.
+    /// Launches recorded work. This function must be called before every driver call that must run after the
+    /// recorded work.
     fn flush(&self) {
         if !self.has_failed() {
             self.record(self.activate().and_then(|()| lock(&self.recorder).flush(self)));

@@ -1,8 +1,8 @@
 //! Finds and opens NVIDIA's libraries by file path.
 //!
 //! The search order is: the folders of [`PATH_VARIABLE`], pip's folders for the Python interpreter, the
-//! system's loader, the usual toolkit folders. The loader opens a library by name and does not return its
-//! path, so the path is read from `/proc/self/maps`.
+//! system's loader, and last the usual toolkit folders. The loader opens a library by name and does not
+//! return its path, so the path is read from `/proc/self/maps`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -114,7 +114,7 @@ fn site_packages() -> Vec<PathBuf> {
             .extend([&interpreter, &real].iter().filter_map(|file| Some(file.parent()?.parent()?.into())));
     }
     // pip installs danlu into the `bin` folder of a Python environment. This environment may be inactive, so
-    // its folder is added here.
+    // it is added to the search here.
     let own = env::current_exe().ok().and_then(|file| Some(file.parent()?.parent()?.to_owned()));
     prefixes.extend(own);
     prefixes.extend(env::var_os("HOME").map(|home| Path::new(&home).join(".local")));

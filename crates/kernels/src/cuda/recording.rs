@@ -177,7 +177,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Starts a sequence. Until its end, work is recorded and not launched.
+    /// Starts a sequence. Until the sequence ends, work is recorded and not launched.
     pub fn begin(&mut self) {
         assert!(!self.is_active, "a sequence inside a sequence");
         (self.is_active, self.is_whole) = (true, true);
@@ -227,8 +227,8 @@ impl Recorder {
         self.is_active
     }
 
-    /// Launches the work that has been recorded so far. It must be called before any call that must run after
-    /// this work.
+    /// Launches the work that has been recorded so far. This function must be called before every driver call
+    /// that must run after the recorded work.
     pub fn flush(&mut self, device: &Device) -> Result<(), CudaError> {
         if !self.is_active || self.recording.work.is_empty() {
             return Ok(());

@@ -120,7 +120,7 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
         let largest = largest.into_iter().chain(rest).fold(0.0f32, f32::max);
         let is_whole = values.len() == block_size;
         // As in bitsandbytes, a whole block is multiplied by the reciprocal of its scale. A short block is
-        // divided by its scale, which is stored as 1e-38 instead of 0.
+        // divided by its scale, which is stored as at least 1e-38.
         let divisor = largest.max(1e-38);
         *absmax = if is_whole { largest } else { divisor };
         let inverse = 1.0 / divisor;
@@ -176,7 +176,8 @@ pub fn nest(scales: &[f32]) -> NestedScales {
         let largest = block.iter().fold(0.0f32, |largest, v| largest.max((v - offset).abs()));
         absmax.push(largest);
         codes.extend(block.iter().map(|v| {
-            // If all scales of a block are equal, bitsandbytes stores the first code with a scale of zero.
+            // If every scale in a block of scales equals the mean, bitsandbytes stores code 0 and an `absmax`
+            // of zero.
             if largest == 0.0 { 0 } else { nearest(&table, (v - offset) / largest) }
         }));
     }

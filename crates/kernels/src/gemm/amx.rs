@@ -1,4 +1,5 @@
-//! AMX: `tdpbf16ps` multiplies tile registers of 16 rows by 16 bf16 pairs, and accumulates in f32.
+//! AMX: `tdpbf16ps` multiplies tile registers of 16 rows by 16 bf16 pairs, and accumulates in f32. Each pair
+//! is one 32-bit word.
 //!
 //! [`tiles`] computes blocks of C with at most 32 x 32 elements. Four registers contain the accumulators:
 //!
@@ -199,18 +200,18 @@ struct Block {
     a: *const f32,
     a_panel: usize,
     b: *const f32,
-    /// Number of squares, of 16 words each, along `k`.
+    /// Number of squares of 16 x 16 words along `k`.
     squares: usize,
     c: *mut f32,
     ldc: usize,
-    /// Number of rows in each panel.
+    /// Number of rows in each of the two panels of `A`. The second number is 0 if there is only one panel.
     rows: [usize; 2],
     cols: usize,
     accumulate: bool,
 }
 
 impl Block {
-    /// Multiplies the block.
+    /// Multiplies the panels of `A` by the panel of `B`.
     ///
     /// # Safety
     /// The requirements of [`tiles`] apply, and the registers must have the shapes of this block.
@@ -226,7 +227,8 @@ impl Block {
         }
     }
 
-    /// Computes the product in a buffer. Then writes `alpha` times the product to C, or adds this value to C.
+    /// Computes the product in a buffer. Then writes `alpha` times the product to C, or adds it to C if
+    /// `accumulate` is set.
     ///
     /// # Safety
     /// The requirements of [`run`](Self::run) apply.

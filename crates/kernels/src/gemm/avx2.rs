@@ -39,7 +39,7 @@ unsafe fn round_bf16(v: __m256) -> __m256 {
     }
 }
 
-/// Looks up eight codes in a table. Each code is in the lowest bits of a lane.
+/// Looks up eight 4-bit codes in a table of 16 values. Each code is in the lowest four bits of a lane.
 ///
 /// # Safety
 /// The processor must support AVX2.
@@ -189,8 +189,8 @@ impl MicroKernel for Avx2 {
     unsafe fn lookup_interleaved(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
         // SAFETY: the caller meets the trait's requirements. The load reads 32 bytes, which contain 64 codes.
         unsafe {
-            // Each lane contains four bytes with eight codes. Every lane reads the code at the same position,
-            // given by `v`.
+            // Each lane contains four bytes with eight codes. Every lane reads the code in bits `4v .. 4v +
+            // 4`.
             let codes = _mm256_loadu_si256(p.cast());
             of_table(table, _mm256_srlv_epi32(codes, _mm256_set1_epi32(4 * v as i32)))
         }

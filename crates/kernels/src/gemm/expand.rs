@@ -1,5 +1,5 @@
-//! Low-rank update of a few rows: `out += alpha · mid Bᵀ`. A task applies the update to the columns that it
-//! has just computed.
+//! Low-rank update of a few rows: `out += alpha · mid Bᵀ`. Each task updates the columns whose multiplication
+//! by the base weight it has just computed.
 
 use super::dots::tallest;
 use super::micro_kernel::{BF16, F32, MicroKernel, size_of_source};
@@ -25,8 +25,8 @@ pub(crate) struct ExpandJob {
     pub alpha: f32,
 }
 
-/// Runs an [`ExpandJob`]. Terms are added in ascending order of rank, so a result depends neither on the
-/// other rows nor on the columns of the task.
+/// Runs an [`ExpandJob`]. The terms of a result are added in ascending order along the rank, so a result
+/// depends neither on the other rows nor on the columns of the task.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`, and every pointer must be valid for its shape.

@@ -65,7 +65,7 @@ pub(super) trait MicroKernel {
     /// element of word `i` is element `i` of `p1`.
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
     /// Number of [pieces](PIECE) of a 4-bit weight that dot products decode at once: 1 or 2. A
-    /// [`Table`](MicroKernel::Table) has room for the values of so many pieces.
+    /// [`Table`](MicroKernel::Table) has room for the values of that many pieces.
     const PIECES: usize;
     /// The 16 values of a 4-bit type, multiplied by the scales of one or two [pieces](PIECE).
     type Table: Copy;

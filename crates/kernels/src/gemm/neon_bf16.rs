@@ -7,8 +7,8 @@ use super::kernel_table;
 use super::micro_kernel::{BF16, F32, MicroKernel};
 use super::neon::{Neon, Vector, widen};
 
-// `.arch_extension` lets the assembler accept the instruction in every function. A closure does not inherit
-// the target features of the function around it.
+// `.arch_extension` lets the assembler accept the instruction even in a closure, which does not inherit the
+// target features of the function around it.
 
 /// Kernels for pairs of bf16 on NEON.
 pub(super) struct NeonBf16;

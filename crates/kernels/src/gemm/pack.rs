@@ -8,8 +8,8 @@ use super::prefetch::Prefetch;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
-/// Number of words along `k` that are packed for all panels before the next words. It is small, because rows
-/// that are a power of two apart compete for few lines of L1.
+/// Number of words along `k` that are packed for all panels before the next words. The number is small,
+/// because rows that are a power of two apart compete for few lines of L1.
 pub(super) const COLUMN_STEPS: usize = 4;
 /// Distance of the prefetches when an operand is packed by columns, in words along `k`.
 const PREFETCH_STEPS: usize = 2 * COLUMN_STEPS;
@@ -162,7 +162,7 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
 #[inline(always)]
 pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
     // If the operand is not contiguous along `k`, a few words along `k` are packed for all panels at a time.
-    // A single panel would read only one or two cache lines of every memory page.
+    // Packing one panel after the other would read only one or two cache lines of every memory page.
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { COLUMN_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {

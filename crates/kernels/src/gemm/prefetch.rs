@@ -37,7 +37,8 @@ impl Prefetch {
         Self { start: self.start.wrapping_add(first * self.stride), rows, ..self }
     }
 
-    /// Returns the number of cache lines in all rows, if no line was fetched yet.
+    /// Returns the number of cache lines in the remaining rows. In the first of these rows, lines that were
+    /// already fetched are counted too.
     pub fn lines(&self) -> usize {
         self.width * self.rows
     }

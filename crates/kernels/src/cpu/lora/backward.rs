@@ -1,5 +1,5 @@
-//! Computes `dA`, `dB` and `dinp`. First `dmid` is computed for every row. Then each task adds up one strip
-//! of [`COLS`] columns over all rows.
+//! Computes `dA`, `dB` and `dinp`. First `dmid` is computed for every row. Then each task computes one strip
+//! of [`COLS`] columns of a gradient, summed over all rows.
 
 use std::ops::Range;
 

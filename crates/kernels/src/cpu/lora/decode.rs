@@ -1,5 +1,5 @@
 //! Multiplies a few rows by the low-rank pairs of many adapters, within the multiplication by the base
-//! weights of a group.
+//! weights of a [`ProjectGroup`].
 //!
 //! ```text
 //! one parallel region:        mid = inp Aᵀ for every pair of the group
@@ -76,11 +76,11 @@ pub(crate) fn decode_pairs<'a>(
     found
 }
 
-/// Index of a pair, and some of its ranks.
+/// Index of a pair, and a range of the rows of its `A (R, IN)`.
 type Piece = (usize, Range<usize>);
 
-/// Divides the ranks of all pairs into tasks of similar size. Every task except the last one reads at least
-/// [`TASK_BYTES`] of `A`.
+/// Divides the rows of `A` of all pairs into tasks of similar size. Every task except the last one reads at
+/// least [`TASK_BYTES`] of `A`.
 fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
     let (mut tasks, mut task, mut bytes) = (Vec::new(), Vec::new(), 0);
     for (index, pair) in pairs.iter().enumerate() {
@@ -88,7 +88,8 @@ fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
         let row_bytes = (d_in * pair.packed.dtype.size()).max(1);
         let mut first = 0;
         while first < rank {
-            // Tasks end at multiples of four ranks, because one tile of dot products reads four rows of `A`.
+            // The number of rows is a multiple of four, unless the pair ends earlier, because one tile of dot
+            // products reads four rows of `A`.
             let wanted = (TASK_BYTES - bytes).div_ceil(row_bytes).next_multiple_of(4);
             let end = rank.min(first + wanted);
             task.push((index, first..end));
@@ -133,7 +134,7 @@ impl LowRank {
                     round: false,
                 };
                 // SAFETY: `decode_pairs` checked the lengths. The pairs have disjoint ranges of `mid`, and
-                // tasks write disjoint ranks.
+                // tasks write disjoint columns of `mid`.
                 unsafe { dots(&job) };
             }
         });

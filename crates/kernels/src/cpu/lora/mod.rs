@@ -22,7 +22,8 @@ use crate::{DType, Dropout, Isa};
 
 /// Number of columns of a gradient that one task computes. The task adds up all rows.
 const COLS: usize = 128;
-/// Number of rows, in whole blocks, whose products are added at once. Their packed operands stay in L1.
+/// Number of rows, in whole blocks, whose contributions to a gradient are added at once. The packed operands
+/// of these rows stay in L1.
 const SUM_ROWS: usize = 256;
 /// Number of rows of activations that are multiplied by `A` while the rows are in L1.
 const DOT_ROWS: usize = 4;

@@ -130,7 +130,7 @@ fn window(scores: AttentionScores) -> usize {
     scores.window.map_or(NO_WINDOW, |window| window.min(NO_WINDOW))
 }
 
-/// Adds the scale, the window and the cap of the scores.
+/// Adds the scale, the window and the cap of the scores to the parameters of `launch`.
 fn score_parameters(launch: KernelLaunch<'_>, scores: AttentionScores) -> KernelLaunch<'_> {
     launch.float(scores.scale).int(window(scores)).float(scores.softcap.unwrap_or(0.0))
 }
@@ -196,7 +196,8 @@ impl Geometry {
         device.kernel(name, self.dtype).block(BLOCK)
     }
 
-    /// Adds the head size. Only the plain kernels have this parameter.
+    /// Adds the head size to the parameters of `launch`, if the kernel is plain. Other kernels do not have
+    /// this parameter.
     fn head_parameter(self, launch: KernelLaunch<'_>) -> KernelLaunch<'_> {
         if self.is_plain { launch.int(self.head) } else { launch }
     }
@@ -332,7 +333,7 @@ pub fn backward(device: &Device, dtype: DType, grads: Grads, saved: Saved, opera
     backward_q(device, geometry, grads, (saved, delta), operands);
 }
 
-/// Adds the parameters that both backward kernels have.
+/// Adds the parameters that both backward kernels have to `launch`.
 fn backward_inputs<'a>(
     launch: KernelLaunch<'a>,
     (saved, delta): (Saved, DevicePtr),

@@ -16,7 +16,7 @@ const MAX_BLOCKS: usize = 16;
 const MAX_TILES: usize = 32;
 const MAX_STEPS: usize = 32;
 const MAX_OUTS: usize = 4;
-/// Maximum number of rows for which several blocks divide the columns that `down` adds up.
+/// Maximum number of rows for which several blocks divide the columns over which `down` sums.
 const FEW_ROWS: usize = 1024;
 /// Maximum number of rows for which a block of `up` processes 16 rows.
 const UP_FEW_ROWS: usize = 512;
@@ -442,7 +442,7 @@ pub struct Grads {
 /// Computes the gradients of [`forward`], and adds them to `grads`.
 ///
 /// # Panics
-/// If the gradients with `R` columns need more than the device's scratch memory.
+/// If the `dmid` of all pairs do not fit in the device's scratch memory.
 pub fn backward(device: &Device, dtype: DType, grads: Grads, inp: Rows, n: usize, pairs: &[BackwardPair]) {
     let Some(d_in) = pairs.first().map(|first| first.pair.d_in) else { return };
     // The scratch memory contains `dmid` of every low-rank pair, followed by partial sums.

@@ -19,9 +19,9 @@ pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
 }
 
-/// Returns whether the fast path, [`aligned_dots`], supports rows of `k` elements. Rows and groups of blocks
-/// must consist of whole [chunks](chunk), and blocks of whole [pieces](PIECE). On the fast path, the elements
-/// of `inp` are in the order of [`interleave`].
+/// Returns whether the fast path, [`aligned_dots`], supports rows of `k` elements. Rows, and [groups](GROUP)
+/// of blocks that share a table of scales, must consist of whole [chunks](chunk), and blocks of whole
+/// [pieces](PIECE). On the fast path, the elements of `inp` are in the order of [`interleave`].
 pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
     k.is_multiple_of(chunk)
         && w.block_size() >= PIECE
@@ -79,9 +79,9 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
     }
 }
 
-/// Runs [`dots`] with an [aligned](is_aligned) weight. One walk reads the first half of the rows and another
-/// reads the second half, each in ascending order, so that the processor prefetches both automatically.
-/// Explicit prefetches of scattered rows are slower.
+/// Runs [`dots`] with an [aligned](is_aligned) weight. One [`Walk`] reads the first half of the rows and
+/// another reads the second half. Each reads in ascending order, so that the processor itself prefetches both
+/// halves. Explicit prefetches of scattered rows are slower.
 ///
 /// # Safety
 /// The requirements of [`dots`] apply, and `w` must be aligned. With `SHORT`, each block must be one piece.
@@ -378,12 +378,12 @@ unsafe fn look_up<T: MicroKernel, const SHORT: bool>(
     }
 }
 
-/// Adds the products of one block to the sums of a tile. With `is_first`, the sums start at zero. Even and
-/// odd vectors have separate sums.
+/// Adds the products of at most [`BLOCK`] words of each row to the sums of a tile. With `is_first`, the sums
+/// start at zero. Even and odd vectors have separate sums.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`. `N` sums and `N` rows of `inp`, and an even number
-/// of `vectors` in each row, must exist. The rows of `inp` are given with their distance.
+/// of `vectors` in each row, must exist. The rows of `inp` must be `stride` words apart.
 #[inline(always)]
 unsafe fn add_tile<T: MicroKernel, const N: usize>(
     sums: *mut [[T::V; 2]; 2],

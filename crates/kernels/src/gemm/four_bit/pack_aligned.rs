@@ -29,7 +29,7 @@ pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit
             std::array::from_fn(|i| (job.outer + first + i.min(last)) * job.src.outer + job.k);
         let mut done = 0;
         while done < job.k_len {
-            // Blocks begin at the same columns in all rows.
+            // Blocks begin at the same columns in all rows, so the current blocks of all rows end at `until`.
             let until = ((((job.k + done) >> w.block_log2()) + 1) << w.block_log2()) - job.k;
             // SAFETY: squares are inside the view, and each row of a square is inside one block. Panels have
             // room for whole vectors.
