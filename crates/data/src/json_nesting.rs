@@ -32,8 +32,9 @@ impl JsonNesting {
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
-    /// Returns whether a `{` at this position can only be the start of a record. The position is outside every
-    /// record, or inside a record whose `}` is missing: there, a `{` is valid only after a `:`.
+    /// Returns whether a `{` at this position must be the start of a record. This is true outside every
+    /// record. It is also true at the top level of a record, unless a `:` precedes the `{`: the `}` of the
+    /// record is then missing.
     pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }

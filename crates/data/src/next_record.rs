@@ -17,9 +17,9 @@ const MAX_BLANKS: usize = 256;
 /// - If the damaged record starts in column 1: a `{` in column 1 that is plausible.
 /// - If other text precedes the damaged record on its line, as in `[{…}, {…}]`: any plausible `{`.
 ///
-/// A `{` may also start an object inside the damaged record. It is plausible as a record if it is invalid
-/// JSON inside the damaged record, or if its first key is also the first key of the file's first record. If
-/// that first key is unknown, every `{` in column 1 is plausible.
+/// A `{` may also start an object inside the damaged record. A `{` is plausible as the start of a record if
+/// it would be invalid at its position in the damaged record. It is also plausible if its first key is the
+/// first key of the file's first record. If the latter key is unknown, every `{` in column 1 is plausible.
 ///
 /// A `{` inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
 /// breaks.

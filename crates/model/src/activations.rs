@@ -18,8 +18,8 @@ pub enum ActivationPolicy {
     /// `silu(gate) · up`.
     #[default]
     KeepSome,
-    /// Stores the input of the block, and `drop(inp) Aᵀ` of `down_proj`. If a norm follows `down_proj`, also
-    /// stores the output of `down_proj`. The layer recomputes the rest of the block before its backward pass.
+    /// Stores the input of the layer, and `drop(inp) Aᵀ` of `down_proj`. If a norm follows `down_proj`, also
+    /// stores the output of `down_proj`. The layer recomputes all other activations before its backward pass.
     Recompute,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for ActivationPolicy {
     }
 }
 
-/// Buffers for the backward pass of one layer.
+/// Buffers for the backward pass of one layer, which is a block of attention and MLP.
 #[derive(Debug, Default)]
 pub(crate) struct LayerActivations {
     /// Residual stream at the start of the block, `(N, C)`.
@@ -164,8 +164,8 @@ impl LayerActivations {
         groups
     }
 
-    /// Reserves the buffers that `policy` stores. With `shared`, reserves the buffers that `policy` does not
-    /// store. The buffers of the second half of the block get `m` rows, and all other buffers get `n` rows.
+    /// Reserves the buffers that `policy` stores or, if `shared` is true, those that `policy` does not store.
+    /// The buffers of the second half of the block get `m` rows, and all other buffers get `n` rows.
     pub fn reserve(
         &mut self,
         config: &ModelConfig,

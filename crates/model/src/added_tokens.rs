@@ -72,7 +72,7 @@ impl TokenFiles {
         tokens.into_iter().map(|(_, token)| token).filter(|token| !token.content.is_empty()).collect()
     }
 
-    /// Returns the special tokens without a name: the list `extra_special_tokens`, or
+    /// Returns the special tokens without a name: those in the lists `extra_special_tokens` and
     /// `additional_special_tokens`.
     fn extra(&self) -> Vec<String> {
         let lists = ["extra_special_tokens", "additional_special_tokens"];

@@ -327,8 +327,8 @@ impl Decoder {
         self.backend.project_backward(grads, &dout, saved, operands, rows.n);
     }
 
-    /// Backward pass of the DoRA factors. Adds the gradients of the magnitudes. Recomputes the outputs before
-    /// scaling, and writes their gradients to `scratch.dout`.
+    /// Backward pass of the DoRA factors. Adds the gradients of the magnitudes to `dparams`. Recomputes the
+    /// outputs before scaling, and writes their gradients to `scratch.dout`.
     fn factors_backward<const N: usize>(
         &self,
         scratch: &mut FactorScratch,

@@ -27,7 +27,7 @@ const NAME: &str = "chat";
 /// (executed instructions) long before it reaches these limits.
 const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
-/// Maximum size of a rendered text, plus 16 bytes for each byte of the conversation.
+/// Maximum size of a rendered text in bytes. Each byte of the conversation raises this limit by 16 bytes.
 const BASE_OUTPUT: usize = 1 << 20;
 
 /// Fuel (executed instructions) that an ordinary rendering uses. The amount grows with the conversation.
@@ -551,7 +551,7 @@ impl ChatTemplate {
         };
         context.insert("messages", messages.iter().map(turn).collect::<Vec<_>>().into());
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        // transformers always passes both names. Their value is None if there are no tools or documents.
+        // As in transformers, both names are always defined. danlu has no documents, so `documents` is None.
         context.insert("tools", self.tools.clone());
         context.insert("documents", Value::from(()));
         context.insert(jinja::OPEN, Value::from(open.to_string()));

@@ -311,8 +311,8 @@ impl Decoder {
         &self.backend
     }
 
-    /// Allocates every training buffer for batches of up to `rows` rows. At most `labels` of these rows have
-    /// a label. `keys` is the largest number of tokens in a batch with shared prefixes.
+    /// Allocates the training buffers of `work` for batches of up to `rows` rows. At most `labels` of these
+    /// rows have a label. `keys` is the largest number of tokens in a batch with shared prefixes.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let [rows, labels] = self.computed_rows([rows, labels]);
         work.reserve_prefix_kv(&self.config, &*self.backend, keys);
@@ -614,8 +614,8 @@ impl Decoder {
         HeadOperands { inp: inp.get(), head: &self.lm_head, targets, softcap }
     }
 
-    /// Returns the keys and values of the segments of `pass`: the layer's `own` keys and values, or `copies`
-    /// if sequences share rows.
+    /// Returns the keys and values of the segments of `pass`. If no sequences share rows, these are the
+    /// layer's `own` keys and values. If some do, the rows of each sequence are copied to `copies`.
     pub(crate) fn keys_of<'b>(
         &self,
         own: [&'b GrowBuffer; 2],
@@ -758,7 +758,8 @@ impl Decoder {
         let residual = residual.map(GrowBuffer::get);
         let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
         let factors = factor_segments(layer, group, rows);
-        // The factors must be applied before the residual is added.
+        // The factors must be applied before the residual is added. `project` therefore gets the residual
+        // only if there are no factors.
         let fused = residual.filter(|_| factors.is_empty());
         be.project(&mut out, &mut mid, inp.get(), operands, fused, rows.computed);
         for (i, rows, factors) in &factors {

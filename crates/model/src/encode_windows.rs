@@ -12,11 +12,11 @@
 //!     continue after the middle of `run` in `next`
 //! ```
 //!
-//! The tokens at both edges of a window may be wrong: words are cut, and a prefix may be added. The two
-//! windows must share `MIN_RUN` tokens, so that these edges are outside the shared run. For byte-pair
-//! encoding, a join inside a word is also exact. The first merge across the join would merge the two tokens
-//! at the join, but `window` shows that these tokens are not merged. For other tokenizers, windows are joined
-//! only between words.
+//! The tokens at both edges of a window may be wrong: words are cut, and the tokenizer may add a prefix such
+//! as `▁`. The two windows must share `MIN_RUN` tokens, so that these edges are outside the shared run. For
+//! byte-pair encoding, a join inside a word is also exact. The first merge across the join would merge the
+//! two tokens at the join, but `window` shows that these tokens are not merged. For other tokenizers, windows
+//! are joined only between words.
 
 use std::ops::{ControlFlow, Range};
 
@@ -201,8 +201,8 @@ fn join(left: &[TextToken], right: &[TextToken], between_words: bool) -> Option<
     }
     let margin = MIN_RUN / 2;
     let begins_word = |tokens: &[TextToken], at: usize| tokens[at].word != tokens[at - 1].word;
-    // Numbers of tokens by which the join can precede the end of the run. Numbers close to the middle of the
-    // run come first.
+    // Numbers of tokens by which the join can precede the end of the run. Numbers close to half of the run's
+    // length come first.
     let mut behind: Vec<usize> = (margin..=length - margin).collect();
     behind.sort_by_key(|n| n.abs_diff(length / 2));
     let is_join = |n: &usize| !between_words || begins_word(left, l - n) && begins_word(right, r - n);

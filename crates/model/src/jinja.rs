@@ -69,7 +69,8 @@ impl Clock {
     }
 }
 
-/// Returns the syntax of chat templates. The blanks before a block tag and the line break after it are removed.
+/// Returns the syntax of chat templates. The blanks before a block tag and the line break after the tag are
+/// removed.
 pub(crate) fn syntax() -> SyntaxConfig {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     syntax.expect("the default delimiters are valid")

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Slots can be added, grown and removed independently. A slot that cannot grow in place moves to a free
-//! range. If no free range is long enough, new buffers replace the old buffers, and the slots move together.
-//! The new buffers are larger if the old buffers had too few free rows in total.
+//! range. If no free range is long enough, new buffers replace the old buffers, and all slots are copied to
+//! them without gaps. The new buffers are larger if the old buffers had too few free rows in total.
 
 use std::sync::Arc;
 

@@ -6,8 +6,8 @@ use danlu_kernels::{Buffer, Dropout, LoraRef, PackedLora, rng};
 
 use crate::Projection;
 
-/// DoRA factors of the outputs of one projection. A factor is a magnitude divided by a norm. The backward
-/// pass treats the norm as a constant.
+/// DoRA factors of the outputs of one projection. A factor is the magnitude of an output divided by the norm
+/// of its row in `W + scaling · B A`. The backward pass treats this norm as a constant.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputFactors<'a> {
     /// The factors of all modules.

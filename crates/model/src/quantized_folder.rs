@@ -19,7 +19,7 @@ use crate::{
 /// length, and is written before all values of the state are known.
 const MIN_QUANT_STATE_BYTES: usize = 320;
 
-/// Modules of images, which stay in 16 bits.
+/// Modules that process images. They are not quantized.
 const VISION_MODULES: [&str; 4] =
     ["vision_tower", "multi_modal_projector", "model.vision_tower", "model.multi_modal_projector"];
 
@@ -71,8 +71,8 @@ pub fn write_quantized(
 }
 
 /// Does the same as [`write_quantized`] in a staged folder. The modules of `skip` (`llm_int8_skip_modules`)
-/// are not quantized. `extra` returns additional files. In the argument of `extra`, `bytes` does not include
-/// these files.
+/// are not quantized. `extra` computes additional files from the result, whose [`bytes`](Quantized::bytes) do
+/// not include these files yet.
 ///
 /// # Errors
 /// The errors of [`write_quantized`]. Also returns an error if `skip` names an unknown module, or all

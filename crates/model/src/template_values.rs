@@ -13,7 +13,7 @@ const MAX_ITEMS: usize = 1 << 20;
 /// Number of items that cost as much fuel as one instruction.
 const ITEMS_PER_FUEL: usize = 8;
 
-/// Maximum width or precision in a format. The sum of all widths and precisions has the same limit.
+/// Maximum width or precision in a format, in characters. `MAX_WIDTH_SUM` limits the sum of all of them.
 const MAX_WIDTH: usize = 10_000;
 const MAX_WIDTH_SUM: usize = 1 << 20;
 

@@ -296,8 +296,8 @@ impl Tokenizer {
         self
     }
 
-    /// Replaces the chat template by `source`, which was read from `path`. The end-of-turn tokens of both
-    /// templates then end a reply.
+    /// Replaces the chat template by `source`, which was read from `path`. The end-of-turn tokens of the old
+    /// and of the new template then end a reply.
     ///
     /// # Errors
     /// If the template is not valid.

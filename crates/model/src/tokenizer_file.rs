@@ -329,7 +329,7 @@ fn matches_nothing(step: &Value) -> bool {
 }
 
 /// Returns whether a search for a pattern may backtrack. This is the case for a repeated group, a back
-/// reference, and a lookaround, except for the lookahead that all byte-level tokenizers contain.
+/// reference, and a lookaround, except for the lookahead `(?!\S)` of byte-level tokenizers.
 fn is_slow_pattern(pattern: &str) -> bool {
     let pattern = pattern.replace(r"(?!\S)", "");
     let is_reference = |pair: &[u8]| pair[0] == b'\\' && pair[1].is_ascii_digit() && pair[1] != b'0';

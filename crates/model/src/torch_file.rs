@@ -36,7 +36,7 @@ pub(crate) struct MappedTensor {
 /// Reads all tensors of a file.
 ///
 /// # Errors
-/// If the file is not such an archive, if its pickle contains anything but tensors, or if a tensor exceeds
+/// If the file is not such a zip archive, if its pickle contains anything but tensors, or if a tensor exceeds
 /// the range of its entry.
 pub fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
     let tensor = |(name, view, range): (String, TensorView, Range<usize>)| {

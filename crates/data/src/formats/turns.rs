@@ -138,7 +138,8 @@ impl<'a> TurnReader<'a> {
         let options: &'a ReadOptions = self.options;
         let own = options.columns.message_key(ours).filter(present);
         own.or_else(|| known.iter().copied().find(present)).unwrap_or(match ours {
-            // No known key is present. A message with ShareGPT's `from` lacks ShareGPT's `value`.
+            // No known key is present, so the caller's error names the missing key. Beside ShareGPT's `from`,
+            // this is ShareGPT's `value`.
             "content" if object.contains_key("from") && !object.contains_key("role") => "value",
             _ => ours,
         })

@@ -55,7 +55,7 @@ const LLAMA: Defaults = Defaults {
 };
 const GEMMA: Defaults = Defaults { tied: true, head_dim: Some(256), max_positions: 8192, ..LLAMA };
 const GEMMA3: Defaults = Defaults { theta: 1e6, max_positions: 131_072, ..GEMMA };
-/// The defaults of `text_config`, which are those of transformers' class.
+/// The defaults of Gemma 3's `text_config`, as in transformers' `Gemma3TextConfig`.
 const GEMMA3_NESTED: Defaults = Defaults {
     hidden: Some(2304),
     intermediate: Some(9216),
@@ -274,7 +274,7 @@ fn gemma3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError
 }
 
 /// Returns the flags of the text model in a model with a vision tower. transformers ignores the softcap of
-/// such a model.
+/// the logits in such a model.
 fn gemma3_nested(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
     Ok(Architecture { logits_softcap: None, ..gemma3(fields, sizes)? })
 }
@@ -412,8 +412,9 @@ fn window(fields: &Fields<'_>, default: Option<usize>, sizes: &Sizes) -> Result<
     Ok(window.filter(|&window| window < sizes.max_positions))
 }
 
-/// Returns the attention of each layer. `layer_types` lists the layers that have the window. If this key is
-/// missing, `is_local` selects them.
+/// Returns the attention of each layer. `layer_types` contains the type of each layer, which determines
+/// whether the layer has the window. If this key is missing, `is_local` selects the layers that have the
+/// window.
 fn layers(
     fields: &Fields<'_>,
     sizes: &Sizes,
