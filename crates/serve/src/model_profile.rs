@@ -112,8 +112,8 @@ impl ModelProfiles {
     /// Returns the profile of an adapter.
     ///
     /// # Errors
-    /// If a file is invalid, or if the tokenizer differs from the one used in training. Also if a token of
-    /// the base has a different id in the adapter's tokenizer.
+    /// If a file is invalid, or if the tokenizer differs from the one used in training. Also returns an error
+    /// if a token of the base has a different id in the adapter's tokenizer.
     pub fn of_adapter(&self, files: &AdapterFiles) -> Result<Arc<ModelProfile>, LoadError> {
         let tokens = self.tokens(files)?;
         let trained = files.identity().map(|identity| identity.fingerprint());

@@ -52,8 +52,8 @@ impl Server {
     /// requests.
     ///
     /// # Errors
-    /// If the address cannot be bound or needs a key, or if a name is invalid. Also if an adapter cannot be
-    /// loaded, or the system cannot start a thread.
+    /// If the address cannot be bound or needs a key, or if a name is invalid. Also returns an error if an
+    /// adapter cannot be loaded, or the system cannot start a thread.
     pub fn start(
         base: Arc<LoadedBase>,
         tokens: ModelTokens,

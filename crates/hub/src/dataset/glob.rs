@@ -7,8 +7,8 @@
 pub(crate) fn matches(pattern: &str, path: &str) -> bool {
     let pattern: Vec<&str> = pattern.trim_start_matches("./").split('/').collect();
     let path: Vec<&str> = path.split('/').collect();
-    // `reached[i]` is true if the parts of the pattern so far match the first `i` segments of the path.
-    // Unlike backtracking, this algorithm never needs exponential time.
+    // `reached[i]` is true if the pattern's segments so far match the first `i` segments of the path. Unlike
+    // backtracking, this algorithm never needs exponential time.
     let mut reached = vec![false; path.len() + 1];
     reached[0] = true;
     for part in pattern {

@@ -61,7 +61,8 @@ impl GrammarFactory {
         let factory = Arc::clone(self);
         let matcher = run_guarded(COMPILE_LIMITS, move || {
             let mut matcher = Matcher::new(factory.parsers.create_parser(grammar));
-            // The first mask is computed here, because it builds most of the lexer and must stay within the limits.
+            // The first mask is computed here, because this computation builds most of the lexer and must
+            // stay within the limits.
             let first = matcher.compute_mask();
             first.map(|_| matcher).map_err(|error| error.to_string())
         });

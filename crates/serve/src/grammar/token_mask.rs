@@ -1,6 +1,6 @@
 //! Excludes the tokens that a grammar does not allow.
 //!
-//! To compute a mask takes about 50 microseconds, and sometimes milliseconds. A separate thread computes the
+//! Computing a mask takes about 50 microseconds, and sometimes milliseconds. A separate thread computes the
 //! mask of the next token while the model computes the logits.
 
 use std::sync::Arc;
