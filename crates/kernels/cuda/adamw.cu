@@ -1,8 +1,13 @@
-// The AdamW update, and the sum of squares for gradient clipping.
+// The AdamW update, and the sum of squares of the gradients for clipping.
 #include "prelude.cuh"
 
-// One AdamW step in f32. The host computes every factor in f64 and rounds it once. Grid: ceil(len / 1024). A
-// thread updates 4 parameters.
+// Updates `len` parameters and their moments `m` and `v` by one AdamW step, in f32. The host computes each
+// factor in f64 and rounds it once:
+//     decay = 1 - learning_rate * weight_decay    rate = -learning_rate / (1 - beta1^step)
+//     keep1 = beta1, take1 = 1 - beta1            root_scale = 1 / sqrt(1 - beta2^step)
+//     keep2 = beta2, take2 = 1 - beta2
+//
+// Grid: ceil(len / 1024 parameters). Each of the 256 threads of a thread block updates 4 of them.
 extern "C" __global__ void __launch_bounds__(256) adamw(float* params, const float* grads, float* m, float* v,
     i64 len, float grad_scale, float decay, float rate, float keep1, float take1, float keep2, float take2,
     float root_scale, float eps) {
@@ -20,10 +25,11 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* params, const flo
     }
 }
 
-// Elements per block of `sum_of_squares`.
+// Number of elements per thread block of `sum_of_squares`.
 #define CHUNK 16384
 
-// partial[b] = the f64 sum of squares of chunk b. Grid: ceil(len / 16384).
+// partial[b] = the sum of squares of the elements of chunk b, in f64. A chunk has 16384 elements.
+// Grid: the number of chunks, ceil(len / 16384 elements).
 extern "C" __global__ void __launch_bounds__(256) sum_of_squares(double* partial, const float* x, i64 len) {
     __shared__ double shared[32];
     i64 start = (i64)blockIdx.x * CHUNK;
@@ -34,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(256) sum_of_squares(double* partial
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// out = the sum of `partial`. Grid: 1.
+// out = the sum of the `count` elements of `partial`.
+// Grid: 1 thread block.
 extern "C" __global__ void __launch_bounds__(256) sum_partials(double* out, const double* partial, int count) {
     __shared__ double shared[32];
     double sum = 0;

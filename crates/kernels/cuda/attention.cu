@@ -1,11 +1,21 @@
-// Causal grouped-query attention over segments on tensor cores, forward and backward.
+// Causal grouped-query attention over segments (the sequences of a batch) on tensor cores, forward and
+// backward.
 //
-// Scores of a query tile and a key tile exist only in registers (Dao, 2023). The backward pass computes the
-// scores twice: per key tile for dK and dV, and per query tile for dQ. No result needs atomics.
+// A tile is a range of consecutive queries or keys of one segment. The scores of a query tile and a key tile
+// exist only in registers (FlashAttention-2; Dao, 2023). The backward pass computes the scores twice: for
+// each key tile to get dk and dv, and for each query tile to get dq. Each result is thus written by one
+// thread block, without atomic additions.
 //
-// A block has 4 warps, and a warp has 16 or 32 rows of the block's tile. Shared-memory rows are padded by 16
-// bytes, so 8 rows use all banks. `tiles` lists (segment, tile index) pairs, the longest first; blockIdx.y is
-// the position in it.
+// `tiles` lists pairs (segment, index of the tile in the segment), and blockIdx.y is an index into this list.
+// The tiles with the most work come first, so that the thread blocks that start last are short.
+//
+// A thread block has 4 warps. Each row in shared memory is padded by 16 bytes, so that `ldmatrix` has no bank
+// conflicts.
+//
+// Template parameters:
+//     HS        head size                          BN, BQ    keys or queries per step
+//     MT        groups of 16 rows per warp         STAGES    steps that are in shared memory
+//     NT        groups of 8 columns of the scores  HO        columns of a head that a thread block writes
 #include "segment.cuh"
 
 #define LOG2_E 1.4426950408889634f
@@ -16,18 +26,18 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return out;
 }
 
-// Returns the capped score of a product.
+// Returns the capped score. `softcap` is not 0.
 __device__ __forceinline__ float capped_score(float product, const Scores& scores) {
     return scores.softcap * tanh_of<bf16>(product * scores.scale / scores.softcap);
 }
 
-// Derivative of the cap, from a score.
+// Returns the derivative of the score cap (`softcap`) from a capped score: 1 - (score / softcap)^2.
 __device__ __forceinline__ float cap_slope(float score, const Scores& scores) {
     float t = score / scores.softcap;
     return 1.0f - t * t;
 }
 
-// Copies `ROWS` rows of a head to shared memory. Rows from `valid` on become zeros.
+// Starts to copy `ROWS` rows of one head to shared memory. Rows from index `valid` on become zeros.
 template <typename T, int HS, int ROWS>
 __device__ __forceinline__ void load_tile(T* to, const T* from, i64 ld, int valid) {
     constexpr int PARTS = HS / 8;
@@ -40,28 +50,30 @@ __device__ __forceinline__ void load_tile(T* to, const T* from, i64 ld, int vali
     }
 }
 
-// Loads the left operand's fragment: 16 rows of `tile` from its start, 16 columns from `k`.
+// Loads the left operand of `mma16816`: rows 0 to 15 and columns `k` to `k + 15` of `tile`.
 template <typename T, int HS>
 __device__ __forceinline__ void left(u32 (&a)[4], const T* tile, int k) {
     int lane = threadIdx.x % WARP;
     load_matrix_x4(a, tile + lane % 16 * (HS + 8) + k + lane / 16 * 8);
 }
 
-// Loads two right operands. Their columns are rows `n .. n + 16` of `tile`.
+// Loads the right operands of two `mma16816`: the transpose of rows `n` to `n + 15` and columns `k` to
+// `k + 15` of `tile`.
 template <typename T, int HS>
 __device__ __forceinline__ void right_rows(u32 (&b)[4], const T* tile, int n, int k) {
     int lane = threadIdx.x % WARP;
     load_matrix_x4(b, tile + (n + lane % 8 + lane / 16 * 8) * (HS + 8) + k + lane / 8 % 2 * 8);
 }
 
-// Loads two right operands. Their columns are columns `n .. n + 16` of `tile`, their rows start at `k`.
+// Loads the right operands of two `mma16816`: rows `k` to `k + 15` and columns `n` to `n + 15` of `tile`.
 template <typename T, int HS>
 __device__ __forceinline__ void right_columns(u32 (&b)[4], const T* tile, int n, int k) {
     int lane = threadIdx.x % WARP;
     load_matrix_x4_transposed(b, tile + (k + lane % 16) * (HS + 8) + n + lane / 16 * 8);
 }
 
-// c (16 MT x 8 NT) = a b'. Rows of `a` and `b` have the head size.
+// c (16 MT, 8 NT) = a (16 MT, HS) b', where b' is the transpose of b (8 NT, HS). Both operands are in shared
+// memory.
 template <typename T, int HS, int MT, int NT>
 __device__ __forceinline__ void scores(float (&c)[MT][NT][4], const T* a, const T* b) {
 #pragma unroll
@@ -88,7 +100,8 @@ __device__ __forceinline__ void scores(float (&c)[MT][NT][4], const T* a, const 
     }
 }
 
-// c (16 MT x HO) += p (16 MT x 8 NT) b, for columns of `b` from `first`.
+// c (16 MT, HO) += p (16 MT, 8 NT) b (8 NT, HO). `b` is in shared memory and begins at column `first` of a
+// tile. The accumulators of `scores` already have the layout of a left operand, so `p` only needs rounding.
 template <typename T, int HS, int HO, int MT, int NT>
 __device__ __forceinline__ void weighted(
     float (&c)[MT][HO / 8][4], const float (&p)[MT][NT][4], const T* b, int first) {
@@ -115,7 +128,9 @@ __device__ __forceinline__ void weighted(
     }
 }
 
-// Writes 16 rows of a warp's result through shared memory. Rows g are scaled by `low`, rows g + 8 by `high`.
+// Writes 16 rows of a warp's result, except rows from index `valid` on. The rows pass through `shared`, so
+// that each lane writes 16 bytes at once. Each lane multiplies its row lane / 4 by `low`, and its row
+// lane / 4 + 8 by `high`.
 template <typename T, int HS, int HO>
 __device__ __forceinline__ void store_rows(
     T* to, i64 ld, int valid, T* shared, const float (&c)[HO / 8][4], float low, float high) {
@@ -135,7 +150,8 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-// Forward pass for a tile of 64 MT queries.
+// out = softmax(scores) v for a tile of 64 MT queries of one head. `lse` (n, heads) gets the logarithm of
+// each softmax denominator, for the backward pass. The loop begins with the newest visible keys.
 template <typename T, int HS, int MT, int BN>
 __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restrict__ lse, const T* __restrict__ q,
     const T* __restrict__ k, const T* __restrict__ v, const Segment* __restrict__ segments,
@@ -213,7 +229,8 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
                 for (int n = 0; n < NT; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                 top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
-                // A row without keys so far has a maximum of -inf. Subtracting it would give NaN.
+                // The maximum of a row is -inf while all its keys so far are hidden. The base is then 0,
+                // because `-inf - -inf` is NaN.
                 float base = top == NEGATIVE_INFINITY ? 0 : top * factor;
                 float shrink = exp2_fast(max[m][h] * factor - base), part = 0;
                 max[m][h] = top;
@@ -251,8 +268,9 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
     }
 }
 
-// delta = the sum of out * dout for each row and head. The backward pass subtracts it. One warp computes one
-// sum. Grid: ceil(n * heads / 8).
+// delta (n, heads) = the dot product of `out` and `dout` for each query and head. The gradient of a score is
+// p * (dp - delta), with the softmax weight p and its gradient dp. A warp computes one dot product.
+// Grid: ceil(n * heads / 8 warps).
 template <typename T>
 __device__ __forceinline__ void row_sums_body(float* __restrict__ delta, const T* __restrict__ out,
     const T* __restrict__ dout, int n, int heads, int hs, i64 ld_out, i64 ld_dout) {
@@ -273,7 +291,7 @@ __device__ __forceinline__ void row_sums_body(float* __restrict__ delta, const T
     }
 FOR_TYPES(ROW_SUMS_KERNEL)
 
-// Operands of the backward pass.
+// Operands of the backward pass. `lse` and `delta` are (n, heads).
 template <typename T>
 struct Backward {
     const T* __restrict__ dout;
@@ -289,15 +307,19 @@ struct Backward {
     Scores how;
 };
 
-// Returns the softmax weight of a capped score, and the derivative of the cap. `lse` is in base 2.
+// Returns the softmax weight of a query and a key from the product of their vectors, with a cap. `slope`
+// becomes the derivative of the cap. The caller passes `lse` times LOG2_E, because the exponential has base
+// 2.
 __device__ __forceinline__ float weight_of(float& slope, float product, float lse, const Scores& how) {
     float score = capped_score(product, how);
     slope = cap_slope(score, how);
     return exp2_fast(score * LOG2_E - lse);
 }
 
-// dK and dV of 64 keys of one key head. Score rows are keys; columns are queries of every query head in the
-// group.
+// dk and dv for a tile of 64 keys of one key head. The rows of the scores are keys, and the columns are
+// queries. The loop covers the queries of all heads / kv_heads query heads that share the key head. A thread
+// block writes HO of the HS columns of the head: two thread blocks share a head of 256, whose accumulators
+// would exceed the registers of one thread block.
 template <typename T, int HS, int HO, int BQ, int STAGES>
 __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restrict__ dv, i64 ld_dkv, Backward<T> b) {
     constexpr int BK = 64, NT = BQ / 8, TILE = BQ * (HS + 8);
@@ -315,7 +337,7 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
     load_tile<T, HS, BK>(k_tile, b.k + key_row * b.ld_kv + kv_head * HS, b.ld_kv, keys);
     load_tile<T, HS, BK>(v_tile, b.v + key_row * b.ld_kv + kv_head * HS, b.ld_kv, keys);
     copy_commit();
-    // The last key of the tile is visible to queries before `end`.
+    // Queries from `end` on attend to no key of the tile, because their windows begin after its last key.
     int end = min((int)segment.q_len, first + BK - 1 + b.how.window - offset);
     int first_tile = max(0, first - offset) / BQ, q_tiles = ceil_div(max(0, end), BQ) - first_tile;
     auto load = [&](int it) {
@@ -381,7 +403,7 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
     store_rows<T, HS, HO>(dv + to, ld_dkv, keys - warp_row, own_v, dv_acc[0], 1, 1);
 }
 
-// dQ of 64 MT queries of one head.
+// dq for a tile of 64 MT queries of one head. The loop covers the keys to which these queries attend.
 template <typename T, int HS, int MT, int BN, int STAGES>
 __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, Backward<T> b) {
     constexpr int BM = 64 * MT, NT = BN / 8, TILE = BN * (HS + 8);
@@ -462,7 +484,10 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     }
 }
 
-// Forward: grid heads x tiles of 64 MT queries; shared bytes (64 MT + 2 BN) * (HS + 8) * 2.
+// Forward pass: out and lse.
+// Grid: (heads, tiles of 64 MT queries).
+// Shared bytes: (64 MT + 2 BN) * (HS + 8) * 2. These are 64 MT queries, BN keys and BN values of 16 bits,
+// with 8 elements of padding per row.
 #define FORWARD_KERNEL(T, HS, MT, BN)                                                                          \
     extern "C" __global__ void __launch_bounds__(128) attention_forward_hs##HS##_##T(T* out, float* lse,       \
         const T* q, const T* k, const T* v, const Segment* segments, const uint2* tiles, int kv_heads,         \
@@ -471,7 +496,10 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
             {scale, window, softcap});                                                                         \
     }
 
-// dK, dV: grid kv_heads x tiles of 64 keys x HS / HO; shared bytes (128 + 2 STAGES BQ) * (HS + 8) * 2 + 8 STAGES BQ.
+// Backward pass: dk and dv.
+// Grid: (kv_heads, tiles of 64 keys, HS / HO).
+// Shared bytes: (128 + 2 STAGES BQ) * (HS + 8) * 2 + 8 STAGES BQ. The first term is 64 keys, 64 values, and
+// BQ rows of q and of dout per stage. The second term is lse and delta of these BQ rows.
 #define BACKWARD_KV_KERNEL(T, HS, HO, BQ, STAGES)                                                              \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_kv_hs##HS##_##T(T* dk, T* dv,         \
         const T* dout, const T* q, const T* k, const T* v, const float* lse, const float* delta,               \
@@ -482,7 +510,10 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
         backward_kv_body<T, HS, HO, BQ, STAGES>(dk, dv, ld_dkv, b);                                            \
     }
 
-// dQ: grid heads x tiles of 64 MT queries; shared bytes (128 MT + 2 STAGES BN) * (HS + 8) * 2.
+// Backward pass: dq.
+// Grid: (heads, tiles of 64 MT queries).
+// Shared bytes: (128 MT + 2 STAGES BN) * (HS + 8) * 2. These are 64 MT rows of q and of dout, and BN keys and
+// BN values per stage.
 #define BACKWARD_Q_KERNEL(NAME, T, HS, MT, BN, STAGES)                                                         \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##NAME##_##T(T* dq, const T* dout,  \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \
@@ -493,8 +524,8 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
         backward_q_body<T, HS, MT, BN, STAGES>(dq, ld_dq, b);                                                  \
     }
 
-// The tiles fit the shared memory of sm_86, 89 and 120 (99 KB), except `hs128_wide`. sm_75 has 64 KB and no
-// head of 256.
+// Except `hs128_wide`, all kernels fit the 99 KB of shared memory of sm_86, sm_89 and sm_120. sm_75 has 64
+// KB, so it has smaller tiles and no kernel for heads of 256.
 #if __CUDA_ARCH__ >= 800
 #define KERNELS(T)                                                                                             \
     FORWARD_KERNEL(T, 64, 2, 64)                                                                               \
@@ -522,7 +553,7 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     BACKWARD_Q_KERNEL(hs96, T, 96, 1, 32, 1)                                                                   \
     BACKWARD_Q_KERNEL(hs128, T, 128, 1, 32, 1)
 #endif
-// Other types use the plain kernels.
+// f32 uses `attention_plain.cu`, and so does f16 from compute capability 8.0 on.
 #if __CUDA_ARCH__ >= 800
 KERNELS(bf16)
 #else

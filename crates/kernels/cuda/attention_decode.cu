@@ -1,16 +1,19 @@
-// Attention with one query per segment. Several blocks share the keys of a segment.
+// Attention with one query per segment (sequence of the batch), to generate tokens.
 //
-// A block reads 64 keys of one key head for up to 4 query heads. A second kernel merges the blocks in order.
-// A segment whose visible keys lie in one block needs no second kernel.
+// One query per segment gives too few thread blocks to occupy the device, so several of them share the keys
+// of a segment. A split is a range of 64 keys. A thread block processes one split of one key head for up to 4
+// query heads. A second kernel merges the splits in order. If all visible keys of a segment are in one split,
+// the first kernel writes the result.
 #include "segment.cuh"
 
+// Number of keys per split, and of query heads per thread block.
 #define SPLIT 64
 #define HEADS 4
-// Keys, and later values, loaded ahead by each lane.
+// Number of keys (later of values) that a lane loads before it uses the first of them.
 #define AHEAD 4
 #define BLOCK 128
 
-// The blocks of keys that a query sees: its `window` newest keys.
+// Splits `first` to `end` - 1 contain the visible keys of a segment, which are its `window` newest keys.
 struct Blocks {
     int lowest_key, first, end;
 
@@ -19,6 +22,8 @@ struct Blocks {
           end(ceil_div(segment.kv_len, SPLIT)) {}
 };
 
+// Operands of the first kernel. `splits` is the number of splits of the grid, at least that of the longest
+// segment.
 template <typename T>
 struct Decode {
     T* out;
@@ -34,7 +39,8 @@ struct Decode {
     Scores how;
 };
 
-// Loads `AHEAD` rows of keys or values, `step` rows apart. Rows from `end` on become zeros.
+// Loads 8 elements of each of `AHEAD` rows of keys or values. The rows are `first`, `first + step`,
+// `first + 2 step` and so on. Rows from `end` on become zeros.
 template <typename T>
 __device__ __forceinline__ void load_rows(float (&x)[AHEAD][8], const T* from, i64 ld, int first, int step, int end) {
 #pragma unroll
@@ -46,7 +52,8 @@ __device__ __forceinline__ void load_rows(float (&x)[AHEAD][8], const T* from, i
     }
 }
 
-// Turns a head's products into probabilities, relative to the largest score. One warp computes one head.
+// Replaces the products of one head by exp(score - maximum), and returns the maximum and the sum. The first
+// `hidden` keys of the split are outside the window, and their results are 0. One warp processes one head.
 template <typename T>
 __device__ __forceinline__ float2 softmax(float* score, int keys, int hidden, const Scores& how) {
     int lane = threadIdx.x % WARP;
@@ -65,8 +72,10 @@ __device__ __forceinline__ float2 softmax(float* score, int keys, int hidden, co
     return make_float2(max, warp_sum(sum));
 }
 
-// A lane holds 8 elements of a key, so `LANES` lanes share a key and a block reads BLOCK / LANES keys at a
-// time. The code is short on purpose: a launch runs it once, so its instructions come from memory.
+// A lane holds 8 elements of a key, so `LANES` lanes share a key, and a thread block reads BLOCK / LANES keys
+// at once. For example, 16 lanes share a key of 128 elements, and 128 threads read 8 keys. The loops over
+// keys are not unrolled: a launch runs the code once, so longer code only loads more instructions from
+// memory.
 template <typename T, int LANES>
 __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     constexpr int KEYS = BLOCK / LANES, WIDTH = LANES * 8;
@@ -84,7 +93,7 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     int hidden = blocks.lowest_key - start;
     int part = threadIdx.x % LANES, own = threadIdx.x / LANES;
     bool has_part = part * 8 < hs;
-    // Lanes without a part of the head load no rows.
+    // Lanes whose 8 elements are past the end of the head load no rows.
     int end = has_part ? keys : 0;
     i64 at = (segment.kv_start + start) * d.ld_kv + kv_head * hs + part * 8;
     float query[HEADS][8], x[AHEAD][8];
@@ -94,7 +103,8 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
         for (int i = 0; i < 8; ++i) query[h][i] = 0;
         if (h < count && has_part) load8(query[h], d.q + segment.q_start * d.ld_q + (first_head + h) * hs + part * 8);
     }
-    // All lanes of a warp take part in each sum, so all of them loop to the last key.
+    // Every lane of a warp takes part in each sum. So each lane runs the loop up to the last key, even
+    // without valid rows.
 #pragma unroll 1
     for (int first = 0; first < keys; first += AHEAD * KEYS) {
         load_rows(x, d.k + at, d.ld_kv, first + own, KEYS, end);
@@ -164,8 +174,12 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     }
 }
 
-// `partial` holds segments * heads * splits * (hs + 2) floats. `hs` is a multiple of 8 up to 256, rows are 16-byte
-// aligned. Grid: kv_heads * ceil(group / 4) x splits x segments; block 128.
+// `hs` is a multiple of 8, at most 256, and the rows of q, k and v are 16-byte aligned. partial
+// (segments, heads, splits, hs + 2) holds for each split the maximum, the sum, and the weighted sum of the
+// values.
+//
+// Grid: (kv_heads * ceil(heads / kv_heads / 4), splits, segments), because a thread block of 128 threads
+// processes up to 4 query heads.
 #define DECODE_KERNEL(T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(BLOCK) attention_decode_##T(T* out, float* lse,               \
         float* partial, const T* q, const T* k, const T* v, const Segment* segments, int heads, int kv_heads,  \
@@ -179,7 +193,9 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     }
 FOR_TYPES(DECODE_KERNEL)
 
-// Merges the splits of one head of one segment, 128 at a time. Grid: heads x segments; block 128.
+// Merges the splits of one head of one segment. Each split is weighted by exp(its maximum - the largest
+// maximum). Each of the 128 threads computes one of these factors at a time.
+// Grid: (heads, segments).
 template <typename T>
 __device__ __forceinline__ void join_body(T* out, float* lse, const float* partial,
     const Segment& segment, int hs, i64 ld_out, int splits, const Blocks& blocks) {

@@ -1,14 +1,19 @@
-// Causal grouped-query attention for f32, and for head sizes without a tensor-core kernel.
+// Causal grouped-query attention for the cases that `attention.cu` does not support: f32, other head sizes up
+// to 256, and unaligned rows.
 //
-// A warp processes one query (or key) of one head at a time. Lane `l` holds elements l, l + 32, ... of it. A
-// tile has 16 rows of a segment, 4 for each warp of a block.
+// A warp processes one query of one head at a time, or one key if it computes dk and dv. Lane l holds
+// elements l, l + 32, ... of each vector.
+//
+// A tile is 16 consecutive queries or keys of one segment (sequence of the batch). Each of the 4 warps of a
+// thread block processes 4 of them. `tiles` lists pairs (segment, index of the tile in the segment), and
+// blockIdx.y is an index into this list.
 #include "segment.cuh"
 
 #define TILE 16
-// Keys whose scores are reduced across the lanes at a time.
+// Number of keys that the forward kernel processes per iteration.
 #define TOGETHER 4
 
-// Derivative of the cap, from a score.
+// Returns the derivative of the score cap (`softcap`) from a capped score, or 1 without a cap.
 __device__ __forceinline__ float cap_slope(float score, const Scores& how) {
     return how.softcap != 0 ? 1.0f - score / how.softcap * (score / how.softcap) : 1.0f;
 }
@@ -88,7 +93,8 @@ __device__ __forceinline__ void forward_query(const Forward<T>& f, const Segment
     if (threadIdx.x % WARP == 0) f.lse[(s.q_start + i) * (i64)f.heads + head] = max + logf(sum);
 }
 
-// Calls `BODY` with E, the number of head elements per lane.
+// Expands BODY with E, the number of elements of a head per lane. A head of up to 64 has 2, and a larger one
+// 8.
 #define WITH_ELEMENTS(hs, BODY)                                                                                \
     if (hs <= 64) {                                                                                            \
         constexpr int E = 2;                                                                                   \
@@ -98,7 +104,8 @@ __device__ __forceinline__ void forward_query(const Forward<T>& f, const Segment
         BODY                                                                                                   \
     }
 
-// Grid: heads x tiles of 16 queries; block 128.
+// out = softmax(scores) v, and lse (n, heads), the logarithm of each softmax denominator.
+// Grid: (heads, tiles of 16 queries).
 #define FORWARD_KERNEL(T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(128) attention_forward_##T(T* out, float* lse, const T* q,    \
         const T* k, const T* v, const Segment* segments, const uint2* tiles, int kv_heads, int hs, i64 ld_out, \
@@ -149,7 +156,8 @@ __device__ __forceinline__ void backward_query(T* dq, i64 ld_dq, const Backward<
     store_row<T, E>(dq + row * ld_dq + head * b.hs, acc, b.hs, b.how.scale);
 }
 
-// Grid: heads x tiles of 16 queries; block 128.
+// Backward pass: dq (n, heads * hs).
+// Grid: (heads, tiles of 16 queries).
 #define BACKWARD_Q_KERNEL(T)                                                                                   \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##T(T* dq, const T* dout,           \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \
@@ -195,7 +203,8 @@ __device__ __forceinline__ void backward_key(T* dk, T* dv, i64 ld_dkv, const Bac
     store_row<T, E>(dv + to, dv_acc, b.hs, 1);
 }
 
-// Grid: kv_heads x tiles of 16 keys; block 128.
+// dk and dv. A warp adds up the gradients of a key over all heads / kv_heads query heads that share it.
+// Grid: (kv_heads, tiles of 16 keys).
 #define BACKWARD_KV_KERNEL(T)                                                                                  \
     extern "C" __global__ void __launch_bounds__(128) attention_backward_kv_##T(T* dk, T* dv, const T* dout,   \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \

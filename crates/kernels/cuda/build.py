@@ -25,13 +25,14 @@ TARGET = HERE.parents[2] / "target" / "cuda"
 PACK = HERE / "kernels.pack"
 RESOURCES = HERE / "resources.txt"
 
-# The newest NVRTC of CUDA 12 compiles all of these. Drivers for CUDA 12.9 or later load its cubins.
+# NVRTC 12.9 is the last one of CUDA 12, and it compiles for all of these architectures.
+# Drivers for CUDA 12.9 or later load its cubins.
 CUBIN_NVRTC = "12.9.86"
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120"]
 # Drivers reject PTX newer than themselves, so an old NVRTC writes the PTX for devices without a cubin.
 PTX_NVRTC = "12.1.105"
 PTX_ARCHITECTURE = "compute_80"
-# A newer device runs this PTX in place of the sm_75 cubins, which it rejects.
+# Tests run this PTX on newer devices, which reject the sm_75 cubins.
 TEST_PTX_ARCHITECTURE = "compute_75"
 
 OPTIONS = ["--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"]
@@ -77,7 +78,7 @@ class Nvrtc:
 
 
 def library(version):
-    """Returns the path of libnvrtc of this version. Installs it if it is missing."""
+    """Returns the path of libnvrtc of this version. Installs it if it is missing, and returns None if that fails."""
     folder = TARGET / f"nvrtc-{version}"
     found = lambda: next(folder.glob("lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*"), None)
     if found() is None:
@@ -124,7 +125,7 @@ USED = re.compile(r"Used (\d+) registers(.*)")
 
 
 def resources(stem, architecture, log):
-    """Returns one line per kernel: registers, shared memory and spills from the assembler's log."""
+    """Returns a line for each kernel (registers, shared memory, stack, spills) and each warning in the assembler's log."""
     lines, entry, frame = [], None, None
     for line in log.splitlines():
         if match := ENTRY.search(line):
@@ -145,7 +146,7 @@ def resources(stem, architecture, log):
 
 
 def source_hash(files):
-    """Returns the FNV-1a hash of names and bytes. `cuda::image` has the same function."""
+    """Returns the FNV-1a hash of the names and the bytes of the files. A test in `cuda::image` computes it too."""
     state = 0xCBF29CE484222325
     for file in files:
         for byte in file.name.encode() + b"\0" + file.read_bytes() + b"\0":
@@ -154,7 +155,7 @@ def source_hash(files):
 
 
 def pack(images, sources):
-    """Returns the packed file: a table of images, and each image compressed separately. `cuda::image` reads it."""
+    """Returns the bytes of kernels.pack: a header, a table of images, and the compressed images. `cuda::image` reads them."""
     bodies = [zlib.compress(image, 9)[2:-4] for _, _, image, _ in images]
     head = b"DANLUCU1" + struct.pack("<QI", source_hash([*headers(), *sources]), len(images))
     offset = len(head) + 40 * len(images)
@@ -165,7 +166,7 @@ def pack(images, sources):
 
 
 def is_of(line, compiled):
-    """Returns whether a line of resources.txt belongs to one of the compiled pairs of file and architecture."""
+    """Returns whether a line of resources.txt belongs to a pair of file and architecture in `compiled`."""
     words = line.split(":")[0].split()
     return (words[0], words[-1]) in compiled
 
@@ -186,7 +187,7 @@ def main():
     cubin = arguments.nvrtc or library(CUBIN_NVRTC)
     ptx = None if partial else library(PTX_NVRTC)
     if cubin is None or not (partial or ptx):
-        # Without a registry the kernels cannot be checked. That is no failure of the kernels.
+        # If PyPI cannot be reached, the kernels cannot be checked. --check does not report this as a failure.
         print("skipped: nvidia-cuda-nvrtc-cu12 cannot be installed here, so no kernel was compiled")
         sys.exit(0 if arguments.check else 1)
 
@@ -197,7 +198,7 @@ def main():
                 (arguments.ptx / f"{stem}.ptx").write_bytes(image)
         return
 
-    # `sm_90a` differs from `sm_90` only in files that use its own instructions.
+    # Only files that use the special instructions of sm_90a are compiled for it. Others use their sm_90 cubin.
     special = lambda source: b"__CUDA_ARCH_FEAT_SM90_ALL" in source.read_bytes()
     wanted = lambda source, arch: arch in (arguments.arch or ARCHITECTURES) and (special(source) or not arch.endswith("a"))
     tasks = [(source, arch, cubin) for source in chosen for arch in ARCHITECTURES if wanted(source, arch)]

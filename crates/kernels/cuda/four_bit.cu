@@ -1,4 +1,5 @@
-// Decodes and encodes 4-bit weights with the same bits as the host.
+// Decodes and encodes 4-bit weights. All results have the same bits as on the host: `__fmul_rn` and
+// `__fadd_rn` prevent fused multiply-add, which rounds differently.
 #include "four_bit.cuh"
 
 __device__ __forceinline__ float block_scale(const FourBit& w, i64 block) {
@@ -7,11 +8,12 @@ __device__ __forceinline__ float block_scale(const FourBit& w, i64 block) {
     return __fadd_rn(nested, w.offset);
 }
 
-// Rows per block of the decode kernel.
+// Number of rows per thread block of the decode kernel.
 #define DECODE_ROWS 4
 
-// out (rows, cols) = the decoded values, rounded once. A thread decodes 8 neighbours in `DECODE_ROWS` rows.
-// Grid: ceil(cols / 2048) x ceil(rows / DECODE_ROWS).
+// out (rows, cols) = the decoded weight. Each value is computed in f32 and rounded once to T. A thread
+// decodes 8 neighbouring columns of `DECODE_ROWS` rows.
+// Grid: (ceil(cols / 2048 columns), ceil(rows / DECODE_ROWS)), with 2048 = 256 threads * 8 columns.
 template <typename T>
 __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const FourBit& w, int rows, int cols, i64 ld) {
     __shared__ float table[16];
@@ -38,7 +40,7 @@ __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const 
             float values[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                // The upper half of a byte holds the even element.
+                // The upper 4 bits of a byte hold the element with the even index.
                 u32 code = codes[r] >> (i / 2 * 8 + (i % 2 ? 0 : 4)) & 15;
                 values[i] = __fmul_rn(table[code], scale[r]);
             }
@@ -61,10 +63,19 @@ __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const 
     }
 FOR_TYPES(DECODE_KERNEL)
 
-// Computes codes and largest magnitudes of blocks of `1 << block_shift` values, with the host's bits. `order`
-// lists the codes in value order, `bounds` the midpoints between neighbours. One warp encodes one block. The
-// magnitude of a block with a value that is not finite is NaN.
-// Grid: ceil(ceil(len / block) / 8).
+// Encodes `len` values in quantization blocks of 1 << block_shift values. `absmax` gets the largest magnitude
+// of each quantization block. Values are divided by it, and `codes` gets the codes of the nearest values of
+// the 4-bit type.
+//
+// `order` lists the 16 codes by ascending value, and `bounds` the 15 midpoints between neighbouring values.
+// The code of a value is order[i], where i is the number of bounds below the value. If a quantization block
+// has a value that is not finite, its `absmax` is NaN and its codes are not written.
+//
+// As on the host, the values of a full quantization block are multiplied by the reciprocal of the magnitude.
+// Those of a shorter last one are divided by the magnitude, which is then at least 1e-38.
+//
+// One warp encodes one quantization block.
+// Grid: ceil(quantization blocks / 8 warps).
 template <typename T>
 __device__ __forceinline__ void four_bit_encode_body(u8* __restrict__ codes, float* __restrict__ absmax,
     const T* __restrict__ values, const float* __restrict__ bounds, const u8* __restrict__ order, i64 len,
@@ -118,8 +129,9 @@ ENCODE_KERNEL(bf16)
 ENCODE_KERNEL(f16)
 ENCODE_KERNEL(f32)
 
-// partial[b] = the f64 sum of 16384 scales. f32 scales of similar size add exactly in f64, so any order is
-// right.
+// partial[b] = the sum of the 16384 scales of chunk b, in f64. f32 scales of similar size add up exactly in
+// f64, so the order of the additions does not change the sum.
+// Grid: ceil(count / 16384 scales).
 extern "C" __global__ void __launch_bounds__(256) four_bit_scale_sums(double* partial, const float* scales, int count) {
     __shared__ double shared[32];
     int start = blockIdx.x * 16384, end = min(start + 16384, count);
@@ -129,7 +141,8 @@ extern "C" __global__ void __launch_bounds__(256) four_bit_scale_sums(double* pa
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// offset = the mean of the scales. Grid: 1.
+// offset = the mean of `count` scales, from the sums of `four_bit_scale_sums`.
+// Grid: 1 thread block.
 extern "C" __global__ void __launch_bounds__(256)
     four_bit_scale_mean(float* offset, const double* partial, int partials, int count) {
     __shared__ double shared[32];
@@ -139,8 +152,10 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) *offset = (float)(sum / count);
 }
 
-// Encodes scales in 8 bits: the nearest entry of an ascending `table` of 256, the lower one of a tie. A block
-// encodes 256 scales. Grid: ceil(count / 256).
+// Encodes `count` scales in 8 bits (double quantization). A thread block subtracts `offset` from 256 scales
+// and divides them by their largest magnitude, which it writes to `absmax`. A code is the index of the
+// nearest entry of `table`, which has 256 ascending entries. The lower entry wins a tie.
+// Grid: ceil(count / 256 scales).
 extern "C" __global__ void __launch_bounds__(256) four_bit_nest(
     u8* codes, float* absmax, const float* scales, const float* table, const float* offset, int count) {
     __shared__ float shared[32], entries[256];
@@ -151,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(256) four_bit_nest(
     if (threadIdx.x == 0) absmax[blockIdx.x] = largest;
     if (at >= count) return;
     float v = largest == 0 ? 0 : __fdiv_rn(value, largest);
-    // The number of entries that are at most `v`.
+    // The loop and the next line count the entries that are at most `v`, by binary search.
     int above = 0;
     for (int step = 128; step > 0; step /= 2)
         if (entries[above + step - 1] <= v) above += step;

@@ -1,17 +1,24 @@
-// Products of up to 128 rows with a 4-bit weight that is never decoded to memory: forward, and gradient of
-// the input.
+// Products of up to 128 rows `inp` with a 4-bit weight W (outputs, cols) that is never decoded to memory.
+// Forward: out (n, outputs) = inp W', where W' is the transpose of W. Backward: out (n, cols) = inp W.
 //
-// The kernels compute the transposed result: the weight is the left operand, in registers, and `inp` (padded
-// to 128 rows) the right operand, in shared memory. A step covers 64 of the inner dimension. A table maps
-// each byte of two codes to two f32 values; 16 copies of it avoid bank conflicts. Each value is multiplied by
-// its scale and rounded once, so it has the bits of `four_bit_decode`. Two groups of 4 warps compute 64 rows
-// of the result each. Blocks split the inner dimension, and a second kernel adds their sums in order.
+// The kernels compute the transposed result, because the tensor core reads only the left operand from
+// registers. The left operand is W or W', decoded in registers. The right operand is `inp`, padded to 128
+// rows, in shared memory. `width` is the number of columns of `out`, and `depth` is the inner dimension.
 //
-// The instructions exist only on sm_90a.
+// A thread block computes 128 columns of `out`. It has two warpgroups of 4 warps, and each of them computes
+// 64 columns. A step covers 64 of the inner dimension. A split is a range of steps: thread blocks of
+// different splits compute partial sums, and a second kernel adds them in order.
+//
+// A table maps each byte, which holds two codes, to two f32 values. 16 copies of the table avoid bank
+// conflicts. Each value is multiplied by its scale and rounded once, so it has the bits of `four_bit_decode`.
+//
+// The `wgmma` instructions exist only on sm_90a.
 #include "four_bit.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
+// In this order: inner dimension per step, rows of the padded `inp`, columns of `out` per thread block, steps
+// in shared memory, and copies of the table. X_BYTES, CODE_BYTES and SCALE_BYTES are bytes per step.
 #define STEP 64
 #define TOKENS 128
 #define OUTPUTS 128
@@ -20,15 +27,19 @@
 #define X_BYTES (TOKENS * STEP * 2)
 #define CODE_BYTES (OUTPUTS * STEP / 2)
 #define SCALE_BYTES (OUTPUTS * 4)
-// The swizzle needs tiles of `inp` on 1024-byte boundaries.
 #define TABLE_BYTES (256 * COPIES * 8)
 
-// Descriptor of a tile of 128 rows of 128 bytes as the right operand, from column `k`.
+// Returns the descriptor with which `wgmma` reads its right operand: columns k to k + 15 of a tile of `inp`.
+// The tile has 128 rows of 128 bytes in shared memory.
+//
+// Bits 0 to 13 are the address / 16. Bit 16 sets the leading offset, which swizzled tiles ignore. Bits 32 to
+// 45 are the distance of groups of 8 rows: 64 units of 16 bytes. Bit 62 selects the 128-byte swizzle.
 __device__ __forceinline__ u64 descriptor(const u8* tile, int k) {
     u64 address = (shared_address(tile) + k * 2) >> 4 & 0x3fff;
     return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
+// c (64, 128) += a (64, 16) b (16, 128), computed by a warpgroup. `b` is a descriptor.
 __device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 b) {
     asm volatile(
         "{\n"
@@ -50,7 +61,7 @@ __device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// Stops the compiler from moving the accumulators during a tensor-core instruction.
+// Stops the compiler from moving or reading the accumulators while `wgmma` still writes them.
 __device__ __forceinline__ void pin(float (&c)[64]) {
 #pragma unroll
     for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
@@ -63,14 +74,19 @@ __device__ __forceinline__ void multiply_wait() {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
-// Rows of the result are outputs (forward) or columns of the weight (backward).
+// Computes 128 rows of the transposed result for one split, and writes them transposed to `partial`. Each
+// warp has 16 of the 128 rows. g = lane / 4 and t = lane % 4, as in `mma16816`.
 //
-// Forward: a step is one block of columns, and row r of a group is output r. Lane (g, t) of a warp reads the
-// bytes t, t + 4, ... of outputs g and g + 8. Backward: a step is 64 outputs, and a group is one block of 64
-// columns. Rows g and g + 8 of a warp are the two columns of byte g of the warp's 8 bytes.
+// Forward: a row is one output, and a step is one quantization block of 64 columns. A lane decodes bytes t,
+// t + 4, ..., t + 28 of rows g and g + 8 of its warp. Byte 5, for example, holds columns 10 and 11.
+//
+// Backward: a row is one column of W, and a step is 64 outputs. A warpgroup has the 64 columns of one
+// quantization block, so a warp has 8 bytes of each output. Byte g holds columns 2g and 2g + 1. The warp uses
+// them as rows g and g + 8, and the final writes undo this permutation.
 template <bool BACKWARD>
 __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial, const bf16* __restrict__ inp,
     const FourBit& w, int n, int outputs, int cols, i64 ld, int steps_each) {
+    // The 128-byte swizzle requires tiles of `inp` on 1024-byte boundaries.
     extern __shared__ __align__(1024) u8 memory[];
     u8* inps = memory;
     u8* codes = inps + STAGES * X_BYTES;
@@ -87,13 +103,14 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     int first = blockIdx.x * OUTPUTS, all_steps = ceil_div(depth, STEP);
     int begin = blockIdx.y * steps_each, end = min(all_steps, begin + steps_each);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4, group = warp / 4;
-    // A thread copies one 16-byte part in 4 rows of `inp`. Rows have 128 bytes, and 8 rows swizzle their
-    // parts.
+    // A row of a tile of `inp` has 128 bytes, which are 8 vectors of 16 bytes. A thread copies the same
+    // vector of 4 rows. The 128-byte swizzle stores vector v of row r at position v ^ (r % 8).
     int inp_row = threadIdx.x / 8, inp_part = threadIdx.x % 8;
     u8* inp_to = inps + inp_row * 128 + (inp_part ^ inp_row % 8) * 16;
     const bf16* inp_from = inp + inp_row * ld + inp_part * 8;
-    // The codes of a step are 128 rows of 32 bytes: outputs of one block of columns, or 64 outputs of two
-    // blocks. Two threads copy a row, and the first one loads the row's scale.
+    // The codes of a step are 128 rows of 32 bytes, one quantization block each. Forward: one quantization
+    // block of each of 128 outputs. Backward: two quantization blocks of each of 64 outputs. Two threads copy
+    // a row, and the first of them also loads the scale of the row.
     int row = threadIdx.x / 2, half = threadIdx.x % 2;
     int first_output = BACKWARD ? row % 64 : first + row, first_block = BACKWARD ? first / STEP + row / 64 : 0;
     i64 first_at = (i64)first_output * row_blocks + first_block;
@@ -111,7 +128,7 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
         copy16_async(codes + stage * CODE_BYTES + row * 32 + half * 16, is_valid ? from : w.codes, is_valid);
         copy_commit();
     };
-    // A scale is loaded one whole step before it is stored.
+    // `load_scale` reads a scale into registers one step before `store_scale` writes it to shared memory.
     float absmax = 0;
     u32 scale_code = 0;
     auto load_scale = [&](int step) {
@@ -139,7 +156,7 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     const float2* own_pairs = pairs + lane % COPIES;
     for (int step = begin; step < end; ++step) {
         copy_wait<STAGES - 2>();
-        // Makes shared-memory writes visible to the tensor core's asynchronous reads.
+        // Makes the copied data in shared memory visible to `wgmma`, which reads it asynchronously.
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncthreads();
         if (step + STAGES - 1 < end) load(step + STAGES - 1);
@@ -185,7 +202,8 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
         multiply_wait();
         pin(c);
     }
-    // c[4 j + i] is row g + i / 2 * 8 of the warp's 16 rows, token 8 j + 2 t + i % 2.
+    // c[4j + i] belongs to row g + i / 2 * 8 of the warp's 16 rows. Its row of `inp` is 8j + 2t + i % 2. For
+    // example, c[6] (j = 1, i = 2) belongs to row g + 8 and to row 8 + 2t of `inp`.
     int low = warp * 16 + g, high = low + 8;
     if (BACKWARD) {
         low = group * 64 + warp % 4 * 16 + 2 * g;
@@ -199,9 +217,13 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     }
 }
 
-// Needs blocks of 64, `cols` a multiple of 64, 16-byte aligned rows of `inp`, n <= 128. Forward reads inp (n,
-// cols), backward inp (n, outputs). Grid: ceil(width / 128) x splits; `partial` holds splits * n * width
-// floats. Shared bytes: 3 * (16384 + 4096 + 512) + 32768 + 1024.
+// Requirements: quantization blocks of 64 values, `cols` a multiple of 64, 16-byte aligned rows of `inp`, and
+// n <= 128. The backward kernel also requires `outputs` to be a multiple of 8. `inp` is (n, cols) in the
+// forward kernel, and (n, outputs) in the backward kernel. `partial` is (splits, n, width).
+//
+// Grid: (ceil(width / 128 columns), splits), with `steps_each` steps per split.
+// Shared bytes: 3 * (16384 + 4096 + 512) + 32768 + 1024. These are `inp`, codes and scales of 3 steps, the
+// table of value pairs, and the table of scales.
 extern "C" __global__ void __launch_bounds__(256, 2) four_bit_fused_forward_bf16(float* partial, const bf16* inp,
     const FourBit w, int n, int outputs, int cols, i64 ld, int steps_each) {
     four_bit_fused_body<false>(partial, inp, w, n, outputs, cols, ld, steps_each);
@@ -212,7 +234,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) four_bit_fused_backward_bf1
     four_bit_fused_body<true>(partial, inp, w, n, outputs, cols, ld, steps_each);
 }
 
-// out = the sum of the splits, plus `add` if given. Grid: n x ceil(width / 256).
+// out (n, width) = the sum of `partial` over the splits, in order, plus `add` unless it is null. A thread
+// computes one element.
+// Grid: (n, ceil(width / 256 threads)).
 extern "C" __global__ void __launch_bounds__(256) four_bit_fused_sum_bf16(
     bf16* out, const float* partial, const bf16* add, int n, int width, int splits, i64 ld_out, i64 ld_add) {
     int col = blockIdx.y * 256 + threadIdx.x;

@@ -1,49 +1,59 @@
-// Products of up to 8 rows with 4-bit weights, which are read once: out = inp W' (+ add).
+// out (n, outputs) = inp (n, cols) W' + add, for up to 8 rows of `inp` and 4-bit weights W (outputs, cols).
+// W' is the transpose of W, and `add` is optional. Each weight is read once.
 //
-// One launch multiplies one input by up to 3 weights. A tile is 16 outputs of one weight. Each warp of a thread
-// block computes a contiguous part of the columns of every tile. The warps' sums are added in order.
+// One launch multiplies one input by up to 3 weights. A tile is 16 outputs of one weight. The 8 warps of a
+// thread block divide the columns of a tile into contiguous ranges, and the warps' sums are added in order.
 //
-// Weights are the left operand. A table maps each byte of two codes to a pair of values; each lane has its own
-// copy, so lanes never share a bank. The scale multiplies the sum of a block of 64 columns, so an accumulator
-// holds the sum of one block only. The products of several blocks alternate, which hides their latency.
+// The 16 outputs are the rows of the left operand, and the rows of `inp` are the columns of the right
+// operand. A table maps each byte, which holds two codes, to a pair of values. Each lane has its own copy of
+// the table, so lanes never share a bank.
 //
-//     for each tile of this thread block, for each step of several blocks of columns:
-//         wait for the codes of this step; start the copy of the codes of the next step, also of the next tile
-//         for each block: c = 0; c += values of 16 columns * x, four times; total += scale * c
+// Each quantization block (64 columns) has its own accumulator, and the scale multiplies this sum. The
+// instructions of several quantization blocks alternate, which hides their latency.
 //
-// A thread block computes many tiles, so it fills its table once per weight.
+//     for each tile of this thread block, for each step of STEP quantization blocks:
+//         wait for the codes of this step; start the copy of the next step's codes, perhaps of the next tile
+//         for each quantization block: c = 0; four times, c += 16 columns of W * x; total += scale * c
+//
+// Each thread block computes many tiles, because it must fill the table for each weight. The launch has at
+// most two thread blocks per multiprocessor.
 #include "few_rows.cuh"
 #include "four_bit.cuh"
 
+// Number of columns per quantization block.
 #define COLUMNS 64
-// Blocks of columns per step. Steps of 8 blocks were slower on an H200.
+// Number of quantization blocks per step. Steps of 8 quantization blocks were slower on an H200.
 #if __CUDA_ARCH__ >= 800
 #define STEP 4
 #else
 #define STEP 2
 #endif
-// Blocks whose products alternate.
+// Number of quantization blocks whose instructions alternate.
 #define TOGETHER (STEP < 4 ? STEP : 4)
+// Number of scales that a lane holds for each of two outputs. Four lanes share the scales of an output.
 #define SCALES ((STEP + 3) / 4)
+// Number of steps whose codes are in shared memory.
 #define STAGES 2
-// The codes of one row and step in shared memory. The padding prevents bank conflicts.
+// Bytes of the codes of one output and step, and the distance of outputs in shared memory. The padding
+// prevents bank conflicts.
 #define ROW_BYTES (STEP * COLUMNS / 2)
 #define ROW_STRIDE (ROW_BYTES + 32)
 #define STAGE_BYTES (OUTPUTS * ROW_STRIDE)
-// Rows of codes that a warp copies with one instruction, and instructions per step.
+// Number of outputs whose codes a warp copies with one instruction, and number of such instructions per step.
 #define COPY_ROWS (WARP * 16 / ROW_BYTES)
 #define COPIES (OUTPUTS / COPY_ROWS)
 #define PAIRS_BYTES (256 * WARP * 4)
 
 typedef Group<FourBit> Weights;
 
-// Steps of a warp in the order of their computation. A cursor runs ahead of the computation.
+// A position in the computation of a warp: a tile, a step of this tile, and the index of the tile's weight.
+// The cursors of codes and scales are one step ahead of the computation.
 struct Cursor {
     int tile, step, part;
 
     __device__ __forceinline__ bool is_at_end(const Weights& group) const { return tile >= group.tiles; }
 
-    // Returns whether the next step belongs to another tile.
+    // Moves to the next step. Returns true if that step belongs to the next tile of the thread block.
     __device__ __forceinline__ bool advance(const Weights& group, int steps) {
         if (++step < steps) return false;
         step = 0;
@@ -52,8 +62,11 @@ struct Cursor {
     }
 };
 
-// Copies codes to shared memory, one step at a time. Outputs past the end read the last output and are not
-// written.
+// Copies a warp's codes to shared memory, one step at a time. For outputs past the end of the weight, it
+// copies the codes of the last output. `write_tile` does not write these outputs.
+//
+// `first` is the first quantization block of the warp, and `last` is the end of its range. `blocks` is the
+// number of quantization blocks per output, and `steps` the number of steps per tile.
 struct CodeCopy {
     Cursor at;
     const u8* from[COPIES];
@@ -87,7 +100,8 @@ struct CodeCopy {
     }
 };
 
-// Loads scales one step ahead. Lane (g, t) holds those of blocks t and t + 4 of the step, for outputs g and g + 8.
+// Loads the scales of the next step into registers. Lane l loads quantization block l % 4 of the step, for
+// outputs l / 4 and l / 4 + 8 of the tile. The parameters are those of `CodeCopy`.
 struct ScaleLoad {
     Cursor at;
     int index[2];
@@ -120,13 +134,15 @@ struct ScaleLoad {
     }
 };
 
-// Returns the pair of values of byte `byte` of `codes`. `own_copy` is the byte offset of the lane's copy.
+// Returns the two values of byte `byte` of `codes`. Table entry b begins at byte 128 b and has one copy of 4
+// bytes per lane. `own_copy` is the offset of the lane's copy. A single shift selects the byte and multiplies
+// it by 128.
 __device__ __forceinline__ u32 pair_of(const u8* pairs, u32 codes, int byte, u32 own_copy) {
     u32 shifted = byte == 0 ? codes << 7 : codes >> (8 * byte - 7);
     return *reinterpret_cast<const u32*>(pairs + (shifted & 255 << 7 | own_copy));
 }
 
-// Fills the table of value pairs and the table of scales.
+// Fills the table of value pairs and, for double quantization, the table of scales.
 template <typename T>
 __device__ __forceinline__ void fill_tables(u8* pairs, float* scales, const FourBit& w) {
 #pragma unroll
@@ -138,7 +154,9 @@ __device__ __forceinline__ void fill_tables(u8* pairs, float* scales, const Four
     if (w.scale_codes) scales[threadIdx.x] = w.scale_table[threadIdx.x];
 }
 
-// Adds the product of `TOGETHER` blocks of columns to `total`. Lane (g, t) multiplies outputs g and g + 8 by row g.
+// total (16 outputs, 8 rows) += the products of the next `TOGETHER` quantization blocks, of which `blocks`
+// are left. Both operands have the same permutation of columns, which does not change a product: lane l reads
+// columns 16 (l % 4) to 16 (l % 4) + 15 of each quantization block, because these are contiguous.
 template <typename T>
 __device__ __forceinline__ void add_blocks(float (&total)[4], const u8* pairs, const u8* codes, const T* x, bool has_row,
     int blocks, const float (&scale)[2]) {
@@ -209,7 +227,8 @@ __device__ __forceinline__ void four_bit_rows_body(
             __syncthreads();
             p = part_index;
         }
-        // The codes, scales and tables are no results of earlier kernels.
+        // Until here, the thread block has read only weights. `inp` and `add` may be results of earlier
+        // kernels.
         if (tile == blockIdx.x) overlap_kernels();
         float total[4] = {0, 0, 0, 0};
         for (int i = 0; i < steps; ++i, stage ^= 1) {
@@ -244,8 +263,12 @@ __device__ __forceinline__ void four_bit_rows_body(
     }
 }
 
-// Needs `cols` a multiple of 64 in blocks of 64, 16-byte aligned rows of `inp`, n <= 8. Shared bytes: 32768 + 8 *
-// STAGES * STAGE_BYTES. Every grid gives the same bits.
+// Requirements: quantization blocks of 64 values, `cols` a multiple of 64, 16-byte aligned rows of `inp`, and
+// n <= 8.
+//
+// Grid: any number g of thread blocks. Thread block i computes tiles i, i + g, i + 2g and so on, so each grid
+// gives the same bits.
+// Shared bytes: 32768 for the table, and STAGES * STAGE_BYTES for the codes of each of 8 warps.
 #define ROWS_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256, 2) four_bit_rows_##T(                                    \
         const __grid_constant__ Weights group, const T* inp, int n, int cols, i64 ld_inp) {                    \
@@ -253,7 +276,7 @@ __device__ __forceinline__ void four_bit_rows_body(
     }
 FOR_HALF_TYPES(ROWS_KERNEL)
 
-// Writes the residual stream, which is f32 if activations are f16.
+// Writes and adds f32, for the residual stream, which is f32 if activations are f16.
 extern "C" __global__ void __launch_bounds__(256, 2) four_bit_rows_to_f32_f16(
     const __grid_constant__ Weights group, const f16* inp, int n, int cols, i64 ld_inp) {
     four_bit_rows_body<f16, float>(group, inp, n, cols, ld_inp);

@@ -24,7 +24,7 @@ struct Silu {
     }
 };
 
-// sqrt(2 / pi), and the coefficient of the cube.
+// Factors of the tanh form of GELU: sqrt(2 / pi), and the coefficient of x^3.
 #define FACTOR 0.7978845608028654f
 #define CUBIC 0.044715f
 
@@ -46,7 +46,8 @@ struct Gelu {
     }
 };
 
-// out = activation(gate) * up over rows of `cols`. Grid: n x ceil(cols / (256 * LEN)).
+// out = activation(gate) * up, all (n, cols). A thread computes LEN neighbouring columns (16 bytes) of a row.
+// Grid: (n, ceil(cols / (256 threads * LEN))).
 template <typename A, typename T>
 __device__ __forceinline__ void forward_body(T* out, const T* gate, const T* up, int cols, i64 ld_out, i64 ld_inp) {
     constexpr int LEN = Vec<T>::LEN;
@@ -68,8 +69,8 @@ __device__ __forceinline__ void forward_body(T* out, const T* gate, const T* up,
     for (int i = at; i < at + LEN && i < cols; ++i) y[i] = gated(g[i], u[i]);
 }
 
-// dup = dout * activation(gate), dgate = dout * up * activation'(gate). `dgate` and `dup` may equal `gate` and
-// `up`.
+// dup = dout * activation(gate), and dgate = dout * up * slope(gate), where slope is the derivative of the
+// activation. The grid is that of the forward kernel. `dgate` and `dup` may be the memory of `gate` and `up`.
 template <typename A, typename T>
 __device__ __forceinline__ void backward_body(
     T* dgate, T* dup, const T* dout, const T* gate, const T* up, int cols, i64 ld_dinp, i64 ld_dout, i64 ld_inp) {

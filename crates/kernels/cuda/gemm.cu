@@ -1,19 +1,22 @@
 // Matrix products of a projection for machines without cuBLASLt.
 //
-//     out (M, N) = x (M, K) w          + beta * add (M, N)
-//     w is (N, K), read along K (`_nt`: forward), or (K, N), read along N (`_nn`: backward)
+//     out (M, N) = x (M, K) op(w) + beta * add (M, N)
+//     `_nt` (forward):  w is (N, K), and op(w) is its transpose
+//     `_nn` (backward): w is (K, N), and op(w) is w
 //
-// 16-bit types: a block of 256 threads computes 128 x 128 of `out`, or 128 x 256 for many rows. Each of eight
-// warps computes 64 x 32 or 64 x 64 with `mma.sync` m16n8k16.
+// 16-bit types: a thread block of 256 threads computes a tile of `out`: 128 x 128, or 128 x 256 if there are
+// many rows. Each of its 8 warps computes 64 x 32 or 64 x 64 with `mma16816`. K is divided into steps of
+// TILE_K, and a step into slices of 16:
 //
-//     copy the first STAGES - 1 steps of TILE_K to shared memory
-//     for each step: for each 16 of K:
-//         load the fragments of the next 16 of K (a barrier comes before those of the next step)
-//         once per step: start the copy of the step that is STAGES - 1 ahead
-//         multiply the fragments that were loaded before
+//     copy the first STAGES - 1 steps to shared memory
+//     for each step, for each slice:
+//         load the fragments of the next slice; if it begins a step, wait for the copy of that step first
+//         in the first slice: start the copy of the step that is STAGES - 1 ahead
+//         multiply the fragments of this slice
 //
-// Rows of shared tiles are padded by 16 bytes, so that `ldmatrix` has no bank conflicts. Up to GROUP_M tiles of
-// rows run next to each other, so that they read a tile of the weight from L2.
+// Rows in shared memory are padded by 16 bytes, so that `ldmatrix` has no bank conflicts. Consecutive thread
+// blocks compute up to GROUP_M tiles below each other, so that they read the same part of the weight from the
+// L2 cache.
 //
 // If `out` has too few tiles to occupy the device, K is split: each block adds up a part of K in f32, and a second
 // kernel adds the parts in their order. A row of `out` then depends on the number of rows, up to rounding.
@@ -22,15 +25,17 @@
 namespace {
 
 constexpr int TILE_M = 128, STAGES = 3, THREADS = 256, PAD = 8, GROUP_M = 8;
-// Three steps of 64 need 162 KB of shared memory for the large tile.
+// With steps of 64, the 128 x 256 tile uses 162 KB of shared memory. The architectures in the next line have
+// at most 99 KB.
 #if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
 constexpr int TILE_K = 32;
 #else
 constexpr int TILE_K = 64;
 #endif
 
-// Copies a tile of `ROWS` rows and `COLS` columns to shared memory. Elements outside the matrix become zeros.
-// `WIDE` needs 16-byte aligned rows and a multiple of 8 columns.
+// Starts to copy `ROWS` rows and `COLS` columns of a matrix to shared memory. Elements outside the matrix
+// become zeros. `WIDE` copies 16 bytes at once. `WIDE` requires 16-byte aligned rows, and a matrix whose
+// number of columns is a multiple of 8.
 template <typename T, int ROWS, int COLS, bool WIDE>
 struct TileCopy {
     static constexpr int STRIDE = COLS + PAD, SIZE = ROWS * STRIDE;
@@ -65,7 +70,9 @@ struct TileCopy {
     }
 };
 
-// First row and first column of this block's tile.
+// First row and first column of the tile that this thread block computes. For example, let `out` have 16 rows
+// and 2 columns of tiles. Thread blocks 0 to 7 compute the upper 8 tiles of column 0, and 8 to 15 those of
+// column 1. Thread blocks 16 to 31 compute the lower 8 rows of tiles.
 struct Origin {
     int row, col;
 
@@ -78,7 +85,8 @@ struct Origin {
     }
 };
 
-// Adds `beta * add` to a pair of neighbours and writes it.
+// Adds `beta * add` to two neighbouring columns of a row and writes them. Writes only the first one if
+// `valid` is 1.
 template <typename T, typename O, bool WIDE>
 __device__ __forceinline__ void write_pair(O* out, const O* add, float low, float high, float beta, int valid) {
     if constexpr (WIDE && sizeof(O) == 4) {
@@ -135,7 +143,7 @@ __device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restri
     const T* x_from = xs + (warp_m + lane % 16) * X::STRIDE + lane / 16 * 8;
     const T* w_from = NT ? ws + (warp_n + lane % 8 + lane / 16 * 8) * W::STRIDE + lane / 8 % 2 * 8
                          : ws + (lane % 8 + lane / 8 % 2 * 8) * W::STRIDE + warp_n + lane / 16 * 8;
-    // Each load of `b` returns both halves along K for two groups of eight columns.
+    // Each load of `b` returns the right operands of two `mma16816`: 16 of K by 16 columns.
     auto load_fragments = [&](int buffer, int stage, int part) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -261,7 +269,7 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 #define ARGUMENTS out, x, w, add, m, n, k, ld_out, ld_x, ld_w, ld_add, beta
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
 
-// Grid: all tiles of `out`. Shared bytes: STAGES padded tiles of both operands.
+// Grid: as many thread blocks in x as `out` has tiles. Shared bytes: STAGES steps of both operands, padded.
 //
 // `_any` accepts every width and alignment; the others need rows of whole 16-byte vectors. `_large` has tiles
 // of 256 columns. `_exact` writes f32. `_split` writes a part of K for each y of the grid, (parts, m, n) in f32, and
@@ -281,5 +289,6 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
     KERNEL gemm_nt_exact_##T(PARAMETERS(T, float)) { gemm_half<T, float, 128, true, false>(ARGUMENTS); }
 FOR_HALF_TYPES(GEMM)
 
+// f32. Grid: (ceil(n / 64 columns), ceil(m / 64 rows)).
 KERNEL gemm_nt_f32(PARAMETERS(float, float)) { gemm_exact<true>(ARGUMENTS); }
 KERNEL gemm_nn_f32(PARAMETERS(float, float)) { gemm_exact<false>(ARGUMENTS); }

@@ -1,16 +1,20 @@
-// Products of up to 8 rows with dense weights, which are read once: out = inp W' (+ add).
+// out (n, outputs) = inp (n, cols) W' + add, for up to 8 rows of `inp` and dense weights W (outputs, cols).
+// W' is the transpose of W, and `add` is optional. Each weight is read once.
 //
 // One launch multiplies one input by up to 3 weights.
 #include "few_rows.cuh"
 
-// Steps of 32 columns whose weights are loaded ahead.
+// Number of steps of 32 columns that a warp loads before it multiplies the first of them.
 #define AHEAD 4
 
 typedef Group<const void*> Weights;
 
-// A block computes 16 outputs. Each warp processes a contiguous part of the columns, and the warps' sums are
-// added in order. Weights are the left operand. Both operands are loaded as vectors along the columns, so
-// both have the same permutation of columns.
+// A thread block computes a tile of 16 outputs for all rows. Each of its 8 warps adds up a contiguous range
+// of columns, and the warps' sums are added in order.
+//
+// The 16 outputs are the rows of the left operand, and the rows of `inp` are the columns of the right
+// operand. Lane l loads columns 8 (l % 4) to 8 (l % 4) + 7 of a step as one vector. Both operands thus have
+// the same permutation of columns, which does not change the product.
 template <typename T, typename O>
 __device__ __forceinline__ void gemv_body(const Weights& group, const T* inp, int n, int cols, i64 ld_inp) {
     __shared__ WarpSums sums;
@@ -21,7 +25,8 @@ __device__ __forceinline__ void gemv_body(const Weights& group, const T* inp, in
     int first_output = (blockIdx.x - part.first_tile) * OUTPUTS;
     bool has_row = g < n;
     const T* x = inp + (has_row ? g * ld_inp : 0);
-    // Outputs past the end read the last output and are not written.
+    // For outputs past the end of the weight, lanes read the weights of the last output. `write_tile` does
+    // not write these outputs.
     const T* low = weight + (i64)min(first_output + g, outputs - 1) * cols;
     const T* high = weight + (i64)min(first_output + g + 8, outputs - 1) * cols;
     float acc[4] = {0, 0, 0, 0};
@@ -50,7 +55,8 @@ __device__ __forceinline__ void gemv_body(const Weights& group, const T* inp, in
     write_tile<O>(part, sums, first_output, n);
 }
 
-// Needs `cols` a multiple of 8, 16-byte aligned rows, n <= 8. Grid: tiles of 16 outputs of each weight.
+// Requirements: `cols` a multiple of 8, 16-byte aligned rows of `inp` and of the weights, and n <= 8.
+// Grid: the number of tiles of all weights.
 #define GEMV_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         gemv_##T(const __grid_constant__ Weights group, const T* inp, int n, int cols, i64 ld_inp) {             \
@@ -62,7 +68,8 @@ __device__ __forceinline__ void gemv_body(const Weights& group, const T* inp, in
     }
 FOR_HALF_TYPES(GEMV_KERNEL)
 
-// f32: a warp computes one output, for every width. Grid: tiles of 8 outputs of each weight.
+// f32, for every number of columns. A warp computes one output for all rows, so a tile has 8 outputs.
+// Grid: the number of tiles of all weights.
 extern "C" __global__ void __launch_bounds__(256)
     gemv_f32(const __grid_constant__ Weights group, const float* inp, int n, int cols, i64 ld_inp) {
     overlap_kernels();

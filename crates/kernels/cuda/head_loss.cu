@@ -1,4 +1,5 @@
-// Softmax cross-entropy over one chunk of rows of logits.
+// Losses (softmax cross-entropy) of a chunk of rows of logits (n, v), and their gradients. v is the size of
+// the vocabulary.
 #include "prelude.cuh"
 
 template <typename T>
@@ -11,30 +12,32 @@ __device__ __forceinline__ float exponential<float>(float x) {
     return expf(x);
 }
 
-// Merges (max, sum) with (other_max, other_sum).
+// Merges the maximum and the sum of two sets of logits. `sum` is the sum of exp(logit - maximum) over a set.
 template <typename T>
 __device__ __forceinline__ void join(float& max, float& sum, float other_max, float other_sum) {
     float top = fmaxf(max, other_max);
-    // Before the first element the sum is 0 and the maximum -inf; -inf - -inf would give NaN.
+    // An empty set has the sum 0 and the maximum -inf. Equal maxima get the factor 1, because `-inf - -inf`
+    // is NaN.
     float a = max == top ? 1.0f : exponential<T>(max - top);
     float b = other_max == top ? 1.0f : exponential<T>(other_max - top);
     sum = sum * a + other_sum * b;
     max = top;
 }
 
-// The loss's logit: `softcap` limits it unless 0.
+// Returns softcap * tanh(x / softcap), or x if `softcap` is 0.
 template <typename T>
 __device__ __forceinline__ float capped(T x, float softcap) {
     return softcap != 0 ? softcap * tanh_of<T>(to_float(x) / softcap) : to_float(x);
 }
 
-// Derivative of `capped`, from its value.
+// Returns the derivative of `capped` from its result: 1 - (capped / softcap)^2, or 1 without a cap.
 __device__ __forceinline__ float cap_slope(float capped, float softcap) {
     return softcap != 0 ? 1.0f - capped / softcap * (capped / softcap) : 1.0f;
 }
 
-// losses[i] = -log softmax(capped logits[i])[targets[i]]. Where `dloss` is given, logits[i] becomes
-// dloss[i] * (softmax - onehot). A target of 0xffffffff marks a row without a label: loss 0, gradient 0.
+// losses[i] = -log(softmax(z)[targets[i]]), where z is row i of `logits` after the cap. If `dloss` is not
+// null, the gradient dloss[i] * (softmax(z) - onehot(targets[i])) * (derivative of the cap) replaces row i of
+// `logits`. A target of 0xffffffff marks a row without a label: its loss and its gradient are 0.
 template <typename T>
 __device__ __forceinline__ void head_loss_body(T* __restrict__ logits, float* __restrict__ losses,
     const u32* __restrict__ targets, const float* __restrict__ dloss, int v, i64 ld, float softcap) {
@@ -68,7 +71,7 @@ __device__ __forceinline__ void head_loss_body(T* __restrict__ logits, float* __
         maxima[threadIdx.x / WARP] = max;
         sums[threadIdx.x / WARP] = sum;
     }
-    // The barrier also separates reads of `picked` from the writes below.
+    // Every thread has read `picked` before this barrier. The gradient overwrites row[target] after it.
     __syncthreads();
     max = maxima[0];
     sum = sums[0];
@@ -90,7 +93,8 @@ __device__ __forceinline__ void head_loss_body(T* __restrict__ logits, float* __
     for (int at = done + threadIdx.x; at < v; at += blockDim.x) row[at] = gradient(row[at], at);
 }
 
-// Grid: rows; block: 1024.
+// Losses and gradients of n rows. A thread block has 1024 threads.
+// Grid: n, one thread block per row.
 #define HEAD_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(1024) head_loss_##T(                                          \
         T* logits, float* losses, const u32* targets, const float* dloss, int v, i64 ld, float softcap) {      \

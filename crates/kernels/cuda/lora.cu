@@ -1,12 +1,19 @@
-// Low-rank pairs: mid = drop(inp) A', out += s mid B', and their gradients.
+// LoRA: products with low-rank pairs A (rank, d_in) and B (d_out, rank), and their gradients. X' is the
+// transpose of X, s is the scaling of the pair, and drop is dropout:
 //
-// Three products cover both passes. `down` has few columns: mid from inp, and dmid from dout. `up` has a
-// short inner dimension and adds to its output: out from mid, and dinp from dmid. `grad` sums over rows: dB
-// from dout and mid, dA from dmid and inp. One launch processes all pairs of a group, split into tiles of 8
-// ranks. Up to 4 tiles share their reads.
+//     forward     mid = drop(inp) A'        out += s mid B'
+//     backward    dmid = s dout B           dB += s dout' mid
+//                 dA += dmid' drop(inp)     dinp += drop(dmid A)
 //
-// A and B stay in f32 and are rounded in registers. The tensor-core kernels need 16-byte rows; `..._plain`
-// accept f32 and every width.
+// Three kernels compute these six products. `down` computes mid and dmid, which have few columns. `up`
+// computes out and dinp, whose inner dimension is short. `grad` computes dA and dB, which are sums over rows.
+//
+// `down` and `grad` split each pair into tiles of 8 ranks, and one launch processes many pairs. A `Block` is
+// a set of up to 4 tiles that read the same matrix. "Thread block" always means a CUDA block.
+//
+// A and B are f32. The tensor-core kernels round them to the activation type in registers. These kernels
+// require 16-byte aligned rows, and numbers of columns that are multiples of 8. The `..._plain` kernels
+// support every type and every width.
 #include "prelude.cuh"
 
 // The activation type of the tensor-core kernels on this architecture.
@@ -16,20 +23,24 @@
 #define FOR_MATRIX_TYPE(M) M(f16)
 #endif
 
-// Addresses element (rank, column) of A or B.
+// A matrix W (ranks, cols): A or its gradient, or the transpose of B or of its gradient. Element (r, c) is
+// data[r * rank_stride + c * column_stride].
 struct Factor {
     const float* data;
     i64 rank_stride, column_stride;
 };
 
-// LoRA dropout of one pair. Elements are counted from row 0 of the launch. `probability` 0 means no dropout.
+// Dropout of the input of one pair. Element (row, col) has the random number with index row * cols + col. A
+// `probability` of 0 means no dropout. Dropout only zeroes elements here: the factor 1 / (1 - probability) is
+// part of `scale`.
 struct Drop {
     u64 key;
     float probability;
     int cols;
 };
 
-// The host's `rng::keep` without the last step of its mixer, which does not change the deciding bits.
+// Returns the result of `rng::keep` on the host. The last step of the host's mixer, `z ^= z >> 31`, is
+// omitted, because it does not change bits 40 to 63.
 __device__ __forceinline__ bool is_kept(u64 key, u64 counter, u32 threshold) {
     u64 z = key + counter * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -37,14 +48,15 @@ __device__ __forceinline__ bool is_kept(u64 key, u64 counter, u32 threshold) {
     return (u32)(z >> 40) >= threshold;
 }
 
-// The smallest 24-bit number that is kept: `uniform >= probability`.
+// Returns the smallest 24-bit random number with which an element is kept: number / 2^24 >= probability.
 __device__ __forceinline__ u32 threshold_of(const Drop& drop) { return (u32)ceilf(drop.probability * 16777216.0f); }
 
 __device__ __forceinline__ bool is_kept(const Drop& drop, i64 row, int col) {
     return is_kept(drop.key, (u64)(row * drop.cols + col), threshold_of(drop));
 }
 
-// Returns a mask bit for each of 8 columns from `col`. A call is cheaper than inlining the code everywhere.
+// Returns 8 mask bits. Bit i is 1 if dropout keeps the element with index `counter` + i. The function is not
+// inlined, because a call is cheaper than the longer code.
 __device__ __noinline__ u32 kept_columns(u64 key, u64 counter, u32 threshold) {
     u32 bits = 0;
 #pragma unroll
@@ -52,7 +64,9 @@ __device__ __noinline__ u32 kept_columns(u64 key, u64 counter, u32 threshold) {
     return bits;
 }
 
-// Returns a mask bit for each element of a transposed left operand. Bit 2 i + h is half h of register i.
+// Returns 8 mask bits for the elements that a lane holds of a left operand of `mma16816`. The operand is the
+// transpose of the matrix with dropout. Bits 2i and 2i + 1 belong to the lower and upper half of register i.
+// For example, bit 3 belongs to the element one row and 8 columns after element `counter`.
 __device__ __noinline__ u32 kept_across(u64 key, u64 counter, u32 cols, u32 threshold) {
     u32 bits = 0;
 #pragma unroll
@@ -67,25 +81,28 @@ __device__ __forceinline__ u32 kept_columns(const Drop& drop, i64 row, int col) 
     return kept_columns(drop.key, (u64)(row * drop.cols + col), threshold_of(drop));
 }
 
-// Zeroes the halves of `pair` whose mask bits are 0.
+// Zeroes the lower half of `pair` if bit 0 of `bits` is 0, and the upper half if bit 1 is 0.
 __device__ __forceinline__ u32 keep_halves(u32 pair, u32 bits) {
     return pair & ((bits & 1 ? 0xffffu : 0) | (bits & 2 ? 0xffff0000u : 0));
 }
 
-// Tiles that one block processes in one pass, because they read the same matrix (n, cols).
+// Tiles `first` to `first + count - 1`, which all read the matrix `data` (n, cols). One thread block
+// processes all of them, so that it reads the matrix once.
 struct Block {
     const void* data;
     i64 ld;
     int cols, first, count, unused;
 };
 
+// Maximum number of tiles of a `Block`, and of `Block`s and of tiles in a launch.
 #define TOGETHER 4
 #define MAX_BLOCKS 16
 #define MAX_TILES 32
 
-// ---- down: mid (n, ranks) = scale * drop(inp) W'.
+// ---- down: mid (n, ranks) = scale * drop(inp) W', with inp (n, cols) and W (ranks, cols). For dmid, `inp`
+// is dout.
 
-// Up to 8 ranks of one pair.
+// A tile: up to 8 ranks of one pair. `w` and `mid` begin at the first of these ranks.
 struct DownTile {
     Factor w;
     void* mid;
@@ -100,7 +117,8 @@ struct DownGroup {
     DownTile tile[MAX_TILES];
 };
 
-// The 8 columns from `col` of rank `lane / 4`, rounded to T, two per register.
+// Loads columns col to col + 7 of rank lane / 4, rounded to T, two per register. Missing ranks and columns
+// become zeros.
 template <typename T>
 __device__ __forceinline__ void load_ranks(u32 (&out)[4], const Factor& w, int ranks, int col, int cols) {
     int rank = threadIdx.x % WARP / 4;
@@ -122,9 +140,12 @@ __device__ __forceinline__ void load_ranks(u32 (&out)[4], const Factor& w, int r
     for (int i = 0; i < 4; ++i) out[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
 }
 
-// The columns are divided into 64 parts; part p belongs to sum p % 8. A block has 16 MT rows and computes all
-// 8 sums (one per warp) or one of them (each warp processes one part in 8). Both variants add the parts of a
-// sum, then the sums, in the same order, so the bits do not depend on the number of rows.
+// A thread block computes 16 MT rows of `mid` for the tiles of one `Block`.
+//
+// The columns are divided into 64 parts. Sum s adds parts s, s + 8, ..., s + 56, and the result adds sums 0
+// to 7. If gridDim.y is 1, a thread block computes all sums, one per warp. If gridDim.y is 8, it computes sum
+// blockIdx.y, with one part per warp, and `lora_down_sum` adds the sums. The additions have the same order in
+// both cases, so the bits do not depend on the number of rows.
 template <typename T, int MT>
 __device__ __forceinline__ void lora_down_body(
     const DownGroup& group, float* __restrict__ partial, int n, int tile_count) {
@@ -161,7 +182,7 @@ __device__ __forceinline__ void lora_down_body(
                 const DownTile& tile = group.tile[block.first + u];
                 u32 w[4];
                 load_ranks<T>(w, tile.w, tile.ranks, col, end);
-                // Tiles of one pair share a mask.
+                // Tiles of one pair have the same dropout mask, so the masked operand is reused.
                 bool is_new = u == 0 || tile.drop.key != group.tile[block.first + u - 1].drop.key;
 #pragma unroll
                 for (int m = 0; m < MT; ++m) {
@@ -205,8 +226,9 @@ __device__ __forceinline__ void lora_down_body(
     }
 }
 
-// Few rows: grid ceil(n / 16) x 8 x blocks. `partial` holds 64 n tile_count floats, and `lora_down_sum`
-// follows. Many rows: `lora_down_wide`, grid ceil(n / 32) x 1 x blocks. Both variants give the same bits.
+// `lora_down` is for few rows. Its grid is (ceil(n / 16), 8 sums, `Block`s). `partial` is
+// (8 sums, n, tile_count, 8 ranks), and `lora_down_sum` must follow. `lora_down_wide` is for many rows. Its
+// grid is (ceil(n / 32), 1, `Block`s). Both variants give the same bits.
 #define DOWN_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         lora_down_##T(const __grid_constant__ DownGroup group, float* partial, int n, int tile_count) {        \
@@ -218,7 +240,8 @@ __device__ __forceinline__ void lora_down_body(
     }
 FOR_MATRIX_TYPE(DOWN_KERNEL)
 
-// Grid: ceil(n * tile_count * 8 / 256).
+// mid = scale * the sum of the 8 sums in `partial`, in order. A thread computes one row and rank.
+// Grid: ceil(n * tile_count * 8 ranks / 256 threads).
 #define DOWN_SUM_KERNEL(T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(256) lora_down_sum_##T(                                       \
         const __grid_constant__ DownGroup group, const float* partial, int n, int tile_count) {                \
@@ -232,7 +255,8 @@ FOR_MATRIX_TYPE(DOWN_KERNEL)
     }
 FOR_MATRIX_TYPE(DOWN_SUM_KERNEL)
 
-// A warp processes one row and the tiles of one block. Grid: ceil(n / 8) x blocks.
+// `down` for every type and width. A warp computes one row for the tiles of one `Block`.
+// Grid: (ceil(n / 8 warps), `Block`s).
 template <typename T>
 __device__ __forceinline__ void lora_down_plain_body(const DownGroup& group, int n) {
     const Block& block = group.block[blockIdx.y];
@@ -266,9 +290,11 @@ __device__ __forceinline__ void lora_down_plain_body(const DownGroup& group, int
     }
 FOR_TYPES(DOWN_PLAIN_KERNEL)
 
-// ---- up: out += the sum over pairs of drop(scale * mid W').
+// ---- up: out (n, cols) += the sum over pairs of drop(scale * mid W), with mid (n, ranks) and W
+// (ranks, cols). For dinp, `out` is dinp and `mid` is dmid.
 
-// Up to 16 ranks of a pair. `is_last` marks the pair's last step, after which its sum is scaled and masked.
+// A step: up to 16 ranks of one pair. After the pair's last step in this launch (`is_last`), the sum over its
+// steps is scaled, masked and added.
 struct UpStep {
     Factor w;
     const void* mid;
@@ -277,12 +303,14 @@ struct UpStep {
     int ld_mid, ranks, is_last;
 };
 
+// An output (n, cols) and its steps, `first_step` to `first_step + steps - 1`.
 struct UpOut {
     void* out;
     i64 ld;
     int cols, first_step, steps, unused;
 };
 
+// Maximum number of steps and of outputs in a launch, and of steps of an output whose W stays in registers.
 #define MAX_UP_STEPS 32
 #define MAX_UP_OUTS 4
 #define HELD_STEPS 4
@@ -292,8 +320,9 @@ struct UpGroup {
     UpOut out[MAX_UP_OUTS];
 };
 
-// Loads right operands for 32 columns. Column 2 p + i of tile j is column 8 p + 2 j + i of the output, so the
-// results of a thread are 8 neighbours.
+// Loads the right operands b[0] to b[3] of a step: up to 16 ranks of 32 columns from `col`. Column 2p + i of
+// operand j is column 8p + 2j + i of the output, with i < 2. For example, operand 1 has columns 2, 3, 10, 11,
+// 18, 19, 26 and 27. The results of each lane are thus 8 neighbouring columns, which are written as vectors.
 template <typename T>
 __device__ __forceinline__ void load_step(u32 (&b)[4][2], const UpStep& step, int col, int cols) {
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -311,13 +340,16 @@ __device__ __forceinline__ void load_step(u32 (&b)[4][2], const UpStep& step, in
     }
 }
 
+// Loads ranks `rank` and `rank + 1` of a row of `mid`. Missing rows and ranks become zeros.
 __device__ __forceinline__ u32 load_mid(const UpStep& step, int row, int n, int rank) {
     const u16* from = (const u16*)step.mid + (i64)row * step.ld_mid + rank;
     u32 low = row < n && rank < step.ranks ? from[0] : 0, high = row < n && rank + 1 < step.ranks ? from[1] : 0;
     return low | high << 16;
 }
 
-// Adds a step's product to 16 rows. The mids are at `mid` in shared memory, or else in the step's own memory.
+// Adds the product of a step to `acc`, for 16 rows. At the pair's last step, scales and masks `acc` and adds
+// it to `sum`. `mid` points to the rows in shared memory. If it is null, the rows are read from global
+// memory.
 template <typename T>
 __device__ __forceinline__ void add_step(
     float (&acc)[4][4], float (&sum)[2][8], const UpStep& step, const u32 (&b)[4][2], const T* mid, int row, int col, int n) {
@@ -345,8 +377,9 @@ __device__ __forceinline__ void add_step(
     }
 }
 
-// Starts the copy of the first steps' mids for 16 MT rows from `row`. Rows past the end become zeros. A
-// thread copies 8 ranks of a row. Rows of 24 elements use all banks.
+// Starts to copy 16 MT rows of the mids of the first `HELD_STEPS` steps to shared memory. Missing rows and
+// ranks become zeros. A thread copies 8 ranks of a row. Rows of 16 ranks are padded to 24 elements, so that
+// `ldmatrix` has no bank conflicts.
 template <typename T, int MT>
 __device__ __forceinline__ void load_mids(T (*mids)[16 * MT][24], const UpStep* steps, int count, int row, int n) {
     int s = threadIdx.x / (32 * MT), r = threadIdx.x / 2 % (16 * MT), rank = threadIdx.x % 2 * 8;
@@ -365,14 +398,14 @@ __device__ __forceinline__ void load_mids(T (*mids)[16 * MT][24], const UpStep* 
     copy_commit();
 }
 
-// Eight neighbours of an output in their memory layout.
+// Eight neighbouring elements of an output, as vectors of 16 bytes.
 template <typename O>
 struct Eight {
     Vec<O> part[8 / Vec<O>::LEN];
 };
 
-// A block computes 256 columns of 16 MT rows at a time and loads the next rows meanwhile. `O` is the type of
-// the outputs.
+// A thread block computes 256 columns of 16 MT rows at a time, and meanwhile loads the rows that it computes
+// next. These begin gridDim.y * 16 MT rows later. `O` is the type of the outputs.
 template <typename T, typename O, int MT>
 __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
     __shared__ __align__(16) T mids[2][HELD_STEPS][16 * MT][24];
@@ -438,7 +471,10 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
     }
 }
 
-// Grid: ceil(cols / 256) x up to ceil(n / 16) x outputs; `lora_up_wide`: up to ceil(n / 32). Both give the same bits.
+// Grid: (ceil(cols / 256 columns), y, outputs) for outputs of up to `cols` columns. y is at most
+// ceil(n / 16 rows), or ceil(n / 32 rows) for `lora_up_wide`. With a smaller y, a thread block computes
+// several sets of rows, and reads W once for all of them. Both variants give the same bits. BLOCKS is the
+// minimum number of thread blocks per multiprocessor.
 #define UP_KERNEL(NAME, T, O, BLOCKS)                                                                          \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         lora_up_##NAME(const __grid_constant__ UpGroup group, int n) {                                         \
@@ -452,11 +488,12 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
 UP_KERNEL(bf16, bf16, bf16, 2)
 #else
 UP_KERNEL(f16, f16, f16, 2)
-// Writes the residual stream, which is f32 if activations are f16.
+// Adds to f32 outputs, for the residual stream, which is f32 if activations are f16.
 UP_KERNEL(to_f32_f16, f16, float, 1)
 #endif
 
-// Grid: ceil(cols / 256) x n x outputs (n at most 65535).
+// `up` for every type and width. A thread computes one element of an output.
+// Grid: (ceil(cols / 256 threads), n, outputs). n is at most 65535, the limit of a grid in y.
 template <typename T, typename O>
 __device__ __forceinline__ void lora_up_plain_body(const UpGroup& group) {
     const UpOut& out = group.out[blockIdx.z];
@@ -486,9 +523,10 @@ __device__ __forceinline__ void lora_up_plain_body(const UpGroup& group) {
 FOR_TYPES(SAME_UP_PLAIN_KERNEL)
 UP_PLAIN_KERNEL(to_f32_f16, f16, float)
 
-// ---- grad: grad (rank, column) += scale * the sum over rows of drop(x)[row, column] * y[row, rank].
+// ---- grad: grad (ranks, cols) += scale * y' drop(x), with x (n, cols) and y (n, ranks). For dA, x is inp
+// and y is dmid. For dB, x is dout, y is mid, and `grad` is the transpose of dB.
 
-// Up to 8 ranks of a pair.
+// A tile: up to 8 ranks of one pair. `grad` and `y` begin at the first of these ranks.
 struct GradTile {
     float* grad;
     i64 rank_stride, column_stride;
@@ -499,6 +537,7 @@ struct GradTile {
     int unused;
 };
 
+// Number of rows per step, and of columns and ranks (4 tiles of 8) per thread block.
 #define GRAD_ROWS 64
 #define GRAD_COLUMNS 128
 #define GRAD_RANKS 32
@@ -529,7 +568,7 @@ __device__ __forceinline__ void lora_grad_body(const GradGroup& group, float* pa
             bool is_valid = row + r < end && first + c < block.cols;
             copy16_async(&xs[stage][r][c], is_valid ? x + (row + r) * block.ld + first + c : x, is_valid);
         }
-        // A thread copies the 8 ranks of one row and tile.
+        // A thread copies the 8 ranks of one tile for one of the 64 rows.
         T* to = &ys[stage][threadIdx.x % GRAD_ROWS][threadIdx.x / GRAD_ROWS * 8];
         int at = row + threadIdx.x % GRAD_ROWS;
         if (is_vector) {
@@ -591,9 +630,12 @@ __device__ __forceinline__ void lora_grad_body(const GradGroup& group, float* pa
     }
 }
 
-// Grid: ceil(max_cols / 128) x ceil(n / chunk) x blocks. `chunk` is a multiple of 64 that depends only on
-// `n`. For more than one chunk, `partial` holds tiles * chunks * max_cols * 8 floats and `lora_grad_sum`
-// follows.
+// A thread block adds up one chunk of rows, for 128 columns and the tiles of one `Block`.
+// Grid: (ceil(max_cols / 128), chunks, `Block`s), where chunks = ceil(n / chunk). `chunk` is a multiple of 64
+// rows and depends only on `n`, so every device gives the same order of additions.
+//
+// If there is one chunk, the kernel adds to `grad`. If there are more, it writes partial
+// (tiles, chunks, max_cols, 8 ranks), and `lora_grad_sum` must follow.
 #define GRAD_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) lora_grad_##T(                                           \
         const __grid_constant__ GradGroup group, float* partial, int n, int chunk, int max_cols) {             \
@@ -601,7 +643,8 @@ __device__ __forceinline__ void lora_grad_body(const GradGroup& group, float* pa
     }
 FOR_MATRIX_TYPE(GRAD_KERNEL)
 
-// Grid: ceil(max_cols * 8 / 256) x 4 x blocks.
+// grad += scale * the sum of `partial` over the chunks, in order. A thread computes one column and rank.
+// Grid: (ceil(max_cols * 8 ranks / 256 threads), 4 tiles per `Block`, `Block`s).
 extern "C" __global__ void __launch_bounds__(256)
     lora_grad_sum(const __grid_constant__ GradGroup group, const float* partial, int chunks, int max_cols) {
     const Block& block = group.block[blockIdx.z];
@@ -615,7 +658,8 @@ extern "C" __global__ void __launch_bounds__(256)
     tile.grad[rank * tile.rank_stride + col * tile.column_stride] += sum * tile.scale;
 }
 
-// A thread computes one column and rank. Grid: ceil(max_cols / 256) x 32 x blocks.
+// `grad` for every type and width. A thread computes one column and rank.
+// Grid: (ceil(max_cols / 256 threads), 4 tiles per `Block` * 8 ranks, `Block`s).
 #define GRAD_PLAIN_KERNEL(T)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         lora_grad_plain_##T(const __grid_constant__ GradGroup group, int n) {                                  \

@@ -1,4 +1,5 @@
-// Types and instructions shared by all kernels. The NVRTC wheel has no toolkit headers, so none is included.
+// Types, and wrappers of PTX instructions, for all kernels. This file includes no CUDA header such as
+// `cuda_fp16.h`, because the PyPI package of NVRTC contains none.
 #pragma once
 
 typedef unsigned char u8;
@@ -16,7 +17,8 @@ struct f16 {
     u16 bits;
 };
 
-// Instantiates `M(type)` for every activation type of the architecture.
+// `FOR_TYPES(M)` expands `M(type)` for each activation type that the architecture supports.
+// `FOR_HALF_TYPES(M)` leaves out f32. Devices below compute capability 8.0 have no bf16 instructions.
 #if __CUDA_ARCH__ >= 800
 #define FOR_TYPES(M) M(bf16) M(f16) M(f32)
 #define FOR_HALF_TYPES(M) M(bf16) M(f16)
@@ -31,7 +33,7 @@ struct f16 {
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// ---- Conversions. They round to nearest even, as on the host.
+// ---- Conversions. They round to the nearest value, and ties to even, as on the host.
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 
@@ -70,7 +72,7 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
     return out;
 }
 
-// Packs two values into one register, the first in the lower half.
+// Rounds two values to T and packs them into one register, with `low` in the lower 16 bits.
 template <typename T>
 __device__ __forceinline__ u32 pack2(float low, float high) {
     return (u32)from_float<T>(low).bits | (u32)from_float<T>(high).bits << 16;
@@ -92,8 +94,9 @@ __device__ __forceinline__ u32 pack2<f16>(float low, float high) {
 }
 #endif
 
-// ---- Functions whose speed depends on the activation type. Those of f32 are accurate to the last places.
+// ---- Functions that depend on the activation type T.
 
+// Returns the hyperbolic tangent. 16-bit types use the fast exponential; f32 uses CUDA's accurate `tanhf`.
 template <typename T>
 __device__ __forceinline__ float tanh_of(float x) {
     return 1.0f - __fdividef(2.0f, 1.0f + __expf(2.0f * x));
@@ -104,7 +107,7 @@ __device__ __forceinline__ float tanh_of<float>(float x) {
     return tanhf(x);
 }
 
-// Returns the largest finite f16 in place of a larger value. NaN stays NaN.
+// Limits x to the finite range of f16 (-65504 to 65504) if T is f16. Other types keep x, and NaN stays NaN.
 template <typename T>
 __device__ __forceinline__ float saturate(float x) {
     return x;
@@ -115,7 +118,7 @@ __device__ __forceinline__ float saturate<f16>(float x) {
     return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
 }
 
-// ---- Vectors of 16 bytes.
+// ---- Vectors of 16 bytes: 4 elements of f32, or 8 elements of a 16-bit type.
 
 template <typename T>
 struct __align__(16) Vec {
@@ -135,7 +138,7 @@ __device__ __forceinline__ void store16(T* to, const Vec<T>& value) {
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&value);
 }
 
-// Loads eight elements from a 16-byte boundary as f32.
+// Loads eight elements and converts them to f32. `from` is 16-byte aligned.
 template <typename T>
 __device__ __forceinline__ void load8(float (&out)[8], const T* from) {
 #pragma unroll
@@ -159,7 +162,8 @@ __device__ __forceinline__ void store8(T* to, const float (&values)[8]) {
 
 __device__ __forceinline__ bool aligned16(const void* p) { return ((u64)p & 15) == 0; }
 
-// ---- Sums and maxima in a fixed order. Every lane or thread gets the result.
+// ---- Sums and maxima over a warp or a thread block. The additions have a fixed order. Every thread gets the
+// result.
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -179,7 +183,8 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// `shared` has 32 values. The block size is a multiple of a warp.
+// Returns the sum of `x` over all threads of the thread block. `shared` has room for 32 values, one per warp.
+// The number of threads is a multiple of 32.
 template <typename F>
 __device__ __forceinline__ F block_sum(F x, F* shared) {
     int warps = (blockDim.x + WARP - 1) / WARP;
@@ -203,11 +208,11 @@ __device__ __forceinline__ float block_max(float x, float* shared) {
     return max;
 }
 
-// ---- Asynchronous copies into shared memory.
+// ---- Asynchronous copies from global to shared memory. Below compute capability 8.0 they are synchronous.
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Copies 16 bytes, or writes zeros without reading `from` if `valid` is false.
+// Starts to copy 16 bytes. If `valid` is false, the copy does not read `from` and writes zeros.
 __device__ __forceinline__ void copy16_async(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
     int bytes = valid ? 16 : 0;
@@ -219,13 +224,15 @@ __device__ __forceinline__ void copy16_async(void* to, const void* from, bool va
 #endif
 }
 
+// Ends a copy group: the copies that this thread started after the previous call.
 __device__ __forceinline__ void copy_commit() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;");
 #endif
 }
 
-// Waits until at most `PENDING` copy groups of this thread are pending. A barrier must follow.
+// Blocks until at most `PENDING` copy groups of this thread are unfinished. Other threads may read the copied
+// data only after a barrier.
 template <int PENDING>
 __device__ __forceinline__ void copy_wait() {
 #if __CUDA_ARCH__ >= 800
@@ -233,9 +240,9 @@ __device__ __forceinline__ void copy_wait() {
 #endif
 }
 
-// ---- Matrix fragments.
+// ---- Matrix fragments: the elements of a small matrix that each lane of a warp holds in registers.
 
-// Loads four 8x8 tiles of 16-bit elements. Lane `i` passes the address of row `i % 8` of tile `i / 8`.
+// Loads four 8x8 matrices of 16-bit elements. Lane `i` passes the address of row `i % 8` of matrix `i / 8`.
 __device__ __forceinline__ void load_matrix_x4(u32 (&out)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -254,10 +261,18 @@ __device__ __forceinline__ void load_matrix_x2(u32 (&out)[2], const void* row) {
                  : "r"(shared_address(row)));
 }
 
-// c (16x8, f32) += a (16x16, rows) b (16x8, columns).
+// c (16, 8) += a (16, 16) b (16, 8), with c in f32 and the operands in T. `a` is the left operand, and `b`
+// the right.
 //
-// With `g = lane / 4`, `t = lane % 4`: a[0], a[1] hold columns 2t, 2t+1 of rows g, g + 8; a[2], a[3] columns 2t + 8,
-// 2t + 9. b[0], b[1] hold rows 2t, 2t+1 and 2t + 8, 2t + 9 of column g. c holds columns 2t, 2t+1 of rows g, g + 8.
+// Each lane holds some elements of each matrix. With g = lane / 4 and t = lane % 4, these are:
+//     a[0], a[1]    columns 2t and 2t + 1 of row g, and of row g + 8
+//     a[2], a[3]    columns 2t + 8 and 2t + 9 of row g, and of row g + 8
+//     b0, b1        rows 2t and 2t + 1 of column g, and rows 2t + 8 and 2t + 9 of column g
+//     c[0], c[1]    columns 2t and 2t + 1 of row g
+//     c[2], c[3]    columns 2t and 2t + 1 of row g + 8
+//
+// For example, lane 5 (g = 1, t = 1) holds columns 2 and 3 of rows 1 and 9 of c. Other files use g and t in
+// this sense.
 template <typename T>
 __device__ __forceinline__ void mma16816(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
 
@@ -288,11 +303,14 @@ __device__ __forceinline__ void mma16816<bf16>(float (&c)[4], const u32 (&a)[4],
 #endif
 }
 
-// ---- Overlap with the kernels before and after.
+// ---- Overlap of consecutive kernels of a stream (programmatic dependent launch).
 
-// Lets the next kernel of the stream start, if its launch allows this, and waits until all results of the kernels
-// before are visible. A kernel whose launch allows overlap calls it before it reads those results, and before it
-// writes. The compiler may load `const __restrict__` data before the wait, so those results have no `__restrict__`.
+// Lets the next kernel of the stream start, if the launch of that kernel allows overlap. Then blocks until
+// the results of all earlier kernels are visible. Does nothing below compute capability 9.0.
+//
+// A kernel whose launch allows overlap calls this function before it reads those results, and before its
+// first write. Pointers to those results must not be `__restrict__`, because the compiler may load
+// `const __restrict__` data before the call.
 __device__ __forceinline__ void overlap_kernels() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -300,8 +318,10 @@ __device__ __forceinline__ void overlap_kernels() {
 #endif
 }
 
-// ---- Counter-based random numbers, equal to the host's `rng::keep`.
+// ---- Random numbers for dropout.
 
+// Returns whether dropout keeps the element with number `counter`. The result equals that of `rng::keep` on
+// the host.
 __device__ __forceinline__ bool keep(u64 key, u64 counter, float probability) {
     u64 z = key + counter * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;

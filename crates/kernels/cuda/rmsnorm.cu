@@ -1,18 +1,28 @@
-// Root mean square normalisation. One block processes one row. Up to 2 vectors of 8 elements per thread stay
-// in registers. `S` is the type of the residual stream, `T` that of other activations. They differ if
-// activations are f16.
+// Root mean square normalization (RMSNorm) of rows of `c` elements:
+//
+//     forward     rstd = 1 / sqrt(mean(inp^2) + eps)
+//                 out = weight * inp * rstd
+//     backward    dinp = rstd * (weight * dout - inp * rstd^2 * mean(weight * dout * inp))
+//
+// If `accumulate` is set, the backward kernel adds to dinp. One thread block processes one row, in vectors of
+// 8 elements. Each thread keeps its first 2 vectors in registers, and reads the others again in each loop.
+//
+// `S` is the type of the residual stream (inp and dinp), and `T` the type of out and dout. The two types
+// differ only if activations are f16: the residual stream is then f32.
 #include "prelude.cuh"
 
+// Number of elements per vector, and of vectors per thread that stay in registers.
 #define PART 8
 #define HELD 2
 
-// Eight elements in their memory layout.
+// One vector of eight elements.
 template <typename T>
 struct Part {
     Vec<T> v[PART / Vec<T>::LEN];
 };
 
-// The vectors of a row that belong to a thread: `threadIdx.x + i * blockDim.x`.
+// The vectors of a row that belong to a thread: threadIdx.x, threadIdx.x + blockDim.x and so on. `held` has
+// the first `HELD` of them.
 template <typename T>
 struct Row {
     const T* x;
@@ -33,6 +43,8 @@ struct Row {
         }
     }
 
+    // Converts vector `p` of the row to f32. `i` is its index in `held`, or `HELD` if it must be read from
+    // memory.
     __device__ __forceinline__ void get(float (&out)[PART], int i, int p) const {
         Part<T> part = i < HELD ? held[i] : load(x + p * PART);
 #pragma unroll
@@ -40,7 +52,9 @@ struct Row {
     }
 };
 
-// Calls `f(i, p)` for each vector of this thread. `i` is a compile-time constant for vectors in registers.
+// Calls `f(i, p)` for each vector of this thread. `p` is the index in the row. `i` is the index in `held`, or
+// `HELD` for vectors that are not in registers. `i` is a compile-time constant, because registers cannot be
+// indexed at run time.
 template <typename F>
 __device__ __forceinline__ void for_parts(int parts, F f) {
 #pragma unroll
@@ -127,8 +141,9 @@ __device__ __forceinline__ void rmsnorm_backward_body(S* dinp, const T* __restri
     }
 }
 
-// Forward: out = weight * inp * rstd. Backward: dinp (+)= rstd * (weight * dout - x^ * mean(weight * dout *
-// x^)), with x^ = inp * rstd. Grid: n; block: 32 to 256 threads, depending only on `c`.
+// A thread block has 32 to 256 threads. Their number depends only on `c`, so the order of the sum does not
+// depend on the batch.
+// Grid: n, one thread block per row.
 #define KERNELS(NAME, T, S)                                                                                    \
     extern "C" __global__ void __launch_bounds__(256, 4) rmsnorm_forward_##NAME(T* out, float* rstd,              \
         const S* inp, const float* weight, int c, i64 ld_out, i64 ld_inp, float eps) {                         \
@@ -141,5 +156,5 @@ __device__ __forceinline__ void rmsnorm_backward_body(S* dinp, const T* __restri
     }
 #define SAME_KERNELS(T) KERNELS(T, T, T)
 FOR_TYPES(SAME_KERNELS)
-// The residual stream is f32.
+// f16 activations with a residual stream of f32.
 KERNELS(f16_over_f32, f16, f32)

@@ -1,8 +1,12 @@
-// Rotary position embedding of all or of the first elements of each head.
+// Rotary position embedding (RoPE) of all elements of each head, or of the first ones only.
 #include "prelude.cuh"
 
-// Cosine and sine of every rotation of a pass, (n, half) each, times `scale`. The angle is rounded to f32, as on the
-// host. `tables`, if given, selects a row of `inv_freq` for each row. Grid: ceil(n * half / 256).
+// cosines (n, half) and sines (n, half) = scale * the cosine and sine of the angles position * inv_freq.
+// `half` is the number of rotated pairs of a head. If `tables` is not null, row i uses row tables[i] of
+// `inv_freq` (tables, half); if it is null, every row uses row 0.
+//
+// The angle is rounded to f32, as on the host. A thread computes one angle.
+// Grid: ceil(n * half / 256 threads).
 extern "C" __global__ void __launch_bounds__(256) rope_table(float* cosines, float* sines, const float* inv_freq,
     const u32* positions, const u32* tables, int n, int half, float scale) {
     i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
@@ -15,14 +19,15 @@ extern "C" __global__ void __launch_bounds__(256) rope_table(float* cosines, flo
     sines[at] = (float)sine * scale;
 }
 
-// The rotated elements of the heads: `half` pairs from the start of each head of `hs` elements. A pair is (i, i + half),
-// or (2i, 2i + 1) if `neighbours`.
+// `count` heads of `hs` elements in each row of a matrix. The first 2 half elements of a head are rotated in
+// pairs. Pair i is elements i and i + half, or elements 2i and 2i + 1 if `neighbours`.
 struct Heads {
     int count, hs, half;
     bool neighbours;
 };
 
-// Rotates LEN pairs in two vectors.
+// Rotates LEN pairs. If NEIGHBOURS, the pairs lie one after another in `a` and then `b`. If not, `a` has the
+// first elements of all pairs, and `b` the second ones.
 template <bool NEIGHBOURS, typename T>
 __device__ __forceinline__ void rotate(Vec<T>& a, Vec<T>& b, const float* c, const float* s, float sign) {
     constexpr int LEN = Vec<T>::LEN;
@@ -36,7 +41,8 @@ __device__ __forceinline__ void rotate(Vec<T>& a, Vec<T>& b, const float* c, con
     }
 }
 
-// Rotates the pairs of each head of `x` in place. `sign` -1 inverts the rotation, for gradients.
+// Rotates the pairs of each head of `x` in place. A `sign` of -1 inverts the rotation, for the backward pass.
+// A thread rotates up to LEN pairs of one head.
 template <typename T>
 __device__ __forceinline__ void rope_body(
     T* x, const float* cosines, const float* sines, const Heads& heads, i64 ld, float sign) {
@@ -64,7 +70,9 @@ __device__ __forceinline__ void rope_body(
     }
 }
 
-// Queries and keys in one launch. Grid: n x ceil(most heads * ceil(half / LEN) / 256) x 2.
+// Rotates queries (z = 0) and keys (z = 1) in one launch. A thread rotates up to LEN pairs (16 bytes of
+// elements).
+// Grid: (n, ceil(max(heads, kv_heads) * ceil(half / LEN) / 256 threads), 2).
 #define ROPE_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) rope_##T(T* q, T* k, const float* cosines,               \
         const float* sines, int heads, int kv_heads, int hs, int half, int neighbours, i64 ld_q, i64 ld_k,     \

@@ -1,6 +1,8 @@
-// Row operations: add, scale, conversion, gather and its backward, scatter.
+// Operations on rows: add, scale, round, gather and its backward pass, and scatter.
 #include "prelude.cuh"
 
+// dst += src, for `len` elements. A thread adds up to LEN neighbours (16 bytes).
+// Grid: ceil(len / (256 threads * LEN)).
 #define ADD_KERNEL(T)                                                                                          \
     extern "C" __global__ void __launch_bounds__(256) add_##T(T* dst, const T* src, i64 len) {                 \
         constexpr int LEN = Vec<T>::LEN;                                                                       \
@@ -16,18 +18,19 @@
     }
 FOR_TYPES(ADD_KERNEL)
 
-// The residual stream is f32 if activations are f16: dst += src, and out = inp rounded.
+// dst += src, for the residual stream, which is f32 if activations are f16. Grid: ceil(len / 256 threads).
 extern "C" __global__ void __launch_bounds__(256) add_to_f32_f16(float* dst, const f16* src, i64 len) {
     i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (at < len) dst[at] += to_float(src[at]);
 }
 
+// out = inp, rounded to f16. Grid: ceil(len / 256 threads).
 extern "C" __global__ void __launch_bounds__(256) round_f16(f16* out, const float* inp, i64 len) {
     i64 at = (i64)blockIdx.x * 256 + threadIdx.x;
     if (at < len) out[at] = from_float<f16>(inp[at]);
 }
 
-// out[i] += bias, rows of `cols`. Grid: n.
+// Adds `bias` (cols) to each of the n rows of `out`. Grid: n, one thread block per row.
 #define ADD_BIAS_KERNEL(T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         add_bias_##T(T* out, const float* bias, int cols, i64 ld) {                                            \
@@ -37,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(256) round_f16(f16* out, const floa
     }
 FOR_TYPES(ADD_BIAS_KERNEL)
 
-// out[i] *= factors, rows of `cols`. Grid: n.
+// Multiplies each of the n rows of `out` by `factors` (cols), element by element.
+// Grid: n, one thread block per row.
 #define SCALE_COLUMNS_KERNEL(T)                                                                                \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         scale_columns_##T(T* out, const float* factors, int cols, i64 ld) {                                    \
@@ -90,8 +94,9 @@ FOR_TYPES(GATHER_KERNEL)
     }
 FOR_TYPES(SCATTER_KERNEL)
 
-// dinp[r] = the sum of dout[i] over rows[i] == r, in the order of i, without atomics. A block computes 1024
-// columns of one row `r` and reads all of `rows`. Grid: rows of dinp x ceil(cols / 1024).
+// dinp[r] = the sum of dout[i] over all i with rows[i] == r. A thread block computes 1024 columns of one row
+// r. It reads all `count` entries of `rows`, so the sum has the order of i and needs no atomic additions.
+// Grid: (rows of dinp, ceil(cols / 1024 columns)).
 template <typename T>
 __device__ __forceinline__ void gather_rows_backward_body(T* __restrict__ dinp, const T* __restrict__ dout,
     const u32* __restrict__ rows, int count, int cols, i64 ld_dinp, i64 ld_dout) {
