@@ -21,7 +21,7 @@ mod lesson;
 mod message_zh;
 #[path = "../../crates/cli/src/peer_config/mod.rs"]
 mod peer_config;
-#[path = "../../crates/cli/src/peer_flags.rs"]
+#[path = "../../crates/cli/src/peer_flags/mod.rs"]
 mod peer_flags;
 #[path = "../../crates/cli/src/printer.rs"]
 mod printer;
