@@ -543,10 +543,8 @@ pub const HINTS: &[(&str, &str)] = &[
     ("a model needs no merge", "模型不需要合并"),
     ("say something first", "先说点什么"),
     ("split the file, or use a machine with more memory", "把文件拆开，或换内存更大的机器"),
-    (
-        "decompress the file first; join very short records into longer ones",
-        "先解压文件；把很短的记录合并成较长的记录",
-    ),
+    ("decompress the file first", "先解压文件"),
+    ("join very short records into longer ones", "把很短的记录合并成较长的记录"),
     ("use a machine with more memory", "换内存更大的机器"),
     ("split the record into shorter ones, such as one for each chapter", "把记录拆短，例如每章一条"),
     ("the shapes are {}", "形状有 {}"),
