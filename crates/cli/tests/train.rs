@@ -229,6 +229,25 @@ fn a_base_that_changes_under_a_run_ends_it_with_whole_checkpoints() {
 }
 
 #[test]
+fn a_merge_into_a_damaged_base_names_the_weight() {
+    let scene = Scene::new();
+    let path = own_weights(&scene);
+    scene.ok("train --base base --data data.json --output out --max-steps 2 --lora-r 2");
+    let mut bytes = scene.read("base/model.safetensors");
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let start = header + tensors["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    // The third element becomes NaN, in bf16.
+    bytes[start + 4..start + 6].copy_from_slice(&[0xc0, 0x7f]);
+    std::fs::write(&path, &bytes).unwrap();
+    let ran = scene.run("merge out --output merged");
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    let error = "tensor `model.norm.weight` of the base holds NaN at element 2";
+    assert!(ran.err.contains(error), "{}", ran.err);
+    assert!(!scene.path("merged/model.safetensors").exists());
+}
+
+#[test]
 fn a_tokenizer_that_changes_under_a_run_is_named() {
     let scene = Scene::new();
     let path = scene.path("base/tokenizer.json");

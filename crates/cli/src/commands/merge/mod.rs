@@ -28,6 +28,7 @@ use danlu_model::{
     Decoder, LabeledSequence, LoraSource, ModelError, Quantization, Quantized, StagedFolder, Tokenizer,
     quantize_into,
 };
+use danlu_train::{TrainError, check_finite_weights};
 use serde_json::json;
 
 use self::merge_base::{BaseForm, BaseForms};
@@ -178,7 +179,19 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         loader: &loader,
         printer,
     };
-    job.run(card, file.as_deref())
+    job.run(card, file.as_deref()).map_err(|error| damaged_base(&model).unwrap_or(error))
+}
+
+/// Returns the error for a base with a weight that is not finite. Such a weight fails every merge, and the
+/// error of the merge would not name it.
+fn damaged_base(model: &ModelFiles) -> Option<Diagnostic> {
+    if interrupt::requested() {
+        return None;
+    }
+    match check_finite_weights(model.base().folder()) {
+        Err(cause @ TrainError::BaseNotFinite { .. }) => Some(cause.into()),
+        _ => None,
+    }
 }
 
 /// Checks that the base, the merged model and the measurement fit into the free memory. Not checked on a GPU.
