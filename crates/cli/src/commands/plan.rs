@@ -212,15 +212,8 @@ fn print_table(planned: &Prediction, printer: &Printer) {
         bytes(("数据", "data"), plan.data, "", "");
         bytes(("程序", "program"), plan.program, "", "");
     }
-    let of = match (forecast.limit, forecast.available) {
-        (Some(limit), _) => {
-            printer.pick(format!("上限 {}", display(limit)), format!("limit {}", display(limit)))
-        }
-        (None, Some(room)) => {
-            printer.pick(format!("可用 {}", display(room)), format!("{} available", display(room)))
-        }
-        (None, None) => String::new(),
-    };
+    let peak = printer.paint_data(Style::Bold, &format!("{:>10}", display(plan.total)));
+    row(("峰值", "peak"), peak, bound_note(forecast, printer));
     if on_device {
         bytes(
             ("内存", "host memory"),
@@ -229,7 +222,6 @@ fn print_table(planned: &Prediction, printer: &Printer) {
             "tokenizer, data, driver, and the weights that are being read",
         );
     }
-    row(("峰值", "peak"), printer.paint_data(Style::Bold, &format!("{:>10}", display(plan.total))), of);
     let gigaflops = plan.step_flops as f64 / 1e9;
     let work = printer
         .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP per step"));
@@ -261,6 +253,15 @@ fn print_heading(planned: &Prediction, printer: &Printer) {
         ),
     );
     printer.data(&printer.paint_data(Style::Bold, &heading));
+}
+
+/// Describes the limit that applies to the peak.
+fn bound_note(forecast: &Forecast, printer: &Printer) -> String {
+    match (forecast.limit.map(display), forecast.available.map(display)) {
+        (Some(limit), _) => printer.pick(format!("上限 {limit}"), format!("limit {limit}")),
+        (None, Some(room)) => printer.pick(format!("可用 {room}"), format!("{room} available")),
+        (None, None) => String::new(),
+    }
 }
 
 /// Describes how many bytes of the weights are in memory or on the GPU, and how many are mapped from files.
