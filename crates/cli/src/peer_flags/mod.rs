@@ -109,7 +109,7 @@ pub fn translate(root: &Command, line: Vec<OsString>) -> Result<Vec<OsString>> {
         match translated(root, command, &name) {
             Translation::Flag(flag) => {
                 let value = match flag_of(root, command, &flag).is_some_and(is_boolean) {
-                    true => value.take_if(|value| is_bool(value)).map(|value| value.to_ascii_lowercase()),
+                    true => value.take_if(is_bool).map(|value| value.to_ascii_lowercase()),
                     false => value.take_if(|value| own_value(&flag, value).is_some()),
                 }
                 .or(value.given);
@@ -165,13 +165,11 @@ fn translated(root: &Command, command: &Command, name: &str) -> Translation {
                 return Translation::Flag((*flag).to_owned());
             }
         }
-        Some(Switch(args)) => {
-            if has(args.trim_start_matches("--").split('=').next().unwrap_or_default()) {
-                return Translation::Switch(args.to_owned());
-            }
+        Some(Switch(args)) if has(args.trim_start_matches("--").split('=').next().unwrap_or_default()) => {
+            return Translation::Switch(args.to_owned());
         }
         Some(Advice(hint, _)) => return Translation::Advice(hint.to_owned()),
-        None => {}
+        Some(Switch(_)) | None => {}
     }
     let positive = name.strip_prefix("no-").and_then(|positive| flag_of(root, command, positive));
     if let Some(flag) = positive.filter(|arg| is_boolean(arg)).and_then(Arg::get_long) {
