@@ -173,7 +173,7 @@ impl BaseChanges {
         (names.collect(), (sizes[0] != sizes[1]).then_some(sizes))
     }
 
-    /// Returns the base with these changes.
+    /// Returns the base with the changes in `scope`.
     ///
     /// # Errors
     /// If a tensor of the base is missing or invalid.
@@ -369,8 +369,8 @@ impl Tables<'_> {
             && saved[1].is_none()
             && saved[0].is_some_and(|info| {
                 let of_head = of_base[1].map_or(self.model.vocab_size, |info| info.shape[0]);
-                // A saved embedding table whose number of rows differs from that of the head also replaces
-                // the head.
+                // A saved embedding table also replaces the head if the configuration says so, or if the
+                // two tables would have different numbers of rows.
                 self.config.ensure_weight_tying || info.shape.first() != Some(&of_head)
             });
         let whole = [saved[0].or(of_base[0]), if follows { saved[0] } else { saved[1].or(of_base[1]) }];

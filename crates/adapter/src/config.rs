@@ -293,8 +293,9 @@ impl LoraConfig {
     /// Returns `target_modules` for the file of an adapter. Like PEFT, danlu writes `all-linear` as a list of
     /// names, because the meaning of `all-linear` depends on the version of PEFT.
     ///
-    /// If the base has a vision tower, a name such as `q_proj` would also select modules of the tower. A
-    /// regular expression is written instead, which selects only the text model.
+    /// If the base has a vision tower, a name such as `q_proj` would also select modules of the tower. A list
+    /// of such names without `layers_to_transform` is therefore written as a regular expression, which selects
+    /// only the text model.
     pub(crate) fn targets_of_model(&self, model: &ModelConfig) -> TargetModules {
         let names: Vec<String> = match &self.target_modules {
             TargetModules::AllLinear => model.projections().map(|p| p.name().to_owned()).collect(),
@@ -302,7 +303,7 @@ impl LoraConfig {
             TargetModules::Regex(_) => return self.target_modules.clone(),
         };
         let is_short = names.iter().all(|name| Projection::from_name(name).is_some());
-        // PEFT rejects a list of layers if `target_modules` is a regular expression.
+        // PEFT rejects `layers_to_transform` if `target_modules` is a regular expression.
         if model.is_nested && is_short && self.layers_to_transform.is_none() {
             return TargetModules::Regex(format!(r".*language_model\.layers\..*\.({})", names.join("|")));
         }

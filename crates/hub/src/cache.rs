@@ -45,8 +45,8 @@ impl Cache {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// Resolves a branch, a tag or an abbreviated commit to a full commit. Returns `None` if the commit is
-    /// not cached.
+    /// Resolves a branch, a tag or a commit to a full commit. The commit may be abbreviated. Returns `None` if
+    /// the cache does not contain the revision.
     pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
@@ -106,7 +106,7 @@ impl Cache {
                 Err(e) => return Err(error(e.into()).into()),
             }
             // The previous owner may have removed the lock file, and a third process may have created a new
-            // one. The lock counts only if the path still leads to this file.
+            // one. The lock counts only if the path still leads to the file that is locked.
             let ours = file.metadata().map_err(error)?.ino();
             if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
                 return Ok(BlobLock(file));
@@ -172,7 +172,7 @@ impl Cache {
         let folder = self.folder.join(".no_exist").join(commit);
         let note = |file: &&str| File::create(folder.join(file)).map(drop);
         if let Err(error) = fs::create_dir_all(&folder).and_then(|()| files.iter().try_for_each(note)) {
-            // Without this record, the next lookup sends a request to the Hub again, as in Python.
+            // The error is not returned: without the record, the next lookup only sends the request again.
             tracing::info!("`{}`: {error}", folder.display());
         }
     }

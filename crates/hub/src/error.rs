@@ -43,7 +43,7 @@ pub enum HubError {
     /// A file of the cache or of the upload cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The model is not cached, and `HF_HUB_OFFLINE` forbids requests.
+    /// The model or data set is not cached, and `HF_HUB_OFFLINE` forbids requests.
     #[error("{what} is not in the cache, and `HF_HUB_OFFLINE` forbids requests to the Hub")]
     Offline { what: String },
     /// A push needs requests, and `HF_HUB_OFFLINE` forbids requests.

@@ -103,8 +103,8 @@ pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
         (true, true) => &[],
         (true, false) => &[IDENTITY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
-        // If `snapshot_download` was interrupted, this file is the most likely one to be missing, because
-        // files are downloaded in the order of their names.
+        // If `snapshot_download` was interrupted, `tokenizer_config.json` is the file most likely to be
+        // missing, because files are downloaded in the order of their names.
         (false, true) => &[TOKENIZER_CONFIG],
         (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
     };
@@ -153,8 +153,8 @@ fn unread(repo: &RepoName, fault: String) -> HubError {
     HubError::Repo { repo: repo.clone(), fault }
 }
 
-/// Returns the shards in an index. Returns `None` if a name contains a folder, or is not the name of a
-/// safetensors file.
+/// Returns the shards in an index. Returns `None` if the index is invalid or empty, or if a name contains a
+/// folder or is not the name of a safetensors file.
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let bytes = read_bounded(index, MAX_INDEX_BYTES).ok()?;
     let Index { weight_map } = serde_json::from_slice(&bytes).ok()?;

@@ -27,7 +27,7 @@ const MAX_PATH_BYTES: usize = 4096;
 pub(crate) struct Listing {
     /// The commit as 40 hexadecimal digits.
     pub commit: String,
-    /// Whether the repository is private, or `None` if the Hub does not return it.
+    /// Whether the repository is private, or `None` if the Hub does not report it.
     pub private: Option<bool>,
     /// The files of the commit by path.
     pub files: BTreeMap<String, RemoteFile>,

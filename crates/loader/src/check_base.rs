@@ -22,12 +22,13 @@ pub enum CheckDepth {
     /// Compares a few pages of each file, which takes no noticeable time. If a page differs, the base is also
     /// compared as with [`Self::Full`].
     Sample,
-    /// Compares [`danlu_model::base_fingerprint`], which a resumed run compares too.
+    /// Compares [`danlu_model::base_fingerprint`] of the two bases, as a resumed run does.
     Full,
 }
 
 /// Returns the quantization that makes the given base equal to the base of the adapter's training. Adds a
-/// notice if the two quantizations differ.
+/// notice if the given base is stored with a different quantization, or if only the name of the adapter's
+/// base shows that it was quantized.
 ///
 /// The quantization is read from `danlu.json`. If `danlu.json` contains none, an adapter whose base is named
 /// `…-bnb-4bit` gets the default of bitsandbytes. All other adapters get `None`, and so does a base that is

@@ -110,8 +110,8 @@ impl<'a> Loader<'a> {
     /// names.
     ///
     /// # Errors
-    /// If there is no model, or more than one adapter below `path`. Also if the adapter's base cannot be
-    /// found, or if `base` is given but `path` is a whole model.
+    /// If there is no model, or more than one adapter below `path`. Also returns an error if the adapter's
+    /// base cannot be found, or if `base` is given but `path` is a whole model.
     pub fn model_dirs(
         &self,
         path: &Path,

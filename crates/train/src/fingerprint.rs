@@ -1,4 +1,4 @@
-//! Fingerprint of the training data. A resumed run checks this fingerprint.
+//! Fingerprint of the training data. A resumed run compares this fingerprint with that in the checkpoint.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -97,7 +97,8 @@ fn group_room(root: &Path, line: &str) -> Option<u64> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let room = |folder: &Path| {
         let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
-        // The kernel counts inactive pages of files as used memory, but frees these pages on demand.
+        // The kernel counts inactive pages of files as used memory, but frees these pages on demand. They
+        // are therefore added to the free memory.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
         Some((limit + cached.unwrap_or(0)).saturating_sub(used))

@@ -69,7 +69,8 @@ impl DeclaredSubset {
         }
     }
 
-    /// Returns the folder of the files, without slashes at its ends. It is empty for the whole repository.
+    /// Returns the folder of the files, without slashes at its ends. An empty text means the whole
+    /// repository.
     pub fn folder(&self) -> &str {
         self.data_dir.as_deref().unwrap_or_default().trim_start_matches("./").trim_matches('/')
     }

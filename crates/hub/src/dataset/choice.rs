@@ -61,7 +61,7 @@ impl RecordFile {
     }
 }
 
-/// The files of a split.
+/// The files of the part that the user named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChosenFiles {
     /// The name of the part: a split, `subset/split` or the path of a file.
@@ -243,7 +243,7 @@ pub(crate) fn shard(name: &str) -> Option<(&str, usize)> {
 fn readable(files: &[String]) -> Vec<String> {
     let kinds = [RecordFile::Json, RecordFile::Table, RecordFile::Parquet];
     let count = |kind: &RecordFile| files.iter().filter(|file| RecordFile::of(file) == Some(*kind)).count();
-    // `max_by_key` returns the last of several equal counts, so the order is reversed to prefer JSON.
+    // Of kinds with equal counts, `max_by_key` returns the last one, so the order is reversed to prefer JSON.
     let most = kinds.into_iter().rev().max_by_key(count);
     files
         .iter()

@@ -252,8 +252,8 @@ impl Http {
         for (name, value) in &request.headers {
             raw = raw.header(&**name, value);
         }
-        // Only the Hub receives the token, and redirect targets do not. An explicit header replaces the
-        // token.
+        // Only the Hub receives the token, and redirect targets do not. If the request has its own
+        // `authorization` header, the token is not sent.
         let is_hub = origin(url) == origin(self.endpoint.as_str());
         let has_other = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {

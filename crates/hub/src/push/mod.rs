@@ -42,7 +42,7 @@ impl Hub {
     /// # Errors
     /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits are made
     /// first on every attempt. Also returns an error if one repository would contain both an adapter and a
-    /// model. Nothing is published then, unless the response to the commit was lost.
+    /// model. After an error, nothing is published unless the response to the commit was lost.
     pub fn push(
         &self,
         upload_set: &UploadSet,

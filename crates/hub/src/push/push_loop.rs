@@ -66,7 +66,7 @@ pub(super) struct PushLoop<'a> {
     stored: BTreeSet<&'a str>,
     /// Progress of the large files.
     transfer: Transfer,
-    /// Paths of the last attempted commit.
+    /// Paths of the files in the last attempted commit.
     committed: Vec<String>,
     /// Paths that the last attempted commit deletes.
     removed: Vec<String>,
@@ -317,7 +317,7 @@ impl AttemptBudget {
     /// Counts one failed attempt.
     ///
     /// # Errors
-    /// If the Hub rejected the commit, because a retry would not change that.
+    /// If the Hub rejected the commit, because it would also reject a retry.
     fn charge(
         &mut self,
         error: CommitError,

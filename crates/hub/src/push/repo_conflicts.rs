@@ -14,7 +14,8 @@ const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"
 /// Rejects a push that would mix an adapter and a full model in one repository.
 ///
 /// # Errors
-/// If the repository contains the other kind.
+/// If the upload is an adapter and the repository contains weights of a model, or the upload is a model and
+/// the repository contains files of an adapter. Files that the upload replaces do not count.
 pub(super) fn refuse_mixture(
     upload_set: &UploadSet,
     listing: &Listing,

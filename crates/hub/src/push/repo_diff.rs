@@ -18,7 +18,7 @@ pub struct RepoDiff {
     pub exists: bool,
     /// Whether the branch exists.
     pub has_revision: bool,
-    /// Whether the repository is private, or `None` if the Hub does not return it.
+    /// Whether the repository is private, or `None` if the Hub does not report it.
     pub private: Option<bool>,
     /// The commit that the upload set is compared with.
     pub commit: Option<String>,

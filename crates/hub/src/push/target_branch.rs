@@ -54,8 +54,8 @@ impl Hub {
         for _ in 0..MAX_TARGET_CHECKS {
             match self.list(repo) {
                 Ok(listing) if options.private && listing.private == Some(false) && !options.create_pr => {
-                    // An empty repository may be left from an interrupted push. It has not published any
-                    // content yet.
+                    // An interrupted push may have left an empty public repository, which has published no
+                    // content. Only such a repository is made private.
                     if !listing.is_empty() || !self.is_bare(repo, &listing.commit)? {
                         return Err(HubError::Public { repo: repo.clone() });
                     }

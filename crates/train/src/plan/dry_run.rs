@@ -69,7 +69,7 @@ impl DryRun {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // `Trainer::new` requires a record, but `run` does not use it.
+        // `Trainer::new` requires a record, but `run` does not use this record.
         let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;
