@@ -346,7 +346,7 @@ impl Trainer {
 
     /// Returns the back end, and the division of a step into passes if it changes the bits of results.
     pub(crate) fn arithmetic(&self) -> String {
-        let (backend, PassGrouping { fuse, max_rows }) = (self.decoder.backend(), self.grouping);
+        let (backend, PassGrouping { fuse, max_rows, .. }) = (self.decoder.backend(), self.grouping);
         let name = backend.name();
         // A device selects algorithms by the number of rows, so a fused pass rounds differently.
         let is_device = backend.device_memory().is_some();
