@@ -294,8 +294,8 @@ impl LoraConfig {
     /// names, because the meaning of `all-linear` depends on the version of PEFT.
     ///
     /// If the base has a vision tower, a name such as `q_proj` would also select modules of the tower. A list
-    /// of such names without `layers_to_transform` is therefore written as a regular expression, which selects
-    /// only the text model.
+    /// of such names without `layers_to_transform` is therefore written as a regular expression, which
+    /// selects only the text model.
     pub(crate) fn targets_of_model(&self, model: &ModelConfig) -> TargetModules {
         let names: Vec<String> = match &self.target_modules {
             TargetModules::AllLinear => model.projections().map(|p| p.name().to_owned()).collect(),

@@ -45,8 +45,8 @@ impl Cache {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// Resolves a branch, a tag or a commit to a full commit. The commit may be abbreviated. Returns `None` if
-    /// the cache does not contain the revision.
+    /// Resolves a branch, a tag or a commit to a full commit. The commit may be abbreviated. Returns `None`
+    /// if the cache does not contain the revision.
     pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));

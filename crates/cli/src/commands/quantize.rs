@@ -38,7 +38,7 @@ Examples:
 The folder has the format of bitsandbytes, and transformers loads it. `--quant nf4` does the same \
 at load time, and writes nothing.";
 
-/// Largest further file that is copied, such as `danlu.json`, in bytes.
+/// Maximum size in bytes of a copied file such as `danlu.json`.
 const MAX_CARRIED_BYTES: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.
@@ -181,7 +181,7 @@ fn known(base: &Path, printer: &Printer) -> Option<Card> {
     })
 }
 
-/// Returns the content of the base's file `name`, if the file exists. The file is copied to the output.
+/// Returns the content of the base's file `name`, if the file exists. The caller writes it to the output.
 fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
     let path = base.join(name);
     if !path.is_file() {

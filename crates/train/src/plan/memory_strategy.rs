@@ -48,9 +48,9 @@ impl MemoryStrategy {
     /// Returns every useful strategy for `count` layers, fastest first. Each strategy needs less memory than
     /// the previous strategy.
     ///
-    /// The first strategy fuses small micro-batches, and the second does not fuse them. With `split`, all later
-    /// strategies split large micro-batches, because on a device a pass of [`SPLIT_ROWS`] rows is as fast per
-    /// row as a larger pass. The last strategies recompute more and more layers completely.
+    /// The first strategy fuses small micro-batches, and the second does not fuse them. With `split`, all
+    /// later strategies split large micro-batches, because on a device a pass of [`SPLIT_ROWS`] rows is as
+    /// fast per row as a larger pass. The last strategies recompute more and more layers completely.
     pub fn fastest_first(count: usize, split: bool) -> Vec<Self> {
         let strategy = |fuse, max_rows| {
             let grouping = PassGrouping { fuse, max_rows, unshared: false };

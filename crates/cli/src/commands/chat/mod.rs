@@ -284,8 +284,10 @@ impl Talk<'_> {
         }
     }
 
-    /// Reads one message per line from a pipe. If a line fails, reports the error at once, continues, and
-    /// later returns an error too.
+    /// Reads one message per line from a pipe. If a line fails, reports the error at once and continues.
+    ///
+    /// # Errors
+    /// If a line failed, or standard input cannot be read.
     fn piped(&mut self) -> Result<()> {
         let printer = self.printer;
         let mut failed = 0;

@@ -25,7 +25,7 @@ pub fn open(printer: &Printer) -> Result<Hub> {
 /// Returns a callback that shows the remaining time of a pause before a retry. On a live line, the time is
 /// updated. Without a live line, the time is printed once.
 pub fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync + 'static {
-    // Several threads may pause at once, and each of them may print.
+    // Several threads may pause at once, and a lock keeps their messages apart.
     let printer = Mutex::new(Printer::new(printer.lang, Color::Auto, false));
     move |host, left, of| {
         let printer = printer.lock().unwrap_or_else(PoisonError::into_inner);

@@ -135,7 +135,8 @@ fn dtype(name: &str) -> Result<DType, String> {
 ///
 /// # Errors
 /// If a file is invalid, the output folder contains other files, or the difference exceeds the threshold.
-/// Also if the adapter predicts the held-out text worse than its base, unless `--allow-worse` is given.
+/// Also returns an error if the adapter predicts the held-out text worse than its base, unless
+/// `--allow-worse` is given.
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         return Err(Diagnostic::input(format!("`--threshold` is {threshold}, expected 0 or more")));
@@ -194,7 +195,8 @@ fn damaged_base(model: &ModelFiles) -> Option<Diagnostic> {
     }
 }
 
-/// Checks that the base, the merged model and the measurement fit into the free memory. Not checked on a GPU.
+/// Checks that the base, the merged model and the measurement fit into the free memory. On a GPU, checks
+/// nothing.
 fn check_memory(
     args: &MergeArgs,
     model: &ModelFiles,

@@ -33,8 +33,8 @@ pub fn write_for_run(
     let template = tokens.fingerprint().template_sha256.clone();
     let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
     let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
-    // A resumed run measures the memory only after the resume, and may have no step left. The larger of both
-    // peaks is therefore recorded.
+    // A resumed run measures the memory only after the resume, and may have no step left. If the peak in the
+    // earlier card is larger, this peak is therefore recorded.
     if recorded > training.memory {
         training.memory = recorded;
     }

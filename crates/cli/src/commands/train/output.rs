@@ -24,7 +24,7 @@ pub const REPORT_FILE: &str = "report.html";
 ///
 /// # Errors
 /// If the folder is locked by another run, contains other files, or cannot be written. With `--resume`, also
-/// if there is no run or no such checkpoint.
+/// returns an error if there is no run or no such checkpoint.
 pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
     let output = &files.output;
     let holds_run = output.join(RUN_FILE).is_file();

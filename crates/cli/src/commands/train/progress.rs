@@ -11,8 +11,8 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Number of steps whose mean time gives the estimate of the remaining time. So many steps average short and
-/// long records.
+/// Number of steps whose mean time gives the estimate of the remaining time. With fewer steps, a few long
+/// records would change the estimate.
 const WINDOW: usize = 50;
 
 /// Number of steps before the first estimate. The first steps are slow because of page faults and warm-up.

@@ -66,7 +66,7 @@ pub struct RunFiles {
     /// `Some` if the run resumes. The inner value is the checkpoint that the user named, or `None` for the
     /// newest.
     pub resume: Option<Option<PathBuf>>,
-    /// The configuration file. Diagnostics quote it.
+    /// The configuration file, which diagnostics quote.
     pub config: Option<ConfigFile>,
 }
 

@@ -33,7 +33,7 @@ const SAMPLE_SECONDS: f64 = 0.4;
 /// Number of steps after which the measurement ends if [`SAMPLE_SECONDS`] are not over.
 const MAX_SAMPLE_STEPS: u64 = 20;
 
-/// Share that recomputing its activations adds to the FLOP of a layer. The layer repeats the forward pass,
+/// If a layer recomputes its activations, its FLOP grow by this share. The layer repeats the forward pass,
 /// which takes `2 P` of the `4 P` FLOP per token for `P` weights.
 const RECOMPUTED_SHARE: f64 = 0.5;
 

@@ -95,8 +95,8 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     push_folder(args, printer)
 }
 
-/// Returns the folder to upload. If `folder` contains no model, but one subfolder with an adapter, this is
-/// the subfolder.
+/// Returns the folder to upload. If `folder` contains no model, but one subfolder with an adapter, returns
+/// that subfolder.
 fn adapter_folder(folder: &Path, printer: &Printer) -> Result<PathBuf> {
     if !folder.is_dir() || !matches!(FolderKind::of(folder), FolderKind::Other) {
         return Ok(folder.to_owned());

@@ -79,7 +79,8 @@ impl<'a> RemoteCard<'a> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_known_name(self.hub, Path::new(id)));
-        // The repository has no fingerprint of its base. Its base counts as ours only if ours has none either.
+        // The repository has no fingerprint of its base. Its base counts as the local base only if the local
+        // `danlu.json` records no base either.
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 
