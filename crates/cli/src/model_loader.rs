@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use danlu_hub::{FetchScope, Hub, HubError, HubSettings, RepoName};
 use danlu_loader::{
     AdapterFiles, CheckDepth, DataRef, FolderKind, HubSource, LoadError, Loader, ModelDirs, ModelFiles,
-    ModelRef, Notice, Progress, TokenCheck, check_base, check_explicit, explicit_name,
+    ModelRef, Notice, Progress, TokenCheck, check_base, check_explicit,
 };
 
 use crate::commands::hub::{pauses, pull};
@@ -109,7 +109,7 @@ impl<'a> ModelLoader<'a> {
     /// # Errors
     /// If there is no adapter, or its configuration is invalid.
     pub fn adapter_files(&self, path: &Path) -> Result<AdapterFiles> {
-        self.is_explicit.set(explicit_name(path).is_some());
+        self.typed.replace(vec![path.to_owned()]);
         let reference = ModelRef::parse(path);
         self.run(|loader, notices| {
             let folder = loader.resolve(&reference, FetchScope::Full, notices)?;
