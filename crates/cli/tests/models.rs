@@ -164,6 +164,16 @@ fn more_threads_than_cores_are_not_started() {
     assert!(ran.out.contains(&format!("{cores} of {cores} cores")), "{}", ran.out);
 }
 
+#[test]
+fn limits_of_the_server_have_a_maximum() {
+    let scene = Scene::new();
+    for flag in ["--max-num-seqs", "--max-num-queued-reqs"] {
+        let ran = scene.run(&format!("serve base --port 0 {flag} {}", u64::MAX));
+        assert_eq!(ran.code, 1, "{flag}: {}", ran.err);
+        assert!(ran.err.contains("expected a whole number"), "{flag}: {}", ran.err);
+    }
+}
+
 /// `ulimit -s` limits the stack of the main thread.
 #[cfg(target_os = "linux")]
 #[test]

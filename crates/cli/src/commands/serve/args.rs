@@ -68,11 +68,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Load")]
     pub max_model_len: Option<usize>,
     /// Maximum number of replies at the same time
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one, help_heading = "Load")]
-    pub max_num_seqs: usize,
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Load")]
+    pub max_num_seqs: u16,
     /// Maximum number of waiting requests; further requests get status 429 [default: 8 times --max-num-seqs]
-    #[arg(long, value_name = "N", help_heading = "Load")]
-    pub max_num_queued_reqs: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=65_536), help_heading = "Load")]
+    pub max_num_queued_reqs: Option<u32>,
     /// Maximum number of prompt tokens in a step; each running reply gets one token
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one, help_heading = "Load")]
     pub max_num_batched_tokens: usize,

@@ -41,7 +41,7 @@ impl ServeLimits {
         let per_token =
             (2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>())
                 as u64;
-        let wanted = (context as u64).saturating_mul(args.max_num_seqs as u64).saturating_mul(per_token);
+        let wanted = (context as u64).saturating_mul(u64::from(args.max_num_seqs)).saturating_mul(per_token);
         let kv_bytes = args.kv_cache_memory.unwrap_or(wanted.min(available / 4));
         let kv_tokens = (kv_bytes / per_token) as usize;
         let limits = Self { context, kv_tokens, kv_bytes, adapter_bytes };
