@@ -25,7 +25,7 @@ fn an_axolotl_file_trains() {
     let scene = Scene::new();
     scene.write(
         "axolotl.yaml",
-        "base_model: base\nadapter: lora\ndatasets:\n  - path: data.json\n    type: alpaca\nsequence_len: 128\n\
+        "base_model: base\nadapter: lora\ndatasets:\n  - path: data.json\n    type: alpaca\nsequence_len: 256\n\
          lora_r: 2\nlora_alpha: 4\nlora_target_linear: true\nmicro_batch_size: 1\nmax_steps: 2\n\
          learning_rate: 0.001\noptimizer: adamw_torch\nlr_scheduler: cosine\ngradient_checkpointing: true\n\
          output_dir: out\nwandb_project:\n",
@@ -40,10 +40,13 @@ fn an_axolotl_file_trains() {
     let config: Value = serde_json::from_slice(&scene.read("out/adapter_config.json")).unwrap();
     assert_eq!((&config["r"], &config["lora_alpha"]), (&2.into(), &4.into()));
     let run = String::from_utf8(scene.read("out/run.toml")).unwrap();
-    for line in ["max_length = 128", "lr_scheduler_type = \"cosine\"", "max_steps = 2", "lora_dropout = 0.0"]
+    for line in ["max_length = 256", "lr_scheduler_type = \"cosine\"", "max_steps = 2", "lora_dropout = 0.0"]
     {
         assert!(run.contains(line), "{line}: {run}");
     }
+    // axolotl writes Alpaca's prompt for this type, so the adapter gets Alpaca's template.
+    let template = String::from_utf8(scene.read("out/chat_template.jinja")).unwrap();
+    assert!(template.contains("### Response:"), "{template}");
     // The command line takes precedence. The translated file is a valid configuration file of danlu.
     let toml = scene.ok("config translate axolotl.yaml");
     scene.write("run.toml", &toml.out);
