@@ -230,7 +230,7 @@ fn mistakes_are_refused_before_anything_is_made() {
     );
     scene.refuses(
         "bench prefill --base nope",
-        "error: cannot read `nope/config.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
+        "error: cannot load `nope`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base\n",
     );
     assert_eq!(names(&scene.path(".")), ["base", "data.json"]);
 }

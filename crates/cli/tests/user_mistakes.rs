@@ -12,7 +12,7 @@ fn missing_files_are_named() {
     let scene = Scene::new();
     scene.refuses(
         "train --base nope --data data.json --output out",
-        "error: cannot read `nope/config.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
+        "error: cannot load `nope`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base\n",
     );
     scene.refuses(
         "train --base base --data nope.json --output out",

@@ -74,11 +74,11 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves the base `path` to a folder. Adapters, stopped runs and plain files are rejected. Any other
-    /// folder is accepted. If a file is missing in that folder, a later error names the file.
+    /// Resolves the base `path` to a folder. Any folder without an adapter, a run or models below it is
+    /// accepted. If a file is missing in that folder, a later error names the file.
     ///
     /// # Errors
-    /// If `path` is an adapter, a run or a file. Also returns the errors of [`Loader::resolve`].
+    /// If `path` is an adapter, a run, a file or a folder of models, or does not exist. Also returns the errors of [`Loader::resolve`].
     pub fn base_folder(
         &self,
         path: &Path,
@@ -92,7 +92,7 @@ impl<'a> Loader<'a> {
         if folder.join(CONFIG_FILE).is_file() {
             return Err(LoadError::BaseIsAdapter { path: path.to_owned() });
         }
-        if path.is_file() || path.join(RUN_FILE).is_file() {
+        if path.is_file() || path.join(RUN_FILE).is_file() || !folder.exists() {
             return Err(LoadError::no_model(path));
         }
         match &models_below(&folder)[..] {

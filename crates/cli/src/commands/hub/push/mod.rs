@@ -140,16 +140,21 @@ fn as_peft(folder: &Path, printer: &Printer) -> Result<Option<TrackedTempDir>> {
     Ok(Some(made))
 }
 
-fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
-    let hub = open(printer)?;
-    let name = match (&args.revision, args.name.named_revision()) {
+/// Returns the repository with the branch to push to.
+fn target(args: &PushArgs) -> Result<RepoName> {
+    match (&args.revision, args.name.named_revision()) {
         (Some(_), Some(named)) => {
             let text = format!("`--revision` and `@{named}` are two branches");
-            return Err(Diagnostic::input(text).with_hint("leave one of them out"));
+            Err(Diagnostic::input(text).with_hint("leave one of them out"))
         }
-        (Some(revision), None) => args.name.at(revision)?,
-        (None, _) => args.name.clone(),
-    };
+        (Some(revision), None) => Ok(args.name.at(revision)?),
+        (None, _) => Ok(args.name.clone()),
+    }
+}
+
+fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
+    let hub = open(printer)?;
+    let name = target(args)?;
     if let Some(fault) = &hub.settings().token_fault {
         return Err(HubError::from(fault.clone()).into());
     }
