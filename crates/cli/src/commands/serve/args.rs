@@ -139,7 +139,7 @@ fn named_adapter(text: &str) -> Result<ServedAdapter, String> {
         }
         // Any other name that the cache lacks may be a mistyped folder, which the loader reports.
         _ => hub_name(path)
-            .filter(|name| is_cached(name))
+            .filter(is_cached)
             .map_or_else(|| AdapterSource::Folder(path.to_owned()), AdapterSource::Hub),
     };
     Ok(ServedAdapter { name, source })
