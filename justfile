@@ -61,7 +61,8 @@ bench:
     cargo bench -p danlu-kernels
 
 # Runs a fuzz target from its seeds: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
-# The targets are safe Rust, so there is no sanitizer. `just fuzz data_reader 180 address` adds AddressSanitizer.
+# The targets are safe Rust except for memory mapping, so there is no sanitizer by default.
+# `just fuzz data_reader 180 address` adds AddressSanitizer.
 fuzz target seconds="180" sanitizer="none":
     mkdir -p fuzz/corpus/{{target}} fuzz/seeds/{{target}}
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer {{sanitizer}} --features {{target}} {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
