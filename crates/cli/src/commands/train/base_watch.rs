@@ -40,7 +40,7 @@ impl BaseWatch {
         files.sort();
         let paths =
             sidecar_files::tokenizer_names().map(|name| folder.join(name)).filter(|path| path.is_file());
-        let hashed = |path: PathBuf| {
+        let hashed = |path: PathBuf| -> Result<_> {
             let hash = hash_of(&path)?;
             let before = state(&path);
             Ok((path, before, hash))
