@@ -4,6 +4,7 @@
 
 Starts the server on the embedded base with random adapters, on a free port of this machine.
 Clients: `openai` (blocking, asynchronous, streams), `ollama`, `litellm` and `langchain-openai` where they are installed.
+Each of them chats, calls a tool and gets a reply that follows a JSON schema.
 Metrics are read by `prometheus-client`. Nothing leaves this machine, and nothing is written.
 The exit status is 1 if a check fails.
 """
@@ -29,6 +30,24 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE = REPOSITORY / "crates/cli/assets/base-8m"
 QUESTION = [{"role": "user", "content": "你是谁？"}]
+
+# A chat template in the form of Qwen 2.5, with tools as JSON lines and calls in tags.
+TOOL_TEMPLATE = """{% if tools %}<|start_header_id|>system<|end_header_id|>
+
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|eot_id|>{% endif %}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>
+
+{{ m.content | trim }}{% for call in m.tool_calls or [] %}{% if not loop.first %}
+{% endif %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
+
+{% endif %}"""
+
+CITIES = ["Paris", "北京"]
+WEATHER = {"type": "object", "properties": {"city": {"type": "string", "enum": CITIES}}, "required": ["city"],
+           "additionalProperties": False}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "weather", "parameters": WEATHER}}]
 
 
 def write_adapter(folder, seed, rank=4):
@@ -60,14 +79,12 @@ def write_adapter(folder, seed, rank=4):
 
 
 class Server:
-    """`danlu serve` on the embedded base, with the adapters `poet` and `monk`."""
+    """`danlu serve` on the embedded base, with the adapters `poet` and `monk` from `top`."""
 
-    def __init__(self, danlu, top):
-        for seed, name in enumerate(("poet", "monk", "late")):
-            write_adapter(top / name, seed)
+    def __init__(self, danlu, top, *flags):
         command = [
             danlu, "serve", BASE, "--port", "0", "--adapter-root", top, "--admin-key", "admin", "--api-key", "key",
-            "--adapter", f"poet={top / 'poet'}", "--adapter", f"monk={top / 'monk'}", "--device", "cpu",
+            "--adapter", f"poet={top / 'poet'}", "--adapter", f"monk={top / 'monk'}", "--device", "cpu", *flags,
         ]
         self.process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
         self.lines = []
@@ -288,6 +305,82 @@ def check_langchain(server, replies):
     assert "".join(chunk.content for chunk in model.stream("你是谁？")) == replies["poet"]
 
 
+def check_city(arguments):
+    """Checks the arguments of a call of the tool `weather`."""
+    arguments = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+    assert list(arguments) == ["city"] and arguments["city"] in CITIES, arguments
+
+
+def check_openai_structured(server):
+    """The official client: tools, streamed calls, JSON schemas."""
+    import openai
+    import pydantic
+    from typing import Literal
+
+    class Weather(pydantic.BaseModel):
+        city: Literal["Paris", "北京"]
+        warm: bool
+
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="key")
+    named = {"type": "function", "function": {"name": "weather"}}
+    fields = {"model": "poet", "messages": QUESTION, "temperature": 0, "max_tokens": 120, "tools": TOOLS}
+    answer = client.chat.completions.create(**fields, tool_choice=named, parallel_tool_calls=False)
+    [call] = answer.choices[0].message.tool_calls
+    assert call.function.name == "weather" and answer.choices[0].finish_reason == "tool_calls", answer
+    check_city(call.function.arguments)
+    with client.chat.completions.stream(**fields, tool_choice=named, parallel_tool_calls=False) as stream:
+        for _ in stream:
+            pass
+        [streamed] = stream.get_final_completion().choices[0].message.tool_calls
+    assert streamed.function.arguments == call.function.arguments, streamed
+    result = {"role": "tool", "tool_call_id": call.id, "content": "warm"}
+    turns = [*QUESTION, answer.choices[0].message, result]
+    assert client.chat.completions.create(**{**fields, "messages": turns}, tool_choice="none").choices[0].message.content
+    parsed = client.chat.completions.parse(model="monk", messages=QUESTION, response_format=Weather, max_tokens=60)
+    assert parsed.choices[0].message.parsed.city in CITIES
+    fields = {"model": "monk", "messages": QUESTION, "max_tokens": 60, "response_format": {"type": "json_object"}}
+    assert client.chat.completions.create(**fields).choices[0].message.content.startswith("{")
+
+
+def check_ollama_structured(server):
+    """Ollama's client: tools and formats."""
+    import ollama
+
+    client = ollama.Client(host=server.url, headers={"Authorization": "Bearer key"})
+    schema = {"type": "object", "properties": {"city": {"enum": CITIES}}, "required": ["city"], "additionalProperties": False}
+    check_city(client.chat("poet", messages=QUESTION, format=schema, options={"num_predict": 60}).message.content)
+    # Ollama has no `tool_choice`, so a reply may contain text, calls, or both.
+    answer = client.chat("poet", messages=QUESTION, tools=TOOLS, options={"num_predict": 20})
+    assert answer.message.content or answer.message.tool_calls, answer
+
+
+def check_litellm_structured(server):
+    """LiteLLM: tools and JSON schemas."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import litellm
+
+    fields = {"model": "openai/poet", "api_base": server.url + "/v1", "api_key": "key", "messages": QUESTION, "max_tokens": 120}
+    answer = litellm.completion(**fields, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    [call] = answer.choices[0].message.tool_calls
+    check_city(call.function.arguments)
+    schema = {"type": "json_schema", "json_schema": {"name": "weather", "schema": WEATHER, "strict": True}}
+    check_city(litellm.completion(**fields, response_format=schema).choices[0].message.content)
+
+
+def check_langchain_structured(server):
+    """LangChain: bound tools and structured output."""
+    from langchain_openai import ChatOpenAI
+
+    model = ChatOpenAI(model="poet", base_url=server.url + "/v1", api_key="key", temperature=0, max_tokens=120)
+    answer = model.bind_tools(TOOLS, tool_choice="weather", parallel_tool_calls=False).invoke("天气？")
+    [call] = answer.tool_calls
+    assert call["name"] == "weather", call
+    check_city(call["args"])
+    for method in ("json_schema", "function_calling"):
+        schema = {"title": "weather", "description": "weather", **WEATHER}
+        check_city(model.with_structured_output(schema, method=method).invoke("天气？"))
+
+
 def check_metrics(server):
     """Prometheus' own parser reads the metrics, and the names are vLLM's."""
     from prometheus_client.parser import text_string_to_metric_families
@@ -318,8 +411,23 @@ def main():
         print(f"passed  {name} ({time.monotonic() - started:.1f} s)")
         return result
 
+    def run_installed(module, name, check, *values):
+        if importlib.util.find_spec(module):
+            run(name, check, *values)
+        else:
+            print(f"skipped {name}: not installed")
+
+    def stop(server):
+        nonlocal failed
+        if status := server.stop():
+            failed += 1
+            print(f"FAILED  end after SIGTERM: exit status {status}")
+
     with tempfile.TemporaryDirectory() as top:
-        server = Server(arguments.danlu.resolve(), Path(top))
+        top = Path(top)
+        for seed, name in enumerate(("poet", "monk", "late")):
+            write_adapter(top / name, seed)
+        server = Server(arguments.danlu.resolve(), top)
         try:
             run("answers, chunks and errors against OpenAI's OpenAPI file", lambda: check_raw(server, Schemas()))
             replies = run("openai, blocking", check_openai, server) or {}
@@ -327,18 +435,19 @@ def main():
             run("vLLM's adapter endpoints", check_adapters, server)
             run("ollama", check_ollama, server, replies)
             run("metrics", check_metrics, server)
-            for module, name, check in (
-                ("litellm", "litellm", check_litellm), ("langchain_openai", "langchain-openai", check_langchain)
-            ):
-                if importlib.util.find_spec(module):
-                    run(name, check, server, replies)
-                else:
-                    print(f"skipped {name}: not installed")
+            run_installed("litellm", "litellm", check_litellm, server, replies)
+            run_installed("langchain_openai", "langchain-openai", check_langchain, server, replies)
         finally:
-            status = server.stop()
-    if status != 0:
-        failed += 1
-        print(f"FAILED  end after SIGTERM: exit status {status}")
+            stop(server)
+        (top / "tools.jinja").write_text(TOOL_TEMPLATE)
+        server = Server(arguments.danlu.resolve(), top, "--chat-template", top / "tools.jinja")
+        try:
+            run("openai, tools and schemas", check_openai_structured, server)
+            run("ollama, tools and formats", check_ollama_structured, server)
+            run_installed("litellm", "litellm, tools and schemas", check_litellm_structured, server)
+            run_installed("langchain_openai", "langchain-openai, tools and schemas", check_langchain_structured, server)
+        finally:
+            stop(server)
     sys.exit(1 if failed else 0)
 
 

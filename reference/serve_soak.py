@@ -250,6 +250,7 @@ def main():
     parser.add_argument("--adapters", type=int, default=50)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dtype", default="f32")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for i in range(arguments.adapters):
@@ -257,7 +258,7 @@ def main():
                 write_adapter(Path(folder) / f"a{i}.{version}", 2 * i + version, rank=2)
         command = [arguments.danlu, "serve", BASE, "--port", "0", "--adapter-root", folder, "--admin-key", "admin",
                    "--device", "cpu", "--adapter-memory", "16MB", "--max-num-seqs", "8", "--max-num-queued-reqs", "16",
-                   "--dtype", "f32"]
+                   "--dtype", arguments.dtype]
         process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
         for line in process.stderr:
             if found := re.search(r"curl http://\S+?:(\d+)/v1", line):
