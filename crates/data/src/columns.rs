@@ -188,11 +188,13 @@ impl Columns {
     }
 }
 
-/// Returns whether the value is a list of turns.
+/// Returns whether the value is a list of turns. A list of questions and answers may also be a list of records, so
+/// a turn with both needs the keys of a speaker.
 fn is_conversation(value: &Value) -> bool {
     let has = |turn: &Value, keys: [&str; 2]| keys.iter().any(|key| turn.get(key).is_some());
     let is_turn = |turn: &Value| {
-        has(turn, ["role", "from"]) && has(turn, ["content", "value"]) || exchange_keys(turn).is_some()
+        has(turn, ["role", "from"]) && has(turn, ["content", "value"])
+            || exchange_keys(turn).is_some_and(|(question, _)| ["human", "user"].contains(&question))
     };
     value.as_array().is_some_and(|turns| !turns.is_empty() && turns.iter().all(is_turn))
 }
@@ -255,6 +257,8 @@ mod tests {
         assert_eq!(alias(&format!(r#"{{"a": {turns}, "b": {turns}}}"#)), None);
         assert_eq!(alias(&format!(r#"{{"prompt": {turns}}}"#)), None);
         assert_eq!(alias(r#"{"turns": [{"human": "a", "assistant": "b"}]}"#).unwrap(), "messages=turns");
+        assert_eq!(alias(r#"{"rows_here": [{"instruction": "a", "input": "b", "output": "c"}]}"#), None);
+        assert_eq!(alias(r#"{"faq": [{"question": "a", "answer": "b"}]}"#), None);
         assert_eq!(
             alias(r#"{"Question": "a", "ANSWER": "b"}"#).unwrap(),
             "instruction=Question,output=ANSWER"

@@ -590,9 +590,13 @@ fn own(flag: &str, value: String) -> Outcome {
 /// Returns the name of the data for `--data`. A name of two parts that is no local path is a data set on the
 /// Hub.
 fn dataset_name(name: &str, subset: Option<&str>, split: Option<&str>) -> String {
-    let is_hub = !name.starts_with(['.', '/', '~'])
-        && name.split('/').count() == 2
-        && !name.contains('.')
+    let endings = [".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst"];
+    let has_two_parts = name
+        .split_once('/')
+        .is_some_and(|(owner, repo)| !owner.is_empty() && !repo.is_empty() && !repo.contains('/'));
+    let is_hub = has_two_parts
+        && !name.starts_with(['.', '~'])
+        && !endings.iter().any(|ending| name.ends_with(ending))
         && !Path::new(name).exists();
     if !is_hub {
         return name.to_owned();
@@ -848,6 +852,14 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(flag(&found, "use-dora").as_deref(), Some("true"));
+        for (data, expected) in [
+            ("data/", "data/train.jsonl"),
+            ("./data/mine", "./data/mine/train.jsonl"),
+            ("org/set-1.0", "hf:org/set-1.0:train"),
+        ] {
+            let found = translated(json!({"model": "m", "iters": 5, "data": data})).unwrap();
+            assert_eq!(flag(&found, "data").as_deref(), Some(expected));
+        }
         assert_eq!(flag(&found, "warmup-ratio").as_deref(), Some("0.1"));
         let found = translated(json!({"base_model": "m", "learning_rate": 1e-4})).unwrap();
         assert!(why(&found, "adapter").contains("trains all weights"));

@@ -195,7 +195,8 @@ fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatc
 /// Returns the keys of a turn that holds a question and its answer.
 pub(crate) fn exchange_keys(value: &Value) -> Option<(&'static str, &'static str)> {
     let has = |key: &str| value.get(key).is_some();
-    if has("role") || has("from") {
+    // A record of the Alpaca format has `input` and `output` too.
+    if has("role") || has("from") || has("instruction") {
         return None;
     }
     EXCHANGE_KEYS.into_iter().find(|(question, answer)| has(question) && has(answer))
