@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -53,6 +54,27 @@ pub fn exit_message(words: String) -> Result<ExitMessage> {
     *lock(&EXIT_MESSAGE) = Some(words);
     start()?;
     Ok(ExitMessage(()))
+}
+
+/// The terminal settings to restore if a signal ends the process.
+static TERMINAL: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// While this value exists, a signal that ends the process restores the terminal settings.
+#[must_use]
+#[derive(Debug)]
+pub struct SavedTerminal(());
+
+impl Drop for SavedTerminal {
+    fn drop(&mut self) {
+        *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Restores `settings` of the terminal on standard input if a signal ends the process. Dropping the returned
+/// value ends this.
+pub fn save_terminal(settings: Termios) -> SavedTerminal {
+    *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    SavedTerminal(())
 }
 
 static ANSWER: Mutex<Option<String>> = Mutex::new(None);
@@ -125,6 +147,9 @@ pub fn survive_file_limits() {
 
 /// Removes the temporary folders, and exits with the code of an interrupt.
 pub fn exit_interrupted() -> ! {
+    if let Some(settings) = &*TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, settings);
+    }
     temp_dirs::remove_all();
     std::process::exit(ABORTED.into());
 }

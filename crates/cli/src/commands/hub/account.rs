@@ -3,17 +3,14 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
-use std::thread;
 
 use clap::Args;
 use danlu_hub::{Account, Hub, HubError, HubSettings, Token};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level::emulate_default_handler;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::open;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -184,18 +181,6 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     line?.ok_or_else(|| Diagnostic::input("stopped: no token was given"))
 }
 
-/// Restores the settings of the terminal if a signal ends the process.
-fn restore_at_end(before: Termios) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
-    let watch = move || {
-        for signal in signals.forever() {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
-            let _ = emulate_default_handler(signal);
-        }
-    };
-    thread::Builder::new().name("terminal".to_owned()).spawn(watch).map(drop)
-}
-
 /// Reads a line from the terminal without echo. The terminal sends no signal for Ctrl-C in this mode: both
 /// Ctrl-C and Ctrl-D arrive as bytes, and this function returns `None` for them.
 fn hidden_line() -> Result<Option<String>> {
@@ -205,7 +190,7 @@ fn hidden_line() -> Result<Option<String>> {
     let fault = |error: io::Error| Diagnostic::input(format!("cannot read from the terminal: {error}"));
     let before = tcgetattr(&stdin).map_err(|error| fault(error.into()))?;
     let mut quiet = before.clone();
-    restore_at_end(before.clone()).map_err(fault)?;
+    let _saved = interrupt::save_terminal(before.clone());
     quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
     tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(|error| fault(error.into()))?;
     let mut line = Vec::new();
