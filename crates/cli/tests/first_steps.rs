@@ -199,7 +199,7 @@ const NOT_RUN: [&str; 14] = [
     "danlu push",
     "danlu serve",
     "danlu bench",
-    "danlu new\n",
+    "danlu new",
     "llama-3",
     "danlu completions",
     "danlu report danlu-demo/adapter\n",

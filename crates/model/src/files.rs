@@ -257,11 +257,12 @@ impl AtomicFile {
     /// on the same disk.
     ///
     /// # Errors
-    /// If the folder does not exist or cannot be written.
+    /// If the folder does not exist or cannot be written, or if `path` is a folder, a pipe or a device.
     pub fn create(path: &Path) -> Result<Self, FileError> {
         let error = |e| FileError::new("write", path, e);
-        if path.is_dir() {
-            return Err(error(io::ErrorKind::IsADirectory.into()));
+        // The rename would replace a device, such as `/dev/null`, by a file.
+        if let Ok(metadata) = fs::metadata(path) {
+            check_regular(&metadata).map_err(error)?;
         }
         let file = temporary(parent(path)).map_err(error)?;
         Ok(Self { writer: BufWriter::with_capacity(1 << 20, file), path: path.to_owned() })
@@ -398,6 +399,19 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"old");
         write_atomic(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_no_file_is_never_replaced() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = write_atomic(&path, b"new").unwrap_err();
+        assert!(error.to_string().ends_with("it is not a regular file"), "{error}");
+        assert!(fs::metadata(&path).unwrap().file_type().is_socket());
+        assert_eq!(names(folder.path()), ["socket"]);
     }
 
     #[cfg(unix)]

@@ -37,7 +37,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu push danlu-demo/adapter you/palace-lora --dry-run
   danlu push danlu-demo/merged you/palace-8m --private
-  danlu push danlu-demo/adapter you/palace-lora --revision v2 --message 'Epoch 2'
+  danlu push danlu-demo/adapter you/palace-lora --revision v2 --message 'Two'
 
 A folder that danlu cannot load is refused. A missing repository is created. All files arrive \
 in one commit; an interrupted push resumes when it is run again. Checkpoints, logs, training data, \
