@@ -364,6 +364,7 @@ impl AdapterError {
                 return Some(format!("choose from {}", names.join(", ")));
             }
             Self::NotAdaptable { .. } => "target projections of the layers; `all-linear` selects all of them",
+            Self::NoSuchLayer { .. } => "count the layers of `layers_to_transform` from 0",
             Self::NothingTargeted { .. } => {
                 "check `exclude_modules`, `layers_to_transform` and `layers_pattern`"
             }

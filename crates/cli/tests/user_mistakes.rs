@@ -302,13 +302,18 @@ fn what_is_no_model_is_told_apart() {
         "chat out --base out --prompt hi",
         "error: cannot use `out` as a base: it is an adapter\n\nhint: name the folder of the model that it was trained on\n",
     );
-    let hub = "error: cannot reach 127.0.0.1:9: Connection refused\n\n\
-               hint: check the network, and `HF_ENDPOINT` if it is set; in China, use a mirror: \
-               HF_ENDPOINT=https://hf-mirror.com; \
-               there is no folder `meta-llama/Llama-3.2-1B` here\n";
-    scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", hub);
-    scene.refuses("train --base meta-llama/Llama-3.2-1B --data data.json --output new", hub);
-    scene.refuses("data check data.json --base meta-llama/Llama-3.2-1B", hub);
+    // A name may be a mistyped folder, so the Hub is asked only with `hf:`.
+    let absent = "error: cannot load `meta-llama/Llama-3.2-1B`: it does not exist\n\n\
+                  hint: name the folder of an adapter, a merged model or a base; if it is on the Hub, write \
+                  `hf:meta-llama/Llama-3.2-1B`, or run `danlu pull meta-llama/Llama-3.2-1B` first\n";
+    scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", absent);
+    scene.refuses("train --base meta-llama/Llama-3.2-1B --data data.json --output new", absent);
+    scene.refuses("data check data.json --base meta-llama/Llama-3.2-1B", absent);
+    let hub = scene.run("chat hf:meta-llama/Llama-3.2-1B --prompt hi").err;
+    assert!(
+        hub.starts_with("error: cannot reach 127.0.0.1:9: Connection refused\n\nhint: check the network"),
+        "{hub}"
+    );
     scene.refuses(
         "chat data.json --prompt hi",
         "error: cannot load `data.json`: it is a file, expected a folder\n\nhint: name the folder that holds `config.json`\n",

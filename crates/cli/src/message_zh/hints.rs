@@ -122,6 +122,7 @@ pub const HINTS: &[(&str, &str)] = &[
         "写模块路径的结尾，例如 `v_proj` 或 `layers.3.mlp.up_proj`",
     ),
     ("choose a rank from 8 to 64", "秩请选 8 到 64"),
+    ("count the layers of `layers_to_transform` from 0", "`layers_to_transform` 里的层从 0 数起"),
     (
         "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise",
         "打开 `stage3_gather_16bit_weights_on_model_save` 重新保存，或对检查点运行 `zero_to_fp32.py`：否则 DeepSpeed ZeRO-3 存下的是空张量",
