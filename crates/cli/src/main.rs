@@ -184,7 +184,6 @@ fn main() -> ExitCode {
     panic::install();
     allocator::configure();
     interrupt::survive_file_limits();
-    interrupt::exit_on_signals();
     bus_error::install();
     main_stack::run(run_line).unwrap_or_else(|error| {
         let lang = Lang::detect(&std::env::args_os().collect::<Vec<_>>());
@@ -198,6 +197,8 @@ fn main() -> ExitCode {
 /// frame of `main`.
 #[inline(never)]
 fn run_line() -> ExitCode {
+    // This call starts a thread, so it may not stand in `main` before `main_stack::run`.
+    interrupt::exit_on_signals();
     let line: Vec<_> = std::env::args_os().collect();
     let lang = Lang::detect(&line);
     let args: Vec<String> = line.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();

@@ -174,7 +174,7 @@ fn limits_of_the_server_have_a_maximum() {
     }
 }
 
-/// `ulimit -s` limits the stack of the main thread.
+/// `ulimit -s` limits the stack of the main thread, and `RUST_MIN_STACK` that of all others.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_small_stack_is_enough_for_every_kind_of_command() {
@@ -188,7 +188,8 @@ fn a_small_stack_is_enough_for_every_kind_of_command() {
         for kib in [64, 1024] {
             let mut command = std::process::Command::new("prlimit");
             command.arg(format!("--stack={}", kib << 10)).arg(env!("CARGO_BIN_EXE_danlu")).args(line);
-            let ran = Ran::of(command.current_dir(scene.path("")).env("LANG", "C").output().unwrap());
+            command.current_dir(scene.path("")).env("LANG", "C").env("RUST_MIN_STACK", "1");
+            let ran = Ran::of(command.output().unwrap());
             assert_eq!(ran.code, 0, "{kib} KiB: {line:?}: {}", ran.err);
         }
     }
