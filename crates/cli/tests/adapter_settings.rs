@@ -43,7 +43,7 @@ fn modules_are_chosen_in_flags_and_files_and_written_as_in_peft() {
     let targets = written["target_modules"].as_array().unwrap();
     assert!(targets.contains(&json!("v_proj")) && targets.len() == 7, "{written}");
 
-    // The file of the run repeats it, also with lists and tables.
+    // Training from the saved `run.toml` gives the same adapter, also if settings are lists or tables.
     scene.ok("train --config flags/run.toml --output again");
     assert!(adapter(&scene, "flags") == adapter(&scene, "again"));
     scene.write(

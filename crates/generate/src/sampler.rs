@@ -24,7 +24,7 @@ pub struct Sampler {
     /// temperature.
     logits: Vec<f32>,
     histogram: WeightHistogram,
-    /// The candidates that top-k retains, or the candidates of one group of the histogram.
+    /// With top-k, the candidates that top-k retains. Without top-k, the candidates of one bin of `histogram`.
     candidates: Vec<Candidate>,
 }
 

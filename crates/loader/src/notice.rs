@@ -78,7 +78,7 @@ pub enum Notice {
         /// The subfolder.
         folder: PathBuf,
     },
-    /// A note of the loaded adapter, such as a difference from the files that PEFT writes.
+    /// A note about the loaded adapter, such as a difference between its files and those that PEFT writes.
     Adapter {
         /// Name of the adapter.
         name: String,

@@ -119,8 +119,8 @@ pub fn similar_path(path: &Path) -> Option<PathBuf> {
     Some(found)
 }
 
-/// Returns the reason in plain words. If a folder is missing in which a file should be created, names this
-/// folder.
+/// Returns the reason in plain words. If a file cannot be created because its folder is missing, the reason
+/// names the folder.
 fn reason(action: &str, path: &Path, error: &io::Error) -> String {
     match (error.kind(), missing_folder(path)) {
         (io::ErrorKind::NotFound, Some(folder)) if writes(action) => {

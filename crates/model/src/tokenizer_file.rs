@@ -495,8 +495,8 @@ mod tests {
     /// Returns a trie with a single path, `a`. The leaf of the path has the value `leaf`.
     fn one_path(leaf: u32) -> Vec<u32> {
         let mut units = vec![0; 512];
-        // The children of the root start at 256. `a` is one of these children. The unit of `a` has a leaf,
-        // and its children start at 0.
+        // The children of the root start at 256, and `a` is one of these children. The children of `a` start
+        // at 0, and one of them is the leaf.
         units[0] = 256 << 10;
         let child = 256 ^ u32::from(b'a');
         units[child as usize] = u32::from(b'a') | (1 << 8) | ((child ^ 1) << 10);

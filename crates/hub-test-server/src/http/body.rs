@@ -16,7 +16,7 @@ enum Framing {
     Chunks { left: u64, first: bool },
 }
 
-/// The body of a request. The record of the request contains the number of bytes read.
+/// The body of a request. The server's log of requests contains the number of bytes read.
 pub(crate) struct Body<'a> {
     reader: &'a mut dyn BufRead,
     writer: &'a mut dyn Write,

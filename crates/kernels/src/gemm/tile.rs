@@ -123,7 +123,7 @@ struct Tile {
     cols: usize,
     /// The mask, from the first row of the tile on.
     mask: RowMask,
-    /// Index of the first vector of the tile in a row of the mask.
+    /// Position of the tile's first vector within a row of the mask.
     vector: usize,
 }
 

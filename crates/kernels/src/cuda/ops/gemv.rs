@@ -9,10 +9,10 @@ use crate::cuda::device::{Device, DevicePtr};
 const OUTPUTS: usize = 16;
 const EXACT_OUTPUTS: usize = 8;
 
-/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and up to
+/// Computes `out = inp Wᵀ`, plus an optional operand of the same shape, for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and up to
 /// [`MAX_PARTS`](few_rows::MAX_PARTS) dense weights.
 ///
-/// `shape` is `(n, cols)`. `out_type` is the type of the outputs and of the operands that are added. It is
+/// `shape` is `(n, cols)`. `out_type` is the type of the outputs and of these operands. It is
 /// either `dtype` or f32. Returns false if no kernel supports the shape.
 pub fn forward(
     device: &Device,

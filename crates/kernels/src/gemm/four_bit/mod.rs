@@ -110,8 +110,8 @@ unsafe fn pack_strip<T: MicroKernel>(
     let dst = job
         .dst
         .wrapping_add(outers.0 / job.width * panel + outers.0 % job.width + ks.0 / T::PAIR * job.width);
-    // SAFETY: `len` bytes of the buffer were written. A strip begins at a whole vector and a whole word, so
-    // the panels of the strip coincide with the panels of the job.
+    // SAFETY: `len` bytes of the buffer were written. A strip begins at a boundary of vectors and of
+    // words, so its panels line up with the panels of the job.
     unsafe {
         let bytes = std::slice::from_raw_parts(buffer, len);
         let src = View { bytes, elements: Elements::Dense(dtype), outer, k };
