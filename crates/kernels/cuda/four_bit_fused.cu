@@ -14,6 +14,7 @@
 //
 // The `wgmma` instructions exist only on sm_90a.
 #include "four_bit.cuh"
+#include "wgmma.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -28,16 +29,6 @@
 #define CODE_BYTES (OUTPUTS * STEP / 2)
 #define SCALE_BYTES (OUTPUTS * 4)
 #define TABLE_BYTES (256 * COPIES * 8)
-
-// Returns the descriptor with which `wgmma` reads its right operand: columns k to k + 15 of a tile of `inp`.
-// The tile has 128 rows of 128 bytes in shared memory.
-//
-// Bits 0 to 13 are the address / 16. Bit 16 sets the leading offset, which swizzled tiles ignore. Bits 32 to
-// 45 are the distance of groups of 8 rows: 64 units of 16 bytes. Bit 62 selects the 128-byte swizzle.
-__device__ __forceinline__ u64 descriptor(const u8* tile, int k) {
-    u64 address = (shared_address(tile) + k * 2) >> 4 & 0x3fff;
-    return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
-}
 
 // c (64, 128) += a (64, 16) b (16, 128), computed by a warpgroup. `b` is a descriptor.
 __device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 b) {
@@ -59,19 +50,6 @@ __device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 
         "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]),
         "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
-// Stops the compiler from moving or reading the accumulators while `wgmma` still writes them.
-__device__ __forceinline__ void pin(float (&c)[64]) {
-#pragma unroll
-    for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
-}
-
-__device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-
-__device__ __forceinline__ void multiply_wait() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
 // Computes 128 rows of the transposed result for one split, and writes them transposed to `partial`. Each
@@ -156,8 +134,7 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     const float2* own_pairs = pairs + lane % COPIES;
     for (int step = begin; step < end; ++step) {
         copy_wait<STAGES - 2>();
-        // Makes the copied data in shared memory visible to `wgmma`, which reads it asynchronously.
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        publish_copies();
         __syncthreads();
         if (step + STAGES - 1 < end) load(step + STAGES - 1);
         else copy_commit();
@@ -198,8 +175,9 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
         }
         multiply_begin();
 #pragma unroll
-        for (int k = 0; k < 4; ++k) multiply(c, a[k], descriptor(tile, 16 * k));
-        multiply_wait();
+        for (int k = 0; k < 4; ++k) multiply(c, a[k], operand(tile + 16 * k * 2));
+        multiply_commit();
+        multiply_wait<0>();
         pin(c);
     }
     // c[4j + i] belongs to row g + i / 2 * 8 of the warp's 16 rows. Its row of `inp` is 8j + 2t + i % 2. For

@@ -20,11 +20,11 @@
 //
 // If `out` has too few tiles to occupy the device, K is split: each block adds up a part of K in f32, and a second
 // kernel adds the parts in their order. A row of `out` then depends on the number of rows, up to rounding.
-#include "prelude.cuh"
+#include "gemm.cuh"
 
 namespace {
 
-constexpr int TILE_M = 128, STAGES = 3, THREADS = 256, PAD = 8, GROUP_M = 8;
+constexpr int TILE_M = 128, STAGES = 3, THREADS = 256, PAD = 8;
 // With steps of 64, the 128 x 256 tile uses 162 KB of shared memory. The architectures in the next line have
 // at most 99 KB.
 #if __CUDA_ARCH__ == 750 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200
@@ -70,41 +70,6 @@ struct TileCopy {
     }
 };
 
-// First row and first column of the tile that this thread block computes. For example, let `out` have 16 rows
-// and 2 columns of tiles. Thread blocks 0 to 7 compute the upper 8 tiles of column 0, and 8 to 15 those of
-// column 1. Thread blocks 16 to 31 compute the lower 8 rows of tiles.
-struct Origin {
-    int row, col;
-
-    __device__ __forceinline__ Origin(int m, int n, int tile_n) {
-        int tiles_m = ceil_div(m, TILE_M), group_tiles = GROUP_M * ceil_div(n, tile_n);
-        int group = blockIdx.x / group_tiles, rest = blockIdx.x % group_tiles;
-        int rows = min(GROUP_M, tiles_m - group * GROUP_M);
-        row = (group * GROUP_M + rest % rows) * TILE_M;
-        col = rest / rows * tile_n;
-    }
-};
-
-// Writes two neighbouring columns of a row plus `beta * add`, or only the first one if `valid` is 1. A part of K
-// is written as it is, because the second kernel adds `beta * add`.
-template <typename T, typename O, bool WIDE>
-__device__ __forceinline__ void write_pair(O* out, const O* add, float low, float high, float beta, int valid) {
-    if constexpr (WIDE && sizeof(O) == 4) {
-        *reinterpret_cast<float2*>(out) = make_float2(low, high);
-    } else if constexpr (WIDE) {
-        if (beta != 0) {
-            u32 added = *reinterpret_cast<const u32*>(add);
-            low += beta * to_float(T{(u16)added});
-            high += beta * to_float(T{(u16)(added >> 16)});
-        }
-        *reinterpret_cast<u32*>(out) = pack2<T>(low, high);
-    } else {
-        float value[2] = {low, high};
-        for (int e = 0; e < min(valid, 2); ++e)
-            out[e] = from_float<O>(beta != 0 ? value[e] + beta * to_float(add[e]) : value[e]);
-    }
-}
-
 // `O` is the type of the result: T, or f32 for logits and for parts of K. `WIDE` kernels of f32 results add up the
 // steps of one part of K.
 template <typename T, typename O, int TILE_N, bool NT, bool WIDE>
@@ -115,7 +80,7 @@ __device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restri
     extern __shared__ __align__(16) u8 shared[];
     T* xs = reinterpret_cast<T*>(shared);
     T* ws = xs + STAGES * X::SIZE;
-    Origin origin(m, n, TILE_N);
+    Origin origin(m, n, TILE_M, TILE_N);
     int steps = ceil_div(k, TILE_K), first = 0;
     if constexpr (WIDE && sizeof(O) == 4) {
         int part = ceil_div(steps, (int)gridDim.y);

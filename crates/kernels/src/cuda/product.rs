@@ -1,5 +1,5 @@
 //! Matrix products with frozen weights. They run in cuBLASLt if it is installed, and otherwise in the kernels
-//! of `gemm.cu`.
+//! of `gemm.cu` and `gemm_wgmma.cu`.
 
 use std::sync::Arc;
 
@@ -11,8 +11,12 @@ use crate::cpu::pool::lock;
 
 /// Number of rows, and number of columns, that a block of `gemm_*` computes in 16-bit types.
 const TILE: usize = 128;
-/// Number of columns that a block of `gemm_*_large` computes.
+/// Number of columns that a block of `gemm_*_large` or `gemm_wgmma_*` computes.
 const LARGE_TILE: usize = 256;
+/// Bytes of shared memory of a block of `gemm_wgmma_*`.
+const WGMMA_SHARED_BYTES: usize = 4 * 2 * 64 * (TILE + LARGE_TILE);
+/// Smallest number of rows for `gemm_wgmma_*`.
+const WGMMA_FROM: usize = 256;
 const LARGE_FROM: usize = 512;
 /// Minimum length of a part of K, if K is split.
 const MIN_PART_DEPTH: usize = 512;
@@ -23,11 +27,14 @@ const STAGES: usize = 3;
 /// Number of padding elements after each row of a shared-memory tile.
 const PADDING: usize = 8;
 
-/// Runs matrix products. The default value only uses the kernels of `gemm.cu`.
+/// Runs matrix products. The default value only uses danlu's own kernels.
 #[derive(Default)]
 pub(super) struct Products {
     /// The library and its scratch memory.
     library: Option<(Arc<Blas>, Allocation)>,
+    /// Whether to leave out the kernels that only one architecture has, so that tests reach the others.
+    #[cfg(test)]
+    pub general_only: bool,
 }
 
 impl Products {
@@ -41,7 +48,7 @@ impl Products {
             Some(blas) => Some((Arc::new(blas), device.allocate(WORKSPACE_BYTES)?)),
             None => None,
         };
-        Ok(Self { library })
+        Ok(Self { library, ..Self::default() })
     }
 
     /// Returns the library if it is installed.
@@ -63,16 +70,25 @@ impl Products {
                 }
                 device.record(device.activate().and_then(|()| blas.run(device, shape, operands, scratch)));
             }
-            None => own_product(device, shape, operands),
+            None => own_product(device, self.allows_wgmma(&device.info), shape, operands),
         }
+    }
+
+    /// Returns whether the device has the kernels of `gemm_wgmma.cu`.
+    fn allows_wgmma(&self, info: &DeviceInfo) -> bool {
+        #[cfg(test)]
+        if self.general_only {
+            return false;
+        }
+        info.capability == (9, 0) && WGMMA_SHARED_BYTES <= info.shared as usize
     }
 }
 
-fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) {
+fn own_product(device: &Device, allows_wgmma: bool, shape: ProductShape, operands: ProductOperands) {
     let ProductShape { dtype, rows, inputs, adds, .. } = shape;
     let ProductOperands { to, from, weight, add } = operands;
     let (width, depth) = shape.width_and_depth();
-    let kernel = OwnKernel::of(&device.info, &shape, [from, weight]);
+    let kernel = OwnKernel::of(&device.info, allows_wgmma, &shape, [from, weight]);
     let (columns, tiles) = (width.div_ceil(kernel.columns), rows.div_ceil(kernel.rows));
     let (x, y) = if dtype == DType::F32 { (columns, tiles) } else { (columns * tiles, kernel.parts) };
     let (len, beta) = (rows * width, if adds { 1.0 } else { 0.0 });
@@ -87,8 +103,8 @@ fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) 
     }
 }
 
-/// A kernel of `gemm.cu`, the size of its blocks, and its bytes of dynamic shared memory. `parts` is the number of
-/// parts into which K is split.
+/// A kernel of `gemm.cu` or `gemm_wgmma.cu`, the size of its blocks, and its bytes of dynamic shared memory. `parts` is
+/// the number of parts into which K is split.
 struct OwnKernel {
     name: &'static str,
     rows: usize,
@@ -98,7 +114,7 @@ struct OwnKernel {
 }
 
 impl OwnKernel {
-    fn of(info: &DeviceInfo, shape: &ProductShape, operands: [DevicePtr; 2]) -> Self {
+    fn of(info: &DeviceInfo, allows_wgmma: bool, shape: &ProductShape, operands: [DevicePtr; 2]) -> Self {
         let ProductShape { direction, dtype, rows, outputs, inputs, exact, .. } = *shape;
         let forward = direction == Direction::Forward;
         let pick = |nt, nn| if forward { nt } else { nn };
@@ -110,28 +126,31 @@ impl OwnKernel {
         let is_wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
         let is_aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
         let shared = |columns| shared_bytes(direction, tile_depth(info.capability), columns);
-        // Small results have too few tiles to occupy the device.
         let (width, depth) = shape.width_and_depth();
         let tiles = |columns| rows.div_ceil(TILE) * width.div_ceil(columns);
         let multiprocessors = info.multiprocessors as usize;
-        let most_parts = (multiprocessors / tiles(TILE)).min(depth / MIN_PART_DEPTH);
-        let mut parts = 1;
-        let (name, columns) = if exact {
-            ("gemm_nt_exact", TILE)
+        // Small results have too few tiles to occupy the device, so K is split.
+        let parts = |columns| (multiprocessors / tiles(columns)).min(depth / MIN_PART_DEPTH).max(1);
+        let own = |name, columns, parts| Self { name, rows: TILE, columns, shared: shared(columns), parts };
+        if exact {
+            own("gemm_nt_exact", TILE, 1)
         } else if !is_wide || !is_aligned {
-            (pick("gemm_nt_any", "gemm_nn_any"), TILE)
+            own(pick("gemm_nt_any", "gemm_nn_any"), TILE, 1)
+        } else if allows_wgmma && rows >= WGMMA_FROM {
+            let parts = parts(LARGE_TILE);
+            let whole = pick("gemm_wgmma_nt", "gemm_wgmma_nn");
+            let name = if parts > 1 { pick("gemm_wgmma_nt_split", "gemm_wgmma_nn_split") } else { whole };
+            Self { name, rows: TILE, columns: LARGE_TILE, shared: WGMMA_SHARED_BYTES, parts }
         } else if rows >= LARGE_FROM
             && 2 * tiles(LARGE_TILE) > multiprocessors
             && shared(LARGE_TILE) <= info.shared as usize
         {
-            (pick("gemm_nt_large", "gemm_nn_large"), LARGE_TILE)
-        } else if most_parts > 1 {
-            parts = most_parts;
-            (pick("gemm_nt_split", "gemm_nn_split"), TILE)
+            own(pick("gemm_nt_large", "gemm_nn_large"), LARGE_TILE, 1)
+        } else if parts(TILE) > 1 {
+            own(pick("gemm_nt_split", "gemm_nn_split"), TILE, parts(TILE))
         } else {
-            (pick("gemm_nt", "gemm_nn"), TILE)
-        };
-        Self { name, rows: TILE, columns, shared: shared(columns), parts }
+            own(pick("gemm_nt", "gemm_nn"), TILE, 1)
+        }
     }
 }
 

@@ -51,10 +51,15 @@ fn check_all(products: &Products, device: &Arc<Device>) {
     }
 }
 
+/// danlu's own products, first with every kernel of the device, and then without those of one architecture.
+fn own_products() -> [Products; 2] {
+    [false, true].map(|general_only| Products { general_only, ..Products::default() })
+}
+
 #[test]
 fn own_products_equal_the_reference() {
     let Some(device) = device() else { return };
-    check_all(&Products::default(), &device);
+    own_products().iter().for_each(|products| check_all(products, &device));
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn own_products_with_many_tiles_equal_the_reference() {
             // device.
             let shape =
                 ProductShape { direction, dtype, rows: 1100, outputs, inputs, adds: true, exact: false };
-            check(&device, &Products::default(), shape, &mut stream);
+            own_products().iter().for_each(|products| check(&device, products, shape, &mut stream));
         }
     }
 }
@@ -82,9 +87,9 @@ fn own_products_with_a_split_inner_dimension_equal_the_reference() {
         for (direction, outputs, inputs) in
             [(Direction::Forward, 264, 1608), (Direction::Backward, 1608, 264)]
         {
-            for (rows, adds) in [(9, false), (200, true)] {
+            for (rows, adds) in [(9, false), (200, true), (300, true)] {
                 let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds, exact: false };
-                check(&device, &Products::default(), shape, &mut stream);
+                own_products().iter().for_each(|products| check(&device, products, shape, &mut stream));
             }
         }
     }
@@ -102,9 +107,9 @@ fn the_librarys_products_equal_the_reference() {
 fn repeated_products_give_the_same_bytes() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(32);
-    let (dtype, rows, outputs, inputs) = (DType::F16, 96, 512, 1024);
-    for products in [Products::default(), Products::open(&device).unwrap()] {
-        for direction in [Direction::Forward, Direction::Backward] {
+    let (dtype, outputs, inputs) = (DType::F16, 512, 1024);
+    for products in own_products().into_iter().chain([Products::open(&device).unwrap()]) {
+        for (direction, rows) in [(Direction::Forward, 96), (Direction::Backward, 96), (Direction::Forward, 300)] {
             let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds: false, exact: false };
             let (width, depth) = shape.width_and_depth();
             let weight = Values::new(&device, dtype, &rounded(&mut stream, dtype, outputs * inputs));
