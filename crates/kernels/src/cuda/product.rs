@@ -32,9 +32,8 @@ const PADDING: usize = 8;
 pub(super) struct Products {
     /// The library and its scratch memory.
     library: Option<(Arc<Blas>, Allocation)>,
-    /// Whether to leave out the kernels that only one architecture has, so that tests reach the others.
     #[cfg(test)]
-    pub general_only: bool,
+    general_only: bool,
 }
 
 impl Products {
@@ -49,6 +48,12 @@ impl Products {
             None => None,
         };
         Ok(Self { library, ..Self::default() })
+    }
+
+    /// Leaves out the kernels that only one architecture has, so that tests of that architecture reach the others.
+    #[cfg(test)]
+    pub fn general() -> Self {
+        Self { general_only: true, ..Self::default() }
     }
 
     /// Returns the library if it is installed.
