@@ -16,7 +16,7 @@ const LARGE_TILE: usize = 256;
 /// Bytes of shared memory of a block of `gemm_wgmma_*`.
 const WGMMA_SHARED_BYTES: usize = 4 * 2 * 64 * (TILE + LARGE_TILE);
 /// Smallest number of rows for `gemm_wgmma_*`.
-const WGMMA_FROM: usize = 256;
+const WGMMA_FROM: usize = 64;
 const LARGE_FROM: usize = 512;
 /// Minimum length of a part of K, if K is split.
 const MIN_PART_DEPTH: usize = 512;
