@@ -47,7 +47,11 @@ impl Products {
             Some(blas) => Some((Arc::new(blas), device.allocate(WORKSPACE_BYTES)?)),
             None => None,
         };
-        Ok(Self { library, ..Self::default() })
+        Ok(Self {
+            library,
+            #[cfg(test)]
+            general_only: false,
+        })
     }
 
     /// Leaves out the kernels that only one architecture has, so that tests of that architecture reach the others.
