@@ -76,8 +76,8 @@ impl State {
         Err(ApiError::new(403, message).code("GatedRepo"))
     }
 
-    /// Returns the caller if it may write to `id`. If `proposes` is set, a right to open pull requests is
-    /// enough.
+    /// Returns the caller if it may write to `id`. If `proposes` is true, the caller only opens a pull
+    /// request and need not own the repository.
     ///
     /// # Errors
     /// 401 without a token, 404 for an unknown repository, and 403 for another owner's repository or a

@@ -91,12 +91,12 @@ impl Fault {
         Self { ranged: Some(ranged), ..self }
     }
 
-    /// Does not affect the first `count` selected requests.
+    /// Skips the first `count` selected requests.
     pub fn after(self, count: usize) -> Self {
         Self { skip: count, ..self }
     }
 
-    /// Affects `count` of the selected requests.
+    /// Limits the fault to `count` of the selected requests.
     pub fn times(self, count: usize) -> Self {
         Self { left: count, ..self }
     }

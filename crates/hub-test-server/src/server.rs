@@ -44,7 +44,8 @@ impl Builder {
 
     /// Sets the size above which a file is large. The default is 10 MiB.
     ///
-    /// Files with names such as `*.safetensors` and files with binary content are always large.
+    /// Files with names such as `*.safetensors`, and files with a zero byte near their start, are large at
+    /// any size above zero.
     pub fn large_over(mut self, bytes: u64) -> Self {
         self.settings.large_over = bytes;
         self
@@ -116,7 +117,7 @@ pub struct HubServer {
 }
 
 impl HubServer {
-    /// Starts a server on free ports, with the settings of the real Hub.
+    /// Starts a server on free ports, with the default settings.
     ///
     /// # Panics
     /// If there is no free port, or no temporary folder can be created.

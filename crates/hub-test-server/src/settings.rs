@@ -11,7 +11,8 @@ pub(crate) struct Settings {
     pub multipart_over: u64,
     /// Size of a part in bytes.
     pub part_size: u64,
-    /// Whether small files redirect to `/api/resolve-cache/`. The Hub has done so since 2025.
+    /// Whether `/resolve/` redirects to `/api/resolve-cache/` for small files. The Hub has done so since
+    /// 2025.
     pub resolve_cache: bool,
 }
 
@@ -31,7 +32,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Returns whether a file is large. The name, the size, or binary content in `sample` can make it large.
+    /// Returns whether a file is large: because of its name, its size, or a zero byte in `sample`, the start
+    /// of its content.
     pub fn is_large(&self, path: &str, size: u64, sample: &[u8]) -> bool {
         let name = path.rsplit('/').next().unwrap_or(path);
         size > 0

@@ -60,7 +60,7 @@ impl Account {
 }
 
 impl Hub {
-    /// Requests the account of the token.
+    /// Requests the account that the token belongs to.
     ///
     /// # Errors
     /// If there is no token, or the Hub rejects the token.

@@ -1,7 +1,8 @@
 //! The download cache, in the layout of `huggingface_hub`.
 //!
-//! `blobs` contains files by checksum. `refs` contains the commit of each revision. `snapshots` contains a
-//! folder for each commit, with links to blobs.
+//! `blobs` contains the content of each file, and the checksum of the content is the name there. `refs`
+//! contains a file for each branch or tag with its commit. `snapshots` contains a folder for each commit,
+//! with links to blobs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -24,7 +25,7 @@ const MAX_REF_BYTES: u64 = 256;
 /// Maximum size in bytes of a stored list of files.
 const MAX_FILE_LIST_BYTES: u64 = 64 << 20;
 
-/// The folder of stored lists of files. Python ignores this folder.
+/// The folder for the lists of files that danlu stores. Python ignores this folder.
 const FILE_LISTS: &str = ".danlu_files";
 
 /// The cache of one repository.
@@ -61,7 +62,8 @@ impl Cache {
         Ok(is_hex(&text, 40).then_some(text))
     }
 
-    /// Returns the only cached commit that starts with `digits`. Returns `None` if there are none or several.
+    /// Returns the only cached commit that starts with `digits`. Returns `None` if no commit or several
+    /// commits do.
     fn abbreviated(&self, digits: &str) -> Option<String> {
         if !is_abbreviation(digits) {
             return None;
@@ -148,8 +150,8 @@ impl Cache {
         Ok(write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Stores the list of all files of a commit, so that the files of a split can be chosen without a
-    /// request.
+    /// Stores the list of all files of a commit. The files of a data set are later chosen from this list,
+    /// without a request.
     pub fn write_file_list(&self, commit: &str, paths: &[String]) -> Result<(), HubError> {
         let path = self.file_list_path(commit);
         create_folder(path.parent().expect("a list is in its folder"))?;

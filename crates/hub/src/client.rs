@@ -22,8 +22,9 @@ impl Hub {
         Self { settings, http }
     }
 
-    /// Calls `on_wait(host, remaining, total)` once per second while the client waits for a `Retry-After`
-    /// time of more than two seconds. The last call has a `remaining` of zero.
+    /// Sets a callback for long waits. If a server requests a wait of more than two seconds with
+    /// `Retry-After`, the client calls `on_wait(host, remaining, total)` once per second. The last call has a
+    /// `remaining` of zero.
     pub fn on_wait(self, on_wait: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
         Self { http: self.http.on_wait(Box::new(on_wait)), ..self }
     }
@@ -37,7 +38,8 @@ impl Hub {
         Request::get(self.http.endpoint().as_str()).host()
     }
 
-    /// Returns the HTTP client. If network access is forbidden, the error names `what()`, such as a repository.
+    /// Returns the HTTP client. If network access is forbidden, the error contains the text `what()`, such as
+    /// the name of a repository.
     ///
     /// # Errors
     /// If the settings forbid network access, or the token is invalid.

@@ -36,7 +36,7 @@ struct PartialFile<'a> {
     out: File,
     sum: Hasher,
     done: u64,
-    /// Number of restarts from the first byte.
+    /// Number of times that the download started again at the first byte.
     begun: u32,
 }
 
@@ -112,8 +112,8 @@ impl Hub {
 
     /// Computes the checksum of the partial file, then downloads the remaining bytes.
     ///
-    /// If a lost connection has delivered bytes, the attempts are counted anew. A slow connection always uses
-    /// up an attempt.
+    /// Each interruption uses up an attempt. If a connection delivered bytes before it was lost, the count of
+    /// attempts starts again. After a connection that was too slow, only one attempt is left.
     fn gather(
         &self,
         incomplete: &Path,
@@ -149,7 +149,7 @@ impl Hub {
             if done > before && !is_slow {
                 (left, pause) = (retry_policy.attempts, retry_policy.pause);
             }
-            // Each attempt with a slow server takes long, so only one more attempt is allowed.
+            // An attempt with a slow server takes long, so at most one more attempt is made.
             left = if is_slow { left.min(2) - 1 } else { left - 1 };
             // Restarts are limited too. Without this limit, a server that always restarts would keep the
             // client busy forever.

@@ -94,7 +94,7 @@ pub enum HubError {
     /// The response does not follow the Hub's API.
     #[error("unexpected response from {host} to {request}: {fault}")]
     Response { host: String, request: String, fault: String },
-    /// The files of the repository contradict each other.
+    /// A file or a path of the repository is invalid, or its shard index does not match its files.
     #[error("`{repo}` is damaged: {fault}")]
     Repo { repo: RepoName, fault: String },
     /// The checksum of the file was wrong in two downloads.
@@ -120,7 +120,7 @@ pub enum HubError {
     /// The data set has several subsets, and the user named none.
     #[error("`{}` has several subsets, and none is the default", dataset.repo())]
     SeveralSubsets { dataset: DatasetRef, names: Vec<String> },
-    /// The data set is a Python program.
+    /// The data set is a loading script, which is a Python program.
     #[error("cannot read `{repo}`: it is the loading script `{script}`, and danlu runs no code")]
     LoadingScript { repo: RepoName, script: String },
     /// No file of the data set contains records.
@@ -170,10 +170,11 @@ pub enum HubError {
     /// The token is read-only.
     #[error("the token of `{account}` is read-only")]
     ReadOnly { account: String, is_variable: bool },
-    /// The repository belongs to an owner for whom the account cannot write.
+    /// The account may not write to the repositories of this owner.
     #[error("`{account}` cannot write to `{}`{}", repo.id(), if orgs.is_empty() { String::new() } else { format!("; it may write to its own repositories and those of {}", orgs.join(", ")) })]
     NotOwner { repo: RepoName, account: String, orgs: Vec<String>, exists: bool },
-    /// The account has access, but the token does not.
+    /// The Hub denied the write, although the account may write to this owner's repositories. The token
+    /// probably lacks the permission.
     #[error("the token of `{account}` cannot write to `{}`{}", repo.id(), if message.is_empty() { String::new() } else { format!(": {message}") })]
     MayNotWrite { repo: RepoName, account: String, message: String },
     /// The Hub rejected the commit.

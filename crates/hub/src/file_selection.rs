@@ -71,7 +71,8 @@ pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, H
     let known: BTreeSet<&str> =
         sidecar_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
     let (there, mut absent): Settings = known.into_iter().partition(|path| listing.files.contains_key(*path));
-    // Python's cache notes only the absence of files that a loader requests by name.
+    // Python records a file as absent only if a loader requested it by name. Files in subfolders are listed,
+    // not requested by name, so no record exists for them.
     absent.retain(|path| !path.contains('/'));
     for &path in &there {
         let (size, most) = (listing.files[path].size, longest(path));
@@ -97,7 +98,8 @@ fn longest(path: &str) -> u64 {
 ///
 /// - Files that are recorded as absent.
 /// - The separate chat template, if `tokenizer_config.json` contains a template.
-/// - Almost all files, if [`ATTRIBUTES`] exists. This file is only downloaded with the whole repository.
+/// - If [`ATTRIBUTES`] exists: all files of an adapter, and all files of a model except
+///   `tokenizer_config.json`. [`ATTRIBUTES`] is only downloaded with the whole repository.
 pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {

@@ -14,7 +14,6 @@ impl HubError {
             .or_else(|| self.push_hint())
     }
 
-    /// Returns hints about the network, the token and the settings.
     fn connection_hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(error) => return error.hint(),
@@ -56,7 +55,6 @@ impl HubError {
         Some(hint.to_owned())
     }
 
-    /// Returns hints about repositories and their files.
     fn download_hint(&self) -> Option<String> {
         let hint = match self {
             Self::Cut { .. } | Self::Busy { .. } => "run the same command again; it resumes the transfer",
@@ -97,7 +95,6 @@ impl HubError {
         Some(hint.to_owned())
     }
 
-    /// Returns hints about data sets.
     fn dataset_hint(&self) -> Option<String> {
         const MAX_SHOWN: usize = 20;
         let one_of = |dataset: &DatasetRef, parts: &[String]| {
@@ -118,7 +115,6 @@ impl HubError {
         })
     }
 
-    /// Returns hints about pushes.
     fn push_hint(&self) -> Option<String> {
         let hint = match self {
             Self::NotAModel { .. } => {

@@ -2,10 +2,10 @@
 //!
 //! - [`RepoName`] is the name of a repository, such as `org/name@revision`.
 //! - [`Hub::cached_folder`] returns the folder of a cached model, without any network traffic.
-//! - [`Hub::pull`] downloads the files that danlu reads, several at a time, and verifies each one.
+//! - [`Hub::cached_folder`] returns the folder of a cached model. It sends no request.
 //! - [`DatasetRef`] names a data set and a split. [`Hub::pull_dataset`] downloads the files of the split.
 //! - [`UploadSet`] lists the files of a folder to upload and to skip.
-//! - [`Hub::diff`] compares an upload set with a repository, and [`Hub::push`] uploads it in one commit.
+//! - [`UploadSet`] sorts the files of a folder into files to upload and files to skip.
 //!
 //! The cache, its locks and the environment variables are the same as in `huggingface_hub`, so danlu and
 //! Python share downloads.

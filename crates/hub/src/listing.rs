@@ -19,7 +19,7 @@ const MAX_PAGES: usize = 100;
 /// Maximum number of files of a listing.
 const MAX_FILES: usize = 100_000;
 
-/// Maximum length of a path in bytes. No operating system accepts longer paths.
+/// Maximum length of a path in bytes. Linux accepts no longer paths.
 const MAX_PATH_BYTES: usize = 4096;
 
 /// The state of a repository at one commit.

@@ -23,7 +23,8 @@ enum RepoKind {
     Dataset,
 }
 
-/// The name of a model or a data set on the Hub, with a revision. A parsed name is that of a model.
+/// The name of a model or a data set on the Hub, with a revision. Parsing returns the name of a model.
+/// [`RepoName::into_dataset`] converts it to the name of a data set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RepoName {
     kind: RepoKind,

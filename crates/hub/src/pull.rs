@@ -32,7 +32,7 @@ pub enum FetchScope {
     ConfigOnly,
 }
 
-/// A downloaded model or data set.
+/// The result of the download of a model or data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
     /// The snapshot folder, which contains links into the cache.

@@ -212,7 +212,7 @@ fn a_stalled_server_is_given_up() {
     assert_whole(&scene);
 }
 
-/// One server sends nothing, the other one byte of its headers after the other.
+/// The first server sends nothing. The second server sends its headers one byte at a time.
 #[test]
 fn a_server_without_complete_headers_is_given_up_after_three_attempts() {
     for drips in [false, true] {

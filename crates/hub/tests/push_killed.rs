@@ -54,7 +54,7 @@ fn a_killed_push_publishes_all_or_nothing_and_resumes() {
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success(), "{part}: it was done before it was killed");
         let half = |commit: &danlu_hub_test_server::CommitInfo| (2..5).contains(&commit.files.len());
-        // A request that the server has received may still take effect completely.
+        // The server may still complete a request that it received before the kill, so the check is repeated.
         for _ in 0..40 {
             assert!(!desk.server.commits("me/adapter").iter().any(half), "{part}");
             thread::sleep(Duration::from_millis(10));

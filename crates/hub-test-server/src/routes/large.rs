@@ -18,8 +18,8 @@ pub(super) fn batch(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
     let wish = context.json()?;
     let uploads = wish.get("operation").and_then(Value::as_str) == Some("upload");
     if uploads {
-        // A batch request for a pull request contains no branch. Its author may then upload files, even if
-        // another user owns the repository.
+        // A batch request for a pull request names no branch. Every user may upload files for a pull request,
+        // also to the repository of another owner.
         let proposes = wish.get("ref").is_none();
         context.hub.state().writer(id, context.caller.clone(), proposes)?;
     } else {

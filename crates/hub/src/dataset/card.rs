@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// A subset that a card declares, called a configuration by `datasets`.
+/// A subset of a data set, as the card declares it. Python's `datasets` calls it a configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) struct DeclaredSubset {
     /// The name of the subset.
     #[serde(rename = "config_name")]
     pub name: String,
-    /// Whether the subset is read if none is named.
+    /// Whether this subset is read if the user names no subset.
     #[serde(default, rename = "default")]
     pub is_default: bool,
     data_files: Option<Files>,
@@ -23,7 +23,8 @@ struct FrontMatter {
     configs: Vec<DeclaredSubset>,
 }
 
-/// The files of a subset: one split, or a list or a map of splits.
+/// The files of a subset: patterns for the training split, a list of splits, or a map from splits to
+/// patterns.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(untagged)]
 enum Files {
@@ -55,7 +56,7 @@ impl Patterns {
 }
 
 impl DeclaredSubset {
-    /// Returns the patterns of each split. The result is empty if the card lists no files.
+    /// Returns each split with its patterns. The result is empty if the card lists no files for this subset.
     pub fn splits(&self) -> Vec<(String, Vec<String>)> {
         match &self.data_files {
             None => Vec::new(),
@@ -75,7 +76,7 @@ impl DeclaredSubset {
         self.data_dir.as_deref().unwrap_or_default().trim_start_matches("./").trim_matches('/')
     }
 
-    /// Returns whether the card states where the files are.
+    /// Returns whether the card states where the files of this subset are.
     pub fn has_files(&self) -> bool {
         self.data_files.is_some() || self.data_dir.is_some()
     }

@@ -1,8 +1,8 @@
 //! Chooses the files of a split, as Python's `datasets` does.
 //!
-//! If the card declares subsets with files, its patterns select the files. Otherwise, names select them: a
-//! word such as `train` or `test` in the name of a folder or file assigns files to that split. If no name
-//! contains such a word, all files belong to the training split.
+//! If the card declares subsets with files, the patterns in the card select the files of each split.
+//! Otherwise, a word such as `train` or `test` in the name of a file or of its folder assigns the file to
+//! that split. If no name contains such a word, all files belong to the training split.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +13,21 @@ use crate::{DatasetRef, HubError};
 /// Name of the default split.
 const TRAIN: &str = "train";
 
-/// Name of the subset that is read if none is named.
+/// Name of the subset that is read if the user names no subset.
 const DEFAULT_SUBSET: &str = "default";
 
 /// The branch on which the Hub stores every data set as Parquet, as `subset/split/0000.parquet`.
 pub(crate) const PARQUET_BRANCH: &str = "refs/convert/parquet";
 
-/// Each split, and the words in names of folders and files that assign files to the split.
+/// Each split with its words. If the name of a file or of its folder contains such a word, the file belongs
+/// to the split.
 const SPLIT_WORDS: [(&str, &[&str]); 3] = [
     (TRAIN, &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// Characters between the words of a name.
+/// Characters that separate the words in the name of a file or folder.
 const SEPARATORS: &[char] = &['-', '.', '_', ' ', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'];
 
 /// Files that describe a data set and contain no records.
@@ -61,7 +62,7 @@ impl RecordFile {
     }
 }
 
-/// The files of the part that the user named.
+/// The files of the part that the user named: a split, a subset or one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChosenFiles {
     /// The name of the part: a split, `subset/split` or the path of a file.
@@ -111,7 +112,7 @@ fn part_name(subset: &Subset, split: &str) -> String {
     if subset.name.is_empty() { split.to_owned() } else { format!("{}/{split}", subset.name) }
 }
 
-/// Returns all subsets of the data set. A data set without subsets has a single one without a name.
+/// Returns all subsets. A data set without subsets is returned as one subset with an empty name.
 fn subsets(dataset: &DatasetRef, paths: &[&str], card: &str) -> Result<Vec<Subset>, HubError> {
     let declared = declared_subsets(card).map_err(|fault| HubError::Repo {
         repo: dataset.repo().clone(),
@@ -128,7 +129,6 @@ fn subsets(dataset: &DatasetRef, paths: &[&str], card: &str) -> Result<Vec<Subse
     Ok(vec![Subset { name: String::new(), is_default: true, splits: splits_by_name(&paths) }])
 }
 
-/// Returns the files of a subset that the card declares.
 fn declared_files(declared: &DeclaredSubset, is_only: bool, paths: &[&str]) -> Subset {
     let prefix = match declared.folder() {
         "" => String::new(),
@@ -155,7 +155,8 @@ fn declared_files(declared: &DeclaredSubset, is_only: bool, paths: &[&str]) -> S
     Subset { name, is_default: is_only || declared.is_default || declared.name == DEFAULT_SUBSET, splits }
 }
 
-/// Returns the subsets of the branch [`PARQUET_BRANCH`], from the folders of the files.
+/// Returns the subsets on the branch [`PARQUET_BRANCH`]. The folders `subset/split` there name the subsets
+/// and splits.
 fn exported_subsets(paths: &[&str]) -> Vec<Subset> {
     let mut found: BTreeMap<&str, BTreeMap<&str, Vec<String>>> = BTreeMap::new();
     for path in paths {
@@ -183,9 +184,12 @@ fn is_candidate(path: &str) -> bool {
     glob::matches("**", path) && !DESCRIPTIONS.contains(&name)
 }
 
-/// Assigns files to splits by their names. The first rule that finds a file applies: numbered files such as
-/// `data/train-00000-of-00002.parquet`, words in the names of folders, words in the names of files, or all
-/// files.
+/// Assigns files to splits by their names. The first of these rules that finds a file applies:
+///
+/// 1. A numbered file such as `data/train-00000-of-00002.parquet` belongs to the split before the numbers.
+/// 2. A word in the names of its folders assigns a file to a split.
+/// 3. A word in its own name assigns a file to a split.
+/// 4. All files belong to the training split.
 fn splits_by_name(paths: &[&str]) -> Vec<(String, Vec<String>)> {
     let paths: Vec<&str> = paths.iter().copied().filter(|path| RecordFile::of(path).is_some()).collect();
     let numbered = numbered_splits(&paths);
@@ -238,12 +242,13 @@ pub(crate) fn shard(name: &str) -> Option<(&str, usize)> {
     (is_number && !split.is_empty() && !split.contains('/')).then_some((split, count))
 }
 
-/// Returns the files that danlu reads. If several kinds are mixed, returns the files of the most frequent
-/// kind.
+/// Returns the files that danlu reads. If these files are of several kinds, returns only those of the most
+/// frequent kind.
 fn readable(files: &[String]) -> Vec<String> {
     let kinds = [RecordFile::Json, RecordFile::Table, RecordFile::Parquet];
     let count = |kind: &RecordFile| files.iter().filter(|file| RecordFile::of(file) == Some(*kind)).count();
-    // Of kinds with equal counts, `max_by_key` returns the last one, so the order is reversed to prefer JSON.
+    // If several kinds have the same count, `max_by_key` returns the last one. The reversed order makes JSON
+    // the last kind, so JSON is preferred.
     let most = kinds.into_iter().rev().max_by_key(count);
     files
         .iter()
@@ -331,11 +336,11 @@ mod tests {
         assert_eq!(chosen("a/b:alpaca.json", &plain, ""), part("alpaca.json", &["alpaca.json"]));
         // The most frequent kind of file is read.
         assert_eq!(chosen("a/b", &["a.csv", "b.csv", "c.json"], ""), part("train", &["a.csv", "b.csv"]));
-        // A data set with one split needs no name for it.
+        // If a data set has only one split, its name may be omitted.
         assert_eq!(chosen("a/b", &["test.csv"], ""), part("test", &["test.csv"]));
     }
 
-    // The splits are those of datasets 5.2.0, written by `reference/dataset_splits.py`.
+    // The expected splits are those of Python's datasets 5.2.0. `reference/dataset_splits.py` wrote them.
     #[test]
     fn fifty_layouts_have_the_splits_of_datasets() {
         #[derive(serde::Deserialize)]

@@ -2,8 +2,9 @@
 
 /// Returns whether `path` matches `pattern`.
 ///
-/// `*`, `?` and `[a-z]` match within a path segment. The segment `**` matches any number of segments. A name
-/// that starts with `.` or `__` matches only a pattern that starts with one of them.
+/// `*`, `?` and `[a-z]` match within a path segment. The segment `**` matches any number of segments. A
+/// segment of the path that starts with `.` or `__` matches only if the pattern's segment starts with `.` or
+/// `__` too.
 pub(crate) fn matches(pattern: &str, path: &str) -> bool {
     let pattern: Vec<&str> = pattern.trim_start_matches("./").split('/').collect();
     let path: Vec<&str> = path.split('/').collect();
@@ -98,7 +99,7 @@ impl CharSet<'_> {
     }
 }
 
-/// Returns the first element of a pattern, and its length. A bracket without an end is a plain character.
+/// Returns the first element of a pattern, and its length. A `[` without a `]` is a plain character.
 fn set_at(pattern: &[char]) -> (CharSet<'_>, usize) {
     match pattern {
         ['*' | '?', ..] => (CharSet::Any, 1),

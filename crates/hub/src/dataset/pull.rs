@@ -11,13 +11,13 @@ use crate::file_selection::{CARD, MAX_SMALL_FILE_BYTES};
 use crate::listing::Listing;
 use crate::{DatasetRef, Hub, HubError, Pulled, Transfer};
 
-/// Maximum depth of folders in a snapshot that is searched for files.
+/// Maximum depth of the folders that are searched in a snapshot.
 const MAX_DEPTH: usize = 16;
 
-/// Maximum number of files in a snapshot that is searched for files.
+/// Maximum number of files that a search in a snapshot returns.
 const MAX_CACHED_FILES: usize = 100_000;
 
-/// The files of a part of a data set, in the cache.
+/// The cached files of one part of a data set: a split, a subset or one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetFiles {
     /// The commit and the snapshot folder. The byte counts are zero if all files were found in the cache
@@ -39,7 +39,8 @@ impl Hub {
         let cache = Cache::of(&self.settings.cache, dataset.repo());
         let Some(commit) = cache.read_ref(dataset.repo().revision())? else { return Ok(None) };
         let folder = cache.snapshot_path(&commit);
-        // Python stores no list of files. Without network access, the cached files are the list.
+        // A download by Python stores no list of files. If requests are forbidden, the files in the cache
+        // serve as the list.
         let (paths, is_complete) = match cache.read_file_list(&commit) {
             Some(paths) => (paths, true),
             None if offline => (files_below(&folder), false),
@@ -48,8 +49,8 @@ impl Hub {
         let chosen = match self.choose_files(dataset, &paths, &folder) {
             Ok(chosen) => chosen,
             Err(error) if offline => return Err(error),
-            // The cached commit lacks the subset or split. A newer commit may have it, so the caller looks on the
-            // Hub.
+            // The cached commit lacks the subset or split. A newer commit may have it, so the caller sends a
+            // request.
             Err(_) => return Ok(None),
         };
         let is_there = |file: &String| fs::metadata(folder.join(file)).is_ok();

@@ -11,7 +11,7 @@ use crate::{Endpoint, HubError, RepoName};
 /// Maximum length of a part in bytes.
 const MAX_PART_BYTES: usize = 1024;
 
-/// A data set on the Hub, with the part to read.
+/// The name of a data set on the Hub, and the part of it that is read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DatasetRef {
     repo: RepoName,

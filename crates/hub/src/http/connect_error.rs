@@ -7,7 +7,7 @@ use ureq::{Agent, Timeout};
 use crate::HubError;
 use crate::http::network_env::proxy_variable;
 
-/// Reason of an error if the server did not respond in time.
+/// Reason in the error for a server that did not respond in time.
 pub(super) const NO_RESPONSE: &str = "no response";
 
 /// Returns the error for a request without a response.
@@ -44,7 +44,8 @@ fn reason(error: &ureq::Error) -> String {
     }
 }
 
-/// Returns whether the host name is unknown. The operating system has no error kind for this case.
+/// Returns whether the host name is unknown. `io::ErrorKind` has no value for this case, so the text of the
+/// error is compared.
 fn is_nowhere(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::HostNotFound => true,

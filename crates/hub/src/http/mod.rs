@@ -31,14 +31,15 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum size in bytes of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Waits that a server requests are reported only if they are longer than this.
+/// The callback is called only for requested waits that are longer than this.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
-/// Time limit for each read of a request with `is_slow`, in multiples of [`RetryPolicy::stall`].
+/// Time limit for the response to a request with `is_slow`, and for each read of it, in multiples of
+/// [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
-/// Maximum number of attempts if a server accepts a request and sends no complete headers. Each attempt takes
-/// as long as [`RetryPolicy::stall`], during which the user sees nothing.
+/// Maximum number of attempts if a server accepts the connection but sends no complete headers. Each attempt
+/// takes as long as [`RetryPolicy::stall`], and the user sees no progress during this time.
 const MAX_SILENT_ATTEMPTS: u32 = 3;
 
 /// Limits for retries and waits.

@@ -42,7 +42,8 @@ impl Response {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Returns `Some` if a retry may succeed. The inner value is the wait that the server requests, if any.
+    /// Returns `Some` if a retry may succeed. The inner value is the wait that the server requests, or `None`
+    /// if the server requests no wait.
     pub fn is_passing(&self) -> Option<Option<Duration>> {
         is_passing(self.status).then(|| retry_after(self))
     }

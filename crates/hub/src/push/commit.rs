@@ -28,7 +28,8 @@ pub(super) struct NewCommit {
 pub(super) enum CommitError {
     /// Another commit was made first.
     Race,
-    /// The response was lost, or a retry may succeed after this wait. The Hub may have made the commit.
+    /// It is unknown whether the Hub made the commit: the response was lost, or reports a temporary error.
+    /// The duration is the wait that the server requests before a retry.
     Unknown(Box<HubError>, Option<Duration>),
     /// The Hub rejected the commit.
     Refused(Box<HubError>),

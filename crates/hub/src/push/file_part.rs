@@ -17,7 +17,7 @@ pub(crate) struct FilePart<'a> {
     pub content: &'a FileSource<'a>,
     pub start: u64,
     pub len: u64,
-    /// Receives the number of bytes sent. If an attempt fails, receives a negative number.
+    /// Receives the number of bytes sent. If an attempt fails, receives the negative number of its bytes.
     pub advanced: &'a (dyn Fn(i64) + Sync),
     /// Flag that cancels the upload when set.
     pub stop: &'a AtomicBool,

@@ -74,7 +74,7 @@ impl<'a> FolderWalk<'a> {
         let place = self.root.join(&path);
         let name = parts.last().expect("a file has a name");
         let mut stays = stays.or_else(|| SkipReason::of_file(name));
-        // Path of the file or, for a link inside the folder, of the link's target.
+        // Path of the file. For a link to a file inside the folder, path of that file.
         let mut target = parts.to_vec();
         if is_link {
             let real = fs::canonicalize(&place).ok().filter(|real| real.is_file());

@@ -1,4 +1,5 @@
-//! The batch request of git-lfs, which returns a plan for the upload of each large file.
+//! The batch request of git-lfs, which returns a plan for the upload of each object. An object is the content
+//! of a large file.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ const MAX_PARTS: u64 = 10_000;
 /// Content type of git-lfs requests.
 pub(super) const LFS: &str = "application/vnd.git-lfs+json";
 
-/// Headers that only this client may set. A plan must not contain them.
+/// Headers that only this client may set. The client rejects a plan of the Hub that contains one of them.
 const OWN: [&str; 5] = ["content-length", "transfer-encoding", "host", "connection", "expect"];
 
 /// A URL with the headers of its request.

@@ -1,6 +1,7 @@
-//! Uploads large files: several at the same time, and in parts if the Hub requires parts. A part that the
-//! storage has accepted is not uploaded again while the upload is valid. The only exception is the last part,
-//! if the completion failed.
+//! Uploads large files: several at the same time, and in parts if the Hub requires parts.
+//!
+//! A part that the storage has accepted is uploaded again only in two cases: the Hub started a new multipart
+//! upload, or the part is the last one and the completion failed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,7 +46,7 @@ enum PartEvent {
 impl Hub {
     /// Uploads all objects that the storage does not contain.
     ///
-    /// `advanced` receives numbers of bytes, and whether the storage already had these bytes.
+    /// `advanced` receives a number of bytes, and whether the storage already had them.
     ///
     /// # Errors
     /// If an object cannot be uploaded, or its file changes.
@@ -207,8 +208,9 @@ impl Hub {
     }
 }
 
-/// Returns the response if its status is a success. Any status that is not worth a retry counts as an expired
-/// URL or upload, because a new batch request may help.
+/// Returns the response if its status is a success. A temporary error is final here, because the request was
+/// retried before. Any other status is treated as an expired URL or upload, because a new batch request may
+/// help.
 fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
     if response.status.is_success() {
         return Ok(response);

@@ -32,12 +32,12 @@ pub use upload_file::UploadFile;
 pub use upload_set::UploadSet;
 
 impl Hub {
-    /// Uploads the files that a repository does not contain, in one commit. Nothing is visible before the
+    /// Uploads the files that a repository does not contain, in one commit. No file is visible before the
     /// commit.
     ///
     /// - Creates the repository if necessary.
     /// - Deletes the weights of a model that the pushed model replaces. Other files do not change.
-    /// - After an interrupted push, does not repeat finished uploads.
+    /// - After an interrupted push, uploads only the files that the Hub has not received.
     ///
     /// # Errors
     /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits are made

@@ -7,8 +7,8 @@ use crate::{HubError, Token};
 /// Options of an [`UploadSet`](crate::UploadSet).
 #[derive(Clone, Debug, Default)]
 pub struct UploadOptions {
-    /// Patterns of files that are skipped by default and should be uploaded, such as `run.toml`, `*.jsonl` or
-    /// `checkpoint-3`.
+    /// Patterns of files that are uploaded although they are skipped by default, such as `run.toml`,
+    /// `*.jsonl` or `checkpoint-3`.
     ///
     /// A `*` does not match `/` or a leading dot. A pattern without a `/` matches in every folder. Links out
     /// of the folder are still skipped. Files that seem to contain a token are still skipped unless

@@ -1,21 +1,22 @@
 //! The push loop: compare, upload, commit.
 //!
-//! The loop repeats if another commit was made first, or a response was lost.
+//! The loop repeats if another commit was made first, or if the Hub did not confirm the commit.
 //!
 //! # Definitions
 //! - *Listing*: the branch's commit and its files, as last read from the Hub.
 //! - *Missing file*: a file of the upload set that the listing does not contain, or contains with other
 //!   bytes.
 //! - *Outdated file*: weights in the listing that the pushed model replaces. The commit deletes them.
-//! - *Unconfirmed commit*: a commit request without a response, or whose error response a retry may change.
+//! - *Unconfirmed commit*: a commit request that got no response, or an error response that may be temporary.
 //!
 //! # Invariants
 //! 1. The commit makes all files visible in the repository at the same time.
 //! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
-//! 3. After an unconfirmed commit, the loop reads the listing again. If no file is missing then, the commit
-//!    was made.
+//! 3. After an unconfirmed commit, the loop reads the listing again. If no file is missing or outdated then,
+//!    the push has succeeded.
 //! 4. A large file that was uploaded is not uploaded again, for any number of commit requests.
-//! 5. At most [`MAX_RACES`] commits lose a race. At most `RetryPolicy::attempts` commits are unconfirmed.
+//! 5. A push ends after [`MAX_RACES`] commits that lost a race, or after `RetryPolicy::attempts` unconfirmed
+//!    commits.
 //!
 //! # States
 //! ```text
@@ -30,7 +31,7 @@
 //!              └──────────── wait      lost a race, or unconfirmed
 //! ```
 //!
-//! In `crates/hub/tests/push_faults.rs`, each request of a push fails once. In `push_killed.rs`, the process
+//! In `crates/hub/tests/push_faults.rs`, each kind of request fails twice. In `push_killed.rs`, the process
 //! is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,10 +50,10 @@ use crate::{
     Hub, HubError, PushOptions, PushStage, Pushed, RepoName, RetryPolicy, Transfer, UploadFile, UploadSet,
 };
 
-/// Maximum number of commits in one push that the Hub rejects because another commit came first.
+/// Maximum number of commits in one push that are rejected because another commit came first.
 const MAX_RACES: u32 = 3;
 
-/// After a lost response, the maximum number of times that the pull request is looked up.
+/// Maximum number of lookups of the pull request after a lost response.
 const MAX_PROPOSAL_CHECKS: u32 = 3;
 
 /// A push in progress.
@@ -261,8 +262,8 @@ impl<'a> PushLoop<'a> {
         Ok(())
     }
 
-    /// Returns the objects in `large` that no earlier attempt uploaded. Files with the same content are one
-    /// object.
+    /// Returns the objects in `large` that no earlier attempt uploaded. An object is the content of a file,
+    /// so files with the same content are one object.
     fn unstored_objects(
         &mut self,
         large: Vec<&'a UploadFile>,

@@ -107,8 +107,8 @@ fn line_ends(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Returns the position of a secret in `bytes`. With `before`, no secret starts at the first byte, which only
-/// precedes the text.
+/// Returns the position of a secret in `bytes`. If `before` is true, the first byte precedes the text, and no
+/// secret starts at it.
 fn position(bytes: &[u8], before: bool) -> Option<usize> {
     (usize::from(before)..bytes.len()).find(|&at| match bytes[at] {
         b'-' => is_key(&bytes[at..]),
@@ -117,8 +117,8 @@ fn position(bytes: &[u8], before: bool) -> Option<usize> {
     })
 }
 
-/// Returns whether a token may start at `at`: after a letter, digit, `-` or `_` only if this byte ends an
-/// escape sequence such as `\n` or `%20`.
+/// Returns whether a token may start at `at`. It may not directly follow a letter, a digit, `-` or `_`,
+/// unless this byte ends an escape sequence such as `\n` or `%20`.
 fn is_start(bytes: &[u8], at: usize) -> bool {
     let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);
     !back(1).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))

@@ -33,7 +33,7 @@ pub enum SkipReason {
     },
     /// The path looks like a token. Messages show only a part of the path.
     TokenInName,
-    /// The file on the Hub contains text of its author, so it is not replaced.
+    /// The file on the Hub contains text of its author, so the upload does not replace it.
     EditedThere,
     /// A symbolic link that leads out of the folder, to a folder, or to nothing.
     Link,

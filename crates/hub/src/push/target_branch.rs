@@ -14,7 +14,8 @@ use crate::http::url::escaped;
 use crate::listing::Listing;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// Maximum number of lookups of the target: the first one, and one after each of two creations.
+/// Maximum number of lookups of the target: one at first, one after the repository is created, and one after
+/// the branch is created.
 const MAX_TARGET_CHECKS: usize = 3;
 
 /// Records what a push created before its commit.
