@@ -2,8 +2,8 @@
 
 use std::cmp::Ordering;
 
-/// Maximum number of candidates that are sorted. Longer lists are first divided into larger and smaller
-/// logits.
+/// Maximum number of candidates that are sorted. A longer list is first divided into larger and smaller
+/// logits, and only one of the two parts is searched.
 const MAX_SORTED: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,5 +1,7 @@
 //! Runs many sequences on one model. Each sequence has its own slot, and optionally its own adapter.
 //!
+//! To read a token means to compute its keys and values. A slot holds the keys and values of its tokens.
+//!
 //! ```text
 //! open ──► start ──► step, step, … ──► take ──► start (another sequence; a common prefix is not read again)
 //!                                       └─────► close
@@ -20,11 +22,11 @@ use crate::{GenerateError, Sequence, TokenStep};
 /// enough for the processor's cache. The limit also keeps a long prompt from delaying other sequences.
 const MAX_PREFILL_TOKENS: usize = 512;
 
-/// Smallest number of logits for which another thread chooses a token. To start a thread takes about as long
-/// as the search in this many logits.
+/// Minimum number of logits in a task for another thread. Starting a thread takes about as long as choosing a
+/// token from this many logits.
 const MIN_TASK_LOGITS: usize = 1 << 15;
 
-/// Runs sequences on one decoder. The type `D` borrows or shares the decoder.
+/// Runs sequences on one decoder. `D` is a reference to the decoder, or an `Arc`.
 pub struct Engine<'a, D: Borrow<Decoder> = &'a Decoder> {
     decoder: D,
     work: Workspace,
@@ -146,7 +148,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.slots[index].lora = lora;
     }
 
-    /// Returns the tokens of a slot whose keys and values were computed by prefill.
+    /// Returns the tokens of a slot that prefill has read. Tokens that were read one by one while decoding
+    /// are left out.
     pub(crate) fn prompt_read(&self, slot: SlotId) -> &[u32] {
         let slot = &self.slots[self.index(slot)];
         let prompt = slot.sequence.as_ref().map_or(usize::MAX, Sequence::prompt_len);
@@ -203,8 +206,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
         self.step_slots(&work)
     }
 
-    /// Reads the next tokens of some slots. `work` contains the number of tokens for each slot. The slots
-    /// must have room for these tokens.
+    /// Reads the next tokens of some slots. Each element of `work` is a slot and its number of tokens. The
+    /// slots must have room for these tokens.
     ///
     /// # Errors
     /// As for [`Engine::step`].
@@ -272,8 +275,8 @@ struct TokenChoice<'r> {
     step: Option<Result<TokenStep, GenerateError>>,
 }
 
-/// Chooses the next token of every sequence. If the rows are long, the back end's threads share them, because
-/// a token of a large vocabulary takes a considerable part of a step.
+/// Chooses the next token of every sequence. A choice from a large vocabulary takes a considerable part of a
+/// step, so several threads of the back end share the work.
 fn choose_tokens(choices: &mut [TokenChoice<'_>], backend: &dyn Backend) {
     let Some(first) = choices.first() else { return };
     let per_task = MIN_TASK_LOGITS.div_ceil(first.row.len().max(1));
@@ -306,8 +309,8 @@ impl Slot<'_> {
         self.sequence.as_ref().is_some_and(|sequence| self.read.len() < sequence.prompt_len())
     }
 
-    /// Returns the next `tokens` tokens as input of the model. Requests logits if these are the last tokens
-    /// of the sequence.
+    /// Returns the next `tokens` tokens as input of the model. Requests logits only if these are the last
+    /// tokens of the sequence.
     fn input(&self, tokens: usize) -> SlotInput<'_> {
         let ids = &self.next_ids().unwrap_or_default()[..tokens];
         let len = self.sequence.as_ref().map_or(0, |sequence| sequence.ids().len());

@@ -1,9 +1,11 @@
-//! Prefill, decode, sample, stop.
+//! Text generation: prefill, decoding, sampling and stop rules.
 //!
-//! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a
-//! sampler and stop rules. An [`Engine`] runs many sequences together, each in its own slot and optionally
-//! with its own adapter. A [`ChatSession`] holds a conversation in one slot and streams complete characters.
-//! A [`Scheduler`] runs the requests of a server on one engine, within a limit of memory.
+//! - [`generate()`] continues one prompt.
+//! - A [`Sequence`] holds the ids of a prompt and its continuation, a sampler and stop rules.
+//! - An [`Engine`] runs many sequences together. Each sequence has its own slot, which holds its keys and
+//!   values, and optionally its own adapter.
+//! - A [`ChatSession`] holds a conversation in one slot, and streams its replies in complete characters.
+//! - A [`Scheduler`] runs the requests of a server on one engine, within a memory limit.
 //!
 //! ```
 //! use std::{ops::ControlFlow, path::Path, sync::Arc};

@@ -4,9 +4,11 @@
 //! top-p, min-p. Each filter retains at least one token.
 //!
 //! Sorting a vocabulary of more than 100,000 tokens for each new token would be slow. A [`WeightHistogram`]
-//! therefore adds up the weights of tokens with similar logits. Its sums determine the group that contains
-//! the chosen token, and only this group is searched. The result is the token that sorting would give. After
-//! the first token, the sampler allocates no memory.
+//! therefore divides the tokens into groups with similar logits, and adds up the weights `e^logit` of each
+//! group. The sums determine the group of the chosen token, and only this group is searched. The result is
+//! the token that sorting would give.
+//!
+//! After the first token, the sampler allocates no memory.
 
 use danlu_kernels::rng::{self, Stream};
 
@@ -24,7 +26,8 @@ pub struct Sampler {
     /// temperature.
     logits: Vec<f32>,
     histogram: WeightHistogram,
-    /// With top-k, the candidates that top-k retains. Without top-k, the candidates of one bin of `histogram`.
+    /// With top-k, the candidates that top-k retains. Without top-k, the candidates of one group of
+    /// `histogram`.
     candidates: Vec<Candidate>,
 }
 
@@ -110,8 +113,8 @@ impl Sampler {
         }
     }
 
-    /// Adds the weights of the tokens in descending order. Returns the token at which `is_reached` accepts the
-    /// sum, and this sum.
+    /// Adds the weights of the tokens in descending order. Returns the token at which `is_reached` accepts
+    /// the sum, and this sum.
     fn find(&mut self, is_reached: impl Fn(f64) -> bool) -> Option<(u32, f64)> {
         let mut above = 0.0;
         if self.keeps_all() {
@@ -148,7 +151,7 @@ fn smallest_logit(weight: f32) -> f32 {
     -f32::from_bits(enough)
 }
 
-/// Lowers the logits of tokens that already occurred.
+/// Lowers the logits of tokens that occur in the context.
 #[derive(Clone, Debug, Default)]
 struct Penalty {
     /// For each token, the last call of [`Penalty::apply`] that changed its logit. A token that occurs twice

@@ -252,8 +252,8 @@ fn one_client_beside_many_of_another_adapter_is_not_delayed() {
         event.request == first && matches!(event.kind, EventKind::Token { .. })
     };
     let steps = (1..).find(|_| scheduler.step().unwrap().iter().any(is_first)).unwrap();
-    // The new prompt takes at most twice as many steps as alone, plus one step that a prompt of the busy
-    // adapter may share.
+    // The two adapters share the prompt tokens of a step, so the new prompt takes at most twice as many steps
+    // as alone. One more step may be partly used by a prompt of the busy adapter.
     assert!(steps <= 2 * alone + 1, "{steps} steps, {alone} alone");
     assert_eq!(finish(&mut scheduler).len(), 51);
 }

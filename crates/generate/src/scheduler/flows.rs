@@ -1,9 +1,11 @@
 //! Queues for fair scheduling between adapters.
 //!
-//! Each flow counts the token rows that were computed for its requests. The flow with the lowest count is
-//! served first. Among equal counts, a flow without running requests is first. Requests of the same flow are
-//! served in order. If a flow becomes active and its count is below the counts of all active flows, its count
-//! is raised to the lowest of these. A flow therefore gets no extra rows for its idle time.
+//! A flow is the queue of one adapter's jobs. It counts the tokens that the model has processed for these
+//! jobs. The flow with the lowest count is served first. Among equal counts, a flow without running jobs is
+//! first. Jobs of the same flow are served in order.
+//!
+//! An idle flow has no waiting and no running jobs. When an idle flow gets a job, its count is raised to the
+//! lowest count of the other flows with jobs. A flow therefore gains no advantage from its idle time.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,7 +20,8 @@ pub(super) type FlowKey = Option<GenerationId>;
 pub(super) struct Flow {
     pub waiting: VecDeque<Job>,
     pub running: usize,
-    /// Token rows computed for this adapter's jobs. [`Flows::activate`] raises this count after idle time.
+    /// Number of tokens processed for this adapter's jobs. [`Flows::activate`] raises this count after idle
+    /// time.
     pub served: u64,
 }
 
@@ -28,7 +31,7 @@ impl Flow {
     }
 }
 
-/// The flows of all adapters. [`Flows::prune`] removes idle flows.
+/// The flows of all adapters. [`Flows::prune`] removes idle flows that are no longer needed.
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
@@ -67,8 +70,8 @@ impl Flows {
         self.activate(job.flow()).waiting.push_front(job);
     }
 
-    /// Returns the flow with the lowest count among the flows with waiting jobs. If counts are equal, the
-    /// flow with the older request is first.
+    /// Returns the flow that is served next among the flows with waiting jobs. If two flows have equal counts
+    /// and both or neither have running jobs, the flow with the older request is first.
     pub fn next(&self) -> Option<FlowKey> {
         let waiting = self.flows.iter().filter_map(|(&key, flow)| {
             let first = flow.waiting.front()?;
@@ -127,8 +130,7 @@ impl Flows {
         self.active().map(|(_, flow)| flow.served).min()
     }
 
-    /// Returns a flow. The count of an idle flow is first raised to the lowest active count, so that idle
-    /// time earns no extra rows.
+    /// Returns a flow. The count of an idle flow is first raised to the lowest count of the flows with jobs.
     fn activate(&mut self, key: FlowKey) -> &mut Flow {
         let lowest = self.lowest().unwrap_or(0);
         let flow = self.flows.entry(key).or_default();

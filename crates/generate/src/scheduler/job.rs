@@ -16,8 +16,8 @@ pub(super) struct Job {
     pub is_started: bool,
     /// Number of times that the keys and values of this job were dropped to make room for other jobs.
     pub preemptions: u32,
-    /// Jobs for the other replies of the request. They start when this job has read the prompt, and copy its
-    /// keys and values.
+    /// Jobs for the other replies of the request. They start after this job has read the prompt, and copy the
+    /// keys and values of the prompt.
     pub siblings: Vec<Job>,
 }
 

@@ -28,8 +28,8 @@ struct Retained {
 pub(super) struct CachedPrefix {
     pub slot: SlotId,
     pub tokens: usize,
-    /// Whether a request can take over this slot instead of copying the prefix. The slot must be retained,
-    /// and have at most one token after the prefix.
+    /// Whether a request can take over this slot instead of copying the prefix. This requires that the slot
+    /// is retained, and has at most one token after the prefix.
     is_whole: bool,
 }
 
@@ -136,8 +136,9 @@ impl KvMemory {
         Some(prefix.slot)
     }
 
-    /// Grows a slot to `needed` tokens or, if there is room, by half of its capacity up to `most` tokens.
-    /// Returns `false` if there is no room for `needed` tokens.
+    /// Grows a slot by half of its capacity, but to at most `most` tokens. If there is no room for that,
+    /// grows the slot only to `needed` tokens. Returns `false` if there is no room for `needed` tokens
+    /// either.
     pub fn grow(&mut self, slot: SlotId, needed: usize, most: usize) -> bool {
         let capacity = self.engine.cache().capacity(slot);
         if needed <= capacity {

@@ -1,13 +1,16 @@
 //! Runs requests on one engine: continuous batching within a memory limit (ADR 0008).
 //!
+//! A job generates one reply of a request. A flow is the queue of one adapter's jobs. A slot holds the keys
+//! and values of a job.
+//!
 //! ```text
 //! add ──► flow of the adapter ──► running ──► ended
 //!               ▲                   │
 //!               └── paused, preempted
 //! ```
 //!
-//! A job generates one reply of a request, a flow is the queue of one adapter's jobs, and a slot holds the
-//! keys and values of a job.
+//! A paused job returns to its flow and retains its slot. A preempted job also loses its keys and values,
+//! which are recomputed when the job runs again.
 //!
 //! One [`Scheduler::step`] decodes one token for each running job, and reads a limited number of prompt
 //! tokens. A reply depends only on its request, including the seed: other requests, preemptions and the
@@ -236,7 +239,7 @@ impl Scheduler {
 
     /// Pauses a running job so that a job of flow `key` can start. The youngest job of the flow with the most
     /// running jobs is paused, and its slot stays in memory. Returns `false` without a pause if flow `key`
-    /// has a running job, or if no flow has two.
+    /// has a running job, or if no flow has two running jobs.
     fn pause_for(&mut self, key: FlowKey) -> bool {
         let has_running = self.flows.get(key).is_some_and(|flow| flow.running > 0);
         let most = self.flows.active().max_by_key(|(_, flow)| flow.running);
