@@ -18,8 +18,8 @@ pub enum Charset {
 }
 
 impl Charset {
-    /// Detects UTF-16 from the first two bytes. Without a byte order mark, one of the two bytes is zero,
-    /// because JSON starts with an ASCII character.
+    /// Detects UTF-16 from the first two bytes. JSON starts with an ASCII character, so one of its two bytes
+    /// in UTF-16 is zero if there is no byte order mark.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
             // A byte order mark of UTF-16 starts with 0xff or 0xfe, which never occur in UTF-8.
@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn chinese_and_western_bytes_are_distinguished() {
-        // Expected bytes: `printf '你好，甄嬛。' | iconv -t GB18030` and `printf 'Café déjà' | iconv -t LATIN1`.
+        // Source of the bytes: `printf '你好，甄嬛。' | iconv -t GB18030` and `printf 'Café déjà' | iconv -t
+        // LATIN1`.
         let chinese = b"\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3";
         let western = b"Caf\xe9 d\xe9j\xe0";
         assert_eq!(seen(&[b"plain", chinese]), Some(Charset::Gb18030));

@@ -40,7 +40,8 @@ pub struct Check {
     /// Documents that contain an end-of-turn token before the end. Such a document is a conversation that
     /// another program rendered. All tokens of the document are trained, including the questions.
     pub rendered: Vec<RecordSource>,
-    /// Records with a mark of a chat template that the tokenizer encodes as ordinary text, together with the mark.
+    /// Records with a mark of a chat template, such as `<|im_start|>`, that the tokenizer encodes as ordinary
+    /// text, together with the mark.
     pub foreign: Vec<(RecordSource, &'static str)>,
     /// Effects of the chat template on messages.
     pub template: Vec<TemplateFinding>,
@@ -105,8 +106,8 @@ pub fn check(
 }
 
 impl Check {
-    /// Records conversations that contain special tokens, documents that contain an end-of-turn token, and texts
-    /// that were rendered for another model.
+    /// Records conversations that contain special tokens, documents that contain an end-of-turn token, and
+    /// texts that were rendered for another model.
     fn record_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
         let mark = record.content.texts().find_map(|text| foreign_mark(text, tokenizer));
         self.foreign.extend(mark.map(|mark| (record.source.clone(), mark)));
@@ -147,8 +148,8 @@ impl Check {
     }
 }
 
-/// The first record with each 128-bit hash of a record or question. For a million records, the probability of
-/// a collision is below 1e-26.
+/// Maps the 128-bit hash of each record, and of each question, to the first record with this hash. For a
+/// million records, the probability of a collision is below 1e-26.
 #[derive(Default)]
 struct Seen<'a> {
     records: HashMap<u128, &'a RecordSource>,
@@ -249,8 +250,8 @@ impl Lengths {
         self.sorted.iter().sum::<usize>() as f64 / self.count().max(1) as f64
     }
 
-    /// Returns the smallest length that a share `q` of all lengths does not exceed. For example,
-    /// `quantile(0.5)` is the median. Returns 0 if there are no lengths.
+    /// Returns the smallest length `l` such that at least a share `q` of all lengths is at most `l`. For
+    /// example, `quantile(0.5)` is the median. Returns 0 if there are no lengths.
     pub fn quantile(&self, q: f64) -> usize {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)

@@ -1,5 +1,5 @@
-//! Maps the keys of a file to the keys of a format. The user specifies the keys, or danlu recognizes a known
-//! alias set such as `question` and `answer`.
+//! Maps the keys of a file to the keys of a format. The user specifies the keys, or danlu recognizes an alias
+//! set: keys such as `question` and `answer` that many data sets use.
 
 use std::{fmt, str::FromStr};
 
@@ -188,8 +188,8 @@ impl Columns {
     }
 }
 
-/// Returns whether the value is a list of turns. A list of questions and answers may also be a list of records, so
-/// a turn with both needs the keys of a speaker.
+/// Returns whether the value is a list of turns. An element with a question and an answer may be a turn or a
+/// record of its own. It counts as a turn only if its question has the key `human` or `user`.
 fn is_conversation(value: &Value) -> bool {
     let has = |turn: &Value, keys: [&str; 2]| keys.iter().any(|key| turn.get(key).is_some());
     let is_turn = |turn: &Value| {

@@ -280,8 +280,8 @@ const TEMPLATE_MARKS: [&str; 14] = [
     "### Human:",
 ];
 
-/// Returns a mark of a chat template that the tokenizer encodes as ordinary text. Most texts with such a mark were
-/// rendered for another model.
+/// Returns a mark of a chat template that the tokenizer encodes as ordinary text. Most texts with such a mark
+/// were rendered for another model.
 pub fn foreign_mark(text: &str, tokenizer: &Tokenizer) -> Option<&'static str> {
     let is_foreign =
         |mark: &&str| text.contains(mark) && !tokenizer.specials().iter().any(|token| token == mark);

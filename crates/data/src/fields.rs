@@ -52,7 +52,8 @@ pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Valu
     }
 }
 
-/// Rejects a record that has content in one of the keys `unsupported`, which training would silently ignore.
+/// Rejects a record that has content in one of the keys `unsupported`. Without this check, training would
+/// silently ignore the content.
 pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismatch> {
     for key in unsupported {
         if object.get(*key).is_some_and(|value| !is_void(value)) {

@@ -33,8 +33,8 @@ impl JsonNesting {
     }
 
     /// Returns whether a `{` at this position must be the start of a record. This is true outside every
-    /// record. It is also true at the top level of a record, unless a `:` precedes the `{`: the `}` of the
-    /// record is then missing.
+    /// record. At the top level of a record, a `{` is valid only after a `:`. Any other `{` there starts the
+    /// next record, because the `}` of the current record is missing.
     pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }

@@ -56,8 +56,8 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
     }
 }
 
-/// Counts the commas outside strings, of which there are about as many as values. Each parsed value needs
-/// about 200 bytes of memory.
+/// Estimates the number of values from the commas outside strings. The number is limited before the record is
+/// parsed, because each parsed value needs about 200 bytes of memory.
 fn count_values(bytes: &[u8]) -> usize {
     let mut nesting = JsonNesting::default();
     let is_comma = |byte: &&u8| {

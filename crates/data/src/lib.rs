@@ -1,12 +1,13 @@
-//! Reads chat data: files to records, and records to token ids with a loss mask.
+//! Reads chat data. A file becomes records, and a record becomes token ids with a loss mask, which marks the
+//! tokens to train on.
 //!
 //! | step | function | file |
 //! |---|---|---|
 //! | parse a file into records | [`read()`] | `read.rs`, `record_splitter.rs`, `formats/` |
-//! | encode a record as ids and loss mask within a length | [`encode()`] | `encode.rs`, `truncate.rs` |
+//! | encode a record as token ids and a loss mask | [`encode()`] | `encode.rs`, `truncate.rs` |
 //! | collect statistics and warnings before training | [`check()`] | `check.rs` |
 //! | show a record token by token | [`preview()`] | `preview.rs` |
-//! | hold records out | [`split()`] | `hold_out.rs` |
+//! | hold records out of training, for evaluation | [`split()`] | `hold_out.rs` |
 //!
 //! Every fault in a file is reported with its line number, or with its row number in Parquet.
 //!

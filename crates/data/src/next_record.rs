@@ -10,18 +10,22 @@ use crate::{
 /// Maximum number of white space characters between a `{` and the first key of a record.
 const MAX_BLANKS: usize = 256;
 
-/// The start of a record. If the record is damaged, the next record starts at the next `{` in one of these
-/// places:
+/// The start of a record. If the record is damaged, [`Self::find_next`] finds the start of the next record.
 ///
-/// - If the damaged record is indented on its own line: a `{` on its own line with the same indentation.
-/// - If the damaged record starts in column 1: a `{` in column 1 that is plausible.
-/// - If other text precedes the damaged record on its line, as in `[{…}, {…}]`: any plausible `{`.
+/// A `{` may also start an object inside the damaged record. A `{` is *plausible* as the start of a record in
+/// two cases:
 ///
-/// A `{` may also start an object inside the damaged record. A `{` is plausible as the start of a record if
-/// it would be invalid at its position in the damaged record. It is also plausible if its first key is the
-/// first key of the file's first record. If the latter key is unknown, every `{` in column 1 is plausible.
+/// - It would be invalid at its position in the damaged record.
+/// - Its first key is the first key of the file's first record. If that key is unknown, every `{` in column 1
+///   is plausible.
 ///
-/// A `{` inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
+/// The position of the damaged record determines where the next record may start:
+///
+/// - If the damaged record is indented on its own line: at a `{` on its own line with the same indentation.
+/// - If the damaged record starts in column 1: at a plausible `{` in column 1.
+/// - If other text precedes the damaged record on its line, as in `[{…}, {…}]`: at any plausible `{`.
+///
+/// A key inside a JSON string never matches, because a JSON string contains no unescaped quotes or line
 /// breaks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordStart {

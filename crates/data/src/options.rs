@@ -20,14 +20,14 @@ pub struct ReadOptions {
 }
 
 impl ReadOptions {
-    /// Lowers the maximum memory by that of the records in `dataset`. Files that are read one after the other
-    /// thus share one maximum.
+    /// Lowers the maximum memory by the memory of the records in `dataset`. Files that are read one after the
+    /// other thus share one maximum.
     pub fn reserve(&mut self, dataset: &Dataset) {
         self.max_memory = self.max_memory.map(|left| left.saturating_sub(dataset.memory));
     }
 
-    /// Returns the options for each entry of `file`. Only a `dataset_info.json` of LLaMA-Factory may have several
-    /// entries, whose names are separated by commas.
+    /// Returns the options for each entry of `file`. Only a `dataset_info.json` of LLaMA-Factory may have
+    /// several entries, whose names are separated by commas.
     pub fn for_each_entry(&self, file: &Path) -> Vec<Self> {
         match &self.dataset {
             Some(names) if names.contains(',') && dataset_info::is_info(file) => {

@@ -31,11 +31,11 @@ use crate::{
 /// Maximum number of bad records. Reading stops after this number.
 const MAX_BAD: usize = 100_000;
 
-/// Maximum memory of records per byte of their file, beyond [`FREE_GROWTH`]. A record in memory is larger than
-/// in the file, and compression adds to that. The ratio is about 10 for compressed conversations.
+/// Maximum memory of records per byte of their file, in addition to [`FREE_GROWTH`]. A record in memory is
+/// larger than in the file, and compression adds to that. The ratio is about 10 for compressed conversations.
 pub(crate) const MAX_GROWTH: u64 = 64;
 
-/// Memory of records that needs no file of a matching size.
+/// Number of bytes that the records may use in memory even if their file is tiny.
 const FREE_GROWTH: u64 = 128 << 20;
 
 /// The records of a data file.
@@ -229,7 +229,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds the next record, or the fault in its place, of a JSON file to the result.
+    /// Adds the next record of a JSON file to the result. If the file contains a fault in its place, adds the
+    /// fault.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {
@@ -261,7 +262,7 @@ impl<'a> Reading<'a> {
         self.check_bad_count()
     }
 
-    /// Adds the first object of a file. It is a record, or a table as pandas writes it.
+    /// Adds the first object of a file. The object is a record, or a whole table as pandas writes it.
     fn take_first(&mut self, object: Object, source: &RecordSource) -> Result<(), DataError> {
         let Some(rows) = column_object::rows(&object) else {
             return self.take_object(object, source.clone());

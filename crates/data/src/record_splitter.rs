@@ -59,7 +59,7 @@ pub(crate) struct Splitter<R> {
     scanner: Scanner<R>,
     layout: Layout,
     expect: Expect,
-    /// The start of the last record.
+    /// The start of the record that was read last.
     last: Option<RecordStart>,
     /// The first key of the file's first record, including its quotes.
     usual_key: Option<Vec<u8>>,

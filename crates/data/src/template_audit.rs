@@ -1,7 +1,7 @@
 //! Detects how a chat template changes the messages of each record. The template renders markers instead of
 //! the texts, and the output is searched for these markers.
 //!
-//! Records whose messages have the same traits share one rendering.
+//! Records whose messages agree in role, reasoning, tool calls and white space share one rendering.
 
 use std::collections::HashMap;
 

@@ -95,8 +95,8 @@ fn longest_end(
 /// Finds the smallest index below `len` that fits. The binary search assumes that a larger index gives a
 /// shorter text.
 ///
-/// Tokenization violates this assumption slightly, so the index may not be the smallest. The returned index
-/// was tested with `fits`.
+/// A shorter text sometimes has more tokens, so the returned index may not be the smallest that fits. In any
+/// case, `fits` has accepted the returned index.
 fn first_that_fits(
     len: usize,
     fits: &dyn Fn(usize) -> Result<bool, ModelError>,

@@ -115,7 +115,7 @@ fn cell(record: &Object, name: &str) -> io::Result<String> {
     match record.get(name) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),
-        // When the table is read, the JSON text would become one message, and not a list of messages.
+        // A reader of the table would read the JSON text as one message, not as a list of messages.
         Some(_) if name == "prompt" || name == "completion" => {
             let message =
                 format!("`{name}` is a list of messages, which a table cannot hold; write `--to messages`");

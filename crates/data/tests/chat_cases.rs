@@ -116,7 +116,8 @@ fn every_conversation_equals_transformers_with_every_template() {
     assert!(compared >= 234, "{compared}");
 }
 
-/// A reply continues the prompt, so a record of training must continue the same prompt.
+/// In a chat, the model's reply follows the rendered prompt. The text of a training record must therefore
+/// start with the same prompt.
 #[test]
 fn thoughts_are_the_same_in_training_and_in_chat() {
     let Some(shared) = shared() else { return };
@@ -147,11 +148,13 @@ fn thoughts_are_the_same_in_training_and_in_chat() {
         (plain, "<think>\n\n</think>\n\nHi.<|im_end|>"),
         (thoughtful, "<think>\nA greeting.\n</think>\n\nHi.<|im_end|>"),
     ] {
-        // The thoughts are trained. A chat that leaves the thoughts open lets the model write the same text.
+        // The thoughts are trained, because the prompt of a chat does not contain them and the model
+        // generates them.
         assert!(trained(&messages).starts_with(answer), "{}", trained(&messages));
         assert_eq!(encoded(&messages).text.trim_end(), format!("{prompt}{answer}"));
 
-        // The second prompt of the chat drops the thoughts of the first reply, and so does the record.
+        // The second prompt of the chat omits the thoughts of the first reply, and so does the text of the
+        // record.
         let reply = answer.trim_end_matches("<|im_end|>");
         let second = Message::new("user", "And now?");
         let chat = [question.clone(), Message::new("assistant", reply), second];

@@ -110,8 +110,8 @@ impl<'a> TurnReader<'a> {
         }
     }
 
-    /// Reads one turn, and the loss that the turn's mask keys request. `after_user` is true if the previous turn
-    /// is the user's.
+    /// Reads one turn, and the loss that the turn's mask keys request. `after_user` is true if the previous
+    /// turn is the user's.
     fn turn(&mut self, value: &Value, after_user: bool) -> Result<(Message, Option<TurnLoss>), Mismatch> {
         let Value::Object(object) = value else {
             let found = fields::describe(value);
@@ -138,8 +138,8 @@ impl<'a> TurnReader<'a> {
         let options: &'a ReadOptions = self.options;
         let own = options.columns.message_key(ours).filter(present);
         own.or_else(|| known.iter().copied().find(present)).unwrap_or(match ours {
-            // No known key is present, so the caller's error names the missing key. Beside ShareGPT's `from`,
-            // this is ShareGPT's `value`.
+            // No known key is present, so this key appears in the caller's error. An object with ShareGPT's
+            // `from` lacks ShareGPT's `value`.
             "content" if object.contains_key("from") && !object.contains_key("role") => "value",
             _ => ours,
         })
@@ -195,7 +195,7 @@ fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatc
 /// Returns the keys of a turn that holds a question and its answer.
 pub(crate) fn exchange_keys(value: &Value) -> Option<(&'static str, &'static str)> {
     let has = |key: &str| value.get(key).is_some();
-    // A record of the Alpaca format has `input` and `output` too.
+    // A record of the Alpaca format has `input` and `output` too, and is not a turn.
     if has("role") || has("from") || has("instruction") {
         return None;
     }
