@@ -189,8 +189,8 @@ impl App {
         })
     }
 
-    /// Renders a conversation with the chat template of the model, and adds the model's default system message
-    /// if the first message is no system message. Returns the text and its tokens.
+    /// Renders a conversation with the chat template of the model, and adds the model's default system
+    /// message if the first message is no system message. Returns the text and its tokens.
     pub async fn render(
         &self,
         lease: &Lease,

@@ -23,11 +23,11 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Time until the next attempt after the system refuses a connection, for example for lack of open files.
 const RETRY_TIME: Duration = Duration::from_secs(1);
 
-/// Limits on the connections of a server. They bound what a client costs that sends or reads slowly.
+/// Limits on the connections of a server. They limit how many resources slow clients can occupy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Maximum number of open connections. Further clients wait until another one closes its connection. Half
-    /// of the process's limit on open files is a second maximum.
+    /// Maximum number of open connections. Further clients wait until a connection is closed. The server
+    /// never uses more than half of the process's limit on open files for connections.
     pub max_connections: usize,
     /// Maximum time from the start of a connection, or from the previous response, to the end of the next
     /// headers.
@@ -50,9 +50,8 @@ impl Default for ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Returns the limits that this process can keep.
-    ///
-    /// Adapters and the base need open files too, so half of them are left.
+    /// Lowers the maximum number of connections to half of the process's limit on open files. The other half
+    /// is for the files of the base and the adapters.
     fn within_open_files(self) -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let half = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);
@@ -60,7 +59,6 @@ impl ConnectionLimits {
     }
 }
 
-/// What each connection uses.
 #[derive(Clone)]
 struct Shared {
     router: Router,
@@ -86,7 +84,7 @@ pub(crate) async fn serve_connections(
         () = accept_all(&listener, &slots, &shared) => {}
         () = until_dropped(stopped) => {}
     }
-    // A client that connects now gets an error at once.
+    // Without a listener, a new client gets an error at once instead of waiting.
     drop(listener);
     let all = u32::try_from(limits.max_connections).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(close_time, slots.acquire_many(all)).await;
@@ -113,7 +111,7 @@ async fn accept_all(listener: &TcpListener, slots: &Arc<Semaphore>, shared: &Sha
     }
 }
 
-/// Returns whether an error of `accept` says only that one client has left.
+/// Returns whether an error of `accept` concerns only one client, which has already disconnected.
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)

@@ -12,7 +12,8 @@ use crate::sampling_fields::SamplingFields;
 use crate::tools::{CallFormat, CallScanner, ToolDefinition};
 use crate::wire::output::{OutputFields, ToolChoice};
 
-/// The compiled form of [`OutputFields`]: a grammar for the reply, and the tool calls in the reply.
+/// The compiled form of [`OutputFields`]: a grammar for the reply, and the tool calls that the reply may
+/// contain.
 #[derive(Default)]
 pub(crate) struct Constraint {
     grammar: Option<(Matcher, Option<Trigger>)>,

@@ -2,14 +2,15 @@
 //! this base.
 //!
 //! ```text
-//! HTTP request ─► lease of an adapter ─► template, tokens ─► engine thread ─► text, stop strings ─► JSON or events
-//!                 registry                                   scheduler        reply
+//! HTTP request ─► lease ─► template, tokens ─► engine thread ─► text, stop strings ─► JSON or events
 //! ```
 //!
-//! One thread owns the scheduler. Another thread handles the connections, and a few threads load adapters. A
-//! request takes a lease of its adapter before it is queued, and drops the lease after its last token. If an
-//! adapter is replaced or evicted, running replies therefore continue with the leased version. See
-//! [`Server`].
+//! A lease is a reference to one version of an adapter, which stays in memory until the lease is dropped. A
+//! request takes a lease before it is queued, and drops the lease after its last token. If an adapter is
+//! replaced or evicted, running replies therefore continue with the leased version.
+//!
+//! One thread owns the scheduler. Another thread handles the connections, and a few threads load adapters.
+//! See [`Server`].
 
 mod api_error;
 mod app;

@@ -44,13 +44,13 @@ pub struct ServeOptions {
     pub max_adapter_bytes: u64,
     /// Maximum number of tokens of a prompt and its reply together.
     pub context: usize,
-    /// Maximum number of sequences in one step.
+    /// Maximum number of sequences that run at the same time.
     pub max_running: usize,
     /// Maximum number of waiting requests.
     pub max_queued: usize,
     /// Maximum number of tokens whose keys and values are in memory.
     pub max_kv_tokens: usize,
-    /// Maximum number of prompt tokens in one step.
+    /// Maximum number of prompt tokens in one step of the scheduler.
     pub prefill_tokens: usize,
     /// Whether prompts with a common prefix share the keys and values of the prefix.
     pub prefix_cache: bool,

@@ -1,11 +1,11 @@
 //! Finds stop strings, even if a stop string consists of several tokens.
 
-/// Finds stop strings in a text that arrives in several pieces. While the end of the text may be the start of
-/// a stop string, this end is not returned.
+/// Finds stop strings in a text that arrives in several pieces. If the end of the text may be the start of a
+/// stop string, this end is not returned yet.
 #[derive(Clone, Debug)]
 pub(crate) struct StopText {
     stops: Vec<String>,
-    /// Whether the reply contains the stop string.
+    /// Whether the returned text includes the stop string.
     includes_stop: bool,
     pending: String,
     stopped: Option<usize>,

@@ -182,7 +182,8 @@ fn an_evicted_adapter_returns_at_its_next_request() {
     let top = tempfile::tempdir().unwrap();
     let adapters: Vec<_> = (1..=4).map(|seed| served(top.path(), &format!("a{seed}"), seed)).collect();
     let bytes = fs::metadata(top.path().join("a1/adapter_model.safetensors")).unwrap().len();
-    // In memory, an adapter needs 1.5 times the size of its file, because packed copies of its matrices are kept too.
+    // In memory, an adapter needs 1.5 times the size of its file, because packed copies of its matrices are
+    // kept too.
     let server = start(ServeOptions { adapters, max_adapter_bytes: 4 * bytes, ..options() });
     let models = ["a1", "a2", "a3", "a4"];
     let first: Vec<String> = models.iter().map(|model| reply(&server, model)).collect();

@@ -153,7 +153,7 @@ fn tokens_and_templates_are_shown() {
     assert_eq!(prompt, text);
 }
 
-/// A template that closes the thoughts in the prompt if `enable_thinking` is false, as that of Qwen3.
+/// A template that, like Qwen3's, closes the thoughts in the prompt if `enable_thinking` is false.
 const THINKING_TEMPLATE: &str = "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n\
     {{ m.content }}<|eot_id|>{% endfor %}\
     {% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n\

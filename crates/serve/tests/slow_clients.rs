@@ -1,4 +1,4 @@
-//! Tests what clients get that send or read slowly, over real sockets.
+//! Tests the limits for clients that send or read slowly, over real sockets.
 
 mod support;
 
@@ -11,7 +11,7 @@ use danlu_serve::{ConnectionLimits, ServeOptions};
 use serde_json::Value;
 use support::{TestServer, options, start};
 
-/// Each limit that a test reaches.
+/// The time limit in tests in which a client exceeds this limit.
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Longest time for a test on a busy machine.

@@ -10,7 +10,8 @@ const MAX_SCHEMA_BYTES: usize = 128 << 10;
 /// Maximum nesting depth of schemas.
 const MAX_SCHEMA_DEPTH: usize = 64;
 
-/// Maximum of `depth * (references + 1)`, which bounds the recursion of the compiler.
+/// Maximum of `depth * (references + 1)`. The compiler may descend through the whole depth once per
+/// reference, so the product limits its recursion.
 const MAX_SCHEMA_PATH: usize = 1024;
 
 /// Keywords of JSON Schema that the compiler cannot enforce.

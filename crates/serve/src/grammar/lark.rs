@@ -26,7 +26,7 @@ fn with_white_space(schema: &Value) -> Value {
 /// Returns the grammar of a reply with calls of `tools`. If `instead` is set, the reply may instead be a JSON
 /// value with this schema.
 ///
-/// With `starts_open`, the text before the first call has already been written.
+/// If `starts_open` is true, the grammar starts after [`CallFormat::open`], which the reply already contains.
 pub(crate) fn calls_grammar(
     tokenizer: &Tokenizer,
     format: &CallFormat,

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model_profile::ModelProfile;
 
-/// Number of parameters that are converted before the digest reads them.
+/// Number of parameters in a block that is added to the digest at once.
 const BLOCK_PARAMETERS: usize = 1 << 14;
 
 /// Source of an adapter.
@@ -44,7 +44,7 @@ impl AdapterSource {
     }
 }
 
-/// A loaded version of an adapter. Each clone of the version's `Arc` outside the registry is a lease.
+/// A loaded version of an adapter. A lease is a clone of its `Arc` outside the registry.
 pub(crate) struct Generation {
     pub id: GenerationId,
     pub lora: Arc<PackedAdapter>,

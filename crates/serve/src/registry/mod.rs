@@ -1,9 +1,14 @@
 //! The adapters of the server: their names, their versions, and the memory they use.
 //!
-//! An alias refers to a generation. A generation is one version of an adapter, and its id is a digest of the
-//! content. A request takes a lease (an `Arc` of the generation) before it is queued. A load changes an alias
-//! only after the new generation is complete in memory, so no request uses a mixture of old and new weights.
-//! The alias of an evicted generation stores the source, and the next request reads the adapter again.
+//! An alias is a name under which clients select an adapter. It refers to a generation, which is one version
+//! of the adapter. The id of a generation is a digest of its content.
+//!
+//! A request takes a lease (an `Arc` of the generation) before it is queued. A load changes an alias only
+//! after the new generation is complete in memory, so no request uses a mixture of old and new weights. If a
+//! generation was evicted from memory, the next request for its alias loads the adapter again from its
+//! source.
+//!
+//! The field `model` of a request is looked up in this order:
 //!
 //! ```text
 //! model ─► base name ─► alias ─► allowed Hub name ─► 404

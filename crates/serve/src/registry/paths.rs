@@ -42,7 +42,7 @@ pub(crate) fn resolve_path(root: Option<&Path>, path: &str) -> Result<PathBuf, A
     let missing = || ApiError::not_found(format!("No adapter found for {}", shortened(path)));
     let real = match root.join(path).canonicalize() {
         Ok(real) => real,
-        // Only for a path inside the root does the error reveal that the path does not exist.
+        // The error reveals whether a path exists only if the path is inside the root.
         Err(_) if is_lexically_inside(&root, path) => return Err(missing()),
         Err(_) => return Err(forbidden("cannot load from the path: it is outside of `--adapter-root`")),
     };

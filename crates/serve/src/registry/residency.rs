@@ -67,9 +67,9 @@ impl Residency {
         Some(Arc::clone(&resident.generation))
     }
 
-    /// Stores a version. If a version with the same content is already stored, returns that version. Evicts
-    /// the least recently used versions if necessary, but none that a request uses or that is in `pinned`. If
-    /// the version still does not fit, returns an error and evicts none.
+    /// Stores a version. If a version with the same content is already stored, returns that version. If
+    /// memory is full, evicts the least recently used versions, except versions in `pinned` and versions that
+    /// a request uses. If the new version still does not fit, returns an error and evicts none.
     pub fn insert(
         &mut self,
         generation: Generation,

@@ -71,8 +71,8 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::method(request.method().as_str(), request.uri().path())
 }
 
-/// Checks the headers and the key of a request, and sets the request id of the response. Of the client's
-/// text, the log contains only the method, the path and the request id.
+/// Checks the headers and the key of a request, and sets the request id of the response. The log contains the
+/// method, the path and the request id, and no other text from the client.
 async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
