@@ -1,8 +1,7 @@
 //! The download cache, in the layout of `huggingface_hub`.
 //!
-//! `blobs` contains the content of each file, and the checksum of the content is the name there. `refs`
-//! contains a file for each branch or tag with its commit. `snapshots` contains a folder for each commit,
-//! with links to blobs.
+//! `blobs` contains the content of each file, under its checksum as the name. `refs` contains a file for each
+//! branch or tag with its commit. `snapshots` contains a folder for each commit, with links to blobs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -19,10 +18,8 @@ use crate::checksum::{Checksum, is_hex};
 use crate::http::retry_after;
 use crate::{HubError, RepoName};
 
-/// Maximum size of a ref file in bytes.
 const MAX_REF_BYTES: u64 = 256;
 
-/// Maximum size in bytes of a stored list of files.
 const MAX_FILE_LIST_BYTES: u64 = 64 << 20;
 
 /// The folder for the lists of files that danlu stores. Python ignores this folder.

@@ -26,7 +26,7 @@ pub(crate) struct FileFetch<'a> {
     pub commit: &'a str,
     pub path: &'a str,
     pub file: &'a RemoteFile,
-    /// Set to `true` after another file has failed. This download is then cancelled.
+    /// Cancels this download when set to `true`, which happens after another file has failed.
     pub stop: &'a AtomicBool,
 }
 
@@ -46,7 +46,6 @@ enum Interruption {
     Cut(String),
     /// The server was too slow. Another attempt may succeed.
     Slow(String),
-    /// Any other error.
     Error(HubError),
 }
 

@@ -23,7 +23,7 @@ const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 /// The Hub adds this file to every repository. No loader reads the file.
 const ATTRIBUTES: &str = ".gitattributes";
 
-/// The model card. It may contain the licence of a base, or notes of the author.
+/// The model card, which may contain the licence of the base and notes of the author.
 pub(crate) const CARD: &str = "README.md";
 
 /// The file with the chat template of older models.
@@ -41,20 +41,18 @@ const IDENTITY: &str = "danlu.json";
 /// Maximum size in bytes of a [`TOKENIZER_CONFIG`] that is searched for a chat template.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Maximum size of a vocabulary in bytes.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Maximum size in bytes of a small file that is neither a vocabulary nor a shard index.
 pub(crate) const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
-/// Maximum size of a shard index in bytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Extensions of weight files that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Names of the small files that a repository has, and of those that it lacks. Small files are all files that
-/// danlu reads except the weights.
+/// Names of small files: first those that a repository has, then those that it lacks. Small files are all
+/// files that danlu reads except the weights.
 type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]

@@ -2,7 +2,7 @@
 //!
 //! - [`RepoName`] is the name of a repository, such as `org/name@revision`.
 //! - [`Hub::cached_folder`] returns the folder of a cached model, without any network traffic.
-//! - [`Hub::cached_folder`] returns the folder of a cached model. It sends no request.
+//! - [`Hub::cached_folder`] returns the folder of a cached model, without a request.
 //! - [`DatasetRef`] names a data set and a split. [`Hub::pull_dataset`] downloads the files of the split.
 //! - [`UploadSet`] lists the files of a folder to upload and to skip.
 //! - [`UploadSet`] sorts the files of a folder into files to upload and files to skip.

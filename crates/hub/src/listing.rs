@@ -16,7 +16,6 @@ use crate::{Hub, HubError, RepoName};
 /// Maximum number of pages of a listing. The Hub returns 1,000 files per page.
 const MAX_PAGES: usize = 100;
 
-/// Maximum number of files of a listing.
 const MAX_FILES: usize = 100_000;
 
 /// Maximum length of a path in bytes. Linux accepts no longer paths.
@@ -33,11 +32,10 @@ pub(crate) struct Listing {
     pub files: BTreeMap<String, RemoteFile>,
 }
 
-/// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteFile {
     pub size: u64,
-    /// Checksum of the content. It is also the name of the blob in the cache.
+    /// Checksum of the content, which is also the name of the blob in the cache.
     pub hash: Checksum,
 }
 
@@ -200,7 +198,6 @@ impl Hub {
     }
 }
 
-/// Returns the URL of a file's content.
 pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
     let path: Vec<String> = path.split('/').map(escaped).collect();
     format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.page_path(), path.join("/"))

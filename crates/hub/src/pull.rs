@@ -17,7 +17,6 @@ use crate::listing::{Listing, RemoteFile};
 use crate::transfer::ProgressThrottle;
 use crate::{Hub, HubError, RepoName, RetryPolicy, Transfer};
 
-/// Number of files that are downloaded in parallel.
 const PARALLEL_DOWNLOADS: usize = 8;
 
 /// Time limit of the request that lists the files of a cached model's commit.
@@ -28,7 +27,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum FetchScope {
     /// All files that danlu reads.
     Full,
-    /// All files that danlu reads except the weights. They are enough to plan a run or to tokenize text.
+    /// All files that danlu reads except the weights. These files are enough to plan a run or to tokenize
+    /// text.
     ConfigOnly,
 }
 
@@ -69,7 +69,7 @@ impl Hub {
     }
 
     /// Returns optional files that are missing in `folder`, would change results, and were never requested
-    /// from the Hub. [`Hub::fetch_missing_files`] requests them.
+    /// from the Hub. [`Hub::fetch_missing_files`] requests these files.
     pub fn missing_optional_files(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
         let cache = Cache::of(&self.settings.cache, repo);
         file_selection::missing_optional_files(folder, |file| cache.is_absent(commit_of(folder), file))
@@ -187,7 +187,7 @@ impl Hub {
             drop(tell);
             let mut throttle = ProgressThrottle::default();
             for message in told {
-                // The flag ends the waits of the other threads.
+                // The flag cancels the downloads of all other threads.
                 let bytes = message.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 transfer.done = transfer.done.saturating_add_signed(bytes);
                 if throttle.is_due() {

@@ -10,7 +10,6 @@ use danlu_model::files::{TEMPORARY_PREFIX, read_bounded};
 
 use crate::HubError;
 
-/// Maximum size of a token file in bytes.
 const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 
 /// An invalid token, with its source.
@@ -22,12 +21,10 @@ pub struct TokenFault {
 }
 
 impl TokenFault {
-    /// Creates the error of a token in an environment variable.
     pub(crate) fn of_variable(name: &str, error: &HubError) -> Self {
         Self { message: format!("the token of `{name}` cannot be used: {error}"), is_variable: true }
     }
 
-    /// Creates the error of a token in a file.
     pub(crate) fn of_file(path: &Path, error: &HubError) -> Self {
         let message = match error {
             HubError::File(error) => error.to_string(),
@@ -36,7 +33,6 @@ impl TokenFault {
         Self { message, is_variable: false }
     }
 
-    /// Returns the next step for the user.
     pub(crate) fn hint(&self) -> &'static str {
         match self.is_variable {
             true => "set it to a valid token, or unset it",
@@ -107,7 +103,6 @@ impl Token {
         }
     }
 
-    /// Returns the value of the `authorization` header.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.0)
     }

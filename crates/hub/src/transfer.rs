@@ -13,7 +13,6 @@ pub struct Transfer {
     pub files: usize,
 }
 
-/// Minimum time between two progress reports.
 const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Limits the rate of progress reports.
@@ -38,7 +37,6 @@ impl Transfer {
     }
 }
 
-/// Converts a byte count to a signed number.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -400,7 +400,7 @@ fn a_listing_continues_only_at_the_endpoint() {
 #[test]
 fn all_pages_of_a_listing_share_one_limit() {
     let scene = Scene::new();
-    // The server returns an endless number of pages. Each of them is below the size limit of a response.
+    // The server returns an endless number of pages. Each page is below the size limit of a response.
     let link = format!("<{}/api/models/lab/model/tree/x>; rel=\"next\"", scene.server.endpoint());
     let page = format!("[{}]", " ".repeat(20 << 20)).into_bytes();
     let page = Action::Status(200, vec![("Link".to_owned(), link)], page);

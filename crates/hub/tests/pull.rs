@@ -211,7 +211,8 @@ fn a_complete_snapshot_of_python_needs_no_check() {
     scene.server.commit("lab/model", &[("tokenizer_config.json", template)]);
     let folder = scene.pull("lab/model").unwrap().folder;
     keep_only(&folder, &READ);
-    // Python has downloaded the whole repository. It records absent files only when it loads a model.
+    // After Python has downloaded the whole repository, `.gitattributes` exists. No absent file is recorded,
+    // because Python records absent files only when it loads a model.
     fs::write(folder.join(".gitattributes"), "").unwrap();
     assert!(scene.hub(None).missing_optional_files(&repo("lab/model"), &folder).is_empty());
     fs::remove_file(folder.join("tokenizer_config.json")).unwrap();

@@ -409,7 +409,6 @@ fn equal_files_are_uploaded_once() {
     assert_eq!(desk.server.requests().iter().filter(|request| request.method == "PUT").count(), 1);
 }
 
-/// Returns the options of a private push.
 fn private() -> PushOptions {
     PushOptions { private: true, ..PushOptions::default() }
 }

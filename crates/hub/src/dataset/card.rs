@@ -92,7 +92,7 @@ pub(crate) fn declared_subsets(card: &str) -> Result<Vec<DeclaredSubset>, String
     };
     let Some(end) = rest.find("\n---") else { return Ok(Vec::new()) };
     let yaml = &rest[..end];
-    // Most cards declare no files. Their front matter is not parsed, so it need not be valid.
+    // Most cards declare no files. The front matter of such a card is not parsed, so it need not be valid.
     if !yaml.lines().any(|line| line.starts_with("configs:")) {
         return Ok(Vec::new());
     }

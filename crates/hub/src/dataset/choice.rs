@@ -155,8 +155,7 @@ fn declared_files(declared: &DeclaredSubset, is_only: bool, paths: &[&str]) -> S
     Subset { name, is_default: is_only || declared.is_default || declared.name == DEFAULT_SUBSET, splits }
 }
 
-/// Returns the subsets on the branch [`PARQUET_BRANCH`]. The folders `subset/split` there name the subsets
-/// and splits.
+/// Returns the subsets on the branch [`PARQUET_BRANCH`], where the folder of a file is `subset/split`.
 fn exported_subsets(paths: &[&str]) -> Vec<Subset> {
     let mut found: BTreeMap<&str, BTreeMap<&str, Vec<String>>> = BTreeMap::new();
     for path in paths {
@@ -340,7 +339,7 @@ mod tests {
         assert_eq!(chosen("a/b", &["test.csv"], ""), part("test", &["test.csv"]));
     }
 
-    // The expected splits are those of Python's datasets 5.2.0. `reference/dataset_splits.py` wrote them.
+    // The expected splits are those of Python's datasets 5.2.0, from `reference/dataset_splits.py`.
     #[test]
     fn fifty_layouts_have_the_splits_of_datasets() {
         #[derive(serde::Deserialize)]

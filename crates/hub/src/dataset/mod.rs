@@ -1,8 +1,8 @@
 //! Data sets of the Hub: their names, the choice of files, and downloads.
 //!
-//! A [`DatasetRef`] names a data set and one of its splits. The files of a split are chosen as Python's
-//! `datasets` chooses them: from the front matter of the card, or else from the names of files and folders.
-//! danlu never runs the loading script of a data set.
+//! A [`DatasetRef`] names a data set and one of its splits. danlu chooses the files of a split as Python's
+//! `datasets` does: by the front matter of the card, or else by the names of files and folders. danlu never
+//! runs the loading script of a data set.
 
 mod card;
 mod choice;

@@ -8,7 +8,6 @@ use percent_encoding::percent_decode_str;
 use crate::name::hub_path;
 use crate::{Endpoint, HubError, RepoName};
 
-/// Maximum length of a part in bytes.
 const MAX_PART_BYTES: usize = 1024;
 
 /// The name of a data set on the Hub, and the part of it that is read.

@@ -25,7 +25,6 @@ use connect_error::unanswered;
 pub(crate) use request::{Body, Request};
 pub(crate) use response::{Response, Unread};
 
-/// Maximum number of redirects of a request.
 const MAX_REDIRECTS: usize = 5;
 
 /// Maximum size in bytes of a response that is not a file.
@@ -163,7 +162,7 @@ impl Http {
     }
 
     /// Sends a request. Retries after a failed connection, a server error, and the statuses 408 and 429. If
-    /// the last attempt gets such a status, returns this response.
+    /// the last attempt gets one of these statuses, returns the response.
     ///
     /// # Errors
     /// If the last attempt gets no response, a redirect is not allowed, or the server requests a wait above

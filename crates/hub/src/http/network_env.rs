@@ -8,7 +8,6 @@ use ureq::{Proxy, ProxyProtocol};
 
 use crate::HubError;
 
-/// Maximum size of a certificate file in bytes.
 const MAX_CERTIFICATE_BYTES: u64 = 16 << 20;
 
 /// Returns the proxy of the first variable that is set. The proxy is used with CONNECT for every URL, except

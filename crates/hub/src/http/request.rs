@@ -7,7 +7,6 @@ use crate::HubError;
 use crate::http::url::origin;
 use crate::push::FilePart;
 
-/// An HTTP request.
 #[derive(Clone, Debug)]
 pub(crate) struct Request<'a> {
     pub method: Method,
@@ -17,11 +16,10 @@ pub(crate) struct Request<'a> {
     pub load: Body<'a>,
     /// Flag that cancels the request when set.
     pub stop: Option<&'a AtomicBool>,
-    /// Whether the server may need a long time to respond. Such a request has a longer time limit.
+    /// Whether the server may need a long time to respond. The request then has a longer time limit.
     pub is_slow: bool,
 }
 
-/// The body of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Body<'a> {
     Nothing,

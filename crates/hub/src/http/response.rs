@@ -89,7 +89,6 @@ fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }
 
-/// Returns the wait that the server requests.
 fn retry_after(response: &Response) -> Option<Duration> {
     retry_after::parse(response.header("retry-after")?, response.header("date"))
 }

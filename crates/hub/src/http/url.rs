@@ -8,7 +8,7 @@ use crate::Endpoint;
 /// Characters that must be escaped in a path segment.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Returns whether a request to a URL from the Hub is allowed. The URL must use HTTPS. It may use HTTP if the
+/// Returns whether a request to a URL from the Hub is allowed. The URL must use HTTPS, or may use HTTP if the
 /// endpoint itself uses HTTP.
 pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
     joined(endpoint.as_str(), url).is_some_and(|same| same == url)

@@ -18,7 +18,6 @@ use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 /// The default first line of a commit message.
 const MESSAGE: &str = "Upload with danlu";
 
-/// A new commit.
 pub(super) struct NewCommit {
     pub commit: String,
     pub pull_request: Option<String>,
@@ -114,7 +113,6 @@ impl Hub {
         }
     }
 
-    /// Returns the URL of a pull request's page.
     pub(super) fn pull_request_url(&self, repo: &RepoName, number: u64) -> String {
         format!("{}/{}/discussions/{number}", self.http.endpoint(), repo.id())
     }

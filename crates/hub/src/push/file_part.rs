@@ -11,7 +11,6 @@ use crate::HubError;
 use crate::checksum::Hasher;
 use crate::transfer::signed;
 
-/// A part of a file.
 pub(crate) struct FilePart<'a> {
     pub of: &'a UploadFile,
     pub content: &'a FileSource<'a>,

@@ -1,4 +1,4 @@
-//! The content of a file to upload. It is a file on disk, or bytes in memory that replace the file.
+//! The content of a file to upload: a file on disk, or bytes in memory.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,9 +7,7 @@ use std::os::unix::fs::FileExt;
 /// Opened content that can be read several times.
 #[derive(Debug)]
 pub(crate) enum FileSource<'a> {
-    /// A file on disk.
     File(File),
-    /// Bytes in memory.
     Bytes(&'a [u8]),
 }
 

@@ -17,7 +17,7 @@ use crate::HubError;
 /// Number of bytes of a weight file that are scanned for secrets. The metadata is at the start of the file.
 const MAX_SCANNED_WEIGHT_BYTES: u64 = 16 << 20;
 
-/// Number of characters of a token that an error shows. These first characters identify the kind of token.
+/// Number of characters of a token that an error shows. The first characters identify the kind of token.
 const SHOWN_TOKEN_CHARS: usize = 3;
 
 pub(super) struct FolderWalk<'a> {

@@ -15,7 +15,6 @@ use crate::http::url::is_address;
 use crate::transfer::signed;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Maximum number of objects in a batch request.
 const MAX_OBJECTS_PER_BATCH: usize = 100;
 
 /// Maximum number of parts of a file. S3 has the same limit.
@@ -34,7 +33,6 @@ pub(super) struct LfsAction {
     pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
-/// Method to upload an object.
 #[derive(Clone, Debug)]
 pub(super) enum UploadMethod {
     /// The storage already contains the object.

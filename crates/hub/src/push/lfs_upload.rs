@@ -1,7 +1,9 @@
 //! Uploads large files: several at the same time, and in parts if the Hub requires parts.
 //!
-//! A part that the storage has accepted is uploaded again only in two cases: the Hub started a new multipart
-//! upload, or the part is the last one and the completion failed.
+//! A part that the storage has accepted is uploaded again only in these cases:
+//!
+//! - The Hub started a new multipart upload.
+//! - The part is the last one, and the completion failed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +18,6 @@ use crate::http::{Request, Response};
 use crate::push::file_part::FilePart;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// Number of files or parts that are uploaded in parallel.
 const PARALLEL_UPLOADS: usize = 4;
 
 /// Maximum number of batch requests in a push. After expired URLs or failed uploads, a further request
@@ -27,7 +28,6 @@ const MAX_ROUNDS: usize = 3;
 enum PartError {
     /// The URL or the upload is no longer valid. A new batch request may help.
     Stale(HubError),
-    /// Any other error.
     Hard(HubError),
 }
 
@@ -208,9 +208,9 @@ impl Hub {
     }
 }
 
-/// Returns the response if its status is a success. A temporary error is final here, because the request was
-/// retried before. Any other status is treated as an expired URL or upload, because a new batch request may
-/// help.
+/// Returns the response if its status is a success. A temporary error is final here, because
+/// [`Http::send`](crate::http::Http::send) has already retried the request. Any other status is treated as an
+/// expired URL or upload, because a new batch request may help.
 fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
     if response.status.is_success() {
         return Ok(response);

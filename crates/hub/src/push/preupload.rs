@@ -13,17 +13,15 @@ use crate::http::Resource;
 use crate::http::url::escaped;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Maximum number of files in a request.
 const MAX_FILES_PER_REQUEST: usize = 256;
 
 /// Number of bytes of a file that the Hub inspects.
 const SAMPLE_BYTES: u64 = 512;
 
-/// Maximum size of all regular files in a commit, in bytes. All of them are in memory together. The Hub
+/// Maximum size of all regular files in a commit, in bytes. The regular files are in memory together. The Hub
 /// classifies a file above about 10 MB as large.
 pub const MAX_COMMIT_BYTES: u64 = 32 << 20;
 
-/// Upload mode of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UploadMode {
     /// The file is uploaded inside the commit request.

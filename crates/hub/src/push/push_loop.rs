@@ -6,14 +6,14 @@
 //! - *Listing*: the branch's commit and its files, as last read from the Hub.
 //! - *Missing file*: a file of the upload set that the listing does not contain, or contains with other
 //!   bytes.
-//! - *Outdated file*: weights in the listing that the pushed model replaces. The commit deletes them.
+//! - *Outdated file*: weights in the listing that the pushed model replaces, and that the commit deletes.
 //! - *Unconfirmed commit*: a commit request that got no response, or an error response that may be temporary.
 //!
 //! # Invariants
 //! 1. The commit makes all files visible in the repository at the same time.
 //! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
-//! 3. After an unconfirmed commit, the loop reads the listing again. If no file is missing or outdated then,
-//!    the push has succeeded.
+//! 3. After an unconfirmed commit, the loop reads the listing again. If the new listing has no missing and no
+//!    outdated file, the push has succeeded.
 //! 4. A large file that was uploaded is not uploaded again, for any number of commit requests.
 //! 5. A push ends after [`MAX_RACES`] commits that lost a race, or after `RetryPolicy::attempts` unconfirmed
 //!    commits.
@@ -56,7 +56,6 @@ const MAX_RACES: u32 = 3;
 /// Maximum number of lookups of the pull request after a lost response.
 const MAX_PROPOSAL_CHECKS: u32 = 3;
 
-/// A push in progress.
 pub(super) struct PushLoop<'a> {
     hub: &'a Hub,
     upload_set: &'a UploadSet,

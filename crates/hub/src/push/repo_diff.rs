@@ -28,9 +28,9 @@ pub struct RepoDiff {
     pub changed: Vec<(String, u64)>,
     /// Path and size of files that the repository contains with the same content.
     pub unchanged: Vec<(String, u64)>,
-    /// Path and size of weights of a replaced model. The commit deletes them.
+    /// Path and size of the weights of a replaced model, which the commit deletes.
     pub removed: Vec<(String, u64)>,
-    /// Paths of other files in the repository. A push does not change them.
+    /// Paths of other files in the repository, which a push does not change.
     pub others: Vec<String>,
     /// Whether the repository is empty.
     pub is_empty: bool,

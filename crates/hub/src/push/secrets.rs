@@ -41,8 +41,8 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
     loop {
         let cut = buffer.len().saturating_sub(OVERLAP);
         lines += line_ends(&buffer[..cut]);
-        // The last `OVERLAP` bytes stay in the buffer. The first of them is only context, because the check
-        // for a token reads the byte before the token.
+        // The last `OVERLAP` bytes stay in the buffer. The first of these bytes is only context, because the
+        // check for a token reads the byte before the token.
         buffer.drain(..cut);
         let taken = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
         if taken == 0 {
@@ -69,7 +69,7 @@ pub(crate) fn find_in_path(path: &str, own: Option<&Token>) -> Option<usize> {
     position(path.as_bytes(), false).or_else(|| own?.position_in(path.as_bytes()))
 }
 
-/// Returns whether a text contains a token or a private key, by their format, or the user's own token.
+/// Returns whether a text contains the user's own token, or text in the format of a token or a private key.
 pub fn has_secret(text: &str, own: Option<&Token>) -> bool {
     find_in_path(text, own).is_some()
 }
@@ -117,7 +117,7 @@ fn position(bytes: &[u8], before: bool) -> Option<usize> {
     })
 }
 
-/// Returns whether a token may start at `at`. It may not directly follow a letter, a digit, `-` or `_`,
+/// Returns whether a token may start at `at`. A token may not directly follow a letter, a digit, `-` or `_`,
 /// unless this byte ends an escape sequence such as `\n` or `%20`.
 fn is_start(bytes: &[u8], at: usize) -> bool {
     let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);

@@ -1,4 +1,4 @@
-//! Resolves the target of a push: its repository and its branch. Creates them if necessary.
+//! Finds the repository and the branch of a push, and creates them if necessary.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +91,7 @@ impl Hub {
         Err(last.expect("what was found was returned"))
     }
 
-    /// Creates the repository. It is not an error if the repository exists.
+    /// Creates the repository unless it exists.
     fn create(&self, repo: &RepoName, private: bool) -> Result<(), HubError> {
         let (owner, name) = repo.id().split_once('/').expect("checked when parsed");
         let wish = json!({ "type": "model", "organization": owner, "name": name, "private": private });
@@ -193,7 +193,7 @@ impl Hub {
     }
 }
 
-/// Returns whether a new branch may have this name. It must not be `main`, a commit, or a full ref.
+/// Returns whether a new branch may have this name. The name must not be `main`, a commit, or a full ref.
 pub(super) fn may_be_branch(revision: &str) -> bool {
     revision != "main" && !is_hex(revision, 40) && !revision.starts_with("refs/")
 }

@@ -19,12 +19,11 @@ pub struct UploadFile {
     sha256: OnceLock<String>,
 }
 
-/// Source of a file's content.
 #[derive(Debug)]
 enum Source {
     /// A file on disk, with its metadata when the folder was read.
     File { place: PathBuf, stamp: Stamp },
-    /// Content in memory. It replaces a file of the folder, or is a new file.
+    /// Content in memory, which replaces a file of the folder or is a new file.
     Bytes(Vec<u8>),
 }
 
@@ -35,7 +34,6 @@ impl UploadFile {
         Ok(Self::new(path, Source::File { place, stamp }))
     }
 
-    /// Creates an entry with content in memory.
     pub(super) fn from_bytes(path: String, bytes: Vec<u8>) -> Self {
         Self::new(path, Source::Bytes(bytes))
     }
@@ -93,7 +91,6 @@ impl UploadFile {
         if is(file.metadata()) && is(fs::metadata(place)) { Ok(()) } else { Err(self.changed()) }
     }
 
-    /// Returns the error for a changed file.
     pub(crate) fn changed(&self) -> HubError {
         HubError::FileChanged { path: self.place().to_owned() }
     }

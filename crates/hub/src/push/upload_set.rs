@@ -14,7 +14,7 @@ use crate::{HubError, Token};
 /// A folder that contains one of these files is an adapter or a model.
 const CONFIGS: [&str; 2] = ["adapter_config.json", "config.json"];
 
-/// The files of a folder. Some are uploaded, and the others are skipped.
+/// The files of a folder, divided into files to upload and files to skip.
 #[derive(Debug)]
 pub struct UploadSet {
     folder: PathBuf,
