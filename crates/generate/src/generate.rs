@@ -15,7 +15,7 @@ use crate::{Engine, GenerateError, Sampler, SamplingOptions, Sequence, StopReaso
 pub struct GenerateOptions {
     /// Maximum number of new tokens.
     pub max_new_tokens: usize,
-    /// End tokens. A reply ends before the first of them. If the set is empty, no token ends the reply.
+    /// End tokens. A reply ends before the first end token. If the set is empty, no token ends the reply.
     pub stop_ids: BTreeSet<u32>,
     /// Settings of the sampler.
     pub sampling: SamplingOptions,
@@ -50,9 +50,8 @@ impl Generated {
 /// Continues `prompt` in a new slot of the required size. `on_token` receives each new token and can stop the
 /// continuation.
 ///
-/// # Errors
-/// If a sampling setting is out of range, the prompt is empty or longer than the model's context, a token is
-/// outside the vocabulary, or every logit is NaN or minus infinity.
+/// # Errors If a sampling setting is out of range, the prompt is empty or longer than the model's context, or
+/// a token is outside the vocabulary. Also if every logit is NaN or minus infinity.
 pub fn generate(
     decoder: &Decoder,
     work: &mut Workspace,

@@ -32,8 +32,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// Returns a chat. Its context has `context_tokens` tokens, or the model's maximum if that is lower. Adds
-    /// the tokenizer's end tokens to `options.stop_ids`.
+    /// Returns a chat with a context of `context_tokens` tokens, or of the model's maximum if that is lower.
+    /// Adds the tokenizer's end tokens to `options.stop_ids`.
     ///
     /// # Errors
     /// If a sampling setting is out of range.

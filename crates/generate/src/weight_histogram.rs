@@ -99,8 +99,8 @@ fn add(sums: &mut [f64], logits: &[f32; BLOCK]) {
     let groups = logits.map(group);
     let mut weights = [0.0; BLOCK];
     for ((weight, &logit), group) in weights.iter_mut().zip(logits).zip(groups) {
-        // The computed weight of a logit without a group is wrong. It is added to the last element of `sums`,
-        // which is never read.
+        // The computed weight of a logit without a group is wrong, and is added to the last element of
+        // `sums`, which is never read.
         let r = logit as f64 + group as i32 as f64 * (1.0 / GROUPS_PER_UNIT as f64);
         *weight = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0)))));
     }

@@ -19,7 +19,8 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller meets the requirements of this method, which are the same.
+        // SAFETY: the caller meets the requirements of this method, and `System.alloc` has the same
+        // requirements.
         unsafe { System.alloc(layout) }
     }
 

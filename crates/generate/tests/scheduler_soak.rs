@@ -48,7 +48,6 @@ struct Counts {
     replaced: usize,
 }
 
-/// Number of tokens of a reply.
 const NEW_TOKENS: usize = 12;
 
 /// Returns a packed adapter whose values and rank depend on `number`.
@@ -178,7 +177,6 @@ fn random_requests_get_the_reply_of_their_adapter() {
     assert!(counts.finished > 10, "{counts:?}");
 }
 
-/// Returns the resident memory of this process in bytes.
 #[cfg(target_os = "linux")]
 fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();

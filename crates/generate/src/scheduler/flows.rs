@@ -1,8 +1,8 @@
 //! Queues for fair scheduling between adapters.
 //!
-//! A flow is the queue of one adapter's jobs. It counts the tokens that the model has processed for these
-//! jobs. The flow with the lowest count is served first. Among equal counts, a flow without running jobs is
-//! first. Jobs of the same flow are served in order.
+//! A flow is the queue of one adapter's jobs. Each flow counts the tokens that the model has processed for
+//! its jobs. The flow with the lowest count is served first. Among equal counts, a flow without running jobs
+//! is first. Jobs of the same flow are served in order.
 //!
 //! An idle flow has no waiting and no running jobs. When an idle flow gets a job, its count is raised to the
 //! lowest count of the other flows with jobs. A flow therefore gains no advantage from its idle time.
@@ -70,8 +70,8 @@ impl Flows {
         self.activate(job.flow()).waiting.push_front(job);
     }
 
-    /// Returns the flow that is served next among the flows with waiting jobs. If two flows have equal counts
-    /// and both or neither have running jobs, the flow with the older request is first.
+    /// Returns the flow with the lowest count among the flows with waiting jobs. Among equal counts, a flow
+    /// without running jobs is first, and then the flow with the older request.
     pub fn next(&self) -> Option<FlowKey> {
         let waiting = self.flows.iter().filter_map(|(&key, flow)| {
             let first = flow.waiting.front()?;

@@ -16,12 +16,12 @@ pub(super) struct Job {
     pub is_started: bool,
     /// Number of times that the keys and values of this job were dropped to make room for other jobs.
     pub preemptions: u32,
-    /// Jobs for the other replies of the request. They start after this job has read the prompt, and copy the
-    /// keys and values of the prompt.
+    /// Jobs for the other replies of the request. These jobs start after this job has read the prompt, and
+    /// copy the keys and values of the prompt.
     pub siblings: Vec<Job>,
 }
 
-/// Where the tokens of a job, and their keys and values, are stored.
+/// The storage of a job's tokens, and of their keys and values.
 pub(super) enum JobPlace {
     /// Outside the engine. Only the tokens are stored, without keys and values.
     Detached(Box<Sequence>),

@@ -154,9 +154,9 @@ impl KvMemory {
         false
     }
 
-    /// Removes the sequence from a slot and returns it. If `retain` is set, the keys and values of its prompt
-    /// are retained, unless the prompt is shorter than a page ([`PAGE_TOKENS`]) or another retained slot
-    /// contains them.
+    /// Removes the sequence from a slot and returns it. If `retain` is true, the keys and values of the
+    /// prompt are retained, with two exceptions: the prompt is shorter than a page ([`PAGE_TOKENS`]), or
+    /// another retained slot contains it.
     pub fn release(&mut self, slot: SlotId, generation: Option<GenerationId>, retain: bool) -> Sequence {
         let len = self.engine.prompt_read(slot).len();
         let tokens = self.engine.prompt_read(slot).to_vec();

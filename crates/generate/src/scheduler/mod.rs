@@ -318,7 +318,7 @@ impl Scheduler {
         true
     }
 
-    /// Returns the slots that decode one token in this step. Each of them has room for the token.
+    /// Returns the slots that decode one token in this step. Each slot has room for the token.
     fn decode_work(&mut self) -> Vec<(SlotId, usize)> {
         let mut work = Vec::new();
         let slots: Vec<SlotId> = self.running.iter().filter_map(Job::slot).collect();
