@@ -18,8 +18,8 @@ pub enum Charset {
 }
 
 impl Charset {
-    /// Detects UTF-16 from the first two bytes. JSON starts with an ASCII character, so one of its two bytes
-    /// in UTF-16 is zero if there is no byte order mark.
+    /// Detects UTF-16 from the first two bytes, which are a byte order mark or the first character. JSON
+    /// starts with an ASCII character, and one of the two bytes of an ASCII character is zero.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
             // A byte order mark of UTF-16 starts with 0xff or 0xfe, which never occur in UTF-8.

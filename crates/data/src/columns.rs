@@ -188,8 +188,8 @@ impl Columns {
     }
 }
 
-/// Returns whether the value is a list of turns. An element with a question and an answer may be a turn or a
-/// record of its own. It counts as a turn only if its question has the key `human` or `user`.
+/// Returns whether the value is a list of turns. An element with a question and an answer may also be a
+/// record of its own. Such an element counts as a turn only if the key of its question is `human` or `user`.
 fn is_conversation(value: &Value) -> bool {
     let has = |turn: &Value, keys: [&str; 2]| keys.iter().any(|key| turn.get(key).is_some());
     let is_turn = |turn: &Value| {

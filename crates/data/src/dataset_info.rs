@@ -9,7 +9,6 @@ use crate::{Columns, DataError, Format, ReadOptions, columns::NameMapError, fiel
 
 const FILE_NAME: &str = "dataset_info.json";
 
-/// Maximum size of a `dataset_info.json`.
 const MAX_INFO_BYTES: u64 = 16 << 20;
 
 /// Keys for the location of the data. If an entry has none of these keys, LLaMA-Factory did not write the

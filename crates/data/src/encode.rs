@@ -262,7 +262,6 @@ pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
     end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))
 }
 
-/// Marks of common chat templates.
 const TEMPLATE_MARKS: [&str; 14] = [
     "<|im_start|>",
     "<|im_end|>",

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// streams with the same seed.
 const SPLIT_STREAM: u64 = 0x0073_706c_6974;
 
-/// The size of the held-out part. As in scikit-learn and LLaMA-Factory, a number below 1 is a share of the
-/// records, and a number of 1 or more is a number of records.
+/// The size of the held-out part. A size below 1 is a share of the records, and any other size is a number of
+/// records. scikit-learn and LLaMA-Factory have the same rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub enum ValSize {

@@ -49,8 +49,8 @@ pub(crate) fn shape(ahead: &[u8]) -> Shape {
     }
 }
 
-/// Returns whether the file has one conversation per line: the first line is a list of messages, and the rest
-/// is empty or starts with another list.
+/// Returns whether the file has one conversation per line. The first line must be a list of messages, and the
+/// rest must be empty or start with another list.
 fn is_conversation_per_line(ahead: &[u8]) -> bool {
     let mut nesting = JsonNesting::default();
     for (index, byte) in ahead.iter().enumerate() {

@@ -15,9 +15,9 @@ const MAX_BLANKS: usize = 256;
 /// A `{` may also start an object inside the damaged record. A `{` is *plausible* as the start of a record in
 /// two cases:
 ///
-/// - It would be invalid at its position in the damaged record.
-/// - Its first key is the first key of the file's first record. If that key is unknown, every `{` in column 1
-///   is plausible.
+/// - The `{` would be invalid at its position in the damaged record.
+/// - The first key after the `{` is the first key of the file's first record. If that key is unknown, every
+///   `{` in column 1 is plausible.
 ///
 /// The position of the damaged record determines where the next record may start:
 ///

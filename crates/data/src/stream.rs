@@ -98,7 +98,7 @@ impl<R: Read> Hashing<R> {
         Self { inner, sha256: Sha256::new(), bytes: Rc::default() }
     }
 
-    /// Returns the count of the bytes read. It changes with every read.
+    /// Returns the count of the bytes read, which changes with every read.
     pub fn byte_count(&self) -> Rc<Cell<u64>> {
         Rc::clone(&self.bytes)
     }

@@ -10,7 +10,6 @@ use crate::{
     table_rows::{Cells, RowReader},
 };
 
-/// Maximum length of a header in bytes.
 const MAX_HEADER_BYTES: usize = 1 << 12;
 
 /// Delimiters in order of preference.

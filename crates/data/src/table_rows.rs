@@ -10,7 +10,6 @@ use crate::record_splitter::{MAX_RECORD_BYTES, too_long};
 /// would otherwise need eight times its size in memory.
 const MAX_CELLS: usize = 1 << 13;
 
-/// The cells of one row.
 #[derive(Debug, Default)]
 pub(crate) struct Cells {
     /// Number of the row's first line, starting at 1.

@@ -201,7 +201,7 @@ mod tests {
             match to(&chat, budget) {
                 Fit::Never => {
                     // Nothing fits only if the budget has no room for the system message, the last answers
-                    // and a whole question, which has at most 12 characters.
+                    // and a whole question. A question has at most 12 characters.
                     let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
                     let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
                     let system = system.map_or(0, |text| text.len() + 2);

@@ -21,7 +21,6 @@ use crate::{fields::Object, unsupported_file::Compression};
 /// Zstandard's default level.
 const ZSTD_LEVEL: i32 = 3;
 
-/// The layout of an output file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     Json,
