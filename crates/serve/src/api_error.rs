@@ -9,7 +9,7 @@ use danlu_loader::LoadError;
 use danlu_model::ModelError;
 use serde_json::{Value, json};
 
-/// Name of the header that tells OpenAI's clients whether to retry.
+/// Header from which OpenAI's clients read whether to retry.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error response: a request was rejected, or it failed.

@@ -40,7 +40,6 @@ pub(crate) struct Conversation {
     pub values: Map<String, Value>,
 }
 
-/// State of the server.
 pub(crate) struct App {
     pub registry: Arc<Registry>,
     pub engine: EngineHandle,
@@ -271,7 +270,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(ApiError::internal("cannot go on with the request: its thread panicked")))
 }
 
-/// Returns the error for a missing route.
 pub(crate) fn no_route(path: &str) -> ApiError {
     ApiError::not_found(format!("cannot find `{}`: there is no such route", shortened(path)))
 }

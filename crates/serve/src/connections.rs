@@ -23,7 +23,7 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Time until the next attempt after the system refuses a connection, for example for lack of open files.
 const RETRY_TIME: Duration = Duration::from_secs(1);
 
-/// Limits on the connections of a server. They limit how many resources slow clients can occupy.
+/// Limits on the connections of a server, which bound the resources that slow clients can occupy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// Maximum number of open connections. Further clients wait until a connection is closed. The server
@@ -50,8 +50,8 @@ impl Default for ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Lowers the maximum number of connections to half of the process's limit on open files. The other half
-    /// is for the files of the base and the adapters.
+    /// Limits the number of connections to half of the process's limit on open files. The other half is for
+    /// the files of the base and the adapters.
     fn within_open_files(self) -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let half = usize::try_from(files / 2).unwrap_or(usize::MAX).max(1);

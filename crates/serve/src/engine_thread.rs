@@ -228,8 +228,8 @@ impl EngineLoop {
         let added = self.scheduler.add(request).map(|id| {
             self.running.insert(id, Running { first_choice, open_choices, events });
         });
-        // The send fails if the client has disconnected. Its event receiver is then dropped too, which
-        // cancels the request.
+        // The send fails if the client has disconnected. The event receiver of the client is then dropped
+        // too, which cancels the request.
         let _ = admitted.send(added);
     }
 

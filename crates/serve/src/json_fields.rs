@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::api_error::{ApiError, shortened};
 
-/// Fields that other servers support and that would change the reply. This server rejects them unless their
-/// value is null, false or empty.
+/// Fields that other servers support and that would change the reply. This server rejects such a field unless
+/// its value is null, false or empty.
 const REFUSED: [&str; 40] = [
     "add_generation_prompt",
     "add_special_tokens",

@@ -51,7 +51,6 @@ impl Histogram {
     }
 }
 
-/// Counters of one adapter.
 #[derive(Clone, Copy, Default)]
 struct AdapterCounts {
     requests: u64,
@@ -77,7 +76,6 @@ pub(crate) enum SlowPart {
     Response,
 }
 
-/// All counters of the server.
 #[derive(Default)]
 pub(crate) struct Metrics {
     ended: [AtomicU64; 4],

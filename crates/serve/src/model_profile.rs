@@ -27,7 +27,7 @@ const TOKEN_FILES: [&str; 6] = [
 pub(crate) struct SharedTokens {
     pub tokenizer: Tokenizer,
     pub fingerprint: TokenFingerprint,
-    /// The compiler of grammars. It is built for the first request that needs a grammar.
+    /// The compiler of grammars, which is built for the first request that needs a grammar.
     grammars: OnceLock<Result<Arc<GrammarFactory>, String>>,
     /// The form of tool calls in the chat template, or the reason why there is none.
     calls: OnceLock<Result<Arc<CallFormat>, String>>,

@@ -43,7 +43,6 @@ pub(crate) struct Piece {
     pub finish: Option<Finish>,
 }
 
-/// Token counts of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub prompt_tokens: usize,

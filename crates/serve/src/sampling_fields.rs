@@ -1,4 +1,4 @@
-//! Fields that control sampling and the end of a reply. All routes share them.
+//! Fields that control sampling and the end of a reply, for all routes.
 
 use danlu_generate::SamplingOptions;
 use serde_json::{Map, Value};
@@ -6,19 +6,16 @@ use serde_json::{Map, Value};
 use crate::api_error::ApiError;
 use crate::json_fields::{Fields, token_id, whole_number};
 
-/// Maximum number of choices of a request.
 const MAX_CHOICES: i64 = 128;
 
 /// Maximum number of stop strings. OpenAI allows four, but clients of vLLM send more.
 const MAX_STOPS: usize = 16;
 
-/// Maximum size of a stop string in bytes.
 const MAX_STOP_BYTES: usize = 1024;
 
 /// Maximum number of entries in `logit_bias`. OpenAI has the same limit.
 const MAX_BIASES: usize = 1024;
 
-/// Names of the sampling fields.
 pub(crate) const SAMPLING_FIELDS: &[&str] = &[
     "frequency_penalty",
     "ignore_eos",

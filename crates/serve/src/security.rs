@@ -62,7 +62,7 @@ impl Security {
         ip: IpAddr,
     ) -> Self {
         // By DNS rebinding, a foreign web page can reach a server on a loopback address under the page's own
-        // host name. Such a server therefore accepts only these names.
+        // host name. A server on a loopback address therefore accepts only these names.
         let hosts = match ip.is_loopback() {
             true => ["localhost", "127.0.0.1", "[::1]", host].map(str::to_ascii_lowercase).to_vec(),
             false => Vec::new(),

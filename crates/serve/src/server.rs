@@ -224,8 +224,8 @@ fn load_first(app: &App, name: &str, source: &crate::AdapterSource) -> Result<()
     }
 }
 
-/// Creates the runtime of the HTTP thread and its listener. Both fail if the system allows no more open
-/// files.
+/// Creates the runtime of the HTTP thread and its listener. Returns an error if the system allows no more
+/// open files.
 fn http_runtime(listener: TcpListener) -> io::Result<(Runtime, tokio::net::TcpListener)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

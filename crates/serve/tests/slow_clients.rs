@@ -27,7 +27,7 @@ fn connect(server: &TestServer) -> TcpStream {
     stream
 }
 
-/// Sends one byte after the other until the server answers or closes the connection. Returns its answer.
+/// Sends bytes one at a time until the server responds or closes the connection. Returns its answer.
 fn drip(mut stream: TcpStream, byte: u8) -> String {
     let started = Instant::now();
     let mut answer = Vec::new();

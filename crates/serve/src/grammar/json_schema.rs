@@ -4,10 +4,8 @@ use serde_json::{Map, Value};
 
 use crate::api_error::{ApiError, shortened};
 
-/// Maximum size of a schema in bytes.
 const MAX_SCHEMA_BYTES: usize = 128 << 10;
 
-/// Maximum nesting depth of schemas.
 const MAX_SCHEMA_DEPTH: usize = 64;
 
 /// Maximum of `depth * (references + 1)`. The compiler may descend through the whole depth once per

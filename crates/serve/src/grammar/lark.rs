@@ -52,7 +52,6 @@ pub(crate) fn calls_grammar(
     ))
 }
 
-/// Returns the grammar of one call.
 fn call(tokenizer: &Tokenizer, format: &CallFormat, tool: &ToolDefinition) -> String {
     let part = |part: &CallPart| match part {
         CallPart::Text(text) => literal(tokenizer, text),

@@ -5,8 +5,8 @@
 //!                           lark             GrammarFactory       TokenMask
 //! ```
 //!
-//! A schema from a client may need unlimited time and memory to compile. It is therefore checked first, and
-//! compiled on a separate thread with limits of time and memory.
+//! A schema from a client may need unlimited time and memory to compile. The schema is therefore checked
+//! first, and compiled on a separate thread with limits of time and memory.
 
 mod factory;
 mod json_schema;

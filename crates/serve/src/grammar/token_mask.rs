@@ -66,7 +66,6 @@ pub(crate) struct Trigger {
     pub factory: Arc<GrammarFactory>,
 }
 
-/// State of a mask.
 enum MaskState {
     /// Every token is allowed until the trigger occurs in the reply. `tail` is the end of the reply's text.
     Free { matcher: Box<Matcher>, trigger: Trigger, tail: Vec<u8> },

@@ -1,7 +1,7 @@
 //! The adapters of the server: their names, their versions, and the memory they use.
 //!
-//! An alias is a name under which clients select an adapter. It refers to a generation, which is one version
-//! of the adapter. The id of a generation is a digest of its content.
+//! An alias is a name under which clients select an adapter. An alias refers to a generation, which is one
+//! version of the adapter. The id of a generation is a digest of its content.
 //!
 //! A request takes a lease (an `Arc` of the generation) before it is queued. A load changes an alias only
 //! after the new generation is complete in memory, so no request uses a mixture of old and new weights. If a
@@ -51,7 +51,6 @@ use crate::model_profile::ModelProfile;
 /// misspelled name thus do not flood the Hub.
 const FAILURE_MEMORY: Duration = Duration::from_secs(5);
 
-/// Maximum number of stored load errors.
 const MAX_FAILURES: usize = 1000;
 
 /// Number of threads that read adapters from disk.
@@ -60,7 +59,6 @@ const DISK_THREADS: usize = 2;
 /// Number of threads that download adapters.
 const HUB_THREADS: usize = 2;
 
-/// Settings of the registry.
 #[derive(Clone, Debug)]
 pub(crate) struct RegistryOptions {
     /// Names of the base. Lists of models show the first name.

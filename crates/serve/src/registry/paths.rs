@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use crate::api_error::{ApiError, shortened};
 
-/// Maximum size of an alias in bytes.
 const MAX_ALIAS_BYTES: usize = 256;
 
 /// Checks the name of a new adapter.

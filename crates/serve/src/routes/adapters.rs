@@ -194,8 +194,8 @@ fn load_error(name: &str, path: &str, error: SetError) -> VllmError {
             danlu_loader::LoadError::NoModel { .. } if !Path::new(path).join("config.json").exists() => {
                 VllmError(ApiError::not_found(format!("No adapter found for {path}")), NOT_FOUND)
             }
-            // vLLM returns status 500 for these errors. This server does not, because clients repeat a
-            // request after status 500.
+            // vLLM returns status 500 for these errors. This server returns another status, because clients
+            // repeat a request after status 500.
             error => VllmError(error.into(), USER_INPUT),
         },
         SetError::LoaderEnded => ApiError::internal("cannot load: the loader has ended").into(),

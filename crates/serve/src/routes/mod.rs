@@ -36,7 +36,6 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Routes that need no key, because probes and metric scrapers have none.
 const OPEN_ROUTES: [&str; 2] = ["/health", "/metrics"];
 
-/// Returns all routes.
 pub(crate) fn router(app: &Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
@@ -159,12 +158,10 @@ impl FromRequest<Arc<App>> for RequestBody {
     }
 }
 
-/// Parses the body as a JSON object.
 fn object(body: RequestBody) -> Result<Map<String, Value>, ApiError> {
     parse_object(&body.0?)
 }
 
-/// Returns a JSON response.
 fn json(value: &Value) -> Response {
     let mut response = Response::new(Body::from(value.to_string()));
     response

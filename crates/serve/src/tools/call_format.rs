@@ -5,8 +5,8 @@
 //! from the text around their names and arguments:
 //!
 //! ```text
-//! <tool_call>⏎{"name": "  NAME  ", "arguments": {…}  }⏎</tool_call>⏎<tool_call>⏎{"name": "  NAME  …  }⏎</tool_call>
-//! └─────── open ───────┘                             └────────────── between ────────────┘          └─── close ────┘
+//! <tool_call>⏎{"name": "NAME", "arguments": {…}}⏎</tool_call>⏎<tool_call>⏎{"name": "NAME…}⏎</tool_call>
+//! └─────── open ───────┘                       └───────────── between ─────────────┘     └── close ───┘
 //! ```
 
 use danlu_model::{ChatTemplate, Message, ModelError, Tokenizer};

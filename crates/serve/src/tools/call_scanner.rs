@@ -15,7 +15,6 @@ pub(crate) enum CallPiece {
     Arguments { index: usize, text: String },
 }
 
-/// A whole tool call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ToolCall {
     pub id: String,
@@ -67,9 +66,7 @@ enum ScanPosition {
     Part(usize),
     /// Inside the arguments, which are the part with this index.
     Arguments(usize, JsonDepth),
-    /// After a call.
     AfterCall,
-    /// After the last call.
     End,
 }
 

@@ -33,7 +33,6 @@ const FIELDS: &[&str] = &[
     "top_logprobs",
 ];
 
-/// A parsed chat request.
 pub(crate) struct ChatRequest {
     pub messages: Vec<Message>,
     pub template_values: Map<String, Value>,

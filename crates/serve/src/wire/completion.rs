@@ -17,7 +17,6 @@ const OBJECT: &str = "text_completion";
 /// Maximum number of tokens of a reply if the request sets no limit. OpenAI has the same default.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// Maximum number of prompts of a request.
 const MAX_PROMPTS: usize = 128;
 
 /// Maximum value of `logprobs`, the number of alternatives per token.
@@ -35,14 +34,12 @@ const FIELDS: &[&str] = &[
     "stream_options",
 ];
 
-/// A prompt as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Prompt {
     Text(String),
     Ids(Vec<u32>),
 }
 
-/// A parsed completion request.
 pub(crate) struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     pub sampling: SamplingFields,

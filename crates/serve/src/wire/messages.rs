@@ -9,7 +9,6 @@ use crate::json_fields::Fields;
 /// Accepted roles of a message. `developer` is the newer name of `system`.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
-/// Maximum number of messages of a conversation.
 const MAX_MESSAGES: usize = 10_000;
 
 /// Reads the field `messages`.

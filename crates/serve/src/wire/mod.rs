@@ -49,7 +49,6 @@ pub(crate) fn timings(reply: &Reply) -> Value {
     })
 }
 
-/// Options of a streamed response.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StreamOptions {
     /// Whether the last chunk contains the token counts.

@@ -47,7 +47,6 @@ const OPTIONS: &[&str] = &[
     "use_mmap",
 ];
 
-/// A parsed chat request.
 pub(crate) struct OllamaChat {
     pub messages: Vec<Message>,
     pub template_values: Map<String, Value>,
@@ -89,7 +88,7 @@ pub(crate) struct OllamaAnswer {
     /// The model name that the client sent.
     model: String,
     done_reason: Option<&'static str>,
-    /// Tool calls so far. They are sent with the last line, because Ollama's clients expect each call in one
+    /// Tool calls so far. The last line contains the calls, because Ollama's clients expect each call in one
     /// piece.
     calls: Vec<CallPiece>,
 }

@@ -27,7 +27,6 @@ pub(crate) enum ToolChoice {
     Named(String),
 }
 
-/// The tools of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ToolFields {
     pub tools: Vec<ToolDefinition>,
