@@ -33,8 +33,8 @@ impl State {
         }
     }
 
-    /// Returns whether the user `name` may write in `namespace`. This is true if `namespace` is the user's
-    /// name, or an organisation of which the user is a member.
+    /// Returns whether the user `name` may write in `namespace`. A user may write in the namespace with the
+    /// user's own name, and in those of the user's organisations.
     pub fn owns(&self, name: &str, namespace: &str) -> bool {
         name == namespace || self.members.iter().any(|(org, user)| org == namespace && user == name)
     }

@@ -4,7 +4,6 @@ use serde_json::json;
 
 use crate::http::Response;
 
-/// An error response.
 pub(crate) struct ApiError(pub Response);
 
 impl ApiError {

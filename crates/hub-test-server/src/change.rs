@@ -4,7 +4,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-/// Header of a commit.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub summary: String,
@@ -13,7 +12,6 @@ pub(crate) struct Header {
     pub parent: Option<String>,
 }
 
-/// A change of one file or folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     File { path: String, content: Vec<u8> },

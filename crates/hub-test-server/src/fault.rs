@@ -128,7 +128,6 @@ impl Fault {
     }
 }
 
-/// All injected faults.
 #[derive(Default)]
 pub(crate) struct Faults(Mutex<Vec<Fault>>);
 

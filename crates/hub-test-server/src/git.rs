@@ -54,7 +54,6 @@ pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, S
     ids
 }
 
-/// Returns the id of a commit.
 pub(crate) fn commit_id(tree: &str, parents: &[String], author: &str, seconds: u64, message: &str) -> String {
     let mut text = format!("tree {tree}\n");
     for parent in parents {

@@ -25,7 +25,6 @@ pub(crate) struct State {
     pub uploads: BTreeMap<String, (u64, BTreeMap<u64, String>)>,
 }
 
-/// The state of the server.
 pub(crate) struct Hub {
     pub endpoint: String,
     pub storage_endpoint: String,

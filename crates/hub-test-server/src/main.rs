@@ -1,5 +1,5 @@
-//! The test server as a program. It prints its URLs as one line of JSON, and ends when its standard input is
-//! closed.
+//! The test server as a program, which prints its URLs as one line of JSON and ends when its standard input
+//! is closed.
 
 mod control;
 

@@ -52,7 +52,7 @@ impl<'a> ModelBuilder<'a> {
         Self { message: message.to_owned(), ..self }
     }
 
-    /// Adds a file. It is stored in LFS if its name, its size or its content requires this.
+    /// Adds a file. The server stores the file in LFS if its name, its size or its content requires this.
     ///
     /// # Panics
     /// If the file cannot be written.

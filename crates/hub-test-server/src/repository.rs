@@ -27,8 +27,8 @@ impl Entry {
         Self { oid, sha256, size, pointer_size: Some(pointer.len() as u64) }
     }
 
-    /// Returns the checksum that a client compares. It is the SHA-256 of a large file, and git's id of any
-    /// other file.
+    /// Returns the checksum that a client compares: the SHA-256 of a large file, and git's id of any other
+    /// file.
     pub fn tag(&self) -> &str {
         if self.pointer_size.is_some() { &self.sha256 } else { &self.oid }
     }
@@ -37,7 +37,6 @@ impl Entry {
 /// Files by path.
 pub(crate) type Tree = BTreeMap<String, Entry>;
 
-/// A commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Commit {
     pub id: String,
@@ -64,7 +63,6 @@ pub enum Gate {
 /// Prefix of the id of a data set.
 pub(crate) const DATASETS: &str = "datasets/";
 
-/// A repository of a model or a data set.
 pub(crate) struct Repository {
     pub id: String,
     pub private: bool,

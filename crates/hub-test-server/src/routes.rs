@@ -48,7 +48,6 @@ pub(crate) struct RequestContext<'a, 'b> {
     pub caller: Option<Account>,
 }
 
-/// A response or an error.
 pub(crate) type Answer = Result<Response, ApiError>;
 
 impl RequestContext<'_, '_> {

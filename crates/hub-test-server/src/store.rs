@@ -12,7 +12,6 @@ use crate::recorded_request::lock;
 
 const BUFFER: usize = 256 << 10;
 
-/// A store of file contents.
 pub(crate) struct Store {
     objects: PathBuf,
     incoming: PathBuf,

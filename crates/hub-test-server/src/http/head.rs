@@ -4,11 +4,9 @@ use std::io::{self, BufRead};
 
 use super::Target;
 
-/// Maximum size of a head in bytes.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_HEADERS: usize = 100;
 
-/// Request line and headers of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub method: String,

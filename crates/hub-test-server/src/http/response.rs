@@ -4,7 +4,6 @@ use std::fs::File;
 
 use serde_json::Value;
 
-/// Content of a response.
 pub(crate) enum Content {
     /// Bytes in memory.
     Bytes(Vec<u8>),

@@ -107,7 +107,7 @@ fn is_name(name: &str) -> bool {
             .any(|bad| if *bad == ".git" { name.ends_with(bad) } else { name.contains(bad) })
 }
 
-/// Checks the front matter of a card. It must have an end, and its lines must look like YAML.
+/// Checks that the front matter of a card has an end, and that its lines look like YAML.
 pub(super) fn validate_yaml(context: &mut RequestContext<'_, '_>) -> Answer {
     let card = context.json()?;
     let content = card.get("content").and_then(Value::as_str).unwrap_or_default();
