@@ -1,7 +1,7 @@
 //! The download cache, in the layout of `huggingface_hub`.
 //!
-//! `blobs` contains the content of each file, under its checksum as the name. `refs` contains a file for each
-//! branch or tag with its commit. `snapshots` contains a folder for each commit, with links to blobs.
+//! `blobs` contains the content of each file. The name of a blob is its checksum. `refs` contains a file for
+//! each branch or tag with its commit. `snapshots` contains a folder for each commit, with links to blobs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -112,7 +112,7 @@ impl Hub {
     /// Computes the checksum of the partial file, then downloads the remaining bytes.
     ///
     /// Each interruption uses up an attempt. If a connection delivered bytes before it was lost, the count of
-    /// attempts starts again. After a connection that was too slow, only one attempt is left.
+    /// attempts starts again. After a connection that was too slow, at most one attempt is left.
     fn gather(
         &self,
         incomplete: &Path,

@@ -1,11 +1,11 @@
 //! Client of the Hugging Face Hub.
 //!
 //! - [`RepoName`] is the name of a repository, such as `org/name@revision`.
-//! - [`Hub::cached_folder`] returns the folder of a cached model, without any network traffic.
 //! - [`Hub::cached_folder`] returns the folder of a cached model, without a request.
+//! - [`Hub::pull`] downloads the files that danlu reads, several at a time, and verifies each one.
 //! - [`DatasetRef`] names a data set and a split. [`Hub::pull_dataset`] downloads the files of the split.
-//! - [`UploadSet`] lists the files of a folder to upload and to skip.
-//! - [`UploadSet`] sorts the files of a folder into files to upload and files to skip.
+//! - [`UploadSet`] divides the files of a folder into files to upload and files to skip.
+//! - [`Hub::diff`] compares an upload set with a repository, and [`Hub::push`] uploads it in one commit.
 //!
 //! The cache, its locks and the environment variables are the same as in `huggingface_hub`, so danlu and
 //! Python share downloads.

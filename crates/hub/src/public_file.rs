@@ -64,8 +64,7 @@ mod tests {
         url
     }
 
-    /// Returns a file with the content `hello` and a line break. The SHA-256 is from `printf 'hello\n' |
-    /// sha256sum`.
+    /// Returns a file with the content `hello\n`. The SHA-256 is from `printf 'hello\n' | sha256sum`.
     fn hello(url: String) -> PublicFile {
         let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".to_owned();
         PublicFile { url, sha256, bytes: 6 }

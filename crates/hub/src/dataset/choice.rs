@@ -186,8 +186,8 @@ fn is_candidate(path: &str) -> bool {
 /// Assigns files to splits by their names. The first of these rules that finds a file applies:
 ///
 /// 1. A numbered file such as `data/train-00000-of-00002.parquet` belongs to the split before the numbers.
-/// 2. A word in the names of its folders assigns a file to a split.
-/// 3. A word in its own name assigns a file to a split.
+/// 2. A file belongs to a split if the name of one of its folders contains a word of the split.
+/// 3. A file belongs to a split if its own name contains a word of the split.
 /// 4. All files belong to the training split.
 fn splits_by_name(paths: &[&str]) -> Vec<(String, Vec<String>)> {
     let paths: Vec<&str> = paths.iter().copied().filter(|path| RecordFile::of(path).is_some()).collect();

@@ -30,11 +30,11 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum size in bytes of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// The callback is called only for requested waits that are longer than this.
+/// A wait that a server requests is reported only if it is longer than this.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
-/// Time limit for the response to a request with `is_slow`, and for each read of it, in multiples of
-/// [`RetryPolicy::stall`].
+/// Time limit for the response to a request with `is_slow`, and for each read of this response, in multiples
+/// of [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
 /// Maximum number of attempts if a server accepts the connection but sends no complete headers. Each attempt

@@ -65,8 +65,8 @@ impl UploadSet {
 
     /// Adds `bytes` as the content of a file. If the path exists, the bytes replace its content.
     ///
-    /// If the bytes look like a token, the file is skipped unless `with_tokens` is set, as it would be on
-    /// disk. A path that was skipped before is still skipped.
+    /// If the bytes look like a token, the file is skipped unless `with_tokens` is set. The same rule applies
+    /// to files on disk. A path that was skipped before is still skipped.
     pub fn replace(&mut self, path: &str, bytes: Vec<u8>) {
         if self.skipped.iter().any(|left| left.path == path) {
             return;
