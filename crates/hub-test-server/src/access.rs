@@ -34,7 +34,7 @@ impl State {
     }
 
     /// Returns whether the user `name` may write in `namespace`. A user may write in the namespace with the
-    /// user's own name, and in those of the user's organisations.
+    /// user's own name, and in the namespaces of the user's organisations.
     pub fn owns(&self, name: &str, namespace: &str) -> bool {
         name == namespace || self.members.iter().any(|(org, user)| org == namespace && user == name)
     }

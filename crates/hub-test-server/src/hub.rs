@@ -20,8 +20,8 @@ pub(crate) struct State {
     /// Pairs of an organisation and a member.
     pub members: Vec<(String, String)>,
     pub repositories: BTreeMap<String, Repository>,
-    /// Multipart uploads by hash. Each has the size of the file, and the ETags of the uploaded parts by part
-    /// number.
+    /// Multipart uploads by hash. Each entry contains the size of the file, and the ETags of the uploaded
+    /// parts by part number.
     pub uploads: BTreeMap<String, (u64, BTreeMap<u64, String>)>,
 }
 

@@ -3,7 +3,7 @@
 pub(crate) struct Target {
     /// Path and query as sent.
     pub raw: String,
-    /// Path segments. Each is decoded after the path is split, so `refs%2Fpr%2F1` is one segment.
+    /// Path segments. Each segment is decoded after the path is split, so `refs%2Fpr%2F1` is one segment.
     pub segments: Vec<String>,
     query: Vec<(String, String)>,
 }
