@@ -125,8 +125,7 @@ mod tests {
 
     #[test]
     fn chinese_and_western_bytes_are_distinguished() {
-        // Source of the bytes: `printf '你好，甄嬛。' | iconv -t GB18030` and `printf 'Café déjà' | iconv -t
-        // LATIN1`.
+        // Expected bytes: `printf '你好，甄嬛。' | iconv -t GB18030` and `printf 'Café déjà' | iconv -t LATIN1`.
         let chinese = b"\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3";
         let western = b"Caf\xe9 d\xe9j\xe0";
         assert_eq!(seen(&[b"plain", chinese]), Some(Charset::Gb18030));

@@ -229,8 +229,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds the next record of a JSON file to the result. If the file contains a fault in its place, adds the
-    /// fault.
+    /// Adds the next record of a JSON file to the result, or the flaw that was found instead of a record.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {

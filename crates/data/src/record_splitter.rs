@@ -26,7 +26,7 @@ pub(crate) struct Piece {
     pub bytes: Vec<u8>,
 }
 
-/// A part of the file that is not a record.
+/// A part of the file that is not a valid record: a damaged record, or a part between two records.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Flaw {
     pub at: Position,

@@ -89,7 +89,7 @@ impl<R: Read, F: Fn(&R) -> u64> Read for Limited<R, F> {
 pub(crate) struct Hashing<R> {
     inner: R,
     sha256: Sha256,
-    /// The count, which the owner can also read while the reader is borrowed.
+    /// The count of the bytes. A clone of this `Rc` can be read while the reader is borrowed.
     bytes: Rc<Cell<u64>>,
 }
 

@@ -125,7 +125,7 @@ fn prompt_completion(chat: &Conversation) -> Value {
     let at = first_answer(chat).filter(|at| *at > 0).unwrap_or(answer);
     let mut prompt = turns(chat, 0, "role", "content");
     let completion = prompt.split_off(at);
-    // Inside a prompt, an answer has no loss by default.
+    // Inside a prompt, an answer has no loss by default, so the key `train` is not needed.
     for (turn, loss) in prompt.iter_mut().zip(&chat.loss) {
         if let (Some(turn), TurnLoss::Context) = (turn.as_object_mut(), loss) {
             turn.remove("train");

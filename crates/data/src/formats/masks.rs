@@ -10,8 +10,9 @@ use crate::{
     record::{Mismatch, RecordFault, TurnLoss},
 };
 
-/// Keys of a message that decide whether it has a loss: true or 1 includes the message, except for the keys
-/// in [`INVERTED`]. Null is ignored. `train_detail` lists the trained parts of the message's text.
+/// Keys that decide whether a message has a loss. The value true or 1 includes the message, except for the
+/// keys in [`INVERTED`]. The value null is ignored. `train_detail` lists the trained parts of the message's
+/// text.
 pub(crate) const TURN_KEYS: [&str; 8] =
     ["train", "train_detail", "training_detail", "loss", "loss_mask", "trainable", "weight", "mask_loss"];
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) fn convert(record: &Object, turns: &mut TurnReader) -> Result<RecordContent, Mismatch> {
-    // KTO data has a label for each completion, and a rejected completion must not be trained.
+    // KTO data labels each completion as good or bad, and a bad completion must not be trained.
     if record.get("label").is_some_and(Value::is_boolean) {
         let found = "`label`, which marks a completion as good or bad";
         let expected = "completions to learn, without `label`; preference training is not supported";
