@@ -213,8 +213,8 @@ impl<'a, D: Borrow<Decoder>> Engine<'a, D> {
     /// As for [`Engine::step`].
     pub(crate) fn step_slots(&mut self, work: &[(SlotId, usize)]) -> Result<Vec<StepOutput>, GenerateError> {
         let mut outputs = Vec::new();
-        // Both lists are built first. A sequence whose prompt ends in this step therefore decodes only from
-        // the next step on.
+        // Both lists are built before the model runs. A sequence whose prompt ends in this step therefore
+        // decodes only from the next step on.
         let pieces = work.iter().map(|&(slot, tokens)| (self.index(slot), tokens));
         let (prompts, generated): (Vec<_>, Vec<_>) = pieces.partition(|&(i, _)| self.slots[i].is_in_prompt());
         self.run(generated, &mut outputs)?;
@@ -275,8 +275,8 @@ struct TokenChoice<'r> {
     step: Option<Result<TokenStep, GenerateError>>,
 }
 
-/// Chooses the next token of every sequence. A choice from a large vocabulary takes a considerable part of a
-/// step, so several threads of the back end share the work.
+/// Chooses the next token of every sequence. For a large vocabulary, several threads of the back end share
+/// the work, because a choice takes a considerable part of a step.
 fn choose_tokens(choices: &mut [TokenChoice<'_>], backend: &dyn Backend) {
     let Some(first) = choices.first() else { return };
     let per_task = MIN_TASK_LOGITS.div_ceil(first.row.len().max(1));

@@ -50,8 +50,9 @@ impl Generated {
 /// Continues `prompt` in a new slot of the required size. `on_token` receives each new token and can stop the
 /// continuation.
 ///
-/// # Errors If a sampling setting is out of range, the prompt is empty or longer than the model's context, or
-/// a token is outside the vocabulary. Also if every logit is NaN or minus infinity.
+/// # Errors
+/// If a sampling setting is out of range, the prompt is empty or longer than the model's context, or a token
+/// is outside the vocabulary. Also if every logit is NaN or minus infinity.
 pub fn generate(
     decoder: &Decoder,
     work: &mut Workspace,

@@ -4,8 +4,9 @@
 //! its jobs. The flow with the lowest count is served first. Among equal counts, a flow without running jobs
 //! is first. Jobs of the same flow are served in order.
 //!
-//! An idle flow has no waiting and no running jobs. When an idle flow gets a job, its count is raised to the
-//! lowest count of the other flows with jobs. A flow therefore gains no advantage from its idle time.
+//! An idle flow has no waiting and no running jobs. When an idle flow gets a job, its count is raised to at
+//! least the lowest count of the other flows with jobs. A flow therefore gains no advantage from its idle
+//! time.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -130,7 +131,8 @@ impl Flows {
         self.active().map(|(_, flow)| flow.served).min()
     }
 
-    /// Returns a flow. The count of an idle flow is first raised to the lowest count of the flows with jobs.
+    /// Returns a flow. The count of an idle flow is first raised to at least the lowest count of the flows
+    /// with jobs.
     fn activate(&mut self, key: FlowKey) -> &mut Flow {
         let lowest = self.lowest().unwrap_or(0);
         let flow = self.flows.entry(key).or_default();
