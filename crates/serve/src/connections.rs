@@ -96,7 +96,7 @@ async fn accept_all(listener: &TcpListener, slots: &Arc<Semaphore>, shared: &Sha
             let max_connections = shared.limits.max_connections;
             tracing::warn!(max_connections, "no more connections are accepted until one closes");
         }
-        // Nothing closes the semaphore.
+        // `acquire_owned` fails only if the semaphore is closed, and nothing closes it.
         let Ok(slot) = Arc::clone(slots).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {

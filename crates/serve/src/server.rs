@@ -30,7 +30,7 @@ use crate::{ServeError, ServeOptions};
 /// slow down the engine.
 const BLOCKING_THREADS: usize = 4;
 
-/// Maximum time for open connections to close after the server was told to stop.
+/// Maximum time for open connections to close after the server begins to stop.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// During shutdown, the server checks at this interval whether requests are still running.

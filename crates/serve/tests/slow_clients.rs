@@ -11,7 +11,7 @@ use danlu_serve::{ConnectionLimits, ServeOptions};
 use serde_json::Value;
 use support::{TestServer, options, start};
 
-/// The time limit in tests in which a client exceeds this limit.
+/// The time limit in tests whose client exceeds a limit.
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Longest time for a test on a busy machine.
@@ -27,7 +27,7 @@ fn connect(server: &TestServer) -> TcpStream {
     stream
 }
 
-/// Sends bytes one at a time until the server responds or closes the connection. Returns its answer.
+/// Sends bytes one at a time until the server responds or closes the connection. Returns the response.
 fn drip(mut stream: TcpStream, byte: u8) -> String {
     let started = Instant::now();
     let mut answer = Vec::new();

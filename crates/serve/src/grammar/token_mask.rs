@@ -53,7 +53,7 @@ impl MaskWorker {
     /// Requests the mask after `token`.
     fn request(&self, matcher: Box<Matcher>, token: Option<u32>) -> MaskState {
         let (done, masked) = sync_channel(1);
-        // If the thread has ended, the receiver reports it.
+        // If the thread has ended, the receiver returns an error.
         let _ = self.0.send(MaskJob { matcher, token, done });
         MaskState::Requested(masked)
     }
@@ -77,7 +77,8 @@ enum MaskState {
     Failed(String),
 }
 
-/// Excludes the tokens that the grammar of one reply does not allow. A request with `n` has `n` replies.
+/// Excludes the tokens that the grammar of one reply does not allow. Each of the `n` replies to a request has
+/// its own mask.
 pub(crate) struct TokenMask {
     state: MaskState,
     worker: MaskWorker,

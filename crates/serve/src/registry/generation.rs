@@ -44,7 +44,7 @@ impl AdapterSource {
     }
 }
 
-/// A loaded version of an adapter. A lease is a clone of its `Arc` outside the registry.
+/// A loaded version of an adapter. Outside the registry, each `Arc` of this value is a lease.
 pub(crate) struct Generation {
     pub id: GenerationId,
     pub lora: Arc<PackedAdapter>,

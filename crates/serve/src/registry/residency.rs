@@ -134,8 +134,8 @@ impl Residency {
             rank: generation.rank,
             bytes: generation.bytes,
             retired,
-            // One reference is not a lease. That reference belongs to the registry or, for a retired version,
-            // to this function.
+            // One reference is not a lease, because it belongs to the registry or, for a retired version, to
+            // this function.
             active_leases: Arc::strong_count(generation) - 1,
         };
         let resident = self.resident.values().map(|resident| state(&resident.generation, false));

@@ -28,7 +28,8 @@ pub(crate) fn read(fields: &Fields<'_>) -> Result<Map<String, Value>, ApiError> 
 /// Reads Ollama's `think`, which becomes the template's `enable_thinking`. The value is a flag or a level,
 /// such as `low`.
 ///
-/// # Errors If the field is neither a flag nor a level.
+/// # Errors
+/// If the field is neither a flag nor a level.
 pub(crate) fn read_think(fields: &Fields<'_>) -> Result<Map<String, Value>, ApiError> {
     let thinks = match fields.get("think") {
         None => return Ok(Map::new()),
