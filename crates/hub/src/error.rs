@@ -170,11 +170,11 @@ pub enum HubError {
     /// The token is read-only.
     #[error("the token of `{account}` is read-only")]
     ReadOnly { account: String, is_variable: bool },
-    /// The account may not write to the repositories of this owner.
+    /// The owner of the repository is neither the account nor one of its organisations.
     #[error("`{account}` cannot write to `{}`{}", repo.id(), if orgs.is_empty() { String::new() } else { format!("; it may write to its own repositories and those of {}", orgs.join(", ")) })]
     NotOwner { repo: RepoName, account: String, orgs: Vec<String>, exists: bool },
-    /// The Hub denied the write, although the account may write to this owner's repositories. The token
-    /// probably lacks the permission.
+    /// The Hub denied the write, although the account or one of its organisations owns the repository. The
+    /// token may lack the permission.
     #[error("the token of `{account}` cannot write to `{}`{}", repo.id(), if message.is_empty() { String::new() } else { format!(": {message}") })]
     MayNotWrite { repo: RepoName, account: String, message: String },
     /// The Hub rejected the commit.
