@@ -35,6 +35,7 @@ mod printer;
 mod secret_args;
 mod style;
 mod temp_dirs;
+mod terminal_mode;
 mod terminal_text;
 
 use std::io::Write as _;

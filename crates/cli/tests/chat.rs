@@ -2,8 +2,8 @@
 
 mod common;
 
-use std::io::Write as _;
-use std::process::Stdio;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use common::{Ran, Scene};
 
@@ -74,4 +74,64 @@ fn each_line_of_a_prompt_file_gets_a_conversation_of_its_own() {
         "chat base --prompt-file empty.txt",
         "error: `empty.txt` has no line to answer\n\nhint: write one prompt per line\n",
     );
+}
+
+/// Reads until `end` has appeared, and returns what was read.
+fn read_until(out: &mut ChildStdout, end: &str) -> String {
+    let (mut read, mut byte) = (Vec::new(), [0]);
+    while !read.ends_with(end.as_bytes()) {
+        assert_eq!(out.read(&mut byte).unwrap(), 1, "the chat ended: {}", String::from_utf8_lossy(&read));
+        read.push(byte[0]);
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+/// Ends the process when it is dropped, so that a failed test leaves no process.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn text_typed_during_a_reply_appears_in_the_next_prompt_only() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("left out: there is no `script` to make a terminal with");
+        return;
+    }
+    let scene = Scene::new();
+    let chat = scene.command(&["chat", "base", "--max-new-tokens", "100", "--dtype", "f32"]);
+    let mut terminal = Command::new("script");
+    terminal.args([
+        "-qec",
+        "\"$DANLU\" chat base --max-new-tokens 100 --temperature 0 --dtype f32",
+        "/dev/null",
+    ]);
+    terminal.env("DANLU", chat.get_program()).env("SHELL", "/bin/sh").env("TERM", "xterm");
+    terminal.current_dir(chat.get_current_dir().unwrap());
+    for (name, value) in chat.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    let mut child = Ending(terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    let (mut typed, mut out) = (child.0.stdin.take().unwrap(), child.0.stdout.take().unwrap());
+    read_until(&mut out, "> ");
+    typed.write_all("请介绍一下你自己，越长越好。\r".as_bytes()).unwrap();
+    read_until(&mut out, "越长越好。");
+    // The end of the line, and the first byte of the reply.
+    read_until(&mut out, "\r\n");
+    out.read_exact(&mut [0]).unwrap();
+    typed.write_all(b"typed ahead").unwrap();
+    let reply = read_until(&mut out, "> ");
+    assert!(reply.contains("cut short"), "the reply is too short for this test: {reply}");
+    assert!(!reply.contains("typed"), "{reply}");
+    read_until(&mut out, "typed ahead");
+    // Ctrl-U clears the line, and Ctrl-D leaves.
+    typed.write_all(b"\x15\x04").unwrap();
+    assert!(child.0.wait().unwrap().success());
 }

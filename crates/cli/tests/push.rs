@@ -614,3 +614,39 @@ fn a_branch_is_named_wherever_the_push_is_spoken_of() {
     assert!(ran.out.contains("created branch `v5`; main of me/plain already has all files"), "{}", ran.out);
     assert!(desk.server.read("me/plain", "v5", "adapter_config.json").is_some());
 }
+
+/// Writes an adapter as mlx-lm does, with one module of the adapter in `out`. All its values are zero.
+fn write_mlx_adapter(scene: &Scene, folder: &str) {
+    let weights = scene.read("out/adapter_model.safetensors");
+    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&weights[8..8 + header]).unwrap();
+    let module = "model.layers.0.self_attn.q_proj";
+    let shape = |half: &str| &header[&format!("base_model.model.{module}.{half}.weight")]["shape"];
+    let (inputs, outputs) = (shape("lora_A")[1].as_u64().unwrap(), shape("lora_B")[0].as_u64().unwrap());
+    let (middle, end) = (2 * inputs * 4, 2 * (inputs + outputs) * 4);
+    let header = serde_json::json!({
+        format!("{module}.lora_a"): {"dtype": "F32", "shape": [inputs, 2], "data_offsets": [0, middle]},
+        format!("{module}.lora_b"): {"dtype": "F32", "shape": [2, outputs], "data_offsets": [middle, end]},
+    });
+    let header = header.to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + end as usize, 0);
+    fs::create_dir(scene.path(folder)).unwrap();
+    fs::write(scene.path(&format!("{folder}/adapters.safetensors")), bytes).unwrap();
+    let config =
+        r#"{"fine_tune_type": "lora", "model": "base", "lora_parameters": {"rank": 2, "scale": 20.0}}"#;
+    scene.write(&format!("{folder}/adapter_config.json"), config);
+}
+
+#[test]
+fn the_preview_of_a_converted_adapter_names_the_users_folder() {
+    let desk = Desk::with_adapter();
+    write_mlx_adapter(&desk.scene, "mlx");
+    let ran = desk.scene.ok("push mlx me/mlx --dry-run --base-id me/base");
+    assert!(ran.out.starts_with("mlx → me/mlx"), "{}", ran.out);
+    assert!(ran.err.contains("uploading `adapters.safetensors` as PEFT's"), "{}", ran.err);
+    assert!(!format!("{}{}", ran.out, ran.err).contains("danlu-tmp"), "{}{}", ran.out, ran.err);
+    desk.scene.ok("push mlx me/mlx --base-id me/base");
+    assert!(desk.server.read("me/mlx", "main", "adapter_model.safetensors").is_some());
+}

@@ -16,6 +16,7 @@ use danlu_kernels::CpuOptions;
 use danlu_loader::{LoadOptions, LoadedModel, ModelFiles, QuantChoice, choose_quantization};
 use danlu_model::{ModelConfig, Quantization, Tokenizer, files};
 use danlu_train::{InferencePass, memory};
+use rustix::termios::{LocalModes, OptionalActions};
 use rustyline::error::ReadlineError;
 use serde_json::{Map, Value};
 
@@ -32,6 +33,7 @@ use crate::memory_forecast::MemoryForecast;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::style::Style;
+use crate::terminal_mode::TerminalMode;
 use crate::terminal_text;
 use command::ChatInput;
 use history::ChatHistory;
@@ -265,6 +267,11 @@ impl Talk<'_> {
                 Ok(input) => {
                     let _ = editor.add_history_entry(&input);
                     history.append(&input);
+                    // Without echo, text that is typed during a reply appears in the next prompt, not in the reply.
+                    let _mode =
+                        TerminalMode::without(LocalModes::ECHO, OptionalActions::Now).map_err(|error| {
+                            Diagnostic::input(format!("cannot read from the terminal: {error}"))
+                        })?;
                     if self.obey_or_answer(&input).unwrap_or_else(|diagnostic| {
                         printer.diagnostic(&diagnostic);
                         ControlFlow::Continue(())

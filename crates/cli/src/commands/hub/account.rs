@@ -6,12 +6,13 @@ use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
 
 use clap::Args;
 use danlu_hub::{Account, Hub, HubError, HubSettings, Token};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions};
 
 use super::open;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::interrupt;
+
 use crate::printer::Printer;
+use crate::terminal_mode::TerminalMode;
 use crate::terminal_text;
 
 /// The page on which users create tokens.
@@ -188,11 +189,8 @@ fn hidden_line() -> Result<Option<String>> {
     const END: u8 = 4;
     let stdin = io::stdin();
     let fault = |error: io::Error| Diagnostic::input(format!("cannot read from the terminal: {error}"));
-    let before = tcgetattr(&stdin).map_err(|error| fault(error.into()))?;
-    let mut quiet = before.clone();
-    let _saved = interrupt::save_terminal(before.clone());
-    quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
-    tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(|error| fault(error.into()))?;
+    let off = LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
+    let _mode = TerminalMode::without(off, OptionalActions::Flush).map_err(fault)?;
     let mut line = Vec::new();
     let outcome = loop {
         let mut byte = [0];
@@ -209,8 +207,5 @@ fn hidden_line() -> Result<Option<String>> {
             },
         }
     };
-    let restored = tcsetattr(&stdin, OptionalActions::Flush, &before);
-    let typed = outcome?;
-    restored.map_err(|error| fault(error.into()))?;
-    Ok(typed.map(|()| String::from_utf8_lossy(&line).into_owned()))
+    Ok(outcome?.map(|()| String::from_utf8_lossy(&line).into_owned()))
 }

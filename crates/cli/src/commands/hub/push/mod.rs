@@ -88,11 +88,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     let args = &PushArgs { folder: adapter_folder(&args.folder, printer)?, ..args.clone() };
     memory::forecast(&args.folder).check("push", &args.folder, printer)?;
     let converted = as_peft(&args.folder, printer)?;
-    if let Some(converted) = &converted {
-        let args = PushArgs { folder: converted.path().to_owned(), ..args.clone() };
-        return push_folder(&args, printer);
-    }
-    push_folder(args, printer)
+    push_folder(args, converted.as_ref().map_or(&args.folder, TrackedTempDir::path), printer)
 }
 
 /// Returns the folder to upload. If `folder` contains no model, but one subfolder with an adapter, returns
@@ -152,7 +148,8 @@ fn target(args: &PushArgs) -> Result<RepoName> {
     }
 }
 
-fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
+/// Pushes the files of the folder `files`. It differs from `args.folder` for a converted adapter.
+fn push_folder(args: &PushArgs, files: &Path, printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
     let name = target(args)?;
     if let Some(fault) = &hub.settings().token_fault {
@@ -168,7 +165,7 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     };
     options.check_message(token.as_ref())?;
     // The folder is checked before the first request.
-    let (mut upload_set, needed) = upload_set(args, token)?;
+    let (mut upload_set, needed) = upload_set(args, files, token)?;
     if !has_token && !args.dry_run {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
@@ -193,7 +190,7 @@ fn push_folder(args: &PushArgs, printer: &Printer) -> Result<()> {
     let differences = differences?;
     refuse(&differences, args, &hub, &name, has_token)?;
     let place = preview::describe_target(&differences, &name, args, printer);
-    preview::show(&upload_set, &differences, &name, &place, printer);
+    preview::show(args, &upload_set, &differences, (&name, &place), printer);
     if args.dry_run {
         preview::warn_of_no_card(&upload_set, &differences, printer);
         printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was uploaded (--dry-run)");
@@ -251,7 +248,7 @@ fn preview_offline(
         is_empty: true,
     };
     let place = printer.pick("没有与仓库比较", "not compared with the repository");
-    preview::show(upload_set, &differences, name, place, printer);
+    preview::show(args, upload_set, &differences, (name, place), printer);
     printer.warn(&printer.pick(
         format!("连不上 Hub，列出的是全部文件：{error}"),
         format!("the Hub cannot be reached, so all files are listed: {error}"),
@@ -260,8 +257,11 @@ fn preview_offline(
 }
 
 /// Selects the files to upload. Also returns the names of the files that danlu needs to load the model.
-fn upload_set(args: &PushArgs, token: Option<danlu_hub::Token>) -> Result<(UploadSet, Vec<String>)> {
-    let folder = &args.folder;
+fn upload_set(
+    args: &PushArgs,
+    folder: &Path,
+    token: Option<danlu_hub::Token>,
+) -> Result<(UploadSet, Vec<String>)> {
     if let Some(named) = hub_name(folder) {
         let text = format!("`{named}` is not a local folder, and a push uploads a folder");
         return Err(
@@ -287,7 +287,8 @@ fn rewrite(
     name: &RepoName,
     printer: &Printer,
 ) -> Result<()> {
-    let RewrittenFiles { files, readme } = rewritten_files::files(args, page.hub(), page, name, printer)?;
+    let RewrittenFiles { files, readme } =
+        rewritten_files::files(args, upload_set.folder(), page, name, printer)?;
     for (path, bytes) in files {
         upload_set.replace(path, bytes);
     }

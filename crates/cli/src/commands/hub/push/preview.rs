@@ -8,12 +8,16 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Prints the files that are uploaded, unchanged, removed and skipped. `place` describes the repository.
-pub fn show(upload_set: &UploadSet, differences: &RepoDiff, name: &RepoName, place: &str, printer: &Printer) {
+/// Prints the files that are uploaded, unchanged, removed and skipped. `place` describes the repository `name`.
+pub fn show(
+    args: &PushArgs,
+    upload_set: &UploadSet,
+    differences: &RepoDiff,
+    (name, place): (&RepoName, &str),
+    printer: &Printer,
+) {
     let RepoDiff { new, changed, unchanged, removed, .. } = differences;
-    printer.data(
-        &printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", upload_set.folder().display())),
-    );
+    printer.data(&printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", args.folder.display())));
     let row = |mark: &str, path: &str, note: &str| {
         printer.data(&format!(
             "{} {}  {}",

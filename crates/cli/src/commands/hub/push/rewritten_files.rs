@@ -52,12 +52,11 @@ pub enum ReadmeSource {
 /// If the card or the adapter's configuration cannot be read, or the Hub cannot be reached.
 pub fn files(
     args: &PushArgs,
-    hub: &Hub,
+    folder: &Path,
     page: &RemoteCard<'_>,
     name: &RepoName,
     printer: &Printer,
 ) -> Result<RewrittenFiles> {
-    let folder = &args.folder;
     let card = Card::read(folder)?;
     let identity = TrainingIdentity::read(folder)?;
     let named = match folder.join(CONFIG_FILE).is_file() {
@@ -66,7 +65,7 @@ pub fn files(
     };
     let trained = identity.as_ref().and_then(TrainingIdentity::base);
     let bases = Bases { has_card: card.is_some(), trained, named: named.as_deref() };
-    let base_id = base_id(args, hub, page, bases, printer)?;
+    let base_id = base_id(args, page.hub(), page, bases, printer)?;
     let here = card::read_readme(folder)?;
     // With `--include README.md`, the folder's file replaces the file on the Hub.
     let there = page.readme().filter(|_| !args.include.iter().any(|path| path == card::README_FILE));
