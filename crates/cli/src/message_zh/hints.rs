@@ -40,6 +40,7 @@ pub const HINTS: &[(&str, &str)] = &[
     ("did you mean `{}`?", "是不是 `{}`？"),
     ("name the folder of this file: `{}`", "请填这个文件所在的文件夹：`{}`"),
     ("use it with `danlu {}`", "请在 `danlu {}` 中使用"),
+    ("use `{}` with `danlu {}`", "请在 `danlu {1}` 中使用 `{0}`"),
     ("`{} --help` lists the flags", "`{} --help` 列出全部参数"),
     ("`{} --help` lists the commands", "`{} --help` 列出全部命令"),
     ("name the folder of an adapter, a merged model or a base", "请给出适配器、合并后的模型或基座的文件夹"),

@@ -164,6 +164,10 @@ fn translated(root: &Command, command: &Command, name: &str) -> Translation {
             if let Some(flag) = flags.iter().find(|flag| has(flag)) {
                 return Translation::Flag((*flag).to_owned());
             }
+            let elsewhere = |flag: &'static str| Some((command_with(root, command, flag)?, flag));
+            if let Some((other, flag)) = flags.iter().find_map(|flag| elsewhere(flag)) {
+                return Translation::Advice(format!("use `--{flag}` with `danlu {other}`"));
+            }
         }
         Some(Switch(args)) if has(args.trim_start_matches("--").split('=').next().unwrap_or_default()) => {
             return Translation::Switch(args.to_owned());
@@ -267,7 +271,6 @@ mod tests {
             ("d merge a --out-dtype bf16 --export_dir b", "d merge a --dtype bf16 --output b"),
             ("d --lang en train -- --lr", "d --lang en train -- --lr"),
             ("d chat m --prompt a_b=c", "d chat m --prompt a_b=c"),
-            ("d doctor --lr 1", "d doctor --lr 1"),
         ] {
             assert_eq!(line(theirs).as_deref(), Ok(ours));
         }
@@ -290,6 +293,8 @@ mod tests {
         for (theirs, hint) in [
             ("d plan --temperature 0", "use it with `danlu chat`"),
             ("d chat m --learning-rate 1", "use it with `danlu train`"),
+            ("d doctor --lr 1", "use `--learning-rate` with `danlu train`"),
+            ("d merge a --template llama3", "use `--chat-template` with `danlu train`"),
             ("d train --wandb_name x", "--report-to tensorboard"),
             ("d pull a/b --revision r", "`org/name@revision`"),
         ] {

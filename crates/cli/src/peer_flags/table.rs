@@ -424,6 +424,13 @@ pub(super) const TABLE: &[(&[&str], PeerFlag)] = &[
             "不用写：danlu 按对话模板找到答案，只训练答案",
         ),
     ),
+    (
+        &["agent-template", "tool-format"],
+        Advice(
+            "omit it: the chat template of the base writes the tools and the calls",
+            "不用写：工具和调用由基座的对话模板写出",
+        ),
+    ),
     (&["mask-history", "loss-scale", "roles-to-train", "train-on-eos"], FULL_LOSS),
     (
         &[
@@ -745,6 +752,11 @@ pub(super) const COMMANDS: &[(&[&str], &str, &str)] = &[
     (&["estimate", "memory"], "did you mean `plan`?", "是不是 `plan`？"),
     (&["completion", "complete-shell"], "did you mean `completions`?", "是不是 `completions`？"),
     (&["server", "api", "vllm-serve", "api-server"], "did you mean `serve`?", "是不是 `serve`？"),
+    (
+        &["ls", "list", "ps", "models"],
+        "danlu has no list of models: name a folder, or `org/name` on the Hub",
+        "danlu 不列出模型：直接写文件夹，或 Hub 上的 `org/name`",
+    ),
     (
         &["webui", "web", "ui", "gradio", "webchat"],
         "danlu has no web page: chat in the terminal with `danlu chat`, or connect a client to `danlu serve`",
