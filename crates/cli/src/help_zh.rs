@@ -335,6 +335,10 @@ const TEXTS: &[(&str, &str)] = &[
         "Unmeasured runs before the measured ones [default: 2 for train, 1 for prefill and decode, 0 for merge]",
         "计时前的预热次数 [默认：train 2，prefill 与 decode 1，merge 0]",
     ),
+    (
+        "Also print the time of each operation, with its share of the peak (CPU only)",
+        "另外列出每种操作的时间，及其占峰值的比例（仅 CPU）",
+    ),
     ("Print all results as one JSON object", "以一个 JSON 对象输出全部结果"),
     ("Print the result as one JSON object", "以一个 JSON 对象输出结果"),
     ("Print JSON to stdout: one line per event of a run", "向标准输出写 JSON：训练的每个事件一行"),

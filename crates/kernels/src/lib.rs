@@ -46,6 +46,7 @@ mod matrix;
 mod operands;
 mod packed_lora;
 pub mod peak;
+mod profile;
 mod reference;
 pub mod rmsnorm;
 pub mod rng;
@@ -77,5 +78,6 @@ pub use operands::{
     Segment, Store,
 };
 pub use packed_lora::PackedLora;
+pub use profile::{Profile, ProfileRow};
 pub use reference::Reference;
 pub use trace::{Footprint, ScratchBytes, ScratchPool, Trace, TraceTarget, TracedOp};

@@ -31,6 +31,7 @@ pub const PHRASES: &[(&str, &str)] = &[
     ("no end of this record before the next one, on line {}", "到下一条记录（第 {} 行）还没有结束的记录"),
     ("no end of this record before the next one, in column {}", "到下一条记录（第 {} 列）还没有结束的记录"),
     ("its end", "记录的结尾"),
+    ("a GPU runs operations in the background", "GPU 在后台执行各项操作"),
     ("nothing", "空白"),
     ("nothing more", "到此为止"),
     ("none", "没有它"),

@@ -10,7 +10,7 @@ use danlu_kernels::{DType, bf16_to_f32, f32_to_bf16};
 use danlu_model::{Decoder, LoraSource, ModelConfig, PackedAdapter, SlotId, SlotInput, Workspace};
 
 use super::flops::{self, Span};
-use super::machine::{MachineArgs, describe_memory};
+use super::machine::{Machine, MachineArgs, describe_memory};
 use super::model::ModelArgs;
 use super::output::{BenchOutput, rate};
 use super::{RunArgs, Runs, median, random_ids};
@@ -94,7 +94,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let mut work = Workspace::new();
     let runs = args.run.runs(3, 1);
     let adapters = args.adapters(&decoder, machine.precision.into())?;
-    let (times, ratio) = measure(&decoder, &mut work, job, (runs, &adapters), printer)?;
+    let (times, ratio) = measure((&machine, &decoder), &mut work, job, (runs, &adapters), printer)?;
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
     let time: f64 = times.iter().sum();
@@ -125,14 +125,16 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     };
     figures.times(("一个词元", "a token"), "token", &times, (n, w), say);
     describe_memory(peak, anonymous, &mut figures, printer);
+    machine.describe_profile(times.len(), &mut figures, printer);
     figures.finish();
     Ok(())
 }
 
 /// Decodes alternately with the base alone and with adapters. Returns the seconds of each token with the base
-/// alone, and the ratio of the two rates (adapters / base, as the median over the runs).
+/// alone, and the ratio of the two rates (adapters / base, as the median over the runs). With adapters, the
+/// profile contains only their runs.
 fn measure(
-    decoder: &Decoder,
+    (machine, decoder): (&Machine, &Decoder),
     work: &mut Workspace,
     job: Job,
     (runs, adapters): (Runs, &[PackedAdapter]),
@@ -140,7 +142,13 @@ fn measure(
 ) -> Result<(Vec<f64>, f64)> {
     let seconds = |times: &[f64]| times.iter().sum::<f64>();
     let runs = runs.measure(printer, |i| {
-        let mut run = |adapters| decode(decoder, work, (job, adapters), i);
+        let mut run = |of: &[PackedAdapter]| {
+            let profile = |on| match on && of.len() == adapters.len() {
+                true => machine.profile_run(i, runs.warm_up),
+                false => machine.pause_profile(),
+            };
+            decode(decoder, work, (job, of), i, &profile)
+        };
         if adapters.is_empty() {
             return Ok((run(&[])?, f64::NAN));
         }
@@ -207,12 +215,13 @@ impl DecodeArgs {
 }
 
 /// Processes the prompts and decodes new tokens. The sequences use the adapters in turn. Returns the seconds
-/// of each new token.
+/// of each new token. Calls `profile` at the beginning and at the end of the measured tokens.
 fn decode(
     decoder: &Decoder,
     work: &mut Workspace,
     (job, adapters): (Job, &[PackedAdapter]),
     run: u64,
+    profile: &dyn Fn(bool),
 ) -> Result<Vec<f64>> {
     let Job { sequences, prompt, new } = job;
     let vocab_size = decoder.config().vocab_size;
@@ -227,6 +236,7 @@ fn decode(
     let mut logits = decoder.prefill(work, &mut cache, &inputs)?;
     let mut times = Vec::with_capacity(new);
     let mut greedy = Sampler::new(SamplingOptions::greedy())?;
+    profile(true);
     for _ in 0..new {
         let start = Instant::now();
         // Random weights give finite logits, so there is always a largest one.
@@ -238,6 +248,7 @@ fn decode(
         logits = decoder.decode(work, &mut cache, &inputs)?;
         times.push(start.elapsed().as_secs_f64());
     }
+    profile(false);
     Ok(times)
 }
 

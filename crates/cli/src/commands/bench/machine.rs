@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_kernels::cuda::Cuda;
-use danlu_kernels::{Backend, Isa, peak};
+use danlu_kernels::{Backend, Isa, Profile, peak};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
@@ -14,7 +14,7 @@ use super::output::{self, BenchOutput};
 use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
 use crate::args::compute::{DTypeChoice, DTypeReason, ResolvedDType, isa_from_env};
-use crate::diagnostic::Result;
+use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -35,11 +35,16 @@ pub struct MachineArgs {
     pub quant: QuantArgs,
     #[command(flatten)]
     pub compute: ComputeArgs,
+    /// Also print the time of each operation, with its share of the peak (CPU only)
+    #[arg(long, help_heading = "Measurement")]
+    profile: bool,
 }
 
 /// The back end and its options.
 pub struct Machine {
     pub backend: Arc<dyn Backend>,
+    /// The same back end, if the time of each operation is measured.
+    profile: Option<Arc<Profile>>,
     /// The same back end, if it is a GPU.
     cuda: Option<Arc<Cuda>>,
     /// Type of matrix multiplications.
@@ -61,13 +66,23 @@ impl MachineArgs {
         let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
         let ResolvedDType { precision, reason } = self.compute.dtype(self.dtype)?;
         let cuda = self.compute.cuda(precision.into())?;
-        let backend = match &cuda {
-            Some(cuda) => Arc::clone(cuda) as Arc<dyn Backend>,
-            None => self.compute.backend(precision.into())?,
+        let (backend, profile) = match &cuda {
+            Some(_) if self.profile => {
+                let text = "cannot use `--profile`: a GPU runs operations in the background";
+                return Err(Diagnostic::input(text).with_hint("run it on the processor with `--device cpu`"));
+            }
+            Some(cuda) => (Arc::clone(cuda) as Arc<dyn Backend>, None),
+            None => match (self.compute.backend(precision.into())?, self.profile) {
+                (backend, false) => (backend, None),
+                (backend, true) => {
+                    let profile = Arc::new(Profile::new(backend));
+                    (Arc::clone(&profile) as Arc<dyn Backend>, Some(profile))
+                }
+            },
         };
         let threads = self.compute.threads();
         let quantization = self.quant.quantization()?.flatten();
-        Ok(Machine { backend, cuda, precision, threads, isa, reason, quantization })
+        Ok(Machine { backend, profile, cuda, precision, threads, isa, reason, quantization })
     }
 }
 
@@ -147,6 +162,60 @@ impl Machine {
         figures.measured("gflop_per_second", flops / 1e9);
         figures.measured("peak_gflop_per_second", gflops);
         figures.measured("share_of_peak", share);
+    }
+
+    /// Starts the measurement of operations, if it is requested. Earlier operations are forgotten if `run` is
+    /// the first run after `warm_up` others.
+    pub fn profile_run(&self, run: u64, warm_up: u64) {
+        let Some(profile) = &self.profile else { return };
+        if run == warm_up {
+            profile.clear();
+        }
+        profile.resume();
+    }
+
+    /// Stops the measurement of operations until the next run.
+    pub fn pause_profile(&self) {
+        if let Some(profile) = &self.profile {
+            profile.pause();
+        }
+    }
+
+    /// Reports the time of each operation, divided by `steps`, if it is measured.
+    pub fn describe_profile(&self, steps: usize, figures: &mut BenchOutput<'_>, printer: &Printer) {
+        let Some(profile) = &self.profile else { return };
+        let peak = peak::flops(self.isa, self.precision.into(), self.threads);
+        let ((seconds, rows), each) = (profile.finish(), 1e3 / steps.max(1) as f64);
+        let known: f64 = rows.iter().map(|(_, row)| row.seconds).sum();
+        let mut json = Vec::new();
+        for (name, row) in &rows {
+            let calls = row.calls as f64 / steps.max(1) as f64;
+            let share = output::share(row.flops / row.seconds, peak).filter(|_| row.flops > 0.0);
+            let of_peak = share.map_or(String::new(), |share| {
+                let percent = format!("{:.1}%", 100.0 * share);
+                printer.pick(format!("，峰值的 {percent}"), format!(", {percent} of the peak"))
+            });
+            let (time, percent) = (each * row.seconds, 100.0 * row.seconds / seconds);
+            figures.row(
+                ("操作", "operation"),
+                &printer.pick(
+                    format!("{time:9.3} 毫秒 {percent:5.1}%  {calls:6.0} 次  {name}{of_peak}"),
+                    format!("{time:9.3} ms {percent:5.1}%  {calls:6.0} calls  {name}{of_peak}"),
+                ),
+            );
+            json.push(serde_json::json!({
+                "operation": name, "calls": calls, "milliseconds": time, "share_of_peak": share,
+            }));
+        }
+        let (time, percent) = (each * (seconds - known), 100.0 * (seconds - known) / seconds);
+        figures.row(
+            ("操作", "operation"),
+            &printer.pick(
+                format!("{time:9.3} 毫秒 {percent:5.1}%  所有操作之外"),
+                format!("{time:9.3} ms {percent:5.1}%  outside all operations"),
+            ),
+        );
+        figures.set("operations", json);
     }
 
     /// Returns the measured read bandwidth in bytes per second, or the rate of an H200 if a GPU computes.

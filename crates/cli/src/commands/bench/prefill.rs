@@ -53,6 +53,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let rules = StopRules { max_new_tokens: 1, max_context_tokens: prompt, stop_ids: Default::default() };
     let runs = args.run.runs(5, 1);
     let times = runs.measure(printer, |i| {
+        machine.profile_run(i, runs.warm_up);
         // Each run has a new prompt, so that no part of the prompt is cached.
         let mut ids = random_ids(prompt, config.vocab_size, i);
         ids[0] = (i % config.vocab_size as u64) as u32;
@@ -64,6 +65,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
         }
         Ok(start.elapsed().as_secs_f64())
     })?;
+    machine.pause_profile();
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
     let time: f64 = times.iter().sum();
@@ -83,6 +85,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     };
     figures.times(("一段提示", "a prompt"), "prompt", &times, (n, w), say);
     describe_memory(peak, anonymous, &mut figures, printer);
+    machine.describe_profile(n, &mut figures, printer);
     figures.finish();
     Ok(())
 }

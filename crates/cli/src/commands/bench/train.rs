@@ -128,6 +128,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     let mut trainer = Trainer::new(decoder, adapter, examples, job.settings, String::new())?;
     forecast.reserve(&mut trainer);
     let steps = runs.measure(printer, |i| {
+        machine.profile_run(i, runs.warm_up);
         let batches = trainer.micro_batches(i + 1);
         let segments = batches.iter().flat_map(|batch| &batch.segments);
         let spans: Vec<Span> = segments.map(|s| Span { new: s.q_len, all: s.kv_len }).collect();
@@ -135,12 +136,14 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
         let flops = flops::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
+    machine.pause_profile();
     // The memory is read before the machine's peak speed is measured, because that measurement uses memory
     // too.
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
     describe_steps(&steps, runs.warm_up, &machine, &mut figures, printer);
     describe_memory(peak, anonymous, &mut figures, printer);
+    machine.describe_profile(steps.len(), &mut figures, printer);
     figures.finish();
     Ok(())
 }
