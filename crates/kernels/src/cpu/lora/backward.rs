@@ -1,9 +1,9 @@
 //! Computes `dA`, `dB` and `dinp`. First `dmid` is computed for every row. Then each task computes one strip
-//! of [`COLS`] columns of a gradient, summed over all rows.
+//! of at most [`COLS`] columns of a gradient, summed over all rows.
 
 use std::ops::Range;
 
-use super::{COLS, DotShape, LowRank, Own, SUM_ROWS, Shared, block_rows, dropout_scale};
+use super::{COLS, DotShape, LowRank, Own, SUM_ROWS, Shared, block_rows, dropout_scale, strip_cols};
 use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
@@ -60,14 +60,18 @@ impl LowRank {
         pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
         // The second parallel region computes strips of columns. One task computes both `dA` and `dinp` of a
         // strip, because both need the strip's dropout mask. `dB` is cheaper, so its tasks run last.
-        let in_tasks = d_in.div_ceil(COLS);
+        let strip = |d: usize| {
+            let cols = strip_cols(d, pool.threads());
+            (d.div_ceil(cols), move |task: usize| (task * cols, (d - task * cols).min(cols)))
+        };
+        let ((in_tasks, strip_in), (out_tasks, strip_out)) = (strip(d_in), strip(d_out));
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
-        pool.run(in_tasks + d_out.div_ceil(COLS), |task, worker| {
+        pool.run(in_tasks + out_tasks, |task, worker| {
             let own = &mut lock(&self.own[worker]);
             match task.checked_sub(in_tasks) {
-                Some(task) => self.sum_db(&sums, task * COLS, own, db),
-                None => self.sum_da(&sums, task * COLS, own, da, dinp),
+                Some(task) => self.sum_db(&sums, strip_out(task), own, db),
+                None => self.sum_da(&sums, strip_in(task), own, da, dinp),
             }
         });
     }
@@ -110,10 +114,9 @@ impl LowRank {
         }
     }
 
-    /// Computes `dB += scaling · doutᵀ mid` for a strip of outputs that begins at `col`.
-    fn sum_db(&self, sums: &Sums<'_>, col: usize, own: &mut Own, db: SendPtr) {
+    /// Computes `dB += scaling · doutᵀ mid` for a strip of outputs, `(first, count)`.
+    fn sum_db(&self, sums: &Sums<'_>, (col, cols): (usize, usize), own: &mut Own, db: SendPtr) {
         let LoraDims { rank, d_out, scaling, .. } = sums.params.dims;
-        let cols = (d_out - col).min(COLS);
         let product = &mut own.product.at_least(rank * COLS)[..rank * COLS];
         for first in (0..sums.n).step_by(SUM_ROWS) {
             let job = TileJob {
@@ -139,10 +142,16 @@ impl LowRank {
     }
 
     /// Computes `dA += dmidᵀ drop(inp)` and the optional `dinp += drop(dmid A)` with the same dropout mask,
-    /// for a strip of inputs that begins at `col`.
-    fn sum_da(&self, sums: &Sums<'_>, col: usize, own: &mut Own, da: SendPtr, dinp: Option<SendPtr>) {
+    /// for a strip of inputs, `(first, count)`.
+    fn sum_da(
+        &self,
+        sums: &Sums<'_>,
+        (col, cols): (usize, usize),
+        own: &mut Own,
+        da: SendPtr,
+        dinp: Option<SendPtr>,
+    ) {
         let LoraParams { a, dims: LoraDims { rank, d_in, .. }, dropout, .. } = sums.params;
-        let cols = (d_in - col).min(COLS);
         let Own { mask, product } = own;
         // The strip is copied, because rows of `A` that are a power of two apart would evict each other from
         // L1.

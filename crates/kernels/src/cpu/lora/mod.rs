@@ -20,8 +20,10 @@ use crate::gemm::{DotJob, DotRows, Kernels, PackJob, RowMask, View};
 use crate::lora::LoraDims;
 use crate::{DType, Dropout, Isa};
 
-/// Number of columns of a gradient that one task computes. The task adds up all rows.
+/// Maximum number of columns of a gradient that one task computes. The task adds up all rows.
 const COLS: usize = 128;
+/// Minimum number of columns of such a task, and the number of which all others are multiples.
+const MIN_COLS: usize = 32;
 /// Number of rows, in whole blocks, whose contributions to a gradient are added at once. The packed operands
 /// of these rows stay in L1.
 const SUM_ROWS: usize = 256;
@@ -76,6 +78,15 @@ struct DotShape {
 /// gets some blocks.
 fn block_rows(n: usize) -> usize {
     if n >= 256 { 64 } else { 16 }
+}
+
+/// Returns the number of columns of a gradient that one task computes, so that each thread gets some of the
+/// `cols` columns. The number does not change any sum.
+fn strip_cols(cols: usize, threads: usize) -> usize {
+    match threads {
+        1 => COLS,
+        _ => (cols / threads).next_multiple_of(MIN_COLS).clamp(MIN_COLS, COLS),
+    }
 }
 
 /// Returns the factor of the elements that dropout does not zero.
