@@ -12,6 +12,8 @@
 //! every value of the pair exactly, as for an adapter saved in bf16, and f32 otherwise. Packing never changes
 //! a value.
 
+use std::ops::Range;
+
 use crate::lora::LoraDims;
 use crate::{Buffer, DType, LoraRef, bf16_to_f32, f32_to_bf16};
 
@@ -78,6 +80,12 @@ impl PackedLora {
             DType::F32 => lora.params.host_slice()[a].as_ptr().cast(),
             _ => self.a.host_slice().as_ptr().cast(),
         }
+    }
+
+    /// Returns the bytes of the panels that contain the columns `cols` of `Bᵀ`.
+    pub(crate) fn bytes_of(&self, cols: Range<usize>) -> Range<usize> {
+        let panel = PANEL_COLS * self.dims.rank * self.dtype.size();
+        cols.start / PANEL_COLS * panel..cols.end.div_ceil(PANEL_COLS) * panel
     }
 
     /// Returns a pointer to the first byte of the panels of `Bᵀ`.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::AttentionInputs;
 use super::tiled::{OperandFormat, cap_lanes, total, with_buffers};
 use crate::cpu::pool::SendPtr;
-use crate::gemm::{DotJob, DotRows};
+use crate::gemm::{DotJob, DotRows, prefetch_far};
 use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, largest};
 use crate::{AttentionDims, DType, Segment};
@@ -127,7 +127,7 @@ impl<'a> DecodeAttention<'a> {
         for (i, words) in queries.chunks_exact_mut(stride).enumerate() {
             self.format.pack_row(words, &q[(first + i) * head_dim..][..head_dim]);
         }
-        let keys = runs.keys(run);
+        let (keys, bytes) = (runs.keys(run), size_of::<f32>() * head_dim);
         let at = |key: usize| (runs.segment.kv_start + key) * row + kv_head * head_dim;
         // If the last key and value of the run exist, all earlier keys and values exist too.
         assert!(k.len().min(v.len()) >= at(keys.end - 1) + head_dim && scores.len() >= group * RUN);
@@ -135,8 +135,8 @@ impl<'a> DecodeAttention<'a> {
             let end = keys.end.min(start + PREFETCH_KEYS);
             let ahead = |key: usize| at((key + PREFETCH_KEYS).min(keys.end - 1));
             for key in start..end {
-                prefetch_row(k.as_ptr().wrapping_add(ahead(key)), head_dim);
-                prefetch_row(v.as_ptr().wrapping_add(at(key)), head_dim);
+                prefetch_far(k.as_ptr().wrapping_add(ahead(key)).cast(), bytes);
+                prefetch_far(v.as_ptr().wrapping_add(at(key)).cast(), bytes);
             }
             let job = DotJob {
                 out: scores[start - keys.start..].as_mut_ptr(),
@@ -208,21 +208,6 @@ pub(crate) fn task_len(format: OperandFormat, dims: AttentionDims) -> usize {
 fn lens(format: OperandFormat, dims: AttentionDims) -> [usize; 2] {
     let group = dims.heads / dims.kv_heads;
     [group * format.row_words(dims.head_dim), group * RUN]
-}
-
-/// Prefetches a row of `len` elements into L2.
-#[inline(always)]
-fn prefetch_row(row: *const f32, len: usize) {
-    for at in (0..len).step_by(WIDEST) {
-        let line = row.wrapping_add(at);
-        // SAFETY: every x86-64 processor has SSE, and a prefetch needs no valid address.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
-    }
 }
 
 simd_fn! {

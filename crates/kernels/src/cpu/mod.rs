@@ -18,7 +18,7 @@ use self::lora::{LowRank, decode_pairs, is_packed};
 use self::pool::{Pool, Scratch, SendPtr, lock};
 use crate::attention::{AttentionInputs, DecodeAttention};
 use crate::backend::project_singly;
-use crate::gemm::{Gemm, Product, SkinnyGemm, View};
+use crate::gemm::{Before, Gemm, Product, SkinnyGemm, View};
 use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
@@ -121,6 +121,11 @@ impl Cpu {
             head: self.head_loss.allocated_bytes(),
             rope: lock(&self.rope).allocated_bytes(),
         }
+    }
+
+    /// Computes `out = inp Wᵀ` for a few rows.
+    fn few_rows(&self, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
+        self.skinny_gemm.forward(&self.pool, &mut [out], inp, (&[w], n), Before::NOTHING, |_, _, _| {});
     }
 
     /// Rotates every head of queries and keys, or of their gradients. The table of angles is recomputed only
@@ -342,7 +347,7 @@ impl Backend for Cpu {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         let (out, inp) = (out.host_slice_mut(), inp.host_slice());
         if n <= SkinnyGemm::MAX_ROWS {
-            return self.skinny_gemm.forward(&self.pool, &mut [out], inp, (&[w], n), |_, _, _| {});
+            return self.few_rows(out, inp, w, n);
         }
         let (d_out, d_in) = (w.rows(), w.cols());
         let product = Product {
@@ -361,7 +366,7 @@ impl Backend for Cpu {
 
     fn linear_decode(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         let (out, inp) = (out.host_slice_mut(), inp.host_slice());
-        self.skinny_gemm.forward(&self.pool, &mut [out], inp, (&[w], n), |_, _, _| {});
+        self.few_rows(out, inp, w, n);
     }
 
     fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize) {
@@ -423,9 +428,14 @@ impl Backend for Cpu {
         assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
         let (inp, residual) = (inp.host_slice(), residual.map(Buffer::host_slice));
         let pairs = decode_pairs(mid, inp, &group, n);
-        self.low_rank.shrink(&self.pool, inp, &pairs);
+        let shrink = lora::shrink_tasks(&pairs);
+        let before = Before {
+            tasks: shrink.len(),
+            run: &|task| self.low_rank.shrink(inp, &pairs, &shrink[task]),
+            prefetch: &|weight, cols| lora::prefetch_columns(&pairs, weight, cols),
+        };
         let mut out: Vec<&mut [f32]> = out.iter_mut().map(|out| out.host_slice_mut()).collect();
-        self.skinny_gemm.forward(&self.pool, &mut out, inp, (group.weights, n), |i, out, cols| {
+        self.skinny_gemm.forward(&self.pool, &mut out, inp, (group.weights, n), before, |i, out, cols| {
             let d_out = group.weights[i].rows();
             // SAFETY: `out` has `n` rows, and only this task accesses these columns.
             unsafe { self.low_rank.expand(out, &pairs, i, cols.clone()) };

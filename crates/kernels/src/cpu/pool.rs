@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -322,6 +322,47 @@ fn share(shared: &Shared, job: Job, worker: usize) {
     }
 }
 
+/// Counts tasks of a region whose results other tasks of the same region read.
+///
+/// Tasks start in ascending order, and a counted task never waits. If the counted tasks have the lowest
+/// indices, they therefore end while others wait for them.
+pub(crate) struct Latch(Padded<AtomicIsize>);
+
+/// Ends a counted task when this value is dropped. A panic opens the latch, because the pool then skips the
+/// other counted tasks.
+struct Counted<'a>(&'a Latch);
+
+impl Latch {
+    /// Creates a latch that opens after `tasks` calls of [`run`](Self::run).
+    pub fn new(tasks: usize) -> Self {
+        Self(Padded(AtomicIsize::new(tasks as isize)))
+    }
+
+    /// Runs a counted task.
+    pub fn run(&self, task: impl FnOnce()) {
+        let _counted = Counted(self);
+        task();
+    }
+
+    /// Blocks until all counted tasks have ended. Their writes are then visible.
+    pub fn wait(&self) {
+        let is_open = || self.0.0.load(Ordering::Acquire) <= 0;
+        while !spin_until(is_open) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let left = &self.0.0.0;
+        match std::thread::panicking() {
+            true => left.store(isize::MIN / 2, Ordering::Release),
+            false => _ = left.fetch_sub(1, Ordering::Release),
+        }
+    }
+}
+
 /// Spins for a limited time. Returns whether `ready` returned true.
 fn spin_until(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
@@ -419,6 +460,36 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn tasks_behind_a_latch_see_what_the_counted_tasks_wrote() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads);
+            for round in 0..200 {
+                let (latch, sum) = (Latch::new(3), AtomicUsize::new(0));
+                pool.run(9, |index, _| match index {
+                    0..3 => latch.run(|| _ = sum.fetch_add(round, Ordering::Relaxed)),
+                    _ => {
+                        latch.wait();
+                        assert_eq!(sum.load(Ordering::Relaxed), 3 * round);
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_counted_task_leaves_no_task_waiting() {
+        let pool = Pool::new(3);
+        let latch = Latch::new(4);
+        let region = || {
+            pool.run(12, |index, _| match index {
+                0..4 => latch.run(|| assert_ne!(index, 0)),
+                _ => latch.wait(),
+            });
+        };
+        assert!(catch_unwind(AssertUnwindSafe(region)).is_err());
     }
 
     #[test]

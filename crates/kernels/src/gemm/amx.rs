@@ -18,6 +18,8 @@
 //!   edge of C.
 //! - The accumulators start with the elements of C or with zeros.
 //!
+//! [`columns`] multiplies a few rows by a weight that stays in place.
+//!
 //! All other kernels are taken from AVX512-BF16. The registers are released at the end of a call. The
 //! operating system then need not save the registers at a thread switch.
 
@@ -27,8 +29,10 @@ use super::avx512::Avx512;
 use super::avx512bf16::{self, Avx512Bf16};
 use super::micro_kernel::{F32, MicroKernel, element};
 use super::pack::Elements;
-use super::{Kernels, PackJob, SmallProduct, TileJob, TileMask, part};
+use super::{ColumnDots, Kernels, PackJob, SmallProduct, TileJob, TileMask, part};
 use crate::DType;
+
+mod columns;
 
 /// Maximum number of rows in a tile register, and of 32-bit words in each row.
 const SIDE: usize = 16;
@@ -38,8 +42,15 @@ const NR: usize = 2 * SIDE;
 /// Maximum number of 32-bit words in the inner dimension of a [`SmallProduct`] with a transposed `A`.
 const MAX_TRANSPOSED: usize = 64;
 
-pub(super) static KERNELS: Kernels =
-    Kernels { mr: SIDE, pack_a, pack_b, tiles, small_product, ..avx512bf16::KERNELS };
+pub(super) static KERNELS: Kernels = Kernels {
+    mr: SIDE,
+    pack_a,
+    pack_b,
+    tiles,
+    small_product,
+    column_dots: Some(ColumnDots { pack: columns::pack, dots: columns::dots }),
+    ..avx512bf16::KERNELS
+};
 
 /// Shapes of the tile registers, in the layout that `ldtilecfg` reads.
 #[repr(C, align(64))]

@@ -7,6 +7,21 @@ use super::partition::part;
 /// Size of a cache line in bytes.
 const LINE: usize = 64;
 
+/// Prefetches `bytes` bytes into L2.
+#[inline(always)]
+pub(crate) fn prefetch_far(start: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(LINE) {
+        let line = start.wrapping_add(at);
+        // SAFETY: every x86-64 processor has SSE, and a prefetch needs no valid address.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 /// The part of an operand that will be packed next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prefetch {

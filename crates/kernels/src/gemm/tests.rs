@@ -125,16 +125,23 @@ fn few_rows_match_f64_for_every_tail_and_type() {
     for isa in Isa::supported() {
         for bf16 in [false, true] {
             let few = SkinnyGemm::new(isa, bf16);
-            for (n, d_out, d_in) in
-                [(1, 1, 1), (2, 7, 33), (3, 30, 64), (5, 9, 47), (8, 70, 129), (2, 401, 256), (66, 10, 1100)]
-            {
+            for (n, d_out, d_in) in [
+                (1, 1, 1),
+                (2, 7, 33),
+                (3, 30, 64),
+                (5, 9, 47),
+                (8, 70, 129),
+                (2, 401, 256),
+                (66, 10, 1100),
+                (70, 50, 768),
+            ] {
                 for dtype in [DType::F32, DType::Bf16, DType::F16] {
                     let inp = random(&mut stream, n * d_in);
                     let w = unaligned(dtype, &random(&mut stream, d_out * d_in), d_out, d_in);
                     let stored = w.to_vec();
                     let results = pools.each_ref().map(|pool| {
                         let mut out = vec![f32::NAN; n * d_out];
-                        few.forward(pool, &mut [&mut out], &inp, (&[&w], n), |_, _, _| {});
+                        few.forward(pool, &mut [&mut out], &inp, (&[&w], n), Before::NOTHING, |_, _, _| {});
                         out
                     });
                     assert_eq!(results[0], results[1], "{isa}");

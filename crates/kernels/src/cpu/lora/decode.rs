@@ -2,8 +2,10 @@
 //! weights of a [`ProjectGroup`].
 //!
 //! ```text
-//! one parallel region:        mid = inp Aᵀ for every pair of the group
-//! tasks of each base weight:  out[.., cols] = inp W[cols]ᵀ, then out[rows, cols] += scaling · mid B[cols]ᵀ
+//! one parallel region:
+//!   first tasks:                mid = inp Aᵀ for every pair of the group
+//!   tasks of each base weight:  out[.., cols] = inp W[cols]ᵀ, wait for the first tasks,
+//!                               then out[rows, cols] += scaling · mid B[cols]ᵀ
 //! ```
 //!
 //! The matrices of each adapter are read only once. Ranks may differ between adapters, and no rank is padded.
@@ -12,13 +14,17 @@
 use std::ops::Range;
 
 use super::LowRank;
-use crate::cpu::pool::{Pool, SendPtr};
-use crate::gemm::{DotJob, DotRows, ExpandJob, Kernels};
+use crate::cpu::pool::SendPtr;
+use crate::gemm::{DotJob, DotRows, ExpandJob, prefetch_far};
 use crate::lora::LoraDims;
 use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
 
 /// Minimum number of bytes of `A` in a task. With smaller tasks, distributing the work would cost too much.
 const TASK_BYTES: usize = 32 << 10;
+
+/// Maximum number of bytes of a pair's `Bᵀ` that are prefetched for a task. The prefetches must not evict the
+/// operands of the multiplication from L2.
+const MAX_PREFETCH_BYTES: usize = 16 << 10;
 
 /// One adapter's pair `A, B` for one weight of a [`ProjectGroup`].
 pub(crate) struct DecodePair<'a> {
@@ -77,11 +83,11 @@ pub(crate) fn decode_pairs<'a>(
 }
 
 /// Index of a pair, and a range of the rows of its `A (R, IN)`.
-type Piece = (usize, Range<usize>);
+pub(crate) type Piece = (usize, Range<usize>);
 
 /// Divides the rows of `A` of all pairs into tasks of similar size. Every task except the last one reads at
 /// least [`TASK_BYTES`] of `A`.
-fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
+pub(crate) fn shrink_tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
     let (mut tasks, mut task, mut bytes) = (Vec::new(), Vec::new(), 0);
     for (index, pair) in pairs.iter().enumerate() {
         let LoraDims { rank, d_in, .. } = pair.packed.dims;
@@ -105,39 +111,45 @@ fn tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
     tasks
 }
 
+/// Prefetches the columns `cols` of `Bᵀ` for every pair of one weight. The multiplication by the base weight
+/// hides the delay of these reads, which are short and far apart.
+pub(crate) fn prefetch_columns(pairs: &[DecodePair<'_>], weight: usize, cols: Range<usize>) {
+    for DecodePair { packed, .. } in pairs.iter().filter(|pair| pair.weight == weight) {
+        let bytes = packed.bytes_of(cols.clone());
+        let start = packed.panels().wrapping_add(bytes.start);
+        prefetch_far(start, bytes.len().min(MAX_PREFETCH_BYTES));
+    }
+}
+
 impl LowRank {
-    /// Computes `mid = inp Aᵀ` for every pair.
-    pub fn shrink(&self, pool: &Pool, inp: &[f32], pairs: &[DecodePair<'_>]) {
-        let Kernels { dots, .. } = *self.kernels;
-        let tasks = tasks(pairs);
-        pool.run(tasks.len(), |task, _| {
-            for (index, ranks) in &tasks[task] {
-                let DecodePair { rows, packed, a, mid, .. } = &pairs[*index];
-                let LoraDims { rank, d_in, .. } = packed.dims;
-                let stride = d_in * packed.dtype.size();
-                let job = DotJob {
-                    out: mid.at(ranks.start),
-                    out_stride: rank,
-                    n: rows.len(),
-                    inp: inp[rows.start * d_in..].as_ptr(),
-                    inp_stride: d_in,
-                    mask: None,
-                    w_rows: ranks.len(),
-                    w: DotRows::Dense {
-                        dtype: packed.dtype,
-                        first: a.wrapping_add(ranks.start * stride),
-                        stride,
-                    },
-                    k: d_in,
-                    alpha: 1.0,
-                    accumulate: false,
-                    round: false,
-                };
-                // SAFETY: `decode_pairs` checked the lengths. The pairs have disjoint ranges of `mid`, and
-                // tasks write disjoint columns of `mid`.
-                unsafe { dots(&job) };
-            }
-        });
+    /// Computes one of the [`shrink_tasks`]: some columns of `mid = inp Aᵀ`.
+    pub fn shrink(&self, inp: &[f32], pairs: &[DecodePair<'_>], task: &[Piece]) {
+        for (index, ranks) in task {
+            let DecodePair { rows, packed, a, mid, .. } = &pairs[*index];
+            let LoraDims { rank, d_in, .. } = packed.dims;
+            let stride = d_in * packed.dtype.size();
+            let job = DotJob {
+                out: mid.at(ranks.start),
+                out_stride: rank,
+                n: rows.len(),
+                inp: inp[rows.start * d_in..].as_ptr(),
+                inp_stride: d_in,
+                mask: None,
+                w_rows: ranks.len(),
+                w: DotRows::Dense {
+                    dtype: packed.dtype,
+                    first: a.wrapping_add(ranks.start * stride),
+                    stride,
+                },
+                k: d_in,
+                alpha: 1.0,
+                accumulate: false,
+                round: false,
+            };
+            // SAFETY: `decode_pairs` checked the lengths. The pairs have disjoint ranges of `mid`, and tasks
+            // write disjoint columns of `mid`.
+            unsafe { (self.kernels.dots)(&job) };
+        }
     }
 
     /// Computes `out[rows, cols] += scaling · mid B[cols]ᵀ` for every pair of one weight. `out` points to the
@@ -192,7 +204,7 @@ mod tests {
                 mid: SendPtr(std::ptr::null_mut()),
             };
             let pairs: Vec<DecodePair<'_>> = packed.iter().map(pair).collect();
-            let tasks = tasks(&pairs);
+            let tasks = shrink_tasks(&pairs);
             let bytes =
                 |task: &Vec<Piece>| task.iter().map(|(_, ranks)| ranks.len() * d_in * 2).sum::<usize>();
             assert!(tasks.iter().rev().skip(1).all(|task| bytes(task) >= TASK_BYTES), "{ranks:?}");

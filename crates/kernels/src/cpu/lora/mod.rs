@@ -11,7 +11,7 @@ mod forward;
 
 use std::sync::Mutex;
 
-pub(crate) use self::decode::{decode_pairs, is_packed};
+pub(crate) use self::decode::{decode_pairs, is_packed, prefetch_columns, shrink_tasks};
 use super::dropout::WORD;
 #[cfg(test)]
 use super::pool::lock;
