@@ -1,12 +1,12 @@
 //! `danlu bench decode`: measures how fast one or several sequences are decoded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
 use danlu_adapter::{Adapter, LoraConfig, TargetModules};
 use danlu_generate::{Sampler, SamplingOptions};
-use danlu_kernels::{DType, bf16_to_f32, f32_to_bf16};
+use danlu_kernels::{Backend, DType, bf16_to_f32, f32_to_bf16};
 use danlu_model::{Decoder, LoraSource, ModelConfig, PackedAdapter, SlotId, SlotInput, Workspace};
 
 use super::flops::{self, Span};
@@ -235,13 +235,12 @@ fn decode(
     let inputs: Vec<_> = prompts.map(|(s, ids)| SlotInput::new(slots[s], ids, lora(s))).collect();
     let mut logits = decoder.prefill(work, &mut cache, &inputs)?;
     let mut times = Vec::with_capacity(new);
-    let mut greedy = Sampler::new(SamplingOptions::greedy())?;
+    let samplers = (0..sequences).map(|_| Ok(Mutex::new(Sampler::new(SamplingOptions::greedy())?)));
+    let samplers = samplers.collect::<Result<Vec<_>>>()?;
     profile(true);
     for _ in 0..new {
         let start = Instant::now();
-        // Random weights give finite logits, so there is always a largest one.
-        let next: Vec<u32> =
-            logits.chunks(vocab_size).map(|row| greedy.next(row, &[]).unwrap_or_default()).collect();
+        let next = choose(&samplers, &logits, &**decoder.backend());
         work.recycle_logits(logits);
         let ids = next.chunks(1).enumerate();
         let inputs: Vec<_> = ids.map(|(s, ids)| SlotInput::new(slots[s], ids, lora(s))).collect();
@@ -250,6 +249,20 @@ fn decode(
     }
     profile(false);
     Ok(times)
+}
+
+/// Chooses the next token of each sequence. The threads of the back end share the choices, as in a server.
+fn choose(samplers: &[Mutex<Sampler>], logits: &[f32], backend: &dyn Backend) -> Vec<u32> {
+    let rows = logits.chunks(logits.len() / samplers.len());
+    let rows: Vec<_> = rows.map(|row| Mutex::new((row, 0))).collect();
+    backend.run_host_tasks(rows.len(), &|task| {
+        // Only one thread runs a task, so no lock is taken twice.
+        let mut row = rows[task].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sampler = samplers[task].lock().unwrap_or_else(PoisonError::into_inner);
+        // Random weights give finite logits, so there is always a largest one.
+        row.1 = sampler.next(row.0, &[]).unwrap_or_default();
+    });
+    rows.into_iter().map(|row| row.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect()
 }
 
 /// Returns the number of bytes that one run reads to decode its new tokens.
