@@ -33,7 +33,7 @@ use crate::math::axpy;
 use crate::softmax::{Running, Softmax};
 use crate::{Isa, Matrix};
 
-/// Maximum number of rows of one pass over the vocabulary.
+/// Maximum number of rows of one pass over the vocabulary, if all rows are one group.
 const MAX_ROWS: usize = 512;
 /// Maximum number of bytes for the gradients of all spans in a pass. If rows are wider, a pass has fewer
 /// rows, but at least 32.
@@ -51,9 +51,11 @@ pub(crate) struct HeadLoss {
     own: Vec<Mutex<Scratch>>,
 }
 
-/// Returns the maximum number of rows of `c` elements in one pass over the vocabulary.
-fn max_rows(c: usize) -> usize {
-    (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, MAX_ROWS)
+/// Returns the maximum number of rows of `c` elements in one pass over a vocabulary of `v`. With several groups
+/// of rows, a pass has twice as many, because the logits of one group must stay in L2.
+fn max_rows(threads: usize, (v, c): (usize, usize)) -> usize {
+    let groups = partition::groups(threads, partition::spans(v)).min(2);
+    (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, groups * MAX_ROWS)
 }
 
 impl HeadLoss {
@@ -70,7 +72,7 @@ impl HeadLoss {
         if n == 0 {
             return [0; 2];
         }
-        Partition::new(self.kernels, threads, n.min(max_rows(c)), v, c).words(gradient)
+        Partition::new(self.kernels, threads, n.min(max_rows(threads, (v, c))), v, c).words(gradient)
     }
 
     #[cfg(test)]
@@ -94,7 +96,7 @@ impl HeadLoss {
         assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
         View::rows_of(head).check(v, c);
         let held = self.scratch(pool.threads(), n, (v, c), grads.is_some());
-        let passes = n.div_ceil(max_rows(c));
+        let passes = n.div_ceil(max_rows(pool.threads(), (v, c)));
         for pass in 0..passes {
             let (first, m) = part(n, passes, pass);
             let rows = first * c..(first + m) * c;

@@ -9,8 +9,26 @@ pub(super) const BLOCK: usize = 256;
 /// Number of spans of the vocabulary. Each span has its own gradient sums. The number is fixed, so results do
 /// not depend on the number of threads.
 pub(super) const SPANS: usize = 8;
+/// Time to pack a block of `W`, as a number of rows that are multiplied meanwhile.
+const PACK_ROWS: usize = 48;
+/// Number of rows for which [`groups`] is chosen.
+const TYPICAL_ROWS: usize = 512;
 /// Maximum number of columns of a block of `W` that are packed at once.
 pub(super) const COLS: usize = 256;
+
+/// Returns the number of spans of a vocabulary of `v`.
+pub(super) fn spans(v: usize) -> usize {
+    v.div_ceil(BLOCK).min(SPANS)
+}
+
+/// Returns the number of groups of rows for which `threads` threads need the least time. Every group packs all
+/// weights of its span.
+pub(super) fn groups(threads: usize, spans: usize) -> usize {
+    let time = |&groups: &usize| {
+        (spans * groups).div_ceil(threads.max(1)) * (TYPICAL_ROWS.div_ceil(groups) + PACK_ROWS)
+    };
+    (1..=(2 * threads).div_ceil(spans.max(1)).max(1)).min_by_key(time).unwrap_or(1)
+}
 
 /// One pass of `m` rows of `c` elements over a vocabulary of `v`.
 pub(super) struct Partition {
@@ -48,7 +66,7 @@ impl Partition {
         let (k_blocks, steps) = kernels.blocks(c);
         let exp_steps = BLOCK.div_ceil(pair);
         let (blocks, panels) = (v.div_ceil(BLOCK), m.div_ceil(rows));
-        let spans = blocks.min(SPANS);
+        let spans = spans(v);
         Self {
             m,
             v,
@@ -56,7 +74,7 @@ impl Partition {
             blocks,
             spans,
             panels,
-            groups: (2 * threads).div_ceil(spans).min(panels),
+            groups: groups(threads, spans).min(panels),
             panel_rows: rows,
             k_blocks,
             steps,
