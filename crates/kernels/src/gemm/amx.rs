@@ -44,6 +44,7 @@ const MAX_TRANSPOSED: usize = 64;
 
 pub(super) static KERNELS: Kernels = Kernels {
     mr: SIDE,
+    is_limited_by_reads: true,
     pack_a,
     pack_b,
     tiles,

@@ -17,6 +17,7 @@
 //!
 //! - A word is 32 bits: one f32, or two bf16 that are adjacent along `k`. Words are pairs if the back end
 //!   computes in bf16 and the instruction set multiplies bf16 pairs. A step is one word along `k`.
+//! - AMX multiplies faster than one core reads, so its tasks are larger, and read `A` less often ([`Grid`]).
 //! - The blocks of `k` depend only on the size of `k`, and are added in ascending order. An element of `C`
 //!   therefore has the same bits for any number of threads and tasks.
 //! - While one panel is multiplied, the next part of `B` is prefetched. Without this prefetch, packing would
@@ -73,6 +74,41 @@ const MC: usize = 1024;
 /// 32-bit words takes 192 KiB of L2.
 const NC: usize = 128;
 
+/// Maximum number of panels of `B` in a task of kernels that divide by [`Grid`].
+const GRID_PANELS: usize = 8;
+
+/// A division of a result into tasks: some ranges of columns by some ranges of rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Grid {
+    col_tasks: usize,
+    row_tasks: usize,
+}
+
+impl Grid {
+    /// Time to read a row of packed `A` from another core, as a number of columns that are multiplied meanwhile.
+    const A_COLS: usize = 256;
+    /// Time to pack a column of `B`, as a number of rows that are multiplied meanwhile.
+    const B_ROWS: usize = 128;
+
+    /// Returns the grid with the least time on `threads` threads, for `m` rows in panels of `mr`, and `n`
+    /// columns in panels of `nr`. Every task reads its rows of `A` and packs its columns of `B`, so with small
+    /// tasks the threads would wait for memory.
+    fn new(threads: usize, (m, mr): (usize, usize), (n, nr): (usize, usize)) -> Self {
+        let (rows, cols) = (m.div_ceil(mr), n.div_ceil(nr));
+        let time = |&Self { col_tasks, row_tasks }: &Self| {
+            let (rows, cols) = (rows.div_ceil(row_tasks) * mr, cols.div_ceil(col_tasks) * nr);
+            let task = rows * cols + rows * Self::A_COLS + cols * Self::B_ROWS;
+            (col_tasks * row_tasks).div_ceil(threads) * task
+        };
+        let of_width = |panels: usize| {
+            let col_tasks = cols.div_ceil(panels);
+            (1..=rows.min(2 * threads)).map(move |row_tasks| Self { col_tasks, row_tasks })
+        };
+        let grids = (1..=GRID_PANELS.min(cols)).flat_map(of_width);
+        grids.min_by_key(time).unwrap_or(Self { col_tasks: 1, row_tasks: 1 })
+    }
+}
+
 /// The functions compiled for one instruction set, and the sizes of the tiles.
 ///
 /// All functions are unsafe. The processor must support the instruction set, which [`Kernels::select`]
@@ -84,6 +120,9 @@ pub(crate) struct Kernels {
     pub mr: usize,
     pub nr: usize,
     pub pair: usize,
+    /// Whether tiles are so fast that reading and packing the operands limits a multiplication. Tasks are then
+    /// divided by [`Grid`].
+    pub is_limited_by_reads: bool,
     /// Number of elements of a 4-bit weight that dot products decode at once.
     pub chunk: usize,
     pub pack: unsafe fn(&PackJob<'_>),
@@ -193,6 +232,7 @@ macro_rules! kernel_table {
                 mr: <$lanes as super::micro_kernel::MicroKernel>::MR,
                 nr: <$lanes as super::micro_kernel::MicroKernel>::NR,
                 pair: <$lanes as super::micro_kernel::MicroKernel>::PAIR,
+                is_limited_by_reads: false,
                 chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
                 pack_a: pack,
@@ -299,6 +339,8 @@ struct Blocking {
     a_panel: usize,
     /// Number of tasks that divide the panels of `B`.
     col_tasks: usize,
+    /// Number of tasks that divide the rows of one range of columns.
+    row_tasks: usize,
     /// Number of columns in the largest task.
     task_cols: usize,
 }
@@ -348,20 +390,22 @@ impl Gemm {
 
     /// Returns the division of a multiplication into blocks, panels and tasks. `m` is at most [`MC`].
     fn blocking(&self, threads: usize, m: usize, n: usize, k: usize) -> Blocking {
-        let Kernels { lanes, mr, nr, .. } = *self.kernels;
+        let Kernels { lanes, mr, nr, is_limited_by_reads, .. } = *self.kernels;
         let (blocks, block_steps) = self.kernels.blocks(k);
+        let (panels, panels_of_b, a_panel) = (m.div_ceil(mr), n.div_ceil(nr), block_steps * lanes);
+        if is_limited_by_reads {
+            let Grid { col_tasks, row_tasks } = Grid::new(threads, (m, mr), (n, nr));
+            // The size does not depend on `m`, so a multiplication of fewer rows never needs more memory.
+            let task_cols = panels_of_b.min(GRID_PANELS) * nr;
+            return Blocking { blocks, block_steps, panels, a_panel, col_tasks, row_tasks, task_cols };
+        }
         // Every thread gets the same number of column tasks, unless there are too few panels.
-        let panels_of_b = n.div_ceil(nr);
         let col_tasks = panels_of_b.div_ceil(NC / nr).max(3 * threads);
         let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
-        Blocking {
-            blocks,
-            block_steps,
-            panels: m.div_ceil(mr),
-            a_panel: block_steps * lanes,
-            col_tasks,
-            task_cols: panels_of_b.div_ceil(col_tasks) * nr,
-        }
+        // If there are too few column tasks, the rows are divided among tasks too.
+        let row_tasks = if threads == 1 { 1 } else { (3 * threads).div_ceil(col_tasks).min(panels) };
+        let task_cols = panels_of_b.div_ceil(col_tasks) * nr;
+        Blocking { blocks, block_steps, panels, a_panel, col_tasks, row_tasks, task_cols }
     }
 
     /// Computes the product on all threads of `pool`.
@@ -391,18 +435,13 @@ impl Gemm {
     /// packs some columns of `B`, and multiplies them by `A`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
         let blocking = self.blocking(pool.threads(), m, p.n, p.k);
-        // If there are too few column tasks, the rows are divided among tasks too.
-        let wanted = 3 * pool.threads();
-        let row_tasks =
-            if pool.threads() == 1 { 1 } else { wanted.div_ceil(blocking.col_tasks).min(blocking.panels) };
         let [a_words, _] = blocking.words();
         let mut packed_a = lock(&self.packed_a);
         for first in (0..blocking.blocks).step_by(MAX_PACKED_BLOCKS) {
             let count = (blocking.blocks - first).min(MAX_PACKED_BLOCKS);
             let packed = SendPtr(packed_a.at_least(a_words).as_mut_ptr());
             let Kernels { nr, pair, .. } = *self.kernels;
-            let block =
-                RowBlock { p, c, row, m, blocking: &blocking, row_tasks, first, count, packed, nr, pair };
+            let block = RowBlock { p, c, row, m, blocking: &blocking, first, count, packed, nr, pair };
             pool.run(blocking.panels, |panel, worker| {
                 self.pack_a(&block, panel, (worker, pool.threads()));
             });
@@ -440,8 +479,8 @@ impl Gemm {
     /// of `A` by these columns.
     fn multiply(&self, block: &RowBlock<'_>, task: usize, (worker, threads): (usize, usize)) {
         let Kernels { nr, pair, pack_b, tiles, .. } = *self.kernels;
-        let &RowBlock { p, c, row, m, blocking, row_tasks, first, count, packed, .. } = block;
-        let &Blocking { block_steps, panels, a_panel, .. } = blocking;
+        let &RowBlock { p, c, row, m, blocking, first, count, packed, .. } = block;
+        let &Blocking { block_steps, panels, a_panel, row_tasks, .. } = blocking;
         let (col, n) = block.cols_of(task);
         // The rows are divided as in `pack_a`, so that each panel begins at the same row as in `pack_a`.
         let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
@@ -491,8 +530,6 @@ struct RowBlock<'a> {
     /// Number of rows of the result.
     m: usize,
     blocking: &'a Blocking,
-    /// Number of tasks that divide the rows of one range of columns.
-    row_tasks: usize,
     /// First block of `k`.
     first: usize,
     /// Number of blocks of `k`.
@@ -504,7 +541,7 @@ struct RowBlock<'a> {
 
 impl RowBlock<'_> {
     fn tasks(&self) -> usize {
-        self.blocking.col_tasks * self.row_tasks
+        self.blocking.col_tasks * self.blocking.row_tasks
     }
 
     /// Returns the range of elements in a block of `k`, as `(first, count)`.
@@ -516,7 +553,7 @@ impl RowBlock<'_> {
     /// Returns the range of columns of a task, as `(first, count)`.
     fn cols_of(&self, task: usize) -> (usize, usize) {
         let (n, nr) = (self.p.n, self.nr);
-        let (panel, panels) = part(n.div_ceil(nr), self.blocking.col_tasks, task / self.row_tasks);
+        let (panel, panels) = part(n.div_ceil(nr), self.blocking.col_tasks, task / self.blocking.row_tasks);
         (panel * nr, (n - panel * nr).min(panels * nr))
     }
 

@@ -160,3 +160,16 @@ fn few_rows_match_f64_for_every_tail_and_type() {
         }
     }
 }
+
+#[test]
+fn a_grid_keeps_all_threads_busy_and_covers_all_panels() {
+    for threads in [1, 2, 7, 16, 64] {
+        for (m, n) in [(1, 1), (9, 40), (100, 2048), (1024, 256), (1024, 768), (1024, 8192)] {
+            let Grid { col_tasks, row_tasks } = Grid::new(threads, (m, 16), (n, 32));
+            let (rows, cols) = (m.div_ceil(16), n.div_ceil(32));
+            assert!((1..=cols).contains(&col_tasks) && (1..=rows).contains(&row_tasks), "{threads} {m} {n}");
+            assert!(cols.div_ceil(col_tasks) <= GRID_PANELS, "{threads} {m} {n}");
+            assert!(2 * col_tasks * row_tasks > threads.min(rows * cols), "{threads} {m} {n}");
+        }
+    }
+}
