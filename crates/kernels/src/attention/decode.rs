@@ -1,7 +1,8 @@
 //! Attention for generated tokens: one query per sequence. Keys and values are read in place.
 //!
 //! ```text
-//! task: one kv head of one sequence, one run (at most RUN consecutive keys)
+//! task: some kv heads of one sequence, one run (at most RUN consecutive keys)
+//!   for each kv head:
 //!   scores = q kᵀ for the query heads that read the kv head
 //!   largest score, weights = e^(score - largest), their sum
 //!   mixed = weights v
@@ -12,6 +13,7 @@
 //! - Runs begin at multiples of RUN, and their results are combined in order. An output therefore depends
 //!   neither on the number of threads nor on other sequences.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::AttentionInputs;
@@ -23,7 +25,9 @@ use crate::softmax::{exponentials, largest};
 use crate::{AttentionDims, DType, Segment};
 
 /// Maximum number of consecutive keys in a task (a "run"). The keys and values of a run fit in L2.
-const RUN: usize = 256;
+const RUN: usize = 128;
+/// Minimum number of tasks for each thread, if there are enough kv heads.
+const TASKS_PER_THREAD: usize = 2;
 /// Number of keys that are multiplied at a time, while the next `PREFETCH_KEYS` keys are prefetched.
 const PREFETCH_KEYS: usize = 16;
 
@@ -50,22 +54,27 @@ pub(crate) struct DecodeAttention<'a> {
     runs: Vec<Runs>,
     /// Number of unfinished tasks, for each kv head of each segment.
     pending: Vec<AtomicUsize>,
-    tasks: Vec<(usize, usize, usize)>,
+    tasks: Vec<(usize, usize, Range<usize>)>,
 }
 
 impl<'a> DecodeAttention<'a> {
-    /// Divides the work of `inputs` into tasks.
+    /// Divides the work of `inputs` into tasks. A task has several kv heads if `threads` threads have enough
+    /// tasks, because the heads of one key are adjacent in memory.
     ///
     /// # Panics
     /// If a segment has more than one query.
-    pub fn new(format: OperandFormat, inputs: AttentionInputs<'a>) -> Self {
+    pub fn new(format: OperandFormat, inputs: AttentionInputs<'a>, threads: usize) -> Self {
         let kv_heads = inputs.dims.kv_heads;
         let runs = runs(inputs.segments, inputs.dims, inputs.scores.window);
         let pending = runs.iter().flat_map(|runs| (0..kv_heads).map(|_| AtomicUsize::new(runs.count)));
-        // Consecutive tasks read adjacent kv heads of the same keys, which are adjacent in memory.
+        let count: usize = runs.iter().map(|runs| runs.count).sum();
+        let at_once = (count * kv_heads / (TASKS_PER_THREAD * threads)).clamp(1, kv_heads);
+        let heads = move |first: usize| first..kv_heads.min(first + at_once);
         let of_segment = |(segment, runs): (usize, &Runs)| {
             let count = runs.count;
-            (0..count).flat_map(move |run| (0..kv_heads).map(move |kv_head| (segment, run, kv_head)))
+            let of_run =
+                move |run| (0..kv_heads).step_by(at_once).map(move |head| (segment, run, heads(head)));
+            (0..count).flat_map(of_run)
         };
         let tasks = runs.iter().enumerate().flat_map(of_segment).collect();
         Self { format, inputs, pending: pending.collect(), tasks, runs }
@@ -81,7 +90,27 @@ impl<'a> DecodeAttention<'a> {
     /// `out` and `lse` must be valid for writing every row of the segments, and `shared` must be valid for
     /// its length. Each task must run only once.
     pub unsafe fn run(&self, task: usize, shared: SendPtr, out: *mut f32, lse: *mut f32) {
-        let (segment, run, kv_head) = self.tasks[task];
+        let (segment, run, ref kv_heads) = self.tasks[task];
+        for kv_head in kv_heads.clone() {
+            // While the first head is computed, the keys and values of all heads are prefetched.
+            let ahead = if kv_head == kv_heads.start { kv_heads.len() } else { 0 };
+            // SAFETY: the caller guarantees the pointers, and no other task has this run and kv head.
+            unsafe { self.run_head((segment, run, kv_head), ahead, shared, out, lse) };
+        }
+    }
+
+    /// Computes one run of one kv head. The keys and values of `ahead` kv heads are prefetched.
+    ///
+    /// # Safety
+    /// The requirements of [`run`](Self::run) apply.
+    unsafe fn run_head(
+        &self,
+        (segment, run, kv_head): (usize, usize, usize),
+        ahead: usize,
+        shared: SendPtr,
+        out: *mut f32,
+        lse: *mut f32,
+    ) {
         let (runs, dims) = (&self.runs[segment], self.inputs.dims);
         let group = dims.heads / dims.kv_heads;
         let partial = partial_len(dims);
@@ -90,7 +119,7 @@ impl<'a> DecodeAttention<'a> {
             // SAFETY: no other task writes the results of this run and kv head.
             let results =
                 unsafe { std::slice::from_raw_parts_mut(shared.at(place(run) * partial), group * partial) };
-            self.score(runs, run, kv_head, queries, scores);
+            self.score(runs, run, (kv_head, ahead), queries, scores);
             let keys = runs.keys(run);
             let (isa, softcap) = (self.format.isa(), self.inputs.scores.softcap);
             weigh(isa, scores, results, keys.len(), partial, softcap);
@@ -118,8 +147,16 @@ impl<'a> DecodeAttention<'a> {
         }
     }
 
-    /// Computes the scores of a run. Each query head has a row of [`RUN`] scores.
-    fn score(&self, runs: &Runs, run: usize, kv_head: usize, queries: &mut [f32], scores: &mut [f32]) {
+    /// Computes the scores of a run. Each query head has a row of [`RUN`] scores. The keys and values of
+    /// `prefetched` kv heads are prefetched.
+    fn score(
+        &self,
+        runs: &Runs,
+        run: usize,
+        (kv_head, prefetched): (usize, usize),
+        queries: &mut [f32],
+        scores: &mut [f32],
+    ) {
         let AttentionInputs { q, k, v, dims, scores: params, .. } = self.inputs;
         let AttentionDims { heads, kv_heads, head_dim } = dims;
         let (group, stride, row) = (heads / kv_heads, self.format.row_words(head_dim), kv_heads * head_dim);
@@ -127,7 +164,7 @@ impl<'a> DecodeAttention<'a> {
         for (i, words) in queries.chunks_exact_mut(stride).enumerate() {
             self.format.pack_row(words, &q[(first + i) * head_dim..][..head_dim]);
         }
-        let (keys, bytes) = (runs.keys(run), size_of::<f32>() * head_dim);
+        let (keys, bytes) = (runs.keys(run), size_of::<f32>() * head_dim * prefetched);
         let at = |key: usize| (runs.segment.kv_start + key) * row + kv_head * head_dim;
         // If the last key and value of the run exist, all earlier keys and values exist too.
         assert!(k.len().min(v.len()) >= at(keys.end - 1) + head_dim && scores.len() >= group * RUN);
@@ -165,7 +202,7 @@ impl<'a> DecodeAttention<'a> {
 
 impl Runs {
     /// Returns the visible keys of a run.
-    fn keys(&self, run: usize) -> std::ops::Range<usize> {
+    fn keys(&self, run: usize) -> Range<usize> {
         let start = (self.first + run) * RUN;
         start.max(self.first_key)..(start + RUN).min(self.end_key)
     }
@@ -296,7 +333,7 @@ fn mix_tile<L: Lanes, const H: usize, const V: usize>(
     partial: usize,
     weights: &[f32],
     (values, keys, row): (&[f32], usize, usize),
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
 ) {
     let end = columns.end.min(columns.start + V * L::COUNT);
     let weights: [&[f32]; H] = std::array::from_fn(|h| &weights[h * RUN..][..keys]);

@@ -28,6 +28,9 @@ use crate::{
     attention, rmsnorm, rope, row_ops,
 };
 
+/// Number of rows that one task of [`Backend::scatter_rows`] copies.
+const SCATTERED_ROWS: usize = 8;
+
 /// Options of a [`Cpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
@@ -238,9 +241,20 @@ impl Backend for Cpu {
     }
 
     fn scatter_rows(&self, out: [&mut Buffer; 2], inp: [&Buffer; 2], rows: &Indices, cols: usize) {
-        for (out, inp) in out.into_iter().zip(inp) {
-            row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
-        }
+        let rows = rows.values();
+        let (out, inp) =
+            (out.map(|out| DisjointSlice::new(out.host_slice_mut())), inp.map(Buffer::host_slice));
+        // A row of a cache is usually in no cache of this processor, so even few rows are worth a thread.
+        self.pool.run(rows.len().div_ceil(SCATTERED_ROWS), |task, _| {
+            for i in task * SCATTERED_ROWS..rows.len().min((task + 1) * SCATTERED_ROWS) {
+                let row = rows[i] as usize;
+                for (out, inp) in out.iter().zip(inp) {
+                    // SAFETY: `rows` has no duplicates, so the rows of the tasks are disjoint.
+                    let out = unsafe { out.range(row * cols..(row + 1) * cols) };
+                    out.copy_from_slice(&inp[i * cols..][..cols]);
+                }
+            }
+        });
     }
 
     fn join_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
@@ -479,7 +493,7 @@ impl Backend for Cpu {
         let rows = check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
         assert!(out.len() >= rows * dims.heads * dims.head_dim && lse.len() >= rows * dims.heads);
         let (out, lse) = (SendPtr(out.as_mut_ptr()), SendPtr(lse.as_mut_ptr()));
-        let decode = DecodeAttention::new(self.attention, inputs);
+        let decode = DecodeAttention::new(self.attention, inputs, self.pool.threads());
         let mut shared = lock(&self.decode_attention);
         let shared = shared.at_least(attention::shared_len(segments, dims, scores.window));
         let shared = SendPtr(shared.as_mut_ptr());
