@@ -139,23 +139,24 @@ fn low_rank(threads: usize, isa: Isa) {
 fn decode(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let mut stream = Stream::new(4);
-    // The weight has 128 MiB, so that most of it is read from memory and not from a cache, as in decoding.
-    let (d_out, d_in) = (32 << 10, 2048);
-    let w = weight(&mut stream, d_out, d_in);
     let (bandwidth, peak) = (peak::read_bandwidth(threads) / 1e9, gflops(isa, dtype, threads));
     println!("{}, decoding from bf16 weights: reading peaks at {bandwidth:.1} GB/s", cpu.name());
-    for n in [1, 2, 4, 8, 16, 32, 64] {
+    // The weights have at least 96 MiB, so that most of them is read from memory and not from a cache, as in
+    // decoding.
+    let weights = [(64 << 10, 768), (32 << 10, 2048)].map(|(d_out, d_in)| weight(&mut stream, d_out, d_in));
+    for (w, n) in weights.iter().flat_map(|w| [1, 2, 4, 8, 16, 32, 64].map(|n| (w, n))) {
+        let (d_out, d_in) = (w.rows(), w.cols());
         let inp = Buffer::from_vec(random(&mut stream, n * d_in));
         let mut out = Buffer::host(n * d_out);
         for name in ["linear_decode", "linear_forward"] {
             let seconds = best(|| match name {
-                "linear_decode" => cpu.linear_decode(&mut out, &inp, &w, n),
-                _ => cpu.linear_forward(&mut out, &inp, &w, n),
+                "linear_decode" => cpu.linear_decode(&mut out, &inp, w, n),
+                _ => cpu.linear_forward(&mut out, &inp, w, n),
             });
             let elements = (d_out * d_in) as f64;
             let rate = 2e-9 * elements / seconds;
             let read = format!("{rate:6.1} GB/s {:5.1}%", 100.0 * rate / bandwidth);
-            report(&format!("{name:<14} {n:2} rows  {read}"), seconds, 2.0 * n as f64 * elements, peak);
+            report(&format!("{name:<14} {n:2} x {d_in:4} {read}"), seconds, 2.0 * n as f64 * elements, peak);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Dot products of a few rows with the rows of a weight, for decoding. The code is generic over the
 //! instruction set.
 
+use std::mem::MaybeUninit;
+
 use super::four_bit;
-use super::micro_kernel::{BF16, F16, F32, MicroKernel, size_of_source};
+use super::micro_kernel::{BF16, F16, F32, MicroKernel, element, size_of_source, word};
 use super::tile::RowMask;
 use crate::{DType, FourBit};
 
@@ -61,6 +63,12 @@ pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
             DotRows::Dense { dtype: DType::F32, first, stride } => {
                 dots_of::<T, F32, false>(job, first, stride)
             }
+            DotRows::Dense { dtype: DType::Bf16, first, stride } if is_converted::<T>(job) => {
+                dots_converted::<T, BF16>(job, first, stride);
+            }
+            DotRows::Dense { dtype: DType::F16, first, stride } if is_converted::<T>(job) => {
+                dots_converted::<T, F16>(job, first, stride);
+            }
             DotRows::Dense { dtype: DType::Bf16, first, stride } => {
                 dots_of::<T, BF16, false>(job, first, stride)
             }
@@ -77,6 +85,66 @@ pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
 #[inline(always)]
 pub(super) const fn tallest<T: MicroKernel>() -> usize {
     if T::MR >= 8 { 4 } else { 2 }
+}
+
+/// Minimum number of rows of `inp` for which rows of `w` are converted to f32 once, in place of once a tile.
+const MIN_CONVERTED: usize = 12;
+/// Maximum number of elements in a row of `w` that is converted. Four converted rows stay in L1.
+const MAX_CONVERTED: usize = 1024;
+/// Distance between two converted rows, in elements. Rows a power of two apart would compete for the same lines
+/// of L1.
+const CONVERTED_STRIDE: usize = MAX_CONVERTED + 16;
+
+/// Returns whether [`dots_converted`] is faster for a 16-bit weight. A tile of six rows needs 31 registers.
+#[inline(always)]
+fn is_converted<T: MicroKernel>(job: &DotJob<'_>) -> bool {
+    T::PAIR == 1 && T::MR >= 14 && job.n >= MIN_CONVERTED && job.k <= MAX_CONVERTED
+}
+
+/// Four converted rows of a weight, aligned for whole vectors.
+#[repr(align(64))]
+struct Converted(MaybeUninit<[f32; 4 * CONVERTED_STRIDE]>);
+
+/// Runs [`dots`] for many rows of `inp` and a 16-bit weight, if words are f32. Each row of `w` is converted once.
+/// The results have the same bits as those of [`dots_of`].
+///
+/// # Safety
+/// The requirements of [`dots`] apply. A row of `w` has at most [`MAX_CONVERTED`] elements.
+#[inline(always)]
+unsafe fn dots_converted<T: MicroKernel, const D: u8>(job: &DotJob<'_>, w: *const u8, stride: usize) {
+    let mut converted = Converted(MaybeUninit::uninit());
+    let converted = converted.0.as_mut_ptr().cast::<f32>();
+    let whole = job.k / T::LANES;
+    for j in (0..job.w_rows).step_by(4) {
+        let rows = (job.w_rows - j).min(4);
+        // SAFETY: the rows of `w` exist, and the buffer has room for four of them. The tiles read only
+        // converted rows, and write the columns of these rows.
+        unsafe {
+            for c in 0..rows {
+                let (row, to) = (w.add((j + c) * stride), converted.add(c * CONVERTED_STRIDE));
+                for step in 0..whole {
+                    let from = row.add(step * T::LANES * size_of_source::<D>());
+                    T::prefetch_far(from.wrapping_add(4 * stride));
+                    T::store(to.add(step * T::LANES), T::words_by_rows::<D>(from, job.round));
+                }
+                for i in whole * T::LANES..job.k {
+                    *to.add(i) = word(1, element::<D>(row, i), 0.0, job.round);
+                }
+            }
+            let (w, stride) = (converted.cast::<u8>().cast_const(), CONVERTED_STRIDE * size_of::<f32>());
+            let job = &DotJob { out: job.out.add(j), w_rows: rows, round: false, ..*job };
+            for i in (0..job.n).step_by(6) {
+                match (job.n - i).min(6) {
+                    1 => dot_tile::<T, F32, 1, false, false>(job, (w, stride), i, 0, 1),
+                    2 => dot_tile::<T, F32, 2, false, false>(job, (w, stride), i, 0, 1),
+                    3 => dot_tile::<T, F32, 3, false, false>(job, (w, stride), i, 0, 1),
+                    4 => dot_tile::<T, F32, 4, false, false>(job, (w, stride), i, 0, 1),
+                    5 => dot_tile::<T, F32, 5, false, false>(job, (w, stride), i, 0, 1),
+                    _ => dot_tile::<T, F32, 6, false, false>(job, (w, stride), i, 0, 1),
+                }
+            }
+        }
+    }
 }
 
 /// Runs [`dots`] for one element type. Four rows of `w` are multiplied at a time.
