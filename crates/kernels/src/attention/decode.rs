@@ -25,7 +25,7 @@ use crate::softmax::{exponentials, largest};
 use crate::{AttentionDims, DType, Segment};
 
 /// Maximum number of consecutive keys in a task (a "run"). The keys and values of a run fit in L2.
-const RUN: usize = 128;
+const RUN: usize = 256;
 /// Minimum number of tasks for each thread, if there are enough kv heads.
 const TASKS_PER_THREAD: usize = 2;
 /// Number of keys that are multiplied at a time, while the next `PREFETCH_KEYS` keys are prefetched.
@@ -58,8 +58,8 @@ pub(crate) struct DecodeAttention<'a> {
 }
 
 impl<'a> DecodeAttention<'a> {
-    /// Divides the work of `inputs` into tasks. A task has several kv heads if `threads` threads have enough
-    /// tasks, because the heads of one key are adjacent in memory.
+    /// Divides the work of `inputs` into tasks. A task has several kv heads if there are many sequences for
+    /// `threads` threads, because a kv head of a short sequence takes less time than to start a task.
     ///
     /// # Panics
     /// If a segment has more than one query.
@@ -67,8 +67,7 @@ impl<'a> DecodeAttention<'a> {
         let kv_heads = inputs.dims.kv_heads;
         let runs = runs(inputs.segments, inputs.dims, inputs.scores.window);
         let pending = runs.iter().flat_map(|runs| (0..kv_heads).map(|_| AtomicUsize::new(runs.count)));
-        let count: usize = runs.iter().map(|runs| runs.count).sum();
-        let at_once = (count * kv_heads / (TASKS_PER_THREAD * threads)).clamp(1, kv_heads);
+        let at_once = (runs.len() * kv_heads / (TASKS_PER_THREAD * threads)).clamp(1, kv_heads);
         let heads = move |first: usize| first..kv_heads.min(first + at_once);
         let of_segment = |(segment, runs): (usize, &Runs)| {
             let count = runs.count;
