@@ -9,9 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Number of spins before a thread sleeps. They take about 20 microseconds.
+/// Number of spins before a thread lets other threads run. They take about 20 microseconds.
 const SPINS: u32 = 1000;
+/// Time before a thread sleeps, if each thread of the pool can have a processor. The tasks of a region rarely
+/// end at the same time, and waking a thread takes longer than most regions.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Locks a mutex, even if another thread panicked while it held the lock. The data is still valid after such
 /// a panic.
@@ -115,6 +119,8 @@ struct Shared {
     sleepers: AtomicUsize,
     caller_sleeps: AtomicBool,
     stop: AtomicBool,
+    /// Time before a thread sleeps.
+    patience: Duration,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Mutex of both condition variables: workers sleep on `wake`, and the caller sleeps on `done`.
     sleep: Mutex<()>,
@@ -127,8 +133,10 @@ struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    fn new() -> Self {
+    fn new(threads: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
         Self {
+            patience: if threads <= processors { PATIENCE } else { Duration::ZERO },
             epoch: Padded(AtomicU32::new(0)),
             job: UnsafeCell::new(None),
             next: Padded(AtomicUsize::new(0)),
@@ -155,7 +163,7 @@ impl Shared {
     /// Blocks until the epoch differs from `seen`.
     fn wait_for_epoch(&self, seen: u32) {
         let changed = || self.epoch.0.load(Ordering::SeqCst) != seen;
-        if spin_until(changed) {
+        if wait_until(changed, self.patience) {
             return;
         }
         let mut sleep = lock(&self.sleep);
@@ -178,7 +186,7 @@ impl Shared {
     /// Blocks until every worker has finished the region.
     fn wait_for_workers(&self) {
         let finished = || self.working.0.load(Ordering::SeqCst) == 0;
-        if spin_until(finished) {
+        if wait_until(finished, self.patience) {
             return;
         }
         let mut sleep = lock(&self.sleep);
@@ -205,7 +213,7 @@ thread_local! {
 impl Pool {
     /// Starts a pool of `threads` threads, including the calling thread.
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(threads));
         let workers = (1..threads.max(1))
             .map_while(|worker| {
                 let shared = Arc::clone(&shared);
@@ -363,6 +371,21 @@ impl Drop for Counted<'_> {
     }
 }
 
+/// Spins, and then lets other threads run until `patience` has passed. Returns whether `ready` returned true.
+fn wait_until(ready: impl Fn() -> bool, patience: Duration) -> bool {
+    if spin_until(&ready) {
+        return true;
+    }
+    let start = Instant::now();
+    while start.elapsed() < patience {
+        std::thread::yield_now();
+        if ready() {
+            return true;
+        }
+    }
+    false
+}
+
 /// Spins for a limited time. Returns whether `ready` returned true.
 fn spin_until(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
@@ -409,7 +432,7 @@ mod tests {
     fn threads_that_sleep_are_woken() {
         let pool = Pool::new(4);
         // The pauses are longer than a thread spins, between regions and within them.
-        let pause = std::time::Duration::from_millis(2);
+        let pause = 2 * PATIENCE;
         let count = AtomicUsize::new(0);
         for round in 0..60 {
             pool.run(4, |index, _| {
