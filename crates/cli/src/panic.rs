@@ -42,7 +42,13 @@ pub fn install() {
 /// Returns whether a panic reports a thread that the system refused. These are the words of the standard
 /// library, of rayon and of tokio.
 fn is_refused_thread(text: &str) -> bool {
-    ["failed to spawn thread", "ThreadPoolBuildError", "OS can't spawn worker thread"]
-        .iter()
-        .any(|words| text.contains(words))
+    [
+        "failed to spawn thread",
+        "failed to allocate an alternative stack",
+        "failed to set up alternative stack guard page",
+        "ThreadPoolBuildError",
+        "OS can't spawn worker thread",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
 }
