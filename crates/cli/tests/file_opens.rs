@@ -1,4 +1,4 @@
-//! Counts how often a command opens each file of a model. The kernel's inotify events are counted.
+//! Counts, with inotify events of the kernel, how often a command opens each file of a model.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! Resolves references to models, each to a folder.
+//! Resolves a reference to a model to a folder.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

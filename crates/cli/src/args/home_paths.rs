@@ -1,5 +1,5 @@
-//! Paths that start with `~/`. A shell expands them in `--output ~/x`, but not in `--output=~/x`, in quotes, or
-//! in a configuration file.
+//! Expands paths that start with `~/`. A shell expands them in `--output ~/x`, but not in
+//! `--output=~/x`, in quotes, or in a configuration file.
 
 use std::any::TypeId;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `danlu doctor`: shows the hardware of this machine, and what danlu uses of it.
+//! `danlu doctor`: shows the hardware of this machine, and which parts danlu uses.
 
 use std::fs;
 use std::path::Path;

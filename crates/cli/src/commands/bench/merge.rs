@@ -1,4 +1,4 @@
-//! `danlu bench merge`: merges a random adapter, and copies the same bytes for comparison.
+//! `danlu bench merge`: times the merge of a random adapter and, for comparison, a copy of the weights.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
