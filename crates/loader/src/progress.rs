@@ -9,8 +9,7 @@ use danlu_model::QuantizeProgress;
 /// Progress of long operations.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
-    /// The loader requests the list of the model's files from the Hub, because the cache does not contain the
-    /// model.
+    /// The loader is about to request the list of the repository's files from the Hub.
     FetchStarted {
         /// Repository of the model.
         name: &'a RepoName,

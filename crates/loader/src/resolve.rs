@@ -74,11 +74,13 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves the base `path` to a folder. Any folder without an adapter, a run or models below it is
-    /// accepted. If a file is missing in that folder, a later error names the file.
+    /// Resolves the base `path` to a folder. A folder with `config.json` is accepted. Any other
+    /// folder is accepted too, unless it is an adapter, a run or a folder of models. Missing files are
+    /// reported when the base is opened.
     ///
     /// # Errors
-    /// If `path` is an adapter, a run, a file or a folder of models, or does not exist. Also returns the errors of [`Loader::resolve`].
+    /// If `path` is an adapter, a run, a file or a folder of models, or does not exist. Also returns the
+    /// errors of [`Loader::resolve`].
     pub fn base_folder(
         &self,
         path: &Path,
