@@ -54,7 +54,7 @@ pub struct DataSummary {
     pub held_out_records: u64,
     /// Number of tokens in the training records.
     pub tokens: u64,
-    /// Number of tokens in the training records that have a loss.
+    /// Number of tokens with a loss in the training records.
     pub trained_tokens: u64,
     /// Number of tokens in the longest training record.
     pub longest: u64,

@@ -268,8 +268,8 @@ fn judge_held_out((first, last): (f64, f64), evaluations: &[(u64, f64)]) -> Find
     }
 }
 
-/// Returns the first step after which the held-out loss fell no further, if at least a quarter of the run came
-/// after it.
+/// Returns the first step after which the held-out loss fell no further, if at least a quarter of the run
+/// came after this step.
 fn settled_step(evaluations: &[(u64, f64)]) -> Option<u64> {
     let last = evaluations.last()?.0;
     let falls_later = |from: usize, loss: f64| {
@@ -366,8 +366,8 @@ mod tests {
         // A rise below one percent is noise.
         assert!(matches!(of(&[(0, 4.0), (10, 3.0), (20, 3.01)])[..], [Finding::Learned { .. }]));
         assert_eq!(of(&[(0, 4.0), (10, 3.99)]), [Finding::NoGain { first: 4.0, last: 3.99 }]);
-        // The loss rises slowly to 8 and falls back to 4. The learning rate was too high, so the advice must not be
-        // to raise it.
+        // The loss rises slowly to 8 and falls back to 4. The learning rate was too high, so the advice must
+        // not be to raise the learning rate.
         let hill: Vec<f64> = (0..60).map(|i| 8.0 - 4.0 * (f64::from(i) / 29.5 - 1.0).abs()).collect();
         let hot = judge(&hill, &[(0, 4.0), (60, 3.99)]);
         assert!(matches!(hot.findings(), [Finding::RoseAndFell { .. }]), "{hot:?}");
