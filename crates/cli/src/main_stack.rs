@@ -1,8 +1,8 @@
 //! Runs the program with a stack of known size.
 //!
-//! `ulimit -s` limits the stack of the main thread only. Below a megabyte, the parser of the command line and
-//! readers of nested files can exceed it, which would end the process with a signal. `RUST_MIN_STACK` sets the
-//! stack of all other threads, with the same effect.
+//! `ulimit -s` limits the stack of the main thread only. The parser of the command line and readers of nested
+//! files can exceed a stack below a megabyte. A signal would then end the process. A small `RUST_MIN_STACK`
+//! has the same effect on all other threads.
 
 use std::process::ExitCode;
 use std::thread;

@@ -240,8 +240,8 @@ impl<'a> ModelLoader<'a> {
     }
 }
 
-/// Returns whether the user typed `name` in a form that a path may have too. `hf:org/name`, `org/name@main` and
-/// `org/name:train` are no paths.
+/// Returns whether the user typed `name` in a form that can also be a path. The forms `hf:org/name`,
+/// `org/name@main` and `org/name:train` cannot.
 fn may_be_path(typed: &Path, name: &RepoName) -> bool {
     typed.as_os_str() == name.id() && name.named_revision().is_none()
 }

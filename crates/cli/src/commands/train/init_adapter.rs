@@ -27,7 +27,7 @@ pub struct InitAdapter {
 }
 
 /// Opens the adapter of `--init-adapter`, and returns the settings with its modules. Returns `None` without
-/// the flag, and for a run that resumes from a checkpoint. Such a run has the settings of the modules already.
+/// the flag. Also returns `None` for a resumed run, because its settings already contain the modules.
 ///
 /// # Errors
 /// If there is no adapter, or if a given setting contradicts the adapter.

@@ -313,8 +313,8 @@ impl RunFiles {
         Ok(Self { data, ..self.clone() })
     }
 
-    /// Returns the adapter that the run continues from, under the name that the user gave when the run started.
-    /// A Hub name has its commit.
+    /// Returns the adapter that the run continues from, under the name that the user gave when the run
+    /// started. A Hub name includes the commit.
     fn init_adapter_as_named(&self) -> Option<String> {
         let adapter = self.init_adapter.as_ref()?;
         let named = self.config.as_ref().and_then(|config| config.values("init-adapter").first().copied());
