@@ -51,8 +51,8 @@ fn check(dataset: &Dataset, data: &[u8]) {
 
 /// Asserts that a damaged record hides neither the record before it nor the one after.
 ///
-/// The file ends without a `]`, which could close an array that begins in `line`, so that the next record
-/// would be part of this array.
+/// The file has no final `]`. If `line` opens an array, a final `]` could close it, and the record after
+/// `line` would then be an element of this array.
 fn check_line(data: &[u8]) {
     let line = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let (before, after) = (r#"{"instruction":"a","output":"b"}"#, r#"{"instruction":"c","output":"d"}"#);
