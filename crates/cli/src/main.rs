@@ -198,7 +198,8 @@ fn main() -> ExitCode {
 /// frame of `main`.
 #[inline(never)]
 fn run_line() -> ExitCode {
-    // This call starts a thread, so it may not stand in `main` before `main_stack::run`.
+    // This call starts a thread. `main_stack::run` changes the environment, which is safe only before any
+    // thread starts.
     interrupt::exit_on_signals();
     let line: Vec<_> = std::env::args_os().collect();
     let lang = Lang::detect(&line);
