@@ -20,18 +20,14 @@ use crate::DType;
 use crate::gemm::avx512::Avx512;
 use crate::gemm::avx512bf16::Avx512Bf16;
 use crate::gemm::micro_kernel::{F32, MicroKernel};
-use crate::gemm::{COLUMN_BLOCK, COLUMN_GROUP, ColumnPackJob, DotJob, DotRows, Prefetch};
+use crate::gemm::{COLUMN_BLOCK, COLUMN_GROUP, ColumnPackJob, DotJob, DotRows};
 
 const _: () = assert!(COLUMN_GROUP == SIDE && COLUMN_BLOCK == 2 * SIDE);
 
 /// Maximum number of groups of rows that one pass over the weight multiplies.
 const GROUPS: usize = 4;
-/// Number of squares along `k` that are multiplied between two bursts of prefetches.
-const SQUARES_AT_ONCE: usize = 8;
-/// Maximum number of squares along `k` in a piece of a strip. While one piece is multiplied, the next one is
-/// prefetched row by row. A row of a piece is at most one page, because the processor itself prefetches what
-/// follows in a page.
-const PIECE_SQUARES: usize = 64;
+/// Number of squares along `k` that are multiplied while the next ones are prefetched.
+const SQUARES_AHEAD: usize = 8;
 
 /// Packs some blocks of a group of rows, so that every block is a tile of 16 words of each row.
 ///
@@ -77,11 +73,7 @@ pub(super) unsafe fn dots(job: &DotJob<'_>) {
     };
     assert!(job.k.is_multiple_of(COLUMN_BLOCK) && job.mask.is_none());
     assert!(job.alpha == 1.0 && !job.accumulate, "the product overwrites the output");
-    let weight = Weight { first, stride, rows: job.w_rows, squares: job.k / COLUMN_BLOCK };
     let mut registers = Registers(None);
-    let mut ahead = weight.piece(0, 0);
-    // SAFETY: the caller guarantees that the processor supports the instruction set.
-    unsafe { ahead.fetch::<Avx512Bf16>(ahead.lines()) };
     for row in (0..job.w_rows).step_by(SIDE) {
         let rows = (job.w_rows - row).min(SIDE);
         for column in (0..job.n).step_by(GROUPS * SIDE) {
@@ -95,46 +87,20 @@ pub(super) unsafe fn dots(job: &DotJob<'_>) {
             unsafe {
                 registers.set(shapes(rows, whole, last));
                 let strip = Strip {
-                    weight,
-                    row,
+                    w: first.add(row * stride),
+                    stride,
+                    // A row that the next strip reads. The last strip has none.
+                    next: if row + SIDE < job.w_rows && column == 0 { SIDE * stride } else { 0 },
+                    squares: job.k / COLUMN_BLOCK,
                     inp: job.inp.add(column * job.inp_stride),
                     group: SIDE * job.inp_stride,
                     whole,
                     last,
+                    rows,
                 };
                 strip.run(job.out.add(column * job.out_stride + row), job.out_stride);
             }
         }
-    }
-}
-
-/// Rows of a weight, of which at most 16 are multiplied at a time.
-#[derive(Clone, Copy)]
-struct Weight {
-    first: *const u8,
-    /// Distance from one row to the next, in bytes.
-    stride: usize,
-    rows: usize,
-    /// Number of squares along `k`.
-    squares: usize,
-}
-
-impl Weight {
-    /// Returns the number of rows that are multiplied from row `row` on.
-    fn rows_from(&self, row: usize) -> usize {
-        (self.rows - row).min(SIDE)
-    }
-
-    /// Returns a prefetch of the piece that begins at row `row` and square `square`. If `square` is the end of
-    /// a row, the piece is the first one of the next strip, or empty if there is none.
-    fn piece(&self, row: usize, square: usize) -> Prefetch {
-        let (row, square) = if square < self.squares { (row, square) } else { (row + SIDE, 0) };
-        if row >= self.rows {
-            return Prefetch::NONE;
-        }
-        let bytes = 4 * SIDE * PIECE_SQUARES.min(self.squares - square);
-        let start = self.first.wrapping_add(row * self.stride + square * 4 * SIDE);
-        Prefetch::new(start, self.rows_from(row), bytes, self.stride)
     }
 }
 
@@ -148,9 +114,13 @@ fn shapes(rows: usize, whole: usize, last: usize) -> Shapes {
 /// The product of at most 16 rows of a weight by at most 64 rows of `inp`.
 #[derive(Clone, Copy)]
 struct Strip {
-    weight: Weight,
-    /// First row of the weight.
-    row: usize,
+    w: *const u8,
+    /// Distance from one row of the weight to the next, in bytes.
+    stride: usize,
+    /// Distance to the rows of the weight that are read after these, in bytes. Zero if there are none.
+    next: usize,
+    /// Number of squares along `k`.
+    squares: usize,
     inp: *const f32,
     /// Distance from one group of rows of `inp` to the next, in 32-bit words.
     group: usize,
@@ -158,6 +128,8 @@ struct Strip {
     whole: usize,
     /// Number of rows in the last group, or 0 if all groups have 16.
     last: usize,
+    /// Number of rows of the weight.
+    rows: usize,
 }
 
 impl Strip {
@@ -199,15 +171,9 @@ impl Strip {
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 options(nostack, nomem),
             );
-            let squares = self.weight.squares;
-            for piece in (0..squares).step_by(PIECE_SQUARES) {
-                let end = squares.min(piece + PIECE_SQUARES);
-                let mut ahead = self.weight.piece(self.row, end);
-                let lines = ahead.lines().div_ceil((end - piece).div_ceil(SQUARES_AT_ONCE));
-                for first in (piece..end).step_by(SQUARES_AT_ONCE) {
-                    ahead.fetch::<Avx512Bf16>(lines);
-                    self.add::<WHOLE, LAST>(first, SQUARES_AT_ONCE.min(end - first));
-                }
+            for first in (0..self.squares).step_by(SQUARES_AHEAD) {
+                self.prefetch(first + SQUARES_AHEAD);
+                self.add::<WHOLE, LAST>(first, SQUARES_AHEAD.min(self.squares - first));
             }
             let mut sums = [0.0f32; GROUPS * SQUARE];
             store::<WHOLE, LAST>(&mut sums);
@@ -220,8 +186,29 @@ impl Strip {
                 let columns = if group < WHOLE { SIDE } else { self.last };
                 for (i, words) in words.into_iter().take(columns).enumerate() {
                     let out = out.add((group * SIDE + i) * out_stride);
-                    Avx512::store_first(out, self.weight.rows_from(self.row), words);
+                    Avx512::store_first(out, self.rows, words);
                 }
+            }
+        }
+    }
+
+    /// Prefetches the squares of the weight from square `first` on, which may be in the next rows.
+    ///
+    /// # Safety
+    /// The processor must support AVX-512.
+    #[inline(always)]
+    unsafe fn prefetch(self, first: usize) {
+        let (w, first) = match first < self.squares {
+            true => (self.w, first),
+            false if self.next > 0 => (self.w.wrapping_add(self.next), 0),
+            false => return,
+        };
+        let count = SQUARES_AHEAD.min(self.squares - first);
+        for row in 0..self.rows {
+            let line = w.wrapping_add(row * self.stride + first * 4 * SIDE);
+            for square in 0..count {
+                // SAFETY: a prefetch needs no valid address.
+                unsafe { Avx512Bf16::prefetch_far(line.wrapping_add(square * 4 * SIDE)) };
             }
         }
     }
@@ -235,7 +222,7 @@ impl Strip {
         // SAFETY: the caller guarantees that the squares exist. The assembler omits all instructions for
         // absent groups.
         unsafe {
-            let (weight, inp) = (self.weight, self.inp.add(first * SQUARE));
+            let inp = self.inp.add(first * SQUARE);
             let last = self.inp.add(WHOLE * self.group + first * SIDE * self.last);
             asm!(
                 "2:",
@@ -251,8 +238,8 @@ impl Strip {
                 "add {last}, {last_square}",
                 "dec {count}",
                 "jnz 2b",
-                w = inout(reg) weight.first.add(self.row * weight.stride + first * 4 * SIDE) => _,
-                stride = in(reg) weight.stride,
+                w = inout(reg) self.w.add(first * 4 * SIDE) => _,
+                stride = in(reg) self.stride,
                 inp = inout(reg) inp => _,
                 side = in(reg) 4 * SIDE,
                 group = in(reg) 4 * self.group,
