@@ -42,13 +42,13 @@ impl ScratchBytes {
 /// One grow-only buffer of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
-    /// Buffer of matrix multiplications by base weights, numbered from 0 to 3.
+    /// One of four buffers for matrix multiplications by base weights.
     ///
     /// On the CPU: 0 is the packed first operand, 1 is the packed second operand of every thread, and 2 is
     /// the packed rows of `SkinnyGemm`. On a GPU: 0 is the decoded 4-bit weight, 1 and 2 are the workspaces
     /// of the kernels and of cuBLASLt, and 3 is rows rounded to the compute type.
     Products(usize),
-    /// Buffer of multiplications by `A` and `B`, numbered from 0 to 6.
+    /// One of seven buffers for multiplications by `A` and `B`.
     LowRank(usize),
     /// Attention buffers of all threads (0), or the memory that the threads share (1).
     Attention(usize),
