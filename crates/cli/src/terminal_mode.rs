@@ -6,8 +6,8 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 
 use crate::interrupt::{self, SavedTerminal};
 
-/// While this value exists, the terminal on standard input lacks some modes. Its end, and a signal that ends the
-/// process, restore them.
+/// While this value exists, the terminal on standard input lacks some modes. Dropping the value restores the
+/// modes, and so does a signal that ends the process.
 #[must_use]
 #[derive(Debug)]
 pub struct TerminalMode {
@@ -17,7 +17,8 @@ pub struct TerminalMode {
 }
 
 impl TerminalMode {
-    /// Switches `modes` off. `when` is `Flush` to discard input that was typed before the change, or `Now` to keep it.
+    /// Switches `modes` off. `when` is `Flush` to discard input that was typed before the change, or `Now` to
+    /// keep it.
     ///
     /// # Errors
     /// If standard input is no terminal.

@@ -20,8 +20,8 @@ struct Origin {
     }
 };
 
-// Writes two neighbouring columns of a row plus `beta * add`, or only the first one if `valid` is 1. A part of K
-// is written as it is, because the second kernel adds `beta * add`.
+// Writes two neighbouring columns of a row plus `beta * add`, or only the first one if `valid` is 1. A part
+// of K is written as it is, because the second kernel adds `beta * add`.
 template <typename T, typename O, bool WIDE>
 __device__ __forceinline__ void write_pair(O* out, const O* add, float low, float high, float beta, int valid) {
     if constexpr (WIDE && sizeof(O) == 4) {

@@ -4,8 +4,8 @@
 //     `_nt` (forward):  w is (N, K), and op(w) is its transpose
 //     `_nn` (backward): w is (K, N), and op(w) is w
 //
-// A thread block computes 128 x 256 of `out`. Each of its two warpgroups computes 64 x 256 and adds up the products of
-// one step, 64 of K, after the other:
+// A thread block computes 128 x 256 of `out`, and each of its two warpgroups 64 x 256. K is divided into steps
+// of 64. A warpgroup adds up the products of all steps:
 //
 //     copy the first STAGES - 2 steps to shared memory
 //     for each step:
@@ -14,8 +14,8 @@
 //         start the copy of the step that is STAGES - 2 ahead
 //         wait for the products of the previous step
 //
-// The copy overwrites the operands of the step before the previous one. Both warpgroups finished its products before
-// the barrier.
+// The copy overwrites the operands of the step before the previous one. Both warpgroups have finished its
+// products before they meet.
 //
 // The order of tiles, and the split of K, are those of `gemm.cu`.
 #include "gemm.cuh"
@@ -32,7 +32,8 @@ constexpr int X_BYTES = TILE_M * ROW_BYTES, W_BYTES = TILE_N * ROW_BYTES, STAGE_
 // Bytes of 64 columns of a step of `w` in the backward product.
 constexpr int BLOCK_BYTES = TILE_K * ROW_BYTES;
 
-// c (64, 256) += a (64, 16) b (16, 256). `a` and `b` are descriptors. K runs across the rows of `b` if `ACROSS` is 1.
+// c (64, 256) += a (64, 16) b (16, 256). `a` and `b` are descriptors. K runs across the rows of `b` if
+// `ACROSS` is 1.
 template <typename T, int ACROSS>
 __device__ __forceinline__ void multiply(float (&c)[128], u64 a, u64 b);
 
@@ -75,7 +76,8 @@ __device__ __forceinline__ void multiply(float (&c)[128], u64 a, u64 b);
     }
 FOR_HALF_TYPES(MULTIPLY)
 
-// Starts to copy `ROWS` rows of one step to a tile whose rows run along K. Elements outside the matrix become zeros.
+// Starts to copy `ROWS` rows of one step to a tile whose rows run along K. Elements outside the matrix become
+// zeros.
 template <typename T, int ROWS>
 struct AlongCopy {
     const T* from;
@@ -184,8 +186,8 @@ __device__ __forceinline__ void gemm_wgmma(O* __restrict__ out, const T* __restr
     }
     multiply_wait<0>();
     pin(sums);
-    // sums[4j + 2h + e] belongs to column 8j + 2t + e and to row g + 8h of the warp's 16 rows, with g = lane / 4 and
-    // t = lane % 4.
+    // g = lane / 4 and t = lane % 4. sums[4j + 2h + e] belongs to column 8j + 2t + e, and to row g + 8h of the
+    // warp's 16 rows.
 #pragma unroll
     for (int j = 0; j < TILE_N / 8; ++j)
 #pragma unroll
@@ -201,8 +203,8 @@ __device__ __forceinline__ void gemm_wgmma(O* __restrict__ out, const T* __restr
 
 // Requirements: 16-byte aligned operands, with rows of whole 16-byte vectors.
 //
-// Grid: as many thread blocks in x as `out` has tiles. Shared bytes: STAGES * 49152. `_split` writes a part of K for each
-// y of the grid, (parts, m, n) in f32, and `gemm_sum` adds the parts.
+// Grid: as many thread blocks in x as `out` has tiles. Shared bytes: STAGES * 49152. `_split` writes a part
+// of K for each y of the grid, (parts, m, n) in f32, and `gemm_sum` adds the parts.
 #define KERNEL(NAME, T, O, NT)                                                                                         \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME##_##T(O* out, const T* x, const T* w, const O* add,  \
         int m, int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {                                 \

@@ -42,8 +42,8 @@ impl Expected {
         })
     }
 
-    /// Returns the value of the training file at the first of `paths` that exists. Some training files nest their
-    /// values in `train` or `batch`, so a caller passes a nested path and a plain one.
+    /// Returns the value of the training file at the first of `paths` that exists. One kind of training file
+    /// nests its values in `train` or `batch`, so a caller passes a plain path and a nested one.
     fn value(&self, paths: [&str; 2]) -> &Value {
         paths.iter().find_map(|path| self.training.pointer(path)).expect("one of the paths is there")
     }

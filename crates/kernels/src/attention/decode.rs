@@ -300,7 +300,8 @@ fn mix_lanes<L: Lanes>(
     (keys, row): (usize, usize),
     head_dim: usize,
 ) {
-    // Four heads times `widest` vectors are 16 accumulators with the 32 registers of AVX-512, and otherwise 8.
+    // Four heads times `widest` vectors are the accumulators: 16 of the 32 registers of AVX-512, or 8 of 16
+    // registers.
     let widest = if L::COUNT == WIDEST { 4 } else { 2 };
     let heads = results.len() / partial;
     for head in (0..heads).step_by(4) {

@@ -54,7 +54,8 @@ impl Products {
         })
     }
 
-    /// Leaves out the kernels that only one architecture has, so that tests of that architecture reach the others.
+    /// Leaves out the kernels that only one architecture has, so that tests of that architecture reach the
+    /// others.
     #[cfg(test)]
     pub fn general() -> Self {
         Self { general_only: true, ..Self::default() }
@@ -112,8 +113,8 @@ fn own_product(device: &Device, allows_wgmma: bool, shape: ProductShape, operand
     }
 }
 
-/// A kernel of `gemm.cu` or `gemm_wgmma.cu`, the size of its blocks, and its bytes of dynamic shared memory. `parts` is
-/// the number of parts into which K is split.
+/// A kernel of `gemm.cu` or `gemm_wgmma.cu`, the size of its blocks, and its bytes of dynamic shared memory.
+/// `parts` is the number of parts into which K is split.
 struct OwnKernel {
     name: &'static str,
     rows: usize,

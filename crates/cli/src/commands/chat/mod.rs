@@ -267,7 +267,8 @@ impl Talk<'_> {
                 Ok(input) => {
                     let _ = editor.add_history_entry(&input);
                     history.append(&input);
-                    // Without echo, text that is typed during a reply appears in the next prompt, not in the reply.
+                    // Without echo, text that is typed during a reply appears in the next prompt, not in the
+                    // reply.
                     let _mode =
                         TerminalMode::without(LocalModes::ECHO, OptionalActions::Now).map_err(|error| {
                             Diagnostic::input(format!("cannot read from the terminal: {error}"))

@@ -51,8 +51,8 @@ pub(crate) struct HeadLoss {
     own: Vec<Mutex<Scratch>>,
 }
 
-/// Returns the maximum number of rows of `c` elements in one pass over a vocabulary of `v`. With several groups
-/// of rows, a pass has twice as many, because the logits of one group must stay in L2.
+/// Returns the maximum number of rows of `c` elements in one pass over a vocabulary of `v`. With several
+/// groups of rows, a pass has twice as many, because the logits of one group must stay in L2.
 fn max_rows(threads: usize, (v, c): (usize, usize)) -> usize {
     let groups = partition::groups(threads, partition::spans(v)).min(2);
     (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, groups * MAX_ROWS)

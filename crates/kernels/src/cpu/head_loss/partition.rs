@@ -21,8 +21,8 @@ pub(super) fn spans(v: usize) -> usize {
     v.div_ceil(BLOCK).min(SPANS)
 }
 
-/// Returns the number of groups of rows for which `threads` threads need the least time. Every group packs all
-/// weights of its span.
+/// Returns the number of groups of rows for which `threads` threads need the least time. Every group packs
+/// all weights of its span.
 pub(super) fn groups(threads: usize, spans: usize) -> usize {
     let time = |&groups: &usize| {
         (spans * groups).div_ceil(threads.max(1)) * (TYPICAL_ROWS.div_ceil(groups) + PACK_ROWS)

@@ -248,7 +248,8 @@ fn fused_outputs_are_divided_and_joined_as_in_the_reference() {
     each(39, |both| {
         let (n, width, pieces) = (1 + both.below(60), 8 * (1 + both.below(40)), 2 + both.below(5));
         let fused = both.values(n * pieces * width, ACTIVATION);
-        // A fused row consists of `pieces` parts of `width` elements. The test gathers the second part of each row.
+        // A fused row consists of `pieces` parts of `width` elements. The test gathers the second part of
+        // each row.
         let places: Vec<u32> = (0..n).map(|row| (row * pieces + 1) as u32).collect();
         let [on_device, on_host] = both.indices(&places);
         let mut piece = both.poisoned(n * width, ACTIVATION);

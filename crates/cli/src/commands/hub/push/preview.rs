@@ -8,7 +8,8 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Prints the files that are uploaded, unchanged, removed and skipped. `place` describes the repository `name`.
+/// Prints the files that are uploaded, unchanged, removed and skipped. `place` describes the repository
+/// `name`.
 pub fn show(
     args: &PushArgs,
     upload_set: &UploadSet,
