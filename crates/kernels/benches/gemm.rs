@@ -172,7 +172,7 @@ fn main() {
     let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar && only.is_none_or(|only| only == isa)) {
         for dtype in [DType::Bf16, DType::F32] {
-            // This combination would only repeat the kernels of `Isa::Avx512` or of f32.
+            // This combination would only repeat f32 kernels that another combination measures.
             if isa != Isa::Avx2 && isa.multiplies_bf16() != (dtype == DType::Bf16) {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The trait [`Backend`]: the operations of a LoRA step.
+//! The trait [`Backend`]: the operations of LoRA training and of token generation.
 
 use std::fmt;
 use std::ops::Range;
@@ -55,7 +55,7 @@ impl fmt::Display for FamilyOperation {
     }
 }
 
-/// The operations of a LoRA step.
+/// The operations of LoRA training and of token generation. Each model calls them through this trait.
 ///
 /// Output arguments come first. `N` is the number of token rows of a packed batch. All matrices are
 /// row-major. A buffer may be longer than its shape. "Accumulates" means `+=`; other operations overwrite
@@ -68,15 +68,15 @@ impl fmt::Display for FamilyOperation {
 /// the failure.
 ///
 /// # Panics
-/// Every operation panics if a buffer is too short for its shape, or if a buffer belongs to another back end.
-/// Callers must pass correct shapes. Shapes are checked when files are loaded.
+/// Every operation panics if a buffer is too short for its shape, or is in memory that the back end cannot
+/// access. Callers must pass correct shapes. Shapes are checked when files are loaded.
 pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns a short description, such as `reference` or `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// Returns the smallest number of rows in a batch for which a matrix multiplication gives a row the same
-    /// bits as in every larger batch. All smaller batches use the same, different order of additions. CUDA
-    /// returns 1, but does not guarantee equal bits in small batches.
+    /// Returns the smallest `n` such that a matrix multiplication gives a row the same bits in every batch of
+    /// `n` or more rows. All smaller batches share another order of additions. CUDA returns 1, but does not
+    /// guarantee equal bits in small batches.
     fn row_invariant_from(&self) -> usize;
 
     /// Returns the largest number of rows that [`linear_decode`](Backend::linear_decode) accepts.
@@ -84,7 +84,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         generated_rows_below(self.row_invariant_from())
     }
 
-    /// Returns whether the loss must be scaled, because small gradients would underflow to zero in f16.
+    /// Returns whether the caller must scale the loss, because activations are f16 and small gradients would
+    /// underflow to zero.
     fn needs_loss_scale(&self) -> bool {
         false
     }
@@ -99,11 +100,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// an operation that the model needs.
     fn supports(&self, operation: FamilyOperation) -> bool;
 
-    /// Calls `task(index)` for every index below `tasks`, in any order. The back end's own threads on the host
-    /// share the calls, if it has such threads. Returns when all calls have ended.
+    /// Calls `task(index)` for every index below `tasks`, in any order. If the back end has threads on the
+    /// host, these threads share the calls. Returns when all calls have ended.
     ///
     /// # Panics
-    /// If a task panics, or uses the back end.
+    /// If a task panics, or if a task runs an operation that uses the same threads.
     fn run_host_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..tasks).for_each(task);
     }
@@ -179,8 +180,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         dst.set(values);
     }
 
-    /// Allocates the working memory of training passes of at most this size. These passes then allocate
-    /// nothing, so they do not fail if other programs fill the device's memory.
+    /// Allocates the working memory that operations need in training passes of at most this size. Later
+    /// operations then allocate no working memory, so they do not fail if other programs fill the device's
+    /// memory. Host back ends do nothing.
     fn reserve(&self, _largest: PassSize) {}
 
     /// Runs operations that are repeated with the same buffers and shapes, such as those of a decoded token.
@@ -224,8 +226,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Computes `out[i] = scale · table[ids[i]]`. Shapes: `out (N, C)`, and `table (V, C)` in host memory.
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);
 
-    /// Computes `out[i] += bias`. Shapes: `out (N, OUT)`, `bias (OUT)`. The bias is frozen, and the gradient
-    /// of the sum is the gradient of `out`, so no backward is needed.
+    /// Computes `out[i] += bias`. Shapes: `out (N, OUT)`, `bias (OUT)`. No backward is needed: the bias is
+    /// frozen, and the sum has the same gradient as the value before the addition.
     fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize);
 
     /// Computes `out[i, o] *= factors[offset + o]` on the rows `rows` of `out (N, OUT)`. `cols` is `OUT`.
@@ -344,7 +346,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     }
 
     /// Backward of [`project`](Backend::project). The optional `dinp` receives `Σ dout[i] W[i]` plus the
-    /// gradients through `A, B`, and `grads.store` determines whether `dinp` is overwritten or added to.
+    /// gradients through `A, B`. `grads.store` determines whether `dinp` is overwritten or added to.
     /// Gradients of `A, B` are added to `dparams`. The gradient of the residual equals `dout`, so it is not
     /// computed.
     fn project_backward(

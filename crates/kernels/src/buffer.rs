@@ -11,7 +11,8 @@ const LINE: usize = 16;
 /// Use of a buffer's elements, from which a back end chooses their data type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// Activations and their gradients. They have the back end's compute type.
+    /// Activations and their gradients. Host back ends store them as f32, and CUDA as the type in
+    /// [`CudaOptions`](crate::cuda::CudaOptions).
     Activation,
     /// The residual stream and its gradient. They are f32 if activations are f16, because their values can
     /// exceed the range of f16.

@@ -16,9 +16,9 @@ const CHUNK: usize = 16;
 /// | `losses`  | `(N)`    |                                   |
 /// | `dinp`    | `(N, C)` | overwritten                       |
 /// | `dloss`   | `(N)`    |                                   |
-/// | `inp`     | `(N, C)` | only rows that carry a label      |
+/// | `inp`     | `(N, C)` | only rows that have a label       |
 /// | `head`    | `(V, C)` |                                   |
-/// | `targets` | `(N)`    | below `V`; its length is `N`      |
+/// | `targets` | `(N)`    | below `V`                         |
 ///
 /// # Panics
 /// If a target is not below `V`, or a slice is too short.

@@ -7,7 +7,8 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// The instructions of [`Avx512Bf16`](Self::Avx512Bf16), and AMX tiles for matrix multiplications in
-    /// bf16. Supported only on Linux, where a process needs the kernel's permission to use tiles.
+    /// bf16. A process must request permission to use tiles from the operating system. danlu supports AMX
+    /// only on Linux, the only system for which it has this request.
     Amx,
     /// AVX-512 F/BW/DQ/VL with the bf16 dot product.
     Avx512Bf16,
@@ -78,8 +79,8 @@ impl Isa {
         }
     }
 
-    /// Returns whether the instruction set multiplies bf16 directly, which is faster than converting to f32
-    /// first.
+    /// Returns whether the instruction set multiplies bf16 directly. Other instruction sets convert bf16 to
+    /// f32 first.
     pub fn multiplies_bf16(self) -> bool {
         matches!(self, Self::Amx | Self::Avx512Bf16 | Self::NeonBf16)
     }

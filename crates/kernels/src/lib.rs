@@ -1,8 +1,9 @@
-//! The forward and backward operations of a LoRA step, and the back ends that run them. This crate only
-//! handles slices and sizes. It handles no files, no configuration and no model names.
+//! The forward and backward operations of LoRA training and of token generation, and the back ends that run
+//! these operations. This crate handles no model files, no configuration and no model names.
 //!
 //! The whole crate uses these letters for shapes: `N` token rows, `C` hidden size, `V` vocabulary size, `NH`
-//! heads, `KH` key and value heads, `HS` head size, `R` rank, `IN` and `OUT` of a projection.
+//! heads, `KH` key and value heads, `HS` head size, `R` rank, `IN` and `OUT` input and output width of a
+//! projection.
 //!
 //! A model calls a [`Backend`]. The code of the model is the same for every back end:
 //!

@@ -23,7 +23,7 @@ const STREAMS: [usize; 3] = [1, 4, 8];
 /// Number of `u64` words in a page. Every stream begins at a multiple of it.
 const BLOCK: usize = 4096 / size_of::<u64>();
 
-/// Minimum number of runs, of which only the fastest counts.
+/// Minimum number of runs. The result is the time of the fastest run.
 const LEAST_RUNS: usize = 5;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 

@@ -79,8 +79,8 @@ fn rotate(x: &mut [f32], angles: RopeAngles<'_>, heads: RopeHeads, rotation: Rop
     }
 }
 
-/// Returns the angle. It is rounded to f32 as in PyTorch, because models are trained with this rounding. At
-/// position 4000 the rounding error is 1e-4 radians.
+/// Returns the angle. The angle is rounded to f32 as in PyTorch, because models are trained with this
+/// rounding. At position 4000 the rounding error is 1e-4 radians.
 fn angle(position: u32, frequency: f32) -> f64 {
     (position as f32 * frequency) as f64
 }

@@ -112,8 +112,8 @@ impl Softmax {
     }
 }
 
-/// Returns the largest element of `row`. A NaN may be ignored here, because the sum of exponentials is then
-/// NaN.
+/// Returns the largest element of `row`. The result may ignore a NaN in `row`. This is harmless, because the
+/// sum of exponentials is then NaN.
 #[inline(always)]
 pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
     let (mut max, mut at) = (L::splat(f32::NEG_INFINITY), 0);

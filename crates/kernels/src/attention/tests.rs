@@ -174,7 +174,7 @@ fn bf16_rounds_operands_and_nothing_else() {
         let dims = (AttentionDims { heads, kv_heads, head_dim }, scores);
         let mut operands = operands(&mut stream, shape);
         let scale = scores.scale;
-        // The back end multiplies queries by the scale before the queries are rounded.
+        // The back end multiplies queries by the scale before it rounds the queries.
         for (factor, operand) in [scale, 1.0, 1.0, 1.0].into_iter().zip(&mut operands) {
             operand.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x * factor)) / factor);
         }

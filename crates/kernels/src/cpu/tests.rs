@@ -280,8 +280,8 @@ fn head_loss_matches_reference() {
     ] {
         let head = weight(&mut stream, DType::Bf16, v, c);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
-        // The targets of the first inputs are uncertain. The rows of the second inputs are twice the weights
-        // of their targets, so these targets are almost certain.
+        // In the first inputs, the probability of each target is far from 1. Each row of the second inputs is
+        // twice the weight row of its target, so the target's probability is almost 1.
         let mut certain = vec![0.0; n * c];
         for (row, &target) in certain.chunks_exact_mut(c).zip(&targets) {
             head.row_to_f32(target as usize, row);

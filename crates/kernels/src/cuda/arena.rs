@@ -76,7 +76,7 @@ impl Arena {
         Ok(address)
     }
 
-    /// Frees a range. A chunk without allocated ranges is returned to the driver.
+    /// Frees a range. If the chunk has no other allocated range, the chunk is returned to the driver.
     pub fn free(&mut self, driver: &Driver, address: u64) {
         if let Some(chunk) = self.put_back(address) {
             // SAFETY: the driver allocated the chunk, and no range of it is in use.

@@ -43,7 +43,7 @@ pub fn default_dtype(capability: (u32, u32)) -> DType {
 pub struct CudaOptions {
     /// Index of the device.
     pub device: usize,
-    /// Type of activations and weights. Sums are f32.
+    /// Type of activations and dense weights. Sums are f32. If this type is f16, the residual stream is f32.
     pub dtype: DType,
 }
 
@@ -59,7 +59,8 @@ pub struct Cuda {
     /// Buffer for rows of the residual stream, rounded to f16.
     rounded: Mutex<Option<Allocation>>,
     rope: Mutex<RopeTable>,
-    /// Threads of the host. They start with the first task for them.
+    /// Threads on the host. They start when [`Backend::run_host_tasks`] is first called with more than one
+    /// task.
     host_pool: OnceLock<Pool>,
 }
 

@@ -201,8 +201,8 @@ impl Device {
         self.launches.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of uploads. After another upload, data that was computed from an uploaded list may
-    /// be outdated.
+    /// Returns the number of uploads. If the number has changed, data that was computed from an uploaded list
+    /// may be outdated.
     pub fn uploads(&self) -> u64 {
         self.uploads.load(Ordering::Relaxed)
     }

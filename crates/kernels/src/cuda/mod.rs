@@ -1,8 +1,8 @@
 //! The back end for NVIDIA GPUs.
 //!
 //! The binary is not linked with any CUDA library. It opens the driver and cuBLASLt at run time. The binary
-//! contains its kernels as machine code for each architecture (`image.rs`). All operations run on one stream,
-//! in call order.
+//! contains its kernels as machine code for several architectures, and as PTX for all others (`image.rs`).
+//! All operations run on one stream, in call order.
 
 mod arena;
 mod backend;

@@ -7,11 +7,11 @@
 //! A sequence is recorded each time that it runs, and is compared with the sequences of existing graphs. A
 //! graph is therefore only replayed if every kernel, address and parameter is the same.
 //!
-//! | sequence | what happens |
+//! | the sequence equals | action |
 //! |---|---|
-//! | new | its work is launched one by one |
-//! | seen once before | it becomes a graph, which is launched |
-//! | that of a graph | the graph is launched |
+//! | no recent sequence | its kernels are launched one by one |
+//! | a recent sequence without a graph | it becomes a graph, which is launched |
+//! | the sequence of a graph | the graph is launched |
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -278,7 +278,7 @@ impl Recorder {
         unsafe { device.driver.launch_graph(self.graphs[graph].executable, device.stream) }
     }
 
-    /// Makes a graph of the recorded sequence. Returns its index, or `None` if the device has too little
+    /// Creates a graph of the recorded sequence. Returns its index, or `None` if the device has too little
     /// memory for it.
     fn capture(&mut self, device: &Device, hash: u64) -> Result<Option<usize>, CudaError> {
         let Device { driver, stream, .. } = device;

@@ -97,8 +97,8 @@ pub(crate) enum ScaleView<'a> {
     Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
 }
 
-/// Maximum number of consecutive blocks in a group. The scales of a group are in one table, and one byte per
-/// block selects a scale.
+/// Maximum number of blocks in a group, a range of consecutive blocks. The scales of a group are in one
+/// table, and one byte per block selects a scale from this table.
 pub(crate) const GROUP: usize = 256;
 
 /// The bytes that select the scales of a group if the scales are not nested: 0, 1, ... 255.

@@ -153,7 +153,7 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
 /// - short rows
 /// - rows that end inside a block or inside a byte
 /// - in the backward pass, more rows than one block of the inner dimension `k`
-/// - rows in which a block of `k` ends inside a block that shares a scale
+/// - rows in which a block of `k` ends inside a quantization block (elements that share a scale)
 const SHAPES: [(usize, usize, usize); 17] = [
     (701, 256, 64),
     (803, 64, 64),

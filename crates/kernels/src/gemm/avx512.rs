@@ -16,8 +16,8 @@ pub(super) fn first(n: usize) -> __mmask16 {
 }
 
 /// Rounds 16 f32 values to bf16 precision, to the nearest value with ties to even. A NaN is returned
-/// unchanged. Truncating it to bf16 gives a NaN again, because no arithmetic result is a NaN with zeros in
-/// the upper half of its payload.
+/// unchanged. Truncating this NaN to bf16 gives a NaN again, because arithmetic returns quiet NaNs, and bf16
+/// keeps the bit that marks a quiet NaN.
 ///
 /// # Safety
 /// The processor must support AVX-512F.

@@ -1,4 +1,4 @@
-//! Matrix multiplication with packed panels and register tiles, generic over the instruction set.
+//! Matrix multiplication, generic over the instruction set.
 //!
 //! `C = alpha · A B` in f32. The operands may have any strides. `B` may be a frozen weight in a mapped file,
 //! because packing converts the elements. The loops follow BLIS:
@@ -15,13 +15,15 @@
 //!           MR x NR sums in registers over the block, then C += alpha · sums
 //! ```
 //!
+//! - A panel is a packed strip of at most `MR` rows of `A`, or of `NR` columns of `B`. A tile is the block of
+//!   `C` that one panel of `A` and one panel of `B` determine. Its sums stay in registers.
 //! - A word is 32 bits: one f32, or two bf16 that are adjacent along `k`. Words are pairs if the back end
 //!   computes in bf16 and the instruction set multiplies bf16 pairs. A step is one word along `k`.
 //! - AMX multiplies faster than one core reads, so its tasks are larger, and read `A` less often ([`Grid`]).
 //! - The blocks of `k` depend only on the size of `k`, and are added in ascending order. An element of `C`
 //!   therefore has the same bits for any number of threads and tasks.
-//! - While one panel is multiplied, the next part of `B` is prefetched. Without this prefetch, packing would
-//!   stall on every cache line.
+//! - While one panel is multiplied, the next part of `B` is prefetched. Without the prefetch, packing would
+//!   stall on every cache line, because the weight is not in a cache.
 //! - Multiplications with few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs
 //!   more than multiplying by the weight once.
 

@@ -9,7 +9,7 @@ use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
 /// Number of words along `k` that are packed for all panels before the next words. The number is small,
-/// because rows that are a power of two apart compete for few lines of L1.
+/// because rows whose addresses differ by a power of two compete for few lines of L1.
 pub(super) const COLUMN_STEPS: usize = 4;
 /// Distance of the prefetches when an operand is packed by columns, in words along `k`.
 const PREFETCH_STEPS: usize = 2 * COLUMN_STEPS;

@@ -2,7 +2,7 @@
 
 use super::Lanes;
 
-/// Eight f32 lanes, with the alignment of the widest register.
+/// Eight f32 lanes, aligned to their size.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 pub struct Array8([f32; 8]);

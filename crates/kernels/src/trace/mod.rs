@@ -1,5 +1,5 @@
-//! A back end that computes nothing. The real model code runs on this back end, which records the bytes and
-//! the FLOP that a different back end would need.
+//! A back end that computes nothing. The model's code runs on this back end, which records the bytes and the
+//! FLOP that another back end, the target, would need.
 
 mod cpu;
 mod ledger;
@@ -124,11 +124,11 @@ pub enum TracedOp<'a> {
     },
 }
 
-/// Records the memory and the FLOP of its target, a different back end. Every value that is read from a trace
-/// is zero.
+/// Records the memory and the FLOP of another back end, the target. Every value that is read from a trace is
+/// zero.
 ///
-/// The target computes the sizes of its working memory with the same functions. The trace assumes that every
-/// thread has run the largest task.
+/// The sizes of working memory come from the functions that also size the buffers of the real back end. The
+/// trace assumes that every thread has run the largest task.
 #[derive(Debug)]
 pub struct Trace {
     target: Box<dyn TraceTarget>,

@@ -28,8 +28,8 @@ fn what_is_read_is_zero() {
     assert_eq!(found, [0.0; 2]);
 }
 
-/// Runs every operation that has working memory, with odd shapes. The last shape is a largest one, because
-/// the rotary table only holds the most recent batch, and its final size is compared.
+/// Runs every operation that has working memory, with odd shapes. The last shape is the largest one. The test
+/// compares the final size of the rotary table, and this table only contains the angles of the last batch.
 fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
     let alloc = |len| backend.alloc(len, Element::Activation);
     for (n, rank) in [(3, 2), (300, 8), (70, 3), (37, 5), (300, 8)] {

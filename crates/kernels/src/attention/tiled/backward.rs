@@ -132,8 +132,9 @@ impl<'a> Buffers<'a> {
         gather(format.isa, dout_rows, width, dout, block, 1.0);
         gather(format.isa, self.out_rows, width, out, block, 1.0);
         if format.are_pairs() {
-            // The matrix products also round `dout` to bf16. A constant that is added to all values therefore
-            // cancels in `dout · v - dout · out`.
+            // The matrix product `dout · v` rounds `dout` to bf16, so `dout · out` must use the same rounded
+            // `dout`. Otherwise a constant that is added to all values would not cancel in
+            // `dout · v - dout · out`.
             round(format.isa, dout_rows);
         }
         let mut lses_deltas = [[0.0; 2]; QUERIES];

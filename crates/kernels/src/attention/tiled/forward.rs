@@ -46,8 +46,9 @@ pub(crate) unsafe fn forward_task(
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(format.isa, scores, &mut sums, &mut lses, block, params.softcap);
             if format.are_pairs() {
-                // `out` is divided by the sum of the rounded weights. A constant that is added to all values
-                // is therefore added unchanged to `out`.
+                // The matrix product rounds the weights to bf16. `out` is divided by the sum of the rounded
+                // weights, so that the weights sum to 1. A constant that is added to all values is then added
+                // unchanged to `out`.
                 rounded_sums(format.isa, &mut sums[..rows], scores, block);
             }
             let start = block.panels().next().unwrap_or(0);

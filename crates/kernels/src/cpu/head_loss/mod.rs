@@ -14,7 +14,8 @@
 //!   dinp = dloss · (Σ share · sums - (1 - p[target]) W[target])
 //! ```
 //!
-//! - The number of spans is fixed, so the order of every sum does not depend on the number of threads.
+//! - A block is a range of `BLOCK` tokens of the vocabulary, and a span is a range of blocks. The number of
+//!   spans is fixed, so the order of every sum does not depend on the number of threads.
 //! - The sums do not include the target. In the gradient `Σ p W - W[target]`, the target contributes
 //!   `-(1 - p[target]) W[target]`. The factor `1 - p[target]` is computed from the sums, without a
 //!   subtraction. If `p[target]` is almost 1, a subtraction would leave no correct digit.

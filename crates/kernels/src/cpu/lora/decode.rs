@@ -95,8 +95,8 @@ pub(crate) fn shrink_tasks(pairs: &[DecodePair<'_>]) -> Vec<Vec<Piece>> {
         let row_bytes = (d_in * pair.packed.dtype.size()).max(1);
         let mut first = 0;
         while first < rank {
-            // The number of rows is a multiple of four, unless the pair ends earlier, because one tile of dot
-            // products reads four rows of `A`.
+            // One tile of dot products reads four rows of `A`. The number of rows is therefore a multiple of
+            // four, unless the pair ends earlier.
             let wanted = (TASK_BYTES - bytes).div_ceil(row_bytes).next_multiple_of(4);
             let end = rank.min(first + wanted);
             task.push((index, first..end));

@@ -1,5 +1,6 @@
-//! Launches of `attention.cu` for heads of 64, 96, 128 or 256 elements in 16-bit types, of
-//! `attention_decode.cu` for generated tokens, and of `attention_plain.cu` for all other types and shapes.
+//! Launches of `attention_decode.cu` for generated tokens, of `attention.cu`, and of `attention_plain.cu` for
+//! all types and shapes that `attention.cu` does not support. `attention.cu` supports heads of 64, 96, 128 or
+//! 256 elements in bf16. Below compute capability 8.0, it supports heads of 64, 96 or 128 elements in f16.
 
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
@@ -12,7 +13,8 @@ const BLOCK: u32 = 128;
 const SUM_WARPS: usize = 8;
 /// Number of rows per tile of the plain kernels.
 const PLAIN_TILE: usize = 16;
-/// Number of keys per tile of the forward kernel and of the dK/dV kernel.
+/// Number of keys per tile of the dK/dV kernel, and per step of the forward kernel. [`NARROW_KEY_TILE`] names
+/// an exception.
 const KEY_TILE: usize = 64;
 /// Number of keys per step of the dQ kernel and, from compute capability 8.0 on, of the forward kernel for
 /// heads of 128 elements.
@@ -32,7 +34,7 @@ pub struct Tiles {
     is_decoding: bool,
 }
 
-/// The side that a tile covers (queries or keys), and the number of rows per tile.
+/// Whether a tile covers queries or keys, and the number of rows per tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Queries(usize),
@@ -180,7 +182,8 @@ impl Geometry {
         if self.is_plain { 0 } else { rows * (self.head + 8) * 2 }
     }
 
-    /// Returns the number of queries per step of the dK/dV kernel, and the number of steps in flight.
+    /// Returns the number of queries per step of the dK/dV kernel, and the number of steps that are in shared
+    /// memory at once.
     fn moving_queries(self) -> (usize, usize) {
         match (self.is_old, self.head) {
             (true, _) => (32, 1),
@@ -224,7 +227,7 @@ const BACKWARD_Q: [&str; 5] = [
     "attention_backward_q_hs128",
     "attention_backward_q_hs256",
 ];
-/// Kernel for heads of 128 elements on devices with enough shared memory for two key tiles.
+/// Kernel for heads of 128 elements on devices whose shared memory has room for two steps of keys.
 const BACKWARD_Q_WIDE: &str = "attention_backward_q_hs128_wide";
 const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv",
@@ -354,7 +357,8 @@ fn backward_kv(
 ) {
     let Operands { q, k, segments, dims, .. } = operands;
     let (tiles, count) = segments.list(Side::Keys(geometry.key_tile()));
-    // One block writes at most 128 columns of a head, so a head of 256 columns needs two blocks.
+    // A thread block of the tensor-core kernel writes at most 128 columns of a head, so a head of 256 columns
+    // needs two thread blocks.
     let halves = if geometry.head == 256 && !geometry.is_plain { 2 } else { 1 };
     let (queries, stages) = geometry.moving_queries();
     let rows = if geometry.is_plain { 0 } else { 8 * stages * queries };
@@ -380,7 +384,8 @@ fn backward_q(
     let tile = geometry.query_tile();
     let (tiles, count) = segments.list(Side::Queries(tile));
     let shared = |stages: usize| geometry.shared_rows(2 * tile + 2 * stages * NARROW_KEY_TILE);
-    // The wide variant has two key tiles in flight. Its sums have the same order as in the other variant.
+    // The wide variant has two steps of keys in shared memory at once, the other variant one. Both variants
+    // add in the same order.
     let is_wide = geometry.head == 128 && !geometry.is_old && shared(2) <= device.info.shared as usize;
     let launch = match is_wide && !geometry.is_plain {
         true => device.kernel(BACKWARD_Q_WIDE, geometry.dtype).block(BLOCK).shared(shared(2)),

@@ -11,8 +11,8 @@ pub const MAX_ROWS: usize = 128;
 /// Number of rows of the transposed result per block.
 const TILE: usize = 128;
 const STEP: usize = 64;
-/// If there are fewer blocks than this number, the inner dimension is split. The number is constant, so that
-/// results are equal on every device.
+/// If a product has fewer thread blocks than this number, the inner dimension is split. The number is
+/// constant, so that results are equal on every device.
 const BLOCKS: usize = 264;
 /// Minimum number of elements of a weight for which the fused kernel is faster than decoding the weight to
 /// memory.

@@ -9,11 +9,12 @@ use crate::cuda::device::{Device, DevicePtr};
 const OUTPUTS: usize = 16;
 const EXACT_OUTPUTS: usize = 8;
 
-/// Computes `out = inp Wᵀ`, plus an optional operand of the same shape, for up to [`MAX_ROWS`](few_rows::MAX_ROWS) rows and up to
-/// [`MAX_PARTS`](few_rows::MAX_PARTS) dense weights.
+/// Computes `out = inp Wᵀ` for up to [`MAX_PARTS`](few_rows::MAX_PARTS) dense weights and up to
+/// [`MAX_ROWS`](few_rows::MAX_ROWS) rows of `inp (n, cols)`. [`FewRowsOut::add`], if given, is added to the
+/// result.
 ///
-/// `shape` is `(n, cols)`. `out_type` is the type of the outputs and of these operands. It is
-/// either `dtype` or f32. Returns false if no kernel supports the shape.
+/// `out_type` is the type of the outputs and of the added operands: `dtype` or f32. Returns false if no kernel
+/// supports the shape.
 pub fn forward(
     device: &Device,
     dtype: DType,

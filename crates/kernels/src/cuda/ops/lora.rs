@@ -1,7 +1,7 @@
 //! Launches of `lora.cu`.
 //!
-//! Each low-rank pair is split into tiles of 8 ranks. One block processes up to 4 tiles that read the same
-//! matrix.
+//! The kernels `down` and `grad` split each low-rank pair into tiles of 8 ranks. One of their thread blocks
+//! processes up to 4 tiles that read the same matrix. The kernel `up` splits a pair into steps of 16 ranks.
 
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};

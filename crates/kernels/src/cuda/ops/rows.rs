@@ -64,8 +64,8 @@ pub fn gather_rows(
     launch.long(out.stride).long(inp.stride).run();
 }
 
-/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns of one or two matrices with the same strides.
-/// `rows` has no duplicates.
+/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns of one or two matrices with the same
+/// strides. `rows` has no duplicates.
 pub fn scatter_rows<const N: usize>(
     device: &Device,
     dtype: DType,

@@ -87,7 +87,8 @@ fn a_gated_f16_product_stays_finite() {
     assert_eq!(y.read(), [65_504.0, 0.0]);
 }
 
-/// Returns all elements of a head in halves, and a part of it in halves and in neighbours.
+/// Returns three rotations: all elements of a head in halves, a part of the head in halves, and the same part
+/// in neighbouring pairs.
 fn rotations(head_dim: usize) -> [RopeRotation; 3] {
     let dim = head_dim / 4 * 2;
     [

@@ -1,4 +1,4 @@
-//! 4-bit weights as operands of matrix multiplications. To look up a code is to replace it by its value,
+//! 4-bit weights as operands of matrix multiplications. Looking up a code replaces the code by its value,
 //! `table[code] · scale`. Codes are looked up in place, one block at a time.
 
 mod dots;

@@ -7,10 +7,10 @@ use crate::gemm::micro_kernel::MicroKernel;
 
 /// Number of 32-bit words of a row that are decoded at a time.
 pub(super) const BLOCK: usize = 1024;
-/// Distance between two decoded rows, in 32-bit words. Rows a power of two apart would compete for the same
-/// lines of L1.
+/// Distance between two decoded rows, in 32-bit words. Rows at a distance of a power of two would compete for
+/// the same lines of L1.
 pub(super) const STRIDE: usize = BLOCK + 16;
-/// Maximum number of rows of `inp` for which a row of the weight is decoded once.
+/// Maximum number of rows of `inp` that share one decoding of a row of the weight.
 pub(super) const MAX_ROWS: usize = 64;
 
 /// Two decoded rows of a weight, aligned for whole vectors.
