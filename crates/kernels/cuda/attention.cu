@@ -3,8 +3,8 @@
 //
 // A tile is a range of consecutive queries or keys of one segment. The scores of a query tile and a key tile
 // exist only in registers (FlashAttention-2; Dao, 2023). The backward pass computes the scores twice: for
-// each key tile to get dk and dv, and for each query tile to get dq. Each result is thus written by one
-// thread block, without atomic additions.
+// each key tile to get dk and dv, and for each query tile to get dq. One thread block thus writes each
+// result, without atomic additions.
 //
 // `tiles` lists pairs (segment, index of the tile in the segment), and blockIdx.y is an index into this list.
 // The tiles with the most work come first, so that the thread blocks that start last are short.
@@ -229,8 +229,8 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
                 for (int n = 0; n < NT; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                 top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
-                // The maximum of a row is -inf while all its keys so far are hidden. The base is then 0,
-                // because `-inf - -inf` is NaN.
+                // As long as all keys of a row so far are hidden, the row's maximum is -inf. The base is then
+                // 0, because `-inf - -inf` is NaN.
                 float base = top == NEGATIVE_INFINITY ? 0 : top * factor;
                 float shrink = exp2_fast(max[m][h] * factor - base), part = 0;
                 max[m][h] = top;

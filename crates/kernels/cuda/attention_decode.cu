@@ -1,15 +1,15 @@
 // Attention with one query per segment (sequence of the batch), to generate tokens.
 //
-// One query per segment gives too few thread blocks to occupy the device, so several of them share the keys
-// of a segment. A split is a range of 64 keys. A thread block processes one split of one key head for up to 4
-// query heads. A second kernel merges the splits in order. If all visible keys of a segment are in one split,
-// the first kernel writes the result.
+// One query per segment gives too few thread blocks to occupy the device, so several thread blocks share the
+// keys of a segment. A split is a range of 64 keys. A thread block processes one split of one key head for up
+// to 4 query heads. A second kernel merges the splits in order. If all visible keys of a segment are in one
+// split, the first kernel writes the result.
 #include "segment.cuh"
 
 // Number of keys per split, and of query heads per thread block.
 #define SPLIT 64
 #define HEADS 4
-// Number of keys (later of values) that a lane loads before it uses the first of them.
+// Number of keys that a lane loads before it uses the first of these keys. The number of values is the same.
 #define AHEAD 4
 #define BLOCK 128
 
@@ -52,8 +52,9 @@ __device__ __forceinline__ void load_rows(float (&x)[AHEAD][8], const T* from, i
     }
 }
 
-// Replaces the products of one head by exp(score - maximum), and returns the maximum and the sum. The first
-// `hidden` keys of the split are outside the window, and their results are 0. One warp processes one head.
+// Replaces the products of one head by exp(score - maximum), and returns the maximum and the sum of the
+// exponentials. The first `hidden` keys of the split are outside the window, and their results are 0. One
+// warp processes one head.
 template <typename T>
 __device__ __forceinline__ float2 softmax(float* score, int keys, int hidden, const Scores& how) {
     int lane = threadIdx.x % WARP;
@@ -72,7 +73,7 @@ __device__ __forceinline__ float2 softmax(float* score, int keys, int hidden, co
     return make_float2(max, warp_sum(sum));
 }
 
-// A lane holds 8 elements of a key, so `LANES` lanes share a key, and a thread block reads BLOCK / LANES keys
+// A lane loads 8 elements of a key, so `LANES` lanes share a key, and a thread block reads BLOCK / LANES keys
 // at once. For example, 16 lanes share a key of 128 elements, and 128 threads read 8 keys. The loops over
 // keys are not unrolled: a launch runs the code once, so longer code only loads more instructions from
 // memory.
@@ -103,8 +104,8 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
         for (int i = 0; i < 8; ++i) query[h][i] = 0;
         if (h < count && has_part) load8(query[h], d.q + segment.q_start * d.ld_q + (first_head + h) * hs + part * 8);
     }
-    // Every lane of a warp takes part in each sum. So each lane runs the loop up to the last key, even
-    // without valid rows.
+    // All lanes of a warp compute each sum together. Each lane therefore runs the loop up to the last key,
+    // even if the lane has no valid rows.
 #pragma unroll 1
     for (int first = 0; first < keys; first += AHEAD * KEYS) {
         load_rows(x, d.k + at, d.ld_kv, first + own, KEYS, end);

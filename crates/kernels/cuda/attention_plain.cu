@@ -1,5 +1,5 @@
-// Causal grouped-query attention for the cases that `attention.cu` does not support: f32, other head sizes up
-// to 256, and unaligned rows.
+// Causal grouped-query attention for all types and shapes that `attention.cu` does not support: f32, f16 from
+// compute capability 8.0 on, other head sizes up to 256, and unaligned rows.
 //
 // A warp processes one query of one head at a time, or one key if it computes dk and dv. Lane l holds
 // elements l, l + 32, ... of each vector.
@@ -93,8 +93,8 @@ __device__ __forceinline__ void forward_query(const Forward<T>& f, const Segment
     if (threadIdx.x % WARP == 0) f.lse[(s.q_start + i) * (i64)f.heads + head] = max + logf(sum);
 }
 
-// Expands BODY with E, the number of elements of a head per lane. A head of up to 64 has 2, and a larger one
-// 8.
+// Expands BODY with E, the number of elements of a head per lane. E is 2 for heads of up to 64 elements, and
+// 8 for larger heads.
 #define WITH_ELEMENTS(hs, BODY)                                                                                \
     if (hs <= 64) {                                                                                            \
         constexpr int E = 2;                                                                                   \

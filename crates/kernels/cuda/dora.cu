@@ -3,11 +3,12 @@
 
 namespace {
 
-// Rows of the weight that a block reads, and columns of B that it copies to shared memory at a time.
+// Number of rows of the weight that a thread block reads, and of columns of B that it copies to shared memory
+// at a time.
 constexpr int ROWS = 8, RANKS = 256;
 
-// norms[o] = |W[o] + scaling * B[o] A|. W is (n, cols), A is (rank, cols), B is (n, rank). A thread computes the
-// elements of every 256th column. Grid: ceil(n / ROWS).
+// norms[o] = |W[o] + scaling * B[o] A|. W is (n, cols), A is (rank, cols), B is (n, rank). A thread computes
+// the elements of every 256th column. Grid: ceil(n / ROWS).
 template <typename T>
 __device__ __forceinline__ void row_norms_body(
     float* norms, const T* w, const float* a, const float* b, int n, int cols, int rank, float scaling) {
@@ -20,7 +21,7 @@ __device__ __forceinline__ void row_norms_body(
         float delta[ROWS] = {};
         for (int r0 = 0; r0 < rank; r0 += RANKS) {
             int count = min(RANKS, rank - r0);
-            // B stays in shared memory if it fits.
+            // If the rank is at most RANKS, B is copied once and stays in shared memory.
             if (start == 0 || rank > RANKS) {
                 __syncthreads();
                 for (int i = threadIdx.x; i < ROWS * count; i += 256) {
@@ -56,8 +57,8 @@ __device__ __forceinline__ void row_norms_body(
     }
 }
 
-// dmagnitudes[o] += scale[o] * the sum of dout[i, o] * out[i, o] over n rows. A warp reads 32 columns of every 32nd
-// row. Grid: ceil(cols / 32).
+// dmagnitudes[o] += scale[o] * the sum of dout[i, o] * out[i, o] over n rows. A warp reads 32 columns of
+// every 32nd row. Grid: ceil(cols / 32).
 template <typename T>
 __device__ __forceinline__ void column_products_body(
     float* dmagnitudes, const T* dout, const T* out, const float* scale, int n, int cols, i64 ld_dout, i64 ld_out) {

@@ -64,15 +64,16 @@ __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const 
 FOR_TYPES(DECODE_KERNEL)
 
 // Encodes `len` values in quantization blocks of 1 << block_shift values. `absmax` gets the largest magnitude
-// of each quantization block. Values are divided by it, and `codes` gets the codes of the nearest values of
-// the 4-bit type.
+// of each quantization block. Each value is divided by this magnitude, and `codes` gets the code of the
+// nearest value of the 4-bit type.
 //
 // `order` lists the 16 codes by ascending value, and `bounds` the 15 midpoints between neighbouring values.
 // The code of a value is order[i], where i is the number of bounds below the value. If a quantization block
 // has a value that is not finite, its `absmax` is NaN and its codes are not written.
 //
 // As on the host, the values of a full quantization block are multiplied by the reciprocal of the magnitude.
-// Those of a shorter last one are divided by the magnitude, which is then at least 1e-38.
+// If the last quantization block is shorter, its values are divided by the magnitude, and `absmax` is at
+// least 1e-38.
 //
 // One warp encodes one quantization block.
 // Grid: ceil(quantization blocks / 8 warps).
@@ -152,10 +153,10 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) *offset = (float)(sum / count);
 }
 
-// Encodes `count` scales in 8 bits (double quantization). A thread block subtracts `offset` from 256 scales
-// and divides them by their largest magnitude, which it writes to `absmax`. A code is the index of the
-// nearest entry of `table`, which has 256 ascending entries. The lower entry wins a tie.
-// Grid: ceil(count / 256 scales).
+// Encodes `count` scales in 8 bits (double quantization). A thread block subtracts `offset` from 256 scales,
+// writes the largest magnitude of the differences to `absmax`, and divides the differences by this magnitude.
+// A code is the index of the nearest entry of `table`, which has 256 ascending entries. The lower entry wins
+// a tie. Grid: ceil(count / 256 scales).
 extern "C" __global__ void __launch_bounds__(256) four_bit_nest(
     u8* codes, float* absmax, const float* scales, const float* table, const float* offset, int count) {
     __shared__ float shared[32], entries[256];

@@ -6,7 +6,7 @@
 //
 // The 16 outputs are the rows of the left operand, and the rows of `inp` are the columns of the right
 // operand. A table maps each byte, which holds two codes, to a pair of values. Each lane has its own copy of
-// the table, so lanes never share a bank.
+// the table in one bank of shared memory, so lanes have no bank conflicts.
 //
 // Each quantization block (64 columns) has its own accumulator, and the scale multiplies this sum. The
 // instructions of several quantization blocks alternate, which hides their latency.
@@ -15,8 +15,8 @@
 //         wait for the codes of this step; start the copy of the next step's codes, perhaps of the next tile
 //         for each quantization block: c = 0; four times, c += 16 columns of W * x; total += scale * c
 //
-// Each thread block computes many tiles, because it must fill the table for each weight. The launch has at
-// most two thread blocks per multiprocessor.
+// Each thread block fills the table once for each weight, so it computes many tiles. The launch has at most
+// two thread blocks per multiprocessor.
 #include "few_rows.cuh"
 #include "four_bit.cuh"
 

@@ -18,8 +18,8 @@
 // blocks compute up to GROUP_M tiles below each other, so that they read the same part of the weight from the
 // L2 cache.
 //
-// If `out` has too few tiles to occupy the device, K is split: each block adds up a part of K in f32, and a
-// second kernel adds the parts in their order. A row of `out` then depends on the number of rows, up to
+// If `out` has too few tiles to occupy the device, K is split: each thread block adds up a part of K in f32,
+// and the kernel `gemm_sum` adds the parts in order. A row of `out` then depends on the number of rows, up to
 // rounding.
 #include "gemm.cuh"
 
@@ -71,8 +71,8 @@ struct TileCopy {
     }
 };
 
-// `O` is the type of the result: T, or f32 for logits and for parts of K. `WIDE` kernels of f32 results add
-// up the steps of one part of K.
+// `O` is the type of the result: T, or f32 for logits and for parts of K. `WIDE` kernels with f32 results are
+// those that split K: each of their thread blocks adds up one part of K.
 template <typename T, typename O, int TILE_N, bool NT, bool WIDE>
 __device__ __forceinline__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w,
     const O* add, int m, int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {
@@ -237,9 +237,9 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 
 // Grid: as many thread blocks in x as `out` has tiles. Shared bytes: STAGES steps of both operands, padded.
 //
-// `_any` accepts every width and alignment; the others need rows of whole 16-byte vectors. `_large` has tiles
-// of 256 columns. `_exact` writes f32. `_split` writes a part of K for each y of the grid, (parts, m, n) in
-// f32, and `gemm_sum` adds the parts.
+// `_any` accepts every width and alignment. The other kernels require rows of whole 16-byte vectors. `_large`
+// has tiles of 256 columns. `_exact` writes f32. `_split` writes a part of K for each y of the grid, (parts,
+// m, n) in f32, and `gemm_sum` adds the parts.
 #define GEMM(T)                                                                                      \
     KERNEL gemm_nt_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, true, true>(ARGUMENTS); }            \
     KERNEL gemm_nn_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, false, true>(ARGUMENTS); }           \

@@ -5,7 +5,8 @@
 //     backward    dinp = rstd * (weight * dout - inp * rstd^2 * mean(weight * dout * inp))
 //
 // If `accumulate` is set, the backward kernel adds to dinp. One thread block processes one row, in vectors of
-// 8 elements. Each thread keeps its first 2 vectors in registers, and reads the others again in each loop.
+// 8 elements. Each thread stores its first 2 vectors in registers, and reads its other vectors again in each
+// loop.
 //
 // `S` is the type of the residual stream (inp and dinp), and `T` the type of out and dout. The two types
 // differ only if activations are f16: the residual stream is then f32.

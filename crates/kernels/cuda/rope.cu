@@ -26,8 +26,8 @@ struct Heads {
     bool neighbours;
 };
 
-// Rotates LEN pairs. If NEIGHBOURS, the pairs lie one after another in `a` and then `b`. If not, `a` has the
-// first elements of all pairs, and `b` the second ones.
+// Rotates LEN pairs. If NEIGHBOURS, `a` has the first half of the pairs, and `b` the second half. Otherwise
+// `a` has the first elements of all pairs, and `b` the second elements.
 template <bool NEIGHBOURS, typename T>
 __device__ __forceinline__ void rotate(Vec<T>& a, Vec<T>& b, const float* c, const float* s, float sign) {
     constexpr int LEN = Vec<T>::LEN;

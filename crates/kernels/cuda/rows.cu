@@ -51,7 +51,7 @@ FOR_TYPES(ADD_BIAS_KERNEL)
     }
 FOR_TYPES(SCALE_COLUMNS_KERNEL)
 
-// Moves rows of `cols` elements. `lanes` threads copy one row, so a block copies 256 / `lanes` rows.
+// Moves rows of `cols` elements. `lanes` threads copy one row, so a thread block copies 256 / `lanes` rows.
 struct RowMove {
     int n, cols, lanes;
     i64 ld_out, ld_inp;
@@ -80,8 +80,8 @@ struct RowMove {
     }
 FOR_TYPES(GATHER_KERNEL)
 
-// out[rows[i]] = inp[i]; `rows` are distinct. The second of two matrices, such as values beside keys, is copied by
-// blocks with y = 1. Grid: ceil(n / (256 / lanes)) x matrices.
+// k[rows[i]] = k_inp[i], and v[rows[i]] = v_inp[i] if there is a second matrix. `rows` has no duplicates.
+// Thread blocks with y = 1 copy the second matrix. Grid: (ceil(n / (256 / lanes)), 1 or 2 matrices).
 #define SCATTER_KERNEL(T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(256) scatter_rows_##T(T* k, T* v, const T* k_inp,             \
         const T* v_inp, const u32* rows, int n, int cols, int lanes, i64 ld_out, i64 ld_inp) {                 \
