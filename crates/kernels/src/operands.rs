@@ -7,9 +7,9 @@ use crate::{Buffer, GateActivation, Indices, Matrix, PackedLora, Segments};
 
 /// A contiguous range of tokens. The tokens of a segment attend only to keys of this segment.
 ///
-/// Query `i` of the segment's `q_len` queries sees the keys `0 ..= kv_len - q_len + i` of the segment. In
-/// training, the segment has as many keys as queries. In decoding, the keys are those of the cache, and the
-/// queries belong to the newest of them.
+/// Query `i` of the segment's `q_len` queries attends to the keys `0 ..= kv_len - q_len + i` of the segment.
+/// In training, the segment has as many keys as queries. In decoding, the keys are in the cache, and the
+/// queries belong to the newest keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First row of the segment in `q` and `out`.
@@ -38,8 +38,8 @@ pub struct AttentionDims {
 pub struct AttentionScores {
     /// Factor that multiplies every score.
     pub scale: f32,
-    /// Maximum number of keys that a query sees, including the key of its own token. With `None`, a query
-    /// sees the key of its own token and all earlier keys.
+    /// Maximum number of keys to which a query attends, including the key of its own token. With `None`, a
+    /// query attends to the key of its own token and to all earlier keys.
     pub window: Option<usize>,
     /// If given, each score becomes `softcap · tanh(score / softcap)`.
     pub softcap: Option<f32>,

@@ -267,8 +267,8 @@ mod x86 {
         |s, o| _mm512_dpbf16_ps(s, o, o)
     );
 
-    /// Number of rounds that one pass of the loop in [`amx`] counts as, so that a run takes about as long as
-    /// with vectors.
+    /// Number of rounds for which one iteration of the loop in [`amx`] counts. With this number, a run takes
+    /// about as long as a run with vectors.
     const AMX_ROUNDS: usize = 16;
 
     /// FLOP of one round of [`amx`].

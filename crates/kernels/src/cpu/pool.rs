@@ -96,8 +96,8 @@ struct Job {
 // not return earlier.
 unsafe impl Send for Job {}
 
-/// A value that shares its cache lines with no other value, so that threads that write one value do not slow
-/// down threads that read another. Processors fetch lines of 64 bytes in pairs.
+/// A value that shares its cache lines with no other value. Otherwise, a thread that writes one value would
+/// slow down threads that read another value. Processors fetch lines of 64 bytes in pairs.
 #[repr(align(128))]
 struct Padded<T>(T);
 

@@ -149,8 +149,8 @@ unsafe fn dots_converted<T: MicroKernel, const D: u8>(job: &DotJob<'_>, w: *cons
 
 /// Runs [`dots`] for one element type. Four rows of `w` are multiplied at a time.
 ///
-/// For one or two rows of `inp`, the four rows of `w` are a quarter of `w` apart, so that the processor
-/// itself prefetches four sequential streams. For more rows of `inp`, adjacent rows of `w` with explicit
+/// For one or two rows of `inp`, the four rows of `w` are a quarter of `w` apart. The processor then
+/// prefetches four sequential streams by itself. For more rows of `inp`, adjacent rows of `w` with explicit
 /// prefetches are faster.
 ///
 /// # Safety
@@ -200,7 +200,7 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
 ///
 /// # Safety
 /// The requirements of [`dots`] apply, and the rows of `inp` and the first row of `w` must exist. The last
-/// existing row of `w` takes the place of missing ones.
+/// existing row of `w` replaces missing rows.
 #[inline(always)]
 unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
     job: &DotJob<'_>,

@@ -25,8 +25,8 @@ pub(crate) struct ExpandJob {
     pub alpha: f32,
 }
 
-/// Runs an [`ExpandJob`]. The terms of a result are added in ascending order along the rank, so a result
-/// depends neither on the other rows nor on the columns of the task.
+/// Runs an [`ExpandJob`]. The terms of a result are added in ascending order along the rank. A result
+/// therefore depends neither on the other rows nor on the columns of the task.
 ///
 /// # Safety
 /// The processor must support the instruction set of `T`, and every pointer must be valid for its shape.

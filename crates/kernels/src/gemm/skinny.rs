@@ -67,8 +67,8 @@ pub(crate) struct SkinnyGemm {
 impl SkinnyGemm {
     /// Maximum number of rows for which reading weights in place is faster than packing the weights.
     pub const MAX_ROWS: usize = 8;
-    /// Maximum number of generated tokens in a pass. All of them use this multiplication, so that a reply
-    /// does not depend on the other replies in the batch. With more rows, packing the weights would be
+    /// Maximum number of generated tokens in a pass. All generated tokens use this multiplication, so that a
+    /// reply does not depend on the other replies in the batch. With more rows, packing the weights would be
     /// faster.
     pub const MAX_GENERATED_ROWS: usize = 64;
 
@@ -153,7 +153,8 @@ impl SkinnyGemm {
         let mut packed = lock(&self.packed);
         let packed = SendPtr(packed.at_least(self.scratch(n, d_in)).as_mut_ptr());
         let mut pieces = self.pieces(order, n, d_in);
-        // Little is packed in less time than other threads need to wait for it.
+        // If there is little to pack, packing it here takes less time than letting other threads wait for the
+        // packed rows.
         if n * stride <= 2 * PACK_WORDS {
             pieces.drain(..).for_each(|piece| self.pack((packed, stride), inp, d_in, order, piece));
         }

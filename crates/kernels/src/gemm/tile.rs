@@ -175,8 +175,8 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
     // exist, so the code uses `wrapping_add`.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
-        // The addresses of the rows of C often differ by a power of two, so the rows compete for few lines of
-        // L1 and are probably not in L1. The prefetch hides the delay.
+        // The addresses of the rows of C often differ by a power of two. Such rows compete for few lines of
+        // L1, so they are probably not in L1. The prefetch hides the delay.
         for i in 0..M {
             let c = c.wrapping_add(i * job.ldc);
             T::prefetch(c.cast());

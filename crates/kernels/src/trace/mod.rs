@@ -242,7 +242,8 @@ impl Backend for Trace {
 
     fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
         let dtype = self.target.dtype(element);
-        // All of these buffers share one allocation, which is counted for the first of them.
+        // All of these buffers share one allocation. The bytes of the allocation are counted for the first
+        // buffer.
         let mut bytes = self.target.allocated_bytes(rows as u64 * self.target.row_bytes(widths, element));
         let buffer = |width: &usize| {
             let allocation = self.ledger.alloc(std::mem::take(&mut bytes));

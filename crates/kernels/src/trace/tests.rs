@@ -102,7 +102,7 @@ fn working_memory_is_what_the_cpu_holds() {
             let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype };
             let (cpu, trace) = (Cpu::new(options), Trace::new(options));
             // The operations run on a new thread. Attention buffers belong to a thread, and other tests may
-            // have grown those of this thread.
+            // have grown the buffers of this thread.
             let attention = std::thread::scope(|scope| {
                 let run = || {
                     exercise(&cpu, &|rows, cols| Matrix::from_f32(&vec![0.5; rows * cols], rows, cols));

@@ -294,7 +294,8 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     let launch = launch.ptr(segments.segments).int(heads).int(kv_heads).int(head_dim);
     let launch = launch.long(out.stride).long(q.stride).long(k.stride).int(splits);
     score_parameters(launch, scores).run();
-    // If one block processes all keys of a segment, the first kernel writes the final result of this segment.
+    // If one thread block processes all keys of a segment, the first kernel writes the final result of this
+    // segment.
     if splits > 1 {
         let join =
             device.kernel("attention_decode_join", dtype).grid(heads, count, 1).block(BLOCK).overlapping();

@@ -128,7 +128,7 @@ fn check_rope(device: &Arc<Device>, dtype: DType, head: usize, rotation: RopeRot
     device_rope::fill_table(device, table, angles);
     let found = Values::new(device, dtype, &x);
     let rows = Rows::dense(found.ptr(), heads * head);
-    // The keys are a copy of the same rows, of which only the first two heads are rotated.
+    // The keys are a copy of the same rows. Only the first two heads of the keys are rotated.
     let keys = Values::new(device, dtype, &x);
     let (both, counts) = ([rows, Rows::dense(keys.ptr(), heads * head)], [heads, 2]);
     let shape = device_rope::Heads { counts, head_dim: head, pairs };

@@ -325,8 +325,8 @@ fn attention_equals_the_reference() {
             );
             let (mut out, mut lse) = (both.poisoned(q_len, ACTIVATION), both.poisoned(n * 4, EXACT));
             let scores = AttentionScores {
-                // A query that sees only one key has zero gradients, whose relative error is undefined. Every
-                // window therefore has at least two keys.
+                // A query that attends to only one key has zero gradients, whose relative error is undefined.
+                // Every window therefore has at least two keys.
                 window: (both.below(3) > 0).then_some(2 + both.below(100)),
                 softcap: (both.below(2) == 0).then_some(0.8),
                 ..AttentionScores::of_head_dim(dims.head_dim)

@@ -80,8 +80,8 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
 }
 
 /// Runs [`dots`] with an [aligned](is_aligned) weight. One [`Walk`] reads the first half of the rows and
-/// another reads the second half. Each reads in ascending order, so that the processor itself prefetches both
-/// halves. Explicit prefetches of scattered rows are slower.
+/// another reads the second half. Each walk reads in ascending order, so the processor prefetches both halves
+/// by itself. Explicit prefetches of scattered rows are slower.
 ///
 /// # Safety
 /// The requirements of [`dots`] apply, and `w` must be aligned. With `SHORT`, each block must be one piece.

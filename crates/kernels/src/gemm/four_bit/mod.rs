@@ -42,8 +42,8 @@ const fn size<T: MicroKernel>() -> usize {
 }
 
 /// Packs part of a 4-bit weight. If blocks end at vector boundaries, [`pack_aligned`] writes the values to
-/// panels directly. If they do not, the values of a few rows at a time (a "strip") are written to a buffer in
-/// L1, and packed from there.
+/// panels directly. Otherwise, the values of a few rows (a "strip") are written to a buffer in L1, and packed
+/// from this buffer.
 ///
 /// # Safety
 /// The requirements of [`pack`](super::pack::pack) apply.
