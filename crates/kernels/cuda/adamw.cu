@@ -7,7 +7,7 @@
 //     keep1 = beta1, take1 = 1 - beta1            root_scale = 1 / sqrt(1 - beta2^step)
 //     keep2 = beta2, take2 = 1 - beta2
 //
-// Grid: ceil(len / 1024 parameters). Each of the 256 threads of a thread block updates 4 of them.
+// Grid: ceil(len / 1024 parameters). Each of the 256 threads of a thread block updates 4 parameters.
 extern "C" __global__ void __launch_bounds__(256) adamw(float* params, const float* grads, float* m, float* v,
     i64 len, float grad_scale, float decay, float rate, float keep1, float take1, float keep2, float take2,
     float root_scale, float eps) {

@@ -318,8 +318,8 @@ __device__ __forceinline__ float weight_of(float& slope, float product, float ls
 
 // dk and dv for a tile of 64 keys of one key head. The rows of the scores are keys, and the columns are
 // queries. The loop covers the queries of all heads / kv_heads query heads that share the key head. A thread
-// block writes HO of the HS columns of the head: two thread blocks share a head of 256, whose accumulators
-// would exceed the registers of one thread block.
+// block writes HO of the HS columns of the head. Two thread blocks share a head of 256 columns, because all
+// its accumulators would exceed the registers of one thread block.
 template <typename T, int HS, int HO, int BQ, int STAGES>
 __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restrict__ dv, i64 ld_dkv, Backward<T> b) {
     constexpr int BK = 64, NT = BQ / 8, TILE = BQ * (HS + 8);

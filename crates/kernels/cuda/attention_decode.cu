@@ -175,9 +175,9 @@ __device__ __forceinline__ void decode_body(const Decode<T>& d) {
     }
 }
 
-// `hs` is a multiple of 8, at most 256, and the rows of q, k and v are 16-byte aligned. partial
-// (segments, heads, splits, hs + 2) holds for each split the maximum, the sum, and the weighted sum of the
-// values.
+// `hs` is a multiple of 8 and at most 256. The rows of q, k and v are 16-byte aligned. For each split,
+// partial (segments, heads, splits, hs + 2) contains the maximum of the scores, the sum of the exponentials,
+// and the weighted sum of the values.
 //
 // Grid: (kv_heads * ceil(heads / kv_heads / 4), splits, segments), because a thread block of 128 threads
 // processes up to 4 query heads.

@@ -5,8 +5,8 @@
 // elements l, l + 32, ... of each vector.
 //
 // A tile is 16 consecutive queries or keys of one segment (sequence of the batch). Each of the 4 warps of a
-// thread block processes 4 of them. `tiles` lists pairs (segment, index of the tile in the segment), and
-// blockIdx.y is an index into this list.
+// thread block processes 4 of these queries or keys. `tiles` lists pairs (segment, index of the tile in the
+// segment), and blockIdx.y is an index into this list.
 #include "segment.cuh"
 
 #define TILE 16

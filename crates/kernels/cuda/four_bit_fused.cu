@@ -5,9 +5,9 @@
 // registers. The left operand is W or W', decoded in registers. The right operand is `inp`, padded to 128
 // rows, in shared memory. `width` is the number of columns of `out`, and `depth` is the inner dimension.
 //
-// A thread block computes 128 columns of `out`. It has two warpgroups of 4 warps, and each of them computes
-// 64 columns. A step covers 64 of the inner dimension. A split is a range of steps: thread blocks of
-// different splits compute partial sums, and a second kernel adds them in order.
+// A thread block computes 128 columns of `out`. It has two warpgroups of 4 warps, and each warpgroup computes
+// 64 columns. A step covers 64 of the inner dimension. A split is a range of steps. Thread blocks of
+// different splits compute partial sums, and a second kernel adds the partial sums in order.
 //
 // A table maps each byte, which holds two codes, to two f32 values. 16 copies of the table avoid bank
 // conflicts. Each value is multiplied by its scale and rounded once, so it has the bits of `four_bit_decode`.
@@ -60,7 +60,7 @@ __device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 
 //
 // Backward: a row is one column of W, and a step is 64 outputs. A warpgroup has the 64 columns of one
 // quantization block, so a warp has 8 bytes of each output. Byte g holds columns 2g and 2g + 1. The warp uses
-// them as rows g and g + 8, and the final writes undo this permutation.
+// these two columns as rows g and g + 8, and the final writes undo this permutation.
 template <bool BACKWARD>
 __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial, const bf16* __restrict__ inp,
     const FourBit& w, int n, int outputs, int cols, i64 ld, int steps_each) {

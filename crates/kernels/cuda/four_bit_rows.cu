@@ -155,8 +155,8 @@ __device__ __forceinline__ void fill_tables(u8* pairs, float* scales, const Four
 }
 
 // total (16 outputs, 8 rows) += the products of the next `TOGETHER` quantization blocks, of which `blocks`
-// are left. Both operands have the same permutation of columns, which does not change a product: lane l reads
-// columns 16 (l % 4) to 16 (l % 4) + 15 of each quantization block, because these are contiguous.
+// are left. Both operands have the same permutation of columns, which does not change a product. Lane l reads
+// columns 16 (l % 4) to 16 (l % 4) + 15 of each quantization block, because these columns are contiguous.
 template <typename T>
 __device__ __forceinline__ void add_blocks(float (&total)[4], const u8* pairs, const u8* codes, const T* x, bool has_row,
     int blocks, const float (&scale)[2]) {

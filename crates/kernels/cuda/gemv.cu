@@ -4,7 +4,7 @@
 // One launch multiplies one input by up to 3 weights.
 #include "few_rows.cuh"
 
-// Number of steps of 32 columns that a warp loads before it multiplies the first of them.
+// Number of steps of 32 columns that a warp loads before it multiplies the first step.
 #define AHEAD 4
 
 typedef Group<const void*> Weights;

@@ -11,9 +11,9 @@
 // `down` and `grad` split each pair into tiles of 8 ranks, and one launch processes many pairs. A `Block` is
 // a set of up to 4 tiles that read the same matrix. "Thread block" always means a CUDA block.
 //
-// A and B are f32. The tensor-core kernels round them to the activation type in registers. These kernels
-// require 16-byte aligned rows, and numbers of columns that are multiples of 8. The `..._plain` kernels
-// support every type and every width.
+// A and B are f32. The tensor-core kernels round A and B to the activation type in registers. The tensor-core
+// kernels require 16-byte aligned rows, and numbers of columns that are multiples of 8. The `..._plain`
+// kernels support every type and every width.
 #include "prelude.cuh"
 
 // The activation type of the tensor-core kernels on this architecture.
@@ -87,7 +87,7 @@ __device__ __forceinline__ u32 keep_halves(u32 pair, u32 bits) {
 }
 
 // Tiles `first` to `first + count - 1`, which all read the matrix `data` (n, cols). One thread block
-// processes all of them, so that it reads the matrix once.
+// processes all of these tiles, so that it reads the matrix once.
 struct Block {
     const void* data;
     i64 ld;

@@ -1,4 +1,4 @@
-// Rotary position embedding (RoPE) of all elements of each head, or of the first ones only.
+// Rotary position embedding (RoPE) of all elements of each head, or of the first elements only.
 #include "prelude.cuh"
 
 // cosines (n, half) and sines (n, half) = scale * the cosine and sine of the angles position * inv_freq.
