@@ -21,12 +21,13 @@ pub struct ProfileRow {
     pub calls: u64,
     /// Seconds of all calls.
     pub seconds: f64,
-    /// Floating-point operations of all calls, or 0 if only products and attention count them.
+    /// Floating-point operations of all calls. They are counted only for matrix products and attention, and
+    /// are 0 for other operations.
     pub flops: f64,
 }
 
-/// A back end that passes every operation to another one, and measures its time. The other back end must run
-/// each operation at once, as [`Cpu`](crate::Cpu) does.
+/// A back end that passes every operation to another back end, and measures the time of the operation. That
+/// back end must finish each operation before the call returns, as [`Cpu`](crate::Cpu) does.
 #[derive(Debug)]
 pub struct Profile {
     inner: Arc<dyn Backend>,
@@ -54,7 +55,7 @@ impl Profile {
         Self { inner, measured: Mutex::default() }
     }
 
-    /// Forgets all calls so far.
+    /// Discards all measurements so far.
     pub fn clear(&self) {
         *lock(&self.measured) = Measured::default();
     }
@@ -70,7 +71,7 @@ impl Profile {
     }
 
     /// Stops the measurement. Returns the measured time in seconds, and the operations with their shapes, the
-    /// slowest first. The time outside all operations is included.
+    /// slowest first. The measured time includes the time outside all operations.
     pub fn finish(&self) -> (f64, Vec<(String, ProfileRow)>) {
         let mut measured = lock(&self.measured);
         measured.pause();
@@ -101,7 +102,7 @@ impl Profile {
         self.timed(format!("{name} {n} x {d_in} x {d_out}"), flops, run);
     }
 
-    /// Runs low-rank products, of which there are `count` for each row, input and output.
+    /// Runs a low-rank operation with `count` multiplications by each of `A` and `B`.
     fn low_rank(
         &self,
         name: &str,

@@ -59,7 +59,8 @@ pub(crate) struct DecodeAttention<'a> {
 
 impl<'a> DecodeAttention<'a> {
     /// Divides the work of `inputs` into tasks. A task has several kv heads if there are many sequences for
-    /// `threads` threads, because a kv head of a short sequence takes less time than to start a task.
+    /// `threads` threads, because computing a kv head of a short sequence takes less time than starting a
+    /// task.
     ///
     /// # Panics
     /// If a segment has more than one query.

@@ -244,7 +244,8 @@ impl Backend for Cpu {
         let rows = rows.values();
         let (out, inp) =
             (out.map(|out| DisjointSlice::new(out.host_slice_mut())), inp.map(Buffer::host_slice));
-        // A row of a cache is usually in no cache of this processor, so even few rows are worth a thread.
+        // A row of the KV cache is usually in no processor cache, so copying it takes long enough to share
+        // even a few rows among threads.
         self.pool.run(rows.len().div_ceil(SCATTERED_ROWS), |task, _| {
             for i in task * SCATTERED_ROWS..rows.len().min((task + 1) * SCATTERED_ROWS) {
                 let row = rows[i] as usize;

@@ -1,7 +1,8 @@
 //! A thread pool. A parallel region ends when all of its tasks have ended.
 //!
 //! Decoding one token runs more than a hundred parallel regions with short pauses in between. Waking a thread
-//! takes time, so an idle thread spins for some microseconds before it sleeps.
+//! takes longer than most regions. An idle thread therefore first spins, and then lets other threads run,
+//! before it sleeps.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};

@@ -54,8 +54,8 @@ impl Products {
         })
     }
 
-    /// Leaves out the kernels that only one architecture has, so that tests of that architecture reach the
-    /// others.
+    /// Leaves out the kernels that only one architecture has, so that tests on that architecture also run the
+    /// general kernels.
     #[cfg(test)]
     pub fn general() -> Self {
         Self { general_only: true, ..Self::default() }

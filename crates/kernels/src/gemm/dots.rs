@@ -87,12 +87,13 @@ pub(super) const fn tallest<T: MicroKernel>() -> usize {
     if T::MR >= 8 { 4 } else { 2 }
 }
 
-/// Minimum number of rows of `inp` for which rows of `w` are converted to f32 once, in place of once a tile.
+/// Minimum number of rows of `inp` for which each row of `w` is converted to f32 once, instead of once per
+/// tile.
 const MIN_CONVERTED: usize = 12;
 /// Maximum number of elements in a row of `w` that is converted. Four converted rows stay in L1.
 const MAX_CONVERTED: usize = 1024;
-/// Distance between two converted rows, in elements. Rows a power of two apart would compete for the same lines
-/// of L1.
+/// Distance between two converted rows, in elements. Rows at a distance of a power of two would compete for
+/// the same lines of L1.
 const CONVERTED_STRIDE: usize = MAX_CONVERTED + 16;
 
 /// Returns whether [`dots_converted`] is faster for a 16-bit weight. A tile of six rows needs 31 registers.

@@ -19,7 +19,8 @@
 //!   `C` that one panel of `A` and one panel of `B` determine. Its sums stay in registers.
 //! - A word is 32 bits: one f32, or two bf16 that are adjacent along `k`. Words are pairs if the back end
 //!   computes in bf16 and the instruction set multiplies bf16 pairs. A step is one word along `k`.
-//! - AMX multiplies faster than one core reads, so its tasks are larger, and read `A` less often ([`Grid`]).
+//! - AMX multiplies faster than one core reads operands. Its tasks are therefore larger, so that they read
+//!   `A` less often ([`Grid`]).
 //! - The blocks of `k` depend only on the size of `k`, and are added in ascending order. An element of `C`
 //!   therefore has the same bits for any number of threads and tasks.
 //! - While one panel is multiplied, the next part of `B` is prefetched. Without the prefetch, packing would

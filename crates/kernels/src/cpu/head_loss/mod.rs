@@ -15,7 +15,8 @@
 //! ```
 //!
 //! - A block is a range of `BLOCK` tokens of the vocabulary, and a span is a range of blocks. The number of
-//!   spans is fixed, so the order of every sum does not depend on the number of threads.
+//!   spans depends only on the size of the vocabulary, so the number of threads does not change the order of
+//!   any sum.
 //! - The sums do not include the target. In the gradient `Σ p W - W[target]`, the target contributes
 //!   `-(1 - p[target]) W[target]`. The factor `1 - p[target]` is computed from the sums, without a
 //!   subtraction. If `p[target]` is almost 1, a subtraction would leave no correct digit.
@@ -53,7 +54,7 @@ pub(crate) struct HeadLoss {
 }
 
 /// Returns the maximum number of rows of `c` elements in one pass over a vocabulary of `v`. With several
-/// groups of rows, a pass has twice as many, because the logits of one group must stay in L2.
+/// groups of rows, a pass has up to twice as many rows, because only the logits of one group must stay in L2.
 fn max_rows(threads: usize, (v, c): (usize, usize)) -> usize {
     let groups = partition::groups(threads, partition::spans(v)).min(2);
     (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, groups * MAX_ROWS)

@@ -6,12 +6,12 @@ use crate::gemm::{Kernels, part};
 /// Number of tokens of the vocabulary in one block of logits. The logits and the gradient sums both read the
 /// weights of these tokens, which stay in L2 in between.
 pub(super) const BLOCK: usize = 256;
-/// Number of spans of the vocabulary. Each span has its own gradient sums. The number is fixed, so results do
-/// not depend on the number of threads.
+/// Maximum number of spans of the vocabulary. Each span has its own gradient sums. The number of spans does
+/// not depend on the number of threads, so results do not either.
 pub(super) const SPANS: usize = 8;
 /// Time to pack a block of `W`, as a number of rows that are multiplied meanwhile.
 const PACK_ROWS: usize = 48;
-/// Number of rows for which [`groups`] is chosen.
+/// Number of rows in a pass that [`groups`] assumes.
 const TYPICAL_ROWS: usize = 512;
 /// Maximum number of columns of a block of `W` that are packed at once.
 pub(super) const COLS: usize = 256;

@@ -20,7 +20,8 @@ use crate::lora::LoraDims;
 use crate::{Buffer, LoraSegment, PackedLora, ProjectGroup};
 
 /// Minimum number of bytes of `A` in a task. With smaller tasks, distributing the work would cost too much.
-/// With larger tasks, the tasks of the base product would wait for few threads.
+/// With larger tasks, only few threads would compute `mid`, and the tasks of the base product would wait for
+/// it.
 const TASK_BYTES: usize = 8 << 10;
 
 /// Maximum number of bytes of a pair's `Bᵀ` that are prefetched for a task. The prefetches must not evict the

@@ -22,7 +22,7 @@ use crate::{DType, Dropout, Isa};
 
 /// Maximum number of columns of a gradient that one task computes. The task adds up all rows.
 const COLS: usize = 128;
-/// Minimum number of columns of such a task, and the number of which all others are multiples.
+/// Minimum number of columns of such a task. Every larger number is a multiple of this number.
 const MIN_COLS: usize = 32;
 /// Number of rows, in whole blocks, whose contributions to a gradient are added at once. The packed operands
 /// of these rows stay in L1.
