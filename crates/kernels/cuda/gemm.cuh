@@ -5,9 +5,9 @@
 // Number of tiles below each other that consecutive thread blocks compute.
 constexpr int GROUP_M = 8;
 
-// First row and first column of the tile that this thread block computes. For example, let `out` have 16 rows
-// and 2 columns of tiles. Thread blocks 0 to 7 compute the upper 8 tiles of column 0, and 8 to 15 those of
-// column 1. Thread blocks 16 to 31 compute the lower 8 rows of tiles.
+// First row and first column of the tile that this thread block computes. Example: `out` has 16 rows and 2
+// columns of tiles. Thread blocks 0 to 7 compute the upper 8 tiles of column 0, and thread blocks 8 to 15 the
+// upper 8 tiles of column 1. Thread blocks 16 to 31 compute the lower 8 rows of tiles.
 struct Origin {
     int row, col;
 
@@ -20,8 +20,8 @@ struct Origin {
     }
 };
 
-// Writes two neighbouring columns of a row plus `beta * add`, or only the first one if `valid` is 1. A part
-// of K is written as it is, because the second kernel adds `beta * add`.
+// Writes two neighbouring columns of a row plus `beta * add`, or only the first one if `valid` is 1. If K is
+// split, `beta * add` is left out here, because `gemm_sum` adds it.
 template <typename T, typename O, bool WIDE>
 __device__ __forceinline__ void write_pair(O* out, const O* add, float low, float high, float beta, int valid) {
     if constexpr (WIDE && sizeof(O) == 4) {

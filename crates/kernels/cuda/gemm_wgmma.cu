@@ -4,18 +4,18 @@
 //     `_nt` (forward):  w is (N, K), and op(w) is its transpose
 //     `_nn` (backward): w is (K, N), and op(w) is w
 //
-// A thread block computes 128 x 256 of `out`, and each of its two warpgroups 64 x 256. K is divided into steps
-// of 64. A warpgroup adds up the products of all steps:
+// A thread block computes a tile of 128 x 256 elements of `out`. Each of its two warpgroups computes 64 x 256
+// of them. K is divided into steps of 64. A warpgroup adds up the products of all steps:
 //
 //     copy the first STAGES - 2 steps to shared memory
 //     for each step:
-//         wait for its copy, and for the other warpgroup
-//         start its products
+//         wait for the copy of this step, and for the other warpgroup
+//         start the products of this step
 //         start the copy of the step that is STAGES - 2 ahead
 //         wait for the products of the previous step
 //
-// The copy overwrites the operands of the step before the previous one. Both warpgroups have finished its
-// products before they meet.
+// The copy overwrites the operands of the step before the previous one. Both warpgroups have finished the
+// products of that step before they wait for each other.
 //
 // The order of tiles, and the split of K, are those of `gemm.cu`.
 #include "gemm.cuh"

@@ -25,12 +25,12 @@ __device__ __forceinline__ void pin(float (&c)[LEN]) {
     for (int i = 0; i < LEN; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
-// Makes finished copies of this thread visible to `wgmma`. Other threads need a barrier after it.
+// Makes finished copies of this thread visible to `wgmma`. Other threads need a barrier after this call.
 __device__ __forceinline__ void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// Ends a group of products: those that this warpgroup started after the previous call.
+// Ends a group of products: the products that this warpgroup started after the previous call.
 __device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // Blocks until at most `PENDING` groups of products are unfinished.
