@@ -252,8 +252,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// Computes the norms of the rows of `W + scaling · B A`: `norms[at + o] = |W[o] + scaling · B[o] A|`. DoRA
-    /// divides its magnitudes by them.
+    /// Computes the norms of the rows of `W + scaling · B A`: `norms[at + o] = |W[o] + scaling · B[o] A|`.
+    /// DoRA divides its magnitudes by them.
     ///
     /// Returns false, and computes nothing, if the weight is in host memory. The caller then reads its rows.
     fn row_norms(&self, _norms: &mut Buffer, _at: usize, _w: &Matrix, _lora: LoraRef<'_>) -> bool {

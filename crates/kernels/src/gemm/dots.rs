@@ -106,8 +106,8 @@ fn is_converted<T: MicroKernel>(job: &DotJob<'_>) -> bool {
 #[repr(align(64))]
 struct Converted(MaybeUninit<[f32; 4 * CONVERTED_STRIDE]>);
 
-/// Runs [`dots`] for many rows of `inp` and a 16-bit weight, if words are f32. Each row of `w` is converted once.
-/// The results have the same bits as those of [`dots_of`].
+/// Runs [`dots`] for many rows of `inp` and a 16-bit weight, if words are f32. Each row of `w` is converted
+/// once. The results have the same bits as those of [`dots_of`].
 ///
 /// # Safety
 /// The requirements of [`dots`] apply. A row of `w` has at most [`MAX_CONVERTED`] elements.

@@ -88,14 +88,15 @@ struct Grid {
 }
 
 impl Grid {
-    /// Time to read a row of packed `A` from another core, as a number of columns that are multiplied meanwhile.
+    /// Time to read a row of packed `A` from another core, as a number of columns that are multiplied
+    /// meanwhile.
     const A_COLS: usize = 256;
     /// Time to pack a column of `B`, as a number of rows that are multiplied meanwhile.
     const B_ROWS: usize = 128;
 
     /// Returns the grid with the least time on `threads` threads, for `m` rows in panels of `mr`, and `n`
-    /// columns in panels of `nr`. Every task reads its rows of `A` and packs its columns of `B`, so with small
-    /// tasks the threads would wait for memory.
+    /// columns in panels of `nr`. Every task reads its rows of `A` and packs its columns of `B`, so with
+    /// small tasks the threads would wait for memory.
     fn new(threads: usize, (m, mr): (usize, usize), (n, nr): (usize, usize)) -> Self {
         let (rows, cols) = (m.div_ceil(mr), n.div_ceil(nr));
         let time = |&Self { col_tasks, row_tasks }: &Self| {
@@ -123,8 +124,8 @@ pub(crate) struct Kernels {
     pub mr: usize,
     pub nr: usize,
     pub pair: usize,
-    /// Whether tiles are so fast that reading and packing the operands limits a multiplication. Tasks are then
-    /// divided by [`Grid`].
+    /// Whether tiles are so fast that reading and packing the operands limits a multiplication. Tasks are
+    /// then divided by [`Grid`].
     pub is_limited_by_reads: bool,
     /// Number of elements of a 4-bit weight that dot products decode at once.
     pub chunk: usize,

@@ -170,9 +170,9 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
 ) {
     let Tile { mut a, mut b, c, cols, mut mask, vector } = at;
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: the caller guarantees that `A` and `B` have `steps` words along `k`, and that C has `M` rows and
-    // `cols` columns. With `TAIL`, only existing columns are loaded. The right half of the columns may not
-    // exist, so the code uses `wrapping_add`.
+    // SAFETY: the caller guarantees that `A` and `B` have `steps` words along `k`, and that C has `M` rows
+    // and `cols` columns. With `TAIL`, only existing columns are loaded. The right half of the columns may
+    // not exist, so the code uses `wrapping_add`.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
         // The addresses of the rows of C often differ by a power of two. Such rows compete for few lines of

@@ -13,8 +13,8 @@ const EXACT_OUTPUTS: usize = 8;
 /// [`MAX_ROWS`](few_rows::MAX_ROWS) rows of `inp (n, cols)`. [`FewRowsOut::add`], if given, is added to the
 /// result.
 ///
-/// `out_type` is the type of the outputs and of the added operands: `dtype` or f32. Returns false if no kernel
-/// supports the shape.
+/// `out_type` is the type of the outputs and of the added operands: `dtype` or f32. Returns false if no
+/// kernel supports the shape.
 pub fn forward(
     device: &Device,
     dtype: DType,

@@ -431,8 +431,8 @@ unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
 ) {
     let cols = (job.w_rows - j).min(4);
     let (vector, k) = (T::LANES * T::PAIR, job.k);
-    // SAFETY: the rows exist. If fewer than four rows of `w` remain, the last row is repeated. At the end of a
-    // row, `load_first` replaces missing elements of `inp` by zeros, and `piece` contains zeros after the
+    // SAFETY: the rows exist. If fewer than four rows of `w` remain, the last row is repeated. At the end of
+    // a row, `load_first` replaces missing elements of `inp` by zeros, and `piece` contains zeros after the
     // values of `w`.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));

@@ -27,8 +27,8 @@ impl Words {
     }
 }
 
-/// Returns the maximum number of rows in a tile. A row needs four accumulators. With 32 registers, 6 rows leave
-/// 8 registers for the operands. With 16 registers, 3 rows leave 4.
+/// Returns the maximum number of rows in a tile. A row needs four accumulators. With 32 registers, 6 rows
+/// leave 8 registers for the operands. With 16 registers, 3 rows leave 4.
 #[inline(always)]
 pub(super) const fn rows_of_tile<T: MicroKernel>() -> usize {
     if T::MR >= 8 { 6 } else { 3 }
