@@ -186,8 +186,8 @@ __device__ __forceinline__ void gemm_wgmma(O* __restrict__ out, const T* __restr
     }
     multiply_wait<0>();
     pin(sums);
-    // g = lane / 4 and t = lane % 4. sums[4j + 2h + e] belongs to column 8j + 2t + e, and to row g + 8h of the
-    // warp's 16 rows.
+    // g = lane / 4 and t = lane % 4. sums[4j + 2h + e] belongs to column 8j + 2t + e, and to row g + 8h of
+    // the warp's 16 rows.
 #pragma unroll
     for (int j = 0; j < TILE_N / 8; ++j)
 #pragma unroll
