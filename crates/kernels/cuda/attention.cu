@@ -100,8 +100,9 @@ __device__ __forceinline__ void scores(float (&c)[MT][NT][4], const T* a, const 
     }
 }
 
-// c (16 MT, HO) += p (16 MT, 8 NT) b (8 NT, HO). `b` is in shared memory and begins at column `first` of a
-// tile. The accumulators of `scores` already have the layout of a left operand, so `p` only needs rounding.
+// c (16 MT, HO) += p (16 MT, 8 NT) b (8 NT, HO). `b` is the start of a tile in shared memory, and the right
+// operand is its columns from `first` on. The accumulators of `scores` already have the layout of a left
+// operand, so `p` only needs rounding.
 template <typename T, int HS, int HO, int MT, int NT>
 __device__ __forceinline__ void weighted(
     float (&c)[MT][HO / 8][4], const float (&p)[MT][NT][4], const T* b, int first) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{hint, message};
 
-/// Texts that are never printed alone, such as names, fragments, and texts of a test server.
+/// Texts that are never printed alone, such as names and fragments.
 const SKIPPED: [&str; 4] =
     ["version https://git-lfs", "--output DIR", "{first}; {more}", "danlu train --output {} --resume"];
 

@@ -76,7 +76,8 @@ pub fn close<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option
 /// tools become danlu's. A boolean flag may have its value as the next word, such as `--packing True`.
 ///
 /// # Errors
-/// If a flag of another tool has no equivalent in danlu. The hint names an alternative.
+/// If a flag of another tool has no equivalent in danlu, or if a long flag has only one dash. The hint names
+/// what to do instead, or the reason why danlu has no such flag.
 pub fn translate(root: &Command, line: Vec<OsString>) -> Result<Vec<OsString>> {
     let mut command = root;
     let mut words = line.into_iter().peekable();

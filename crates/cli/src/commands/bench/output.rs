@@ -21,7 +21,7 @@ pub struct BenchOutput<'a> {
 }
 
 impl<'a> BenchOutput<'a> {
-    /// Creates the output of the subcommand `bench`.
+    /// Creates the output of a subcommand of `danlu bench`. `bench` is its name, such as `decode`.
     pub fn new(bench: &str, json: bool, printer: &'a Printer) -> Self {
         let mut figures = Self { printer, json, values: Map::new() };
         figures.set("bench", bench);
