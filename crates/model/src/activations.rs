@@ -8,14 +8,14 @@ use danlu_kernels::{Backend, Element};
 use crate::workspace::GrowBuffer;
 use crate::{ModelConfig, Projection};
 
-/// The activations that a layer stores between its forward and its backward pass. The choice of a policy does
-/// not change any result: recomputed values have the same bits, and dropout masks are derived from counters.
+/// The activations that a layer stores between its forward and its backward pass. No policy changes a result:
+/// recomputed values have the same bits, and a dropout mask is computed again from its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ActivationPolicy {
     /// Stores every activation.
     KeepAll,
-    /// Stores the results of attention and of all matrix multiplications. The layer recomputes both norms and
-    /// `silu(gate) · up`.
+    /// Stores the results of attention and of all matrix multiplications. The layer recomputes the norms
+    /// before attention and before the MLP, and the product of the activated gate and `up`.
     #[default]
     KeepSome,
     /// Stores the input of the layer, and `drop(inp) Aᵀ` of `down_proj`. If a norm follows `down_proj`, also

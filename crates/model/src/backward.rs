@@ -354,7 +354,8 @@ impl Decoder {
         for (i, rows, factors) in factors {
             let &OutputFactors { values, inverse_norms, offset, magnitude } = factors;
             let (out, cols) = (scratch.out[*i].get(), operands.weights[*i].rows());
-            // The copy of the gradient has the type of `out`, and its rows are not scaled yet.
+            // `column_products` reads the copy of the gradient, because the copy has the type of `out`. The
+            // copy is scaled only afterwards.
             let dout = scratch.dout[*i].get();
             let products = ColumnProducts { dout, out, scale: inverse_norms, offset, cols };
             be.column_products(dparams, magnitude, products, rows.clone());

@@ -17,8 +17,8 @@ const WHOLE: u64 = 256 << 20;
 /// every tensor.
 const HEAD: u64 = 8 << 20;
 
-/// Number of evenly spread pages that are hashed in the rest of a larger file. Training a model changes every
-/// page of its weights, so a sample of the pages is enough.
+/// Number of evenly spread pages that are hashed in the rest of a larger file. A sample of the pages is
+/// enough to detect another model, because full fine-tuning changes nearly every page of the weights.
 const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 

@@ -1,4 +1,4 @@
-//! Sizes for messages.
+//! Formats sizes in bytes for messages.
 
 /// Formats bytes in the largest fitting unit, such as `1.5 GB`.
 pub fn format_bytes(n: u64) -> String {

@@ -24,16 +24,16 @@ const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
 
 /// Limits of one rendering, which grow with the conversation. An endless template usually runs out of fuel
-/// (executed instructions) long before it reaches these limits.
+/// (instructions and text) long before it reaches these limits.
 const BASE_LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(5), bytes: 160 << 20 };
 
 /// Maximum size of a rendered text in bytes. Each byte of the conversation raises this limit by 16 bytes.
 const BASE_OUTPUT: usize = 1 << 20;
 
-/// Fuel (executed instructions) that an ordinary rendering uses. The amount grows with the conversation.
+/// Fuel (instructions and text) that an ordinary rendering uses. The amount grows with the conversation.
 const ORDINARY_FUEL: u64 = 50_000;
 
-/// Maximum fuel (executed instructions) that all renderings of a template together may use beyond
+/// Maximum fuel (instructions and text) that all renderings of a template together may use beyond
 /// [`ORDINARY_FUEL`]. Using this much fuel takes a few seconds.
 const MAX_EXCESS_FUEL: u64 = 100_000_000;
 
@@ -105,7 +105,7 @@ struct Spent {
 }
 
 impl Spent {
-    /// Counts the fuel (executed instructions) that a rendering used beyond the ordinary amount. Abandons the
+    /// Counts the fuel (instructions and text) that a rendering used beyond the ordinary amount. Abandons the
     /// template if its renderings use too much fuel in total, or if three consecutive renderings run out of
     /// fuel.
     fn add(&self, excess: u64, is_exhausted: bool) {

@@ -57,8 +57,7 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Flags of the model's family.
     pub architecture: Architecture,
-    /// Whether the configuration is nested in that of a model with a vision tower, of which danlu reads only
-    /// the text model.
+    /// Whether the text model is part of a model with a vision tower. danlu reads only the text model.
     pub is_nested: bool,
     /// Element type of the saved weights, if it is supported.
     pub dtype: Option<DType>,

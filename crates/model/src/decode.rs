@@ -100,9 +100,9 @@ impl Decoder {
         self.append_in_passes(work, cache, inputs, RowKind::Generated)
     }
 
-    /// Recomputes the slots whose rotary frequencies change with their length. All cached keys of such a slot
-    /// have the old rotation. The cached values are wrong too, because they follow from the attention of
-    /// earlier layers.
+    /// Recomputes each slot whose rotary frequencies change because the new tokens make its sequence longer.
+    /// All cached keys of such a slot have the old rotation. The cached values are wrong too, because they
+    /// depend on the attention of earlier layers.
     ///
     /// Generated tokens are recomputed in the same way as prompt tokens. The result therefore depends only on
     /// the tokens, and an interrupted reply has the same bits as an uninterrupted reply.
@@ -126,8 +126,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Appends checked inputs in passes of at most [`Backend::max_generated_rows`] slots. Returns the requested
-    /// logits.
+    /// Appends checked inputs in passes of at most [`Backend::max_generated_rows`] slots. Returns the
+    /// requested logits.
     fn append_in_passes(
         &self,
         work: &mut Workspace,
@@ -137,8 +137,8 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         let vocab_size = self.config.vocab_size;
         let wanted = |inputs: &[SlotInput<'_>]| inputs.iter().filter(|input| input.wants_logits).count();
-        // All logits are overwritten, so a recycled buffer of the same length is neither allocated nor
-        // zeroed.
+        // Every logit is overwritten below. A recycled buffer of the same length therefore needs neither
+        // allocation nor zeroing.
         let mut logits = mem::take(&mut work.spare_logits);
         logits.resize(wanted(inputs) * vocab_size, 0.0);
         let mut rest = &mut logits[..];

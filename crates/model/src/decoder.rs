@@ -1,6 +1,6 @@
 //! Forward pass of a decoder. Each operation has a backward operation. There is no tape and no graph.
 //!
-//! The forward pass of one block is shown here. [`backward`](crate::backward) runs the same operations in
+//! This is the forward pass of one block of Llama. [`backward`](crate::backward) runs the same operations in
 //! reverse:
 //!
 //! ```text
@@ -10,8 +10,8 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP. Some families also move
-//! or replace other operations.
+//! [`Architecture`] describes how the blocks of other families differ, such as by biases, by norms of q and
+//! k, and by norms after attention and MLP.
 //!
 //! After attention, no row depends on another row. The last layer therefore computes `res` and all later
 //! values only for the rows whose losses or logits are needed (the head rows).
@@ -47,7 +47,7 @@ pub struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Buffer,
     pub(crate) lm_head: Matrix,
-    /// The frequencies for [`LayerRope::Global`] and [`LayerRope::Local`].
+    /// The rotary frequencies for [`LayerRope::Global`] and [`LayerRope::Local`].
     pub(crate) inv_freq: [Buffer; 2],
 }
 
@@ -93,7 +93,7 @@ fn place_head(
     Ok(placed.pop().expect("one matrix for one"))
 }
 
-/// Inputs of the second half of a block.
+/// Inputs of the second half of a block (after attention).
 struct BranchInput<'a> {
     attn: &'a GrowBuffer,
     /// Residual stream before attention.
@@ -184,8 +184,8 @@ impl Decoder {
     /// Builds a decoder as [`Decoder::new`] does. Every projection of a layer is quantized to 4 bits while it
     /// is loaded.
     ///
-    /// The back end quantizes the projections if it can. If not, `threads` threads of the host quantize them.
-    /// The resulting bits are the same.
+    /// The back end quantizes the projections if it can. Otherwise, `threads` threads of the host quantize
+    /// the projections. Both ways give the same bits.
     ///
     /// # Errors
     /// The errors of [`Decoder::new`]. Also returns an error if weights are in 4 bits already, if a value is
@@ -237,11 +237,11 @@ impl Decoder {
             .expect("shapes alone cannot be wrong")
     }
 
-    /// Builds a decoder from functions that return tensors by name and shape. On a back end that computes
-    /// nothing, a vector has no values.
+    /// Builds a decoder. `matrix` returns a weight by its name and shape. `values` returns a vector by its
+    /// name and length, or `None` on a back end that computes nothing.
     ///
-    /// `placed` returns the projections of a group in the memory of the back end. `weights` contains the
-    /// tensors, if there are files.
+    /// `placed` returns the projections of a group in the memory of the back end. If there are weight files,
+    /// `weights` contains their tensors.
     fn build(
         config: ModelConfig,
         backend: Arc<dyn Backend>,
@@ -463,8 +463,8 @@ impl Decoder {
                     self.mlp(layer, (mlp, mid), &mut work.head_inp, from, &mut work.scratch);
                 }
                 _ => {
-                    // If all layers store activations, a block writes its output to the input buffer of the
-                    // next block.
+                    // With `keep`, each layer has its own input buffer. A block then writes its output to the
+                    // input buffer of the next block.
                     let next =
                         if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
                     let split = &pass.indices.gate_up;
@@ -615,7 +615,7 @@ impl Decoder {
     }
 
     /// Returns the keys and values of the segments of `pass`. If no sequences share rows, these are the
-    /// layer's `own` keys and values. If some do, the rows of each sequence are copied to `copies`.
+    /// layer's `own` keys and values. Otherwise, the rows of each sequence are copied to `copies`.
     pub(crate) fn keys_of<'b>(
         &self,
         own: [&'b GrowBuffer; 2],
@@ -734,8 +734,8 @@ impl Decoder {
         }
     }
 
-    /// Computes `out[i] = inp Wᵀ` for each projection of a group. Adds the update of each adapter to the rows
-    /// of that adapter. If there is a residual, adds the residual.
+    /// Computes `out[i] = inp Wᵀ` for each projection of a group, and adds the update of each adapter to the
+    /// rows of that adapter. Then applies DoRA's factors, and adds the residual and the biases.
     fn project<const N: usize>(
         &self,
         layer: usize,

@@ -52,7 +52,6 @@ pub(crate) struct WindowOptions {
 }
 
 impl WindowOptions {
-    /// Returns the default sizes.
     pub fn new(between_words: bool) -> Self {
         Self { bytes: WINDOW_BYTES, max_bytes: MAX_WINDOW_BYTES, between_words }
     }

@@ -110,7 +110,8 @@ pub fn similar_path(path: &Path) -> Option<PathBuf> {
         let folder = if found.as_os_str().is_empty() { Path::new(".") } else { &found };
         let entries = fs::read_dir(folder).ok()?.flatten().take(MAX_COMPARED);
         let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        // In a short name, two different files differ in few characters.
+        // Two different short names may differ in only a few characters. The shorter the name, the fewer
+        // edits are therefore allowed.
         let stem = Path::new(wanted).file_stem()?.to_str()?.chars().count();
         let limit = (stem / 4).max(usize::from(stem > 2));
         let near = names.iter().map(|name| (edit_distance(wanted, name), name)).min()?;

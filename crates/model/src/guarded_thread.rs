@@ -143,7 +143,7 @@ fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
 
-    /// Without a limit on memory, because other tests of this process use memory at the same time.
+    /// These limits do not bound memory, because other tests of this process use memory at the same time.
     const LIMITS: WorkLimits = WorkLimits { time: Duration::from_secs(20), bytes: u64::MAX };
 
     #[test]

@@ -45,7 +45,6 @@ impl Clock {
     /// Value for a clock that returns the time of the system.
     const SYSTEM: u64 = u64::MAX;
 
-    /// Returns a clock that follows the time of the system.
     pub fn system() -> Self {
         Self(Arc::new(AtomicU64::new(Self::SYSTEM)))
     }

@@ -60,7 +60,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

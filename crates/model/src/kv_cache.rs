@@ -75,8 +75,8 @@ impl KvCache {
 
     /// Adds an empty slot for `capacity` tokens. The capacity is at least one.
     pub fn add(&mut self, capacity: usize) -> SlotId {
-        // If a slot had no rows, another slot could start at the same row, and `next_start` would overlook
-        // it.
+        // If a slot had no rows, a second slot could start at the same row. `next_start` would then overlook
+        // the second slot.
         let capacity = capacity.max(1);
         let start = match self.find_gap(capacity) {
             Some(start) => start,

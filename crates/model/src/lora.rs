@@ -84,11 +84,11 @@ impl<'a> LoraRows<'a> {
 }
 
 /// Noise that is added to the embeddings of one micro-batch. The noise of an element is uniform in
-/// `±alpha / sqrt(L · C)`, for a sequence of `L` tokens. Source: Jain et al., 2023,
+/// `±alpha / sqrt(L · C)`, for a sequence of `L` tokens and the hidden size `C`. Source: Jain et al., 2023,
 /// <https://arxiv.org/abs/2310.05914> (NEFTune).
 ///
 /// transformers uses the length of the padded batch for `L`. danlu pads nothing and uses the length of each
-/// sequence, which is equal in a batch of one sequence.
+/// sequence. Both lengths are equal in a batch of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EmbeddingNoise {
     /// Size of the noise.

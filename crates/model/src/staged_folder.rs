@@ -1,4 +1,4 @@
-//! A model folder that is published as a whole or not at all.
+//! Writes a model folder. If the process is killed, the folder never loads as an incomplete model.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

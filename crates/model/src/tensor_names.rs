@@ -89,8 +89,8 @@ pub(crate) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String>
     names
 }
 
-/// Removes a prefix such as `transformer.` or `llm.` before `model.layers`, if all layers of the file have it. A
-/// class around the model adds such a prefix.
+/// Removes a prefix such as `transformer.` or `llm.` before `model.layers`, if all layers of the file have
+/// this prefix. A class around the model adds such a prefix.
 fn strip_outer(names: &mut [String]) {
     const LAYERS: &str = "model.layers.";
     let outer = |name: &String| Some(name[..name.find(LAYERS)?].to_owned());

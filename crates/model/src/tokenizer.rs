@@ -635,7 +635,6 @@ fn template_sources(
     Ok(TemplateSources { default: default.map(source), tool_use: tool_use.map(source) })
 }
 
-/// Reads the file of a template, if it exists.
 fn template_file(path: &Path) -> Result<Option<(PathBuf, String)>, ModelError> {
     if !path.exists() {
         return Ok(None);

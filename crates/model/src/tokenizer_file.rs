@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// Maximum length of a token in bytes. The library's trie has one level per byte.
+/// Maximum length of a token in bytes. The library's trie has one level per byte, and the library recurses
+/// once per level.
 pub(crate) const MAX_TOKEN_BYTES: usize = 4096;
 
 /// Maximum id of a token. To write a vocabulary, the library iterates over all ids up to the largest.
@@ -203,8 +204,8 @@ impl TokenizerFile {
     }
 
     fn check_counts(&self) -> Result<(), String> {
-        // A merge joins two parts of a token, and a token has fewer such pairs than bytes. More merges can only
-        // be repetitions.
+        // A merge joins two parts of a token, and a token has fewer such pairs than bytes. More merges can
+        // only be repetitions.
         let max_merges = MAX_MERGES.min(self.model.vocab.bytes);
         for (name, count, most) in [
             ("model.vocab", self.model.vocab.tokens, MAX_TOKENS),

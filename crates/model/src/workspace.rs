@@ -242,7 +242,8 @@ impl Workspace {
         self.shared_holds = None;
     }
 
-    /// Reserves the buffers of DoRA's backward pass for `n` rows. `rank` is that of [`Workspace::reserve_mids`].
+    /// Reserves the buffers of DoRA's backward pass for `n` rows. `rank` is that of
+    /// [`Workspace::reserve_mids`].
     pub(crate) fn reserve_factors(
         &mut self,
         config: &ModelConfig,

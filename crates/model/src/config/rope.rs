@@ -36,8 +36,8 @@ pub enum RopeScaling {
         /// If a wavelength is longer than `original_max_position_embeddings / low_freq_factor`, its frequency
         /// is divided by `factor`.
         low_freq_factor: f64,
-        /// If a wavelength is shorter than `original_max_position_embeddings / high_freq_factor`, its frequency
-        /// does not change.
+        /// If a wavelength is shorter than `original_max_position_embeddings / high_freq_factor`, its
+        /// frequency does not change.
         high_freq_factor: f64,
         /// Context length in tokens with which the model was pretrained.
         original_max_position_embeddings: usize,
