@@ -99,8 +99,8 @@ pub struct Adapter {
     /// [`modules`](Adapter::modules).
     pub params: Buffer,
     modules: Vec<Module>,
-    /// For each projection, at `layer * 7 + projection`, its index in `modules`. `None` if the projection is
-    /// not adapted.
+    /// The index in `modules` of each projection, at the position that `place` returns. `None` if the
+    /// projection is not adapted.
     by_place: Vec<Option<u32>>,
     source: Option<PathBuf>,
     pub(crate) notes: Vec<AdapterNote>,
@@ -111,7 +111,8 @@ pub struct Adapter {
     pub(crate) needs_magnitudes: bool,
     /// Whether `A` and `B` still have to be computed from the base.
     pub(crate) needs_base_values: bool,
-    /// Whether the second half of each rank is the negative start of the first half, and frozen.
+    /// Whether the second half of each rank is frozen. This half subtracts the initial product `B A`, so that
+    /// training starts from the base.
     freezes_start: bool,
     /// `target_modules` as it is written to the adapter's file.
     pub(crate) saved_targets: TargetModules,
@@ -146,8 +147,8 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// Returns the adapter with another configuration, so that a run can continue from it. The modules must stay
-    /// the same.
+    /// Returns the adapter with another configuration, so that a run can continue from it. The modules must
+    /// stay the same.
     ///
     /// # Errors
     /// If the configuration does not fit the model, or selects other modules.

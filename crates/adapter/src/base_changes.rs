@@ -282,8 +282,8 @@ fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
     (0..values.len()).map(|at| values[at % rows * cols + at / rows]).collect()
 }
 
-/// Returns the names in `modules_to_save` for which the file has no tensor. As in PEFT, a name of no module of the
-/// base is ignored.
+/// Returns the names in `modules_to_save` for which the file has no tensor. As in PEFT, a name of no module
+/// of the base is ignored.
 pub(crate) fn missing_modules<'a>(
     config: &LoraConfig,
     tensors: impl Iterator<Item = &'a str> + Clone,

@@ -66,7 +66,7 @@ pub struct LoraConfig {
     /// Whether an embedding table in `modules_to_save` also replaces the output head, if the base uses one
     /// table for both.
     pub ensure_weight_tying: bool,
-    /// Method that set the initial values. A loaded adapter does not depend on it.
+    /// Method that set the initial values. The results of a loaded adapter do not depend on this method.
     pub init_lora_weights: InitLoraWeights,
 }
 

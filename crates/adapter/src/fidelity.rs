@@ -65,8 +65,8 @@ impl FidelityLimits {
         Self { kl, share_of_adapter: Some(0.25), perplexity }
     }
 
-    /// Returns the limits for a merged model in 4 bits. The limit relative to the adapter's effect is the
-    /// same as for other merges. The perplexity may change by a quarter, because quantization changes the
+    /// Returns the limits for a merged model in 4 bits. The limit relative to the adapter's own divergence is
+    /// the same as for other merges. The perplexity may change by a quarter, because quantization changes the
     /// base too. The fixed divergence limit is one nat.
     pub fn four_bit() -> Self {
         Self { kl: 1.0, share_of_adapter: Some(0.25), perplexity: 0.25 }

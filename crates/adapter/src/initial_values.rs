@@ -48,7 +48,8 @@ pub enum InitLoraWeights {
     Gaussian,
     /// `A` and `B` are not zero, and their product is.
     Orthogonal,
-    /// `A` and `B` are factors of the weight, and the base is changed accordingly.
+    /// `A` and `B` are parts of the QR decomposition of the weight. PEFT subtracts their product from the
+    /// base. danlu leaves the base unchanged and subtracts the product with frozen columns of the adapter.
     Olora,
 }
 
@@ -56,7 +57,7 @@ impl InitLoraWeights {
     /// All methods.
     pub const ALL: [Self; 4] = [Self::Default, Self::Gaussian, Self::Orthogonal, Self::Olora];
 
-    /// Returns the name.
+    /// Returns PEFT's name of the method, such as `olora`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Default => "default",
@@ -66,8 +67,8 @@ impl InitLoraWeights {
         }
     }
 
-    /// Returns whether the method removes its start from the base. The adapter then has twice the rank, and
-    /// half of the rank is frozen.
+    /// Returns whether PEFT subtracts the initial product from the base with this method. danlu's adapter
+    /// then has twice the rank, and half of the rank is frozen.
     pub fn changes_base(self) -> bool {
         self == Self::Olora
     }
@@ -97,8 +98,8 @@ impl FromStr for InitLoraWeights {
 }
 
 impl LoraConfig {
-    /// Returns the configuration of the file that [`Adapter::save`] writes. If the initialization changes the
-    /// base, ranks and alphas become those of the rank `2 R`.
+    /// Returns the configuration of the file that [`Adapter::save`] writes. If half of the rank is frozen,
+    /// ranks and alphas become those of the rank `2 R`.
     pub(crate) fn converted(mut self) -> Self {
         if !self.init_lora_weights.changes_base() {
             return self;
@@ -144,7 +145,7 @@ impl Adapter {
                     backend.write(&mut self.params, module.a, &a);
                     backend.write(&mut self.params, module.b, &b);
                 }
-                // The values are written when the base is loaded.
+                // `Adapter::prepare` writes these values, because they depend on the base.
                 InitLoraWeights::Olora => check_olora_rank(&module)?,
             }
         }
@@ -231,7 +232,7 @@ fn olora_values(weight: &Matrix, rank: usize) -> [Vec<f32>; 2] {
             upper.iter_mut().zip(&row).for_each(|(sum, value)| *sum += factor * f64::from(*value));
         }
     }
-    // Below the diagonal, `R` is zero.
+    // `R` is zero below the diagonal, but rounding leaves small values there.
     for (k, upper) in upper.chunks_exact_mut(d_in).enumerate() {
         upper[..k].fill(0.0);
     }

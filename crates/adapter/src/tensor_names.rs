@@ -6,8 +6,8 @@ use crate::adapter::{MAGNITUDE, PREFIX};
 /// and activation checkpointing.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// Segments that may precede the layers. PEFT, the model's own classes, models of text and images, and classes
-/// around a model insert these segments.
+/// Segments that may precede the layers. PEFT, the model's own classes, models of text and images, and
+/// classes around a model insert these segments.
 const PREFIXES: [&str; 7] =
     ["base_model", "model", "language_model", "text_model", "transformer", "llm", "pretrained_model"];
 

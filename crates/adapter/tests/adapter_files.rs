@@ -324,7 +324,6 @@ fn a_folder_is_checked_without_its_base() {
     assert!(matches!(error, AdapterError::NoWeights { .. }) && error.hint().is_some());
 }
 
-/// Returns all parameters of an adapter as f32.
 fn values(adapter: &Adapter) -> Vec<f32> {
     adapter.to_vec(&backend()).unwrap()
 }
