@@ -1,8 +1,8 @@
 //! Writes and removes folders atomically.
 //!
 //! The files of a folder are written to a temporary folder and synced. The temporary folder is then renamed.
-//! If the process is killed, only a temporary folder can remain, which [`sweep_leftovers`] recognizes by its
-//! name.
+//! If the process is killed, an incomplete folder still has its temporary name, by which [`sweep_leftovers`]
+//! recognizes the folder.
 
 use std::fs::{self, File};
 use std::io;

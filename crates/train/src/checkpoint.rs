@@ -73,9 +73,8 @@ struct RunState {
 pub struct Resumed {
     /// Number of steps completed at the checkpoint.
     pub step: u64,
-    /// The back end of the checkpoint and the current back end, if the two round differently, or if a step is
-    /// divided into other passes that round differently. The resumed run then differs from an uninterrupted
-    /// run.
+    /// The arithmetic of the checkpoint and of this run, if the two differ: the back end, and any division of
+    /// a step into passes that affects results. The resumed run then differs from an uninterrupted run.
     pub backend_changed: Option<(String, String)>,
 }
 

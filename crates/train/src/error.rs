@@ -107,7 +107,7 @@ pub enum TrainError {
         /// Row-major index of the element.
         element: usize,
     },
-    /// Another run wrote the checkpoint.
+    /// The checkpoint was written with other settings, data or another base.
     #[error("cannot resume `{}`: another run wrote it: {}", path.display(), list(differences))]
     Resume {
         /// The checkpoint.

@@ -1,8 +1,9 @@
 //! Fuses small micro-batches of a step into one batch.
 //!
-//! A matrix multiplication reads and packs each base weight once, so one large batch is faster than several
-//! small batches. Each micro-batch has separate dropout masks, and gradients are summed in the order of the
-//! micro-batches. The results are bit-identical to the results of separate micro-batches.
+//! Each pass reads and packs every base weight once, so one large batch is faster than several small batches.
+//! Each micro-batch has separate dropout masks, and gradients are summed in the order of the micro-batches.
+//! On the CPU, the results are therefore bit-identical to the results of separate micro-batches. On a GPU,
+//! they may differ by rounding.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use danlu_model::{Batch, LabeledSequence, ModelConfig};
 /// one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassGrouping {
-    /// Whether small micro-batches are fused, which is faster and has bit-identical results.
+    /// Whether small micro-batches are fused, which is faster. On a GPU, this may change rounding.
     pub fuse: bool,
     /// Maximum number of tokens in a pass. A larger micro-batch is split between records, unless its records
     /// share a prefix.
@@ -40,7 +41,6 @@ pub(crate) struct FusedBatch {
 }
 
 impl FusedBatch {
-    /// Creates the batches of a step.
     pub fn of_step(
         config: &ModelConfig,
         micros: &[Vec<&LabeledSequence>],

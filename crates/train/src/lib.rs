@@ -2,8 +2,8 @@
 //!
 //! The caller runs a [`Trainer`] one optimizer step at a time. On one back end, [`TrainSettings`], the
 //! records and the base determine every byte of the adapter. Resuming a run and changing the number of
-//! threads change no byte. A limit on the rows of a pass ([`PassGrouping::max_rows`]) may change bytes.
-//! `examples/by_hand.rs` shows a whole training run without a trainer.
+//! threads change no byte. The division of a step into passes ([`PassGrouping`]) may change bytes: by
+//! `max_rows`, and on a GPU by `fuse`. `examples/by_hand.rs` shows a whole training run without a trainer.
 //!
 //! ```
 //! use std::{path::Path, sync::Arc};

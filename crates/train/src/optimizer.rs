@@ -61,8 +61,8 @@ impl Optimizer {
         Self { first: moment(), second: moment(), len, groups, mask: None }
     }
 
-    /// Sets the gradients of frozen parameters to zero. Frozen parameters then affect neither the norm nor
-    /// their own update.
+    /// Sets the gradients of frozen parameters to zero. These gradients then do not count in the norm, and do
+    /// not change the frozen parameters.
     pub fn mask_gradients(&self, backend: &dyn Backend, grads: &mut Buffer) {
         if let Some(mask) = &self.mask {
             backend.scale_columns(grads, mask, 0, 0..1, self.len);
@@ -105,7 +105,6 @@ impl Optimizer {
         Ok(files::write_atomic(&folder.join(OPTIMIZER_FILE), &file)?)
     }
 
-    /// Reads the file that [`Optimizer::save`] wrote.
     pub fn load(&mut self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
         let path = folder.join(OPTIMIZER_FILE);
         // The file contains two f32 values per parameter and a header. A larger file is invalid.

@@ -18,8 +18,9 @@ use crate::{LrSchedulerType, Schedule, TrainError};
 /// The names of the fields are also the names of the flags (`--lora-r`) and of the keys in the config file
 /// (`lora_r`). An unknown key is an error.
 ///
-/// On one back end, two runs with equal settings, data and base train equal adapters. The output folder and
-/// the number of threads do not affect the adapter, so they are not settings.
+/// On one back end, two runs with equal settings, data and base train equal adapters, if their steps are
+/// divided into passes in the same way. On a GPU, a memory limit may change this division. The output folder
+/// and the number of threads do not affect the adapter, so they are not settings.
 ///
 /// ```
 /// use danlu_train::TrainSettings;
@@ -111,7 +112,7 @@ pub struct TrainSettings {
     pub val_size: f64,
     /// Seed for initialization, data order and dropout.
     pub seed: u64,
-    /// Precision of attention, and of matrix multiplications with the base's weights.
+    /// Precision of the operations that [`Precision`] lists.
     pub dtype: Precision,
     /// Quantization that is applied to the base's projections while loading.
     pub quant: Quant,
@@ -350,8 +351,8 @@ impl TrainSettings {
         )
     }
 
-    /// Checks the settings that `olora` restricts. Dropout would also drop inputs of the frozen start, and a
-    /// decay would change it.
+    /// Checks the settings that `olora` restricts. Dropout would also drop inputs of the frozen columns, and
+    /// weight decay would change these columns.
     fn check_frozen_start(&self) -> Result<(), TrainError> {
         let is_free = !self.init_lora_weights.changes_base();
         check(

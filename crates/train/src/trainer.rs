@@ -315,8 +315,8 @@ impl Trainer {
     /// `rows` and `labels` are the largest numbers of token rows and trained tokens in a pass. `keys` is the
     /// largest number of attention keys that a pass with a shared prefix copies.
     ///
-    /// The memory strategy changes results only if it splits a micro-batch. Each part has its own dropout
-    /// masks, and sums are rounded differently.
+    /// A memory strategy that splits a micro-batch changes results: each part has its own dropout masks, and
+    /// sums are rounded differently. On a GPU, fusing micro-batches changes rounding too.
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
@@ -344,7 +344,8 @@ impl Trainer {
         tokens.iter().take(units).sum()
     }
 
-    /// Returns the back end, and the division of a step into passes if it changes the bits of results.
+    /// Returns the name of the back end. If the division of a step into passes affects results, adds the
+    /// division.
     pub(crate) fn arithmetic(&self) -> String {
         let (backend, PassGrouping { fuse, max_rows, .. }) = (self.decoder.backend(), self.grouping);
         let name = backend.name();

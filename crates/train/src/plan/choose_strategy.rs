@@ -100,7 +100,7 @@ pub struct MemoryPlan {
     pub host: u64,
     /// The number of layers with each activation policy.
     pub layers: LayerPolicies,
-    /// Whether small micro-batches are fused, which is faster and has bit-identical results.
+    /// Whether small micro-batches are fused, which is faster. On a GPU, this may change rounding.
     pub fuse_micro_batches: bool,
     /// Maximum number of token rows in a pass. A micro-batch with more rows is split, which changes rounding
     /// and dropout masks.
@@ -309,8 +309,8 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Returns the predicted peak of host memory of a run on a device. `transient` is the temporary memory for writing a
-/// checkpoint, and that for the replies.
+/// Returns the predicted peak of host memory of a run on a device. `transient` is the temporary memory for
+/// writing a checkpoint, and that for the replies.
 fn host_peak(weights: &WeightBytes, baseline: &BaselineMemory, transient: [u64; 2]) -> u64 {
     let &BaselineMemory { program, tokenizer, data, peak, .. } = baseline;
     let trained = weights.host_table + transient.into_iter().fold(0, u64::max);

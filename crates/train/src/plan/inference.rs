@@ -1,4 +1,4 @@
-//! Memory of a model's passes without training, by a dry run.
+//! Predicts the memory of passes without training, by a dry run.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub enum InferencePass {
         /// Number of tokens in the batch.
         tokens: usize,
     },
-    /// The states of one sequence in three models, and their logits.
+    /// The hidden states of one sequence in three models, and their logits.
     Comparison {
         /// Number of tokens in the sequence.
         tokens: usize,

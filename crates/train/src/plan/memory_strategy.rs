@@ -37,7 +37,7 @@ impl LayerPolicies {
     }
 }
 
-/// A memory strategy for a step. All strategies without a split have bit-identical results.
+/// A memory strategy for a step. On the CPU, all strategies without a split have bit-identical results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryStrategy {
     pub layers: LayerPolicies,

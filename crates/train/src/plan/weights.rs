@@ -25,7 +25,8 @@ pub struct WeightBytes {
     pub loading: u64,
     /// Address space of weight files that are already mapped.
     pub open: u64,
-    /// Pages of the embedding table that a run on a device reads from its file. `mapped` does not include them.
+    /// Pages of the embedding table that a run on a device reads from its file. `mapped` does not include
+    /// these pages.
     pub host_table: u64,
     /// The largest tensor or group of tensors whose pages are in host memory while it is copied to a device.
     pub host_loading: u64,
@@ -96,8 +97,8 @@ pub fn weight_bytes_of(
     WeightBytes { mapped, resident, loading: largest, open, ..WeightBytes::default() }
 }
 
-/// Returns the device memory of the weights in `folder`, for a run that computes in `dtype`, and the host memory
-/// of the embedding table. The norms are not included.
+/// Returns the device memory of the weights in `folder`, for a run that computes in `dtype`, and the host
+/// memory of the embedding table. The norms are not included.
 ///
 /// # Errors
 /// The same errors as [`weight_bytes`].

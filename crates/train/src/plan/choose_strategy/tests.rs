@@ -126,8 +126,8 @@ fn a_devices_plan_leaves_the_host_out_and_splits_large_micro_batches() {
     assert_eq!((everything.tokenizer, everything.data, everything.max_pass_rows), (0, 0, None));
     assert_eq!(sum(&everything), everything.total);
     let head = (2 * input.config.vocab_size * input.config.hidden_size) as u64;
-    // The run reads the whole embedding table, which is as large as the head, and copies a checkpoint: parameters
-    // and moments, each as values and as bytes of the file.
+    // The run reads the whole embedding table, which is as large as the head, and copies a checkpoint:
+    // parameters and moments, each as values and as bytes of the file.
     let saving = 4 * everything.adapter;
     assert_eq!(everything.host, 13_000_000 + cuda::HOST_BYTES + head + saving);
     assert!(everything.weights > head && everything.weights < 2 * input.config.num_parameters() + (1 << 20));
