@@ -214,8 +214,8 @@ impl Decoder {
 
     /// Backward pass of the first half of a block (up to attention). At the start, `d.attn` contains the
     /// gradient of the attention output, and `d.hidden` contains the gradient of the residual stream. If
-    /// `wanted` is true, the function writes the gradient of the block's input to `d.hidden`. If not, the
-    /// function computes only the gradients of the adapters.
+    /// `wanted` is true, the function writes the gradient of the block's input to `d.hidden`. If `wanted` is
+    /// false, the function computes only the gradients of the adapters.
     fn attend_backward(
         &self,
         layer: usize,

@@ -355,7 +355,8 @@ impl ModelConfig {
     }
 
     /// Returns the rotation of each head in a layer. The attention factor of YaRN or LongRoPE is applied here
-    /// only if a part of each head is rotated. If not, [`ModelConfig::attention_scores`] applies the factor.
+    /// only if a part of each head is rotated. If all of it is rotated, [`ModelConfig::attention_scores`]
+    /// applies the factor.
     pub fn rotation(&self, rope: &Rope) -> RopeRotation {
         let (dim, pairs) = (self.rotary_dim(), self.architecture.rope_pairs);
         let scale = if dim == self.head_dim { 1.0 } else { rope.attention_factor() as f32 };

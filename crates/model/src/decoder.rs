@@ -10,8 +10,8 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! [`Architecture`] describes how the blocks of other families differ, such as by biases, by norms of q and
-//! k, and by norms after attention and MLP.
+//! [`Architecture`] describes how other families differ, for example by biases, norms of q and k, and norms
+//! after attention and MLP.
 //!
 //! After attention, no row depends on another row. The last layer therefore computes `res` and all later
 //! values only for the rows whose losses or logits are needed (the head rows).
@@ -79,7 +79,7 @@ fn release_placed(weights: &Weights, backend: &dyn Backend, names: &[TensorName]
     }
 }
 
-/// Places the weight of the loss head, and releases the mapped memory of `name` as [`release_placed`] does.
+/// Places the weight of the loss head. On a device, also releases the mapped memory of the weight.
 fn place_head(
     weights: Option<&Weights>,
     backend: &dyn Backend,

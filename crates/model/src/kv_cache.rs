@@ -238,9 +238,9 @@ impl KvCache {
         self.slots[slot.0].as_mut().expect("a slot that was not removed")
     }
 
-    /// Returns the number of rows of new buffers for slots with `tokens` tokens in total. If the buffers
-    /// grow, they get at least 1.5 times as many rows as before, so that adding slots one by one rarely
-    /// copies the buffers. The first buffers have no spare rows.
+    /// Returns the number of rows of new buffers for slots with `tokens` tokens in total. Buffers that grow
+    /// get at least 1.5 times as many rows as before. Adding slots one by one then rarely copies the buffers.
+    /// The first buffers have no spare rows.
     fn rows_for(&self, tokens: usize) -> usize {
         if tokens <= self.rows { self.rows } else { tokens.max(self.rows + self.rows / 2) }
     }

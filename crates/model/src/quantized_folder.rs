@@ -179,8 +179,8 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
     for key in skip {
         let key = std::slice::from_ref(key);
         let is_there = weights.names().any(|name| is_skipped(module_of(name), key));
-        // If the embedding table is also the output head, `lm_head` has no weight. The name is accepted
-        // anyway.
+        // The name `lm_head` is always accepted. If the embedding table is also the output head, `lm_head`
+        // has no weight.
         if !is_there && key[0] != "lm_head" {
             return Err(ModelError::NoModule { folder: folder(), module: key[0].clone() });
         }

@@ -97,8 +97,8 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     Ok(files)
 }
 
-/// Returns the folder with `generation_config.json`. If the adapter's folder contains the file, this folder
-/// is returned. If not, the base's folder is returned.
+/// Returns the folder with `generation_config.json`. The adapter's folder is returned if it contains the
+/// file, and otherwise the base's folder.
 pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a Path {
     adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }

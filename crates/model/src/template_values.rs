@@ -32,9 +32,9 @@ pub(crate) fn bound_member(state: &State, value: Value) -> Result<Value, Error> 
     stored(value)
 }
 
-/// Checks that a value is not too large to be written, and charges fuel (minijinja's measure of work) for its
-/// text before the text is created. With `indent`, each item is on a separate line, and is indented by
-/// `indent` blanks per level.
+/// Checks that a value is not too large to be written. Before the text is created, charges fuel (minijinja's
+/// measure of work) for the text. With `indent`, each item is on a separate line, and is indented by `indent`
+/// blanks per level.
 pub(crate) fn check_written(state: &State, value: &Value, indent: usize) -> Result<(), Error> {
     let size = check(state, value, false)?;
     let bytes = size.text + indent.saturating_mul(size.depths);

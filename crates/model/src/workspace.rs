@@ -22,8 +22,8 @@ pub struct Workspace {
     shared: LayerActivations,
     /// The layer whose values are in `shared`.
     shared_holds: Option<usize>,
-    /// Residual stream after the last layer, `(N, C)`. If losses or logits are computed only for `M` rows,
-    /// this buffer contains the residual stream of these rows before the last attention output is added.
+    /// Residual stream after the last layer, `(N, C)`. If only `M` head rows are computed, this buffer
+    /// contains their residual stream before the last attention output is added.
     pub(crate) hidden: GrowBuffer,
     /// Attention output of the last layer, for the rows whose losses or logits are computed, `(M, NH · HS)`.
     pub(crate) head_attn: GrowBuffer,

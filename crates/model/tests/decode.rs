@@ -1,5 +1,5 @@
-//! A continued sequence has logits with the same bits in each of these cases: as the only sequence, in a
-//! batch, with its prompt appended in several steps, and after truncation.
+//! The logits of a continued sequence have the same bits in four cases. The sequence runs alone, in a batch,
+//! with its prompt appended in several steps, or after truncation.
 
 mod common;
 

@@ -31,9 +31,9 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
     let together = [Batch::new(&sequences)];
     let alone: Vec<Batch> = sequences.iter().map(|sequence| Batch::new([sequence])).collect();
     let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
-    // Sharing saves all 11 rows of the first prefix in two sequences, and 4 of the 5 rows of the other
-    // prefix, whose last row has a label. The first sequence with the other prefix saves one row, because
-    // both prefixes begin with the same token.
+    // In two sequences, sharing saves all 11 rows of the first prefix. In one sequence, sharing saves 4 of
+    // the 5 rows of the second prefix, because its last row has a label. The first sequence with the second
+    // prefix saves one row, because both prefixes begin with the same token.
     assert_eq!((together[0].tokens(), together[0].rows()), (tokens, tokens - 2 * 11 - 4 - 1));
     for backend in backends() {
         let decoder = Decoder::load(folder.path(), backend.clone()).unwrap();
