@@ -22,8 +22,8 @@ impl Adapter {
     /// Reads an adapter folder of danlu, PEFT or mlx-lm for a base model. The tensors may be f32, bf16 or
     /// f16.
     ///
-    /// A name in the configuration may match no module of the base if another name matches and if every
-    /// tensor in the file matches a module. Such a name is reported as a note.
+    /// A name in the configuration that matches no module of the base is reported as a note. This is an error
+    /// if no other name matches, or if a tensor in the file matches no module.
     ///
     /// # Errors
     /// If a file is missing or damaged, if the configuration has an unsupported setting or does not fit the

@@ -340,8 +340,8 @@ mod tests {
             let squares = values[from..][..len].iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
             (squares / len as f64).sqrt()
         };
-        // Each element is a sum of two products of a normal number and an element of a unit vector of four,
-        // divided by 10: sqrt(2 / 4) / 10.
+        // Each element is a sum of two products, divided by 10. The factors of a product are a normal number
+        // and an element of a unit vector with four elements. The size is therefore sqrt(2 / 4) / 10.
         for size in [size(module.a, module.rank * module.d_in), size(module.b, module.rank * module.d_out)] {
             assert!((size / 0.0707 - 1.0).abs() < 0.1, "{size}");
         }

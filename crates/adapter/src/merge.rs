@@ -134,9 +134,9 @@ pub fn merge(
 
 /// Merges `adapter` into the model at `base` and stages the new model folder at `out`.
 ///
-/// `out` must be absent or empty, but it may contain the report of a rejected merge. If the adapter's folder
-/// contains a tokenizer, the tokenizer's files are copied from this folder. If not, they are copied from the
-/// base. The result does not depend on the number of threads. `progress` may stop the merge.
+/// `out` must be absent or empty, but it may contain the report of a rejected merge. The tokenizer's files
+/// are copied from the adapter's folder if it contains a tokenizer, and otherwise from the base. The result
+/// does not depend on the number of threads. `progress` may stop the merge.
 ///
 /// # Errors
 /// If the base is incomplete or does not fit the adapter, if `out` contains other files, if the disk is too
