@@ -73,8 +73,9 @@ struct RunState {
 pub struct Resumed {
     /// Number of steps completed at the checkpoint.
     pub step: u64,
-    /// The arithmetic of the checkpoint and of this run, if the two differ: the back end, and any division of
-    /// a step into passes that affects results. The resumed run then differs from an uninterrupted run.
+    /// The back ends of the checkpoint and of this run, if the two differ. A division of a step into passes
+    /// that affects results counts as part of the back end. The resumed run then differs from an
+    /// uninterrupted run.
     pub backend_changed: Option<(String, String)>,
 }
 

@@ -18,9 +18,9 @@ use crate::{LrSchedulerType, Schedule, TrainError};
 /// The names of the fields are also the names of the flags (`--lora-r`) and of the keys in the config file
 /// (`lora_r`). An unknown key is an error.
 ///
-/// On one back end, two runs with equal settings, data and base train equal adapters, if their steps are
-/// divided into passes in the same way. On a GPU, a memory limit may change this division. The output folder
-/// and the number of threads do not affect the adapter, so they are not settings.
+/// On one back end, two runs with equal settings, data, base and division of steps into passes train equal
+/// adapters. On a GPU, a memory limit may change this division. The output folder and the number of threads
+/// do not affect the adapter, so they are not settings.
 ///
 /// ```
 /// use danlu_train::TrainSettings;

@@ -223,8 +223,8 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Same as [`Self::gradients`], but if a scaled gradient overflows, halves the scale and computes the
-    /// step again.
+    /// Computes the gradients of a step as [`Self::gradients`] does. If a scaled gradient overflows, halves
+    /// the scale and computes the step again.
     fn scaled_gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         loop {
             let (loss, norm) = self.gradients(step, passes)?;

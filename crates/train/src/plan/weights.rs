@@ -60,7 +60,8 @@ pub fn weight_bytes(
     Ok(WeightBytes { open: 0, ..weight_bytes_of(weights.as_ref(), config, quantization, ids) })
 }
 
-/// Same as [`weight_bytes`], for weights that are already open, or for a configuration without weights.
+/// Returns the same values as [`weight_bytes`], for weights that are already open, or for a configuration
+/// without weights.
 pub fn weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,
@@ -113,8 +114,9 @@ pub fn device_weight_bytes(
     Ok(device_weight_bytes_of(weights.as_ref(), config, quantization, dtype, None))
 }
 
-/// Same as [`device_weight_bytes`], for weights that are already open, or for a configuration without
-/// weights. If `ids` is given, the run reads only the rows of `ids` from the embedding table.
+/// Returns the same values as [`device_weight_bytes`], for weights that are already open, or for a
+/// configuration without weights. If `ids` is given, the run reads only the rows of `ids` from the embedding
+/// table.
 pub fn device_weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,

@@ -178,8 +178,8 @@ fn labels(micros: &[MicroBatch<'_>]) -> usize {
     micros.iter().map(|micro| micro.labels).sum()
 }
 
-/// Returns the number of attention keys that are copied if these micro-batches run in one pass. If records
-/// share a prefix, the keys of all tokens are copied. If not, no key is copied.
+/// Returns the number of attention keys that are copied if these micro-batches run in one pass. The keys of
+/// all tokens are copied if records share a prefix. Otherwise, no key is copied.
 fn keys(micros: &[MicroBatch<'_>]) -> usize {
     let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
     if shares { tokens(micros) } else { 0 }
